@@ -1,0 +1,145 @@
+"""One device going from one version to another: the state table.
+
+`advance()` is the only way from one state to the next. The table's owner is dfud.controller; a test walks
+states x events.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from dfud.errors import BugError
+
+
+class State(StrEnum):
+    PENDING = "pending"  # decided, the device has not been told
+    NOTIFIED = "notified"  # the device has been sent the command
+    FETCHING = "fetching"  # it has asked for a chunk
+    WRITTEN = "written"  # it has written and verified the image
+    TRIAL = "trial"  # it runs the image, unconfirmed
+    DONE = "done"
+    ROLLED_BACK = "rolled-back"  # it ran the image and left it
+    FAILED = "failed"  # it never ran the image, and dfud has given up
+    CANCELLED = "cancelled"  # the target changed, or a user cancelled
+
+
+FINAL = frozenset({State.DONE, State.ROLLED_BACK, State.FAILED, State.CANCELLED})
+
+
+class Event(StrEnum):
+    SENT = "sent"  # an update command went out
+    CHUNK = "chunk"  # a chunk of its package was asked for, or a status says that it fetches
+    WRITTEN = "written"  # a status says: written and verified
+    BOOTED = "booted"  # a status says: runs the target, unconfirmed
+    CONFIRMED = "confirmed"  # a status says: runs the target, confirmed
+    LEFT = "left"  # a result says: was booted and left
+    ATTEMPT_FAILED = "attempt-failed"  # a result says: never booted; another attempt is allowed
+    GIVEN_UP = "given-up"  # a result says: never booted; no attempt is left, or none makes sense
+    STARTED_OVER = "started-over"  # a status without progress from a device that had begun
+    CANCEL = "cancel"
+
+
+_RUNNING = (State.PENDING, State.NOTIFIED, State.FETCHING, State.WRITTEN, State.TRIAL)
+
+TABLE: dict[tuple[State, Event], State] = {
+    (State.PENDING, Event.SENT): State.NOTIFIED,
+    (State.NOTIFIED, Event.SENT): State.NOTIFIED,
+    (State.FETCHING, Event.SENT): State.FETCHING,
+    (State.WRITTEN, Event.SENT): State.NOTIFIED,
+    **{(s, Event.CHUNK): State.FETCHING for s in (State.PENDING, State.NOTIFIED, State.FETCHING)},
+    # A device that says "written" and then fetches again has lost what it wrote.
+    (State.WRITTEN, Event.CHUNK): State.FETCHING,
+    **{
+        (s, Event.WRITTEN): State.WRITTEN
+        for s in (State.PENDING, State.NOTIFIED, State.FETCHING, State.WRITTEN)
+    },
+    **{(s, Event.BOOTED): State.TRIAL for s in _RUNNING},
+    **{(s, Event.CONFIRMED): State.DONE for s in _RUNNING},
+    **{(s, Event.LEFT): State.ROLLED_BACK for s in _RUNNING},
+    **{(s, Event.ATTEMPT_FAILED): State.PENDING for s in _RUNNING},
+    **{(s, Event.GIVEN_UP): State.FAILED for s in _RUNNING},
+    **{(s, Event.STARTED_OVER): State.PENDING for s in _RUNNING},
+    **{(s, Event.CANCEL): State.CANCELLED for s in _RUNNING},
+}
+
+
+def advance(state: State, event: Event) -> State | None:
+    """Return the state after `event`, or None where the table has no such step (the event says nothing new there)."""
+    return TABLE.get((state, event))
+
+
+class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
+
+    attempts counts transfers that the device gave up; not_before_s holds a retry back. A final deployment never changes again.
+    """
+
+    id: str
+    app: str
+    device: str
+    version: str
+    sha256: str
+    state: State
+    created_s: float
+    updated_s: float
+    from_version: str = ""
+    from_sha256: str = ""
+    package: str = ""
+    chunks_done: int = 0
+    chunks_total: int = 0
+    bytes_total: int = 0
+    attempts: int = 0
+    not_before_s: float = 0.0
+    code: int = 0
+    text: str = ""
+    crashes: int = 0
+    reset_reason: int = 0
+    record: bytes = b""
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+    def step(self, event: Event, now_s: float, **changes: object) -> Deployment:
+        """Return this deployment after `event` with `changes` applied; raise BugError where the table has no step."""
+        state = advance(self.state, event)
+        if state is None:
+            raise BugError(f"deployment {self.id}: no step from {self.state} on {event}")
+        return msgspec.structs.replace(self, state=state, updated_s=now_s, **changes)
+
+
+class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One change of a deployment's state, kept for users. Appended, never changed."""
+
+    deployment: str
+    app: str
+    device: str
+    at_s: float
+    state: State
+    version: str
+    event: str = ""
+    code: int = 0
+    text: str = ""
+
+
+class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What a device last said of itself; only ever that. sha256 is hexadecimal."""
+
+    app: str
+    device: str
+    version: str
+    sha256: str
+    hardware: str
+    trial: bool = False
+    sequence: int = 0
+    kinds: int = 0
+    payload_bytes: int = 0
+    capacity_bytes: int = 0
+    attributes: dict[str, str] = {}
+    defer_reason: str = ""
+    defer_until_s: float = 0.0
+    seen_s: float = 0.0
+    transport: str = ""
+    dialect: str = "dfu/1"

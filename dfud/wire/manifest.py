@@ -1,0 +1,146 @@
+"""The signed description of a firmware and its envelope: docs/protocol.md, "Manifest"."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from dfud.errors import PeerError
+from dfud.wire.messages import _bin, _map, _str, _uint
+from dfud.wire.subset import decode_untrusted, encode
+
+ENVELOPE_MAX_BYTES = 1024
+SIGNATURE_CONTEXT = b"dfud manifest 1\0"
+FLAG_DOWNGRADE = 1
+FLAG_RAW = 2
+KEYS_MAX = 4
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    app: str
+    version: str
+    hardware: str
+    sequence: int
+    size: int
+    sha256: bytes
+    flags: int = 0
+    floor: int = 0
+    add: tuple[bytes, ...] = ()
+    revoke: tuple[bytes, ...] = ()
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """manifest is the encoded one, as signed; key and signature are empty if it is unsigned."""
+
+    manifest: bytes
+    key: bytes = b""
+    signature: bytes = b""
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Write the canonical bytes; raise PeerError if a field is out of its range."""
+    message: dict[int, Any] = {
+        0: 1,
+        1: manifest.app,
+        2: manifest.version,
+        3: manifest.hardware,
+        4: manifest.sequence,
+        5: manifest.size,
+        6: manifest.sha256,
+        7: manifest.flags,
+    }
+    if manifest.floor:
+        message[8] = manifest.floor
+    if manifest.add:
+        message[9] = list(manifest.add)
+    if manifest.revoke:
+        message[10] = list(manifest.revoke)
+    data = encode(message)
+    decode_manifest_untrusted(data)
+    return data
+
+
+def decode_manifest_untrusted(data: bytes) -> Manifest:
+    """Read a manifest; raises PeerError also where the bytes are not the canonical ones."""
+    m = _map(decode_untrusted(data, limit_bytes=ENVELOPE_MAX_BYTES), "manifest")
+    if m.get(0) != 1:
+        raise PeerError(f"manifest: format {m.get(0)!r}, expected 1")
+    unknown = [key for key in m if key not in range(11)]
+    if unknown:
+        raise PeerError(f"manifest: unknown key {unknown[0]!r}")
+    manifest = Manifest(
+        _str(m, 1, "manifest.app", 1, 63),
+        _str(m, 2, "manifest.version", 1, 64),
+        _str(m, 3, "manifest.hardware", 1, 32),
+        _uint(m, 4, "manifest.sequence", 0, (1 << 32) - 1),
+        _uint(m, 5, "manifest.size", 1, (1 << 32) - 1),
+        _bin(m, 6, "manifest.sha256", 32, 32),
+        _uint(m, 7, "manifest.flags", 0, 3),
+        _uint(m, 8, "manifest.floor", 0, (1 << 32) - 1, 0),
+        _keys(m, 9, "manifest.add", 32),
+        _keys(m, 10, "manifest.revoke", 8),
+    )
+    if encode(dict(sorted(m.items()))) != data:
+        raise PeerError("manifest: not canonical")
+    return manifest
+
+
+def _keys(m: dict[Any, Any], key: int, what: str, size: int) -> tuple[bytes, ...]:
+    items = m.get(key, [])
+    if type(items) is not list or len(items) > KEYS_MAX or any(type(i) is not bytes or len(i) != size for i in items):
+        raise PeerError(f"{what}: expected up to {KEYS_MAX} items of {size} bytes")
+    return tuple(items)
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    data = encode([envelope.manifest, envelope.key, envelope.signature])
+    if len(data) > ENVELOPE_MAX_BYTES:
+        raise PeerError(f"manifest: {len(data)} bytes with its signature, expected at most {ENVELOPE_MAX_BYTES}")
+    return data
+
+
+def decode_envelope_untrusted(data: bytes) -> tuple[Envelope, Manifest]:
+    """Read an envelope and its manifest without judging the signature; raises PeerError."""
+    items = decode_untrusted(data, limit_bytes=ENVELOPE_MAX_BYTES)
+    if type(items) is not list or len(items) != 3 or any(type(i) is not bytes for i in items):
+        raise PeerError("manifest: expected an array of three byte strings")
+    envelope = Envelope(*items)
+    if (len(envelope.key), len(envelope.signature)) not in ((8, 64), (0, 0)):
+        raise PeerError("manifest: expected a key of 8 and a signature of 64 bytes, or neither")
+    if encode(items) != data:
+        raise PeerError("manifest: the envelope is not canonical")
+    return envelope, decode_manifest_untrusted(envelope.manifest)
+
+
+def key_id(public_key: bytes) -> bytes:
+    """Return the 8-byte identifier of a 32-byte Ed25519 public key."""
+    return hashlib.sha256(public_key).digest()[:8]
+
+
+def sign(manifest: Manifest, private_key: Ed25519PrivateKey) -> bytes:
+    """Return the encoded envelope of `manifest`, signed."""
+    data = encode_manifest(manifest)
+    public = private_key.public_key().public_bytes_raw()
+    return encode_envelope(Envelope(data, key_id(public), private_key.sign(SIGNATURE_CONTEXT + data)))
+
+
+def unsigned(manifest: Manifest) -> bytes:
+    """Return the encoded envelope of `manifest` without a signature."""
+    return encode_envelope(Envelope(encode_manifest(manifest)))
+
+
+def verify(envelope: Envelope, keys: Iterable[bytes]) -> bytes:
+    """Return the public key out of `keys` (32 bytes each) that signed the envelope; raise PeerError if none did."""
+    for key in keys:
+        if envelope.signature and key_id(key) == envelope.key:
+            try:
+                Ed25519PublicKey.from_public_bytes(key).verify(envelope.signature, SIGNATURE_CONTEXT + envelope.manifest)
+            except (InvalidSignature, ValueError):
+                continue
+            return key
+    raise PeerError("manifest: not signed by a trusted key" if envelope.signature else "manifest: not signed")

@@ -1,0 +1,257 @@
+"""Status and command of dfu/1: docs/protocol.md, "Status" and "Command"."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from dfud.errors import PeerError
+from dfud.wire.subset import decode_untrusted, encode
+
+PROTO = 1
+MESSAGE_MAX_BYTES = 4096
+PAYLOAD_MIN_BYTES, PAYLOAD_MAX_BYTES = 512, 65536
+ATTRIBUTES_MAX = 16
+
+
+class Kind(IntEnum):
+    """Package kinds; a device states the ones it decodes as a bitmask of 1 << kind."""
+
+    FULL = 1
+    DELTA = 2
+    MAPPED = 3
+
+
+class Phase(IntEnum):
+    FETCHING = 0
+    WRITTEN = 1
+
+
+class Outcome(IntEnum):
+    CONFIRMED = 1
+    ROLLED_BACK = 2
+    FAILED = 3
+
+
+class Code(IntEnum):
+    OK = 0
+    CRASHED = 1
+    UNCONFIRMED = 2
+    IMAGE_HASH = 3
+    SIGNATURE = 4
+    DOWNGRADE = 5
+    HARDWARE = 6
+    TOO_LARGE = 7
+    CHUNK = 8
+    BASE = 9
+    FLASH = 10
+    REFUSED = 11
+    SELF_TEST = 12
+    INTERNAL = 13
+
+
+class Progress(msgspec.Struct, frozen=True):
+    package: bytes
+    next: int
+    phase: int = Phase.FETCHING
+
+
+class Result(msgspec.Struct, frozen=True):
+    outcome: int
+    digest: bytes
+    code: int = 0
+    text: str = ""
+    attempts: int = 0
+    reset: int = 0
+    record: bytes = b""
+
+
+class Defer(msgspec.Struct, frozen=True):
+    reason: str
+    retry_s: int
+
+
+class Status(msgspec.Struct, frozen=True):
+    version: str
+    digest: bytes
+    hardware: str
+    kinds: int
+    payload: int
+    capacity: int
+    trial: bool = False
+    progress: Progress | None = None
+    result: Result | None = None
+    defer: Defer | None = None
+    attributes: dict[str, str] = {}
+    sequence: int = 0
+
+
+class Type(IntEnum):
+    WAIT = 0
+    SYNC = 1
+    UPDATE = 2
+    STOP = 3
+
+
+class Command(msgspec.Struct, frozen=True):
+    type: Type
+    poll_s: int = 0
+    version: str = ""
+    manifest: bytes = b""
+    package: bytes = b""
+    kind: int = 0
+    size: int = 0
+    chunks: int = 0
+    bytes: int = 0
+    base: bytes = b""
+    reason: str = ""
+
+
+def encode_status(status: Status) -> bytes:
+    """Write a status; what a device does, used here by simulated devices and tests."""
+    message: dict[int, Any] = {
+        0: PROTO,
+        1: status.version,
+        2: status.digest,
+        3: status.hardware,
+        4: status.kinds,
+        5: status.payload,
+        6: status.capacity,
+    }
+    if status.trial:
+        message[7] = True
+    if status.progress:
+        message[8] = {0: status.progress.package, 1: status.progress.next, 2: int(status.progress.phase)}
+    if status.result:
+        r = status.result
+        message[9] = {0: int(r.outcome), 1: r.digest, 2: int(r.code), 3: r.text, 4: r.attempts, 5: r.reset, 6: r.record}
+    if status.defer:
+        message[10] = {0: status.defer.reason, 1: status.defer.retry_s}
+    if status.attributes:
+        message[11] = dict(sorted(status.attributes.items()))
+    if status.sequence:
+        message[12] = status.sequence
+    return encode(message)
+
+
+def decode_status_untrusted(data: bytes | memoryview) -> Status:
+    """Read a status from a device. Raises PeerError that names the field."""
+    m = _map(decode_untrusted(data, limit_bytes=MESSAGE_MAX_BYTES), "status")
+    if m.get(0) != PROTO:
+        raise PeerError(f"status: proto {m.get(0)!r}, expected {PROTO}")
+    progress = result = defer = None
+    if (p := _optional_map(m, 8, "progress")) is not None:
+        progress = Progress(
+            _bin(p, 0, "progress.package", 16, 16),
+            _uint(p, 1, "progress.next", 0, 1 << 32),
+            _uint(p, 2, "progress.phase", 0, 1, 0),
+        )
+    if (r := _optional_map(m, 9, "result")) is not None:
+        result = Result(
+            _uint(r, 0, "result.outcome", 1, 3),
+            _bin(r, 1, "result.digest", 32, 32),
+            _uint(r, 2, "result.code", 0, 255, 0),
+            _str(r, 3, "result.text", 0, 1024, ""),
+            _uint(r, 4, "result.attempts", 0, 255, 0),
+            _uint(r, 5, "result.reset", 0, 255, 0),
+            _bin(r, 6, "result.record", 0, 512, b""),
+        )
+    if (d := _optional_map(m, 10, "defer")) is not None:
+        defer = Defer(_str(d, 0, "defer.reason", 0, 64, ""), _uint(d, 1, "defer.retry_s", 0, 1 << 31))
+    attributes = _optional_map(m, 11, "attributes") or {}
+    if len(attributes) > ATTRIBUTES_MAX:
+        raise PeerError(f"status: {len(attributes)} attributes, expected at most {ATTRIBUTES_MAX}")
+    for key, value in attributes.items():
+        if type(key) is not str or type(value) is not str or len(key.encode()) > 64 or len(value.encode()) > 64:
+            raise PeerError("status: an attribute is not text of at most 64 bytes")
+    trial = m.get(7, False)
+    if type(trial) is not bool:
+        raise PeerError("status: trial is not a bool")
+    return Status(
+        _str(m, 1, "version", 1, 64),
+        _bin(m, 2, "digest", 32, 32),
+        _str(m, 3, "hardware", 1, 32),
+        _uint(m, 4, "kinds", 1, (1 << 32) - 1),
+        _uint(m, 5, "payload", PAYLOAD_MIN_BYTES, PAYLOAD_MAX_BYTES),
+        _uint(m, 6, "capacity", 0, (1 << 32) - 1),
+        trial,
+        progress,
+        result,
+        defer,
+        attributes,
+        _uint(m, 12, "sequence", 0, (1 << 32) - 1, 0),
+    )
+
+
+def encode_command(command: Command) -> bytes:
+    """Write a command: only the keys that its type has, in ascending order."""
+    message: dict[int, Any] = {0: int(command.type), 1: command.poll_s}
+    if command.type in (Type.SYNC, Type.UPDATE) and command.version:
+        message[2] = command.version
+    if command.type is Type.UPDATE:
+        message[3] = command.manifest
+        message[4] = command.package
+        message[5] = command.kind
+        message[6] = command.size
+        message[7] = command.chunks
+        message[8] = command.bytes
+        if command.base:
+            message[9] = command.base
+    if command.reason and command.type in (Type.WAIT, Type.STOP):
+        message[10] = command.reason
+    return encode(message)
+
+
+def decode_command_untrusted(data: bytes | memoryview) -> Command:
+    """Read a command; what a device does, used here by simulated devices and tests. Raises PeerError."""
+    m = _map(decode_untrusted(data, limit_bytes=MESSAGE_MAX_BYTES), "command")
+    kind = Type(_uint(m, 0, "type", 0, 3))
+    poll_s = _uint(m, 1, "poll_s", 0, 1 << 31)
+    if kind is not Type.UPDATE:
+        return Command(kind, poll_s, _str(m, 2, "version", 0, 64, ""), reason=_str(m, 10, "reason", 0, 256, ""))
+    return Command(
+        kind,
+        poll_s,
+        _str(m, 2, "version", 1, 64),
+        _bin(m, 3, "manifest", 1, 1024),
+        _bin(m, 4, "package", 16, 16),
+        _uint(m, 5, "kind", 1, 31),
+        _uint(m, 6, "size", 1, (1 << 32) - 1),
+        _uint(m, 7, "chunks", 1, (1 << 32) - 1),
+        _uint(m, 8, "bytes", 1, (1 << 32) - 1),
+        _bin(m, 9, "base", 32, 32, b""),
+    )
+
+
+def _map(value: Any, what: str) -> dict[Any, Any]:
+    if type(value) is not dict:
+        raise PeerError(f"{what}: expected a map, found {type(value).__name__}")
+    return value
+
+
+def _optional_map(m: dict[Any, Any], key: int, what: str) -> dict[Any, Any] | None:
+    value = m.get(key)
+    return None if value is None else _map(value, what)
+
+
+def _uint(m: dict[Any, Any], key: int, what: str, low: int, high: int, default: int | None = None) -> int:
+    value = m.get(key, default)
+    if type(value) is not int or not low <= value <= high:
+        raise PeerError(f"{what}: found {str(value)[:40]!r}, expected an integer from {low} to {high}")
+    return value
+
+
+def _str(m: dict[Any, Any], key: int, what: str, low: int, high: int, default: str | None = None) -> str:
+    value = m.get(key, default)
+    if type(value) is not str or not low <= len(value.encode()) <= high:
+        raise PeerError(f"{what}: expected text of {low} to {high} bytes")
+    return value
+
+
+def _bin(m: dict[Any, Any], key: int, what: str, low: int, high: int, default: bytes | None = None) -> bytes:
+    value = m.get(key, default)
+    if type(value) is not bytes or not low <= len(value) <= high:
+        raise PeerError(f"{what}: expected {low} to {high} bytes")
+    return value
