@@ -51,10 +51,7 @@ TABLE: dict[tuple[State, Event], State] = {
     **{(s, Event.CHUNK): State.FETCHING for s in (State.PENDING, State.NOTIFIED, State.FETCHING)},
     # A device that says "written" and then fetches again has lost what it wrote.
     (State.WRITTEN, Event.CHUNK): State.FETCHING,
-    **{
-        (s, Event.WRITTEN): State.WRITTEN
-        for s in (State.PENDING, State.NOTIFIED, State.FETCHING, State.WRITTEN)
-    },
+    **{(s, Event.WRITTEN): State.WRITTEN for s in (State.PENDING, State.NOTIFIED, State.FETCHING, State.WRITTEN)},
     **{(s, Event.BOOTED): State.TRIAL for s in _RUNNING},
     **{(s, Event.CONFIRMED): State.DONE for s in _RUNNING},
     **{(s, Event.LEFT): State.ROLLED_BACK for s in _RUNNING},

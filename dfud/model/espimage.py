@@ -54,7 +54,12 @@ def parse_esp_image_untrusted(file: BinaryIO, size: int) -> EspImage:
     header = file.read(24)
     if len(header) < 24 or header[0] != MAGIC:
         raise PeerError("not an ESP image: it does not start with e9 and a 24-byte header")
-    count, entry, chip_id, hashed = header[1], *struct.unpack_from("<I", header, 4), *struct.unpack_from("<H", header, 12), header[23]
+    count, entry, chip_id, hashed = (
+        header[1],
+        *struct.unpack_from("<I", header, 4),
+        *struct.unpack_from("<H", header, 12),
+        header[23],
+    )
     if not 1 <= count <= SEGMENTS_MAX:
         raise PeerError(f"ESP image: {count} segments, expected 1 to {SEGMENTS_MAX}")
     segments = []
@@ -69,7 +74,9 @@ def parse_esp_image_untrusted(file: BinaryIO, size: int) -> EspImage:
         address, length = struct.unpack("<II", head)
         position += 8
         if length % 4 or position + length > size:
-            raise PeerError(f"ESP image: segment {number} at offset {position} has {length} bytes, the file ends at {size}")
+            raise PeerError(
+                f"ESP image: segment {number} at offset {position} has {length} bytes, the file ends at {size}"
+            )
         segments.append(Segment(address, position, length))
         left = length
         while left:
@@ -109,7 +116,9 @@ def check_esp_image_untrusted(file: BinaryIO, size: int, hardware: str) -> EspIm
     image = parse_esp_image_untrusted(file, size)
     chip = hardware.split("-")[0]
     if chip not in CHIP_IDS:
-        raise PeerError(f"hardware {hardware!r}: expected <chip> or <chip>-<board> with a chip of {', '.join(sorted(CHIP_IDS))}")
+        raise PeerError(
+            f"hardware {hardware!r}: expected <chip> or <chip>-<board> with a chip of {', '.join(sorted(CHIP_IDS))}"
+        )
     if image.chip_id != CHIP_IDS[chip]:
         names = [name for name, number in CHIP_IDS.items() if number == image.chip_id]
         raise PeerError(f"the image is for {names[0] if names else f'chip {image.chip_id:#x}'}, not for {chip}")

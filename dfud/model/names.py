@@ -106,7 +106,7 @@ def parse_selector_untrusted(text: str) -> Selector:
     while position < len(text):
         match = _CLAUSE.match(text, position)
         if match is None or match.end() == position:
-            raise PeerError(f"label selector: cannot read {text[position:position + 40]!r} at position {position}")
+            raise PeerError(f"label selector: cannot read {text[position : position + 40]!r} at position {position}")
         position = match.end()
         key = match["absent"] or match["key"]
         if not _LABEL.fullmatch(key):

@@ -139,7 +139,9 @@ def verify(envelope: Envelope, keys: Iterable[bytes]) -> bytes:
     for key in keys:
         if envelope.signature and key_id(key) == envelope.key:
             try:
-                Ed25519PublicKey.from_public_bytes(key).verify(envelope.signature, SIGNATURE_CONTEXT + envelope.manifest)
+                Ed25519PublicKey.from_public_bytes(key).verify(
+                    envelope.signature, SIGNATURE_CONTEXT + envelope.manifest
+                )
             except (InvalidSignature, ValueError):
                 continue
             return key

@@ -104,7 +104,7 @@ class Command(msgspec.Struct, frozen=True):
     kind: int = 0
     size: int = 0
     chunks: int = 0
-    bytes: int = 0
+    total_bytes: int = 0
     base: bytes = b""
     reason: str = ""
 
@@ -196,7 +196,7 @@ def encode_command(command: Command) -> bytes:
         message[5] = command.kind
         message[6] = command.size
         message[7] = command.chunks
-        message[8] = command.bytes
+        message[8] = command.total_bytes
         if command.base:
             message[9] = command.base
     if command.reason and command.type in (Type.WAIT, Type.STOP):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it ships no annotations
 
 from dfud.errors import PeerError
 
@@ -13,7 +13,7 @@ DEPTH_MAX = 4  # docs/protocol.md, "The msgpack subset"
 
 def encode(value: Any) -> bytes:
     """Write `value` in canonical form; maps must be built with ascending keys by the caller."""
-    return msgpack.packb(value, use_bin_type=True)  # type: ignore[no-any-return]  # msgpack has no annotations
+    return msgpack.packb(value, use_bin_type=True)  # type: ignore[no-any-return]  # as above
 
 
 def decode_untrusted(data: bytes | memoryview, *, limit_bytes: int) -> Any:
@@ -31,7 +31,6 @@ def decode_untrusted(data: bytes | memoryview, *, limit_bytes: int) -> Any:
             strict_map_key=False,
             object_pairs_hook=_pairs,
             ext_hook=_no_extension,
-            max_buffer_size=limit_bytes,
         )
     except PeerError:
         raise

@@ -1,0 +1,152 @@
+"""What a transport plugin and the endpoint say to each other.
+
+A transport knows bytes of its protocol and nothing of firmware. It hands over `Request`s and chunk names, and sends
+what comes back. `quick()` and `quick_chunks()` never block and never touch the disk: try them first.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+import msgspec
+import trio
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What the peer showed. authorization: value of the Authorization header or its like, unparsed.
+
+    certificate: DER of the TLS client certificate; chain: the rest of the chain the peer sent. The transport has
+    verified that the peer holds the key; whether anybody trusts it is the endpoint's question.
+    identity: `device@app`, proven by the transport's own security (PSK, OSCORE) with a key that the endpoint gave it.
+    application, device: Drogue's query parameters of these names.
+    """
+
+    authorization: bytes = b""
+    certificate: bytes = b""
+    chain: tuple[bytes, ...] = ()
+    identity: str = ""
+    application: str = ""
+    device: str = ""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One publish. channel "dfu" is a status; timeout_s how long the device waits for a command (0: not at all).
+
+    peer is the address without the port, for limits. encrypted: whether the channel is.
+    """
+
+    transport: str
+    peer: str
+    credentials: Credentials
+    channel: str
+    body: bytes
+    content_type: str = ""
+    timeout_s: float = 0.0
+    as_device: str = ""
+    data_schema: str = ""
+    topic: str = ""
+    encrypted: bool = False
+
+
+class Code(IntEnum):
+    """What became of a request, in HTTP's numbers; a transport translates them."""
+
+    COMMAND = 200
+    ACCEPTED = 202
+    MALFORMED = 400
+    DENIED = 403
+    NOT_FOUND = 404
+    NOT_ACCEPTABLE = 406
+    TOO_LARGE = 413
+    TOO_MANY = 429
+    FAILED = 500
+    AWAY = 503
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """command is set with COMMAND only; error and message with an error code only; retry_after_s 0: no hint."""
+
+    code: Code
+    command: str = ""
+    body: bytes = b""
+    content_type: str = ""
+    error: str = ""
+    message: str = ""
+    retry_after_s: int = 0
+
+
+class Chunks(msgspec.Struct, frozen=True):
+    """Encoded chunks first..first+len-1 of a package, to be sent one behind the other; never empty."""
+
+    package: str
+    first: int
+    bodies: Sequence[bytes]
+
+
+class Waiting(abc.ABC):
+    """A request that is answered later: by `wake(reply)`, or by the transport when timeout_s has passed."""
+
+    timeout_s: float
+
+    @abc.abstractmethod
+    def listen(self, wake: Callable[[Reply], None]) -> None:
+        """Have `wake` called once, from the trio thread, perhaps at once within this call. It must not block."""
+
+    @abc.abstractmethod
+    def expire(self) -> Reply:
+        """The time has passed: stop waiting and return what is to be sent."""
+
+    @abc.abstractmethod
+    def cancel(self) -> None:
+        """The peer is gone: stop waiting. A command that came too late for it goes to the next waiter or is kept."""
+
+
+class Endpoint(abc.ABC):
+    """What a transport may ask of dfud."""
+
+    @abc.abstractmethod
+    def quick(self, request: Request) -> Reply | Waiting | None:
+        """Answer from memory, or return None: then `await post()`."""
+
+    @abc.abstractmethod
+    async def post(self, request: Request) -> Reply | Waiting:
+        """Take a publish; what it says is stored when this returns. Never raises but for cancellation."""
+
+    @abc.abstractmethod
+    def quick_chunks(
+        self, peer: str, credentials: Credentials, package: str, first: int, last: int
+    ) -> Chunks | Reply | None:
+        """Answer from memory, or return None: then `await chunks()`."""
+
+    @abc.abstractmethod
+    async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
+        """Return the chunks first..last (both included, maybe fewer), or an error reply. Never raises but for cancellation."""
+
+    @abc.abstractmethod
+    async def key_for(self, transport: str, identity: str) -> bytes | None:
+        """Return the pre-shared key of `device@app` for a transport's own security, or None."""
+
+    @abc.abstractmethod
+    def key_for_cached(self, transport: str, identity: str) -> bytes | None:
+        """As key_for, from memory only (for TLS callbacks that cannot wait)."""
+
+
+class Transport(abc.ABC):
+    """One way for devices to reach dfud."""
+
+    name: str
+
+    @abc.abstractmethod
+    async def run(
+        self, endpoint: Endpoint, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen, report started with the addresses as URLs (`http://127.0.0.1:8881`), serve until cancelled."""
+
+    @abc.abstractmethod
+    async def drain(self) -> None:
+        """Stop accepting; answer what is parked (the endpoint has woken it) and under way; return when no request is left."""
+
+    def reload(self) -> None:  # noqa: B027 - a transport without anything to reload is whole
+        """Read again what can change while running (certificates). Raises ConfigError and keeps the old on failure."""

@@ -1,0 +1,130 @@
+"""What happens inside dfud, for every part that wants to know. In-process, in order, nothing kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from dfud.model.deployment import Actual, Deployment, HistoryEntry
+from dfud.model.firmware import Firmware
+
+
+class AppChanged(msgspec.Struct, frozen=True):
+    """An app was created, changed or deleted; whatever was derived from its spec is stale."""
+
+    app: str
+    deleted: bool = False
+
+
+class DeviceChanged(msgspec.Struct, frozen=True):
+    app: str
+    device: str
+    deleted: bool = False
+
+
+class FirmwareChanged(msgspec.Struct, frozen=True):
+    firmware: Firmware
+    deleted: bool = False
+
+
+class DeploymentChanged(msgspec.Struct, frozen=True):
+    """A deployment was made or changed its state; it is stored already."""
+
+    deployment: Deployment
+    entry: HistoryEntry
+
+
+class ProgressChanged(msgspec.Struct, frozen=True):
+    """A deployment's progress moved within one state; not necessarily stored."""
+
+    deployment: Deployment
+
+
+class ActualChanged(msgspec.Struct, frozen=True):
+    """A device said something new about itself."""
+
+    actual: Actual
+
+
+class DeviceSeen(msgspec.Struct, frozen=True):
+    """A device made contact; published at a bounded rate per device."""
+
+    app: str
+    device: str
+    at_s: float
+
+
+class Telemetry(msgspec.Struct, frozen=True):
+    """A device published on a channel. sender is the authenticated device, device the one it spoke for."""
+
+    app: str
+    device: str
+    sender: str
+    channel: str
+    body: bytes
+    content_type: str
+    data_schema: str
+    at_s: float
+    id: str
+
+
+class RetryRequested(msgspec.Struct, frozen=True):
+    """A user wants a firmware that a device left, or that failed there, to be sent to it again."""
+
+    app: str
+    device: str
+    by: str
+
+
+class CancelRequested(msgspec.Struct, frozen=True):
+    app: str
+    device: str
+    by: str
+
+
+E = TypeVar("E")
+
+
+class Bus:
+    """Delivers events to callbacks and streams. A callback must not block and must not raise."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[type[Any], list[Callable[[Any], None]]] = {}
+
+    def publish(self, event: Any) -> None:
+        """Call every callback of the event's type, in the order of subscription."""
+        for callback in tuple(self._callbacks.get(type(event), ())):
+            callback(event)
+
+    def subscribe(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
+        """Have `callback` called for each event of exactly type `kind`; return what ends that."""
+        callbacks = self._callbacks.setdefault(kind, [])
+        callbacks.append(callback)
+        return lambda: callbacks.remove(callback) if callback in callbacks else None
+
+    @asynccontextmanager
+    async def stream(
+        self, *kinds: type[Any], capacity: int | float = math.inf
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Any]]:
+        """Yield a channel of events of these types. With a finite `capacity`, events that do not fit are dropped."""
+        send, receive = trio.open_memory_channel[Any](capacity)
+
+        def put(event: Any) -> None:
+            try:
+                send.send_nowait(event)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                return
+
+        ends = [self.subscribe(kind, put) for kind in kinds]
+        try:
+            async with receive:
+                yield receive
+        finally:
+            for end in ends:
+                end()
+            send.close()

@@ -1,0 +1,118 @@
+"""The hooks. A hook is called once at start, synchronously, and returns objects; I/O is in their async methods."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+import pluggy
+import trio
+
+from dfud.api.config import Config, Section
+from dfud.api.endpoint import Reply, Request, Transport
+from dfud.api.events import Bus, Telemetry
+from dfud.api.store import Store
+from dfud.model.deployment import Actual
+from dfud.model.desired import Desired
+from dfud.model.firmware import Firmware
+
+PROJECT = "dfud"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class DialectSession(abc.ABC):
+    """What a dialect may ask and tell about the one authenticated device whose message it reads."""
+
+    app: str
+    device: str
+
+    @abc.abstractmethod
+    async def report(
+        self, actual: Actual, *, sha256: str = "", offset: int | None = None, version: str = "", swap: bool = False
+    ) -> None:
+        """Tell what the device said: what runs, and how far (`offset` bytes of `version`) it is; `swap`: it was told to boot it."""
+
+    @abc.abstractmethod
+    async def target(self, *, pinned_version: str = "") -> tuple[Desired, Firmware | None]:
+        """What this device should run now. With `pinned_version`, that one as long as it is published and was being sent."""
+
+    @abc.abstractmethod
+    async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:
+        """Read a piece of a firmware's image."""
+
+    @abc.abstractmethod
+    def poll_s(self) -> int:
+        """How long this device should wait before it asks again."""
+
+
+class Dialect(abc.ABC):
+    """Another update protocol on the channel dfu."""
+
+    name: str
+
+    @abc.abstractmethod
+    def recognises(self, content_type: str, body: bytes) -> bool:
+        """Cheap and certain: dfu/1 is asked first, then the dialects in the order of the config."""
+
+    @abc.abstractmethod
+    async def answer(self, request: Request, session: DialectSession) -> Reply:
+        """Answer one message. Raises PeerError for a malformed one."""
+
+
+class EventSink(abc.ABC):
+    """Where telemetry goes."""
+
+    name: str
+
+    @abc.abstractmethod
+    async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None: ...
+
+    @abc.abstractmethod
+    async def take(self, telemetry: Telemetry) -> None:
+        """Take over one event; when this returns the sink answers for it. Raises StoreError(retryable) if it cannot."""
+
+
+class UserRoutes(abc.ABC):
+    """Routes that a plugin adds to the user plane."""
+
+    name: str
+
+    @abc.abstractmethod
+    def register(self, app: Any, services: Any) -> None:
+        """Add routes to the quart_trio.QuartTrio `app`. `services` is dfud.registry.services.Services."""
+
+
+class Hooks:
+    """Every hook of dfud, with its exact signature."""
+
+    @hookspec
+    def dfud_config_sections(self) -> Iterable[Section]:
+        """Declare the sections of dfud.toml that belong to this plugin."""
+        return ()
+
+    @hookspec
+    def dfud_stores(self, config: Config) -> Iterable[Store]:
+        """Return the stores this plugin offers; `[daemon] store` chooses one by name."""
+        return ()
+
+    @hookspec
+    def dfud_transports(self, config: Config) -> Iterable[Transport]:
+        """Return the transports this plugin offers; all are run."""
+        return ()
+
+    @hookspec
+    def dfud_dialects(self, config: Config) -> Iterable[Dialect]:
+        """Return the update protocols this plugin understands beside dfu/1."""
+        return ()
+
+    @hookspec
+    def dfud_event_sinks(self, config: Config) -> Iterable[EventSink]:
+        """Return where telemetry goes."""
+        return ()
+
+    @hookspec
+    def dfud_user_routes(self, config: Config) -> Iterable[UserRoutes]:
+        """Return routes for the user plane."""
+        return ()

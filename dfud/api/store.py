@@ -1,0 +1,218 @@
+"""What a store promises. dfud.testing.StoreConformance holds every store to it, ours and yours."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Union
+
+import msgspec
+import trio
+
+from dfud.api.events import Bus
+from dfud.model.deployment import Actual, Deployment, HistoryEntry
+from dfud.model.firmware import Firmware
+from dfud.model.names import Selector
+from dfud.model.resources import App, Device
+
+
+class Capability(StrEnum):
+    """What not every store can do. A store names what it can; dfud refuses the rest to the user with a clear error."""
+
+    DELETE_FIRMWARE = "delete-firmware"  # a deleted version's name may be used again
+    EXTERNAL_DESIRED = "external-desired"  # the desired state may also be changed in the store's own system
+    APP_FIRMWARE = "app-firmware"  # spec.firmware at the app reaches devices that have none of their own
+
+
+class PutApp(msgspec.Struct, frozen=True, tag=True):
+    """expect: None = do not care; "" = must not exist; else the stored resource_version must be this one."""
+
+    app: App
+    expect: str | None = None
+
+
+class DeleteApp(msgspec.Struct, frozen=True, tag=True):
+    """Deletes the app and everything of it: devices, firmware records, deployments, history."""
+
+    app: str
+    expect: str | None = None
+
+
+class PutDevice(msgspec.Struct, frozen=True, tag=True):
+    device: Device
+    expect: str | None = None
+
+
+class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
+    app: str
+    device: str
+    expect: str | None = None
+
+
+class PutFirmware(msgspec.Struct, frozen=True, tag=True):
+    """create: the version must not exist yet. The blob firmware.sha256 must be stored before."""
+
+    firmware: Firmware
+    create: bool = True
+
+
+class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
+    app: str
+    version: str
+
+
+class PutActual(msgspec.Struct, frozen=True, tag=True):
+    actual: Actual
+
+
+class PutDeployment(msgspec.Struct, frozen=True, tag=True):
+    """Stores the deployment and, if given, appends what happened to the device's history."""
+
+    deployment: Deployment
+    entry: HistoryEntry | None = None
+
+
+class PutDocument(msgspec.Struct, frozen=True, tag=True):
+    """A small value of dfud's own (tokens, audit, queues). create: the key must not exist yet."""
+
+    collection: str
+    key: str
+    value: bytes
+    create: bool = False
+
+
+class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
+    collection: str
+    key: str
+
+
+Change = Union[
+    PutApp,
+    DeleteApp,
+    PutDevice,
+    DeleteDevice,
+    PutFirmware,
+    DeleteFirmware,
+    PutActual,
+    PutDeployment,
+    PutDocument,
+    DeleteDocument,
+]
+
+
+class DeviceView(msgspec.Struct, frozen=True):
+    """A device with what it last said and its newest deployment."""
+
+    device: Device
+    actual: Actual | None = None
+    deployment: Deployment | None = None
+
+
+class BlobWriter(abc.ABC):
+    """Takes the bytes of one blob. Without commit() nothing remains."""
+
+    @abc.abstractmethod
+    async def write(self, data: bytes) -> None:
+        """Append `data`. Raises StoreError (disk full: retryable)."""
+
+    @abc.abstractmethod
+    async def commit(self) -> str:
+        """Make the blob durable under its SHA-256 and return that in lower-case hexadecimal."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Give up what is not committed. May be called at any time, more than once."""
+
+
+class Store(abc.ABC):
+    """Keeps everything that outlives the process. One per daemon.
+
+    Every method may raise StoreError, and then has changed nothing. Cancelling a commit() leaves it either done whole or
+    not at all. A commit() that has returned survives `kill -9` and a power cut.
+    """
+
+    name: str
+    capabilities: frozenset[Capability] = frozenset()
+
+    @abc.abstractmethod
+    async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the store, report started, serve until cancelled, then close. Publishes changes made elsewhere on `bus`."""
+
+    @abc.abstractmethod
+    async def commit(self, changes: Sequence[Change]) -> None:
+        """Apply all changes or none, durably.
+
+        Raises ConflictError where an `expect` or `create` does not hold, NotFoundError where something that must exist
+        does not (a device's app, what is deleted, a firmware's blob).
+        """
+
+    @abc.abstractmethod
+    async def app(self, name: str) -> App | None: ...
+
+    @abc.abstractmethod
+    async def apps(self, selector: Selector = Selector(), *, limit: int = 1000, offset: int = 0) -> list[App]:
+        """Apps by name."""
+
+    @abc.abstractmethod
+    async def device(self, app: str, device: str) -> DeviceView | None: ...
+
+    @abc.abstractmethod
+    async def devices(
+        self, app: str, selector: Selector = Selector(), *, limit: int = 1000, offset: int = 0, after: str = ""
+    ) -> list[DeviceView]:
+        """Devices of an app by name (bytewise), those behind `after` only."""
+
+    @abc.abstractmethod
+    async def find_alias(self, app: str, alias: str) -> str | None:
+        """Return the name of the device of `app` whose name is `alias` or whose spec.alias holds it."""
+
+    @abc.abstractmethod
+    async def firmware(self, app: str, version: str) -> Firmware | None: ...
+
+    @abc.abstractmethod
+    async def firmwares(self, app: str) -> list[Firmware]:
+        """All firmware of an app, newest sequence first."""
+
+    @abc.abstractmethod
+    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None: ...
+
+    @abc.abstractmethod
+    async def deployment(self, deployment_id: str) -> Deployment | None: ...
+
+    @abc.abstractmethod
+    async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
+        """A device's deployments, newest first."""
+
+    @abc.abstractmethod
+    async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
+        """What happened to a device's deployments, newest first."""
+
+    @abc.abstractmethod
+    async def users_of(self, app: str, version: str) -> list[str]:
+        """Return up to 10 names of devices whose own spec.firmware asks for `version`, or that have an open deployment of it."""
+
+    @abc.abstractmethod
+    async def document(self, collection: str, key: str) -> bytes | None: ...
+
+    @abc.abstractmethod
+    async def documents(
+        self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[tuple[str, bytes]]:
+        """Documents by key (bytewise)."""
+
+    @abc.abstractmethod
+    async def new_blob(self) -> BlobWriter: ...
+
+    @abc.abstractmethod
+    async def blob(self, sha256: str) -> Path | None:
+        """Return a local file with the blob's bytes, or None. The file does not change, and stays until delete_blob()."""
+
+    @abc.abstractmethod
+    async def delete_blob(self, sha256: str) -> None:
+        """Forget a blob; no error if it is not there."""
+
+    @abc.abstractmethod
+    def backup(self) -> AsyncIterator[bytes]:
+        """Yield a consistent copy of the records (not the blobs), in the store's own form."""

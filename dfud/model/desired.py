@@ -1,0 +1,53 @@
+"""What should run on a device: `spec.firmware` at the app and, overriding it whole, at the device.
+
+`spec.firmware` is `{"version": "1.2.3"}` with optional `"hold": true` (decided, but not to be sent now; `"reason"` says
+why) and `"downloadOnly": true` (write it, do not switch). Other keys are stores' names of Drogue's (docs/drogue.md): a
+plugin may resolve them; what nobody resolves is a problem shown at the device, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+KNOWN_KEYS = frozenset({"version", "hold", "reason", "downloadOnly"})
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """version "" means: nothing is desired. problem is a sentence for the device's condition, or ""."""
+
+    version: str = ""
+    hold: bool = False
+    reason: str = ""
+    download_only: bool = False
+    problem: str = ""
+    origin: str = ""  # "app", "device" or ""
+
+
+def desired_of(app_spec: Mapping[str, Any], device_spec: Mapping[str, Any]) -> Desired:
+    """Return what the specs ask for; never raises: an unreadable spec gives a Desired with a problem and no version."""
+    origin = "device" if "firmware" in device_spec else "app"
+    firmware = device_spec.get("firmware", app_spec.get("firmware"))
+    if firmware is None:
+        return Desired()
+    if not isinstance(firmware, Mapping):
+        return Desired(problem="spec.firmware is not an object", origin=origin)
+    version = firmware.get("version")
+    unknown = sorted(str(key) for key in firmware if key not in KNOWN_KEYS)
+    if version is None and unknown:
+        return Desired(problem=f"spec.firmware: {', '.join(unknown)[:120]} is not understood", origin=origin)
+    if not isinstance(version, str) or not version:
+        return Desired(problem="spec.firmware.version is missing or not text", origin=origin)
+    for key, kind in (("hold", bool), ("downloadOnly", bool), ("reason", str)):
+        if key in firmware and not isinstance(firmware[key], kind):
+            return Desired(problem=f"spec.firmware.{key} is not a {kind.__name__}", origin=origin)
+    return Desired(
+        version,
+        firmware.get("hold", False),
+        firmware.get("reason", ""),
+        firmware.get("downloadOnly", False),
+        "",
+        origin,
+    )

@@ -1,0 +1,46 @@
+"""Real parts that tests need: missing ones skip a test on a laptop and fail it in CI."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+_COMMANDS = {
+    "riscv-gcc": "riscv64-unknown-elf-gcc",
+    "libcoap": "coap-client-openssl",
+    "swupdate": "swupdate",
+    "chromium": "chromium",
+    "clang": "clang",
+    "cargo": "cargo",
+    "systemd-analyze": "systemd-analyze",
+    "nginx": "nginx",
+    "openssl": "openssl",
+}
+_MODULES = {"unicorn": "unicorn", "esptool": "esptool", "aiocoap": "aiocoap", "goosebit": "goosebit"}
+
+
+def find(part: str) -> str | None:
+    """Return the path (of a command) or name (of a module) of a real part, or None if it is not here."""
+    if part == "micropython":
+        beside = Path(sys.executable).with_name("micropython")
+        return str(beside) if beside.exists() else shutil.which("micropython")
+    if part in _COMMANDS:
+        return shutil.which(_COMMANDS[part], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    name = _MODULES[part]
+    return name if importlib.util.find_spec(name) else None
+
+
+def require(part: str) -> str:
+    """Return where the part is; without it skip the running test, or fail it where CI is set."""
+    found = find(part)
+    if found is None:
+        message = f"real part missing: {part} (`make setup` installs it)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
