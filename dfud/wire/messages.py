@@ -237,21 +237,27 @@ def _optional_map(m: dict[Any, Any], key: int, what: str) -> dict[Any, Any] | No
 
 
 def _uint(m: dict[Any, Any], key: int, what: str, low: int, high: int, default: int | None = None) -> int:
-    value = m.get(key, default)
+    if default is not None and key not in m:
+        return default
+    value = m.get(key)
     if type(value) is not int or not low <= value <= high:
         raise PeerError(f"{what}: found {str(value)[:40]!r}, expected an integer from {low} to {high}")
     return value
 
 
 def _str(m: dict[Any, Any], key: int, what: str, low: int, high: int, default: str | None = None) -> str:
-    value = m.get(key, default)
+    if default is not None and key not in m:
+        return default
+    value = m.get(key)
     if type(value) is not str or not low <= len(value.encode()) <= high:
         raise PeerError(f"{what}: expected text of {low} to {high} bytes")
     return value
 
 
 def _bin(m: dict[Any, Any], key: int, what: str, low: int, high: int, default: bytes | None = None) -> bytes:
-    value = m.get(key, default)
+    if default is not None and key not in m:
+        return default
+    value = m.get(key)
     if type(value) is not bytes or not low <= len(value) <= high:
         raise PeerError(f"{what}: expected {low} to {high} bytes")
     return value
