@@ -32,7 +32,7 @@ class DialectSession(abc.ABC):
     async def report(
         self, actual: Actual, *, sha256: str = "", offset: int | None = None, version: str = "", swap: bool = False
     ) -> None:
-        """Tell what the device said: what runs, and how far (`offset` bytes of `version`) it is; `swap`: it was told to boot it."""
+        """Tell what the device said: what runs, and how far it is: `offset` bytes of `version`; `swap`: told to boot."""
 
     @abc.abstractmethod
     async def target(self, *, pinned_version: str = "") -> tuple[Desired, Firmware | None]:

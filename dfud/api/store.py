@@ -6,7 +6,6 @@ import abc
 from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Union
 
 import msgspec
 import trio
@@ -14,7 +13,7 @@ import trio
 from dfud.api.events import Bus
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
-from dfud.model.names import Selector
+from dfud.model.names import EVERYTHING, Selector
 from dfud.model.resources import App, Device
 
 
@@ -88,18 +87,18 @@ class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
-Change = Union[
-    PutApp,
-    DeleteApp,
-    PutDevice,
-    DeleteDevice,
-    PutFirmware,
-    DeleteFirmware,
-    PutActual,
-    PutDeployment,
-    PutDocument,
-    DeleteDocument,
-]
+Change = (
+    PutApp
+    | DeleteApp
+    | PutDevice
+    | DeleteDevice
+    | PutFirmware
+    | DeleteFirmware
+    | PutActual
+    | PutDeployment
+    | PutDocument
+    | DeleteDocument
+)
 
 
 class DeviceView(msgspec.Struct, frozen=True):
@@ -152,7 +151,7 @@ class Store(abc.ABC):
     async def app(self, name: str) -> App | None: ...
 
     @abc.abstractmethod
-    async def apps(self, selector: Selector = Selector(), *, limit: int = 1000, offset: int = 0) -> list[App]:
+    async def apps(self, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0) -> list[App]:
         """Apps by name."""
 
     @abc.abstractmethod
@@ -160,7 +159,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def devices(
-        self, app: str, selector: Selector = Selector(), *, limit: int = 1000, offset: int = 0, after: str = ""
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
         """Devices of an app by name (bytewise), those behind `after` only."""
 

@@ -82,6 +82,8 @@ class Selector(msgspec.Struct, frozen=True):
         return all(r.matches(labels) for r in self.requirements)
 
 
+EVERYTHING = Selector()
+
 _CLAUSE = re.compile(
     r"""\s*(?:
         (?P<not>!)\s*(?P<absent>[^\s,()=!]+)
@@ -100,7 +102,7 @@ def parse_selector_untrusted(text: str) -> Selector:
     Raises PeerError that names the place; the empty text gives the selector that matches everything.
     """
     if not text.strip():
-        return Selector()
+        return EVERYTHING
     requirements = []
     position = 0
     while position < len(text):
