@@ -1,0 +1,299 @@
+"""What every store is held to. Subclass `StoreConformance` in a test module and give a fixture `store`.
+
+    class TestMyStore(StoreConformance):
+        @pytest.fixture
+        async def store(self, nursery, tmp_path):
+            store = MyStore(tmp_path)
+            await nursery.start(store.run, Bus())
+            yield store
+
+Needs pytest and pytest-trio. A capability that the store does not declare is not tested.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from dfud.api import (
+    Actual,
+    App,
+    Capability,
+    ConflictError,
+    DeleteApp,
+    DeleteDevice,
+    DeleteDocument,
+    DeleteFirmware,
+    Deployment,
+    Device,
+    Firmware,
+    HistoryEntry,
+    Metadata,
+    NotFoundError,
+    PutActual,
+    PutApp,
+    PutDeployment,
+    PutDevice,
+    PutDocument,
+    PutFirmware,
+    State,
+    Store,
+    parse_selector_untrusted,
+)
+
+
+def an_app(name: str = "app1", version: str = "1", **labels: str) -> App:
+    return App(Metadata(name, uid=f"uid-{name}", resource_version=version, labels=labels))
+
+
+def a_device(name: str = "dev1", app: str = "app1", version: str = "1", spec: Any = None, **labels: str) -> Device:
+    return Device(Metadata(name, app, uid=f"uid-{name}", resource_version=version, labels=labels), spec or {})
+
+
+def a_firmware(sha256: str, version: str = "1.0", app: str = "app1", sequence: int = 1) -> Firmware:
+    return Firmware(app, version, "esp32c3", sequence, 4, sha256, b"envelope", "raw")
+
+
+def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "dev1") -> Deployment:
+    return Deployment(f"{number:032x}", "app1", device, "1.0", "00" * 32, state, 1000.0 + number, 1000.0 + number)
+
+
+async def put_blob(store: Store, data: bytes) -> str:
+    writer = await store.new_blob()
+    try:
+        await writer.write(data)
+        return await writer.commit()
+    finally:
+        await writer.aclose()
+
+
+class StoreConformance:
+    """The promise of dfud.api.Store, as tests."""
+
+    async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:
+        app = App(Metadata("app1", resource_version="7", labels={"a": "b"}), {"any": [1, {"x": None}], "t": "ü"})
+        await store.commit([PutApp(app)])
+        assert await store.app("app1") == app
+        assert await store.app("app2") is None
+
+    async def test_expect_guards_every_write(self, store: Store) -> None:
+        await store.commit([PutApp(an_app(version="1"), expect="")])
+        with pytest.raises(ConflictError):
+            await store.commit([PutApp(an_app(version="2"), expect="")])
+        with pytest.raises(ConflictError):
+            await store.commit([PutApp(an_app(version="2"), expect="0")])
+        await store.commit([PutApp(an_app(version="2"), expect="1")])
+        with pytest.raises(ConflictError):
+            await store.commit([DeleteApp("app1", expect="1")])
+        await store.commit([PutDevice(a_device(version="5"), expect="")])
+        with pytest.raises(ConflictError):
+            await store.commit([PutDevice(a_device(version="6"), expect="4")])
+        with pytest.raises(ConflictError):
+            await store.commit([DeleteDevice("app1", "dev1", expect="4")])
+        with pytest.raises(NotFoundError):
+            await store.commit([PutDevice(a_device("other"), expect="4")])
+        found = await store.device("app1", "dev1")
+        assert found is not None
+        assert found.device.metadata.resource_version == "5"
+
+    async def test_a_commit_is_done_whole_or_not_at_all(self, store: Store) -> None:
+        await store.commit([PutApp(an_app())])
+        with pytest.raises(ConflictError):
+            await store.commit([PutDevice(a_device("a")), PutDevice(a_device("b")), PutApp(an_app(), expect="")])
+        assert await store.devices("app1") == []
+
+    async def test_a_refused_commit_does_not_harm_those_beside_it(self, store: Store) -> None:
+        await store.commit([PutApp(an_app())])
+        refused = []
+
+        async def put(number: int) -> None:
+            try:
+                await store.commit([PutDevice(a_device(f"d{number}"), expect="" if number % 2 else "9")])
+            except (ConflictError, NotFoundError):
+                refused.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(put, number)
+        assert sorted(refused) == list(range(0, 50, 2))
+        assert len(await store.devices("app1")) == 25
+
+    async def test_what_must_exist_must_exist(self, store: Store) -> None:
+        for change in (
+            PutDevice(a_device()),
+            DeleteApp("app1"),
+            DeleteDevice("app1", "dev1"),
+            PutActual(Actual("app1", "dev1", "1", "00" * 32, "esp32c3")),
+            PutDeployment(a_deployment()),
+            DeleteDocument("c", "k"),
+        ):
+            with pytest.raises(NotFoundError):
+                await store.commit([change])
+        await store.commit([PutApp(an_app())])
+        with pytest.raises(NotFoundError):
+            await store.commit([PutFirmware(a_firmware("ab" * 32))])
+
+    async def test_devices_are_listed_by_name_in_pieces(self, store: Store) -> None:
+        await store.commit([PutApp(an_app()), *(PutDevice(a_device(f"dev{n:02}")) for n in range(10))])
+        assert [v.device.name for v in await store.devices("app1", limit=3)] == ["dev00", "dev01", "dev02"]
+        assert [v.device.name for v in await store.devices("app1", limit=2, offset=9)] == ["dev09"]
+        assert [v.device.name for v in await store.devices("app1", after="dev07")] == ["dev08", "dev09"]
+
+    @pytest.mark.parametrize(
+        ("selector", "names"),
+        [
+            ("site=a", ["d1", "d2"]),
+            ("site!=a", ["d3", "d4"]),
+            ("site in (a,b),ring=1", ["d1", "d3"]),
+            ("site notin (a)", ["d3", "d4"]),
+            ("ring", ["d1", "d2", "d3"]),
+            ("!ring", ["d4"]),
+            ("site=a,!ring", []),
+        ],
+    )
+    async def test_labels_select(self, store: Store, selector: str, names: list[str]) -> None:
+        await store.commit(
+            [
+                PutApp(an_app()),
+                PutDevice(a_device("d1", site="a", ring="1")),
+                PutDevice(a_device("d2", site="a", ring="2")),
+                PutDevice(a_device("d3", site="b", ring="1")),
+                PutDevice(a_device("d4")),
+            ]
+        )
+        found = await store.devices("app1", parse_selector_untrusted(selector))
+        assert [v.device.name for v in found] == names
+
+    async def test_labels_follow_a_change(self, store: Store) -> None:
+        await store.commit([PutApp(an_app(team="x")), PutDevice(a_device("d1", site="a"))])
+        await store.commit([PutApp(an_app(team="y")), PutDevice(a_device("d1", site="b"))])
+        assert await store.devices("app1", parse_selector_untrusted("site=a")) == []
+        assert len(await store.devices("app1", parse_selector_untrusted("site=b"))) == 1
+        assert await store.apps(parse_selector_untrusted("team=x")) == []
+        assert [a.name for a in await store.apps(parse_selector_untrusted("team=y"))] == ["app1"]
+
+    async def test_an_alias_leads_to_one_device(self, store: Store) -> None:
+        await store.commit([PutApp(an_app()), PutDevice(a_device("d1", spec={"alias": ["x", "y"]}))])
+        assert await store.find_alias("app1", "y") == "d1"
+        assert await store.find_alias("app1", "d1") == "d1"
+        assert await store.find_alias("app1", "z") is None
+        with pytest.raises(ConflictError):
+            await store.commit([PutDevice(a_device("d2", spec={"alias": ["y"]}))])
+        await store.commit([PutDevice(a_device("d1", spec={"alias": ["x"]}))])
+        assert await store.find_alias("app1", "y") is None
+
+    async def test_deleting_an_app_takes_everything_along(self, store: Store) -> None:
+        sha256 = await put_blob(store, b"data")
+        await store.commit([PutApp(an_app()), PutDevice(a_device(spec={"alias": ["x"]}, l="v"))])
+        await store.commit([PutFirmware(a_firmware(sha256)), PutDeployment(a_deployment())])
+        await store.commit([DeleteApp("app1")])
+        assert await store.app("app1") is None
+        assert await store.device("app1", "dev1") is None
+        assert await store.firmwares("app1") == []
+        assert await store.deployments("app1", "dev1") == []
+        assert await store.find_alias("app1", "x") is None
+        await store.commit([PutApp(an_app(version="2")), PutDevice(a_device())])
+        found = await store.device("app1", "dev1")
+        assert found is not None
+        assert found.deployment is None
+
+    async def test_firmware_has_one_record_a_version(self, store: Store) -> None:
+        sha256 = await put_blob(store, b"data")
+        assert sha256 == hashlib.sha256(b"data").hexdigest()
+        await store.commit([PutApp(an_app())])
+        first, second = a_firmware(sha256), a_firmware(sha256, "2.0", sequence=2)
+        await store.commit([PutFirmware(first), PutFirmware(second)])
+        assert await store.firmware("app1", "1.0") == first
+        assert [f.version for f in await store.firmwares("app1")] == ["2.0", "1.0"]
+        found = await store.firmware_by_digest("app1", sha256)
+        assert found == second
+        assert await store.firmware_by_digest("app1", "00" * 32) is None
+        with pytest.raises(ConflictError):
+            await store.commit([PutFirmware(first)])
+
+    async def test_a_deleted_firmware_may_come_again(self, store: Store) -> None:
+        if Capability.DELETE_FIRMWARE not in store.capabilities:
+            pytest.skip("the store does not declare delete-firmware")
+        sha256 = await put_blob(store, b"data")
+        await store.commit([PutApp(an_app()), PutFirmware(a_firmware(sha256))])
+        await store.commit([DeleteFirmware("app1", "1.0")])
+        assert await store.firmware("app1", "1.0") is None
+        with pytest.raises(NotFoundError):
+            await store.commit([DeleteFirmware("app1", "1.0")])
+        await store.commit([PutFirmware(a_firmware(sha256))])
+
+    async def test_a_device_comes_with_what_it_said_and_its_newest_deployment(self, store: Store) -> None:
+        await store.commit([PutApp(an_app()), PutDevice(a_device())])
+        actual = Actual("app1", "dev1", "1.0", "ab" * 32, "esp32c3", attributes={"rssi": "-70"}, seen_s=5.0)
+        await store.commit([PutActual(actual)])
+        await store.commit([PutDeployment(a_deployment(1)), PutDeployment(a_deployment(2))])
+        found = await store.device("app1", "dev1")
+        assert found is not None
+        assert found.actual == actual
+        assert found.deployment == a_deployment(2)
+        assert await store.devices("app1") == [found]
+
+    async def test_history_grows_and_is_read_newest_first(self, store: Store) -> None:
+        await store.commit([PutApp(an_app()), PutDevice(a_device())])
+        deployment = a_deployment()
+        for number, state in enumerate((State.PENDING, State.NOTIFIED, State.DONE)):
+            deployment = msgspec.structs.replace(deployment, state=state, record=b"\x00\xff")
+            entry = HistoryEntry(deployment.id, "app1", "dev1", float(number), state, "1.0")
+            await store.commit([PutDeployment(deployment, entry)])
+        assert [e.state for e in await store.history("app1", "dev1")] == [State.DONE, State.NOTIFIED, State.PENDING]
+        assert len(await store.history("app1", "dev1", limit=1)) == 1
+        assert await store.deployment(deployment.id) == deployment
+        assert await store.deployments("app1", "dev1") == [deployment]
+
+    async def test_users_of_a_firmware_are_those_that_want_it_or_are_getting_it(self, store: Store) -> None:
+        await store.commit(
+            [
+                PutApp(an_app()),
+                PutDevice(a_device("wants", spec={"firmware": {"version": "1.0"}})),
+                PutDevice(a_device("gets")),
+                PutDevice(a_device("had")),
+                PutDeployment(a_deployment(1, device="gets")),
+                PutDeployment(a_deployment(2, State.DONE, device="had")),
+            ]
+        )
+        assert await store.users_of("app1", "1.0") == ["gets", "wants"]
+        assert await store.users_of("app1", "2.0") == []
+
+    async def test_documents_are_kept_by_collection(self, store: Store) -> None:
+        await store.commit([PutDocument("c", f"k{n}", bytes([n])) for n in range(5)])
+        await store.commit([PutDocument("other", "k1", b"other")])
+        assert await store.document("c", "k1") == b"\x01"
+        assert await store.document("c", "missing") is None
+        assert await store.documents("c", prefix="k", after="k2", limit=1) == [("k3", b"\x03")]
+        with pytest.raises(ConflictError):
+            await store.commit([PutDocument("c", "k1", b"", create=True)])
+        await store.commit([DeleteDocument("c", "k1")])
+        assert [k for k, _ in await store.documents("c")] == ["k0", "k2", "k3", "k4"]
+
+    async def test_a_blob_that_was_not_committed_is_not_there(self, store: Store) -> None:
+        writer = await store.new_blob()
+        await writer.write(b"half")
+        await writer.aclose()
+        assert await store.blob(hashlib.sha256(b"half").hexdigest()) is None
+        sha256 = await put_blob(store, b"whole")
+        path = await store.blob(sha256)
+        assert path is not None
+        assert await trio.Path(path).read_bytes() == b"whole"
+        assert await put_blob(store, b"whole") == sha256
+        await store.delete_blob(sha256)
+        await store.delete_blob(sha256)
+        assert await store.blob(sha256) is None
+
+    async def test_a_cancelled_commit_leaves_the_store_usable(self, store: Store) -> None:
+        with trio.move_on_after(0):
+            await store.commit([PutApp(an_app("cancelled"))])
+        await store.commit([PutApp(an_app("after"))])
+        assert await store.app("after") is not None
+
+    async def test_a_backup_is_not_empty(self, store: Store) -> None:
+        await store.commit([PutApp(an_app())])
+        assert sum([len(block) async for block in store.backup()]) > 0

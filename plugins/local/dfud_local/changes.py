@@ -1,0 +1,163 @@
+"""How each change of dfud.api reads as SQL. Runs in the writer's thread, within a savepoint of its own batch."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dfud.api import (
+    Change,
+    ConflictError,
+    DeleteApp,
+    DeleteDevice,
+    DeleteDocument,
+    DeleteFirmware,
+    NotFoundError,
+    PutActual,
+    PutApp,
+    PutDeployment,
+    PutDevice,
+    PutDocument,
+    PutFirmware,
+)
+
+Cursor = sqlite3.Connection
+encode = msgspec.msgpack.encode
+
+
+def apply(db: Cursor, change: Change, blob_exists: Callable[[str], bool]) -> None:
+    """Apply one change; raises ConflictError or NotFoundError, and sqlite3.Error."""
+    match change:
+        case PutApp(app, expect):
+            _check(expect, _version(db, "SELECT version FROM app WHERE name=?", app.name), f"app {app.name}")
+            db.execute(
+                "INSERT INTO app VALUES (?,?,?) ON CONFLICT DO UPDATE SET version=excluded.version, body=excluded.body",
+                (app.name, app.metadata.resource_version, encode(app)),
+            )
+            db.execute("DELETE FROM app_label WHERE app=?", (app.name,))
+            db.executemany(
+                "INSERT INTO app_label VALUES (?,?,?)", [(app.name, k, v) for k, v in app.metadata.labels.items()]
+            )
+        case DeleteApp(name, expect):
+            found = _version(db, "SELECT version FROM app WHERE name=?", name)
+            _exists(found, f"app {name}")
+            _check(expect, found, f"app {name}")
+            db.execute("DELETE FROM app WHERE name=?", (name,))
+            for table in _APP_TABLES:
+                db.execute(f"DELETE FROM {table} WHERE app=?", (name,))  # noqa: S608 - names from the tuple below
+        case PutDevice(device, expect):
+            _app(db, device.app)
+            _put_device(db, change)
+        case DeleteDevice(app, name, expect):
+            found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", app, name)
+            _exists(found, f"device {name}")
+            _check(expect, found, f"device {name}")
+            db.execute("DELETE FROM device WHERE app=? AND name=?", (app, name))
+            for table in _DEVICE_TABLES:
+                db.execute(f"DELETE FROM {table} WHERE app=? AND device=?", (app, name))  # noqa: S608 - as above
+        case PutFirmware(firmware, create):
+            _app(db, firmware.app)
+            if not blob_exists(firmware.sha256):
+                raise NotFoundError(f"no image {firmware.sha256} is stored")
+            verb = "INSERT" if create else "INSERT OR REPLACE"
+            try:
+                db.execute(
+                    f"{verb} INTO firmware VALUES (?,?,?,?,?)",
+                    (firmware.app, firmware.version, firmware.sha256, firmware.sequence, encode(firmware)),
+                )
+            except sqlite3.IntegrityError:
+                raise ConflictError(f"firmware {firmware.version} of app {firmware.app} exists already") from None
+        case DeleteFirmware(app, version):
+            if not db.execute("DELETE FROM firmware WHERE app=? AND version=?", (app, version)).rowcount:
+                raise NotFoundError(f"no firmware {version} in app {app}")
+        case PutActual(actual):
+            _device(db, actual.app, actual.device)
+            db.execute(
+                "INSERT INTO actual VALUES (?,?,?) ON CONFLICT DO UPDATE SET body=excluded.body",
+                (actual.app, actual.device, encode(actual)),
+            )
+        case PutDeployment(d, entry):
+            _device(db, d.app, d.device)
+            db.execute(
+                "INSERT INTO deployment VALUES (?,?,?,?,?,?,?) "
+                "ON CONFLICT DO UPDATE SET open=excluded.open, body=excluded.body",
+                (d.id, d.app, d.device, d.version, d.created_s, not d.final, encode(d)),
+            )
+            if entry is not None:
+                db.execute(
+                    "INSERT INTO history (app, device, body) VALUES (?,?,?)", (entry.app, entry.device, encode(entry))
+                )
+        case PutDocument(collection, key, value, create):
+            verb = "INSERT" if create else "INSERT OR REPLACE"
+            try:
+                db.execute(f"{verb} INTO document VALUES (?,?,?)", (collection, key, value))
+            except sqlite3.IntegrityError:
+                raise ConflictError(f"{collection} {key} exists already") from None
+        case DeleteDocument(collection, key):
+            if not db.execute("DELETE FROM document WHERE collection=? AND key=?", (collection, key)).rowcount:
+                raise NotFoundError(f"no {collection} {key}")
+
+
+_DEVICE_TABLES = ("device_label", "alias", "actual", "deployment", "history")
+_APP_TABLES = ("app_label", "device", "firmware", *_DEVICE_TABLES)
+
+
+def _put_device(db: Cursor, change: PutDevice) -> None:
+    device = change.device
+    key = (device.app, device.name)
+    found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", *key)
+    _check(change.expect, found, f"device {device.name}")
+    firmware = device.spec.get("firmware")
+    wants = firmware.get("version") if isinstance(firmware, dict) else None
+    db.execute(
+        "INSERT INTO device VALUES (?,?,?,?,?) "
+        "ON CONFLICT DO UPDATE SET version=excluded.version, wants=excluded.wants, body=excluded.body",
+        (*key, device.metadata.resource_version, wants if isinstance(wants, str) else "", encode(device)),
+    )
+    if found is not None:
+        db.execute("DELETE FROM device_label WHERE app=? AND device=?", key)
+        db.execute("DELETE FROM alias WHERE app=? AND device=?", key)
+    db.executemany(
+        "INSERT INTO device_label VALUES (?,?,?,?)",
+        [(device.app, k, v, device.name) for k, v in device.metadata.labels.items()],
+    )
+    aliases = device.spec.get("alias")
+    for alias in aliases if isinstance(aliases, list) else ():
+        if not isinstance(alias, str):
+            continue
+        try:
+            db.execute("INSERT OR FAIL INTO alias VALUES (?,?,?)", (device.app, alias, device.name))
+        except sqlite3.IntegrityError:
+            (owner,) = db.execute("SELECT device FROM alias WHERE app=? AND alias=?", (device.app, alias)).fetchone()
+            if owner != device.name:
+                raise ConflictError(f"alias {alias} belongs to device {owner}") from None
+
+
+def _version(db: Cursor, query: str, *key: str) -> str | None:
+    row: Any = db.execute(query, key).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _check(expect: str | None, found: str | None, what: str) -> None:
+    if expect is None or expect == (found or ""):
+        return
+    if expect == "":
+        raise ConflictError(f"{what} exists already")
+    _exists(found, what)
+    raise ConflictError(f"{what} has changed since it was read")
+
+
+def _exists(found: str | None, what: str) -> None:
+    if found is None:
+        raise NotFoundError(f"no {what}")
+
+
+def _app(db: Cursor, app: str) -> None:
+    _exists(_version(db, "SELECT version FROM app WHERE name=?", app), f"app {app}")
+
+
+def _device(db: Cursor, app: str, device: str) -> None:
+    _exists(_version(db, "SELECT '' FROM device WHERE app=? AND name=?", app, device), f"device {device} in app {app}")

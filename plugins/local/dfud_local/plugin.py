@@ -1,0 +1,35 @@
+"""The hooks of the local store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from dfud.api import Config, Section, Store, hookimpl
+from dfud_local.store import LocalStore
+
+
+class LocalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    path: Annotated[
+        str, msgspec.Meta(description="directory of the database and the images; made if it is not there")
+    ] = "var/dfud"
+    database_max_bytes: Annotated[
+        int,
+        msgspec.Meta(
+            description="the database refuses to grow beyond this; 0: no limit", ge=0, extra={"unit": "bytes"}
+        ),
+    ] = 0
+
+
+@hookimpl
+def dfud_config_sections() -> Iterable[Section]:
+    return [Section("store.local", LocalConfig, "Records in SQLite, images as files, on this machine.")]
+
+
+@hookimpl
+def dfud_stores(config: Config) -> Iterable[Store]:
+    section = config.section("store.local", LocalConfig)
+    return [LocalStore(Path(section.path), database_max_bytes=section.database_max_bytes)]

@@ -1,0 +1,59 @@
+"""The database's tables and how an older database becomes a newer one. Bodies are msgpack of the model's structs."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from dfud.api import StoreError
+
+# One entry a version, never changed once released: a database of version n is brought up by MIGRATIONS[n:].
+MIGRATIONS = (
+    """
+    CREATE TABLE app (name TEXT PRIMARY KEY, version TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE app_label (app TEXT, key TEXT, value TEXT, PRIMARY KEY (app, key)) WITHOUT ROWID;
+    CREATE TABLE device (app TEXT, name TEXT, version TEXT NOT NULL, wants TEXT NOT NULL, body BLOB NOT NULL,
+        PRIMARY KEY (app, name)) WITHOUT ROWID;
+    CREATE INDEX device_wants ON device (app, wants) WHERE wants <> '';
+    CREATE TABLE device_label (app TEXT, key TEXT, value TEXT, device TEXT,
+        PRIMARY KEY (app, key, value, device)) WITHOUT ROWID;
+    CREATE INDEX device_label_of ON device_label (app, device);
+    CREATE TABLE alias (app TEXT, alias TEXT, device TEXT, PRIMARY KEY (app, alias)) WITHOUT ROWID;
+    CREATE INDEX alias_of ON alias (app, device);
+    CREATE TABLE firmware (app TEXT, version TEXT, sha256 TEXT NOT NULL, sequence INTEGER NOT NULL, body BLOB NOT NULL,
+        PRIMARY KEY (app, version)) WITHOUT ROWID;
+    CREATE INDEX firmware_digest ON firmware (app, sha256);
+    CREATE TABLE actual (app TEXT, device TEXT, body BLOB NOT NULL, PRIMARY KEY (app, device)) WITHOUT ROWID;
+    CREATE TABLE deployment (id TEXT PRIMARY KEY, app TEXT NOT NULL, device TEXT NOT NULL, version TEXT NOT NULL,
+        created REAL NOT NULL, open INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
+    CREATE INDEX deployment_of ON deployment (app, device, created);
+    CREATE INDEX deployment_open ON deployment (app, version) WHERE open;
+    CREATE TABLE history (id INTEGER PRIMARY KEY AUTOINCREMENT, app TEXT NOT NULL, device TEXT NOT NULL, body BLOB NOT NULL);
+    CREATE INDEX history_of ON history (app, device, id);
+    """,
+    """
+    CREATE TABLE document (collection TEXT, key TEXT, value BLOB NOT NULL, PRIMARY KEY (collection, key)) WITHOUT ROWID;
+    """,
+)
+
+
+def migrate(database: sqlite3.Connection) -> int:
+    """Bring `database` to the newest version, in one transaction; return the version it had.
+
+    Raises StoreError if it is newer than this program. On any error the database is as before.
+    """
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StoreError(f"the database has schema version {version}, this dfud knows up to {len(MIGRATIONS)}")
+    if version < len(MIGRATIONS):
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            for migration in MIGRATIONS[version:]:
+                for statement in migration.split(";"):
+                    if statement.strip():
+                        database.execute(statement)
+            database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+    return int(version)

@@ -1,0 +1,192 @@
+"""The local store: the conformance suite, migration, a full disk, and being killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from dfud_local.schema import MIGRATIONS, migrate
+from dfud_local.store import LocalStore
+
+from dfud.api import Bus, PutApp, PutDevice, StoreError
+from dfud.testing.store import StoreConformance, a_device, an_app
+
+
+class TestLocalStore(StoreConformance):
+    @pytest.fixture
+    async def store(self, nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[LocalStore]:
+        store = LocalStore(tmp_path / "state")
+        await nursery.start(store.run, Bus())
+        yield store
+
+
+async def open_store(nursery: trio.Nursery, path: Path, **options: int) -> LocalStore:
+    store = LocalStore(path, **options)
+    await nursery.start(store.run, Bus())
+    return store
+
+
+async def test_a_backup_opens_as_a_database(nursery: trio.Nursery, tmp_path: Path) -> None:
+    store = await open_store(nursery, tmp_path / "state")
+    await store.commit([PutApp(an_app())])
+    (tmp_path / "copy").write_bytes(b"".join([block async for block in store.backup()]))
+    assert sqlite3.connect(tmp_path / "copy").execute("SELECT name FROM app").fetchall() == [("app1",)]
+
+
+def test_a_database_of_every_older_version_is_brought_up(tmp_path: Path) -> None:
+    for version in range(len(MIGRATIONS) + 1):
+        database = sqlite3.connect(tmp_path / f"v{version}", isolation_level=None)
+        for migration in MIGRATIONS[:version]:
+            database.executescript(migration)
+        database.execute(f"PRAGMA user_version={version}")
+        if version:
+            database.execute("INSERT INTO app VALUES ('kept', '1', x'80')")
+        assert migrate(database) == version
+        assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert database.execute("SELECT count(*) FROM document").fetchone() == (0,)
+        assert database.execute("SELECT count(*) FROM app").fetchone() == (1 if version else 0,)
+
+
+def test_a_failing_migration_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "db", isolation_level=None)
+    database.executescript(MIGRATIONS[0] + "PRAGMA user_version=1; CREATE TABLE document (in_the_way)")
+    with pytest.raises(sqlite3.OperationalError):
+        migrate(database)
+    assert database.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+async def test_a_database_from_a_newer_dfud_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    database = sqlite3.connect(tmp_path / "state" / "dfud.sqlite3")
+    database.execute("PRAGMA user_version=999")
+    database.close()
+    with pytest.raises(StoreError, match="schema version 999"):
+        await LocalStore(tmp_path / "state").run(Bus())
+
+
+async def test_a_full_database_is_an_error_and_recovers(nursery: trio.Nursery, tmp_path: Path) -> None:
+    store = await open_store(nursery, tmp_path / "state", database_max_bytes=512 * 1024)
+    await store.commit([PutApp(an_app())])
+    written = 0
+    with pytest.raises(StoreError, match="full") as caught:
+        for number in range(1000):
+            await store.commit([PutDevice(a_device(f"d{number:04}", spec={"text": "x" * 2000}))])
+            written += 1
+    assert caught.value.retryable
+    assert len(await store.devices("app1")) == written > 50
+    await store.commit([PutDevice(a_device("d0000", version="2"))])
+
+
+_FILLER = """
+import resource, signal, sys, trio
+from pathlib import Path
+from dfud.api import Bus, StoreError
+from dfud_local.store import LocalStore
+from dfud.testing.store import put_blob
+async def main():
+    async with trio.open_nursery() as nursery:
+        store = LocalStore(Path(sys.argv[1]))
+        await nursery.start(store.run, Bus())
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        try:
+            await put_blob(store, bytes(1_000_000))
+        except StoreError as error:
+            print("refused:", error, error.retryable)
+        print("small:", len(await put_blob(store, bytes(1000))))
+        nursery.cancel_scope.cancel()
+trio.run(main)
+"""
+
+
+async def test_an_image_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    run = await trio.run_process([sys.executable, "-c", _FILLER, str(tmp_path)], capture_stdout=True)
+    assert run.stdout.decode().startswith("refused: the image could not be stored: File too large True\nsmall: 64")
+    files = [p for p in (tmp_path / "blobs").rglob("*") if p.is_file()]
+    assert [p.stat().st_size for p in files] == [1000]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 300_000
+
+
+_LOADER = """
+import sys, trio
+from pathlib import Path
+from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice
+from dfud_local.store import LocalStore
+from dfud.testing.store import a_device, an_app, put_blob
+async def client(store, who):
+    number = 0
+    while True:
+        number += 1
+        await store.commit([PutActual(Actual("app1", f"d{who}", str(number), "00" * 32, "esp32c3"))])
+        print(f"report d{who} {number}", flush=True)
+async def uploader(store):
+    number = 0
+    while True:
+        number += 1
+        print("blob", await put_blob(store, b"%d" % number * 1000), flush=True)
+async def main():
+    async with trio.open_nursery() as nursery:
+        store = LocalStore(Path(sys.argv[1]))
+        await nursery.start(store.run, Bus())
+        if await store.app("app1") is None:
+            await store.commit([PutApp(an_app()), *(PutDevice(a_device(f"d{n}")) for n in range(20))])
+        for who in range(20):
+            nursery.start_soon(client, store, who)
+        nursery.start_soon(uploader, store)
+trio.run(main)
+"""
+
+
+async def test_being_killed_a_hundred_times_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    """Kill -9 at random moments; then everything the process said it had stored must be readable."""
+    rng = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
+    answered = 0
+    for cut in range(100):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LOADER, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        await trio.to_thread.run_sync(time.sleep, rng.uniform(0, 0.08))
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.read().split(b"\n")[:-1]
+        process.wait()
+        last: dict[str, int] = {}
+        blobs = []
+        for line in lines:
+            kind, *rest = line.decode().split()
+            answered += 1
+            if kind == "report":
+                last[rest[0]] = int(rest[1])
+            else:
+                blobs.append(rest[0])
+        async with trio.open_nursery() as nursery:
+            store = await open_store(nursery, tmp_path)
+            for device, number in last.items():
+                view = await store.device("app1", device)
+                assert view is not None and view.actual is not None, f"seed {seed} cut {cut}"
+                assert int(view.actual.version) >= number, f"seed {seed} cut {cut} {device}"
+            for sha256 in blobs:
+                path = await store.blob(sha256)
+                assert path is not None, f"seed {seed} cut {cut}"
+                assert len(path.read_bytes()) % 1000 == 0
+            nursery.cancel_scope.cancel()
+    database = sqlite3.connect(tmp_path / "dfud.sqlite3")
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert answered > 1000
+
+
+async def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with pytest.raises(StoreError, match="not open"):
+        await store.commit([PutApp(an_app())])
