@@ -59,7 +59,8 @@ class _FileWriter(BlobWriter):
     async def commit(self) -> str:
         try:
             with trio.CancelScope(shield=True):
-                return await trio.to_thread.run_sync(self._commit)
+                sha256 = await trio.to_thread.run_sync(self._commit)
+            return sha256
         except OSError as error:
             await self.aclose()
             raise _error(error) from error

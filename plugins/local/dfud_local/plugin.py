@@ -12,7 +12,10 @@ from dfud.api import Config, Section, Store, hookimpl
 from dfud_local.store import LocalStore
 
 
-class LocalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class LocalConfig(
+    msgspec.Struct,
+    frozen=True,
+):
     path: Annotated[
         str, msgspec.Meta(description="directory of the database and the images; made if it is not there")
     ] = "var/dfud"
