@@ -1,0 +1,135 @@
+"""Making packages: docs/protocol.md, "Package and chunks". Pure, CPU-bound; worker.py runs it in its own process.
+
+Chunks are as large as the device's payload allows, up to 32 pages: a chunk that is one long copy costs 15 bytes of frame,
+so fewer, larger chunks are what keeps small updates small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+
+import zstandard
+
+from dfud.errors import PeerError
+from dfud.package.file import PackageFile, make
+from dfud.wire.chunk import PAGE_BYTES, PAGES_MAX, Chunk, encode_chunk
+from dfud.wire.messages import Kind
+
+# Measured on rv32 code, 27 KB chunks (bench/delta.py): the last 256 KB as prefix give 0.1 % more bytes than all of it, in a
+# sixth of the time, because every chunk indexes its prefix anew.
+FULL_PREFIX_BYTES = 1 << 18
+FULL_LEVEL = 19
+# With the base digested once, a second level costs little; neither is always the smaller one.
+DELTA_LEVELS = (12, 19)
+WINDOW_LOG = 22
+TRIALS_MAX = 5
+
+Compress = Callable[[int, int], bytes]  # (first byte, end) of the image -> frame
+
+
+def parameters(level: int) -> zstandard.ZstdCompressionParameters:
+    """Return the settings of every frame: no magic number, no checksum, no dictionary identifier, no content size."""
+    return zstandard.ZstdCompressionParameters.from_level(
+        level,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+        window_log=WINDOW_LOG,
+    )
+
+
+def prefix_compressor(prefix: bytes, level: int) -> zstandard.ZstdCompressor:
+    """Return a compressor whose frames continue `prefix`, which is digested here, once."""
+    if not prefix:
+        return zstandard.ZstdCompressor(compression_params=parameters(level))
+    dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    dictionary.precompute_compress(compression_params=parameters(level))
+    return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(level))
+
+
+def build_package(image: bytes, base: bytes | None, *, kinds: int, payload_bytes: int, workers: int = 1) -> PackageFile:
+    """Return the smallest package of `image` out of the kinds in the bitmask `kinds` that needs no more than `base`.
+
+    payload_bytes: the largest payload that the device holds; 4112 are enough for every image. Raises PeerError if the
+    device decodes none of our kinds or a page of the image does not fit its payload.
+    """
+    found: list[PackageFile] = []
+    if base is not None and kinds >> Kind.DELTA & 1:
+        found.append(build_delta(image, base, payload_bytes))
+    if kinds >> Kind.FULL & 1:
+        # A full package of this size cannot be smaller than an update of a tenth of the image.
+        if not found or min(p.total_bytes for p in found) > len(image) // 10:
+            found.append(build_full(image, payload_bytes))
+    if not found:
+        raise PeerError(f"the device decodes kinds {kinds:#x}, none of which can be made for it")
+    return min(found, key=lambda package: package.total_bytes)
+
+
+def build_full(image: bytes, payload_bytes: int) -> PackageFile:
+    """Return the package of kind 1."""
+
+    def compress(first: int, end: int) -> bytes:
+        prefix = image[max(0, first - FULL_PREFIX_BYTES) : first]
+        dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
+        settings = parameters(FULL_LEVEL)
+        if dictionary is None:
+            return zstandard.ZstdCompressor(compression_params=settings).compress(image[first:end])
+        return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=settings).compress(image[first:end])
+
+    chunks = list(cut(image, compress, payload_bytes))
+    return make(Kind.FULL, len(image), hashlib.sha256(image).digest(), None, chunks)
+
+
+def build_delta(image: bytes, base: bytes, payload_bytes: int) -> PackageFile:
+    """Return the package of kind 2."""
+    compressors = [prefix_compressor(base, level) for level in DELTA_LEVELS]
+
+    def compress(first: int, end: int) -> bytes:
+        piece = image[first:end]
+        return min((c.compress(piece) for c in compressors), key=len)
+
+    chunks = list(cut(image, compress, payload_bytes))
+    return make(Kind.DELTA, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
+
+
+def cut(image: bytes, compress: Compress, payload_bytes: int, *, first_number: int = 0) -> Iterator[bytes]:
+    """Yield the encoded chunks of `image`, each as many pages as fit the payload. crc is over `image`'s bytes."""
+    total = -(-len(image) // PAGE_BYTES)
+    page, number, guess = 0, first_number, PAGES_MAX
+    while page < total:
+        pages, payload = _fit(image, compress, payload_bytes, page, min(guess, total - page), total - page)
+        first, end = page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES)
+        yield encode_chunk(Chunk(number, page, pages, zlib.crc32(image[first:end]), payload))
+        number += 1
+        page += pages
+        guess = min(PAGES_MAX, max(1, pages * payload_bytes // max(len(payload), 1)))
+
+
+def _fit(image: bytes, compress: Compress, payload_bytes: int, page: int, pages: int, left: int) -> tuple[int, bytes]:
+    """Return the most pages from `page` on that were found to fit, and their frame; `pages` is where to begin looking."""
+    limit = min(PAGES_MAX, left)
+    good, frame, bad = 0, b"", limit + 1
+    for _ in range(TRIALS_MAX):
+        tried = compress(page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES))
+        if len(tried) <= payload_bytes:
+            good, frame = pages, tried
+        else:
+            bad = pages
+        if bad - good <= 1:
+            break
+        estimate = pages * payload_bytes // len(tried)
+        pages = max(good + 1, min(bad - 1, estimate))
+        if good and pages - good <= good // 16:
+            break  # what could still be won is less than another compression is worth
+    while not good:
+        if bad == 1:
+            raise PeerError(f"page {page} does not fit a payload of {payload_bytes} bytes")
+        pages = max(1, bad // 2)
+        tried = compress(page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES))
+        if len(tried) <= payload_bytes:
+            good, frame = pages, tried
+        bad = pages
+    return good, frame
