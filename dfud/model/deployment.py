@@ -70,7 +70,8 @@ def advance(state: State, event: Event) -> State | None:
 class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
 
-    attempts counts transfers that the device gave up; not_before_s holds a retry back. A final deployment never changes again.
+    attempts counts transfers that the device gave up; not_before_s holds a retry back. A final deployment never changes
+    again, but for `blocks`: while it is set, this image is not sent to this device again. A user's retry clears it.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     crashes: int = 0
     reset_reason: int = 0
     record: bytes = b""
+    blocks: bool = False
 
     @property
     def final(self) -> bool:

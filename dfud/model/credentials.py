@@ -1,0 +1,188 @@
+"""Device credentials in spec.authentication, in Drogue's forms: how they are kept and compared. Pure.
+
+A secret that dfud makes has 128 random bits, so a fast keyed hash is enough: whoever steals the database without the key
+cannot even try guesses. Passwords that came as bcrypt or sha512-crypt are compared as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+KEYED = "dfud"  # the password form that this module writes: {"pass": {"dfud": "<salt>.<mac>"}}
+_NEVER = "\0"
+
+
+def new_secret() -> str:
+    """Return a fresh 128-bit secret as 22 characters of URL-safe base64."""
+    return secrets.token_urlsafe(16)
+
+
+def keyed_hash(secret: str, key: bytes, salt: bytes | None = None) -> str:
+    """Return `<salt>.<mac>` in URL-safe base64: HMAC-SHA256 of salt and secret under `key`."""
+    salt = secrets.token_bytes(9) if salt is None else salt
+    mac = hmac.digest(key, salt + secret.encode("utf-8", "surrogatepass"), "sha256")
+    return f"{base64.urlsafe_b64encode(salt).decode()}.{base64.urlsafe_b64encode(mac).decode()}"
+
+
+def protect(spec: Mapping[str, Any], key: bytes) -> dict[str, Any]:
+    """Return a copy of a device's spec in which every plain password has become a keyed hash.
+
+    Both of Drogue's places, `authentication` and `credentials`, are treated; what is not understood stays as it is, and
+    never matches.
+    """
+    out = dict(spec)
+    for place in ("authentication", "credentials"):
+        section = out.get(place)
+        if isinstance(section, Mapping) and isinstance(section.get("credentials"), list):
+            out[place] = {**section, "credentials": [_protect_one(c, key) for c in section["credentials"]]}
+    return out
+
+
+def _protect_one(credential: Any, key: bytes) -> Any:
+    if not isinstance(credential, Mapping):
+        return credential
+    if "pass" in credential:
+        return {**credential, "pass": _protect_password(credential["pass"], key)}
+    user = credential.get("user")
+    if isinstance(user, Mapping) and "password" in user:
+        return {**credential, "user": {**user, "password": _protect_password(user["password"], key)}}
+    return credential
+
+
+def _protect_password(password: Any, key: bytes) -> Any:
+    plain = password.get("plain") if isinstance(password, Mapping) else password
+    return {KEYED: keyed_hash(plain, key)} if isinstance(plain, str) else password
+
+
+def credentials_of(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the credentials of a device; `credentials` counts only where `authentication` is absent, as in Drogue."""
+    section = spec.get("authentication", spec.get("credentials"))
+    items = section.get("credentials") if isinstance(section, Mapping) else None
+    return [c for c in items if isinstance(c, Mapping)] if isinstance(items, list) else []
+
+
+def passwords(spec: Mapping[str, Any], username: str | None) -> Iterator[Any]:
+    """Yield the stored forms that a password may match: those of `username`, or the device's own for None."""
+    for credential in credentials_of(spec):
+        if username is None and "pass" in credential:
+            yield credential["pass"]
+        user = credential.get("user")
+        if username is not None and isinstance(user, Mapping) and user.get("username") == username:
+            yield user.get("password")
+
+
+def verify(spec: Mapping[str, Any], username: str | None, password: str, key: bytes) -> bool:
+    """Say whether `password` is right. Constant time for keyed hashes; compares at least once, whatever is stored."""
+    right = False
+    compared = False
+    for stored in passwords(spec, username):
+        compared = True
+        right |= _matches(stored, password, key)
+    if not compared:
+        _matches({KEYED: keyed_hash(_NEVER, key, b"")}, password, key)
+    return right
+
+
+def _matches(stored: Any, password: str, key: bytes) -> bool:
+    if isinstance(stored, str):
+        stored = {"plain": stored}
+    if not isinstance(stored, Mapping):
+        return False
+    value = next((v for v in stored.values() if isinstance(v, str)), "")
+    given = password.encode("utf-8", "surrogatepass")
+    if KEYED in stored:
+        salt, _, mac = value.partition(".")
+        try:
+            expected = keyed_hash(password, key, base64.urlsafe_b64decode(salt))
+        except ValueError:
+            return False
+        return bool(mac) and hmac.compare_digest(expected.encode(), value.encode("utf-8", "surrogatepass"))
+    if "plain" in stored:
+        return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(value.encode()).digest())
+    if "bcrypt" in stored:
+        return _bcrypt(given, value)
+    if "sha512" in stored:
+        return _sha512_crypt(given, value)
+    return False
+
+
+def _bcrypt(given: bytes, stored: str) -> bool:
+    import bcrypt  # here: an extra of those who bring Drogue's credentials along
+
+    try:
+        return bool(bcrypt.checkpw(given[:72], stored.encode()))
+    except ValueError:
+        return False
+
+
+def keys_of(spec: Mapping[str, Any], now: datetime) -> list[bytes]:
+    """Return the pre-shared keys that are valid now, in the order of the spec."""
+    found = []
+    for credential in credentials_of(spec):
+        psk = credential.get("psk")
+        if not isinstance(psk, Mapping) or not isinstance(psk.get("key"), str):
+            continue
+        validity = psk.get("validity")
+        try:
+            if isinstance(validity, Mapping):
+                if "notBefore" in validity and now < datetime.fromisoformat(validity["notBefore"]):
+                    continue
+                if "notAfter" in validity and now > datetime.fromisoformat(validity["notAfter"]):
+                    continue
+            found.append(base64.b64decode(psk["key"], validate=True))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+_ITOA64 = "./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ORDER = [(i * 22 % 63, (i * 22 + 21) % 63, (i * 22 + 42) % 63) for i in range(21)]
+ROUNDS_MAX = 100_000  # a stored form that asks for more would let a stranger's attempt cost seconds
+
+
+def _sha512_crypt(given: bytes, stored: str) -> bool:
+    """Compare with a crypt(3) `$6$` string. Source: Drepper, "Unix crypt using SHA-256 and SHA-512", 2008."""
+    parts = stored.split("$")
+    if len(parts) < 4 or parts[0] or parts[1] != "6":
+        return False
+    rounds = 5000
+    if parts[2].startswith("rounds="):
+        try:
+            rounds = max(1000, int(parts[2][7:]))
+        except ValueError:
+            return False
+        parts = [*parts[:2], *parts[3:]]
+    if rounds > ROUNDS_MAX or len(parts) != 4:
+        return False
+    salt = parts[2].encode()[:16]
+    b = hashlib.sha512(given + salt + given).digest()
+    a = hashlib.sha512(given + salt + _repeat(b, len(given)))
+    n = len(given)
+    while n:
+        a.update(b if n & 1 else given)
+        n >>= 1
+    digest = a.digest()
+    p = _repeat(hashlib.sha512(given * len(given)).digest(), len(given))
+    s = _repeat(hashlib.sha512(salt * (16 + digest[0])).digest(), len(salt))
+    for i in range(rounds):
+        c = (p if i & 1 else digest) + (s if i % 3 else b"") + (p if i % 7 else b"") + (digest if i & 1 else p)
+        digest = hashlib.sha512(c).digest()
+    out = ""
+    for one, two, three in _ORDER:
+        out += _base64(digest[one] << 16 | digest[two] << 8 | digest[three], 4)
+    out += _base64(digest[63], 2)
+    return hmac.compare_digest(out.encode(), parts[3].encode("utf-8", "surrogatepass"))
+
+
+def _repeat(block: bytes, size: int) -> bytes:
+    return (block * (size // len(block) + 1))[:size]
+
+
+def _base64(value: int, count: int) -> str:
+    return "".join(_ITOA64[value >> (6 * i) & 63] for i in range(count))
