@@ -1,0 +1,1 @@
+"""The process: configuration, plugins, start order, signals, logs. Nothing may import it but the command line."""
