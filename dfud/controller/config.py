@@ -1,0 +1,51 @@
+"""The section [controller]."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from dfud.api import Section
+
+Meta = msgspec.Meta
+S = {"unit": "s"}
+
+
+class ControllerConfig(msgspec.Struct, frozen=True):
+    poll_s: Annotated[
+        int, Meta(description="how often a device that has nothing to do asks", ge=1, le=604800, extra=S)
+    ] = 300
+    busy_poll_s: Annotated[
+        int, Meta(description="how soon a device asks again while something is being prepared", ge=1, le=3600, extra=S)
+    ] = 2
+    attempts: Annotated[
+        int, Meta(description="transfers that may fail before a deployment has failed", ge=1, le=100)
+    ] = 3
+    retry_s: Annotated[
+        int, Meta(description="wait before the second attempt; doubled each time", ge=0, le=86400, extra=S)
+    ] = 30
+    retry_max_s: Annotated[int, Meta(description="longest wait between attempts", ge=0, le=604800, extra=S)] = 3600
+    progress_s: Annotated[
+        float, Meta(description="how often the progress of one transfer is stored", ge=0.1, le=3600, extra=S)
+    ] = 5.0
+    seen_s: Annotated[
+        float,
+        Meta(description="how often it is stored that a silent, unchanged device is alive", ge=1, le=86400, extra=S),
+    ] = 900.0
+    cache_devices: Annotated[int, Meta(description="devices kept in memory", ge=100, le=10_000_000)] = 100_000
+    packages_path: Annotated[str, Meta(description="directory of prepared packages; may be emptied at any time")] = (
+        "var/packages"
+    )
+    packages_max_bytes: Annotated[
+        int, Meta(description="prepared packages kept on disk", ge=1 << 20, extra={"unit": "bytes"})
+    ] = 4 << 30
+    packages_memory_bytes: Annotated[
+        int, Meta(description="prepared packages kept in memory", ge=1 << 20, extra={"unit": "bytes"})
+    ] = 128 << 20
+    workers: Annotated[
+        int, Meta(description="processes that prepare packages; 0: one less than cores", ge=0, le=256)
+    ] = 0
+
+
+SECTION = Section("controller", ControllerConfig, "When devices are told what.")
