@@ -6,6 +6,7 @@ progress within one transfer; losing it loses nothing but that.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -43,7 +44,7 @@ from dfud.controller.packages import Packages
 from dfud.model.deployment import Event, State
 from dfud.model.desired import desired_of
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Kind, Status, Type
+from dfud.wire.messages import Command, Kind, Phase, Progress, Status, Type
 
 
 class Tracked:
@@ -194,6 +195,57 @@ class Controller:
                 verdict.action, verdict.reason = Action.WAIT, "its package is being made"
             await self._keep(tracked, self._actual(app, device, status, transport, now_s), verdict, now_s)
         return self._command(verdict, status, target, desired, package)
+
+    @property
+    def poll_s(self) -> int:
+        """How often a device that has nothing to do asks."""
+        return self._config.poll_s
+
+    async def foreign_report(
+        self, actual: Actual, *, sha256: str, offset: int | None, version: str, swap: bool
+    ) -> None:
+        """Take what a device of another dialect said: what runs, and that it holds `offset` bytes of `version`.
+
+        Such devices name versions, not digests: a version that is published stands for its image.
+        """
+        tracked = await self._tracked(actual.app, actual.device)
+        async with tracked.lock:
+            desired, target = await self._desired(actual.app, tracked)
+            running = await self._firmware(actual.app, actual.version)
+            digest = (
+                running.sha256 if running is not None else sha256 or hashlib.sha256(actual.version.encode()).hexdigest()
+            )
+            progress = None
+            deployment = tracked.deployment
+            if offset is not None and deployment is not None and version == deployment.version:
+                phase = Phase.WRITTEN if swap else Phase.FETCHING
+                progress = Progress(bytes.fromhex(deployment.package or "00" * 16), 0, phase)
+            status = Status(
+                actual.version, bytes.fromhex(digest), target.hardware if target else actual.hardware or "unknown", 2, 4160,
+                (1 << 32) - 1, progress=progress,
+            )  # fmt: skip
+            now_s = self._now()
+            verdict = decide(actual.app, actual.device, status, deployment, desired, target, self._config, now_s)
+            if verdict.action is Action.SEND and verdict.deployment is not None and target is not None:
+                self._offered(verdict, target, offset, now_s)
+            said = msgspec.structs.replace(actual, sha256=digest, seen_s=now_s)
+            await self._keep(tracked, said, verdict, now_s)
+
+    def _offered(self, verdict: Verdict, target: Firmware, offset: int | None, now_s: float) -> None:
+        """Note that blocks of the image itself go out: no package, progress in bytes."""
+        before = verdict.deployment
+        assert before is not None
+        name = target.sha256[:32]
+        after = before.step(
+            Event.SENT, now_s, package=name, chunks_total=target.size_bytes, bytes_total=target.size_bytes
+        )
+        if before.state is State.WRITTEN:
+            after = msgspec.structs.replace(after, state=State.WRITTEN)
+        elif offset:
+            after = after.step(Event.CHUNK, now_s, chunks_done=min(offset, target.size_bytes))
+        if after.state is not before.state:
+            verdict.steps.append((after, entry_of(after, Event.SENT)))
+        verdict.deployment = after
 
     def _actual(self, app: str, device: str, status: Status, transport: str, now_s: float) -> Actual:
         return Actual(
