@@ -1,0 +1,240 @@
+"""One connection: read, answer in order, park. Whatever the peer does, `serve()` ends without an exception."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import trio
+
+from dfud.api import Chunks, Code, Credentials, Endpoint, Reply, Request, Waiting
+from dfud_http.answer import CONTINUE, encode_chunks, encode_plain, encode_reply, etag
+from dfud_http.config import HttpConfig
+from dfud_http.parse import HttpRequest, RequestReader, split_target_untrusted
+
+RECEIVE_BYTES = 16384
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class Connection:
+    """Owns the stream's traffic, not its closing."""
+
+    __slots__ = (
+        "_certificate",
+        "_config",
+        "_draining",
+        "_encrypted",
+        "_endpoint",
+        "_idle",
+        "_peer",
+        "_reader",
+        "_stream",
+        "busy",
+    )
+
+    def __init__(
+        self, stream: Stream, peer: str, endpoint: Endpoint, config: HttpConfig, *, certificate: bytes, encrypted: bool
+    ) -> None:
+        self._stream = stream
+        self._peer = peer
+        self._endpoint = endpoint
+        self._config = config
+        self._certificate = certificate
+        self._encrypted = encrypted
+        self._reader = RequestReader(config.header_max, config.body_max)
+        self._idle = trio.CancelScope()
+        self._draining = False
+        self.busy = False
+
+    def drain(self) -> None:
+        """Close after what is under way; at once if nothing is."""
+        self._draining = True
+        if not self.busy:
+            self._idle.cancel()
+
+    async def serve(self) -> None:
+        """Serve until either side has had enough."""
+        try:
+            while await self._serve_one():
+                pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            return
+
+    async def _serve_one(self) -> bool:
+        reader = self._reader
+        if not reader.requests:
+            if not await self._read_request():
+                return False
+        request = reader.requests.popleft()
+        self.busy = True
+        keep_alive = request.keep_alive and not self._draining
+        answer = await self._answer(request, keep_alive)
+        if answer is None:
+            return False
+        await self._send(answer)
+        self.busy = False
+        return keep_alive and not self._draining
+
+    async def _read_request(self) -> bool:
+        """Read until there is a whole request; False if there will be none."""
+        reader = self._reader
+        started = False
+        deadline = trio.current_time() + self._config.idle_s
+        while not reader.requests:
+            if reader.fault is not None:
+                await self._send(encode_plain(reader.fault.status, reader.fault.message))
+                return False
+            with trio.CancelScope(deadline=deadline) as scope:
+                self._idle = scope
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+            if scope.cancelled_caught:
+                if started:
+                    await self._send(encode_plain(408, "the request did not come in time"))
+                return False
+            if not data:
+                return False
+            reader.feed(data)
+            if not started:
+                # One deadline for the whole request: a byte now and then does not extend it.
+                started = True
+                deadline = trio.current_time() + self._config.request_s
+            if reader.expects_continue and not reader.requests and reader.fault is None:
+                reader.expects_continue = False
+                await self._send(CONTINUE)
+        return True
+
+    async def _send(self, data: bytes) -> None:
+        with trio.fail_after(self._config.send_s):
+            await self._stream.send_all(data)
+
+    async def _answer(self, request: HttpRequest, keep_alive: bool) -> bytes | None:
+        """Return the whole answer, or None if the peer has gone meanwhile."""
+        method = request.method
+        split = split_target_untrusted(request.target)
+        if split is None:
+            return encode_plain(400, "the target cannot be read", keep_alive=keep_alive)
+        path, query = split
+        if method == b"POST":
+            if len(path) >= 2 and path[0] == "v1" and path[1]:
+                return await self._publish(request, path, query, keep_alive)
+        elif method in (b"GET", b"HEAD"):
+            if path == [""]:
+                return encode_plain(200, keep_alive=keep_alive)
+            if len(path) == 4 and path[:2] == ["v1", "dfu"]:
+                return await self._chunks(request, path[2], path[3], query, keep_alive)
+        else:
+            return encode_plain(
+                405, "expected GET, HEAD or POST", keep_alive=keep_alive, headers=b"allow: GET, HEAD, POST\r\n"
+            )
+        return encode_plain(404, "no such path", keep_alive=keep_alive)
+
+    def _credentials(self, request: HttpRequest, query: dict[str, str]) -> Credentials:
+        return Credentials(
+            request.headers.get(b"authorization", b""),
+            self._certificate,
+            (),
+            "",
+            query.get("application", ""),
+            query.get("device", ""),
+        )
+
+    async def _publish(
+        self, request: HttpRequest, path: list[str], query: dict[str, str], keep_alive: bool
+    ) -> bytes | None:
+        timeout_s = _timeout(query)
+        if timeout_s is None:
+            return encode_plain(400, "ct: expected a number of seconds", keep_alive=keep_alive)
+        channel = path[1]
+        content_type = request.headers.get(b"content-type", b"").decode("latin-1")
+        if channel != "dfu" and not _acceptable(content_type, request.body):
+            return encode_plain(406, keep_alive=keep_alive)
+        publish = Request(
+            "http",
+            self._peer,
+            self._credentials(request, query),
+            channel,
+            request.body,
+            content_type,
+            timeout_s,
+            query.get("as", ""),
+            query.get("data_schema", ""),
+            "/".join(path[2:]),
+            self._encrypted,
+        )
+        found = self._endpoint.quick(publish)
+        if found is None:
+            found = await self._endpoint.post(publish)
+        if isinstance(found, Waiting):
+            waited = await self._wait(found)
+            if waited is None:
+                return None
+            found = waited
+        return encode_reply(found, keep_alive)
+
+    async def _wait(self, waiting: Waiting) -> Reply | None:
+        """Wait for the reply while watching for the peer's going; None if it has gone."""
+        if self._draining:
+            return waiting.expire()
+        reply: Reply | None = None
+        scope = trio.CancelScope(deadline=trio.current_time() + min(waiting.timeout_s, 1e9))
+
+        def wake(answer: Reply) -> None:
+            nonlocal reply
+            reply = answer
+            scope.cancel()
+
+        waiting.listen(wake)
+        data: bytes | bytearray | None = None
+        with scope:
+            while reply is None:
+                if len(self._reader.requests) >= self._config.pipelined or self._reader.fault is not None:
+                    await trio.sleep(math.inf)
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+                if not data:
+                    break
+                self._reader.feed(bytes(data))
+        if reply is not None:
+            return reply
+        if scope.cancelled_caught or data:
+            return waiting.expire()
+        waiting.cancel()
+        return None
+
+    async def _chunks(
+        self, request: HttpRequest, package: str, which: str, query: dict[str, str], keep_alive: bool
+    ) -> bytes:
+        first_text, dash, last_text = which.partition("-")
+        if not _number(first_text) or (dash and not _number(last_text)) or len(package) != 32:
+            return encode_reply(Reply(Code.NOT_FOUND, error="NotFound", message="no such chunk"), keep_alive)
+        first = int(first_text)
+        last = int(last_text) if dash else first
+        credentials = self._credentials(request, query)
+        found = self._endpoint.quick_chunks(self._peer, credentials, package, first, last)
+        if found is None:
+            found = await self._endpoint.chunks(self._peer, credentials, package, first, last)
+        if isinstance(found, Chunks):
+            if b'"%s"' % etag(found) in request.headers.get(b"if-none-match", b""):
+                return encode_plain(304, keep_alive=keep_alive, headers=b'etag: "%s"\r\n' % etag(found))
+            return encode_chunks(found, keep_alive, head_only=request.method == b"HEAD")
+        return encode_reply(found, keep_alive)
+
+
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
+def _timeout(query: dict[str, str]) -> float | None:
+    text = query.get("ct", query.get("commandTimeout", "0"))
+    return float(text) if _number(text) else None
+
+
+def _acceptable(content_type: str, body: bytes) -> bool:
+    """What says that it is JSON must be JSON; docs/drogue.md."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if not (kind.startswith(("application/json", "text/json")) or kind.endswith("+json")):
+        return True
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,156 @@
+"""Requests out of bytes, with limits. Pure: httptools does the grammar, this class the judging.
+
+`feed()` never raises; what is wrong with a peer's bytes becomes `fault`, an answer to send before closing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from urllib.parse import parse_qs, unquote
+
+import httptools
+import msgspec
+
+TARGET_MAX_BYTES = 2048
+
+
+class Fault(msgspec.Struct, frozen=True):
+    status: int
+    message: str
+
+
+class HttpRequest(msgspec.Struct):
+    """One whole request. headers holds lower-case names; of a repeated one the last value."""
+
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+    body: bytes
+    keep_alive: bool
+
+
+class RequestReader:
+    """Feed it what the peer sends; take whole requests from `requests`."""
+
+    __slots__ = (
+        "_body",
+        "_body_max",
+        "_done",
+        "_header_max",
+        "_headers",
+        "_parser",
+        "_size",
+        "_target",
+        "expects_continue",
+        "fault",
+        "mid_request",
+        "requests",
+    )
+
+    def __init__(self, header_max: int, body_max: int) -> None:
+        self._header_max = header_max
+        self._body_max = body_max
+        self._parser = httptools.HttpRequestParser(self)
+        self.requests: deque[HttpRequest] = deque()
+        self.fault: Fault | None = None
+        self.mid_request = False
+        self.expects_continue = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._size = 0
+        self._done = False
+
+    def feed(self, data: bytes) -> None:
+        if self.fault is not None:
+            return
+        before = len(self.requests)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.fault = Fault(400, "upgrades are not supported")
+        except httptools.HttpParserError:
+            self.fault = self.fault or Fault(400, "not HTTP/1.1")
+        # What has not even reached the end of its headers is bounded here, whatever the parser makes of it.
+        if self.mid_request and not self._done and len(self.requests) == before and self.fault is None:
+            self._count(len(data) if not self._headers and not self._target else 0)
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > self._header_max:
+            self.fault = Fault(431, "the headers are too long")
+
+    # httptools calls these.
+
+    def on_message_begin(self) -> None:
+        self._reset()
+        self.mid_request = True
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        self._count(len(url))
+        if len(self._target) > TARGET_MAX_BYTES:
+            self.fault = self.fault or Fault(414, "the target is too long")
+        self._stop()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        self._stop()
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._done = True
+        self._size = 0
+        length = self._headers.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > self._body_max):
+            self.fault = Fault(413, f"the body is longer than {self._body_max} bytes")
+            self._stop()
+        if self._headers.get(b"expect", b"").lower() == b"100-continue":
+            self.expects_continue = True
+
+    def on_body(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._body_max:
+            self.fault = Fault(413, f"the body is longer than {self._body_max} bytes")
+            self._stop()
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        self.mid_request = False
+        self.expects_continue = False
+        body = self._body
+        self.requests.append(
+            HttpRequest(
+                self._parser.get_method(),
+                self._target,
+                self._headers,
+                body[0] if len(body) == 1 else b"".join(body),
+                self._parser.should_keep_alive(),
+            )
+        )
+
+    def _stop(self) -> None:
+        if self.fault is not None:
+            raise ValueError  # httptools turns it into its own error and reads no further
+
+
+def split_target_untrusted(target: bytes) -> tuple[list[str], dict[str, str]] | None:
+    """Return the path's percent-decoded segments and the query parameters (of a repeated one the first), or None."""
+    try:
+        text = target.decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    if text.startswith(("http://", "https://")):
+        text = "/" + text.split("//", 1)[1].partition("/")[2]
+    if not text.startswith("/"):
+        return None
+    path, _, query = text.partition("#")[0].partition("?")
+    try:
+        segments = [unquote(s, errors="strict") for s in path[1:].split("/")]
+        values = parse_qs(query, keep_blank_values=True, max_num_fields=32, errors="strict") if query else {}
+    except ValueError:
+        return None
+    return segments, {key: found[0] for key, found in values.items()}

@@ -1,0 +1,189 @@
+"""The listener: sockets, TLS, limits on connections, draining."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import ssl
+from collections import Counter
+
+import trio
+
+from dfud.api import ConfigError, Endpoint, Transport
+from dfud_http.answer import encode_plain
+from dfud_http.config import HttpConfig
+from dfud_http.connection import Connection, Stream
+from dfud_http.parse import RequestReader
+
+BACKLOG = 4096
+# accept() fails with these when the process or the machine is out of something: waiting helps, ending would not.
+OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+OUT_OF_PAUSE_S = 0.1
+
+
+class HttpTransport(Transport):
+    """Listens as [transport.http] says. Raises ConfigError at construction for what cannot be right."""
+
+    name = "http"
+
+    def __init__(self, config: HttpConfig) -> None:
+        self._config = config
+        self._tls = self._load_tls()
+        if self._tls is None and not config.allow_plain and not _loopback(config.host):
+            raise ConfigError(
+                f"[transport.http] host {config.host} is not loopback and there is no certificate: "
+                "expected certificate and key, or allow_plain = true"
+            )
+        self._connections: set[Connection] = set()
+        self._addresses: Counter[str] = Counter()
+        self._accepting = trio.CancelScope()
+
+    def _load_tls(self) -> ssl.SSLContext | None:
+        c = self._config
+        if not c.certificate:
+            if c.client_ca or c.client_required or c.redirect_port:
+                raise ConfigError("[transport.http] client_ca, client_required and redirect_port need a certificate")
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+        try:
+            context.load_cert_chain(c.certificate, c.key or None)
+            if c.client_ca:
+                context.load_verify_locations(c.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED if c.client_required else ssl.CERT_OPTIONAL
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"[transport.http] certificate {c.certificate}: {error}") from error
+        return context
+
+    def reload(self) -> None:
+        if self._tls is not None:
+            self._tls = self._load_tls()
+
+    async def run(
+        self, endpoint: Endpoint, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        listeners = await self._open(self._config.port)
+        port = listeners[0].socket.getsockname()[1]
+        scheme = "https" if self._tls else "http"
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        urls = [f"{scheme}://{host}:{port}"]
+        # The connections live in the outer nursery: draining ends the accepting only.
+        async with trio.open_nursery() as nursery:
+            redirects: list[trio.SocketListener] = []
+            if self._config.redirect_port:
+                redirects = await self._open(self._config.redirect_port)
+                urls.append(f"http://{host}:{self._config.redirect_port}")
+            task_status.started(urls)
+            with self._accepting:
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        accepting.start_soon(self._accept, listener, nursery, endpoint, None)
+                    for listener in redirects:
+                        accepting.start_soon(self._accept, listener, nursery, endpoint, f"https://{host}:{port}")
+            for listener in (*listeners, *redirects):
+                await listener.aclose()
+            await trio.sleep_forever()
+
+    async def _open(self, port: int) -> list[trio.SocketListener]:
+        try:
+            return await trio.open_tcp_listeners(port, host=self._config.host, backlog=BACKLOG)
+        except OSError as error:
+            raise ConfigError(
+                f"[transport.http] cannot listen on {self._config.host}:{port}: {error.strerror}"
+            ) from error
+
+    async def _accept(
+        self, listener: trio.SocketListener, nursery: trio.Nursery, endpoint: Endpoint, redirect: str | None
+    ) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in OUT_OF:
+                    raise
+                await trio.sleep(OUT_OF_PAUSE_S)
+                continue
+            nursery.start_soon(self._serve, stream, endpoint, redirect)
+
+    async def _serve(self, stream: trio.SocketStream, endpoint: Endpoint, redirect: str | None) -> None:
+        try:
+            peer = str(stream.socket.getpeername()[0])
+        except OSError:
+            await trio.aclose_forcefully(stream)
+            return
+        full = len(self._connections) >= self._config.connections
+        if full or self._addresses[peer] >= self._config.connections_per_address:
+            await self._refuse(stream)
+            return
+        self._addresses[peer] += 1
+        connection: Connection | None = None
+        try:
+            if redirect is not None:
+                await self._redirect(stream, redirect)
+                return
+            channel: Stream = stream
+            certificate = b""
+            if self._tls is not None:
+                secured = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
+                with trio.fail_after(self._config.handshake_s):
+                    await secured.do_handshake()
+                certificate = secured.getpeercert(True) or b""
+                channel = secured
+            with contextlib.suppress(OSError):
+                stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(
+                channel, peer, endpoint, self._config, certificate=certificate, encrypted=self._tls is not None
+            )
+            self._connections.add(connection)
+            await connection.serve()
+            if self._tls is not None:
+                with trio.move_on_after(1):
+                    await channel.aclose()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
+            return  # the peer broke off, or never got as far as a handshake
+        finally:
+            if connection is not None:
+                self._connections.discard(connection)
+            self._addresses[peer] -= 1
+            if not self._addresses[peer]:
+                del self._addresses[peer]
+            await trio.aclose_forcefully(stream)
+
+    async def _refuse(self, stream: trio.SocketStream) -> None:
+        with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError):
+            if self._tls is None:
+                await stream.send_all(encode_plain(503, "too many connections", headers=b"retry-after: 10\r\n"))
+        await trio.aclose_forcefully(stream)
+
+    async def _redirect(self, stream: trio.SocketStream, where: str) -> None:
+        """Send one request elsewhere; its credentials have been shown in clear already, so nothing else is done with it."""
+        reader = RequestReader(self._config.header_max, self._config.body_max)
+        with trio.fail_after(self._config.request_s):
+            while not reader.requests and reader.fault is None:
+                data = await stream.receive_some(4096)
+                if not data:
+                    return
+                reader.feed(data)
+            if reader.fault is not None:
+                await stream.send_all(encode_plain(reader.fault.status, reader.fault.message))
+                return
+            target = reader.requests[0].target
+            target = target if target.startswith(b"/") and not target.startswith(b"//") else b"/"
+            await stream.send_all(encode_plain(308, headers=b"location: %s%s\r\n" % (where.encode(), target)))
+
+    async def drain(self) -> None:
+        self._accepting.cancel()
+        for connection in tuple(self._connections):
+            connection.drain()
+        while self._connections:
+            await trio.sleep(0.01)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
