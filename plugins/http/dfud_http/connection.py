@@ -93,7 +93,7 @@ class Connection:
                 return False
             if not data:
                 return False
-            reader.feed(data)
+            reader.feed(bytes(data))
             if not started:
                 # One deadline for the whole request: a byte now and then does not extend it.
                 started = True

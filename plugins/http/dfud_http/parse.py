@@ -37,6 +37,7 @@ class RequestReader:
         "_body_max",
         "_done",
         "_header_max",
+        "_header_size",
         "_headers",
         "_parser",
         "_size",
@@ -62,26 +63,28 @@ class RequestReader:
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._size = 0
+        self._header_size = 0
         self._done = False
 
     def feed(self, data: bytes) -> None:
         if self.fault is not None:
             return
-        before = len(self.requests)
+        before = self.mid_request
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
+            self.requests.pop()
             self.fault = Fault(400, "upgrades are not supported")
         except httptools.HttpParserError:
             self.fault = self.fault or Fault(400, "not HTTP/1.1")
-        # What has not even reached the end of its headers is bounded here, whatever the parser makes of it.
-        if self.mid_request and not self._done and len(self.requests) == before and self.fault is None:
-            self._count(len(data) if not self._headers and not self._target else 0)
+        if before and self.mid_request and not self._done:
+            # The parser tells of a header when it is whole; one that never ends is bounded here.
+            self._count(len(data))
 
     def _count(self, size: int) -> None:
-        self._size += size
-        if self._size > self._header_max:
-            self.fault = Fault(431, "the headers are too long")
+        self._header_size += size
+        if self._header_size > self._header_max:
+            self.fault = self.fault or Fault(431, "the headers are too long")
 
     # httptools calls these.
 
@@ -103,7 +106,7 @@ class RequestReader:
 
     def on_headers_complete(self) -> None:
         self._done = True
-        self._size = 0
+        self._header_size = 0
         length = self._headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self._body_max):
             self.fault = Fault(413, f"the body is longer than {self._body_max} bytes")

@@ -39,6 +39,7 @@ class HttpTransport(Transport):
         self._connections: set[Connection] = set()
         self._addresses: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
+        self._gone = trio.Event()
 
     def _load_tls(self) -> ssl.SSLContext | None:
         c = self._config
@@ -147,6 +148,7 @@ class HttpTransport(Transport):
         finally:
             if connection is not None:
                 self._connections.discard(connection)
+                self._gone.set()
             self._addresses[peer] -= 1
             if not self._addresses[peer]:
                 del self._addresses[peer]
@@ -179,7 +181,8 @@ class HttpTransport(Transport):
         for connection in tuple(self._connections):
             connection.drain()
         while self._connections:
-            await trio.sleep(0.01)
+            self._gone = trio.Event()
+            await self._gone.wait()
 
 
 def _loopback(host: str) -> bool:
