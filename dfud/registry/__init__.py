@@ -1,0 +1,1 @@
+"""What users talk to: apps, devices, firmware, desired and actual state."""

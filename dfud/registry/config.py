@@ -1,0 +1,45 @@
+"""The section [registry]."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from dfud.api import Section
+
+Meta = msgspec.Meta
+S = {"unit": "s"}
+BYTES = {"unit": "bytes"}
+
+
+class RegistryConfig(msgspec.Struct, frozen=True):
+    host: Annotated[str, Meta(description="address to listen on; only loopback may be plain unless allow_plain")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(description="port to listen on; 0: any free one", ge=0, le=65535)] = 8881
+    allow_plain: Annotated[bool, Meta(description="serve without TLS on other addresses than loopback")] = False
+    certificate: Annotated[str, Meta(description="PEM file of the certificate chain; empty: no TLS")] = ""
+    key: Annotated[str, Meta(description="PEM file of its private key")] = ""
+    external_url: Annotated[
+        str, Meta(description="how users reach this registry, without a trailing slash; empty: by host")
+    ] = ""
+    device_url: Annotated[
+        str, Meta(description="how devices reach dfud, for those who ask the registry; empty: unknown")
+    ] = ""
+    firmware_max: Annotated[int, Meta(description="largest firmware", ge=1024, le=1 << 32, extra=BYTES)] = 64 << 20
+    body_max: Annotated[int, Meta(description="largest other body", ge=1024, le=1 << 26, extra=BYTES)] = 1 << 20
+    body_s: Annotated[float, Meta(description="time a user has to send a body", ge=0.1, le=86400, extra=S)] = 60.0
+    upload_s: Annotated[float, Meta(description="time a user has to send a firmware", ge=1, le=86400, extra=S)] = 1800.0
+    requests_per_minute: Annotated[
+        int, Meta(description="requests of one address in a minute before it is turned away", ge=1, le=10_000_000)
+    ] = 6000
+    failures_per_minute: Annotated[
+        int, Meta(description="wrong tokens of one address in a minute before it is turned away", ge=1, le=1_000_000)
+    ] = 30
+    token_days: Annotated[
+        int, Meta(description="life of a new token unless its maker says otherwise", ge=1, le=3650)
+    ] = 365
+
+
+SECTION = Section("registry", RegistryConfig, "What users talk to.")
