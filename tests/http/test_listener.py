@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfud.api import Code, ConfigError, Reply
-from dfud.testing.transport import GOOD, PACKAGE, FakeEndpoint
+from tests.http.fake import GOOD, PACKAGE, FakeEndpoint
 
 AUTH = b"Authorization: " + GOOD + b"\r\n"
 
