@@ -278,5 +278,5 @@ class TransportConformance:
     async def _until(self, true: Callable[[], bool]) -> None:
         """Wait until `true()`, at most answer_time_s; polls, for what is waited for is no event of trio's."""
         with trio.fail_after(self.answer_time_s):
-            while not true():
+            while not true():  # noqa: ASYNC110 - as the docstring says
                 await trio.sleep(0.005)

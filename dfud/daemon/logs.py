@@ -1,0 +1,82 @@
+"""One event, one line: JSON on stderr, fields to journald, or text for a terminal. Secrets are never arguments of a log call."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+JOURNAL = "/run/systemd/journal/socket"
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+def fields(record: logging.LogRecord) -> dict[str, str]:
+    """Return what a log call gave as `extra`, and the traceback, as text."""
+    found = {key: str(value) for key, value in vars(record).items() if key not in _STANDARD}
+    if record.exc_info:
+        found["traceback"] = logging.Formatter().formatException(record.exc_info)
+    return found
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        head = {"time": at, "level": record.levelname.lower(), "part": record.name, "event": record.getMessage()}
+        return json.dumps({**head, **fields(record)}, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
+        found = fields(record)
+        traceback = found.pop("traceback", "")
+        told = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in found.items())
+        line = f"{at} {record.levelname.lower():7} {record.name}: {record.getMessage()} {told}".rstrip()
+        return f"{line}\n{traceback}" if traceback else line
+
+
+class JournalHandler(logging.Handler):
+    """Sends fields to journald. Source: systemd's "Native Journal Protocol"."""
+
+    def __init__(self, path: str = JOURNAL) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = {
+            "MESSAGE": record.getMessage(),
+            "PRIORITY": str(_PRIORITY.get(record.levelno, 6)),
+            "DFUD_PART": record.name,
+        }
+        told |= {f"DFUD_{key.upper()}": value for key, value in fields(record).items()}
+        data = b"".join(_field(key, value) for key, value in told.items())
+        try:
+            self._socket.sendto(data[:200_000], self._path)
+        except OSError:
+            self.handleError(record)
+
+
+def _field(key: str, value: str) -> bytes:
+    name = "".join(c if c.isalnum() and c.isascii() else "_" for c in key).encode()
+    data = value.encode("utf-8", "replace")
+    return name + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+
+
+def configure(kind: str, level: str, environment: Mapping[str, str]) -> None:
+    """Set up the process's logging. kind: auto, json, journald or text."""
+    if kind == "auto":
+        kind = "journald" if environment.get("JOURNAL_STREAM") else "text" if sys.stderr.isatty() else "json"
+    handler: logging.Handler
+    if kind == "journald":
+        handler = JournalHandler()
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(TextFormatter() if kind == "text" else JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for noisy in ("hypercorn.error", "httpx", "quart.app"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,29 @@
+"""What Prometheus reads from /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from dfud.api import ActualChanged, Bus, DeploymentChanged, Telemetry
+
+
+class Metrics:
+    """Counts what the bus tells."""
+
+    def __init__(self, bus: Bus, parked: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        changes = Counter(
+            "dfud_deployment_changes", "Deployments that entered a state", ["state"], registry=self._registry
+        )
+        reports = Counter("dfud_device_news", "Devices that said something new of themselves", registry=self._registry)
+        telemetry = Counter("dfud_telemetry", "Events that devices published", registry=self._registry)
+        gauge = Gauge("dfud_devices_waiting", "Devices that wait for a command", registry=self._registry)
+        gauge.set_function(parked)
+        bus.subscribe(DeploymentChanged, lambda e: changes.labels(str(e.deployment.state)).inc())
+        bus.subscribe(ActualChanged, lambda e: reports.inc())
+        bus.subscribe(Telemetry, lambda e: telemetry.inc())
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

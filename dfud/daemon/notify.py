@@ -1,0 +1,37 @@
+"""systemd's notification protocol. Source: sd_notify(3)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+import trio
+
+
+class Notifier:
+    """Tells the service manager how dfud is; without one it does nothing."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        usec = environment.get("WATCHDOG_USEC", "")
+        mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self.watchdog_s = int(usec) / 1e6 if usec.isdigit() and mine else 0.0
+
+    def tell(self, *lines: str) -> None:
+        """Send `READY=1` and the like. A manager that does not listen is no reason to fail."""
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+        ):
+            sock.sendto("\n".join(lines).encode(), address)
+
+    async def keep_alive(self) -> None:
+        """Feed the watchdog at half its time, as long as trio runs."""
+        while self.watchdog_s:
+            self.tell("WATCHDOG=1")
+            await trio.sleep(self.watchdog_s / 2)

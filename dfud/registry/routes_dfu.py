@@ -1,0 +1,299 @@
+"""dfud's own API, /api/dfu/v1: firmware, updates, deployments, events; and commands to devices."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from dfud.api import (
+    ActualChanged,
+    CancelRequested,
+    DeploymentChanged,
+    DeviceChanged,
+    Firmware,
+    NotFoundError,
+    PeerError,
+    ProgressChanged,
+    RetryRequested,
+    parse_selector_untrusted,
+)
+from dfud.registry import audit
+from dfud.registry.firmware import KINDS, Upload
+from dfud.registry.services import Services
+from dfud.registry.status import deployment_json, timestamp
+from dfud.registry.web import error_response, json_response, read_body, read_json, require, user
+
+BASE = "/api/dfu/v1/apps/<app>"
+EVENTS_BEHIND_MAX = 1000
+HEARTBEAT_S = 15.0
+_PATHS = "<path:device>"
+
+
+class _Update(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """firmware None removes the wish. selector: which devices; without one and without device: the app's default."""
+
+    firmware: dict[str, Any] | None
+    device: str | None = None
+    selector: str | None = None
+
+
+def register(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
+    _firmware(app, services)
+    _deployments(app, services)
+    _events(app, services, shutdown)
+    _commands(app, services)
+
+
+def _firmware(app: QuartTrio, services: Services) -> None:
+    @app.get(f"{BASE}/firmware")
+    async def list_firmware(app: str) -> Response:
+        require("reader", app)
+        return json_response([firmware_json(f) for f in await services.firmware.list(app)])
+
+    @app.post(f"{BASE}/firmware")
+    async def publish_firmware(app: str) -> Response:
+        who = require("manager", app)
+        args = request.args
+        sequence = args.get("sequence")
+        if sequence is not None and not (sequence.isascii() and sequence.isdigit() and int(sequence[:12]) < 1 << 32):
+            raise PeerError(f"sequence {sequence[:20]!r}: expected an integer below 2^32")
+        if args.get("kind", "esp-image") not in KINDS:
+            raise PeerError(f"kind {args['kind'][:40]!r}: expected one of {', '.join(KINDS)}")
+        upload = Upload(
+            args.get("version", ""),
+            args.get("hardware", ""),
+            int(sequence) if sequence is not None else None,
+            args.get("kind", "esp-image"),  # type: ignore[arg-type]  # checked above
+            args.get("sha256", ""),
+            args.get("notes", ""),
+            _envelope(request.headers.get("dfud-manifest", "")),
+        )
+        # The body is streamed to the store; the limit of other bodies' time does not fit it.
+        with trio.fail_after(services.config.upload_s):
+            made = await services.firmware.publish(app, upload, request.body, who.name)
+        return json_response(firmware_json(made), 201)
+
+    @app.get(f"{BASE}/firmware/<version>")
+    async def get_firmware(app: str, version: str) -> Response:
+        require("reader", app)
+        return json_response(firmware_json(await services.firmware.get(app, version)))
+
+    @app.get(f"{BASE}/firmware/<version>/image")
+    async def download_firmware(app: str, version: str) -> Response:
+        require("reader", app)
+        record = await services.firmware.get(app, version)
+        path = await services.firmware.image(app, version)
+
+        async def blocks() -> AsyncIterator[bytes]:
+            async with await trio.open_file(path, "rb") as file:
+                while block := await file.read(1 << 16):
+                    yield block
+
+        headers = {"content-length": str(record.size_bytes), "etag": f'"{record.sha256}"'}
+        return Response(blocks(), 200, headers, content_type="application/octet-stream")
+
+    @app.delete(f"{BASE}/firmware/<version>")
+    async def delete_firmware(app: str, version: str) -> Response:
+        who = require("manager", app)
+        await services.firmware.delete(app, version, who.name)
+        return Response("", 204)
+
+    @app.post(f"{BASE}/update")
+    async def update(app: str) -> Response:
+        """Say what should run on one device, on the devices of a selector, or on the app's."""
+        who = require("manager", app)
+        given = await read_json(_Update, services.config.body_max)
+        version = (given.firmware or {}).get("version")
+        if isinstance(version, str):
+            await services.firmware.get(app, version)
+        if given.selector is not None and given.device is None:
+            selector = parse_selector_untrusted(given.selector)
+            if not selector.requirements:
+                raise PeerError("selector: empty; leave it out to change the app's default")
+            changed = await services.registry.update_group(app, selector, given.firmware, who.name)
+            return json_response({"changed": changed})
+        await services.registry.set_firmware(app, given.device, given.firmware, who.name)
+        return json_response({"changed": [given.device] if given.device is not None else []})
+
+
+def _deployments(app: QuartTrio, services: Services) -> None:
+    async def known(app: str, device: str) -> None:
+        if await services.store.device(app, device) is None:
+            raise NotFoundError(f"no device {device} in app {app}")
+
+    @app.get(f"{BASE}/deployments/{_PATHS}")
+    async def list_deployments(app: str, device: str) -> Response:
+        require("reader", app)
+        await known(app, device)
+        return json_response([deployment_json(d) for d in await services.store.deployments(app, device)])
+
+    @app.get(f"{BASE}/history/{_PATHS}")
+    async def history(app: str, device: str) -> Response:
+        require("reader", app)
+        await known(app, device)
+        entries = await services.store.history(app, device)
+        return json_response([{"at": timestamp(e.at_s), **_without_place(msgspec.to_builtins(e))} for e in entries])
+
+    @app.post(f"{BASE}/retry/{_PATHS}")
+    async def retry(app: str, device: str) -> Response:
+        who = require("manager", app)
+        await known(app, device)
+        await services.store.commit([audit.entry(services.now(), who.name, "retry", f"{app}/{device}")])
+        services.bus.publish(RetryRequested(app, device, who.name))
+        return Response("", 202)
+
+    @app.post(f"{BASE}/cancel/{_PATHS}")
+    async def cancel(app: str, device: str) -> Response:
+        who = require("manager", app)
+        await known(app, device)
+        await services.store.commit([audit.entry(services.now(), who.name, "cancel", f"{app}/{device}")])
+        services.bus.publish(CancelRequested(app, device, who.name))
+        return Response("", 202)
+
+    @app.post(f"{BASE}/secret/{_PATHS}")
+    async def new_secret(app: str, device: str) -> Response:
+        """Give a device another secret; the newest old one stays valid until the next time."""
+        who = require("manager", app)
+        keep = 0 if request.args.get("revoke") == "true" else 1
+        secret = await services.registry.new_secret(app, device, who.name, keep=keep)
+        return json_response({"secret": secret}, 201)
+
+
+def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}
+
+
+def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
+    @app.get(f"{BASE}/events")
+    async def events(app: str) -> Response:
+        """Stream what happens to the app's devices, one JSON object a line, until the reader or dfud ends it."""
+        require("reader", app)
+        only = request.args.get("device")
+
+        async def lines() -> AsyncIterator[bytes]:
+            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged)
+            async with services.bus.stream(*kinds, capacity=EVENTS_BEHIND_MAX) as stream:
+                yield b"\n"
+                while not shutdown.is_set():
+                    event: Any = None
+                    with trio.move_on_after(HEARTBEAT_S):
+                        event = await _next(stream, shutdown)
+                    told = _event_json(event, app, only)
+                    if told is not None:
+                        yield msgspec.json.encode(told) + b"\n"
+                    elif event is None and not shutdown.is_set():
+                        yield b"\n"
+
+        response = Response(lines(), 200, content_type="application/x-ndjson")
+        response.timeout = None
+        return response
+
+
+async def _next(stream: trio.MemoryReceiveChannel[Any], shutdown: trio.Event) -> Any:
+    """Return the next event, or None when dfud shuts down."""
+    found: Any = None
+    async with trio.open_nursery() as nursery:
+
+        async def ending() -> None:
+            await shutdown.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(ending)
+        found = await stream.receive()
+        nursery.cancel_scope.cancel()
+    return found
+
+
+def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | None:
+    subject = event
+    if isinstance(event, (DeploymentChanged, ProgressChanged)):
+        subject = event.deployment
+    elif isinstance(event, ActualChanged):
+        subject = event.actual
+    elif not isinstance(event, DeviceChanged):
+        return None
+    if subject.app != app or device not in (None, subject.device):
+        return None
+    out: dict[str, Any] = {"event": type(event).__name__, "device": subject.device}
+    if isinstance(event, (DeploymentChanged, ProgressChanged)):
+        out["deployment"] = deployment_json(event.deployment)
+    elif isinstance(event, ActualChanged):
+        out["current"] = event.actual.version
+        out["trial"] = event.actual.trial
+    return out
+
+
+def _commands(app: QuartTrio, services: Services) -> None:
+    @app.post(f"/api/command/v1alpha1/apps/<app>/devices/{_PATHS}")
+    async def send_command(app: str, device: str) -> Response:
+        """Take a command to a device: 202 if it waits or the command is kept, 406 if neither."""
+        who = require("manager", app)
+        name = request.args.get("command", "")
+        if not name or len(name) > 255 or not name.isprintable():
+            raise PeerError("command: expected a name of 1 to 255 printable characters")
+        expires = request.args.get("expires")
+        if expires is not None and not (expires.isascii() and expires.isdigit() and len(expires) < 8):
+            raise PeerError("expires: expected a number of seconds")
+        payload = await read_body(services.config.body_max)
+        view = await services.store.device(app, device)
+        if view is None:
+            return error_response(406, "NotAcceptable", f"no device {device} in app {app}")
+        targets = [device]
+        selector = view.device.spec.get("gatewaySelector")
+        names = selector.get("matchNames") if isinstance(selector, dict) else None
+        targets += [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+        await services.store.commit([audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)])
+        expires_s = float(expires) if expires is not None else None
+        for number, target in enumerate(targets):
+            # Gateways get it if they wait; it is kept for the device alone.
+            if services.commands.send(
+                app, target, name, payload, expires_s=0.0 if number < len(targets) - 1 else expires_s
+            ):
+                return Response("", 202)
+        return error_response(406, "NotAcceptable", "the device is not waiting, and the command is not kept")
+
+    @app.get("/api/dfu/v1/audit")
+    async def audit_log() -> Response:
+        require("admin", None)
+        after = request.args.get("after", "")
+        found = await audit.read(services.store, after=after)
+        return json_response(
+            [
+                {"key": k, "at": timestamp(e.at_s), "by": e.by, "what": e.what, "target": e.target, "detail": e.detail}
+                for k, e in found
+            ]
+        )
+
+    @app.get("/api/dfu/v1/whoami")
+    async def whoami() -> Response:
+        return json_response({"user": user().name, "roles": dict(user().roles)})
+
+
+def firmware_json(f: Firmware) -> dict[str, Any]:
+    out = {
+        "version": f.version,
+        "hardware": f.hardware,
+        "sequence": f.sequence,
+        "size": f.size_bytes,
+        "sha256": f.sha256,
+        "kind": f.kind,
+        "signed": f.signed,
+        "created": f.created,
+        "uploadedBy": f.uploaded_by,
+        "manifest": msgspec.to_builtins(f.manifest),
+    }
+    if f.notes:
+        out["notes"] = f.notes
+    return out
+
+
+def _envelope(text: str) -> bytes:
+    try:
+        return msgspec.convert(text, bytes)
+    except msgspec.ValidationError:
+        raise PeerError("dfud-manifest: expected base64") from None

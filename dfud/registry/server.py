@@ -1,0 +1,128 @@
+"""The user plane's server: quart-trio under hypercorn, with what the two need to be trusted with strangers.
+
+Each cure names the defect of hypercorn 0.18.0 or quart-trio 0.12.0 that it closes; tests/registry/test_server.py fails
+without it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hypercorn.trio.run
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.trio.run import worker_serve
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.utils import wrap_app
+
+from dfud.api import ConfigError
+from dfud.registry.config import RegistryConfig
+
+log = logging.getLogger("dfud.registry")
+IDLE_S = 30.0
+SEND_S = 60.0
+BACKLOG = 1024
+
+
+class GuardedServer(TCPServer):
+    """One connection of hypercorn's that cannot harm the others."""
+
+    async def run(self) -> None:
+        """Cure: an exception in a connection's protocol code ends the whole process (three malformed requests are known)."""
+        try:
+            await super().run()
+        except* Exception as group:
+            log.warning("a connection was dropped", extra={"error": repr(group.exceptions[0])[:200]})
+
+    async def protocol_send(self, event: Event) -> None:
+        """Cure: a peer that stops reading holds a shielded send, and with it the end of the process, for ever."""
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                with trio.fail_after(SEND_S):
+                    await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                await self.protocol.handle(Closed())
+
+
+setattr(hypercorn.trio.run, "TCPServer", GuardedServer)  # noqa: B010 - worker_serve looks it up there
+
+
+class ShieldedSends:
+    """An ASGI application around one of quart-trio's.
+
+    Cure: quart-trio cancels its nursery while hypercorn closes the connection in that very task, so that idle connections
+    stay open for ever and `Connection: close` is not obeyed.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        async def shielded(event: Any) -> None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * SEND_S):
+                await send(event)
+
+        await self._app(scope, receive, shielded)
+
+
+def hypercorn_config(config: RegistryConfig, graceful_s: float) -> HypercornConfig:
+    """Return hypercorn's settings. Raises ConfigError for a plain listener that is not loopback and not allowed."""
+    if not config.certificate and not config.allow_plain and not _loopback(config.host):
+        raise ConfigError(
+            f"[registry] host {config.host} is not loopback and there is no certificate: "
+            "expected certificate and key, or allow_plain = true"
+        )
+    settings = HypercornConfig()
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    settings.bind = [f"{host}:{config.port}"]
+    settings.alpn_protocols = ["http/1.1"]  # HTTP/2 brings nothing here, and more code that strangers reach
+    if config.certificate:
+        settings.certfile, settings.keyfile = config.certificate, config.key or None
+        settings.ciphers = "ECDHE+AESGCM:ECDHE+CHACHA20"
+    settings.graceful_timeout = graceful_s
+    settings.keep_alive_timeout = IDLE_S
+    settings.read_timeout = None  # its timer also runs while an answer is being made, and leaves the connection deaf
+    settings.h11_max_incomplete_size = 16384
+    settings.include_server_header = False
+    settings.accesslog = None
+    settings.errorlog = None
+    settings.backlog = BACKLOG
+    return settings
+
+
+async def serve(
+    app: Any,
+    config: RegistryConfig,
+    *,
+    graceful_s: float,
+    shutdown: trio.Event,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `shutdown` is set and what is under way is answered, at most `graceful_s` longer.
+
+    Cure: requests that last (events) are cut without a word at the end; they watch `shutdown` themselves.
+    """
+    settings = hypercorn_config(config, graceful_s)
+    try:
+        sockets: Sockets = settings.create_sockets()
+        for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
+            sock.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"[registry] cannot listen on {config.host}:{config.port}: {error}") from error
+    wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
+    await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,37 @@
+"""What the user plane's routes work with; also what a plugin's UserRoutes.register() is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from dfud.api import Bus, Store
+from dfud.registry.config import RegistryConfig
+from dfud.registry.firmware import FirmwareRegistry
+from dfud.registry.registry import Registry
+from dfud.registry.users import Users
+
+
+class CommandSender(Protocol):
+    """Takes a user's command to a device; the endpoint."""
+
+    def send(self, app: str, device: str, name: str, payload: bytes, *, expires_s: float | None = None) -> bool:
+        """Return whether the command was handed to a waiting device or is kept for it."""
+
+
+class Services(msgspec.Struct, frozen=True):
+    """now: seconds since the epoch. ready: empty, or why dfud does not serve. metrics: Prometheus text."""
+
+    registry: Registry
+    firmware: FirmwareRegistry
+    users: Users
+    store: Store
+    bus: Bus
+    commands: CommandSender
+    config: RegistryConfig
+    now: Callable[[], float]
+    ready: Callable[[], str]
+    metrics: Callable[[], bytes]
+    version: str
