@@ -1,0 +1,235 @@
+"""What stands in flash: bootloader/FORMAT.md. Everything here survives a power cut at any operation.
+
+Works on objects with the methods of esp32.Partition: readblocks(block, buffer, offset), writeblocks(block, buffer, offset),
+which programs without erasing, and ioctl(6, block), which erases one sector of 4096 bytes.
+"""
+
+import binascii
+import hashlib
+import struct
+
+SECTOR = 4096
+BLANK = 0xFF
+TRAILER_MAX = 1024
+STATE_MAGIC, KEYS_MAGIC, DIAG_MAGIC = 0x53554644, 0x4B554644, 0x44554644
+TRAILER_MAGIC, RESUME_MAGIC = 0x54554644, 0x52554644
+CONFIRMED, TRIAL, INSTALL = 0, 1, 2
+AGENT = 2
+MARKS_AT = 2048
+
+
+def crc32(data, value=0):
+    return binascii.crc32(data, value) & 0xFFFFFFFF
+
+
+def blank(data):
+    return all(b == BLANK for b in data)
+
+
+def read(part, offset, size):
+    data = bytearray(size)
+    part.readblocks(offset // SECTOR, data, offset % SECTOR)
+    return data
+
+
+def write(part, offset, data):
+    """Program, without erasing; may cross sectors."""
+    view = memoryview(data)
+    while len(view):
+        room = min(SECTOR - offset % SECTOR, len(view))
+        part.writeblocks(offset // SECTOR, view[:room], offset % SECTOR)
+        view = view[room:]
+        offset += room
+
+
+def erase(part, sector):
+    part.ioctl(6, sector)
+
+
+class Log:
+    """Records of `size` bytes in `sectors` sectors: the newest valid one counts; a torn one is skipped, never reused."""
+
+    def __init__(self, part, magic, size, sectors):
+        self.part, self.magic, self.size, self.sectors = part, magic, size, sectors
+        self.places = SECTOR // size
+
+    def scan(self):
+        """Yield (sequence number, place, record) of every valid record."""
+        for place in range(self.places * self.sectors):
+            record = read(self.part, place * self.size, self.size)
+            magic, seq = struct.unpack_from("<II", record)
+            if magic == self.magic and struct.unpack_from("<I", record, self.size - 4)[0] == crc32(record[:-4]):
+                yield seq, place, record
+
+    def newest(self):
+        """Return (sequence number, place, record), or None."""
+        best = None
+        for found in self.scan():
+            if best is None or found[0] > best[0]:
+                best = found
+        return best
+
+    def append(self, body, start=None):
+        """Add a record: `body` is what stands between the sequence number and the CRC."""
+        best = self.newest()
+        seq = best[0] + 1 if best else 1
+        sector = best[1] // self.places if best else 0
+        place = self._free(sector)
+        tries = 0
+        while place is None:
+            sector = (sector + 1) % self.sectors
+            if not blank(read(self.part, sector * SECTOR, SECTOR)):
+                erase(self.part, sector)
+            place = self._free(sector)
+            tries += 1
+            if tries > self.sectors:
+                raise OSError("flash")
+        record = struct.pack("<II", self.magic, seq) + body
+        write(self.part, place * self.size, record + struct.pack("<I", crc32(record)))
+        return seq
+
+    def _free(self, sector):
+        """Return the first place behind everything programmed in this sector, or None."""
+        first = sector * self.places
+        for place in range(first + self.places - 1, first - 1, -1):
+            if not blank(read(self.part, place * self.size, self.size)):
+                return place + 1 if place + 1 < first + self.places else None
+        return first
+
+
+class State:
+    """The state log's newest record, as attributes; append() writes it back changed."""
+
+    FIELDS = ("slot", "phase", "crashes", "max_crashes", "previous", "outcome", "reset", "writer", "floor", "accept", "tried")
+    FORMAT = "<8BIII"
+
+    def __init__(self, part):
+        self.log = Log(part, STATE_MAGIC, 32, 2)
+        found = self.log.newest()
+        self.known = found is not None
+        values = struct.unpack_from(self.FORMAT, found[2], 8) if found else (0,) * 11
+        for name, value in zip(self.FIELDS, values):
+            setattr(self, name, value)
+
+    def append(self, **changes):
+        for name in changes:
+            setattr(self, name, changes[name])
+        self.writer = AGENT
+        self.log.append(struct.pack(self.FORMAT, *[getattr(self, name) for name in self.FIELDS]))
+        self.known = True
+
+
+def keys(part):
+    """Return the trusted public keys; [] on an open device, None if the log cannot be read: then nothing is trusted."""
+    log = Log(part, KEYS_MAGIC, 256, 2)
+    found = log.newest()
+    if found is None:
+        return [] if blank(read(part, 0, SECTOR)) and blank(read(part, SECTOR, SECTOR)) else None
+    record = found[2]
+    revoked = [bytes(record[144 + 8 * i : 152 + 8 * i]) for i in range(min(record[10], 11))]
+    trusted = [bytes(record[16 + 32 * i : 48 + 32 * i]) for i in range(min(record[8], 4))]
+    return [key for key in trusted if hashlib.sha256(key).digest()[:8] not in revoked]
+
+
+class Diagnostics:
+    """The ring that the bootloader and the agent write and the agent clears."""
+
+    def __init__(self, part):
+        self.part = part
+        self.log = Log(part, DIAG_MAGIC, 512, 4)
+
+    def records(self):
+        """Return the valid records, oldest first."""
+        return [record for _, _, record in sorted(((s, p, r) for s, p, r in self.log.scan()), key=lambda f: f[0])]
+
+    def text(self, slot, text):
+        """Append a text from the agent; the end of a long one is what says most."""
+        data = text.encode()
+        data = data[-452:]
+        while data and data[0] & 0xC0 == 0x80:
+            data = data[1:]
+        self.log.append(struct.pack("<BBBBII32s", 2, slot, 0, 0, 0, 0, b"") + data + bytes(456 - len(data)))
+
+    def clear(self):
+        newest = self.log.newest()
+        last = newest[1] // self.log.places if newest else 0
+        for i in range(1, 5):
+            sector = (last + i) % 4
+            if not blank(read(self.part, sector * SECTOR, SECTOR)):
+                erase(self.part, sector)
+
+
+def envelope_of(part, size):
+    """Return the envelope in the trailer of the slot of `size` bytes, or b""."""
+    sector = read(part, size - SECTOR, 8 + TRAILER_MAX + 8)
+    magic, length = struct.unpack_from("<II", sector)
+    if magic != TRAILER_MAGIC or not 0 < length <= TRAILER_MAX:
+        return b""
+    end = 8 + (length + 3 & ~3)
+    if struct.unpack_from("<I", sector, end)[0] != crc32(sector[:end]):
+        return b""
+    return bytes(sector[8 : 8 + length])
+
+
+def write_trailer(part, size, envelope):
+    body = struct.pack("<II", TRAILER_MAGIC, len(envelope)) + envelope
+    body += b"\xff" * (-len(body) % 4)
+    write(part, size - SECTOR, body + struct.pack("<I", crc32(body)))
+
+
+def image_size(part):
+    """Return the length of the ESP image in a slot by its segment table, or 0."""
+    head = read(part, 0, 24)
+    if head[0] != 0xE9 or not 1 <= head[1] <= 16:
+        return 0
+    p = 24
+    for _ in range(head[1]):
+        p += 8 + struct.unpack_from("<I", read(part, p, 8), 4)[0]
+    return (p + 16 & ~15) + (32 if head[23] else 0)
+
+
+def digest(part, size):
+    """Return the SHA-256 of the first `size` bytes."""
+    h = hashlib.sha256()
+    buffer = bytearray(SECTOR)
+    view = memoryview(buffer)
+    for offset in range(0, size, SECTOR):
+        n = min(SECTOR, size - offset)
+        part.readblocks(offset // SECTOR, view[:n], 0)
+        h.update(view[:n])
+    return h.digest()
+
+
+class Resume:
+    """The transfer under way, in the first sector of dfu_stage: the update command, and one mark for each chunk that is stored."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def load(self):
+        """Return (command's bytes, number of the first chunk that is not stored), or None."""
+        head = read(self.part, 0, 8)
+        magic, length = struct.unpack_from("<II", head)
+        if magic != RESUME_MAGIC or not 0 < length <= MARKS_AT - 12:
+            return None
+        record = read(self.part, 0, 12 + length)
+        if struct.unpack_from("<I", record, 8 + length)[0] != crc32(record[: 8 + length]):
+            return None
+        marks = read(self.part, MARKS_AT, SECTOR - MARKS_AT)
+        done = 0
+        while done < len(marks) and marks[done] == 0:
+            done += 1
+        return bytes(record[8:-4]), done
+
+    def begin(self, command):
+        self.forget()
+        record = struct.pack("<II", RESUME_MAGIC, len(command)) + command
+        write(self.part, 0, record + struct.pack("<I", crc32(record)))
+
+    def mark(self, number):
+        if number < SECTOR - MARKS_AT:
+            write(self.part, MARKS_AT + number, b"\0")
+
+    def forget(self):
+        if not blank(read(self.part, 0, SECTOR)):
+            erase(self.part, 0)

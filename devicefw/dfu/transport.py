@@ -1,0 +1,36 @@
+"""The seam between the agent and the ways to reach dfud. A transport is a class with:
+
+    __init__(config)                            nothing is sent yet
+    async status(message, wait_s, buffer)       send a status, wait up to wait_s for something new;
+                                                return how many bytes of command are in buffer, 0: nothing new
+    async chunk(package, number, buffer)        fetch one chunk into buffer, return its length
+    async close()                               may be called at any time
+
+Both raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()
+raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default) or "coap".
+"""
+
+
+class TransportError(Exception):
+    """The server could not be reached, or did not answer as it should: worth another try later."""
+
+
+class Denied(TransportError):
+    """The credentials are not accepted."""
+
+
+class Gone(TransportError):
+    """The package is not there any more: ask again what to do."""
+
+
+def make(config):
+    name = config.get("transport", "http")
+    if name == "http":
+        from dfu.http import HttpTransport
+
+        return HttpTransport(config)
+    if name == "coap":
+        from dfu.coap import CoapTransport
+
+        return CoapTransport(config)
+    raise ValueError("transport")

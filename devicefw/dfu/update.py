@@ -1,0 +1,254 @@
+"""One update: judge its manifest, fetch its chunks into the idle slot, verify the whole. Resumes where it was cut."""
+
+import gc
+import hashlib
+
+from dfu import flash
+from dfu.pack import PackError, chunk_head, unpack
+from dfu.zstd import PAGE, Decoder, ZstdError
+
+# Codes of docs/protocol.md.
+IMAGE_HASH, SIGNATURE, DOWNGRADE, HARDWARE, TOO_LARGE, CHUNK, BASE, FLASH, REFUSED, SELF_TEST, INTERNAL = range(3, 14)
+CONTEXT = b"dfud manifest 1\0"
+ALLOW_DOWNGRADE = 1
+FULL, DELTA, MAPPED = 1, 2, 3
+CHUNK_TRIES = 3
+
+
+class UpdateError(Exception):
+    """The update cannot be done: args are the code for the result and a text."""
+
+
+class Manifest:
+    """A manifest out of its envelope; raises UpdateError if it is none."""
+
+    def __init__(self, envelope):
+        try:
+            self.signed, self.key, self.signature = unpack(envelope)
+            m = unpack(self.signed)
+            self.app, self.version, self.hardware, self.sequence = m[1], m[2], m[3], m[4]
+            self.size, self.sha256, self.flags, self.floor = m[5], m[6], m[7], m.get(8, 0)
+        except (PackError, ValueError, KeyError, TypeError):
+            raise UpdateError(SIGNATURE, "the manifest cannot be read")
+        if m.get(0) != 1 or len(self.sha256) != 32 or not isinstance(self.size, int):
+            raise UpdateError(SIGNATURE, "the manifest is not of format 1")
+
+    def judge(self, keys, app, hardware, accept, capacity):
+        """Raise UpdateError unless this device may install it. keys: [] on an open device, None: nobody is trusted."""
+        if keys is None:
+            raise UpdateError(SIGNATURE, "the key log cannot be read")
+        if keys:
+            for key in keys:
+                if hashlib.sha256(key).digest()[:8] == self.key:
+                    from dfu.ed25519 import verify
+
+                    if verify(key, CONTEXT + self.signed, self.signature):
+                        break
+            else:
+                raise UpdateError(SIGNATURE, "no trusted key signed the manifest")
+        if self.app != app:
+            raise UpdateError(SIGNATURE, "the manifest is for app " + self.app)
+        if self.hardware != hardware:
+            raise UpdateError(HARDWARE, "the manifest is for " + self.hardware)
+        if self.sequence < accept and not self.flags & ALLOW_DOWNGRADE:
+            raise UpdateError(DOWNGRADE, "sequence %d, at least %d is accepted" % (self.sequence, accept))
+        if self.size > capacity:
+            raise UpdateError(TOO_LARGE, "%d bytes, the slot holds %d" % (self.size, capacity))
+
+
+class _Prefix:
+    """The running image (or nothing) with the image being written behind it, from its byte `first` on."""
+
+    def __init__(self, base, base_size, image, first):
+        self.base, self.base_size, self.image, self.first = base, base_size, image, first
+
+    def read(self, position, buffer, offset, length):
+        view = memoryview(buffer)
+        if position < self.base_size:
+            n = min(length, self.base_size - position)
+            self.base.readblocks(position // 4096, view[offset : offset + n], position % 4096)
+            position += n
+            offset += n
+            length -= n
+        if length:
+            at = position - self.base_size + self.first
+            self.image.readblocks(at // 4096, view[offset : offset + length], at % 4096)
+
+
+class Update:
+    """`command` is the decoded update command, `raw` its bytes, `slots` a dfu.agent.Slots, `buffer` the transport's."""
+
+    def __init__(self, command, raw, slots, config, buffer):
+        self.raw = raw
+        self.package, self.kind = command[4], command[5]
+        self.size, self.chunks, self.base = command[6], command[7], command.get(9)
+        self.envelope = command[3]
+        self.manifest = Manifest(self.envelope)
+        self.slots, self.config, self.buffer = slots, config, buffer
+        self.resume = flash.Resume(slots.stage)
+        self.next = 0
+        self.written = False
+
+    def begin(self):
+        """Judge the update and prepare the idle slot, or find out how far an interrupted transfer came."""
+        slots, m = self.slots, self.manifest
+        m.judge(slots.keys(), self.config["app"], self.config["hardware"], slots.state.accept, slots.capacity)
+        if m.size != self.size or not 0 < self.chunks <= 1 << 20:
+            raise UpdateError(SIGNATURE, "the manifest has another size than the package")
+        if self.kind not in (FULL, DELTA):
+            raise UpdateError(BASE, "package kind %d" % self.kind)
+        if self.kind == DELTA and self.base != slots.digest:
+            raise UpdateError(BASE, "the package starts from another image")
+        found = self.resume.load()
+        if found is not None and found[0] == self.raw:
+            self.next = found[1]
+            if self.next >= self.chunks:
+                self._finish()
+            return
+        self.resume.forget()
+        trailer = slots.size // flash.SECTOR - 1
+        if not flash.blank(flash.read(slots.idle, trailer * flash.SECTOR, flash.SECTOR)):
+            flash.erase(slots.idle, trailer)
+        self.resume.begin(self.raw)
+
+    def progress(self):
+        return {0: self.package, 1: self.next, 2: 1 if self.written else 0}
+
+    async def fetch(self, transport):
+        """Fetch and store the next chunk; after the last one verify the image. Raises UpdateError, TransportError."""
+        last = ""
+        for _ in range(CHUNK_TRIES):
+            length = await transport.chunk(self.package, self.next, self.buffer)
+            try:
+                self._store(length)
+                break
+            except (PackError, ZstdError) as error:
+                last = "%d: %s" % (self.next, error)
+        else:
+            raise UpdateError(CHUNK, "chunk " + last)
+        self.resume.mark(self.next)
+        self.next += 1
+        if self.next == self.chunks:
+            self._finish()
+
+    def _store(self, length):
+        number, page, pages, crc, start, end = chunk_head(self.buffer, length)
+        first = page * PAGE
+        size = min(self.size - first, pages * PAGE)
+        if number != self.next or not 0 < pages <= 32 or size <= 0:
+            raise PackError("place")
+        slots = self.slots
+        if self.kind == FULL:
+            prefix = _Prefix(None, 0, slots.idle, 0)
+            known = first
+        else:
+            prefix = _Prefix(slots.running, slots.running_size, slots.idle, first)
+            known = slots.running_size
+        decoder = slots.decoder()
+        sector = page
+        value = 0
+
+        def done(n):
+            nonlocal sector, value
+            view = memoryview(decoder.page)[:n]
+            value = flash.crc32(view, value)
+            if sector * PAGE >= self.size:
+                raise ZstdError("beyond the image")
+            try:
+                flash.erase(slots.idle, sector)
+                flash.write(slots.idle, sector * PAGE, view)
+            except OSError as error:
+                raise UpdateError(FLASH, str(error))
+            sector += 1
+
+        decoder.decode(self.buffer, start, end, known, size, prefix, done)
+        if value != crc:
+            raise ZstdError("crc")
+
+    def _finish(self):
+        """The slot holds the image exactly as the manifest says, or this raises and the transfer is forgotten."""
+        slots = self.slots
+        if flash.digest(slots.idle, self.size) != self.manifest.sha256:
+            self.resume.forget()
+            raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
+        if flash.envelope_of(slots.idle, slots.size) != self.envelope:
+            trailer = slots.size // flash.SECTOR - 1
+            if not flash.blank(flash.read(slots.idle, trailer * flash.SECTOR, flash.SECTOR)):
+                flash.erase(slots.idle, trailer)
+            flash.write_trailer(slots.idle, slots.size, self.envelope)
+        self.written = True
+
+    def switch(self):
+        """Have the bootloader boot the new image on trial."""
+        slots = self.slots
+        self.resume.forget()
+        slots.state.append(slot=1 - slots.slot, phase=flash.TRIAL, crashes=0, previous=1, outcome=0, reset=0, tried=0)
+
+    def drop(self):
+        self.resume.forget()
+
+
+class Slots:
+    """The partitions, the running image and the state log."""
+
+    def __init__(self, partition_class):
+        p = partition_class
+
+        def data(subtype):
+            return p.find(p.TYPE_DATA, subtype)[0]
+
+        self.running = p(p.RUNNING)
+        self.slot = 1 if self.running.info()[4] == "ota_1" else 0
+        self.idle = p.find(p.TYPE_APP, 0x10 + 1 - self.slot)[0]
+        self.size = self.idle.info()[3]
+        self.capacity = self.size - flash.SECTOR
+        self.stage, self._keys, self._diag = data(0x42), data(0x41), data(0x43)
+        self.state = flash.State(data(0x40))
+        if not self.state.known:
+            self.state.slot = self.slot
+        self.diagnostics = flash.Diagnostics(self._diag)
+        envelope = flash.envelope_of(self.running, self.size)
+        self.manifest = Manifest(envelope) if envelope else None
+        self.running_size = self.manifest.size if self.manifest else flash.image_size(self.running)
+        self.digest = flash.digest(self.running, self.running_size)
+        self._decoder = None
+
+    def keys(self):
+        return flash.keys(self._keys)
+
+    def decoder(self):
+        """The decoder's 20 KB are taken for the first update only, and kept: a heap in use does not get whole again."""
+        if self._decoder is None:
+            gc.collect()
+            self._decoder = Decoder()
+        return self._decoder
+
+    def result(self):
+        """Return what the last change of slots came to, for the status, or None if there is nothing to tell."""
+        state = self.state
+        if state.outcome < 2 or state.outcome == 9 or not state.tried:
+            return None
+        envelope = flash.envelope_of(self.idle, self.size)
+        tried = Manifest(envelope).sha256 if envelope else b""
+        if int.from_bytes(tried[:4], "little") != state.tried:
+            return None
+        code = {2: 1, 3: 3, 4: 4, 5: 5, 10: 2}.get(state.outcome, INTERNAL)
+        text, crashes, record = "", 0, b""
+        for one in self.diagnostics.records():
+            if one[9] != 1 - self.slot:
+                continue
+            if one[8] == 2:
+                text = bytes(one[52:504]).rstrip(b"\0").decode()
+            elif one[8] == 1:
+                crashes, record = one[10], bytes(one)
+                cause = int.from_bytes(one[12:16], "little")
+                if cause >> 16 == 0xDF0C:
+                    code = cause & 0xFFFF
+        outcome = 3 if state.outcome == 7 else 2
+        return {0: outcome, 1: tried, 2: code, 3: text, 4: crashes, 5: state.reset, 6: record}
+
+    def told(self):
+        """The server has the result: forget it."""
+        self.state.append(outcome=0, tried=0)
+        self.diagnostics.clear()
+
