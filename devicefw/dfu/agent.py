@@ -33,10 +33,10 @@ class Agent:
 
         self.config = config
         self.machine = machine
-        self.slots = Slots(esp32.Partition)
-        config.setdefault("hardware", "esp32c3")
         self.payload = config.get("payload", 8192)
         self.buffer = bytearray(self.payload + 32)
+        self.slots = Slots(esp32.Partition)
+        config.setdefault("hardware", "esp32c3")
         self.transport = make(config)
         self.update = None
         self.result = self.slots.result()
@@ -111,7 +111,7 @@ class Agent:
         m = slots.manifest
         said = {
             0: 1,
-            1: m.version if m else config.get("version", "0"),
+            1: m.version if m else config.get("version") or flash.app_version(slots.running) or "0",
             2: slots.digest,
             3: config["hardware"],
             4: KINDS,
@@ -188,9 +188,10 @@ class Agent:
                 await asyncio.sleep_ms(min(backoff_ms, limit_ms) * (50 + random.getrandbits(6)) // 100)
                 backoff_ms = min(2 * backoff_ms, limit_ms)
             except MemoryError:
-                self.update = None
-                gc.collect()
+                # Nothing that needs memory before it is given back.
                 self._failed(INTERNAL, "out of memory")
+                gc.collect()
+                print("dfu: out of memory")
                 await asyncio.sleep_ms(1000)
 
     async def _do(self, command, raw, wait_s):

@@ -9,7 +9,6 @@ import hashlib
 import struct
 
 SECTOR = 4096
-BLANK = 0xFF
 TRAILER_MAX = 1024
 STATE_MAGIC, KEYS_MAGIC, DIAG_MAGIC = 0x53554644, 0x4B554644, 0x44554644
 TRAILER_MAGIC, RESUME_MAGIC = 0x54554644, 0x52554644
@@ -22,8 +21,17 @@ def crc32(data, value=0):
     return binascii.crc32(data, value) & 0xFFFFFFFF
 
 
-def blank(data):
-    return all(b == BLANK for b in data)
+_blank = b"\xff" * 128
+
+
+def blank(part, offset, size):
+    """Say whether `size` bytes are erased; reads in small pieces, for a heap may have no large one."""
+    buffer = bytearray(min(size, 128))
+    for at in range(offset, offset + size, len(buffer)):
+        part.readblocks(at // SECTOR, buffer, at % SECTOR)
+        if buffer != _blank[: len(buffer)]:
+            return False
+    return True
 
 
 def read(part, offset, size):
@@ -78,7 +86,7 @@ class Log:
         tries = 0
         while place is None:
             sector = (sector + 1) % self.sectors
-            if not blank(read(self.part, sector * SECTOR, SECTOR)):
+            if not blank(self.part, sector * SECTOR, SECTOR):
                 erase(self.part, sector)
             place = self._free(sector)
             tries += 1
@@ -92,7 +100,7 @@ class Log:
         """Return the first place behind everything programmed in this sector, or None."""
         first = sector * self.places
         for place in range(first + self.places - 1, first - 1, -1):
-            if not blank(read(self.part, place * self.size, self.size)):
+            if not blank(self.part, place * self.size, self.size):
                 return place + 1 if place + 1 < first + self.places else None
         return first
 
@@ -124,7 +132,7 @@ def keys(part):
     log = Log(part, KEYS_MAGIC, 256, 2)
     found = log.newest()
     if found is None:
-        return [] if blank(read(part, 0, SECTOR)) and blank(read(part, SECTOR, SECTOR)) else None
+        return [] if blank(part, 0, 2 * SECTOR) else None
     record = found[2]
     revoked = [bytes(record[144 + 8 * i : 152 + 8 * i]) for i in range(min(record[10], 11))]
     trusted = [bytes(record[16 + 32 * i : 48 + 32 * i]) for i in range(min(record[8], 4))]
@@ -155,7 +163,7 @@ class Diagnostics:
         last = newest[1] // self.log.places if newest else 0
         for i in range(1, 5):
             sector = (last + i) % 4
-            if not blank(read(self.part, sector * SECTOR, SECTOR)):
+            if not blank(self.part, sector * SECTOR, SECTOR):
                 erase(self.part, sector)
 
 
@@ -188,10 +196,20 @@ def image_size(part):
     return (p + 16 & ~15) + (32 if head[23] else 0)
 
 
-def digest(part, size):
-    """Return the SHA-256 of the first `size` bytes."""
+def app_version(part):
+    """Return the version in the image's own description (ESP-IDF's esp_app_desc_t), or ""."""
+    head = read(part, 32, 48)
+    if struct.unpack_from("<I", head)[0] != 0xABCD5432:
+        return ""
+    try:
+        return bytes(head[16:48]).split(b"\0")[0].decode()
+    except UnicodeError:
+        return ""
+
+
+def digest(part, size, buffer):
+    """Return the SHA-256 of the first `size` bytes, read through `buffer` (one sector)."""
     h = hashlib.sha256()
-    buffer = bytearray(SECTOR)
     view = memoryview(buffer)
     for offset in range(0, size, SECTOR):
         n = min(SECTOR, size - offset)
@@ -215,9 +233,12 @@ class Resume:
         record = read(self.part, 0, 12 + length)
         if struct.unpack_from("<I", record, 8 + length)[0] != crc32(record[: 8 + length]):
             return None
-        marks = read(self.part, MARKS_AT, SECTOR - MARKS_AT)
         done = 0
-        while done < len(marks) and marks[done] == 0:
+        mark = bytearray(1)
+        while done < SECTOR - MARKS_AT:
+            self.part.readblocks(0, mark, MARKS_AT + done)
+            if mark[0]:
+                break
             done += 1
         return bytes(record[8:-4]), done
 
@@ -231,5 +252,5 @@ class Resume:
             write(self.part, MARKS_AT + number, b"\0")
 
     def forget(self):
-        if not blank(read(self.part, 0, SECTOR)):
+        if not blank(self.part, 0, SECTOR):
             erase(self.part, 0)

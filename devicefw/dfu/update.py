@@ -1,6 +1,5 @@
 """One update: judge its manifest, fetch its chunks into the idle slot, verify the whole. Resumes where it was cut."""
 
-import gc
 import hashlib
 
 from dfu import flash
@@ -107,7 +106,7 @@ class Update:
             return
         self.resume.forget()
         trailer = slots.size // flash.SECTOR - 1
-        if not flash.blank(flash.read(slots.idle, trailer * flash.SECTOR, flash.SECTOR)):
+        if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
             flash.erase(slots.idle, trailer)
         self.resume.begin(self.raw)
 
@@ -144,7 +143,7 @@ class Update:
         else:
             prefix = _Prefix(slots.running, slots.running_size, slots.idle, first)
             known = slots.running_size
-        decoder = slots.decoder()
+        decoder = slots.decoder
         sector = page
         value = 0
 
@@ -168,12 +167,12 @@ class Update:
     def _finish(self):
         """The slot holds the image exactly as the manifest says, or this raises and the transfer is forgotten."""
         slots = self.slots
-        if flash.digest(slots.idle, self.size) != self.manifest.sha256:
+        if flash.digest(slots.idle, self.size, slots.decoder.page) != self.manifest.sha256:
             self.resume.forget()
             raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
         if flash.envelope_of(slots.idle, slots.size) != self.envelope:
             trailer = slots.size // flash.SECTOR - 1
-            if not flash.blank(flash.read(slots.idle, trailer * flash.SECTOR, flash.SECTOR)):
+            if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
                 flash.erase(slots.idle, trailer)
             flash.write_trailer(slots.idle, slots.size, self.envelope)
         self.written = True
@@ -192,6 +191,8 @@ class Slots:
     """The partitions, the running image and the state log."""
 
     def __init__(self, partition_class):
+        # 16 KB that stay: once an application runs, its heap does not get whole again.
+        self.decoder = Decoder()
         p = partition_class
 
         def data(subtype):
@@ -210,18 +211,9 @@ class Slots:
         envelope = flash.envelope_of(self.running, self.size)
         self.manifest = Manifest(envelope) if envelope else None
         self.running_size = self.manifest.size if self.manifest else flash.image_size(self.running)
-        self.digest = flash.digest(self.running, self.running_size)
-        self._decoder = None
-
+        self.digest = flash.digest(self.running, self.running_size, self.decoder.page)
     def keys(self):
         return flash.keys(self._keys)
-
-    def decoder(self):
-        """The decoder's 20 KB are taken for the first update only, and kept: a heap in use does not get whole again."""
-        if self._decoder is None:
-            gc.collect()
-            self._decoder = Decoder()
-        return self._decoder
 
     def result(self):
         """Return what the last change of slots came to, for the status, or None if there is nothing to tell."""

