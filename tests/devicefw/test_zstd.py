@@ -76,7 +76,9 @@ def test_mutilated_frames_are_refused_or_decode_as_the_reference_does(interprete
     seed = 11
     rng = random.Random(seed)
     prefix = code(5000)
-    good = [(frame_of(d, prefix, level), len(d)) for level in (1, 19) for d in (code(6000), changed(prefix), b"ab" * 2000)]
+    good = [
+        (frame_of(d, prefix, level), len(d)) for level in (1, 19) for d in (code(6000), changed(prefix), b"ab" * 2000)
+    ]
     cases: list[dict[str, object]] = []
     for _ in range(3000 if interpreter == "micropython" else 300):
         frame, size = rng.choice(good)
@@ -107,7 +109,11 @@ def test_rubbish_is_refused(interpreter: str, tmp_path: Path) -> None:
     cases = [case(rng.randbytes(rng.randrange(60)), b"prefix", 100) for _ in range(2000)]
     # With a plausible head, the rubbish gets as far as the tables.
     cases += [
-        case(b"\x00\x58" + bytes([5 | rng.randrange(8) << 3, 1 + rng.randrange(2), 0]) + rng.randbytes(60), b"prefix", 100)
+        case(
+            b"\x00\x58" + bytes([5 | rng.randrange(8) << 3, 1 + rng.randrange(2), 0]) + rng.randbytes(60),
+            b"prefix",
+            100,
+        )
         for _ in range(2000)
     ]
     answers = decode_all(interpreter, cases, tmp_path)
