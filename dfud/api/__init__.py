@@ -23,6 +23,7 @@ from dfud.api.plugins import (
     UserRoutes,
     hookimpl,
     hookspec,
+    open_to_all,
 )
 from dfud.api.store import (
     BlobWriter,
@@ -124,5 +125,6 @@ __all__ = [
     "Waiting",
     "hookimpl",
     "hookspec",
+    "open_to_all",
     "parse_selector_untrusted",
 ]

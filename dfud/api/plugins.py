@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import pluggy
 import trio
@@ -31,8 +31,12 @@ class DialectSession(abc.ABC):
     @abc.abstractmethod
     async def report(
         self, actual: Actual, *, sha256: str = "", offset: int | None = None, version: str = "", swap: bool = False
-    ) -> None:
-        """Tell what the device said: what runs, and how far it is: `offset` bytes of `version`; `swap`: told to boot."""
+    ) -> bool:
+        """Tell what the device said: what runs, and how far it is: `offset` bytes of `version`; `swap`: told to boot.
+
+        Return whether the firmware that `target()` gives may be sent to it now: not one that was left here, is on hold or
+        waits for another attempt.
+        """
 
     @abc.abstractmethod
     async def target(self, *, pinned_version: str = "") -> tuple[Desired, Firmware | None]:
@@ -74,8 +78,17 @@ class EventSink(abc.ABC):
         """Take over one event; when this returns the sink answers for it. Raises StoreError(retryable) if it cannot."""
 
 
+V = TypeVar("V", bound=Callable[..., Any])
+
+
+def open_to_all(view: V) -> V:
+    """Mark a view of the user plane that needs no token; put it below the route's decorator."""
+    view.open_to_all = True  # type: ignore[attr-defined]  # functions take attributes
+    return view
+
+
 class UserRoutes(abc.ABC):
-    """Routes that a plugin adds to the user plane."""
+    """Routes that a plugin adds to the user plane. Their views need a token unless they are `open_to_all`."""
 
     name: str
 

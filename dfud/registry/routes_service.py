@@ -6,12 +6,12 @@ import msgspec
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from dfud.api import PeerError
+from dfud.api import PeerError, open_to_all
 from dfud.registry import audit
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
 from dfud.registry.users import ROLES, Role, Token
-from dfud.registry.web import Forbidden, json_response, open_to_all, read_body, require, user
+from dfud.registry.web import Forbidden, json_response, read_body, require, user
 
 TOKENS = "/api/tokens/v1alpha1"
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import trio
-from quart import Response, g, request
+from quart import Response, current_app, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
@@ -33,17 +33,10 @@ log = logging.getLogger("dfud.registry")
 T = TypeVar("T")
 WINDOW_S = 60.0
 LIST_MAX = 1000
-_OPEN: set[str] = set()
 
 
 class Forbidden(DfudError):
     """Not with this token."""
-
-
-def open_to_all(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a view that needs no token."""
-    _OPEN.add(view.__name__)
-    return view
 
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
@@ -104,8 +97,7 @@ def _before(services: Services, limits: _Limits) -> Callable[[], Awaitable[Respo
             response = error_response(429, "TooManyRequests", "too many requests from this address")
             response.headers["retry-after"] = "60"
             return response
-        endpoint = (request.endpoint or "").rpartition(".")[2]
-        if request.endpoint is None or endpoint in _OPEN:
+        if request.endpoint is None or getattr(current_app.view_functions[request.endpoint], "open_to_all", False):
             return None
         user = await _user(services)
         if user is None:
