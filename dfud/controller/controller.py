@@ -203,33 +203,47 @@ class Controller:
 
     async def foreign_report(
         self, actual: Actual, *, sha256: str, offset: int | None, version: str, swap: bool
-    ) -> None:
+    ) -> bool:
         """Take what a device of another dialect said: what runs, and that it holds `offset` bytes of `version`.
 
-        Such devices name versions, not digests: a version that is published stands for its image.
+        Return whether the image may be sent now. Such devices name versions, not digests: a version that is published
+        stands for its image. They do not say why they left an image: one that was told to boot it and reports its old
+        version has rolled back. What is being written stays the target until it is written, whatever is wanted meanwhile.
         """
         tracked = await self._tracked(actual.app, actual.device)
         async with tracked.lock:
             desired, target = await self._desired(actual.app, tracked)
+            if offset is not None and (target is None or target.version != version):
+                pinned = await self._firmware(actual.app, version)
+                if pinned is not None:
+                    desired, target = Desired(version, origin=desired.origin), pinned
             running = await self._firmware(actual.app, actual.version)
             digest = (
                 running.sha256 if running is not None else sha256 or hashlib.sha256(actual.version.encode()).hexdigest()
             )
-            progress = None
+            progress = result = None
             deployment = tracked.deployment
             if offset is not None and deployment is not None and version == deployment.version:
                 phase = Phase.WRITTEN if swap else Phase.FETCHING
                 progress = Progress(bytes.fromhex(deployment.package or "00" * 16), 0, phase)
+            elif offset is None and deployment is not None and deployment.state is State.WRITTEN:
+                if digest != deployment.sha256:
+                    text = "it was told to boot the image and runs its old one"
+                    result = Result(
+                        Outcome.ROLLED_BACK, bytes.fromhex(deployment.sha256), int(Code.UNCONFIRMED), text
+                    )
             status = Status(
                 actual.version, bytes.fromhex(digest), target.hardware if target else actual.hardware or "unknown", 2, 4160,
-                (1 << 32) - 1, progress=progress,
+                (1 << 32) - 1, progress=progress, result=result,
             )  # fmt: skip
             now_s = self._now()
             verdict = decide(actual.app, actual.device, status, deployment, desired, target, self._config, now_s)
-            if verdict.action is Action.SEND and verdict.deployment is not None and target is not None:
+            send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
+            if send and verdict.deployment is not None and target is not None:
                 self._offered(verdict, target, offset, now_s)
             said = msgspec.structs.replace(actual, sha256=digest, seen_s=now_s)
             await self._keep(tracked, said, verdict, now_s)
+            return send
 
     def _offered(self, verdict: Verdict, target: Firmware, offset: int | None, now_s: float) -> None:
         """Note that blocks of the image itself go out: no package, progress in bytes."""

@@ -29,8 +29,8 @@ class Conversation(DialectSession):
 
     async def report(
         self, actual: Actual, *, sha256: str = "", offset: int | None = None, version: str = "", swap: bool = False
-    ) -> None:
-        await self._controller.foreign_report(actual, sha256=sha256, offset=offset, version=version, swap=swap)
+    ) -> bool:
+        return await self._controller.foreign_report(actual, sha256=sha256, offset=offset, version=version, swap=swap)
 
     async def target(self, *, pinned_version: str = "") -> tuple[Desired, Firmware | None]:
         desired, firmware = await self._controller.desired(self.app, self.device)

@@ -2,28 +2,16 @@
 import sys
 import time
 
+sys.path.insert(0, sys.argv[2])
+import esp32  # noqa: E402
+import chip  # noqa: E402
 
-class Module:
-    pass
-
-
-def load(name):
-    # `machine` is built into this port; the board's own goes before it.
-    with open(sys.argv[2] + "/shims/" + name + ".py") as file:
-        scope = {"__name__": name}
-        exec(file.read(), scope)
-    module = Module()
-    for key in scope:
-        setattr(module, key, scope[key])
-    sys.modules[name] = module
-
-
-load("esp32")
-load("machine")
-sys.path.insert(0, sys.argv[3])
+# `machine` is built into this port; the board's own goes before it.
+sys.modules["machine"] = chip
+with open(sys.argv[1] + "/program.py") as _file:
+    _program = _file.read()
 try:
-    with open(sys.argv[1] + "/program.py") as _file:
-        exec(_file.read(), {"__name__": "__main__"})
+    exec(_program, {"__name__": "__main__"})
 except Exception as error:
     # As on the real port: the traceback, then the REPL, which waits for ever.
     sys.print_exception(error)

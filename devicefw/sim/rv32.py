@@ -1,0 +1,124 @@
+"""Real rv32 machine code of realistic size, for images that look like an application's: well-known C sources out of registry
+packages, cross-compiled for the chip. Made once, kept under build/."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from devicefw.sim.compile import BUILD
+
+COMPILER = "riscv64-unknown-elf-gcc"
+FLAGS = ("-march=rv32imc", "-mabi=ilp32", "-ffreestanding", "-ffunction-sections", "-w", "--specs=picolibc.specs")
+# name, version, SHA-256 of the source package
+SOURCES = {
+    "zstandard": ("0.25.0", "7713e1179d162cf5c7906da876ec2ccb9c3a9dcbdffef0cc7f70c3667a205f0b"),
+    "lupa": ("2.6", "9a770a6e89576be3447668d7ced312cd6fd41d3c13c2462c9dc2c2ab570e45d9"),
+}
+
+
+class Missing(Exception):
+    """The compiler or a source package is not to be had here; the message says what to do."""
+
+
+def source(name: str) -> Path:
+    """Return the unpacked source package, downloaded through pip's registry and checked. Raises Missing."""
+    version, digest = SOURCES[name]
+    target = BUILD / "sources" / f"{name}-{version}"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory(dir=_made(BUILD / "sources")) as temporary:
+        # Hashes are checked by pip; nothing of the package is run but the metadata of its build.
+        requirement = Path(temporary) / "requirement"
+        requirement.write_text(f"{name}=={version} --hash=sha256:{digest}\n")
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--require-hashes",
+        ]
+        run = subprocess.run([*command, "-d", temporary, "-r", str(requirement)], capture_output=True, text=True)
+        archive = next(Path(temporary).glob("*.tar.gz"), None)
+        if archive is None:
+            raise Missing(f"{name} {version} cannot be downloaded: {run.stderr.strip().splitlines()[-1:]}")
+        if hashlib.sha256(archive.read_bytes()).hexdigest() != digest:
+            raise Missing(f"{name} {version} arrived with another SHA-256 than it should have")
+        with tarfile.open(archive) as tar:
+            tar.extractall(temporary, filter="data")
+        (Path(temporary) / f"{name}-{version}").rename(target)
+    return target
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def machine_code(size_bytes: int) -> bytes:
+    """Return `size_bytes` of compiled code: several builds of the sources, at several optimisation levels. Raises Missing."""
+    if shutil.which(COMPILER) is None:
+        raise Missing(f"{COMPILER} is not installed (Debian: gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf)")
+    out = b""
+    for level in ("-Os", "-O1", "-O2", "-O3"):
+        for name in SOURCES:
+            if len(out) < size_bytes:
+                out += _compiled(name, level)
+    while len(out) < size_bytes:
+        out += out
+    return out[:size_bytes]
+
+
+def _compiled(name: str, level: str) -> bytes:
+    target = BUILD / "sources" / f"{name}{level}.text"
+    if target.exists():
+        return target.read_bytes()
+    root = source(name)
+    if name == "zstandard":
+        files = [_without_threads(root / "zstd" / "zstd.c")]
+    else:
+        files = sorted(
+            p for p in (root / "third-party" / "lua54").glob("l*.c") if p.name not in ("lua.c", "luac.c", "ltests.c")
+        )
+    text = b""
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in files:
+            elf = Path(temporary) / "object.o"
+            command = [COMPILER, *FLAGS, level, f"-I{file.parent}", "-c", str(file), "-o", str(elf)]
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode:
+                if name == "lupa" and len(files) > 1:
+                    continue  # some of Lua's files want an operating system
+                raise Missing(f"{file.name} does not compile: {run.stderr[-300:]}")
+            text += _code_of(elf)
+    if not text:
+        raise Missing(f"nothing of {name} compiles for the chip")
+    target.write_bytes(text)
+    return text
+
+
+def _without_threads(path: Path) -> Path:
+    target = path.with_name("single.c")
+    if not target.exists():
+        target.write_text(re.sub(r"#define ZSTD_MULTITHREAD", "", path.read_text("utf-8")), "utf-8")
+    return target
+
+
+def _code_of(elf: Path) -> bytes:
+    from elftools.elf.elffile import ELFFile
+
+    with elf.open("rb") as file:
+        sections = ELFFile(file).iter_sections()
+        return b"".join(
+            s.data() for s in sections if s.name.startswith((".text", ".rodata")) and s["sh_type"] == "SHT_PROGBITS"
+        )

@@ -1,0 +1,1 @@
+"""The command `dfuctl`: the registry's API for people and scripts."""

@@ -1,0 +1,81 @@
+"""The groups of `dfuctl`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import click
+
+from dfud import __version__
+from dfud.cli.client import Contexts, Session
+from dfud.cli.firmware import cancel, firmware, history, retry, status, update
+from dfud.cli.resources import app, audit, command, context, device, login, token
+from dfud.errors import DfudError
+
+# Commands that live elsewhere and need what only some installations have.
+EXTRAS = (
+    ("dfud.cli.package", "package"),
+    ("dfud.cli.keys", "key"),
+    ("dfud.cli.keys", "sign"),
+    ("dfud.cli.hawkbit", "hawkbit"),
+    ("dfud.cli.oscore", "oscore"),
+    ("dfud.recover.cli", "recover"),
+)
+
+
+class _Group(click.Group):
+    """Shows dfud's own errors as one sentence."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except DfudError as error:
+            click.echo(f"dfuctl: {error}", err=True)
+            sys.exit(1)
+        except BrokenPipeError:
+            sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dfuctl")
+@click.option("--context", "context_name", envvar="DFUCTL_CONTEXT", help="Which registry, if you use several.")
+@click.option(
+    "--app", "app_name", envvar="DFUCTL_APP", help="Which app; `dfuctl context --app NAME` sets one for good."
+)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print what is found.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    envvar="DFUCTL_CONFIG",
+    default=lambda: Path(click.get_app_dir("dfuctl")) / "config.toml",
+    help="Where contexts and their tokens are kept.",
+)
+@click.pass_context
+def main(ctx: click.Context, context_name: str | None, app_name: str | None, output: str, config_path: Path) -> None:
+    """Publish firmware, say which device should run it, and see what happens.
+
+    \b
+    dfuctl login http://127.0.0.1:8881           # with the token of `dfud init`
+    dfuctl app create lamps
+    dfuctl context --app lamps
+    dfuctl device create lamp1                   # shows the device's secret, once
+    dfuctl firmware publish lamp.bin --version 1.1 --hardware esp32c3
+    dfuctl update lamp1 1.1                      # or: dfuctl update -l site=attic 1.1
+    dfuctl status lamp1 --watch
+    """
+    ctx.obj = Session(Contexts(config_path), context_name, app_name, output)
+
+
+for _command in (login, context, app, device, command, token, audit, firmware, update, status, retry, cancel, history):
+    main.add_command(_command)
+for _module, _name in EXTRAS:
+    try:
+        _found = importlib.util.find_spec(_module)
+    except ModuleNotFoundError:
+        _found = None
+    if _found is not None:
+        main.add_command(getattr(importlib.import_module(_module), _name))
