@@ -187,7 +187,8 @@ class Agent:
                     self.update.drop()
                     self.update = None
                 wait_s = 0
-            except TransportError as error:
+            except (TransportError, ValueError, KeyError, TypeError, IndexError) as error:
+                # The last four come from bytes that are no answer at all: as if there had been none.
                 print("dfu:", error)
                 await self.transport.close()
                 if isinstance(error, Denied):

@@ -71,14 +71,14 @@ class HttpTransport:
         kept = self.writer is not None
         try:
             return await asyncio.wait_for(self._ask_once(head, body, buffer), timeout_s)
-        except (OSError, EOFError, asyncio.TimeoutError) as error:
+        except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
             await self.close()
             if not kept or isinstance(error, asyncio.TimeoutError):
                 raise TransportError(str(error) or type(error).__name__)
         # A kept connection may have been closed meanwhile: once more, on a fresh one.
         try:
             return await asyncio.wait_for(self._ask_once(head, body, buffer), timeout_s)
-        except (OSError, EOFError, asyncio.TimeoutError) as error:
+        except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
             await self.close()
             raise TransportError(str(error) or type(error).__name__)
 
