@@ -1,0 +1,90 @@
+"""Imports point one way; plugins use the promise only; nothing happens at import."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# What a part may import of dfud, beside itself. wire and package know no store; a plugin could have been written elsewhere.
+ALLOWED = {
+    "errors": set(),
+    "model": {"errors"},
+    "wire": {"errors", "model"},
+    "package": {"errors", "wire", "model"},
+    "api": {"errors", "model"},
+    "registry": {"errors", "model", "wire", "api"},
+    "controller": {"errors", "model", "wire", "package", "api"},
+    "endpoint": {"errors", "model", "wire", "api", "controller"},
+    "daemon": {"errors", "model", "api", "registry", "controller", "endpoint"},
+    "cli": {"errors", "model", "wire", "package"},
+    "recover": {"errors", "wire", "package", "cli"},
+    "testing": {"errors", "model", "wire", "api", "package"},
+}
+PLUGINS_MAY = {"api", "testing"}
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.lineno, node.module
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for part, allowed in ALLOWED.items():
+        base = ROOT / "dfud" / part
+        for path in [base.with_suffix(".py")] if base.with_suffix(".py").exists() else sorted(base.rglob("*.py")):
+            for line, module in imports(path):
+                names = module.split(".")
+                if names[0] in ("devicefw", "bootloader", "tests") or names[0].startswith("dfud_"):
+                    if not (part == "daemon" and module == "devicefw.sim.cli"):
+                        wrong.append(f"{path.relative_to(ROOT)}:{line}: {part} may not import {module}")
+                elif names[0] == "dfud" and len(names) > 1 and names[1] not in {part, *allowed}:
+                    wrong.append(f"{path.relative_to(ROOT)}:{line}: {part} may not import {names[1]}")
+    assert wrong == []
+
+
+def test_every_part_is_listed() -> None:
+    found = {p.stem for p in (ROOT / "dfud").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert found - {"__init__"} == set(ALLOWED) & found
+
+
+def test_plugins_use_the_promise_only() -> None:
+    wrong = []
+    for path in sorted((ROOT / "plugins").rglob("*.py")):
+        own = path.relative_to(ROOT / "plugins").parts[1]
+        for line, module in imports(path):
+            names = module.split(".")
+            if (names[0] == "dfud" and (len(names) < 2 or names[1] not in PLUGINS_MAY)) or (
+                names[0].startswith("dfud_") and names[0] != own
+            ):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: a plugin may not import {module}")
+    assert wrong == []
+
+
+def test_nothing_reads_the_environment_or_a_file_when_it_is_imported() -> None:
+    wrong = []
+    for base in ("dfud", "plugins"):
+        for path in sorted((ROOT / base).rglob("*.py")):
+            for node in ast.parse(path.read_text("utf-8")).body:
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)):
+                    continue
+                for inner in ast.walk(node):
+                    name = inner.attr if isinstance(inner, ast.Attribute) else getattr(inner, "id", "")
+                    if name in ("environ", "getenv", "open", "read_text", "read_bytes"):
+                        wrong.append(f"{path.relative_to(ROOT)}:{inner.lineno}: {name}")
+    assert wrong == []
+
+
+def test_files_stay_readable() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for base in ("dfud", "plugins", "devicefw")
+        for path in (ROOT / base).rglob("*.py")
+        if (count := len(path.read_text("utf-8").splitlines())) > 500
+    }
+    assert long == {}
