@@ -1,0 +1,105 @@
+"""dfuctl as a user runs it, against the real daemon."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from devicefw.sim.firmware import build
+from dfud.testing.daemon import DaemonProcess
+
+
+class Dfuctl:
+    def __init__(self, directory: Path) -> None:
+        self.config = directory / "config.toml"
+
+    async def __call__(self, *arguments: str, fails: bool = False) -> str:
+        command = [sys.executable, "-m", "dfud.cli", "--config", str(self.config), *arguments]
+        run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        told = run.stdout.decode() + (run.stderr.decode() if fails else "")
+        assert (run.returncode == 1) is fails, f"{arguments}: {told} {run.stderr.decode()}"
+        assert "Traceback" not in told
+        return told.strip()
+
+
+@pytest.fixture
+async def dfuctl(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Dfuctl]:
+    daemon = DaemonProcess(tmp_path / "dfud")
+    await daemon.init()
+    await nursery.start(daemon.run)
+    command = Dfuctl(tmp_path)
+    assert await command("login", daemon.urls["registry"], "--token", daemon.token) == (
+        f"Logged in to {daemon.urls['registry']} as admin."
+    )
+    yield command
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None:
+    assert dfuctl.config.stat().st_mode & 0o777 == 0o600
+    await dfuctl("app", "create", "lamps", "--unsigned", "-l", "team=a")
+    await dfuctl("context", "--app", "lamps")
+    assert len(await dfuctl("device", "create", "lamp1", "-l", "site=attic")) == 22
+    await dfuctl("device", "create", "lamp2", "-l", "site=cellar")
+    image = build("print(1)\n", "1.1")
+    (tmp_path / "lamp.bin").write_bytes(image)
+    published = await dfuctl("firmware", "publish", str(tmp_path / "lamp.bin"), "--version", "1.1", "--hardware", "esp32c3")
+    assert f"Published 1.1 for esp32c3, {len(image)} bytes, sequence 1." in published
+    assert await dfuctl("update", "lamp1", "1.1") == "lamp1 should run 1.1."
+    assert await dfuctl("update", "-l", "site=cellar", "1.1") == "1 devices should run 1.1."
+    assert "should run 1.1" in await dfuctl("update", "--app-default", "1.1")
+    assert await dfuctl("status", "lamp1") == "lamp1: ? -> 1.1: NeverSeen"
+    listed = json.loads(await dfuctl("-o", "json", "device", "list", "-l", "site=attic"))
+    assert [d["metadata"]["name"] for d in listed] == ["lamp1"]
+    assert "lamp2" in await dfuctl("device", "list")
+    await dfuctl("firmware", "download", "1.1", "-O", str(tmp_path / "copy.bin"))
+    assert (tmp_path / "copy.bin").read_bytes() == image
+    assert "wanted by app lamps" in await dfuctl("firmware", "delete", "1.1", fails=True)
+    await dfuctl("command", "lamp1", "blink", "-p", "{}")
+    await dfuctl("device", "label", "lamp1", "site=roof", "ring=1")
+    assert "ring=1,site=roof" in await dfuctl("device", "list")
+    assert json.loads(await dfuctl("-o", "json", "history", "lamp1")) == []
+    token = await dfuctl("token", "create", "--user", "ci", "--role", "lamps=reader")
+    assert token.startswith("drg_")
+    assert "lamps=reader" in await dfuctl("token", "list", "--all")
+    assert "create-token" in await dfuctl("audit")
+    await dfuctl("retry", "lamp1")
+    await dfuctl("cancel", "lamp1")
+    await dfuctl("device", "delete", "lamp2")
+    assert json.loads(await dfuctl("-o", "json", "context"))[0]["app"] == "lamps"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("device", "list"), "dfuctl: which app? give --app"),
+        (("--app", "nothing", "device", "list"), "dfuctl: Referenced a non-existing entity"),
+        (("--app", "nothing", "status", "x"), "dfuctl: no app nothing"),
+        (("app", "create", "Not A Host"), "dfuctl: app name 'Not A Host'"),
+        (("app", "list", "-l", "(("), "dfuctl: label selector: cannot read"),
+        (("--app", "x", "update", "1.0"), "dfuctl: name a device, or give -l SELECTOR"),
+        (("--context", "other", "app", "list"), "dfuctl: no context other"),
+        (("login", "http://127.0.0.1:1", "--token", "x"), "dfuctl: http://127.0.0.1:1 cannot be reached"),
+        (("--app", "x", "firmware", "publish", __file__), "dfuctl: give --version and --hardware"),
+        (("app", "create", "a", "-l", "x"), "dfuctl: label 'x': expected KEY=VALUE"),
+    ],
+)
+async def test_a_mistake_is_one_sentence(dfuctl: Dfuctl, arguments: tuple[str, ...], message: str) -> None:
+    told = await dfuctl(*arguments, fails=True)
+    assert told.startswith(message)
+    assert len(told.splitlines()) == 1
+
+
+async def test_without_a_login_the_way_is_shown(tmp_path: Path) -> None:
+    assert "run `dfuctl login URL`" in await Dfuctl(tmp_path)("app", "list", fails=True)
+
+
+def test_help_teaches() -> None:
+    run = subprocess.run([sys.executable, "-m", "dfud.cli", "--help"], capture_output=True, text=True)
+    assert "dfuctl firmware publish lamp.bin --version 1.1 --hardware esp32c3" in run.stdout
