@@ -25,7 +25,6 @@ demo: setup
 test: setup
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
-	$(MAKE) -C bootloader
 	$(BIN)/pytest
 
 lint: setup

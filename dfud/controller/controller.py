@@ -44,7 +44,7 @@ from dfud.controller.packages import Packages
 from dfud.model.deployment import Event, State
 from dfud.model.desired import desired_of
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Kind, Phase, Progress, Status, Type
+from dfud.wire.messages import Code, Command, Kind, Outcome, Phase, Progress, Result, Status, Type
 
 
 class Tracked:

@@ -1,4 +1,4 @@
-"""A package as a file: what `dfuctl package make` writes and what dfud keeps. docs/delta-format.md, "The file".
+"""A package as a file: what `dfuctl package make` writes and what dfud keeps. docs/packages.md, "The file".
 
     magic     8 bytes "dfudpkg1"
     header    msgpack array [kind, size, sha256 bin 32, base sha256 bin 32 or empty, chunk lengths]
