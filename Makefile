@@ -3,15 +3,14 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 TRANSPORT ?= http
 
-.PHONY: help demo test setup lock lint bench clean
+.PHONY: help demo test exhaustive setup lock lint clean
 help:
 	@echo "make demo [TRANSPORT=http|coap]  daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
+	@echo "make exhaustive                  a power cut at every single flash operation of an update"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
-	@echo "make prove                       power-cut explorations of the bootloader, to closure"
-	@echo "make bench-http bench-store bench-coap bench-delta"
-	@echo "make test-hawkbit [HAWKBIT_JAR=... | HAWKBIT_URL=...]   make interop"
+	@echo "make bench-http                  what a poll, a chunk, a report and a waiting device cost"
 
 setup: build/.setup
 
@@ -23,17 +22,17 @@ demo: setup
 	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
 
 test: setup
-	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
+	$(BIN)/ruff check dfud plugins devicefw tests bench
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+exhaustive: setup
+	$(BIN)/pytest -m slow
+
 lint: setup
-	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
+	$(BIN)/ruff check dfud plugins devicefw tests bench
 	$(BIN)/ruff format --check dfud plugins
 	$(BIN)/mypy
-
-prove: setup
-	$(MAKE) -C bootloader prove
 
 lock:
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
