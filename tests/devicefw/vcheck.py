@@ -5,11 +5,11 @@ import json
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from dfu.ed25519 import verify  # noqa: E402
-from dfu.flash import crc32  # noqa: E402
-from dfu.pack import PackError, chunk_head, pack, unpack  # noqa: E402
-from dfu.update import Manifest, UpdateError  # noqa: E402
-from dfu.zstd import PAGE, Decoder, ZstdError  # noqa: E402
+from dfu.ed25519 import verify
+from dfu.flash import crc32
+from dfu.pack import PackError, chunk_head, pack, unpack
+from dfu.update import Manifest
+from dfu.zstd import PAGE, Decoder, ZstdError
 
 COUNT = [0]
 
@@ -36,7 +36,7 @@ class Reader:
 
 
 def decode(decoder, raw, size, base, kind, image):
-    number, page, pages, crc, start, end = chunk_head(raw, len(raw))
+    _number, page, pages, crc, start, end = chunk_head(raw, len(raw))
     length = min(size - page * PAGE, pages * PAGE)
     if length <= 0 or page * PAGE != len(image):
         raise PackError("place")

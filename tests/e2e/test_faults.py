@@ -91,7 +91,7 @@ async def test_a_power_cut_at_any_flash_operation_leaves_the_old_or_the_new_imag
         with trio.fail_after(60):
             await board.run_once()
             total = board.flash.operations
-            while not (await f.status("lamp1")).get("deployment", {}).get("state") == "done":
+            while (await f.status("lamp1")).get("deployment", {}).get("state") != "done":
                 with trio.move_on_after(5):
                     await board.run_once()
         assert total > 30

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a table of its own run. Ratios within one run are what counts."""

@@ -1,0 +1,3 @@
+.PHONY: bench-http
+bench-http: setup
+	$(BIN)/python -m bench.http
