@@ -1,0 +1,96 @@
+"""Telemetry in a file, one CloudEvent a line; what is answered is on the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import trio
+
+from dfud.api import Bus, EventSink, StoreError, Telemetry
+from dfud_drogue.cloudevents import cloud_event
+from dfud_drogue.config import EventLogConfig
+
+WAITING_MAX = 10_000
+
+
+class _Line:
+    """One line on its way to the disk."""
+
+    __slots__ = ("done", "error", "text")
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.done = trio.Event()
+        self.error = ""
+
+
+class LogSink(EventSink):
+    """Appends and syncs; lines that come while the disk is busy go together with the next sync."""
+
+    name = "log"
+
+    def __init__(self, config: EventLogConfig, instance: str) -> None:
+        self._config = config
+        self._instance = instance
+        self._path = Path(config.path)
+        self._send, self._receive = trio.open_memory_channel[_Line](WAITING_MAX)
+
+    async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        async for first in self._receive:
+            lines = [first]
+            while True:
+                try:
+                    lines.append(self._receive.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            try:
+                await trio.to_thread.run_sync(self._append, b"".join(line.text for line in lines))
+            except OSError as error:
+                for line in lines:
+                    line.error = error.strerror or "the disk failed"
+            for line in lines:
+                line.done.set()
+
+    async def take(self, telemetry: Telemetry) -> None:
+        line = _Line(cloud_event(telemetry, self._instance) + b"\n")
+        try:
+            self._send.send_nowait(line)
+        except trio.WouldBlock:
+            raise StoreError("too many events wait for the disk", retryable=True) from None
+        await line.done.wait()
+        if line.error:
+            raise StoreError(f"[events.log] {self._path}: {line.error}", retryable=True)
+
+    def _append(self, data: bytes) -> None:
+        """Write all of `data` or, as far as the disk lets us, nothing."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists() and self._path.stat().st_size + len(data) > self._config.max_bytes:
+            self._put_aside()
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        try:
+            before = os.fstat(fd).st_size
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+                os.fdatasync(fd)
+            except OSError:
+                os.ftruncate(fd, before)
+                raise
+        finally:
+            os.close(fd)
+
+    def _put_aside(self) -> None:
+        def aside(number: int) -> Path:
+            return self._path.with_name(f"{self._path.name}.{number}")
+
+        keep = self._config.keep
+        if keep == 0:
+            self._path.unlink()
+            return
+        for number in range(keep - 1, 0, -1):
+            if aside(number).exists():
+                aside(number).replace(aside(number + 1))
+        self._path.replace(aside(1))
