@@ -1,0 +1,136 @@
+"""Where telemetry goes: into a file, to a URL, and what a device is told when it cannot."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from dfud_drogue.cloudevents import cloud_event
+from dfud_drogue.config import EventLogConfig, WebhookConfig
+from dfud_drogue.log_sink import LogSink
+from dfud_drogue.webhook import WebhookSink, signature
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfud.api import Bus, ConfigError, StoreError, Telemetry
+
+
+def telemetry(body: bytes = b'{"t":1}', content_type: str = "", number: int = 1) -> Telemetry:
+    return Telemetry("app1", "dev1", "gw1", "temp", body, content_type, "urn:s", 1.5, f"id-{number}")
+
+
+def test_an_event_has_the_attributes_of_drogues() -> None:
+    assert json.loads(cloud_event(telemetry(), "here")) == {
+        "specversion": "1.0", "id": "id-1", "type": "io.drogue.event.v1", "source": "drogue://app1/dev1",
+        "subject": "temp", "time": "1970-01-01T00:00:01.500Z", "application": "app1", "device": "dev1",
+        "sender": "gw1", "partitionkey": "app1/gw1", "instance": "here", "dataschema": "urn:s",
+        "datacontenttype": "application/json", "data": {"t": 1},
+    }  # fmt: skip
+
+
+@given(st.binary(max_size=40), st.sampled_from(["", "application/json", "text/plain", "a/b+json; x=y"]))
+def test_no_body_is_lost_in_an_event(body: bytes, content_type: str) -> None:
+    event = json.loads(cloud_event(telemetry(body, content_type), "here"))
+    if "data" in event:
+        assert event["data"] == json.loads(body)
+    elif "data_base64" in event:
+        assert base64.b64decode(event["data_base64"]) == body
+    else:
+        assert json.loads(body) is None
+
+
+async def test_what_is_taken_is_in_the_file(nursery: trio.Nursery, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "events.jsonl"
+    sink = LogSink(EventLogConfig(str(path)), "here")
+    await nursery.start(sink.run, Bus())
+    async with trio.open_nursery() as many:
+        for number in range(50):
+            many.start_soon(sink.take, telemetry(number=number))
+    ids = {json.loads(line)["id"] for line in path.read_bytes().splitlines()}
+    assert ids == {f"id-{n}" for n in range(50)}
+
+
+async def test_a_full_file_is_put_aside(nursery: trio.Nursery, tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    sink = LogSink(EventLogConfig(str(path), max_bytes=4096, keep=2), "here")
+    await nursery.start(sink.run, Bus())
+    for number in range(60):
+        await sink.take(telemetry(number=number))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "e.1", "e.2"]
+    last = json.loads(path.read_bytes().splitlines()[-1])
+    assert last["id"] == "id-59"
+
+
+async def test_a_file_that_cannot_be_written_is_told(nursery: trio.Nursery, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sink = LogSink(EventLogConfig(str(tmp_path / "file" / "e")), "here")
+    await nursery.start(sink.run, Bus())
+    with pytest.raises(StoreError) as caught:
+        await sink.take(telemetry())
+    assert caught.value.retryable
+
+
+def webhook(tmp_path: Path, answers: list[int], **options: object) -> tuple[WebhookSink, list[httpx.Request]]:
+    """Return a sink whose client gets `answers` (0: no connection) instead of a network, and what it sent."""
+    (tmp_path / "secret").write_bytes(b"0123456789abcdef\n")
+    config = WebhookConfig("http://hook.test/x", str(tmp_path / "secret"), **options)  # type: ignore[arg-type]  # tests name what they set
+    sink = WebhookSink(config, "here", lambda: 1700000000.0)
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        status = answers.pop(0)
+        if status == 0:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(status)
+
+    sink._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return sink, sent
+
+
+async def test_an_event_is_signed_and_tried_again(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    sink, sent = webhook(tmp_path, [500, 0, 204], attempts=3)
+    await sink.take(telemetry())
+    assert len(sent) == 3
+    assert trio.current_time() == pytest.approx(1.5)
+    request = sent[-1]
+    mac = hmac.new(b"0123456789abcdef", b"id-1.1700000000." + request.content, hashlib.sha256).digest()
+    assert request.headers["webhook-signature"] == "v1," + base64.b64encode(mac).decode()
+    assert request.headers["webhook-id"] == "id-1"
+
+
+def test_the_signature_is_that_of_the_specification() -> None:
+    # Example of the Standard Webhooks specification, its secret decoded.
+    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    body = b'{"test": 2432232314}'
+    assert (
+        signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+        == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    )
+
+
+async def test_a_dead_webhook_makes_the_device_keep_its_event(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    sink, _sent = webhook(tmp_path, [0, 503], attempts=2)
+    with pytest.raises(StoreError, match="answered 503") as caught:
+        await sink.take(telemetry())
+    assert caught.value.retryable
+    assert "0123456789abcdef" not in str(caught.value)
+
+
+def test_a_webhook_that_cannot_be_right_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("short")
+    for config, text in (
+        (WebhookConfig("ftp://x"), "expected http"),
+        (WebhookConfig("http://x", str(tmp_path / "none")), "No such file"),
+        (WebhookConfig("http://x", str(tmp_path / "short")), "5 bytes"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            WebhookSink(config, "here")
