@@ -1,11 +1,10 @@
 # Everything runs from a checkout: the environment lives in .venv, what is built in build/.
 PYTHON ?= python3.11
 BIN := .venv/bin
-TRANSPORT ?= http
 
 .PHONY: help demo test exhaustive setup lock lint clean
 help:
-	@echo "make demo [TRANSPORT=http|coap]  daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo                        daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
@@ -19,7 +18,7 @@ build/.setup: requirements.lock pyproject.toml .ci/setup
 	@mkdir -p build && touch $@
 
 demo: setup
-	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
+	$(BIN)/python -m devicefw.sim.demo
 
 test: setup
 	$(BIN)/ruff check dfud plugins devicefw tests bench

@@ -7,7 +7,7 @@
     async close()                               may be called at any time
 
 Both raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()
-raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default) or "coap".
+raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default), or a class of yours.
 """
 
 
@@ -24,13 +24,11 @@ class Gone(TransportError):
 
 
 def make(config):
-    name = config.get("transport", "http")
-    if name == "http":
+    chosen = config.get("transport", "http")
+    if chosen == "http":
         from dfu.http import HttpTransport
 
         return HttpTransport(config)
-    if name == "coap":
-        from dfu.coap import CoapTransport
-
-        return CoapTransport(config)
-    raise ValueError("transport")
+    if isinstance(chosen, str):
+        raise ValueError("transport")
+    return chosen(config)

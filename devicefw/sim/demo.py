@@ -21,7 +21,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 @click.command()
-@click.option("--transport", type=click.Choice(["http", "coap"]), default="http", show_default=True)
+@click.option("--transport", type=click.Choice(["http"]), default="http", show_default=True)
 def main(transport: str) -> None:
     """Update a simulated ESP32-C3, then send it a firmware that crashes, and see it come back."""
     with tempfile.TemporaryDirectory() as directory:
@@ -70,8 +70,7 @@ async def _demo(directory: Path, transport: str) -> None:
         console.print(f"lamp-{version}.bin: {len(image):,} bytes, {versions[version][0]}")
 
     say("dfud: the daemon, on the local store")
-    extra = "[transport.coap]\nport = 0\nallow_plain = true\n" if transport == "coap" else ""
-    daemon = DaemonProcess(directory / "dfud", extra=extra, plugins=("local", "http") + (("coap",) if extra else ()))
+    daemon = DaemonProcess(directory / "dfud")
     await daemon.init()
     dfuctl = _Dfuctl(directory)
     async with trio.open_nursery() as nursery:

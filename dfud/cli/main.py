@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -14,16 +12,6 @@ from dfud.cli.client import Contexts, Session
 from dfud.cli.firmware import cancel, firmware, history, retry, status, update
 from dfud.cli.resources import app, audit, command, context, device, login, token
 from dfud.errors import DfudError
-
-# Commands that live elsewhere and need what only some installations have.
-EXTRAS = (
-    ("dfud.cli.package", "package"),
-    ("dfud.cli.keys", "key"),
-    ("dfud.cli.keys", "sign"),
-    ("dfud.cli.hawkbit", "hawkbit"),
-    ("dfud.cli.oscore", "oscore"),
-    ("dfud.recover.cli", "recover"),
-)
 
 
 class _Group(click.Group):
@@ -72,10 +60,3 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
 
 for _command in (login, context, app, device, command, token, audit, firmware, update, status, retry, cancel, history):
     main.add_command(_command)
-for _module, _name in EXTRAS:
-    try:
-        _found = importlib.util.find_spec(_module)
-    except ModuleNotFoundError:
-        _found = None
-    if _found is not None:
-        main.add_command(getattr(importlib.import_module(_module), _name))

@@ -229,9 +229,7 @@ class Controller:
             elif offset is None and deployment is not None and deployment.state is State.WRITTEN:
                 if digest != deployment.sha256:
                     text = "it was told to boot the image and runs its old one"
-                    result = Result(
-                        Outcome.ROLLED_BACK, bytes.fromhex(deployment.sha256), int(Code.UNCONFIRMED), text
-                    )
+                    result = Result(Outcome.ROLLED_BACK, bytes.fromhex(deployment.sha256), int(Code.UNCONFIRMED), text)
             status = Status(
                 actual.version, bytes.fromhex(digest), target.hardware if target else actual.hardware or "unknown", 2, 4160,
                 (1 << 32) - 1, progress=progress, result=result,

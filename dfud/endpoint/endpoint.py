@@ -33,9 +33,10 @@ from dfud.endpoint.auth import Authenticator, Denied, Session, TooMany
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.dialects import Conversation
-from dfud.wire.messages import Status, Type, decode_status_untrusted, encode_command
+from dfud.wire.messages import Type, decode_status_untrusted, encode_command
 
 DFU = "dfu"
+WAKING_AT_ONCE = 256
 CHUNKS_PER_REQUEST_MAX = 64
 CHUNK_BYTES_PER_REQUEST_MAX = 1 << 18
 
@@ -93,7 +94,13 @@ class DeviceEndpoint(Endpoint):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look again at parked devices for which something changed, until cancelled."""
-        task_status.started()
+        async with trio.open_nursery() as nursery:
+            # Side by side, so that many of them share one commit.
+            for _ in range(WAKING_AT_ONCE):
+                nursery.start_soon(self._reconsider_all)
+            task_status.started()
+
+    async def _reconsider_all(self) -> None:
         async for parked in self._wake:
             if parked.open:
                 await self._reconsider(parked)
@@ -121,9 +128,8 @@ class DeviceEndpoint(Endpoint):
 
     async def _reconsider(self, parked: _Parked) -> None:
         try:
-            command = await self._controller.status(
-                parked.app, parked.device, parked.status, parked.transport, patience_s=0.0
-            )
+            status = decode_status_untrusted(parked.body)
+            command = await self._controller.status(parked.app, parked.device, status, parked.transport, patience_s=0.0)
         except (NotFoundError, StoreError):
             parked.answer(AWAY)
             return
@@ -146,8 +152,7 @@ class DeviceEndpoint(Endpoint):
             return None
         if request.timeout_s <= 0 or self._draining:
             return poll.reply
-        status = decode_status_untrusted(request.body)
-        return self._park(session, request, status, poll.poll_s)
+        return self._park(session, request, poll.poll_s)
 
     async def post(self, request: Request) -> Reply | Waiting:
         try:
@@ -193,11 +198,11 @@ class DeviceEndpoint(Endpoint):
             self._polls.pop(key, None)
         if command.type in (Type.UPDATE, Type.STOP) or request.timeout_s <= 0 or self._draining or not calm:
             return reply
-        return self._park(session, request, status, command.poll_s)
+        return self._park(session, request, command.poll_s)
 
-    def _park(self, session: Session, request: Request, status: Status, poll_s: int) -> Waiting:
+    def _park(self, session: Session, request: Request, poll_s: int) -> Waiting:
         timeout_s = min(request.timeout_s, self._config.poll_max_s, poll_s)
-        parked = _Parked(self, session.app, session.device, status, request.transport, timeout_s, poll_s)
+        parked = _Parked(self, session.app, session.device, request.body, request.transport, timeout_s, poll_s)
         self._parked.setdefault((session.app, session.device), set()).add(parked)
         return parked
 
@@ -308,14 +313,14 @@ class DeviceEndpoint(Endpoint):
 class _Parked(Waiting):
     """A device that waits for something new."""
 
-    __slots__ = ("_endpoint", "_reply", "_wake", "app", "device", "open", "poll_s", "status", "timeout_s", "transport")
+    __slots__ = ("_endpoint", "_reply", "_wake", "app", "body", "device", "open", "poll_s", "timeout_s", "transport")
 
     def __init__(
         self,
         endpoint: DeviceEndpoint,
         app: str,
         device: str,
-        status: Status,
+        body: bytes,
         transport: str,
         timeout_s: float,
         poll_s: int,
@@ -323,7 +328,7 @@ class _Parked(Waiting):
         self._endpoint = endpoint
         self.app = app
         self.device = device
-        self.status = status
+        self.body = body
         self.transport = transport
         self.timeout_s = timeout_s
         self.poll_s = poll_s

@@ -62,7 +62,9 @@ class SimulatedDevice:
             if number >= first:
                 held.append(await self._fetch(name, number))
                 self.fetched.append(number)
-            package = PackageFile(command.package, command.kind, command.size, manifest.sha256, command.base or None, [b""])
+            package = PackageFile(
+                command.package, command.kind, command.size, manifest.sha256, command.base or None, [b""]
+            )
             image += decode_chunk(decode_chunk_untrusted(held[number]), package, self.image, bytes(image))
         assert hashlib.sha256(image).digest() == manifest.sha256
         return bytes(image)
@@ -86,7 +88,9 @@ class SimulatedDevice:
 class HttpDevice(SimulatedDevice):
     """The same over HTTP. `client` must carry the device's credentials and the base URL."""
 
-    def __init__(self, client: httpx.AsyncClient, image: bytes, version: str, *, wait_s: int = 0, payload: int = 16384) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, image: bytes, version: str, *, wait_s: int = 0, payload: int = 16384
+    ) -> None:
         async def exchange(status: bytes) -> bytes | None:
             answer = await client.post("/v1/dfu", params={"ct": wait_s}, content=status)
             answer.raise_for_status()

@@ -25,9 +25,9 @@ class Connection:
         "_draining",
         "_encrypted",
         "_endpoint",
-        "_idle",
         "_peer",
         "_reader",
+        "_scope",
         "_stream",
         "busy",
     )
@@ -42,7 +42,7 @@ class Connection:
         self._certificate = certificate
         self._encrypted = encrypted
         self._reader = RequestReader(config.header_max, config.body_max)
-        self._idle = trio.CancelScope()
+        self._scope = trio.CancelScope()
         self._draining = False
         self.busy = False
 
@@ -50,65 +50,78 @@ class Connection:
         """Close after what is under way; at once if nothing is."""
         self._draining = True
         if not self.busy:
-            self._idle.cancel()
+            self._scope.cancel()
 
     async def serve(self) -> None:
-        """Serve until either side has had enough."""
+        """Serve until either side has had enough.
+
+        One cancel scope lives as long as the connection, and only its deadline moves: a scope for each step would be a fifth
+        of what a poll costs.
+        """
+        late = None
         try:
-            while await self._serve_one():
-                pass
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            with self._scope:
+                while True:
+                    fault = await self._serve_one()
+                    if fault is not None:
+                        late = fault or None
+                        break
+            if self._scope.cancelled_caught and self._reader.mid_request and not self._draining:
+                late = encode_plain(408, "the request did not come in time")
+            if late is not None:
+                with trio.move_on_after(self._config.send_s):
+                    await self._stream.send_all(late)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
-    async def _serve_one(self) -> bool:
+    async def _serve_one(self) -> bytes | None:
+        """Take and answer one request; return None to go on, what is still to be sent before closing, or b""."""
         reader = self._reader
         if not reader.requests:
-            if not await self._read_request():
-                return False
+            end = await self._read_request()
+            if end is not None:
+                return end
         request = reader.requests.popleft()
         self.busy = True
         keep_alive = request.keep_alive and not self._draining
+        self._scope.deadline = math.inf
         answer = await self._answer(request, keep_alive)
-        if answer is None:
-            return False
-        await self._send(answer)
+        del request
+        if isinstance(answer, Waiting):
+            reply = await self._wait(answer)
+            if reply is None:
+                return b""
+            answer = encode_reply(reply, keep_alive)
+        self._scope.deadline = trio.current_time() + self._config.send_s
+        await self._stream.send_all(answer)
         self.busy = False
-        return keep_alive and not self._draining
+        return None if keep_alive and not self._draining else b""
 
-    async def _read_request(self) -> bool:
-        """Read until there is a whole request; False if there will be none."""
+    async def _read_request(self) -> bytes | None:
+        """Read until there is a whole request; otherwise return what is still to be sent before closing."""
         reader = self._reader
         started = False
-        deadline = trio.current_time() + self._config.idle_s
+        self._scope.deadline = trio.current_time() + self._config.idle_s
         while not reader.requests:
             if reader.fault is not None:
-                await self._send(encode_plain(reader.fault.status, reader.fault.message))
-                return False
-            with trio.CancelScope(deadline=deadline) as scope:
-                self._idle = scope
-                data = await self._stream.receive_some(RECEIVE_BYTES)
-            if scope.cancelled_caught:
-                if started:
-                    await self._send(encode_plain(408, "the request did not come in time"))
-                return False
+                return encode_plain(reader.fault.status, reader.fault.message)
+            data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
-                return False
+                return b""
             reader.feed(bytes(data))
+            if reader.requests:
+                break
             if not started:
                 # One deadline for the whole request: a byte now and then does not extend it.
                 started = True
-                deadline = trio.current_time() + self._config.request_s
-            if reader.expects_continue and not reader.requests and reader.fault is None:
+                self._scope.deadline = trio.current_time() + self._config.request_s
+            if reader.expects_continue and reader.fault is None:
                 reader.expects_continue = False
-                await self._send(CONTINUE)
-        return True
+                await self._stream.send_all(CONTINUE)
+        return None
 
-    async def _send(self, data: bytes) -> None:
-        with trio.fail_after(self._config.send_s):
-            await self._stream.send_all(data)
-
-    async def _answer(self, request: HttpRequest, keep_alive: bool) -> bytes | None:
-        """Return the whole answer, or None if the peer has gone meanwhile."""
+    async def _answer(self, request: HttpRequest, keep_alive: bool) -> bytes | Waiting:
+        """Return the whole answer, or what it waits for."""
         method = request.method
         split = split_target_untrusted(request.target)
         if split is None:
@@ -140,7 +153,7 @@ class Connection:
 
     async def _publish(
         self, request: HttpRequest, path: list[str], query: dict[str, str], keep_alive: bool
-    ) -> bytes | None:
+    ) -> bytes | Waiting:
         timeout_s = _timeout(query)
         if timeout_s is None:
             return encode_plain(400, "ct: expected a number of seconds", keep_alive=keep_alive)
@@ -164,12 +177,7 @@ class Connection:
         found = self._endpoint.quick(publish)
         if found is None:
             found = await self._endpoint.post(publish)
-        if isinstance(found, Waiting):
-            waited = await self._wait(found)
-            if waited is None:
-                return None
-            found = waited
-        return encode_reply(found, keep_alive)
+        return found if isinstance(found, Waiting) else encode_reply(found, keep_alive)
 
     async def _wait(self, waiting: Waiting) -> Reply | None:
         """Wait for the reply while watching for the peer's going; None if it has gone."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from urllib.parse import parse_qs, unquote
 
 import httptools
@@ -140,8 +141,12 @@ class RequestReader:
             raise ValueError  # httptools turns it into its own error and reads no further
 
 
+@lru_cache(maxsize=2048)
 def split_target_untrusted(target: bytes) -> tuple[list[str], dict[str, str]] | None:
-    """Return the path's percent-decoded segments and the query parameters (of a repeated one the first), or None."""
+    """Return the path's percent-decoded segments and the query parameters (of a repeated one the first), or None.
+
+    Devices ask for the same few targets again and again, so the answer is remembered; callers must not change it.
+    """
     try:
         text = target.decode("ascii")
     except UnicodeDecodeError:
