@@ -10,6 +10,7 @@ import click
 from dfud import __version__
 from dfud.cli.client import Contexts, Session
 from dfud.cli.firmware import cancel, firmware, history, retry, status, update
+from dfud.cli.keys import key, sign_image
 from dfud.cli.resources import app, audit, command, context, device, login, token
 from dfud.errors import DfudError
 
@@ -58,5 +59,7 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
     ctx.obj = Session(Contexts(config_path), context_name, app_name, output)
 
 
-for _command in (login, context, app, device, command, token, audit, firmware, update, status, retry, cancel, history):
+_RESOURCES = (login, context, app, device, command, token, audit)
+_FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image)
+for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

@@ -1,0 +1,164 @@
+"""key and sign: the publisher's part, done without dfud. The private key never leaves its file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from pathlib import Path
+
+import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from dfud.cli.client import CliError, Session
+from dfud.cli.resources import pass_session
+from dfud.model.espimage import check_esp_image_untrusted
+from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, key_id, sign
+
+PASSPHRASE_MIN = 8
+_SEQUENCE = click.IntRange(0, (1 << 32) - 1)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+passphrase_file = click.option(
+    "--passphrase-file", type=_FILE, help="File whose first line is the passphrase; asked for if it is not given."
+)
+
+
+def _passphrase(file: Path | None, *, confirm: bool) -> bytes:
+    if file is not None:
+        text = file.read_text("utf-8").partition("\n")[0]
+    else:
+        text = str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
+    return text.encode()
+
+
+def _load(path: Path, file: Path | None) -> Ed25519PrivateKey:
+    """Read a private key. Raises CliError that does not tell what the file holds."""
+    try:
+        found = load_pem_private_key(path.read_bytes(), _passphrase(file, confirm=False))
+    except TypeError:
+        raise CliError(f"{path} is not encrypted; make a key with `dfuctl key new`") from None
+    except ValueError:
+        raise CliError(f"{path} cannot be read: a wrong passphrase, or no PEM file of a private key") from None
+    if not isinstance(found, Ed25519PrivateKey):
+        raise CliError(f"{path} holds another kind of key, expected Ed25519")
+    return found
+
+
+def _public_key(text: str) -> bytes:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != 32:
+        raise CliError(f"public key {text[:60]!r}: expected the base64 of 32 bytes, as `dfuctl key show` prints it")
+    return key
+
+
+def _tell(session: Session, public: bytes) -> None:
+    text = base64.b64encode(public).decode()
+    if session.json:
+        session.show({"public": text, "id": key_id(public).hex()})
+    else:
+        click.echo(text)
+
+
+@click.group()
+def key() -> None:
+    """Keys that sign firmware. dfud never sees the private part."""
+
+
+@key.command("new")
+@click.argument("file", type=click.Path(path_type=Path))
+@passphrase_file
+@pass_session
+def key_new(session: Session, file: Path, passphrase_file: Path | None) -> None:
+    """Make an Ed25519 key, write it encrypted to FILE, and print its public part for the app's spec.signing.keys."""
+    secret = _passphrase(passphrase_file, confirm=True)
+    if len(secret) < PASSPHRASE_MIN:
+        raise CliError(f"the passphrase is too short: expected at least {PASSPHRASE_MIN} bytes")
+    made = Ed25519PrivateKey.generate()
+    pem = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret))
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise CliError(f"{file} exists already; a key is never written over another") from None
+    except OSError as error:
+        raise CliError(f"{file} cannot be written: {error.strerror}") from None
+    with os.fdopen(fd, "wb") as out:
+        out.write(pem)
+        out.flush()
+        os.fsync(out.fileno())
+    _tell(session, made.public_key().public_bytes_raw())
+
+
+@key.command("show")
+@click.argument("file", type=_FILE)
+@passphrase_file
+@pass_session
+def key_show(session: Session, file: Path, passphrase_file: Path | None) -> None:
+    """Print the public part of the key in FILE."""
+    _tell(session, _load(file, passphrase_file).public_key().public_bytes_raw())
+
+
+@click.command("sign")
+@click.argument("image", type=_FILE)
+@click.option("--key", "key_file", type=_FILE, required=True, help="File that `dfuctl key new` wrote.")
+@passphrase_file
+@click.option("--version", required=True, help="Version of the firmware.")
+@click.option("--hardware", required=True, help="What it is made for, such as esp32c3.")
+@click.option("--sequence", type=_SEQUENCE, required=True, help="Orders the versions; a lower one is a downgrade.")
+@click.option("--floor", type=_SEQUENCE, default=0, help="From now on nothing below this sequence is taken.")
+@click.option("--allow-downgrade", is_flag=True, help="Say in the manifest that a device may go back to this one.")
+@click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
+@click.option("--add-key", "add", multiple=True, help="Public key that devices trust from now on; up to four.")
+@click.option("--revoke-key", "revoke", multiple=True, help="Public key that devices trust no more; up to four.")
+@click.option("-O", "--to", type=click.Path(path_type=Path), help="Manifest to write; IMAGE.manifest if not given.")
+@pass_session
+def sign_image(
+    session: Session,
+    image: Path,
+    key_file: Path,
+    passphrase_file: Path | None,
+    version: str,
+    hardware: str,
+    sequence: int,
+    floor: int,
+    allow_downgrade: bool,
+    raw: bool,
+    add: tuple[str, ...],
+    revoke: tuple[str, ...],
+    to: Path | None,
+) -> None:
+    """Write the signed manifest of IMAGE, for `dfuctl firmware publish --manifest`. Asks dfud nothing."""
+    data = image.read_bytes()
+    if not raw:
+        with image.open("rb") as file:
+            check_esp_image_untrusted(file, len(data), hardware)
+    manifest = Manifest(
+        session.app,
+        version,
+        hardware,
+        sequence,
+        len(data),
+        hashlib.sha256(data).digest(),
+        FLAG_DOWNGRADE * allow_downgrade | FLAG_RAW * raw,
+        floor,
+        tuple(_public_key(text) for text in add),
+        tuple(key_id(_public_key(text)) for text in revoke),
+    )
+    private = _load(key_file, passphrase_file)
+    envelope = sign(manifest, private)
+    target = to or image.with_name(image.name + ".manifest")
+    target.write_bytes(envelope)
+    if session.json:
+        public = private.public_key().public_bytes_raw()
+        session.show({"manifest": str(target), "key": key_id(public).hex(), "sha256": manifest.sha256.hex()})
+    else:
+        click.echo(f"Signed {version} for {hardware}, sequence {sequence}: {target}")
