@@ -9,7 +9,7 @@ import msgspec
 from quart import Response
 from quart_trio import QuartTrio
 
-from dfud.api import App, Device, NotFoundError
+from dfud.api import App, Device, NotFoundError, PeerError
 from dfud.registry.registry import Precondition
 from dfud.registry.services import Services
 from dfud.registry.web import error_response, json_response, page, read_body, read_json, require, user
@@ -31,7 +31,10 @@ def register(app: QuartTrio, services: Services) -> None:
 
     async def precondition() -> Precondition:
         body = await read_body(limit)
-        found = msgspec.json.decode(body, type=_DeleteBody) if body.strip() else _DeleteBody()
+        try:
+            found = msgspec.json.decode(body, type=_DeleteBody) if body.strip() else _DeleteBody()
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise PeerError(f"the body is not what it should be: {error}") from None
         return Precondition(found.preconditions.uid, found.preconditions.resource_version)
 
     @app.get(BASE)

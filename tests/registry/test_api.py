@@ -99,6 +99,7 @@ async def test_a_change_counts_and_is_locked_against_others(api: Api) -> None:
     assert third["status"]["firmware"] != "mine"
     stale = {"preconditions": {"resourceVersion": found["metadata"]["resourceVersion"]}}
     await api.ask(409, "DELETE", path, json=stale)
+    assert (await api.ask(400, "DELETE", path, content=b"{"))["error"] == "InvalidRequest"
     await api.ask(204, "DELETE", path, json={"preconditions": {"uid": found["metadata"]["uid"]}})
 
 
