@@ -1,0 +1,117 @@
+"""TLS: the client certificate reaches the endpoint, plain bytes are turned away, new files are taken up."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from dfud_http.config import HttpConfig
+from dfud_http.transport import HttpTransport
+
+from dfud.api import ConfigError
+from tests.http.fake import GOOD, FakeEndpoint
+
+REQUEST = b"POST /v1/dfu HTTP/1.1\r\nAuthorization: " + GOOD + b"\r\nConnection: close\r\nContent-Length: 1\r\n\r\n\x81"
+
+
+def make_certificate(directory: Path, name: str) -> bytes:
+    """Write <name>.pem and <name>.key, self-signed for 127.0.0.1; return the DER."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (directory / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (directory / f"{name}.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return made.public_bytes(serialization.Encoding.DER)
+
+
+async def ask(port: int, directory: Path, *, client: str = "", server: str = "server") -> bytes:
+    context = ssl.create_default_context(cafile=directory / f"{server}.pem")
+    if client:
+        context.load_cert_chain(directory / f"{client}.pem", directory / f"{client}.key")
+    stream = trio.SSLStream(
+        await trio.open_tcp_stream("127.0.0.1", port), context, server_hostname="127.0.0.1", https_compatible=True
+    )
+    with trio.fail_after(20):
+        await stream.send_all(REQUEST)
+        return b"".join([data async for data in stream])
+
+
+async def start(nursery: trio.Nursery, directory: Path, **options: object) -> tuple[HttpTransport, FakeEndpoint, int]:
+    config = HttpConfig(
+        port=0,
+        certificate=str(directory / "server.pem"),
+        key=str(directory / "server.key"),
+        client_ca=str(directory / "client.pem"),
+        **options,  # type: ignore[arg-type]  # tests name what they set
+    )
+    transport, endpoint = HttpTransport(config), FakeEndpoint()
+    (url,) = await nursery.start(transport.run, endpoint)
+    assert url.startswith("https://127.0.0.1:")
+    return transport, endpoint, int(url.rpartition(":")[2])
+
+
+async def test_a_client_certificate_is_passed_on_and_none_is_needed(nursery: trio.Nursery, tmp_path: Path) -> None:
+    make_certificate(tmp_path, "server")
+    der = make_certificate(tmp_path, "client")
+    _, endpoint, port = await start(nursery, tmp_path)
+    assert (await ask(port, tmp_path, client="client")).startswith(b"HTTP/1.1 200")
+    assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200")
+    assert [r.credentials.certificate for r in endpoint.requests] == [der, b""]
+    assert all(r.encrypted for r in endpoint.requests)
+
+
+async def test_a_connection_without_a_required_certificate_gets_nothing(nursery: trio.Nursery, tmp_path: Path) -> None:
+    make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "client")
+    _, endpoint, port = await start(nursery, tmp_path, client_required=True)
+    try:
+        assert await ask(port, tmp_path) == b""
+    except trio.BrokenResourceError:
+        pass  # whether the alert or the end of the stream is seen first depends on the client's TLS version
+    plain = await trio.open_tcp_stream("127.0.0.1", port)
+    await plain.send_all(REQUEST)
+    with trio.fail_after(20):
+        try:
+            while data := await plain.receive_some(1000):
+                assert not data.startswith(b"HTTP")
+        except trio.BrokenResourceError:
+            pass
+    assert (await ask(port, tmp_path, client="client")).startswith(b"HTTP/1.1 200")
+    assert len(endpoint.requests) == 1
+
+
+async def test_new_certificates_are_taken_up_and_wrong_ones_leave_the_old(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "client")
+    transport, _, port = await start(nursery, tmp_path)
+    old = (tmp_path / "server.pem").read_bytes()
+    (tmp_path / "server.pem").write_text("rubbish")
+    with pytest.raises(ConfigError, match="server.pem"):
+        transport.reload()
+    (tmp_path / "old.pem").write_bytes(old)
+    assert (await ask(port, tmp_path, server="old")).startswith(b"HTTP/1.1 200")
+    make_certificate(tmp_path, "server")
+    transport.reload()
+    assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200")
