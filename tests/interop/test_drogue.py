@@ -224,6 +224,13 @@ async def test_drg_works_unchanged(daemon: DaemonProcess, tmp_path: Path) -> Non
     made = await drg("create", "token", "--description", "x")
     assert "drg_" in made or "oken" in made
     await drg("get", "tokens")
+    assert "127.0.0.1" in await drg("whoami")
+    await drg("whoami", "endpoints")
+    await drg("create", "device", "gw1", "--app", "app1")
+    await drg("set", "gateway", "dev1", "gw1", "--app", "app1")
+    async with daemon.client() as client:
+        device = (await client.get("/api/registry/v1alpha1/apps/app1/devices/dev1")).json()
+    assert device["spec"]["gatewaySelector"]["matchNames"] == ["gw1"]
     await drg("get", "device", "none", "--app", "app1", fails=True)
     await drg("delete", "device", "dev1", "--app", "app1")
     await drg("delete", "app", "app1")
