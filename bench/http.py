@@ -1,4 +1,4 @@
-"""What devices cost dfud over HTTP: poll, chunk, durable report, parked long poll; beside nginx serving static files.
+"""What devices cost dfud over HTTP: poll, chunk, durable report, parked long poll; beside nginx with static files and goosebit.
 
 The server has core 0 for itself, the load (wrk) core 1. CPU is the server process's own time over the number of requests.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import selectors
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -60,7 +62,19 @@ async def wrk(pids: list[int], url: str, script: str, directory: Path) -> dict[s
     path = directory / "wrk.lua"
     path.write_text(script)
     core = sorted(os.sched_getaffinity(0))[-1]
-    command = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{POLL_SECONDS}s", "--latency", "-s", str(path), url]
+    command = [
+        "taskset",
+        "-c",
+        str(core),
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{POLL_SECONDS}s",
+        "--latency",
+        "-s",
+        str(path),
+        url,
+    ]
     before = sum(map(cpu_s, pids))
     run = await trio.run_process(command, capture_stdout=True)
     used = sum(map(cpu_s, pids)) - before
@@ -95,7 +109,9 @@ class Bench:
     async def prepare(self) -> None:
         async with self.daemon.client() as client:
             spec = {"signing": {"mode": "optional"}}
-            (await client.post("/api/registry/v1alpha1/apps", json={"metadata": {"name": "bench"}, "spec": spec})).raise_for_status()
+            (
+                await client.post("/api/registry/v1alpha1/apps", json={"metadata": {"name": "bench"}, "spec": spec})
+            ).raise_for_status()
             for number in range(DEVICES):
                 name = f"d{number}"
                 secret = f"secret-{number:04}"
@@ -202,7 +218,13 @@ end"""
         cpu = cpu_s(pid) - cpu
         for sock in sockets:
             sock.close()
-        return {"kb": used / count / 1024, "wake": last - start, "us": cpu / count * 1e6, "woken": woken, "spread": last - first}
+        return {
+            "kb": used / count / 1024,
+            "wake": last - start,
+            "us": cpu / count * 1e6,
+            "woken": woken,
+            "spread": last - first,
+        }
 
 
 async def nginx(directory: Path, size: int) -> tuple[dict[str, float], dict[str, float]] | None:
@@ -246,6 +268,68 @@ server {{ listen 127.0.0.1:{port}; root {root}; }} }}"""
         process.wait()
 
 
+_GOOSEBIT_TABLES = """
+import asyncio
+from tortoise import Tortoise
+from goosebit.db.config import TORTOISE_CONF
+async def main():
+    await Tortoise.init(config=TORTOISE_CONF)
+    await Tortoise.generate_schemas()
+    await Tortoise.close_connections()
+asyncio.run(main())
+"""
+
+
+async def goosebit(directory: Path) -> dict[str, float] | None:
+    """The poll of goosebit, a DDI server in Python: device looked up, last seen stored, decision made."""
+    if importlib.util.find_spec("goosebit") is None:
+        return None
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    base = f"http://127.0.0.1:{port}"
+    environment = {
+        **os.environ,
+        "GOOSEBIT_DB_URI": f"sqlite://{directory}/goosebit.sqlite3",
+        "GOOSEBIT_ARTIFACTS_DIR": str(directory / "goosebit"),
+    }
+    subprocess.run([sys.executable, "-c", _GOOSEBIT_TABLES], env=environment, check=True, capture_output=True)
+    arguments = ["goosebit:app", "--host", "127.0.0.1", "--port", str(port), "--no-access-log", "--log-level", "error"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        async with httpx.AsyncClient(base_url=base) as client:
+            with trio.fail_after(60):
+                while True:
+                    try:
+                        if (await client.get("/DEFAULT/controller/v1/d0")).is_success:
+                            break
+                    except httpx.HTTPError:
+                        pass
+                    await trio.sleep(0.2)
+            for number in range(CONNECTIONS):
+                data = {"id": "", "status": {}, "data": {"hw_boardname": "x", "hw_revision": "1", "sw_version": "1.0"}}
+                await client.get(f"/DEFAULT/controller/v1/d{number}")
+                await client.put(f"/DEFAULT/controller/v1/d{number}/configData", json=data)
+        pin(process.pid, 0)
+        script = f"""
+local n = 0
+request = function()
+  n = (n + 1) % {CONNECTIONS}
+  return wrk.format("GET", "/DEFAULT/controller/v1/d" .. n)
+end"""
+        return await wrk([process.pid], base, script, directory)
+    except trio.TooSlowError:
+        return None
+    finally:
+        process.terminate()
+        process.wait()
+
+
 async def main(parked: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     with tempfile.TemporaryDirectory() as temporary:
@@ -267,7 +351,8 @@ async def main(parked: int) -> None:
             waiting = await bench.parked(pid, parked)
             nursery.cancel_scope.cancel()
         beside = await nginx(directory, int(chunk["bytes"]))
-    show(poll, report, chunk, waiting, beside, memory, parked)
+        goose = await goosebit(directory)
+    show(poll, report, chunk, waiting, beside, goose, memory, parked)
 
 
 def show(
@@ -276,11 +361,21 @@ def show(
     chunk: dict[str, float],
     waiting: dict[str, float],
     beside: tuple[dict[str, float], dict[str, float]] | None,
+    goose: dict[str, float] | None,
     memory: float,
     parked: int,
 ) -> None:
     console = Console(width=120)
-    rows = Table("what", "CPU us/request", "requests/s", "p50 ms", "p99 ms", "x nginx", "goal", title="Devices over HTTP, one core")
+    rows = Table(
+        "what",
+        "CPU us/request",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "x nginx",
+        "goal",
+        title="Devices over HTTP, one core",
+    )
 
     def row(name: str, found: dict[str, float], base: dict[str, float] | None, goal: str) -> None:
         ratio = f"{found['us'] / base['us']:.1f}" if base else "-"
@@ -293,6 +388,8 @@ def show(
     if beside:
         row("nginx, 61 bytes", beside[0], beside[0], "")
         row(f"nginx, {chunk['bytes']:.0f} bytes", beside[1], beside[1], "")
+    if goose:
+        row("goosebit, poll", goose, beside[0] if beside else None, "")
     console.print(rows)
     console.print(
         f"{parked} devices parked: {waiting['kb']:.1f} KB each (goal <= 8); {waiting['woken']:.0f} woken in {waiting['wake']:.2f} s "

@@ -1,0 +1,296 @@
+"""The endpoint on a real store: every form of credentials, limits, parking, commands, chunks of others."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from dfud_local.store import LocalStore
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfud.api import (
+    App,
+    AppChanged,
+    Bus,
+    Chunks,
+    Code,
+    Credentials,
+    Device,
+    DeviceChanged,
+    Metadata,
+    PutApp,
+    PutDevice,
+    Reply,
+    Request,
+    Telemetry,
+    Waiting,
+)
+from dfud.controller.config import ControllerConfig
+from dfud.controller.controller import Controller
+from dfud.controller.packages import Packages
+from dfud.endpoint.auth import Authenticator, parse_basic_untrusted
+from dfud.endpoint.commands import Commands
+from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.model.credentials import protect
+from dfud.wire.messages import Status, Type, decode_command_untrusted, encode_status
+
+KEY = b"k" * 32
+
+
+def basic(text: str) -> bytes:
+    return b"Basic " + base64.b64encode(text.encode())
+
+
+class World:
+    def __init__(self, endpoint: DeviceEndpoint, store: LocalStore, bus: Bus) -> None:
+        self.endpoint = endpoint
+        self.store = store
+        self.bus = bus
+        self.now_s = 1_800_000_000.0
+        self.telemetry: list[Telemetry] = []
+        bus.subscribe(Telemetry, self.telemetry.append)
+
+    async def put(self, name: str, spec: dict[str, Any], app: str = "app1") -> None:
+        await self.store.commit([PutDevice(Device(Metadata(name, app), protect(spec, KEY)))])
+        self.bus.publish(DeviceChanged(app, name))
+
+    async def post(self, credentials: Credentials, *, channel: str = "temp", **more: Any) -> Reply | Waiting:
+        peer = more.pop("peer", "127.0.0.1")
+        body = more.pop("body", b"x")
+        return await self.endpoint.post(Request("http", peer, credentials, channel, body, **more))
+
+    async def code(self, authorization: bytes, **more: Any) -> Code:
+        names = {key: more.pop(key) for key in ("application", "device") if key in more}
+        found = await self.post(Credentials(authorization, **names), **more)
+        assert isinstance(found, Reply)
+        return found.code
+
+
+@pytest.fixture
+async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
+    bus = Bus()
+    store = LocalStore(tmp_path / "state")
+    await nursery.start(store.run, bus)
+    packages = Packages(store, tmp_path / "packages", disk_bytes=1 << 30, memory_bytes=1 << 20, workers=1)
+    await nursery.start(packages.run)
+    clock = [1_800_000_000.0]
+
+    def now() -> float:
+        return clock[0]
+
+    controller = Controller(store, bus, packages, ControllerConfig(), now)
+    await nursery.start(controller.run)
+    config = EndpointConfig(failures_per_address=20, failures_per_device=5)
+    endpoint = DeviceEndpoint(
+        store,
+        bus,
+        controller,
+        Authenticator(store, bus, config, KEY, now),
+        Commands(2, 60.0, now),
+        config,
+        dialects=(),
+        sinks=(),
+        seen_s=900,
+        now=now,
+    )
+    await nursery.start(endpoint.run)
+    await store.commit([PutApp(App(Metadata("app1")))])
+    found = World(endpoint, store, bus)
+    found.clock = clock  # type: ignore[attr-defined]  # for the tests that let time pass
+    await found.put("dev1", {"authentication": {"credentials": [{"pass": "pw"}]}, "alias": ["nick", "CN=dev1,O=x"]})
+    yield found
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("authorization", "names", "right"),
+    [
+        (basic("dev1@app1:pw"), {}, True),
+        (b"bAsIc " + basic("dev1@app1:pw")[6:], {}, True),
+        (basic("nick@app1:pw"), {}, True),
+        (basic("dev1:pw"), {"application": "app1"}, True),
+        (basic("dev1@app1:wrong"), {}, False),
+        (basic("dev1@other:pw"), {}, False),
+        (basic("dev1:pw"), {}, False),
+        (basic("u:pw"), {"application": "app1", "device": "dev1"}, False),
+        (b"Bearer abc", {}, False),
+        (b"Basic !!!", {}, False),
+        (b"", {}, False),
+        (basic("dev1@app1"), {}, False),
+    ],
+)
+async def test_basic_credentials(world: World, authorization: bytes, names: dict[str, str], right: bool) -> None:
+    assert await world.code(authorization, **names) is (Code.ACCEPTED if right else Code.DENIED)
+
+
+async def test_users_of_a_device_in_both_forms(world: World) -> None:
+    user = {"user": {"username": "u@x", "password": "up"}}
+    await world.put("dev 2@home", {"credentials": {"credentials": [user, {"pass": "pw"}]}})
+    device = "dev 2@home"
+    assert await world.code(basic("u@x:up"), application="app1", device=device) is Code.ACCEPTED
+    assert await world.code(basic("u%40x@app1:up"), device=device) is Code.ACCEPTED
+    assert await world.code(basic("dev%202%40home@app1:pw")) is Code.ACCEPTED
+    assert await world.code(basic("u@x:pw"), application="app1", device=device) is Code.DENIED
+
+
+async def test_a_change_of_the_device_ends_what_was_remembered(world: World) -> None:
+    assert await world.code(basic("dev1@app1:pw")) is Code.ACCEPTED
+    await world.put("dev1", {"authentication": {"credentials": [{"pass": "new"}]}})
+    assert await world.code(basic("dev1@app1:pw")) is Code.DENIED
+    assert await world.code(basic("dev1@app1:new")) is Code.ACCEPTED
+    await world.put("dev1", {"authentication": {"credentials": [{"pass": "new"}]}, "core": {"disabled": True}})
+    assert await world.code(basic("dev1@app1:new")) is Code.DENIED
+
+
+async def test_guessing_is_limited_per_device_and_per_address(world: World) -> None:
+    codes = [await world.code(basic(f"dev1@app1:{n}"), peer=f"10.0.0.{n}") for n in range(7)]
+    assert codes == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2
+    codes = [await world.code(basic(f"d{n}@app1:x"), peer="10.9.9.9") for n in range(22)]
+    assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2
+    same = [await world.code(basic(f"nobody@app1:{n}"), peer=f"10.1.0.{n}") for n in range(7)]
+    assert same == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2, "a device that does not exist is not told apart"
+    world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
+    assert await world.code(basic("dev1@app1:pw")) is Code.ACCEPTED
+
+
+async def test_a_gateway_speaks_for_those_that_name_it(world: World) -> None:
+    await world.put("sensor", {"gatewaySelector": {"matchNames": ["dev1"]}})
+    await world.put("stranger", {})
+    assert await world.code(basic("dev1@app1:pw"), as_device="sensor") is Code.ACCEPTED
+    assert (world.telemetry[-1].device, world.telemetry[-1].sender) == ("sensor", "dev1")
+    assert await world.code(basic("dev1@app1:pw"), as_device="stranger") is Code.DENIED
+    assert await world.code(basic("dev1@app1:pw"), as_device="nobody") is Code.DENIED
+
+
+def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    start = datetime.datetime.fromtimestamp(1_799_000_000, datetime.UTC)
+    ca = x509.BasicConstraints(ca=subject == issuer, path_length=None)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name.from_rfc4514_string(subject))
+        .issuer_name(x509.Name.from_rfc4514_string(issuer))
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=100))
+        .add_extension(ca, critical=True)
+        .sign(signer, hashes.SHA256())
+    )
+
+
+async def test_a_client_certificate_is_judged_by_the_anchors_of_the_app(world: World) -> None:
+    ours, theirs, device = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    anchor = certificate("CN=anchor", "CN=anchor", ours, ours).public_bytes(Encoding.PEM)
+    spec = {"trustAnchors": {"anchors": [{"certificate": base64.b64encode(anchor).decode()}]}}
+    await world.store.commit([PutApp(App(Metadata("app1"), spec))])
+    world.bus.publish(AppChanged("app1"))
+    good = certificate("CN=dev1,O=x", "CN=anchor", device, ours).public_bytes(Encoding.DER)
+    forged = certificate("CN=dev1,O=x", "CN=anchor", device, theirs).public_bytes(Encoding.DER)
+    unknown = certificate("CN=nobody", "CN=anchor", device, ours).public_bytes(Encoding.DER)
+
+    async def code(der: bytes) -> Code:
+        found = await world.post(Credentials(certificate=der))
+        assert isinstance(found, Reply)
+        return found.code
+
+    assert [await code(c) for c in (good, forged, unknown, b"rubbish")] == [Code.ACCEPTED] + [Code.DENIED] * 3
+    world.clock[0] += 200 * 86400  # type: ignore[attr-defined]  # see the fixture
+    world.bus.publish(AppChanged("app1"))
+    assert await code(good) is Code.DENIED, "it has expired"
+
+
+async def test_commands_reach_who_waits_and_are_kept_for_who_does_not(world: World) -> None:
+    me = Credentials(basic("dev1@app1:pw"))
+    waiting = await world.post(me, timeout_s=30.0)
+    assert isinstance(waiting, Waiting)
+    got: list[Reply] = []
+    assert world.endpoint.commands.send("app1", "dev1", "early", b"1"), "before listen(): not lost"
+    waiting.listen(got.append)
+    assert [r.command for r in got] == ["early"]
+    assert world.endpoint.commands.send("app1", "dev1", "kept", b"2")
+    assert world.endpoint.commands.send("app1", "dev1", "kept too", b"3")
+    assert not world.endpoint.commands.send("app1", "dev1", "one too many", b"4")
+    assert not world.endpoint.commands.send("app1", "nobody", "now or never", b"", expires_s=0)
+    found = await world.post(me)
+    assert isinstance(found, Reply)
+    assert (found.code, found.command, found.body) == (Code.COMMAND, "kept", b"2")
+    world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
+    found = await world.post(me)
+    assert isinstance(found, Reply)
+    assert found.code is Code.ACCEPTED, "the other one has expired"
+
+
+async def test_a_command_for_a_peer_that_has_just_gone_is_kept(world: World) -> None:
+    me = Credentials(basic("dev1@app1:pw"))
+    waiting = await world.post(me, timeout_s=30.0)
+    assert isinstance(waiting, Waiting)
+    assert world.endpoint.commands.send("app1", "dev1", "late", b"1")
+    waiting.cancel()
+    found = await world.post(me)
+    assert isinstance(found, Reply)
+    assert found.command == "late"
+
+
+def a_status(**changes: Any) -> bytes:
+    return encode_status(Status("1.0", bytes(32), "esp32c3", 2, 4160, 1 << 20, **changes))
+
+
+async def test_a_poll_that_says_nothing_new_is_answered_from_memory(world: World) -> None:
+    me = Credentials(basic("dev1@app1:pw"))
+    request = Request("http", "127.0.0.1", me, "dfu", a_status())
+    assert world.endpoint.quick(request) is None
+    first = await world.endpoint.post(request)
+    assert isinstance(first, Reply)
+    assert decode_command_untrusted(first.body).type is Type.WAIT
+    assert world.endpoint.quick(request) == first
+    assert world.endpoint.quick(Request("http", "127.0.0.1", me, "dfu", a_status(sequence=1))) is None
+    world.bus.publish(DeviceChanged("app1", "dev1"))
+    assert world.endpoint.quick(request) is None, "something changed"
+
+
+async def test_a_parked_poll_is_woken_by_a_change_and_drained_at_the_end(world: World) -> None:
+    me = Credentials(basic("dev1@app1:pw"))
+    parked = await world.post(me, channel="dfu", body=a_status(), timeout_s=60.0)
+    assert isinstance(parked, Waiting)
+    got: list[Reply] = []
+    parked.listen(got.append)
+    assert world.endpoint.parked == 1
+    world.endpoint.drain()
+    assert [r.code for r in got] == [Code.ACCEPTED]
+    assert world.endpoint.parked == 0
+    assert isinstance(await world.post(me, channel="dfu", body=a_status(), timeout_s=60.0), Reply), "nobody parks any more"
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80", b"\xa1", b"\x81\x00\x02", a_status() + b"x", b"{}", bytes(5000)])
+async def test_a_malformed_status_is_refused(world: World, body: bytes) -> None:
+    found = await world.post(Credentials(basic("dev1@app1:pw")), channel="dfu", body=body)
+    assert isinstance(found, Reply)
+    assert (found.code, found.error) == (Code.MALFORMED, "InvalidFormat")
+
+
+async def test_nobody_gets_chunks_of_a_package_that_is_not_his(world: World) -> None:
+    me = Credentials(basic("dev1@app1:pw"))
+    for package in ("ab" * 16, "../../etc/passwd", ""):
+        found = await world.endpoint.chunks("127.0.0.1", me, package, 0, 0)
+        assert not isinstance(found, Chunks)
+        assert found.code is Code.NOT_FOUND
+    stranger = await world.endpoint.chunks("127.0.0.1", Credentials(b"x"), "ab" * 16, 0, 0)
+    assert isinstance(stranger, Reply)
+    assert stranger.code is Code.DENIED
+
+
+@given(st.binary(max_size=100), st.text(max_size=10), st.text(max_size=10))
+def test_no_header_raises(authorization: bytes, application: str, device: str) -> None:
+    for value in (authorization, b"Basic " + authorization, basic("x@y:z") + authorization):
+        parse_basic_untrusted(Credentials(value, application=application, device=device))
