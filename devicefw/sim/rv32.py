@@ -1,5 +1,5 @@
-"""Real rv32 machine code of realistic size, for images that look like an application's: well-known C sources out of registry
-packages, cross-compiled for the chip. Made once, kept under build/."""
+"""Real rv32 machine code of realistic size, for images that look like an application's: a well-known C source out of a registry
+package, cross-compiled for the chip. Made once, kept under build/."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ FLAGS = ("-march=rv32imc", "-mabi=ilp32", "-ffreestanding", "-ffunction-sections
 # name, version, SHA-256 of the source package
 SOURCES = {
     "zstandard": ("0.25.0", "7713e1179d162cf5c7906da876ec2ccb9c3a9dcbdffef0cc7f70c3667a205f0b"),
-    "lupa": ("2.6", "9a770a6e89576be3447668d7ced312cd6fd41d3c13c2462c9dc2c2ab570e45d9"),
 }
 
 
@@ -66,7 +65,7 @@ def _made(path: Path) -> Path:
 
 
 def machine_code(size_bytes: int) -> bytes:
-    """Return `size_bytes` of compiled code: several builds of the sources, at several optimisation levels. Raises Missing."""
+    """Return `size_bytes` of compiled code: the sources built at several optimisation levels. Raises Missing."""
     if shutil.which(COMPILER) is None:
         raise Missing(f"{COMPILER} is not installed (Debian: gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf)")
     out = b""
@@ -84,23 +83,14 @@ def _compiled(name: str, level: str) -> bytes:
     if target.exists():
         return target.read_bytes()
     root = source(name)
-    if name == "zstandard":
-        files = [_without_threads(root / "zstd" / "zstd.c")]
-    else:
-        files = sorted(
-            p for p in (root / "third-party" / "lua54").glob("l*.c") if p.name not in ("lua.c", "luac.c", "ltests.c")
-        )
-    text = b""
+    file = _without_threads(root / "zstd" / "zstd.c")
     with tempfile.TemporaryDirectory() as temporary:
-        for file in files:
-            elf = Path(temporary) / "object.o"
-            command = [COMPILER, *FLAGS, level, f"-I{file.parent}", "-c", str(file), "-o", str(elf)]
-            run = subprocess.run(command, capture_output=True, text=True)
-            if run.returncode:
-                if name == "lupa" and len(files) > 1:
-                    continue  # some of Lua's files want an operating system
-                raise Missing(f"{file.name} does not compile: {run.stderr[-300:]}")
-            text += _code_of(elf)
+        elf = Path(temporary) / "object.o"
+        command = [COMPILER, *FLAGS, level, f"-I{file.parent}", "-c", str(file), "-o", str(elf)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            raise Missing(f"{file.name} does not compile: {run.stderr[-300:]}")
+        text = _code_of(elf)
     if not text:
         raise Missing(f"nothing of {name} compiles for the chip")
     target.write_bytes(text)

@@ -27,7 +27,7 @@ def decode_all(interpreter: str, cases: list[dict[str, object]], tmp_path: Path)
     (tmp_path / "cases").write_text("".join(json.dumps(case) + "\n" for case in cases))
     arguments = [str(CHECK), str(ROOT / "devicefw"), str(tmp_path / "cases")]
     if interpreter == "micropython":
-        run = subprocess.run([require("micropython"), *arguments], capture_output=True, text=True)
+        run = subprocess.run([require("micropython"), "-X", "heapsize=64M", *arguments], capture_output=True, text=True)
         head = "viper micropython"
     else:
         run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
