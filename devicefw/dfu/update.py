@@ -1,6 +1,8 @@
 """One update: judge its manifest, fetch its chunks into the idle slot, verify the whole. Resumes where it was cut."""
 
+import gc
 import hashlib
+import sys
 
 from dfu import flash
 from dfu.pack import PackError, chunk_head, unpack
@@ -37,13 +39,8 @@ class Manifest:
         if keys is None:
             raise UpdateError(SIGNATURE, "the key log cannot be read")
         if keys:
-            for key in keys:
-                if hashlib.sha256(key).digest()[:8] == self.key:
-                    from dfu.ed25519 import verify
-
-                    if verify(key, CONTEXT + self.signed, self.signature):
-                        break
-            else:
+            known = [key for key in keys if hashlib.sha256(key).digest()[:8] == self.key]
+            if not known or not _verify(known[0], CONTEXT + self.signed, self.signature):
                 raise UpdateError(SIGNATURE, "no trusted key signed the manifest")
         if self.app != app:
             raise UpdateError(SIGNATURE, "the manifest is for app " + self.app)
@@ -53,6 +50,19 @@ class Manifest:
             raise UpdateError(DOWNGRADE, "sequence %d, at least %d is accepted" % (self.sequence, accept))
         if self.size > capacity:
             raise UpdateError(TOO_LARGE, "%d bytes, the slot holds %d" % (self.size, capacity))
+
+
+def _verify(key, message, signature):
+    """Verify, and give the room back: the module is needed once an update."""
+    gc.collect()
+    import dfu.ed25519
+
+    try:
+        return dfu.ed25519.verify(key, message, signature)
+    finally:
+        del dfu.ed25519
+        sys.modules.pop("dfu.ed25519", None)
+        gc.collect()
 
 
 class _Prefix:

@@ -53,8 +53,9 @@ class Fleet:
         await self.request("POST", f"/api/dfu/v1/apps/{APP}/update", json=body)
 
     async def status(self, device: str) -> dict[str, Any]:
-        answer = await self.request("GET", f"/api/registry/v1alpha1/apps/{APP}/devices/{device}")
-        return dict(answer.json()["status"]["firmware"])
+        async with self.daemon.client() as client:
+            answer = await client.get(f"/api/registry/v1alpha1/apps/{APP}/devices/{device}")
+        return dict(answer.json()["status"]["firmware"]) if answer.is_success else {}
 
     async def history(self, device: str) -> list[str]:
         """Return the states that the device's deployments went through, oldest first."""

@@ -1,0 +1,172 @@
+"""What the agent promises an application: TLS that is checked, its hooks, signatures, many boards at once."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from devicefw.sim.board import Board
+from devicefw.sim.flash import partition
+from dfud.wire.manifest import FLAG_DOWNGRADE, Manifest, sign
+from tests.e2e.certificates import Authority
+from tests.e2e.fleet import APP, Fleet, firmware, fleet
+from tests.parts import require
+
+OLD, NEW = firmware("good", "1.0"), firmware("good", "1.1", code=bytes(range(256)) * 100)
+
+
+def tls_section(directory: Path, authority: Authority, host: str = "localhost") -> str:
+    certificate, key, _ = authority.server(directory, host)
+    return f'certificate = "{certificate}"\nkey = "{key}"\n'
+
+
+async def over_tls(f: Fleet, **trust: object) -> Board:
+    await f.publish(OLD, "1.0")
+    await f.publish(NEW, "1.1")
+    url = f"https://localhost:{f.daemon.ports['http']}"
+    board = await f.board("lamp1", OLD, **{"url": url, **trust})
+    await f.want("lamp1", "1.1")
+    f.nursery.start_soon(board.run)
+    return board
+
+
+async def test_an_update_over_tls_with_a_ca(tmp_path: Path) -> None:
+    require("micropython")
+    authority = Authority()
+    async with fleet(tmp_path, extra=tls_section(tmp_path / "tls", authority)) as f:
+        await over_tls(f, ca=authority.der)
+        assert (await f.wait("lamp1", "done", timeout_s=60))["current"] == "1.1"
+
+
+@pytest.mark.parametrize("wrong", ["authority", "name"])
+async def test_a_server_that_cannot_prove_itself_gets_nothing(tmp_path: Path, wrong: str) -> None:
+    require("micropython")
+    authority, stranger = Authority(), Authority()
+    host = "elsewhere.example" if wrong == "name" else "localhost"
+    async with fleet(tmp_path, extra=tls_section(tmp_path / "tls", authority, host)) as f:
+        board = await over_tls(f, ca=(stranger if wrong == "authority" else authority).der)
+        with trio.fail_after(20):
+            while not any(line.startswith("dfu:") for line in board.console):
+                await trio.sleep(0.05)
+        assert "actual" not in await f.status("lamp1"), "not even a status was sent"
+        assert not any("200" in line for line in board.console)
+
+
+async def test_the_application_may_put_an_update_off_and_sees_its_progress(tmp_path: Path) -> None:
+    require("micropython")
+    async with fleet(tmp_path) as f:
+        busy = firmware("busy", "1.0")
+        await f.publish(busy, "1.0")
+        await f.publish(firmware("busy", "1.1", code=bytes(range(256)) * 100), "1.1")
+        board = await f.board("lamp1", busy, wait_s=1)
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        with trio.fail_after(20):
+            while "deferred" not in (status := await f.status("lamp1")).get("actual", {}):
+                await trio.sleep(0.05)
+        assert status["actual"]["deferred"]["reason"] == "being painted"
+        assert status["deployment"]["state"] == "pending"
+        await f.wait("lamp1", "done", timeout_s=30)
+        assert any(line.startswith("app: progress ") for line in board.console)
+        assert "app: self-test" in board.console
+
+
+async def test_a_self_test_that_fails_is_a_failed_start(tmp_path: Path) -> None:
+    require("micropython")
+    async with fleet(tmp_path) as f:
+        await f.publish(OLD, "1.0")
+        await f.publish(firmware("selftest", "1.1"), "1.1")
+        board = await f.board("lamp1", OLD)
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        result = (await f.wait("lamp1", "rolled-back"))["deployment"]["result"]
+        assert (result["reason"], result["crashes"]) == ("self-test", 3)
+        assert "the lamp does not light" in result["text"]
+
+
+def write_keys(board: Board, *keys: bytes) -> None:
+    """What the factory does: the first record of dfu_keys."""
+    body = struct.pack("<II", 0x4B554644, 1) + bytes([len(keys), 0, 0]) + bytes(5) + b"".join(keys).ljust(128, b"\0")
+    record = body.ljust(252, b"\0")
+    board.flash.program(partition("dfu_keys")[0], record + struct.pack("<I", zlib.crc32(record)))
+
+
+def trailer(board: Board, envelope: bytes) -> None:
+    """An image flashed in the factory carries its manifest, too."""
+    body = struct.pack("<II", 0x54554644, len(envelope)) + envelope
+    body += b"\xff" * (-len(body) % 4)
+    offset, size = partition("ota_0")
+    board.flash.program(offset + size - 4096, body + struct.pack("<I", zlib.crc32(body)))
+
+
+def signed(image: bytes, version: str, sequence: int, key: Ed25519PrivateKey, flags: int = 0, app: str = APP) -> bytes:
+    return sign(Manifest(app, version, "esp32c3", sequence, len(image), hashlib.sha256(image).digest(), flags), key)
+
+
+async def test_a_device_with_keys_takes_what_they_signed_and_nothing_else(tmp_path: Path) -> None:
+    """The server is the attacker here: it offers what it likes, and has no key."""
+    require("micropython")
+    key, stranger = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    async with fleet(tmp_path) as f:
+        path = f"/api/registry/v1alpha1/apps/{APP}"
+        app = (await f.request("GET", path)).json()
+        both = [base64.b64encode(k.public_key().public_bytes_raw()).decode() for k in (key, stranger)]
+        app["spec"]["signing"] = {"mode": "optional", "keys": both}
+        await f.request("PUT", path, json=app)
+        board = await f.board("lamp1", OLD)
+        write_keys(board, key.public_key().public_bytes_raw())
+        trailer(board, signed(OLD, "1.0", 5, key))
+        accept = struct.pack("<II8BIII", 0x53554644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0)
+        board.flash.program(partition("dfu_state")[0], accept + struct.pack("<I", zlib.crc32(accept)))
+        await f.publish(OLD, "1.0")
+        f.nursery.start_soon(board.run)
+        offers = [
+            ("unsigned", None, 9, 0, "failed", "signature"),
+            ("by-a-stranger", stranger, 9, 0, "failed", "signature"),
+            ("too-old", key, 4, 0, "failed", "downgrade"),
+            ("allowed-downgrade", key, 4, FLAG_DOWNGRADE, "done", ""),
+        ]
+        for version, signer, sequence, flags, state, reason in offers:
+            image = firmware("good", version)
+            envelope = signed(image, version, sequence, signer, flags) if signer is not None else b""
+            headers = {"dfud-manifest": base64.b64encode(envelope).decode()} if envelope else {}
+            parameters = {"version": version, "hardware": "esp32c3"}
+            path = f"/api/dfu/v1/apps/{APP}/firmware"
+            await f.request("POST", path, params=parameters, content=image, headers=headers)
+            await f.want("lamp1", version)
+            found: dict[str, Any] = {}
+            with trio.move_on_after(40):
+                while (found.get("version"), found.get("state")) != (version, state):
+                    await trio.sleep(0.1)
+                    found = (await f.status("lamp1")).get("deployment", {})
+            assert (found.get("version"), found.get("state")) == (version, state), f"{found} {f.consoles()}"
+            if reason:
+                assert found["result"]["reason"] == reason, version
+                assert found["chunks"]["done"] == 0, "refused before the first byte"
+        assert board.boots[-1].slot == 1
+
+
+async def test_many_boards_run_against_one_dfud(tmp_path: Path) -> None:
+    require("micropython")
+    async with fleet(tmp_path) as f:
+        await f.publish(OLD, "1.0")
+        await f.publish(NEW, "1.1")
+        await f.request("POST", f"/api/dfu/v1/apps/{APP}/update", json={"firmware": {"version": "1.1"}})
+        urls = ["--registry", f.daemon.urls["registry"], "--url", f.daemon.urls["http"]]
+        command = [sys.executable, "-m", "dfud.daemon", "sim", "--devices", "4", *urls, "--token", f.daemon.token, "--app", APP]
+        process = await trio.lowlevel.open_process(command, stdout=-3)
+        try:
+            for number in range(4):
+                await f.wait(f"sim-{number}", "done", timeout_s=60)
+        finally:
+            process.terminate()
+            await process.wait()
