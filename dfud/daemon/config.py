@@ -157,8 +157,11 @@ def expected(struct: type[msgspec.Struct], name: str) -> str:
     )
 
 
-def sample(sections: Iterable[Section]) -> str:
-    """Write a commented configuration of every section: what conf/dfud.full.toml holds."""
+def sample(sections: Iterable[Section], *, enabled: list[str] | None = None) -> str:
+    """Write a commented configuration of every section: what conf/dfud.full.toml holds.
+
+    enabled: the plugins that it enables, so that its sections are known ones; None: the default.
+    """
     lines = ["# dfud.toml: every section and key with its default. Made by `dfud check-config --full`."]
     for section in sections:
         lines += ["", f"[{section.name}]"] + ([f"# {section.doc}"] if section.doc else [])
@@ -170,6 +173,8 @@ def sample(sections: Iterable[Section]) -> str:
             default = (
                 field.default_factory() if field.default is msgspec.NODEFAULT and not field.required else field.default
             )
+            if (section.type, field.name) == (PluginsConfig, "enabled") and enabled is not None:
+                default = enabled
             lines.append(
                 f"{field.encode_name} = {_toml(default)}"
                 if not field.required

@@ -112,14 +112,15 @@ def init(path: Path, user: str, days: int) -> None:
 
 @main.command("check-config")
 @PATH_OPTION
-@click.option("--full", is_flag=True, help="Print every section and key of the enabled plugins with its default.")
+@click.option("--full", is_flag=True, help="Print every section and key of all installed plugins with its default.")
 def check_config(path: Path, full: bool) -> None:
     """Read the configuration as `run` would, and say whether it is right."""
-    config, plugins = load(path)
     if full:
-        sections = [*configuration.CORE_SECTIONS, REGISTRY, CONTROLLER, ENDPOINT, *plugins.sections()]
-        click.echo(configuration.sample(sections), nl=False)
+        names = sorted(available())
+        everything = [REGISTRY, CONTROLLER, ENDPOINT, *Plugins(names).sections()]
+        click.echo(configuration.sample([*configuration.CORE_SECTIONS, *everything], enabled=names), nl=False)
         return
+    config, plugins = load(path)
     plugins.store(config, config.section("daemon", DaemonConfig).store)
     plugins.transports(config)
     plugins.dialects(config)

@@ -28,7 +28,8 @@ def test_the_full_configuration_is_what_the_code_says(tmp_path: Path) -> None:
     run = dfud("check-config", "--full", "--config", str(ROOT / "dfud.toml"))
     assert run.stdout == (ROOT / "conf" / "dfud.full.toml").read_text()
     full, _ = load(ROOT / "conf" / "dfud.full.toml")
-    assert full.sections == load(ROOT / "dfud.toml")[0].sections
+    for name, section in load(ROOT / "dfud.toml")[0].sections.items():
+        assert name == "plugins" or full.sections[name] == section, "what it says is the default"
 
 
 @pytest.mark.parametrize("name", ["dfud.toml", "conf/dfud.toml", "conf/dfud.full.toml"])
