@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -66,6 +65,7 @@ class Service:
         self._key = read_key(Path(config.section("endpoint", EndpointConfig).credential_key))
         self._not_ready = "starting"
         self._stop = trio.Event()
+        self._users_served = trio.Event()
 
     async def run(self, reread: Callable[[], Config]) -> None:
         """Serve until SIGTERM or SIGINT; on SIGHUP take up what can change, from `reread()`.
@@ -137,9 +137,17 @@ class Service:
             self._version,
         )
         app = make_app(services, self._routes, self._stop)
-        urls = await nursery.start(partial(serve, app, config, graceful_s=self._daemon.drain_s, shutdown=self._stop))
+        urls: list[str] = await nursery.start(self._serve_users, app, config)
         for url in urls:
             log.info("users are served", extra={"url": url})
+
+    async def _serve_users(
+        self, app: object, config: RegistryConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        try:
+            await serve(app, config, graceful_s=self._daemon.drain_s, shutdown=self._stop, task_status=task_status)
+        finally:
+            self._users_served.set()
 
     async def _drain(self) -> None:
         self._not_ready = "stopping"
@@ -148,6 +156,7 @@ class Service:
         self._endpoint.drain()
         with trio.move_on_after(self._daemon.drain_s) as scope:
             async with trio.open_nursery() as draining:
+                draining.start_soon(self._users_served.wait)
                 for transport in self._transports:
                     draining.start_soon(transport.drain)
         if scope.cancelled_caught:

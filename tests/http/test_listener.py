@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfud.api import Code, ConfigError, Reply
-from tests.http.fake import GOOD, PACKAGE, FakeEndpoint
+from dfud.testing.transport import AUTHORIZATION, PACKAGE, FakeEndpoint
 
-AUTH = b"Authorization: " + GOOD + b"\r\n"
+AUTH = b"Authorization: " + AUTHORIZATION + b"\r\n"
+CHUNKS = [bytes([n]) * (1000 + n) for n in range(8)]
 
 
 class Served:
@@ -84,7 +85,7 @@ def get(path: str, headers: bytes = AUTH, *, close: bool = True, method: bytes =
 
 
 async def serve(nursery: trio.Nursery, **options: object) -> Served:
-    endpoint = FakeEndpoint()
+    endpoint = FakeEndpoint(packages={PACKAGE: CHUNKS}, quickly=False)
     transport = HttpTransport(HttpConfig(port=0, **options))  # type: ignore[arg-type]  # tests name what they set
     urls = await nursery.start(transport.run, endpoint)
     return Served(endpoint, transport, int(urls[0].rpartition(":")[2]))
@@ -101,11 +102,12 @@ async def test_a_status_is_passed_on_and_answered_with_a_command(served: Served)
     assert answer.endswith(b"\r\n\r\n\x81\x00\x01")
     (request,) = served.endpoint.requests
     assert (request.channel, request.body, request.peer) == ("dfu", b"\x81\x00\x01", "127.0.0.1")
-    assert request.credentials.authorization == GOOD
+    assert request.credentials.authorization == AUTHORIZATION
     assert not request.encrypted
 
 
 async def test_telemetry_keeps_its_topic_and_parameters(served: Served) -> None:
+    served.endpoint.answers["temp"] = Reply(Code.ACCEPTED)
     path = "/v1/temp/in/side?application=a%20b&device=d&as=other&data_schema=s&ct=3"
     answer = await served.ask(post(path, b"{}", AUTH + b"Content-Type: application/json\r\n", close=True))
     assert answer.startswith(b"HTTP/1.1 202 Accepted")
@@ -117,7 +119,7 @@ async def test_telemetry_keeps_its_topic_and_parameters(served: Served) -> None:
 
 @pytest.mark.parametrize("quick", [False, True])
 async def test_a_connection_is_kept_and_requests_may_come_ahead(served: Served, quick: bool) -> None:
-    served.endpoint.quick_answers = quick
+    served.endpoint.quickly = quick
     answer = await served.ask(post() * 9 + get("/", close=True))
     assert answer.count(b"HTTP/1.1 200 OK") == 10
     assert len(served.endpoint.requests) == 9
@@ -125,12 +127,12 @@ async def test_a_connection_is_kept_and_requests_may_come_ahead(served: Served, 
 
 @pytest.mark.parametrize("quick", [False, True])
 async def test_chunks_come_one_or_many(served: Served, quick: bool) -> None:
-    served.endpoint.quick_answers = quick
+    served.endpoint.quickly = quick
     one = await served.ask(get(f"/v1/dfu/{PACKAGE}/2"))
     assert f'etag: "{PACKAGE}-2"'.encode() in one
-    assert one.endswith(b"\r\n\r\n" + served.endpoint.package[2])
+    assert one.endswith(b"\r\n\r\n" + CHUNKS[2])
     many = await served.ask(get(f"/v1/dfu/{PACKAGE}/2-4"))
-    assert many.endswith(b"\r\n\r\n" + b"".join(served.endpoint.package[2:5]))
+    assert many.endswith(b"\r\n\r\n" + b"".join(CHUNKS[2:5]))
     assert (
         await served.ask(get(f"/v1/dfu/{PACKAGE}/2", AUTH + b'If-None-Match: "%s-2"\r\n' % PACKAGE.encode()))
     ).startswith(b"HTTP/1.1 304")
@@ -200,7 +202,6 @@ async def test_continue_is_said_before_a_body_is_sent(served: Served) -> None:
 
 
 async def test_a_parked_request_is_woken(served: Served) -> None:
-    served.endpoint.hold = True
     stream = await served.connect()
     await stream.send_all(post("/v1/dfu?ct=60"))
     await wait_for(lambda: len(served.endpoint.parked) == 1)
@@ -210,33 +211,29 @@ async def test_a_parked_request_is_woken(served: Served) -> None:
 
 
 async def test_a_parked_request_ends_with_its_time(served: Served) -> None:
-    served.endpoint.hold = True
     assert (await served.ask(post("/v1/dfu?commandTimeout=1", close=True))).startswith(b"HTTP/1.1 202")
-    assert served.endpoint.parked == []
+    assert not served.endpoint.parked
 
 
 async def test_a_peer_that_goes_while_it_is_parked_is_noticed(served: Served) -> None:
-    served.endpoint.hold = True
     stream = await served.connect()
     await stream.send_all(post("/v1/dfu?ct=60"))
     await wait_for(lambda: len(served.endpoint.parked) == 1)
     await stream.aclose()
-    await wait_for(lambda: served.endpoint.cancelled == 1)
-    assert served.endpoint.parked == []
+    await wait_for(lambda: served.endpoint.last_waiting is not None and served.endpoint.last_waiting.ended == "cancelled")
+    assert not served.endpoint.parked
 
 
 async def test_requests_behind_a_parked_one_keep_their_turn(served: Served) -> None:
-    served.endpoint.hold = True
     stream = await served.connect()
     await stream.send_all(post("/v1/dfu?ct=60") + post("/v1/dfu?ct=0", b"second"))
     await wait_for(lambda: len(served.endpoint.parked) == 1)
     served.endpoint.wake(Reply(Code.COMMAND, "dfu", b"one"))
     assert (await read_answer(stream))[1] == b"one"
-    assert (await read_answer(stream))[1] == served.endpoint.command.body
+    assert (await read_answer(stream))[1] == b"second"
 
 
 async def test_draining_answers_what_is_parked_and_closes_what_is_idle(served: Served) -> None:
-    served.endpoint.hold = True
     parked, idle = await served.connect(), await served.connect()
     await parked.send_all(post("/v1/dfu?ct=60"))
     await idle.send_all(get("/", close=False))
@@ -278,10 +275,10 @@ async def test_a_request_that_drips_is_given_up(nursery: trio.Nursery) -> None:
 
 async def test_a_peer_that_does_not_read_is_given_up(nursery: trio.Nursery) -> None:
     served = await serve(nursery, send_s=0.2)
-    served.endpoint.package = [bytes(3_000_000)] * 8
+    served.endpoint.packages = {PACKAGE: [bytes(3_000_000)] * 8}
     stream = await served.connect()
     await stream.send_all(get(f"/v1/dfu/{PACKAGE}/0-7", close=False) * 8)
-    await wait_for(lambda: len(served.endpoint.asked) >= 1)
+    await wait_for(lambda: len(served.endpoint.fetches) >= 1)
     await wait_for(lambda: not served.transport._connections)
 
 

@@ -16,9 +16,9 @@ from dfud_http.config import HttpConfig
 from dfud_http.transport import HttpTransport
 
 from dfud.api import ConfigError
-from tests.http.fake import GOOD, FakeEndpoint
+from dfud.testing.transport import AUTHORIZATION, FakeEndpoint
 
-REQUEST = b"POST /v1/dfu HTTP/1.1\r\nAuthorization: " + GOOD + b"\r\nConnection: close\r\nContent-Length: 1\r\n\r\n\x81"
+REQUEST = b"POST /v1/dfu HTTP/1.1\r\nAuthorization: " + AUTHORIZATION + b"\r\nConnection: close\r\nContent-Length: 1\r\n\r\n\x81"
 
 
 def make_certificate(directory: Path, name: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,35 @@ async def test_limits_hold(api: Api) -> None:
     assert "dfud_devices_waiting" in (await api.client.get("/metrics")).text
     await api.ask(404, "GET", "/nothing/here")
     await api.ask(405, "PATCH", APPS)
+
+
+async def test_a_stream_of_events_ends_in_order_when_dfud_stops(api: Api) -> None:
+    await api.app()
+    async with api.client.stream("GET", f"{DFU}/events") as stream:
+        found = stream.aiter_bytes()
+        await anext(found)
+        api.daemon.signal(signal.SIGTERM)
+        with trio.fail_after(10):
+            assert [piece async for piece in found if piece.strip()] == [], "ended by its last chunk, not by a cut"
+    with trio.fail_after(10):
+        while api.daemon.exit_code is None:
+            await trio.sleep(0.02)
+    assert api.daemon.exit_code == 0
+
+
+async def test_firmware_beyond_the_configured_size_is_refused_and_leaves_nothing(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    daemon = DaemonProcess(tmp_path / "dfud")
+    await daemon.init()
+    text = daemon.config.read_text().replace("[registry]\n", "[registry]\nfirmware_max = 100000\n")
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]  # once
+    await nursery.start(daemon.run)
+    async with daemon.client() as client:
+        api = Api(daemon, client)
+        await api.app()
+        refused = await api.publish(400, bytes(100_001), kind="raw")
+        assert refused["message"] == "the firmware is larger than 100000 bytes"
+        assert [p for p in (daemon.directory / "state" / "blobs").rglob("*") if p.is_file()] == []
+        await api.publish(201, bytes(100_000), kind="raw")
+    nursery.cancel_scope.cancel()
