@@ -12,16 +12,10 @@ import pytest
 
 _COMMANDS = {
     "riscv-gcc": "riscv64-unknown-elf-gcc",
-    "libcoap": "coap-client-openssl",
-    "swupdate": "swupdate",
-    "chromium": "chromium",
-    "clang": "clang",
-    "cargo": "cargo",
     "systemd-analyze": "systemd-analyze",
-    "nginx": "nginx",
     "openssl": "openssl",
 }
-_MODULES = {"unicorn": "unicorn", "esptool": "esptool", "aiocoap": "aiocoap", "goosebit": "goosebit"}
+_MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 
 
 def find(part: str) -> str | None:
