@@ -95,6 +95,13 @@ class Session:
         with self.client() as client:
             return checked(client.request(method, path, **options))
 
+    def done(self, message: str, **fields: Any) -> None:
+        """Say that something was done: a sentence on standard error, or `fields` as JSON."""
+        if self.json:
+            self.show(fields)
+        else:
+            click.echo(message, err=True)
+
     def show(self, value: Any) -> None:
         """Print as JSON for `-o json`."""
         click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -144,6 +144,7 @@ def firmware_download(session: Session, version: str, to: Path) -> None:
     if digest.hexdigest() != record["sha256"]:
         to.unlink()
         raise CliError(f"the image of {version} did not arrive whole; nothing was kept")
+    session.done(f"Wrote {to}.", version=version, file=str(to), sha256=record["sha256"])
 
 
 @firmware.command("delete")
@@ -152,6 +153,7 @@ def firmware_download(session: Session, version: str, to: Path) -> None:
 def firmware_delete(session: Session, version: str) -> None:
     """Delete a firmware that nobody wants any more."""
     session.request("DELETE", f"{base(session)}/firmware/{quote(version, safe='')}")
+    session.done(f"Firmware {version} deleted.", version=version)
 
 
 @click.command()
@@ -268,7 +270,7 @@ def _show_result(found: dict[str, Any]) -> None:
 
 def _ask(session: Session, what: str, device_name: str) -> None:
     session.request("POST", f"{base(session)}/{what}/{quote(device_name, safe='')}")
-    click.echo("Accepted.", err=True)
+    session.done("Accepted.", device=device_name, asked=what)
 
 
 @click.command()

@@ -66,6 +66,9 @@ def login(session: Session, url: str, given: str | None, name: str, ca: Path | N
     data.setdefault("contexts", {})[name] = entry
     data["current"] = name
     session.contexts.write(data)
+    if session.json:
+        session.show({"context": name, "url": url, **who})
+        return
     click.echo(f"Logged in to {url} as {who['user']}.")
 
 
@@ -117,7 +120,7 @@ def app_create(session: Session, name: str, labels: tuple[str, ...], unsigned: b
     signing: dict[str, Any] = {"mode": "optional" if unsigned else "required"} | ({"keys": list(keys)} if keys else {})
     body = {"metadata": {"name": name, "labels": labels_of(labels)}, "spec": {"signing": signing}}
     session.request("POST", APPS, json=body)
-    click.echo(f"App {name} created.", err=True)
+    session.done(f"App {name} created.", app=name)
 
 
 @app.command("list")
@@ -152,6 +155,7 @@ def app_show(session: Session, name: str) -> None:
 def app_delete(session: Session, name: str) -> None:
     """Delete the app NAME with everything in it."""
     session.request("DELETE", f"{APPS}/{name}")
+    session.done(f"App {name} deleted.", app=name)
 
 
 @click.group()
@@ -169,7 +173,7 @@ def device_create(session: Session, name: str, labels: tuple[str, ...], no_secre
     body = {"metadata": {"name": name, "application": session.app, "labels": labels_of(labels)}}
     session.request("POST", f"{APPS}/{session.app}/devices", json=body)
     if no_secret:
-        click.echo(f"Device {name} created.", err=True)
+        session.done(f"Device {name} created.", device=name)
         return
     _new_secret(session, name, revoke=False)
 
@@ -252,6 +256,7 @@ def device_label(session: Session, name: str, labels: tuple[str, ...]) -> None:
         else:
             held.update(labels_of((label,)))
     session.request("PUT", device_path(session, name), json=found)
+    session.done(f"Device {name} labelled.", device=name, labels=held)
 
 
 @device.command("delete")
@@ -260,6 +265,7 @@ def device_label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 def device_delete(session: Session, name: str) -> None:
     """Delete the device NAME."""
     session.request("DELETE", device_path(session, name))
+    session.done(f"Device {name} deleted.", device=name)
 
 
 @click.command()
@@ -275,7 +281,7 @@ def command(session: Session, device_name: str, name: str, payload: str, file: A
     content = file.read() if file is not None else payload.encode()
     path = f"/api/command/v1alpha1/apps/{session.app}/devices/{quote(device_name, safe='')}"
     session.request("POST", path, params=params, content=content)
-    click.echo("Accepted.", err=True)
+    session.done("Accepted.", device=device_name, command=name)
 
 
 @click.group()
@@ -326,6 +332,7 @@ def token_list(session: Session, everybody: bool) -> None:
 def token_delete(session: Session, prefix: str) -> None:
     """End the token that begins with PREFIX."""
     session.request("DELETE", f"/api/tokens/v1alpha1/{quote(prefix, safe='')}")
+    session.done(f"Token {prefix} ended.", prefix=prefix)
 
 
 @click.command()

@@ -71,7 +71,21 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert "create-token" in await dfuctl("audit")
     await dfuctl("retry", "lamp1")
     await dfuctl("cancel", "lamp1")
-    await dfuctl("device", "delete", "lamp2")
+    for arguments in (
+        ("device", "label", "lamp2", "a=b"),
+        ("device", "delete", "lamp2"),
+        ("retry", "lamp1"),
+        ("command", "lamp1", "x"),
+        ("update", "lamp1", "1.1"),
+        ("firmware", "list"),
+        ("firmware", "show", "1.1"),
+        ("status", "lamp1"),
+        ("token", "list"),
+        ("audit",),
+        ("app", "list"),
+        ("device", "create", "lamp3"),
+    ):
+        json.loads(await dfuctl("-o", "json", *arguments))
     assert json.loads(await dfuctl("-o", "json", "context"))[0]["app"] == "lamps"
 
 
