@@ -135,6 +135,8 @@ class RequestReader:
                 self._parser.should_keep_alive(),
             )
         )
+        # A request that is parked for minutes should not be held here, too.
+        self._reset()
 
     def _stop(self) -> None:
         if self.fault is not None:
