@@ -144,7 +144,7 @@ class Bootloader:
         state.slot, state.previous, state.accept = slot, int(len(good) == 2), sequence
         state.outcome = 8 if log.flash.read(log.offset, log.length) != b"\xff" * log.length else 0
         log.append(state.pack())
-        self._say(f"boot slot {slot}, the state was unreadable")
+        self._say(f"boot slot {slot}, {'the state was unreadable' if state.outcome else 'the first start'}")
         return BootResult(slot, entry, "".join(self._console), True, False)
 
     def _crash(self, reason: int, mark: int, panic: int) -> int | None:
