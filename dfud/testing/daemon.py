@@ -37,6 +37,7 @@ class DaemonProcess:
             f"""
 [daemon]
 log_format = "json"
+log_level = "debug"
 drain_s = 5.0
 [plugins]
 enabled = {json.dumps(list(self._plugins))}

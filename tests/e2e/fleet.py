@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +28,15 @@ class Fleet:
         self.nursery = nursery
         self.directory = directory
         self.boards: list[Board] = []
+        self.secrets = [daemon.token]
+
+    def check_logs(self) -> None:
+        """No secret that this fleet used stands in what the daemon logged, in any form that it travels in."""
+        told = "\n".join(json.dumps(line) for line in self.daemon.lines)
+        assert self.daemon.lines, "nothing was logged: this would prove nothing"
+        for secret in self.secrets:
+            for form in (secret, base64.b64encode(secret.encode()).decode().rstrip("=")):
+                assert form not in told, "a secret is in the log"
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         async with self.daemon.client() as client:
@@ -42,7 +53,9 @@ class Fleet:
         body = {"metadata": {"name": name, "application": APP}}
         await self.request("POST", f"/api/registry/v1alpha1/apps/{APP}/devices", json=body)
         answer = await self.request("POST", f"/api/dfu/v1/apps/{APP}/secret/{name}")
-        return str(answer.json()["secret"])
+        secret = str(answer.json()["secret"])
+        self.secrets += [secret, base64.b64encode(f"{name}@{APP}:{secret}".encode()).decode()]
+        return secret
 
     async def publish(self, image: bytes, version: str) -> None:
         parameters = {"version": version, "hardware": "esp32c3"}
@@ -102,6 +115,7 @@ def firmware(kind: str, version: str, *, code: bytes = b"") -> bytes:
 
 @asynccontextmanager
 async def fleet(directory: Path, *, extra: str = "") -> AsyncIterator[Fleet]:
+    """A daemon with the app; at the end its log is searched for every secret that was used."""
     daemon = DaemonProcess(directory / "dfud", extra=extra)
     await daemon.init()
     async with trio.open_nursery() as nursery:
@@ -110,3 +124,4 @@ async def fleet(directory: Path, *, extra: str = "") -> AsyncIterator[Fleet]:
         await found.add_app()
         yield found
         nursery.cancel_scope.cancel()
+    found.check_logs()
