@@ -128,7 +128,7 @@ class Bench:
 
     def status(self, **changes: object) -> bytes:
         digest = hashlib.sha256(OLD).digest()
-        return encode_status(Status("1.0", digest, "esp32c3", 2, 16384, 1 << 22, **changes))  # type: ignore[arg-type]
+        return encode_status(Status("1.0", digest, "esp32c3", 2, 16640, 1 << 22, **changes))  # type: ignore[arg-type]
 
     async def poll(self, pid: int) -> dict[str, float]:
         body = self.status()
@@ -161,7 +161,7 @@ end"""
             (await client.post("/api/dfu/v1/apps/bench/update", json=body)).raise_for_status()
         auth = ("d0@bench", self.secrets["d0"])
         async with httpx.AsyncClient(base_url=self.daemon.urls["http"], auth=auth, timeout=60) as client:
-            device = HttpDevice(client, OLD, "1.0", payload=16384)
+            device = HttpDevice(client, OLD, "1.0", payload=16640)
             command = None
             while command is None or not command.package:
                 command = await device.poll()

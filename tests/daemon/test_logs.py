@@ -1,0 +1,59 @@
+"""One event, one line: fields to journald, JSON, or text; whatever the values hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from pathlib import Path
+
+from dfud.daemon.logs import JournalHandler, JsonFormatter, TextFormatter
+
+
+def record(message: str, **extra: object) -> logging.LogRecord:
+    found = logging.getLogger("dfud.test").makeRecord("dfud.test", logging.WARNING, "f", 1, message, (), None, extra=extra)
+    return found
+
+
+def test_journald_gets_fields(tmp_path: Path) -> None:
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    journal.bind(str(tmp_path / "journal"))
+    handler = JournalHandler(str(tmp_path / "journal"))
+    handler.emit(record("deployment", device="lamp\nPRIORITY=0", app="ü"))
+    data = journal.recv(10_000)
+    fields = {}
+    while data:
+        name, _, rest = data.partition(b"\n")
+        size = int.from_bytes(rest[:8], "little")
+        fields[name.decode()] = rest[8 : 8 + size].decode()
+        assert rest[8 + size : 9 + size] == b"\n"
+        data = rest[9 + size :]
+    assert fields == {
+        "MESSAGE": "deployment",
+        "PRIORITY": "4",
+        "DFUD_PART": "dfud.test",
+        "DFUD_DEVICE": "lamp\nPRIORITY=0",
+        "DFUD_APP": "ü",
+    }
+    journal.close()
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # the journal is gone: not an exception
+    handler.emit(record("after"))
+
+
+def test_json_and_text_keep_to_one_line() -> None:
+    line = JsonFormatter().format(record("an event", device="a\nb"))
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["event"], told["level"], told["device"]) == ("an event", "warning", "a\nb")
+    line = TextFormatter().format(record("an event", device="a\nb"))
+    assert "\n" not in line
+    assert line.endswith('warning dfud.test: an event device="a\\nb"')
+
+
+def test_a_traceback_is_a_field() -> None:
+    try:
+        raise ValueError("x")
+    except ValueError as error:
+        found = record("failed")
+        found.exc_info = (ValueError, error, error.__traceback__)
+    assert "ValueError: x" in json.loads(JsonFormatter().format(found))["traceback"]
