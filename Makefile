@@ -2,11 +2,12 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test exhaustive setup lock lint clean
+.PHONY: help bootloader demo test exhaustive setup lock lint clean
 help:
 	@echo "make demo                        daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
+	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
 	@echo "make interop                     build and run clients of Drogue's (cargo, four minutes the first time)"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
@@ -18,19 +19,23 @@ build/.setup: requirements.lock pyproject.toml .ci/setup
 	PYTHON="$(PYTHON)" .ci/setup
 	@mkdir -p build && touch $@
 
-demo: setup
+# Without the cross compiler there is none, and the tests that boot through it are skipped.
+bootloader: setup
+	@if command -v riscv64-unknown-elf-gcc >/dev/null; then $(MAKE) -s -C bootloader; fi
+
+demo: setup bootloader
 	$(BIN)/python -m devicefw.sim.demo
 
-test: setup
-	$(BIN)/ruff check dfud plugins devicefw tests bench
+test: setup bootloader
+	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-exhaustive: setup
+exhaustive: setup bootloader
 	$(BIN)/pytest -m slow
 
 lint: setup
-	$(BIN)/ruff check dfud plugins devicefw tests bench
+	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/ruff format --check dfud plugins
 	$(BIN)/mypy
 

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import trio
 
-from devicefw.sim.bootmodel import Bootloader
+from bootloader.sim.boot import Bootloader
 from devicefw.sim.compile import agent_modules
 from devicefw.sim.firmware import program_of
 from devicefw.sim.flash import PARTITIONS, FlashFile, PowerCut, partition
+from devicefw.sim.serial import SerialLine
 
 HERE = Path(__file__).parent
 HEAP = "110K"
@@ -44,7 +45,8 @@ def micropython() -> str:
 class Board:
     """Owns the directory: flash, RTC registers. `config` is the CONFIG of the programs that it runs.
 
-    on_line is called with each line of its console. `boots` and `console` keep what happened.
+    on_line is called with each line of its console. `boots` and `console` keep what happened. It boots through the bootloader's
+    ELF; when that waits for a host, `recovery_port` is the path of the serial line. `strap`: the recovery pin is held.
     """
 
     def __init__(
@@ -69,10 +71,16 @@ class Board:
         if image is not None:
             self.flash.load("ota_0", image)
         self._bootloader = Bootloader(elf)
+        self.strap = False
+        self.recovery_port: str | None = None
         self._store = [0] * 8
         self._watchdog_s = 0.0
         self._fed_s = 0.0
         self.reset_reason = POWER_ON
+
+    def _recovery_begins(self, port: str) -> None:
+        self.recovery_port = port
+        trio.from_thread.run_sync(self._say, f"dfud boot: recovery on {port}")
 
     def _say(self, line: str) -> None:
         if len(self.console) < CONSOLE_MAX_LINES:
@@ -85,26 +93,37 @@ class Board:
         return next((line for line in reversed(self.console) if line.startswith("app: ")), "")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled (the power is switched off) or until no slot boots."""
+        """Run until cancelled: the power is switched off."""
         task_status.started()
         while await self.run_once():
             pass
 
     async def run_once(self) -> bool:
-        """Boot, run until the next reset; False if nothing could be booted."""
+        """Boot, run until the next reset; False if it was cancelled while it waited for a host."""
         reason = self.reset_reason
         if reason == POWER_ON:
             self._store = [0] * 8
+        line = SerialLine(self._recovery_begins)
         try:
-            result = self._bootloader.boot(self.flash, reset_reason=reason, store=self._store)
+            # In a thread: installing and recovering take their time.
+            result = await trio.to_thread.run_sync(
+                lambda: self._bootloader.boot(
+                    self.flash, reset_reason=reason, store=self._store, line=line, strap=self.strap
+                ),
+                abandon_on_cancel=False,
+            )
         except PowerCut:
             self._power_cut()
             return True
-        for line in result.console.splitlines():
-            self._say(line)
+        finally:
+            line.close()
+            self.recovery_port = None
+        for text in result.console.splitlines():
+            self._say(text)
         self.boots.append(Boot(reason, result.slot))
         if result.slot is None:
-            return False
+            self.reset_reason = SOFTWARE
+            return True
         self._prepare(result.slot)
         # The bootloader leaves the watchdog armed; the system's start-up takes it over, the agent re-arms it.
         self._watchdog_s = 0.0

@@ -1,0 +1,230 @@
+/* What the bootloader's core offers and what it needs. C99, freestanding: no statics, no heap, no hardware; the flash, the
+ * hash and every buffer are arguments. Formats: ../FORMAT.md and ../../docs/protocol.md; names follow them. */
+#ifndef DFU_H
+#define DFU_H
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifndef DFU_MAX_CRASHES
+#define DFU_MAX_CRASHES 3 /* where the state record says 0 */
+#endif
+
+#define DFU_SECTOR 4096u
+#define DFU_PAGES_MAX 32u
+#define DFU_ENVELOPE_MAX 1024u
+#define DFU_PAYLOAD_MAX 65536u
+#define DFU_CHUNK_MAX (DFU_PAYLOAD_MAX + 32u)
+
+/* The map of ../FORMAT.md. */
+#define DFU_STATE_AT 0xd000u
+#define DFU_SLOT_AT(slot) ((slot) ? 0x1c0000u : 0x10000u)
+#define DFU_SLOT_SIZE 0x1b0000u
+#define DFU_IMAGE_MAX (DFU_SLOT_SIZE - DFU_SECTOR)
+#define DFU_STAGE_AT 0x39a000u
+#define DFU_STAGE_SIZE 0x60000u
+#define DFU_KEYS_AT 0x3fa000u
+#define DFU_DIAG_AT 0x3fc000u
+#define DFU_FLASH_MIN 0x400000u
+
+#define DFU_STATE_MAGIC 0x53554644u
+#define DFU_KEYS_MAGIC 0x4b554644u
+#define DFU_DIAG_MAGIC 0x44554644u
+#define DFU_TRAILER_MAGIC 0x54554644u
+#define DFU_STAGE_MAGIC 0x47554644u
+
+enum dfu_phase { DFU_CONFIRMED, DFU_TRIAL, DFU_INSTALL };
+enum dfu_outcome {
+    DFU_NONE, DFU_GOOD, DFU_LEFT_CRASHED, DFU_LEFT_HASH, DFU_LEFT_SIGNATURE, DFU_LEFT_SEQUENCE, DFU_LEFT_IMAGE,
+    DFU_INSTALL_FAILED, DFU_STATE_UNREADABLE, DFU_REVERTED, DFU_LEFT_UNCONFIRMED
+};
+enum dfu_diag_type { DFU_DIAG_CRASH = 1, DFU_DIAG_TEXT, DFU_DIAG_REFUSED, DFU_DIAG_STATE, DFU_DIAG_INSTALL };
+enum dfu_kind { DFU_FULL = 1, DFU_DELTA = 2 };
+
+/* Error numbers; they stand in diagnostics records and recovery answers, so they never change. */
+enum dfu_error {
+    DFU_OK = 0,
+    DFU_E_EMPTY = 1,      /* no image at all */
+    DFU_E_FLASH = 2,      /* the flash refused a read, a program or an erase */
+    DFU_E_HASH = 3,       /* SHA-256 of the image */
+    DFU_E_SIGNATURE = 4,  /* no trusted key signed it */
+    DFU_E_SEQUENCE = 5,   /* below the floor, or below what is accepted */
+    DFU_E_SEGMENTS = 6,   /* segment table */
+    DFU_E_CHIP = 7,       /* made for another chip */
+    DFU_E_FLASH_SIZE = 8, /* made for a larger flash */
+    DFU_E_OVERLAP = 9,    /* a segment would be loaded over the bootloader or outside RAM */
+    DFU_E_MANIFEST = 10,  /* manifest or envelope cannot be read, or is not for this device */
+    DFU_E_CHUNK = 11,     /* a chunk's frame, place or CRC */
+    DFU_E_ZSTD = 12,      /* a chunk's payload does not decode */
+    DFU_E_BASE = 13,      /* the package starts from another image */
+    DFU_E_STAGE = 14,     /* the stage's header cannot be read */
+    DFU_E_SIZE = 15,      /* larger than the slot, or than a buffer */
+    DFU_E_FRAME = 16,     /* recovery: a frame's checksum */
+    DFU_E_ORDER = 17,     /* recovery: not now */
+    DFU_E_KIND = 18       /* a package kind that is not known here */
+};
+
+/* The flash and the chip. Calls return 0, or anything else if they failed. Offsets and lengths of program are multiples of 4,
+ * erase takes the offset of a sector; read takes any. */
+struct dfu_hw {
+    void *ctx;
+    uint32_t flash_size;
+    int (*read)(void *ctx, uint32_t offset, void *buffer, uint32_t length);
+    int (*program)(void *ctx, uint32_t offset, const void *data, uint32_t length);
+    int (*erase)(void *ctx, uint32_t offset);
+    void (*sha_start)(void *ctx);
+    void (*sha_update)(void *ctx, const void *data, uint32_t length);
+    void (*sha_finish)(void *ctx, uint8_t digest[32]);
+    void (*print)(void *ctx, const char *text);
+    void (*feed)(void *ctx); /* the watchdog */
+    int (*get)(void *ctx);   /* a byte of the recovery line, or -1: nothing came for a while */
+    void (*put)(void *ctx, uint8_t byte);
+};
+
+struct dfu_state { /* the record of the state log */
+    uint32_t magic, seq;
+    uint8_t slot, phase, crashes, max_crashes, previous, outcome, reset, writer;
+    uint32_t floor, accept, tried, crc;
+};
+
+struct dfu_keys { /* the record of the key log */
+    uint32_t magic, seq;
+    uint8_t count, development, revoked, zero[5];
+    uint8_t key[4][32];
+    uint8_t revoked_id[11][8];
+    uint8_t zero2[20];
+    uint32_t crc;
+};
+
+struct dfu_diag { /* the record of the diagnostics ring */
+    uint32_t magic, seq;
+    uint8_t type, slot, crashes, reset;
+    uint32_t cause, sequence;
+    uint8_t version[32];
+    uint32_t frame[34];
+    uint32_t stack[32];
+    uint8_t text[188];
+    uint32_t zero, crc;
+};
+
+struct dfu_manifest {
+    const uint8_t *app, *version, *hardware;
+    uint8_t app_length, version_length, hardware_length;
+    uint32_t sequence, size, flags, floor;
+    uint8_t sha256[32];
+    uint8_t adds, revokes;
+    const uint8_t *add[4];
+    const uint8_t *revoke[11];
+};
+
+struct dfu_envelope {
+    uint32_t length;
+    uint8_t bytes[DFU_ENVELOPE_MAX];
+    const uint8_t *signed_bytes, *key, *signature; /* into bytes; key and signature NULL: unsigned */
+    uint32_t signed_length;
+    struct dfu_manifest manifest;
+};
+
+struct dfu_segment {
+    uint32_t address, offset, size; /* offset: in the flash */
+};
+
+struct dfu_image {
+    uint32_t entry, sequence;
+    uint8_t slot, segments, key; /* key: number of the one that signed it, ff: none */
+    struct dfu_segment segment[16];
+    uint8_t sha256[32];
+    struct dfu_envelope envelope; /* length 0: none */
+};
+
+struct dfu_zstd {
+    uint16_t sequence[512 + 256 + 512]; /* FSE: state count << 6 | symbol */
+    uint16_t huffman[2048];             /* symbol << 8 | bits */
+    uint8_t log[3], have[3], huffman_bits;
+    uint32_t repeat[3];
+    uint8_t page[DFU_SECTOR];
+};
+
+/* Where a frame's matches come from and where its output goes. Positions count from the start of the prefix; read is asked for
+ * what stands before the page under way only, page is called with every finished one. */
+struct dfu_window {
+    void *ctx;
+    uint32_t prefix;
+    int (*read)(void *ctx, uint32_t position, uint8_t *buffer, uint32_t length);
+    int (*page)(void *ctx, const uint8_t *data, uint32_t length);
+};
+
+struct dfu_chunk {
+    uint32_t number, page, pages, crc, length;
+    const uint8_t *payload;
+};
+
+struct dfu_crash { /* what the reset left behind */
+    uint32_t reason, store0, store6;
+    uint32_t *sram; /* where to look for an exception frame, which is then marked as seen; NULL: nowhere */
+    uint32_t sram_address, sram_words;
+};
+
+struct dfu_target { /* an installation under way */
+    bool active, skip;
+    uint8_t slot, kind;
+    uint32_t next, page, value, base_length, chunk_page;
+    struct dfu_envelope envelope;
+};
+
+struct dfu_boot {
+    const struct dfu_hw *hw;
+    uint8_t *sector; /* one sector of scratch */
+    uint8_t *chunk;  /* DFU_CHUNK_MAX */
+    struct dfu_zstd *zstd;
+    struct dfu_state state;
+    bool known; /* the state was read */
+    struct dfu_keys keys;
+    bool open, locked; /* no key at all; the key log cannot be read */
+    struct dfu_image image;
+    struct dfu_target target;
+    uint8_t reason; /* why recovery */
+};
+
+uint32_t dfu_crc32(uint32_t value, const void *data, uint32_t length);
+
+struct dfu_log {
+    uint32_t offset, magic;
+    uint16_t size;
+    uint8_t sectors;
+};
+bool dfu_blank(struct dfu_boot *b, uint32_t offset, uint32_t length);
+bool dfu_log_newest(struct dfu_boot *b, const struct dfu_log *log, void *record, uint32_t *place);
+int dfu_log_append(struct dfu_boot *b, const struct dfu_log *log, void *record);
+extern const struct dfu_log dfu_state_log, dfu_keys_log, dfu_diag_log;
+
+int dfu_envelope_read(struct dfu_envelope *e);
+bool dfu_ed25519_verify(const uint8_t key[32], const uint8_t signature[64], const uint8_t *context, uint32_t context_length,
+                        const uint8_t *message, uint32_t length);
+void dfu_keys_load(struct dfu_boot *b);
+int dfu_keys_judge(struct dfu_boot *b, const struct dfu_envelope *e, uint8_t *key);
+int dfu_keys_rotate(struct dfu_boot *b, const struct dfu_image *image);
+void dfu_key_id(const struct dfu_hw *hw, const uint8_t key[32], uint8_t id[8]);
+
+void dfu_trailer_read(struct dfu_boot *b, uint8_t slot, struct dfu_envelope *e);
+int dfu_digest(struct dfu_boot *b, uint32_t offset, uint32_t length, uint8_t digest[32]);
+int dfu_judge(struct dfu_boot *b, uint8_t slot, struct dfu_image *image);
+
+int dfu_chunk_parse(const uint8_t *data, uint32_t length, struct dfu_chunk *chunk, uint32_t *used);
+int dfu_zstd_decode(struct dfu_zstd *z, const uint8_t *source, uint32_t length, uint32_t size, const struct dfu_window *w);
+
+int dfu_install_begin(struct dfu_boot *b, uint8_t slot, uint8_t kind, const uint8_t base[32]); /* b->target.envelope is set */
+int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, uint32_t *used);
+int dfu_install_finish(struct dfu_boot *b);
+int dfu_install_stage(struct dfu_boot *b);
+
+void dfu_say(struct dfu_boot *b, const char *what, int number); /* number < 0: none */
+int dfu_state_append(struct dfu_boot *b);
+void dfu_diag_append(struct dfu_boot *b, uint8_t type, uint8_t slot, uint32_t cause, const struct dfu_crash *crash);
+bool dfu_is_crash(const struct dfu_crash *crash, uint32_t *cause);
+
+/* Decide what runs: true and b->image, or false: nothing can be booted. */
+bool dfu_boot(struct dfu_boot *b, const struct dfu_crash *crash);
+/* Serve the recovery line until a host says boot; without_end: also after a minute of silence. */
+void dfu_recover(struct dfu_boot *b, bool without_end);
+#endif

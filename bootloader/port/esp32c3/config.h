@@ -1,0 +1,13 @@
+/* What a product may change at build time: make -C bootloader CONFIG="-DDFU_MAX_CRASHES=5 ..." */
+#ifndef DFU_CONFIG_H
+#define DFU_CONFIG_H
+#ifndef DFU_RECOVERY_PIN
+#define DFU_RECOVERY_PIN 9 /* held low for DFU_RECOVERY_MS after a reset: recovery. -1: no pin */
+#endif
+#ifndef DFU_RECOVERY_MS
+#define DFU_RECOVERY_MS 1000
+#endif
+#ifndef DFU_WATCHDOG_MS
+#define DFU_WATCHDOG_MS 9000 /* from the start of the application until it feeds or disables the RTC watchdog */
+#endif
+#endif

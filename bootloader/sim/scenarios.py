@@ -1,0 +1,192 @@
+"""What is explored: each ends well whatever power cuts come, or the exploration says how it did not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bootloader.sim.explore import Scenario
+from bootloader.sim.images import (
+    DIAG_AT,
+    KEYS_AT,
+    SECTOR,
+    STAGE_AT,
+    STATE_AT,
+    Flash,
+    envelope,
+    image,
+    key,
+    key_id,
+    key_record,
+    public,
+    stage,
+    state,
+    with_crc,
+)
+from dfud.package.build import build_delta, build_full
+
+OLD, NEW = image("old", 5000), image("new", 9000)
+
+
+def _agent() -> ModuleType:
+    """Return the agent's own code for what stands in flash, as plain Python."""
+    path = Path(__file__).parents[2] / "devicefw" / "dfu" / "flash.py"
+    spec = importlib.util.spec_from_file_location("dfu_flash", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Part:
+    """esp32.Partition over a Flash."""
+
+    def __init__(self, flash: Flash, at: int) -> None:
+        self._flash, self._at = flash, at
+
+    def readblocks(self, block: int, buffer: Any, offset: int = 0) -> None:
+        buffer[:] = self._flash.read(self._at + block * SECTOR + offset, len(buffer))
+
+    def writeblocks(self, block: int, buffer: Any, offset: int = 0) -> None:
+        self._flash.program(self._at + block * SECTOR + offset, bytes(buffer))
+
+    def ioctl(self, operation: int, block: int) -> None:
+        self._flash.erase(self._at + block * SECTOR)
+
+
+AGENT = _agent()
+
+
+def agent_state(flash: Flash) -> Any:
+    """Return the agent's view of the state log; its append() does the agent's flash operations."""
+    return AGENT.State(_Part(flash, STATE_AT))
+
+
+def _logs(flash: Flash, *, states: int = 126, diagnostics: int = 7, **values: int) -> None:
+    """Fill the logs so far that the change of sectors lies within reach; the newest state has `values`."""
+    flash.put(STATE_AT, b"".join(state(seq=i + 1) for i in range(states - 1)) + state(seq=states, **values))
+    record = struct.pack("<II", 0x44554644, 0)
+    for i in range(diagnostics):
+        flash.put(DIAG_AT + 512 * i, with_crc((record[:4] + struct.pack("<I", i + 1)).ljust(508, b"\0")))
+
+
+def _whole(flash: Flash, slot: int, data: bytes) -> bool:
+    return flash.read((0x10000, 0x1C0000)[slot], len(data)) == data
+
+
+def install(*, delta: bool = False, **logs: int) -> Scenario:
+    """A staged package is installed and booted on trial."""
+    flash = Flash()
+    flash.install(0, OLD, envelope(OLD))
+    _logs(flash, **{"slot": 0, "phase": 2, **logs})
+    if delta:
+        package = build_delta(NEW, OLD, 4096)
+        flash.put(
+            STAGE_AT, stage(list(package.chunks), envelope(NEW, sequence=2), kind=2, base=hashlib.sha256(OLD).digest())
+        )
+    else:
+        package = build_full(NEW, 4096)
+        flash.put(STAGE_AT, stage(list(package.chunks), envelope(NEW, sequence=2)))
+
+    def after(flash: Flash, slot: int) -> str | None:
+        found = flash.state()
+        return "new on trial" if slot == 1 and found["phase"] == 1 and _whole(flash, 1, NEW) else "old"
+
+    name = "install of a delta" if delta else "install"
+    return Scenario(name, flash, after, {"old": OLD, "new": NEW}, frozenset({"new on trial"}))
+
+
+def _two(**logs: int) -> Flash:
+    flash = Flash()
+    flash.install(0, OLD, envelope(OLD))
+    flash.install(1, NEW, envelope(NEW, sequence=2))
+    _logs(flash, **{"slot": 1, "phase": 1, "previous": 1, **logs})
+    return flash
+
+
+def confirmed(**logs: int) -> Scenario:
+    """A trial is confirmed by the agent, in the agent's own code."""
+
+    def after(flash: Flash, slot: int) -> str | None:
+        found = agent_state(flash)
+        if slot == 1 and found.phase == 1:
+            found.append(phase=0, crashes=0, outcome=1, floor=0, accept=2)
+            return None
+        return "new confirmed" if slot == 1 else "old"
+
+    return Scenario(
+        "a trial that is confirmed", _two(**logs), after, {"old": OLD, "new": NEW}, frozenset({"new confirmed"})
+    )
+
+
+def crashing(**logs: int) -> Scenario:
+    """A trial crashes until it is left."""
+
+    def after(flash: Flash, slot: int) -> str | None:
+        return "crash" if slot == 1 else "old"
+
+    return Scenario("a trial that crashes", _two(**logs), after, {"old": OLD, "new": NEW}, frozenset({"old"}))
+
+
+def revert(**logs: int) -> Scenario:
+    """The agent goes back by request."""
+
+    def after(flash: Flash, slot: int) -> str | None:
+        if slot == 1:
+            agent_state(flash).append(slot=0, phase=0, crashes=0, outcome=9)
+            return None
+        return "old"
+
+    return Scenario("a revert", _two(**{"phase": 0, **logs}), after, {"old": OLD, "new": NEW}, frozenset({"old"}))
+
+
+def changeover() -> Scenario:
+    """Every sector of both logs is entered anew: a trial crashes with all of them full."""
+    flash = _two(states=128, diagnostics=8)
+    for i in range(8, 32):
+        flash.put(DIAG_AT + 512 * i, with_crc(struct.pack("<II", 0x44554644, i + 1).ljust(508, b"\0")))
+    flash.put(STATE_AT + SECTOR, b"\x5a" * SECTOR)  # and something was there before
+
+    def after(flash: Flash, slot: int) -> str | None:
+        return "crash" if slot == 1 else "old"
+
+    return Scenario("a change of sectors", flash, after, {"old": OLD, "new": NEW}, frozenset({"old"}))
+
+
+def rotation() -> Scenario:
+    """A confirmed image introduces one key and revokes another, with the key log about to change sectors."""
+    first, second, third = key(1), key(2), key(3)
+    flash = Flash()
+    data = image("new", 2000)
+    fields: dict[str, Any] = {"sequence": 2, "add": (public(third),), "revoke": (key_id(second),)}
+    flash.install(0, data, envelope(data, signer=first, **fields))
+    _logs(flash, slot=0, outcome=1)
+    for i in range(15):
+        flash.put(KEYS_AT + 256 * i, key_record(first, second, seq=i + 1))
+
+    def after(flash: Flash, slot: int) -> str | None:
+        newest = flash.records(KEYS_AT, 256, 2, 0x4B554644)[-1]
+        trusted = newest[16 : 16 + 32 * newest[8]]
+        return (
+            "rotated"
+            if trusted == public(first) + public(third) and newest[144:152] == key_id(second)
+            else "not rotated"
+        )
+
+    return Scenario("a key rotation", flash, after, {"new": data}, frozenset({"rotated"}))
+
+
+ALL: tuple[Callable[[], Scenario], ...] = (
+    install,
+    lambda: install(delta=True),
+    confirmed,
+    crashing,
+    revert,
+    changeover,
+    rotation,
+)
