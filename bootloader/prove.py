@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from bootloader.sim.explore import explore
-from bootloader.sim.scenarios import ALL, Scenario, confirmed, crashing
+from bootloader.sim.explore import Scenario, explore
+from bootloader.sim.scenarios import ALL, confirmed, crashing
 
 # Also from logs that are nearly empty: more places to be torn at, the same ends.
 MORE: tuple[Callable[[], Scenario], ...] = (

@@ -14,6 +14,8 @@ _COMMANDS = {
     "riscv-gcc": "riscv64-unknown-elf-gcc",
     "systemd-analyze": "systemd-analyze",
     "openssl": "openssl",
+    "cc": "cc",
+    "clang": "clang",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

@@ -19,7 +19,6 @@ ALLOWED = {
     "endpoint": {"errors", "model", "wire", "api", "controller"},
     "daemon": {"errors", "model", "api", "registry", "controller", "endpoint"},
     "cli": {"errors", "model", "wire", "package"},
-    "recover": {"errors", "wire", "package", "cli"},
     "testing": {"errors", "model", "wire", "api", "package"},
 }
 PLUGINS_MAY = {"api", "testing"}

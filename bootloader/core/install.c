@@ -219,17 +219,18 @@ int dfu_install_stage(struct dfu_boot *b) {
     struct dfu_envelope *e = &b->target.envelope;
     uint32_t head[13], end, crc, at = DFU_SECTOR;
     int error;
+    e->length = 0;
     if (hw->read(hw->ctx, DFU_STAGE_AT, head, sizeof head))
         return DFU_E_FLASH;
-    e->length = head[12];
-    end = 52 + ((e->length + 3) & ~3u);
-    if (head[0] != DFU_STAGE_MAGIC || head[2] > DFU_STAGE_SIZE - DFU_SECTOR || e->length > DFU_ENVELOPE_MAX)
+    if (head[0] != DFU_STAGE_MAGIC || head[2] > DFU_STAGE_SIZE - DFU_SECTOR || head[12] > DFU_ENVELOPE_MAX)
         return DFU_E_STAGE;
+    end = 52 + ((head[12] + 3) & ~3u);
     if (hw->read(hw->ctx, DFU_STAGE_AT, b->sector, end + 4))
         return DFU_E_FLASH;
     memcpy(&crc, b->sector + end, 4);
     if (crc != dfu_crc32(0, b->sector, end))
         return DFU_E_STAGE;
+    e->length = head[12];
     memcpy(e->bytes, b->sector + 52, e->length);
     error = dfu_install_begin(b, !b->state.slot, (uint8_t)(head[3] > 255 ? 0 : head[3]), (const uint8_t *)&head[4]);
     while (!error && b->target.next < head[1]) {

@@ -72,9 +72,12 @@ static int fields(struct dfu_manifest *m, struct dfu_reader *r) {
 
 /* Read e->bytes; the pointers then point into them. */
 int dfu_envelope_read(struct dfu_envelope *e) {
-    struct dfu_reader r = {e->bytes, e->bytes + e->length, false}, inner;
+    struct dfu_reader r = {e->bytes, e->bytes, false}, inner;
     uint32_t key, signature;
-    if (e->length == 0 || e->length > DFU_ENVELOPE_MAX || dfu_read_head(&r, 0x90, 0xdc) != 3)
+    if (e->length == 0 || e->length > DFU_ENVELOPE_MAX)
+        return DFU_E_MANIFEST;
+    r.end += e->length;
+    if (dfu_read_head(&r, 0x90, 0xdc) != 3)
         return DFU_E_MANIFEST;
     e->signed_bytes = dfu_read_bytes(&r, false, &e->signed_length);
     e->key = dfu_read_bytes(&r, false, &key);

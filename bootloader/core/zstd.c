@@ -257,10 +257,10 @@ static int huffman_copy(struct run *r, uint8_t *out, uint32_t n) {
         n -= count;
         while (count--) {
             uint32_t entry, value;
-            if (b->bit >= 24) { /* three whole bytes are there: the quick way */
-                uint32_t at = (uint32_t)b->bit - bits;
-                const uint8_t *p = b->p + (at >> 3);
-                value = (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16) >> (at & 7) & mask;
+            if (b->bit >= 24) { /* the three bytes that end where the next bit stands: the quick way */
+                uint32_t first = (((uint32_t)b->bit - 1) >> 3) - 2;
+                const uint8_t *p = b->p + first;
+                value = (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16) >> ((uint32_t)b->bit - bits - 8 * first) & mask;
                 entry = table[value];
                 b->bit -= (int32_t)(entry & 255);
             } else {

@@ -27,6 +27,7 @@ SRAM, IRAM, SRAM_BYTES = 0x3FC80000, 0x40380000, 0x60000
 ICACHE_RAM = 0x4037C000
 RTC_RAM, RTC_RAM_BYTES = 0x50000000, 0x2000
 APP_END = 0x403CE710
+RAM = ((SRAM, SRAM + SRAM_BYTES), (RTC_RAM, RTC_RAM + RTC_RAM_BYTES))
 ROM_STACK = 0x3FCDE110
 PERIPHERALS, PERIPHERALS_BYTES = 0x60000000, 0xD1000
 MMU_TABLE, MMU_ENTRIES = 0x600C5000, 128
@@ -304,6 +305,8 @@ class Bootloader:
                         return False
             else:
                 view = address - 0x700000 if IRAM <= address < RTC_RAM else address
+                if not any(start <= view <= end - size for start, end in RAM):
+                    return False
                 if bytes(self.uc.mem_read(view, size)) != self.flash.read(at, size):
                     return False
             at += size

@@ -1,0 +1,34 @@
+"""What the fuzzers have found worth keeping, through the sanitizers; and a short run of the fuzzers themselves."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.parts import require
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "bootloader"
+TARGETS = ["image", "record", "frame", "zstd", "recovery"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_corpus_goes_through(target: str) -> None:
+    require("cc")
+    replay = BUILD / f"replay-{target}"
+    subprocess.run(["make", "-s", "-C", str(ROOT / "bootloader"), f"../build/bootloader/replay-{target}"], check=True)
+    run = subprocess.run([str(replay), str(ROOT / "bootloader" / "fuzz" / "corpus" / target)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout) > 5
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ten_thousand_more_inputs_go_through(target: str, tmp_path: Path) -> None:
+    require("clang")
+    subprocess.run(["make", "-s", "-C", str(ROOT / "bootloader"), f"../build/bootloader/fuzz-{target}"], check=True)
+    corpus = ROOT / "bootloader" / "fuzz" / "corpus" / target
+    command = [str(BUILD / f"fuzz-{target}"), "-runs=10000", "-seed=1", "-max_total_time=8", f"-artifact_prefix={tmp_path}/"]
+    run = subprocess.run([*command, str(tmp_path), str(corpus)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
