@@ -97,6 +97,12 @@ class Update:
         self.resume = flash.Resume(slots.stage)
         self.next = 0
         self.written = False
+        self.stage = None
+        if config.get("install") == "bootloader":
+            from dfu import stage
+
+            if stage.fits(slots.stage, command.get(8, 0), self.chunks):
+                self.stage = stage.Stage(slots.stage, self.package)
 
     def begin(self):
         """Judge the update and prepare the idle slot, or find out how far an interrupted transfer came."""
@@ -111,10 +117,15 @@ class Update:
         found = self.resume.load()
         if found is not None and found[0] == self.raw:
             self.next = found[1]
+            if self.stage is not None:
+                self.stage.skip(self.next)
             if self.next >= self.chunks:
                 self._finish()
             return
         self.resume.forget()
+        if self.stage is not None:
+            self.resume.begin(self.raw)
+            return
         trailer = slots.size // flash.SECTOR - 1
         if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
             flash.erase(slots.idle, trailer)
@@ -129,7 +140,10 @@ class Update:
         for _ in range(CHUNK_TRIES):
             length = await transport.chunk(self.package, self.next, self.buffer)
             try:
-                self._store(length)
+                if self.stage is not None:
+                    self.stage.add(self.buffer, length, self.next)
+                else:
+                    self._store(length)
                 break
             except (PackError, ZstdError) as error:
                 last = "%d: %s" % (self.next, error)
@@ -177,6 +191,12 @@ class Update:
     def _finish(self):
         """The slot holds the image exactly as the manifest says, or this raises and the transfer is forgotten."""
         slots = self.slots
+        if self.stage is not None:
+            if not self.stage.whole(self.chunks):
+                self.resume.forget()
+                raise UpdateError(CHUNK, "the stage does not hold the package")
+            self.written = True
+            return
         if flash.digest(slots.idle, self.size, slots.decoder.page) != self.manifest.sha256:
             self.resume.forget()
             raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
@@ -188,8 +208,12 @@ class Update:
         self.written = True
 
     def switch(self):
-        """Have the bootloader boot the new image on trial."""
+        """Have the bootloader boot the new image on trial, or decode the stage first."""
         slots = self.slots
+        if self.stage is not None:
+            self.stage.close(self.chunks, self.kind, self.base, self.envelope)
+            slots.state.append(slot=slots.slot, phase=flash.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
+            return
         self.resume.forget()
         slots.state.append(slot=1 - slots.slot, phase=flash.TRIAL, crashes=0, previous=1, outcome=0, reset=0, tried=0)
 
@@ -230,7 +254,12 @@ class Slots:
         state = self.state
         if state.outcome < 2 or state.outcome == 9 or not state.tried:
             return None
-        envelope = flash.envelope_of(self.idle, self.size)
+        if state.outcome == 7:
+            from dfu import stage
+
+            envelope = stage.envelope_of(self.stage)
+        else:
+            envelope = flash.envelope_of(self.idle, self.size)
         tried = Manifest(envelope).sha256 if envelope else b""
         if int.from_bytes(tried[:4], "little") != state.tried:
             return None
@@ -246,6 +275,11 @@ class Slots:
             if cause >> 16 == 0xDF0C:
                 code = cause & 0xFFFF
         outcome = 3 if state.outcome == 7 else 2
+        failed = self.diagnostics.last(5, 1 - self.slot) if outcome == 3 else None
+        if failed is not None:
+            number = int.from_bytes(failed[12:16], "little")
+            text, record = "the bootloader's error %d" % number, bytes(failed)
+            code = {3: IMAGE_HASH, 4: SIGNATURE, 5: DOWNGRADE, 11: CHUNK, 12: CHUNK, 13: BASE, 15: TOO_LARGE}.get(number, INTERNAL)
         return {0: outcome, 1: tried, 2: code, 3: text, 4: crashes, 5: state.reset, 6: record}
 
     def told(self):

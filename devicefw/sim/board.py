@@ -21,7 +21,7 @@ from devicefw.sim.serial import SerialLine
 
 HERE = Path(__file__).parent
 HEAP = "110K"
-POWER_ON, SOFTWARE, WATCHDOG = 0x1, 0xC, 0x10
+POWER_ON, SOFTWARE, WATCHDOG, USB = 0x1, 0xC, 0x10, 0x15
 EXIT_RESET, EXIT_POWER_CUT = 70, 71
 CONSOLE_MAX_LINES = 5000
 
@@ -76,6 +76,8 @@ class Board:
         self._store = [0] * 8
         self._watchdog_s = 0.0
         self._fed_s = 0.0
+        self._process: trio.Process | None = None
+        self._pulled: int | None = None
         self.reset_reason = POWER_ON
 
     def _recovery_begins(self, port: str) -> None:
@@ -91,6 +93,12 @@ class Board:
     def version_line(self) -> str:
         """Return the last line in which an application said its version."""
         return next((line for line in reversed(self.console) if line.startswith("app: ")), "")
+
+    def reset(self, reason: int = USB) -> None:
+        """Reset the running chip from outside, as a host does that opens the port."""
+        self._pulled = reason
+        if self._process is not None:
+            self._process.kill()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled: the power is switched off."""
@@ -132,6 +140,8 @@ class Board:
         self.flash.operations = int((self.directory / "operations").read_bytes())
         if code == EXIT_POWER_CUT:
             self._power_cut()
+        elif self._pulled is not None:
+            self.reset_reason, self._pulled = self._pulled, None
         else:
             self.reset_reason = SOFTWARE if code == EXIT_RESET else WATCHDOG
         return True
@@ -164,12 +174,13 @@ class Board:
         command = [micropython(), "-X", f"heapsize={self.heap}", str(HERE / "shims" / "start.py")]
         command += [str(self.directory), str(agent_modules())]
         async with trio.open_nursery() as nursery:
-            process = await trio.lowlevel.open_process(command, stdout=-1, stderr=-2)
+            self._process = process = await trio.lowlevel.open_process(command, stdout=-1, stderr=-2)
             try:
                 nursery.start_soon(self._watch, process)
                 await self._read(process)
                 code = await process.wait()
             finally:
+                self._process = None
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()

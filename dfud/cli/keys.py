@@ -117,8 +117,15 @@ def key_show(session: Session, file: Path, passphrase_file: Path | None) -> None
 @click.option("--floor", type=_SEQUENCE, default=0, help="From now on nothing below this sequence is taken.")
 @click.option("--allow-downgrade", is_flag=True, help="Say in the manifest that a device may go back to this one.")
 @click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
-@click.option("--add-key", "add", multiple=True, help="Public key to trust, too; the agent does not act on it yet.")
-@click.option("--revoke-key", "revoke", multiple=True, help="Public key to revoke; the agent does not act on it yet.")
+@click.option(
+    "--add-key", "add", multiple=True, help="Public key that devices trust, too, once this firmware is confirmed."
+)
+@click.option(
+    "--revoke-key",
+    "revoke",
+    multiple=True,
+    help="Public key that devices never trust again, once this firmware is confirmed.",
+)
 @click.option("-O", "--to", type=click.Path(path_type=Path), help="Manifest to write; IMAGE.manifest if not given.")
 @pass_session
 def sign_image(

@@ -1,0 +1,91 @@
+"""Leaving a package to the bootloader: its chunks go to dfu_stage as they are, and are decoded at the next start."""
+
+import hashlib
+import struct
+
+from dfu import flash
+from dfu.pack import PackError, chunk_head
+
+STAGE_MAGIC = 0x47554644
+HEAD_MAX = 32
+
+
+def fits(part, total, chunks):
+    """Say whether a package of `total` bytes has room, with its padding."""
+    return total + 3 * chunks <= part.info()[3] - flash.SECTOR
+
+
+class Stage:
+    """Appends chunks behind the first sector, which holds the transfer under way until all of them are there."""
+
+    def __init__(self, part, package):
+        self.part, self.package = part, package
+        self.at = flash.SECTOR
+
+    def skip(self, count):
+        """Find the place behind `count` chunks that are there already. Raises PackError if they are not."""
+        for _ in range(count):
+            self.at += self._length() + 3 & ~3
+
+    def _length(self):
+        return chunk_length(flash.read(self.part, self.at, HEAD_MAX))
+
+    def add(self, buffer, length, number):
+        """Store one chunk; programming the same bytes twice, after a power cut, is harmless."""
+        found = chunk_head(buffer, length)
+        if found[0] != number or found[2] > 32:
+            raise PackError("place")
+        end = self.at + (length + 3 & ~3)
+        if end > self.part.info()[3]:
+            raise PackError("too long for the stage")
+        first = -(-self.at // flash.SECTOR)
+        for sector in range(first, -(-end // flash.SECTOR)):
+            if not flash.blank(self.part, sector * flash.SECTOR, flash.SECTOR):
+                flash.erase(self.part, sector)
+        view = memoryview(buffer)
+        whole = length & ~3
+        flash.write(self.part, self.at, view[:whole])
+        if whole != length:
+            flash.write(self.part, self.at + whole, bytes(view[whole:length]) + b"\xff" * (4 - length % 4))
+        self.at = end
+
+    def whole(self, chunks):
+        """Say whether what is stored is the package, by its name."""
+        digest = hashlib.sha256()
+        self.at = flash.SECTOR
+        for _ in range(chunks):
+            length = self._length()
+            for i in range(0, length, 512):
+                digest.update(flash.read(self.part, self.at + i, min(512, length - i)))
+            self.at += length + 3 & ~3
+        return digest.digest()[:16] == self.package
+
+    def close(self, chunks, kind, base, envelope):
+        """Write the header in place of the transfer under way. Cut in between, the package is fetched once more."""
+        size = self.at - flash.SECTOR
+        head = struct.pack("<IIII", STAGE_MAGIC, chunks, size, kind) + (base or b"\xff" * 32)
+        head += struct.pack("<I", len(envelope)) + envelope + b"\xff" * (-len(envelope) % 4)
+        flash.erase(self.part, 0)
+        flash.write(self.part, 0, head + struct.pack("<I", flash.crc32(head)))
+
+
+def chunk_length(head):
+    """Return the length of the chunk that begins with these bytes. Raises PackError."""
+    p = 1
+    for _ in range(4):
+        x = head[p]
+        p += 1 + {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(x, 0)
+    size = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(head[p], 0)
+    if head[0] != 0x95 or not size:
+        raise PackError("chunk")
+    return p + 1 + size + int.from_bytes(head[p + 1 : p + 1 + size], "big")
+
+
+def envelope_of(part):
+    """Return the envelope in the stage's header, or b""."""
+    head = flash.read(part, 0, 56 + flash.TRAILER_MAX)
+    magic, length = struct.unpack_from("<I", head)[0], struct.unpack_from("<I", head, 48)[0]
+    end = 52 + (length + 3 & ~3)
+    if magic != STAGE_MAGIC or length > flash.TRAILER_MAX or struct.unpack_from("<I", head, end)[0] != flash.crc32(head[:end]):
+        return b""
+    return bytes(head[52 : 52 + length])
