@@ -22,6 +22,7 @@ PROGRESS_EVERY = 16
 WDT_CONFIG0, WDT_CONFIG1, WDT_FEED, WDT_PROTECT = 0x60008090, 0x60008094, 0x600080A4, 0x600080A8
 WDT_KEY = 0x50D83AA1
 SLOW_CLOCK_KHZ = 136
+CYCLES = 2  # the chip counts two cycles of the slow clock as one (ESP-IDF, rwdt_ll_config_stage)
 
 
 class Agent:
@@ -85,7 +86,7 @@ class Agent:
         mem32 = self.machine.mem32
         mem32[WDT_PROTECT] = WDT_KEY
         if ms:
-            mem32[WDT_CONFIG1] = ms * SLOW_CLOCK_KHZ
+            mem32[WDT_CONFIG1] = ms * SLOW_CLOCK_KHZ // CYCLES
             mem32[WDT_CONFIG0] = 1 << 31 | 3 << 28 | 7 << 16 | 7 << 13
             mem32[WDT_FEED] = 1 << 31
         else:

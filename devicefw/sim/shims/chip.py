@@ -33,7 +33,7 @@ class _Memory:
             self.registers[address] = value
             if address == CONFIG0 or address == FEED:
                 armed = self.registers.get(CONFIG0, 0) >> 31
-                print("\x02wdt", self.registers.get(CONFIG1, 0) // 136 if armed else 0)
+                print("\x02wdt", self.registers.get(CONFIG1, 0) * 2 // 136 if armed else 0)
 
 
 mem32 = _Memory()

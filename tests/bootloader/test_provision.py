@@ -1,0 +1,70 @@
+"""What a factory writes is what bootloader and agent find."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from bootloader.provision import main
+from bootloader.sim.images import Flash, envelope, image, key, public
+from devicefw.sim.flash import PARTITIONS
+from tests.bootloader.machine import boot
+
+FIRMWARE = image("factory", 20000)
+
+
+def provision(tmp_path: Path, *arguments: str, code: int = 0) -> str:
+    (tmp_path / "image").write_bytes(FIRMWARE)
+    found = CliRunner().invoke(main, [str(tmp_path / "image"), "-O", str(tmp_path / "out"), *arguments])
+    assert found.exit_code == code, found.output
+    return found.output
+
+
+def flashed(output: str) -> Flash:
+    """Do what the printed command would."""
+    flash = Flash()
+    for offset, path in re.findall(r"(0x[0-9a-f]+) (\S+)", output.splitlines()[-1]):
+        if not path.endswith("bootloader.bin"):
+            flash.put(int(offset, 16), Path(path).read_bytes())
+    return flash
+
+
+def test_a_device_with_keys_boots_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "manifest").write_bytes(envelope(FIRMWARE, signer=key(1)))
+    text = base64.b64encode(public(key(1))).decode()
+    output = provision(tmp_path, "--manifest", str(tmp_path / "manifest"), "--key", text)
+    found = boot(flashed(output))
+    assert (found.slot, "warning" in found.console) == (0, False)
+    output = provision(tmp_path, "--manifest", str(tmp_path / "manifest"), "--development-key", text)
+    assert "warning: signed with a development key" in boot(flashed(output)).console
+
+
+def test_a_device_without_keys_boots_and_warns(tmp_path: Path) -> None:
+    found = boot(flashed(provision(tmp_path)))
+    assert found.slot == 0
+    assert "warning: no key" in found.console
+
+
+def test_the_partition_table_is_the_agents_map(tmp_path: Path) -> None:
+    table = flashed(provision(tmp_path)).read(0x8000, 0xC00)
+    rows = [table[i : i + 32] for i in range(0, len(table), 32) if table[i : i + 2] == b"\xaa\x50"]
+    found = {
+        (r[2], r[3], int.from_bytes(r[4:8], "little"), int.from_bytes(r[8:12], "little"), r[12:28].rstrip(b"\0").decode())
+        for r in rows
+    }
+    assert found == set(PARTITIONS)
+    assert table[32 * len(rows) : 32 * len(rows) + 2] == b"\xeb\xeb"
+
+
+def test_what_would_not_boot_is_not_written(tmp_path: Path) -> None:
+    text = base64.b64encode(public(key(1))).decode()
+    assert "without a signed --manifest" in provision(tmp_path, "--key", text, code=1)
+    (tmp_path / "manifest").write_bytes(envelope(FIRMWARE, signer=key(2)))
+    assert provision(tmp_path, "--manifest", str(tmp_path / "manifest"), "--key", text, code=1)
+    (tmp_path / "manifest").write_bytes(envelope(FIRMWARE[:-1], signer=key(1)))
+    assert "another image" in provision(tmp_path, "--manifest", str(tmp_path / "manifest"), "--key", text, code=1)
+    assert "expected the base64" in provision(tmp_path, "--key", "x", code=1)
+    assert not (tmp_path / "out").exists()
