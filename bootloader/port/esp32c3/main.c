@@ -249,5 +249,7 @@ void __attribute__((noreturn)) boot_main(void) {
         enter(&boot.image);
     boot.reason = asked ? 2 : 1;
     dfu_recover(&boot, !asked);
+    uart_tx_wait_idle(0); /* a reset would throw away the end of the last answer */
+    ets_delay_us(DFU_GOODBYE_US);
     software_reset();
 }
