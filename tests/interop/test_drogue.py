@@ -136,14 +136,71 @@ async def test_a_target_that_changes_while_it_is_written_waits_for_its_end(daemo
         assert (await device.ask())[2][0] == b"0.3.0"
 
 
-@pytest.mark.parametrize("key", ["container", "oci", "hawkbit", "file"])
-async def test_drogues_other_stores_are_refused_at_the_device(daemon: DaemonProcess, key: str) -> None:
+async def test_a_device_that_goes_back_after_it_was_in_sync_is_left_alone_until_somebody_says_retry(
+    daemon: DaemonProcess,
+) -> None:
+    """It booted, reported, and crashed before it had confirmed: to Ajour that was a device to update, for ever."""
+    await make_app_and_device(daemon)
+    device = AjourDevice(daemon.urls["http"])
+    async with daemon.client() as client:
+        await publish_firmware(client, "0.1.0", IMAGE[1:], 1)
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        await want(client, {"version": "0.2.0"})
+        assert 3 in await device.update()
+        device.version = "0.2.0"
+        assert 1 in await device.ask()
+        device.version = "0.1.0"
+        for _ in range(3):
+            assert 0 in await device.ask()
+        status = await status_of(client)
+        assert (status["current"], status["deployment"]["blocked"]) == ("0.1.0", True)
+        condition = status["conditions"][0]
+        assert (condition["status"], condition["reason"]) == ("False", "rolled-back")
+        assert "its old one again" in condition["message"]
+        assert (await client.post("/api/dfu/v1/apps/app1/retry/dev1")).status_code == 202
+        while 0 in (answer := await device.ask()):
+            pass  # the retry is on its way
+        assert answer[2][0] == b"0.2.0"
+        assert 3 in await device.update()
+        device.version = "0.2.0"
+        assert 1 in await device.ask()
+        # Somebody who wants the old one gets it, and the new one after that: nothing was left by the device itself.
+        for version in ("0.1.0", "0.2.0"):
+            await want(client, {"version": version})
+            assert 3 in await device.update()
+            device.version = version
+            assert 1 in await device.ask()
+
+
+@pytest.mark.parametrize("at", ["app", "device"])
+async def test_drogues_other_stores_are_refused_at_the_device(daemon: DaemonProcess, at: str) -> None:
+    await make_app_and_device(daemon)
+    url = "/api/registry/v1alpha1/apps/app1" + ("/devices/dev1" if at == "device" else "")
+    device = AjourDevice(daemon.urls["http"])
+    async with daemon.client() as client:
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        for key in ("container", "oci", "hawkbit", "file"):
+            found = (await client.get(url)).json()
+            found["spec"]["firmware"] = {key: {"image": "x:1", "build": {"any": 1}}}
+            assert (await client.put(url, json=found)).status_code == 204
+            (condition,) = (await status_of(client))["conditions"]
+            assert (condition["type"], condition["status"], condition["reason"]) == ("InSync", "Unknown", "BadSpec")
+            assert f"{key} is not understood" in condition["message"]
+            assert 0 in await device.ask(), "it waits"
+            # Which of two would count, nobody can tell.
+            found = (await client.get(url)).json()
+            found["spec"]["firmware"] = {"version": "0.2.0", key: {}}
+            refused = await client.put(url, json=found)
+            assert (refused.status_code, refused.json()["error"]) == (400, "InvalidRequest")
+            assert key in refused.json()["message"]
+
+
+async def test_keys_beside_the_version_are_kept_as_they_are(daemon: DaemonProcess) -> None:
     await make_app_and_device(daemon)
     async with daemon.client() as client:
-        await want(client, {key: {"image": "x:1", "build": {"any": 1}}})
-        (condition,) = (await status_of(client))["conditions"]
-        assert (condition["type"], condition["status"]) == ("InSync", "Unknown")
-        assert key in condition["message"]
+        await want(client, {"version": "0.2.0", "build": {"source": {"git": {"uri": "x"}}}})
+        device = (await client.get("/api/registry/v1alpha1/apps/app1/devices/dev1")).json()
+    assert device["spec"]["firmware"] == {"version": "0.2.0", "build": {"source": {"git": {"uri": "x"}}}}
 
 
 async def test_drogues_http_endpoint_is_as_its_clients_know_it(daemon: DaemonProcess, tmp_path: Path) -> None:
