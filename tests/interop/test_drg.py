@@ -330,6 +330,27 @@ def test_app_cert_puts_a_trust_anchor_into_the_app(dfud: Dfud, drg: Drg, app: st
     assert "PRIVATE KEY" in (tmp_path / "ca.key").read_text()
 
 
+def test_delete_waits_for_finalizers(dfud: Dfud, drg: Drg, app: str, tmp_path: Path) -> None:
+    device: dict[str, Any] = {"metadata": {"name": "held", "application": app, "finalizers": ["f"]}, "spec": {}}
+    (tmp_path / "held.json").write_text(json.dumps(device))
+    drg("apply", "-f", "held.json")
+    assert "Device deleted" in drg("delete", "device", "held", "--app", app)
+    found = json.loads(drg("get", "device", "held", "--app", app, "-o", "json"))
+    assert found["metadata"]["deletionTimestamp"]
+    assert "was not found" in drg("delete", "device", "held", "--app", app, code=None)
+    found["metadata"]["finalizers"] = []
+    (tmp_path / "held.json").write_text(json.dumps(found))
+    assert "Success updating device held" in drg("apply", "-f", "held.json")
+    assert "was not found" in drg("get", "device", "held", "--app", app, code=None)
+
+
+def test_a_command_that_nobody_takes_reads_as_dfuds_error(drg: Drg, app: str) -> None:
+    for _ in range(8):
+        drg("command", "dev1", "c", "--app", app, "-p", "{}")
+    text = drg("command", "dev1", "c", "--app", app, "-p", "{}", code=None)
+    assert "the device is not waiting, and the command is not kept" in text
+
+
 def test_delete_an_app_with_its_devices(dfud: Dfud, drg: Drg, app: str) -> None:
     assert "pplication deleted" in drg("delete", "app", app)
     assert "was not found" in drg("get", "app", app, code=None)
