@@ -209,12 +209,13 @@ class Controller:
 
         Return whether the image may be sent now. Such devices name versions, not digests: a version that is published
         stands for its image. They do not say why they left an image: one that was told to boot it and reports its old
-        version has rolled back. What is being written stays the target until it is written, whatever is wanted meanwhile.
+        version has rolled back. What is being written stays the target until it is written if another version is wanted
+        meanwhile, but not if none is, or the one that runs.
         """
         tracked = await self._tracked(actual.app, actual.device)
         async with tracked.lock:
             desired, target = await self._desired(actual.app, tracked)
-            if offset is not None and (target is None or target.version != version):
+            if offset is not None and target is not None and target.version not in (version, actual.version):
                 pinned = await self._firmware(actual.app, version)
                 if pinned is not None:
                     desired, target = Desired(version, origin=desired.origin), pinned
@@ -246,7 +247,7 @@ class Controller:
             verdict.steps[:0] = left
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
             if send and verdict.deployment is not None and target is not None:
-                self._offered(verdict, target, offset, now_s)
+                self._offered(verdict, target, offset if target.version == version else None, now_s)
             said = msgspec.structs.replace(actual, sha256=digest, seen_s=now_s)
             await self._keep(tracked, said, verdict, now_s)
             return send

@@ -136,6 +136,30 @@ async def test_a_target_that_changes_while_it_is_written_waits_for_its_end(daemo
         assert (await device.ask())[2][0] == b"0.3.0"
 
 
+async def test_a_firmware_that_is_taken_back_is_not_written_any_further(daemon: DaemonProcess) -> None:
+    await make_app_and_device(daemon)
+    device = AjourDevice(daemon.urls["http"])
+    half: dict[int, Any] = {0: b"0.2.0", 1: 512}
+    whole: dict[int, Any] = {0: b"0.2.0", 1: len(IMAGE)}
+    async with daemon.client() as client:
+        await publish_firmware(client, "0.1.0", IMAGE[1:], 1)
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        await want(client, {"version": "0.2.0"})
+        assert 2 in await device.ask()
+        assert 2 in await device.ask(half)
+        # Back to what runs; nothing; hold: none of them lets it go on, even if all of it is there.
+        for firmware, number in (({"version": "0.1.0"}, 1), ({}, 0), ({"version": "0.2.0", "hold": True}, 0)):
+            await want(client, {"version": "0.2.0"})
+            assert 3 in await device.ask(whole)
+            await want(client, firmware)
+            for update in (half, whole):
+                assert number in await device.ask(update)
+        # Wanted again, it goes on where it is; nothing of this was taken for a failure of the device.
+        await want(client, {"version": "0.2.0"})
+        assert (await device.ask(half))[2][2] == 512
+        assert 3 in await device.ask(whole)
+
+
 async def test_a_device_that_goes_back_after_it_was_in_sync_is_left_alone_until_somebody_says_retry(
     daemon: DaemonProcess,
 ) -> None:
@@ -238,3 +262,18 @@ async def test_drogues_http_endpoint_is_as_its_clients_know_it(daemon: DaemonPro
         assert (answers[0].status_code, answers[0].headers["command"], answers[0].content) == (200, "blink", b'{"n":1}')
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_bytes().splitlines()]
     assert [(e["device"], e["sender"]) for e in events] == [("dev1", "dev1")] * 2 + [("dev1", "gw1"), ("dev1", "dev1")]
+
+
+async def test_an_answer_to_a_board_of_drogue_devices_fits_its_buffer(daemon: DaemonProcess) -> None:
+    """Its OTA task asks for 2048 bytes and holds the whole answer, headers and all, in 2048."""
+    await make_app_and_device(daemon)
+    async with daemon.client() as client:
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        await want(client, {"version": "0.2.0"})
+    body = encode({0: b"0.1.0", 1: 2048, 2: None, 3: {0: b"0.2.0", 1: 1024}})
+    async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=("dev1@app1", "hey"), timeout=60) as board:
+        headers = {"content-type": "application/cbor"}
+        answer = await board.post("/v1/dfu?ct=30", content=body, headers=headers)
+    size = len("HTTP/1.1 200 OK\r\n\r\n") + sum(len(k) + len(v) + 4 for k, v in answer.headers.raw) + len(answer.content)
+    assert size <= 2048
+    assert decode_untrusted(answer.content)[2] == {0: b"0.2.0", 1: None, 2: 1024, 3: IMAGE[1024:2048]}
