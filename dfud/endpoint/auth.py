@@ -113,9 +113,8 @@ class Authenticator:
         if self._addresses.blocked(peer, now_s):
             raise TooMany
         try:
-            app, device = await self._identify(credentials, now_s)
-            if as_device:
-                device = await self._act_for(app, device, as_device)
+            app, sender = await self._identify(credentials, now_s)
+            device = await self._act_for(app, sender, as_device) if as_device else sender
         except Denied:
             self._addresses.add(peer, now_s)
             raise
@@ -124,7 +123,9 @@ class Authenticator:
             self._sessions.clear()
             self._of_device.clear()
         self._sessions[key] = session
-        self._of_device.setdefault((app, device), set()).add(key)
+        for name in {device, sender}:
+            # Whatever changes a gateway ends what it does for others, too.
+            self._of_device.setdefault((app, name), set()).add(key)
         return session
 
     async def _identify(self, credentials: Credentials, now_s: float) -> tuple[str, str]:
@@ -188,6 +189,8 @@ class Authenticator:
             issuer = certificate.issuer.rfc4514_string()
             subject = certificate.subject.rfc4514_string()
             names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+            # As Drogue writes a subject, and `drg create device-cert` into spec.alias.
+            names.insert(0, ", ".join(f"{a.rfc4514_attribute_name}={a.value!s}" for a in certificate.subject))
         except ValueError:
             return None
         now = datetime.fromtimestamp(self._now(), UTC)

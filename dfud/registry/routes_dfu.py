@@ -249,12 +249,11 @@ def _commands(app: QuartTrio, services: Services) -> None:
         targets += [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
         await services.store.commit([audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)])
         expires_s = float(expires) if expires is not None else None
-        for number, target in enumerate(targets):
-            # Gateways get it if they wait; it is kept for the device alone.
-            if services.commands.send(
-                app, target, name, payload, expires_s=0.0 if number < len(targets) - 1 else expires_s
-            ):
-                return Response("", 202)
+        # Gateways get it if they wait; it is kept for the device alone.
+        if any(services.commands.send(app, target, name, payload, expires_s=0.0) for target in targets):
+            return Response("", 202)
+        if services.commands.send(app, device, name, payload, expires_s=expires_s):
+            return Response("", 202)
         return error_response(406, "NotAcceptable", "the device is not waiting, and the command is not kept")
 
     @app.get("/api/dfu/v1/audit")
