@@ -145,7 +145,11 @@ async def test_a_certificate_of_another_authority_or_name_hears_nothing(tmp_path
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"HTTP/1.1 308 Permanent Redirect\r\nLocation: http://localhost/\r\nContent-Length: 0\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x46"],
+    [
+        b"",
+        b"HTTP/1.1 308 Permanent Redirect\r\nLocation: http://localhost/\r\nContent-Length: 0\r\n\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+    ],
     ids=["silence", "a redirect to plain HTTP", "an alert: no such version"],
 )
 async def test_a_device_told_https_never_falls_back_to_plain(tmp_path: Path, answer: bytes) -> None:
