@@ -127,6 +127,11 @@ class HttpTransport:
             return 0
         raise (Denied if status == 403 else TransportError)("status %d" % status)
 
+    async def enrol(self, message, buffer):
+        status, _, _ = await self._ask(b"POST /v1/enrol HTTP/1.1\r\n", message, buffer, 60)
+        if status != 200:
+            raise (Denied if status == 403 else TransportError)("enrolment: status %d" % status)
+
     async def chunk(self, package, number, buffer):
         head = b"GET /v1/dfu/%s/%d HTTP/1.1\r\n" % (binascii.hexlify(package), number)
         status, _, length = await self._ask(head, b"", buffer, 60)

@@ -23,6 +23,7 @@ from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
 from dfud.registry.registry import Registry
@@ -99,6 +100,8 @@ class Service:
         self._bus.subscribe(DeploymentChanged, _log_deployment)
         for sink in self._sinks:
             await nursery.start(sink.run, self._bus)
+        self._registry = Registry(self._store, self._bus, self._key, time.time)
+        self._claims = Claims(self._registry, self._store, self._key, time.time)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,
@@ -110,6 +113,7 @@ class Service:
             sinks=self._sinks,
             seen_s=policy.seen_s,
             now=time.time,
+            enroller=self._claims,
         )
         await nursery.start(self._endpoint.run)
         for transport in self._transports:
@@ -124,9 +128,10 @@ class Service:
     async def _start_user_plane(self, nursery: trio.Nursery) -> None:
         config = self._config.section("registry", RegistryConfig)
         services = Services(
-            Registry(self._store, self._bus, self._key, time.time),
+            self._registry,
             FirmwareRegistry(self._store, self._bus, time.time, config.firmware_max),
             Users(self._store),
+            self._claims,
             self._store,
             self._bus,
             self._endpoint.commands,

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from dfud.api import Bus, Store
+from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
 from dfud.registry.registry import Registry
@@ -27,6 +28,7 @@ class Services(msgspec.Struct, frozen=True):
     registry: Registry
     firmware: FirmwareRegistry
     users: Users
+    claims: Claims
     store: Store
     bus: Bus
     commands: CommandSender
