@@ -26,6 +26,7 @@ from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
+from dfud.registry.oidc import Oidc, OidcConfig
 from dfud.registry.registry import Registry
 from dfud.registry.server import serve
 from dfud.registry.services import Services
@@ -64,6 +65,8 @@ class Service:
         self._sinks = plugins.event_sinks(config)
         self._routes = plugins.user_routes(config)
         self._key = read_key(Path(config.section("endpoint", EndpointConfig).credential_key))
+        issuer = config.section("oidc", OidcConfig)
+        self._oidc = Oidc(issuer, time.time) if issuer.issuer else None
         self._not_ready = "starting"
         self._stop = trio.Event()
         self._users_served = trio.Event()
@@ -140,6 +143,7 @@ class Service:
             lambda: self._not_ready,
             Metrics(self._bus, lambda: self._endpoint.parked).text,
             self._version,
+            self._oidc,
         )
         app = make_app(services, self._routes, self._stop)
         urls: list[str] = await nursery.start(self._serve_users, app, config)

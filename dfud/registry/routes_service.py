@@ -31,6 +31,9 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.post(TOKENS)
     async def create_token() -> Response:
         who = user()
+        if who.token == "":
+            # It would outlive what the issuer says of him.
+            raise Forbidden("users of an OpenID Connect issuer make no access tokens")
         body = await read_body(services.config.body_max)
         try:
             given = msgspec.json.decode(body, type=_TokenRequest) if body.strip() else _TokenRequest()

@@ -11,6 +11,7 @@ from dfud.api import Bus, Store
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
+from dfud.registry.oidc import Oidc
 from dfud.registry.registry import Registry
 from dfud.registry.users import Users
 
@@ -37,3 +38,4 @@ class Services(msgspec.Struct, frozen=True):
     ready: Callable[[], str]
     metrics: Callable[[], bytes]
     version: str
+    oidc: Oidc | None = None

@@ -26,6 +26,7 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.model.names import check_app_name
+from dfud.registry.oidc import looks_like_jwt
 from dfud.registry.services import Services
 from dfud.registry.users import Role, User
 
@@ -122,6 +123,8 @@ async def _user(services: Services) -> User | None:
             return None
     else:
         return None
+    if services.oidc is not None and looks_like_jwt(token):
+        return await services.oidc.user(token) if claimed is None else None
     return await services.users.of_token(token, services.now(), claimed)
 
 
