@@ -16,6 +16,7 @@ _COMMANDS = {
     "openssl": "openssl",
     "cc": "cc",
     "clang": "clang",
+    "softhsm2": "softhsm2-util",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 
