@@ -30,6 +30,7 @@ from dfud.registry.oidc import Oidc, OidcConfig
 from dfud.registry.registry import Registry
 from dfud.registry.server import serve
 from dfud.registry.services import Services
+from dfud.registry.tls import Tls
 from dfud.registry.users import Users
 from dfud.registry.web import make_app
 
@@ -67,6 +68,8 @@ class Service:
         self._key = read_key(Path(config.section("endpoint", EndpointConfig).credential_key))
         issuer = config.section("oidc", OidcConfig)
         self._oidc = Oidc(issuer, time.time) if issuer.issuer else None
+        users = config.section("registry", RegistryConfig)
+        self._tls = Tls(users) if users.certificate else None
         self._not_ready = "starting"
         self._stop = trio.Event()
         self._users_served = trio.Event()
@@ -154,7 +157,14 @@ class Service:
         self, app: object, config: RegistryConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
         try:
-            await serve(app, config, graceful_s=self._daemon.drain_s, shutdown=self._stop, task_status=task_status)
+            await serve(
+                app,
+                config,
+                graceful_s=self._daemon.drain_s,
+                shutdown=self._stop,
+                tls=self._tls,
+                task_status=task_status,
+            )
         finally:
             self._users_served.set()
 
@@ -191,6 +201,8 @@ class Service:
             fresh = reread()
             for transport in self._transports:
                 transport.reload()
+            if self._tls is not None:
+                self._tls.reload()
         except ConfigError as error:
             log.error("not reloaded", extra={"error": str(error)})
         else:
