@@ -125,13 +125,13 @@ class Service:
         for transport in self._transports:
             for url in await nursery.start(transport.run, self._endpoint):
                 log.info("devices are served", extra={"transport": transport.name, "url": url})
-        await self._start_user_plane(nursery)
+        await self._start_user_plane(nursery, controller)
         self._not_ready = ""
         nursery.start_soon(self._notifier.keep_alive)
         self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
         log.info("ready", extra={"version": self._version, "store": self._store.name})
 
-    async def _start_user_plane(self, nursery: trio.Nursery) -> None:
+    async def _start_user_plane(self, nursery: trio.Nursery, controller: Controller) -> None:
         config = self._config.section("registry", RegistryConfig)
         services = Services(
             self._registry,
@@ -141,6 +141,7 @@ class Service:
             self._store,
             self._bus,
             self._endpoint.commands,
+            controller,
             config,
             time.time,
             lambda: self._not_ready,
@@ -240,7 +241,7 @@ async def initialise(config: Config, store: Store, user: str, days: int) -> str 
         text: str | None = None
         if not existing:
             _, text = await users.create(
-                user, {"*": "admin"}, now_s=time.time(), days=days, description="made by dfud init"
+                user, {"*": "admin"}, by="dfud init", now_s=time.time(), days=days, description="made by dfud init"
             )
         nursery.cancel_scope.cancel()
     return text

@@ -42,7 +42,7 @@ class Forbidden(DfudError):
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
     """Return the application with dfud's own routes and the plugins'."""
-    from dfud.registry import routes_claims, routes_dfu, routes_registry, routes_service
+    from dfud.registry import routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
 
     app = QuartTrio("dfud", static_folder=None)
     app.url_map.strict_slashes = False
@@ -60,6 +60,7 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
     routes_dfu.register(app, services, shutdown)
     routes_service.register(app, services)
     routes_claims.register(app, services)
+    routes_audit.register(app, services)
     for plugin in routes:
         plugin.register(app, services)
     return app
