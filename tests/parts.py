@@ -17,6 +17,7 @@ _COMMANDS = {
     "cc": "cc",
     "clang": "clang",
     "curl": "curl",
+    "softhsm2": "softhsm2-util",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import msgspec
@@ -431,31 +431,42 @@ class Controller:
 
     # What users ask for
 
-    async def retry(self, app: str, device: str, by: str) -> None:
-        """Let a device try again what it left, or what failed, or what waits for its next attempt."""
+    async def retry(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
+        """Let a device try again what it left, or what failed, or what waits for its next attempt.
+
+        `also` is committed with it; alone if there is nothing to try again.
+        """
         tracked = await self._tracked(app, device)
         async with tracked.lock:
             deployment = tracked.deployment
             if deployment is None or not (deployment.blocks or deployment.not_before_s > self._now()):
+                if also:
+                    await self._store.commit(also)
                 return
             changes = {"blocks": False, "not_before_s": 0.0, "updated_s": self._now()}
-            await self._change(tracked, msgspec.structs.replace(deployment, **changes), f"retry by {by}")
+            await self._change(tracked, msgspec.structs.replace(deployment, **changes), f"retry by {by}", also)
         self._bus.publish(DeviceChanged(app, device))
 
-    async def cancel(self, app: str, device: str, by: str) -> None:
-        """End a device's open deployment; the same image is not sent again until somebody retries or asks for another."""
+    async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
+        """End a device's open deployment; the same image is not sent again until somebody retries or asks for another.
+
+        `also` is committed with it; alone if there is nothing to end.
+        """
         tracked = await self._tracked(app, device)
         async with tracked.lock:
             deployment = tracked.deployment
             if deployment is None or deployment.final or deployment.state is State.TRIAL:
-                return  # on trial the device decides: cancelling would only make dfud's picture wrong
+                # On trial the device decides: cancelling would only make dfud's picture wrong.
+                if also:
+                    await self._store.commit(also)
+                return
             after = deployment.step(Event.CANCEL, self._now(), text=f"cancelled by {by}", blocks=True)
-            await self._change(tracked, after, Event.CANCEL)
+            await self._change(tracked, after, Event.CANCEL, also)
         self._bus.publish(DeviceChanged(app, device))
 
-    async def _change(self, tracked: Tracked, deployment: Deployment, event: str) -> None:
+    async def _change(self, tracked: Tracked, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry: HistoryEntry = entry_of(deployment, event)
-        await self._store.commit([PutDeployment(deployment, entry)])
+        await self._store.commit([PutDeployment(deployment, entry), *also])
         tracked.deployment = deployment
         self._bus.publish(DeploymentChanged(deployment, entry))
 

@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -20,6 +20,7 @@ from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, S
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.limits import Failures
 from dfud.model.credentials import KEYED, keys_of, passwords, verify
+from dfud.wire.enrol import Enrolment
 
 SESSIONS_MAX = 200_000
 AUTHORIZATION_MAX_BYTES = 2048
@@ -32,6 +33,13 @@ class Denied(Exception):
 
 class TooMany(Exception):
     """Too many wrong credentials from this address, or for what was named."""
+
+
+class Enroller(Protocol):
+    """Makes devices for claim codes; the registry."""
+
+    async def enrol(self, app: str, device: str, code: str, secret: str) -> bool:
+        """Return whether `device` now exists with `secret`."""
 
 
 class Session(msgspec.Struct):
@@ -127,6 +135,20 @@ class Authenticator:
             # Whatever changes a gateway ends what it does for others, too.
             self._of_device.setdefault((app, name), set()).add(key)
         return session
+
+    async def enrol(self, peer: str, enrolment: Enrolment, enroller: Enroller) -> None:
+        """Have a device that nobody knows make itself known. Raises Denied, TooMany, StoreError.
+
+        Wrong codes count as wrong credentials do: for the address, and for the device that is named.
+        """
+        now_s = self._now()
+        named = (enrolment.app, enrolment.device)
+        if self._addresses.blocked(peer, now_s) or self._devices.blocked(named, now_s):
+            raise TooMany
+        if not await enroller.enrol(enrolment.app, enrolment.device, enrolment.code, enrolment.secret):
+            self._addresses.add(peer, now_s)
+            self._devices.add(named, now_s)
+            raise Denied
 
     async def _identify(self, credentials: Credentials, now_s: float) -> tuple[str, str]:
         if credentials.identity:

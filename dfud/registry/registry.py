@@ -6,7 +6,7 @@ Every change is committed together with its audit entry, then told on the bus. `
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -127,14 +127,17 @@ class Registry:
 
     # Devices
 
-    async def create_device(self, app: str, given: Device, by: str) -> Device:
+    async def create_device(
+        self, app: str, given: Device, by: str, *, also: Sequence[Change] = (), what: str = "create"
+    ) -> Device:
+        """Make a device. `also` is committed with it or not at all; `what` is the audit's word for it."""
         check_device_name(given.name)
         if given.app not in ("", app):
             raise PeerError(f"the body names app {given.app!r}, the path {app!r}")
         await self.app(app)
         await self._names_are_free(app, given.name, {given.name, *_aliases(given.spec)})
         device = Device(self._new_metadata(given.metadata, app), protect(_checked_spec(given.spec), self._key))
-        await self._commit([PutDevice(device, expect="")], by, "create", f"{app}/{device.name}")
+        await self._commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}")
         self._bus.publish(DeviceChanged(app, device.name))
         return device
 
