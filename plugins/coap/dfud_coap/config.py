@@ -51,7 +51,7 @@ class CoapConfig(msgspec.Struct, frozen=True):
     sessions_per_address: Annotated[int, Meta(description="DTLS sessions from one address", ge=1, le=1_000_000)] = 2500
     session_idle_s: Annotated[
         float, Meta(description="time a DTLS session may be silent", ge=0.05, le=86400, extra=S)
-    ] = 900.0
+    ] = 1800.0
     handshake_s: Annotated[float, Meta(description="time for a DTLS handshake", ge=0.05, le=600, extra=S)] = 30.0
     errors_per_address: Annotated[
         int, Meta(description="errors told to strangers at one address in a minute; then silence", ge=1, le=1_000_000)

@@ -31,6 +31,9 @@ SOCKET_BUFFER_BYTES = 1 << 22
 DTLS_QUEUE = 16
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM"
 
+# How a DTLS session ends that nobody is to blame for here.
+_BROKEN_OFF = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, SSL.Error, OSError)
+
 
 class CoapTransport(Transport):
     """Listens as [transport.coap] says. Raises ConfigError at construction for what cannot be right."""
@@ -175,8 +178,8 @@ class CoapTransport(Transport):
         self._sessions[address] += 1
         try:
             await self._serve_session(channel, address, server)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, SSL.Error, OSError):
-            pass  # the peer broke off, or never got as far as a handshake
+        except _BROKEN_OFF:
+            pass  # it never got as far as a handshake
         except Exception:
             log.exception("a DTLS session failed", extra={"peer": address})
         finally:
@@ -202,20 +205,19 @@ class CoapTransport(Transport):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_session, channel, queue)
-                while True:
-                    with trio.fail_after(self._config.session_idle_s):
-                        data = await channel.receive()
-                    if not data:
-                        break
-                    if len(data) <= DATAGRAM_MAX_BYTES:
-                        server.datagram(peer, data)
+                with contextlib.suppress(*_BROKEN_OFF):
+                    while True:
+                        with trio.fail_after(self._config.session_idle_s):
+                            data = await channel.receive()
+                        if len(data) <= DATAGRAM_MAX_BYTES:
+                            server.datagram(peer, data)
                 nursery.cancel_scope.cancel()
         finally:
             server.gone(peer)
 
     async def _send_session(self, channel: trio.DTLSChannel, queue: trio.MemoryReceiveChannel[bytes]) -> None:
         async for data in queue:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*_BROKEN_OFF):
                 await channel.send(data)
 
     # Ending
