@@ -54,9 +54,11 @@ def request(
     *,
     query: Mapping[str, str] = {},
     auth: bytes | None = None,
+    observe: int | None = None,
 ) -> aiocoap.Message:
     message = aiocoap.Message(code=code, uri=url + "/", payload=payload)
     message.opt.uri_path = tuple(path)
+    message.opt.observe = observe
     message.opt.uri_query = tuple(f"{name}={value}" for name, value in query.items())
     if auth is not None:
         message.opt.add_option(aiocoap.optiontypes.OpaqueOption(AUTH, auth))

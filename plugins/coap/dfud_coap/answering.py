@@ -98,7 +98,8 @@ class Answering:
                 return
             room = AMPLIFICATION * len(exchange.data) - 16 - len(answer.options) * 8
             answer.payload = answer.payload[: max(0, min(room, TEXT_MAX_BYTES))]
-        outer = self._protect(exchange, answer, observe)
+        # Numbers of its own from the first on: aiocoap compares them as RFC 7641 compares Observe, and starts from this one.
+        outer = self._protect(exchange, answer, observe, own_iv=observe is not None)
         self._send(exchange, outer.code, outer.tail(), now_s, trusted=trusted or exchange.peer.encrypted)
 
     def _protect(self, exchange: Exchange, answer: Answer, observe: bytes | None, *, own_iv: bool = False) -> Answer:
