@@ -37,7 +37,6 @@ log = logging.getLogger("dfud.coap")
 ACK_LATEST_S = 1.0  # below every peer's ACK_TIMEOUT_S
 RETRY_S = 10
 OBSERVE_MARGIN_S = 100
-OBSERVE_WAIT_S = 86400.0  # the endpoint shortens it
 ASKS_MAX = 16384
 ASK_MAX_BYTES = 512
 VERIFIED_MAX = 100_000
@@ -90,7 +89,7 @@ class Server(Securing):
             self._notify,
             lambda o: self._release(o.carrier[0].peer.address),
             check_s=config.observe_check_s,
-            wait_s=OBSERVE_WAIT_S,
+            wait_s=config.observe_check_s,
         )
 
     @property
