@@ -79,6 +79,8 @@ def test_a_target_that_changes_while_it_is_written_waits_for_its_end(story: Stor
     story.want("0.3.0")
     second = device.ask({0: b"0.2.0", 1: len(first[3])})[WRITE]
     assert (second[0], second[2]) == (b"0.2.0", len(first[3]))
+    found = story.firmware["deployment"]
+    assert (found["version"], found["state"]) == ("0.2.0", "fetching")
     assert device.ask()[WRITE][0] == b"0.3.0"
 
 
@@ -89,12 +91,17 @@ def test_a_firmware_that_is_taken_back_is_not_written_any_further(story: Story, 
     assert WRITE in device.ask()
     assert WRITE in device.ask(half)
     # Back to what runs; nothing; hold: none of them lets it go on, even if all of it is there.
-    for firmware, number in (({"version": "0.1.0"}, SYNC), ({}, WAIT), ({"version": "0.2.0", "hold": True}, WAIT)):
+    for firmware, number, state in (
+        ({"version": "0.1.0"}, SYNC, "cancelled"),
+        ({}, WAIT, "cancelled"),
+        ({"version": "0.2.0", "hold": True}, WAIT, "written"),
+    ):
         story.want("0.2.0")
         assert SWAP in device.ask(whole)
         story.dfud.want(story.app, "dev1", firmware)
         for update in (half, whole):
             assert number in device.ask(update)
+        assert story.firmware["deployment"]["state"] == state
     # Wanted again, it goes on where it is; nothing of this was taken for a failure of the device.
     story.want("0.2.0")
     assert device.ask(half)[WRITE][2] == 512
