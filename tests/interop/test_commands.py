@@ -87,6 +87,16 @@ def test_a_command_for_what_is_not_there_is_not_acceptable(dfud: Dfud, app: str)
     assert send(dfud, app, "") == 400
 
 
+@pytest.mark.parametrize(("disabled", "status"), [(True, 406), (False, 202)])
+def test_a_disabled_device_gets_no_command_and_only_such_a_one(dfud: Dfud, disabled: bool, status: int) -> None:
+    """Drogue's client library has it the wrong way round."""
+    app = f"disabled-{disabled}".lower()
+    dfud.app(app)
+    dfud.device(app, "dev1", core={"disabled": disabled})
+    assert send(dfud, app, "c", "dev1") == status
+    assert post(dfud, app, "/v1/state", "dev1").status_code == (403 if disabled else 200)
+
+
 def test_only_those_who_manage_an_app_may_send(dfud: Dfud, app: str) -> None:
     made = dfud.user.post("/api/tokens/v1alpha1", json={"user": "bob", "roles": {app: "reader"}}).json()["token"]
     url = f"{dfud.registry}/api/command/v1alpha1/apps/{app}/devices/sensor?command=c"
