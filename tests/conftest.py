@@ -32,7 +32,7 @@ def leaks(daemon: DaemonProcess) -> list[str]:
     """Return what is secret in a daemon's log, shortened so that it is none any more."""
     told = "\n".join(json.dumps(line, ensure_ascii=False) for line in daemon.lines)
     found = [match[0][:14] + "..." for match in SHAPES.finditer(told)]
-    for secret in daemon.secrets:
+    for secret in filter(None, daemon.secrets):
         found += [f"{secret[:3]}... in {len(form)} characters" for form in forms(secret) if form in told]
     return found
 
