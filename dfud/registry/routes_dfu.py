@@ -161,6 +161,13 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         secret = await services.registry.new_secret(app, device, who.name, keep=keep)
         return json_response({"secret": secret}, 201)
 
+    @app.post(f"{BASE}/psk/{_PATHS}")
+    async def new_psk(app: str, device: str) -> Response:
+        """Give a device another pre-shared key; the old one ends at once."""
+        who = require("manager", app)
+        psk = await services.registry.new_psk(app, device, who.name)
+        return json_response({"psk": psk.hex()}, 201)
+
 
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}
@@ -247,12 +254,11 @@ def _commands(app: QuartTrio, services: Services) -> None:
         targets += [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
         await services.store.commit([audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)])
         expires_s = float(expires) if expires is not None else None
-        for number, target in enumerate(targets):
-            # Gateways get it if they wait; it is kept for the device alone.
-            if services.commands.send(
-                app, target, name, payload, expires_s=0.0 if number < len(targets) - 1 else expires_s
-            ):
-                return Response("", 202)
+        # Gateways get it if they wait; it is kept for the device alone.
+        if any(services.commands.send(app, target, name, payload, expires_s=0.0) for target in targets):
+            return Response("", 202)
+        if services.commands.send(app, device, name, payload, expires_s=expires_s):
+            return Response("", 202)
         return error_response(406, "NotAcceptable", "the device is not waiting, and the command is not kept")
 
     @app.get("/api/dfu/v1/whoami")
