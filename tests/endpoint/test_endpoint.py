@@ -159,6 +159,8 @@ async def test_guessing_is_limited_per_device_and_per_address(world: World) -> N
     assert codes == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2
     codes = [await world.code(basic(f"d{n}@app1:x"), peer="10.9.9.9") for n in range(22)]
     assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2
+    codes = [await world.code(basic(f"e{n}@app1:x"), peer=f"2001:db8::{n:x}") for n in range(22)]
+    assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2, "one subscriber, however many addresses he has"
     same = [await world.code(basic(f"nobody@app1:{n}"), peer=f"10.1.0.{n}") for n in range(7)]
     assert same == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2, "a device that does not exist is not told apart"
     world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
