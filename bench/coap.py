@@ -122,13 +122,15 @@ async def dfud(load: Load, directory: Path) -> Results:
         results["poll"] = await load(pid, port, polls)
         command = await update(bench)
         package, size = command.package.hex(), command.chunks
+        # As devices do it: each socket fetches one block after the other of a chunk, then of the next.
+        places = [(n, b) for n in range(1, size - 1) for b in range(15)]
         blocks = [
             line(
                 Code.GET,
                 [*path("v1", "dfu", package, str(n)), auth("d0"), (int(Option.BLOCK2), uint(b << 4 | 6))],
             )
-            for n in range(1, min(size - 1, 17))
-            for b in range(15)
+            for step in range(len(places))
+            for n, b in (places[(step + 15 * s) % len(places)] for s in range(SOCKETS))
         ]
         results["block"] = await load(pid, port, blocks)
         nursery.cancel_scope.cancel()

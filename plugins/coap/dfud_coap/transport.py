@@ -80,6 +80,7 @@ class CoapTransport(Transport):
     async def run(
         self, endpoint: Endpoint, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
+        start_s = time.time() - trio.current_time()  # a clock that is never set back
         sock = await self._open(self._config.port)
         with sock:
             urls = [f"coap://{_host(self._config.host)}:{sock.getsockname()[1]}"]
@@ -93,7 +94,7 @@ class CoapTransport(Transport):
                     endpoint,
                     spawn=nursery.start_soon,
                     now=trio.current_time,
-                    wall=time.time,
+                    wall=lambda: start_s + trio.current_time(),
                     key=os.urandom(32),
                     changed=self._changed,
                     sooner=lambda: self._sooner.set(),
