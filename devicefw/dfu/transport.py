@@ -7,7 +7,8 @@
     async close()                               may be called at any time
 
 Both raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()
-raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default), or a class of yours.
+raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default), "coap",
+or a class of yours.
 """
 
 
@@ -29,6 +30,10 @@ def make(config):
         from dfu.http import HttpTransport
 
         return HttpTransport(config)
+    if chosen == "coap":
+        from dfu.coap import CoapTransport
+
+        return CoapTransport(config)
     if isinstance(chosen, str):
         raise ValueError("transport")
     return chosen(config)

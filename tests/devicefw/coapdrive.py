@@ -1,0 +1,81 @@
+# Runs on MicroPython: does the steps of a job with the agent's CoAP client; prints one line of JSON a step, and last its counts.
+import asyncio
+import binascii
+import gc
+import hashlib
+import json
+import sys
+from time import ticks_add, ticks_ms
+
+sys.path.insert(0, sys.argv[1])
+from dfu import coapmsg as c
+from dfu.coap import CoapTransport, _put
+
+with open(sys.argv[2]) as _file:
+    JOB = json.load(_file)
+BUFFER = bytearray(JOB.get("buffer", 6176))
+
+
+def shown(length):
+    data = bytes(memoryview(BUFFER)[:length])
+    return [length, binascii.hexlify(hashlib.sha256(data).digest()).decode(), binascii.hexlify(data[:64]).decode()]
+
+
+async def ask(t, code, path, payload, query=None):
+    """Any request to any server: what the other steps are made of."""
+    options = []
+    for part in path:
+        _put(options, c.PATH, part.encode())
+    if query:
+        _put(options, 15, query.encode())
+    asked = await t._send(code, options, binascii.unhexlify(payload))
+    if asked.answer.code != c.CONTENT:
+        return [asked.answer.code]
+    return [asked.answer.code] + shown(await t._body(asked, code, options, BUFFER))
+
+
+async def observe(t, path, count, wait_s):
+    options = [(c.OBSERVE, b"")]
+    for part in path:
+        _put(options, c.PATH, part.encode())
+    asked = await t._ask(c.GET, options)
+    deadline = ticks_add(ticks_ms(), wait_s * 1000)
+    got = []
+    while True:
+        got.append(bytes(memoryview(asked.buf)[asked.answer.start : asked.answer.end]).decode())
+        if len(got) == count or not await t.endpoint.listen(asked, deadline):
+            return got
+
+
+async def status(t, message, wait_s):
+    return shown(await t.status(binascii.unhexlify(message), wait_s, BUFFER))
+
+
+async def chunk(t, package, number):
+    return shown(await t.chunk(binascii.unhexlify(package), number, BUFFER))
+
+
+async def close(t):
+    await t.close()
+
+
+STEPS = {"ask": ask, "observe": observe, "status": status, "chunk": chunk, "close": close}
+
+
+async def main():
+    t = CoapTransport(JOB["config"])
+    if not JOB.get("auth", True):
+        t.auth = None
+    for name, *arguments in JOB["steps"]:
+        try:
+            result = await STEPS[name](t, *arguments)
+        except Exception as error:
+            result = [type(error).__name__, str(error)]
+            if type(error).__name__ not in ("TransportError", "Denied", "Gone"):
+                sys.print_exception(error, sys.stderr)
+        print(json.dumps(result))
+    gc.collect()
+    print(json.dumps({"sent": t.sent, "repeated": t.repeated}))
+
+
+asyncio.run(main())
