@@ -5,7 +5,8 @@ EMPTY, GET, POST, FETCH = 0, 1, 2, 5
 CHANGED, CONTENT, CONTINUE = 0x44, 0x45, 0x5F
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, INCOMPLETE, TOO_LARGE = 0x81, 0x83, 0x84, 0x88, 0x8D
 ETAG, OBSERVE, OSCORE, PATH, BLOCK2, BLOCK1, ECHO, TAG, AUTH, COMMAND = 4, 6, 9, 11, 23, 27, 252, 292, 4209, 4210
-UNDERSTOOD = (OSCORE, BLOCK2, BLOCK1)  # the critical options that an answer may carry
+# The critical options that an answer may carry; libcoap sends back the one that it did not know.
+UNDERSTOOD = (OSCORE, BLOCK2, BLOCK1, AUTH)
 MARK = 0xFF
 TOKEN_MAX_BYTES = 8
 

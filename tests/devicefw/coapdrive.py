@@ -17,8 +17,18 @@ BUFFER = bytearray(JOB.get("buffer", 6176))
 
 
 def shown(length):
-    data = bytes(memoryview(BUFFER)[:length])
-    return [length, binascii.hexlify(hashlib.sha256(data).digest()).decode(), binascii.hexlify(data[:64]).decode()]
+    data = memoryview(BUFFER)[:length]
+    return [length, binascii.hexlify(hashlib.sha256(data).digest()).decode(), binascii.hexlify(bytes(data[:64])).decode()]
+
+
+def payload_of(what):
+    """Hexadecimal text; or a number: so many bytes, made here, where a long text would not fit beside them."""
+    if isinstance(what, str):
+        return binascii.unhexlify(what)
+    data = bytearray(what)
+    for i in range(what):
+        data[i] = (i * 7 + what) & 0xFF
+    return data
 
 
 async def ask(t, code, path, payload, query=None):
@@ -28,7 +38,7 @@ async def ask(t, code, path, payload, query=None):
         _put(options, c.PATH, part.encode())
     if query:
         _put(options, 15, query.encode())
-    asked = await t._send(code, options, binascii.unhexlify(payload))
+    asked = await t._send(code, options, payload_of(payload))
     if asked.answer.code != c.CONTENT:
         return [asked.answer.code]
     return [asked.answer.code] + shown(await t._body(asked, code, options, BUFFER))
@@ -48,7 +58,7 @@ async def observe(t, path, count, wait_s):
 
 
 async def status(t, message, wait_s):
-    return shown(await t.status(binascii.unhexlify(message), wait_s, BUFFER))
+    return shown(await t.status(payload_of(message), wait_s, BUFFER))
 
 
 async def chunk(t, package, number):
