@@ -41,7 +41,7 @@ async def ask(t, code, path, payload, query=None):
     asked = await t._send(code, options, payload_of(payload))
     if asked.answer.code != c.CONTENT:
         return [asked.answer.code]
-    return [asked.answer.code] + shown(await t._body(asked, code, options, BUFFER))
+    return [asked.answer.code, *shown(await t._body(asked, code, options, BUFFER))]
 
 
 async def observe(t, path, count, wait_s):

@@ -1,4 +1,4 @@
-"""A server of aiocoap's that answers as dfud does over plain CoAP. Arguments: port. Prints a line when it listens; ends with stdin."""
+"""A server of aiocoap's that answers as dfud does over plain CoAP. Argument: port. Says that it listens; ends with stdin."""
 
 from __future__ import annotations
 
