@@ -1,302 +1,491 @@
-"""CoAP over UDP: what dfu.transport asks for, as docs/coap.md describes it. CoapTransport says what is asked and puts blocks
-together (RFC 7959, 7641, 8132); dfu.coapudp sends, waits and sends again."""
+"""CoAP over UDP: what dfu.transport asks for, as docs/coap.md describes it. RFC 7252, 7959 (blocks), 7641 and 8132 (observe).
+
+One request at a time, so the transport itself holds what is known of it; every answer is received, decrypted and left in the
+caller's buffer, where its block belongs. It is one file and has its constants at compile time because both save RAM.
+"""
 
 import asyncio
 import binascii
+import errno
 import os
+import random
+import socket
 from time import ticks_add, ticks_diff, ticks_ms
 
-from dfu import coapmsg as c
-from dfu.coapudp import Endpoint
 from dfu.pack import PackError, unpack
 from dfu.transport import Denied, Gone, TransportError
+from micropython import const
 
-ECHO_TRIES = 2
-BODY_TRIES = 2
-NEWER = 1 << 23  # RFC 7641, section 3.4
-STALE_MS = 128000
-WAIT, SYNC = 0, 1  # the commands of docs/protocol.md that are nothing to do
-SOON_S = 5  # the agent itself asks again after so short a time
-SEQUENCE_LAST = 1 << 32
+# RFC 7252, section 4.8
+_ACK_TIMEOUT_MS = const(2000)
+_MAX_RETRANSMIT = const(4)
+
+_SEPARATE_MS = const(60000)  # how long an answer may take that was acknowledged
+_REMEMBERED = const(8)  # message IDs of the server's, to know those that come twice
+_ECHO_TRIES = const(3)
+_BODY_TRIES = const(2)
+_ROOM_MIN = const(64)  # bytes: less is no room for another datagram
+_NEWER = const(1 << 23)  # RFC 7641, section 3.4
+_STALE_MS = const(128000)
+_SEQUENCE_LAST = const(1 << 29)
+
+_CON, _ACK, _RST = const(0), const(2), const(3)
+_GET, _POST, _FETCH = const(1), const(2), const(5)
+_CHANGED, _CONTENT, _CONTINUE = const(0x44), const(0x45), const(0x5F)
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _INCOMPLETE, _TOO_LARGE = const(0x81), const(0x83), const(0x84), const(0x88), const(0x8D)
+_ETAG, _OBSERVE, _OSCORE, _PATH, _BLOCK2, _BLOCK1, _SIZE2 = const(4), const(6), const(9), const(11), const(23), const(27), const(28)
+_ECHO, _TAG, _AUTH, _COMMAND = const(252), const(292), const(4209), const(4210)
+
+# What _heard() says of a datagram.
+_NOTHING, _ANSWER = const(0), const(1)
+
+# Commands that are nothing to do, and how soon the agent itself asks again.
+_WAIT, _SYNC, _SOON_S = const(0), const(1), const(5)
+
+
+def read(buf, at, end):
+    """Read the options that begin at `at`: return [(number, value)] and where the payload begins. Raises ValueError, IndexError."""
+    options, number = [], 0
+    while at < end:
+        head = buf[at]
+        at += 1
+        if head == 0xFF:
+            if at == end:
+                raise ValueError
+            return options, at
+        sizes = [head >> 4, head & 15]
+        for i in range(2):
+            n = sizes[i]
+            if n == 15:
+                raise ValueError
+            if n == 13:
+                sizes[i] = 13 + buf[at]
+            elif n == 14:
+                sizes[i] = 269 + (buf[at] << 8 | buf[at + 1])
+            at += max(0, n - 12)
+        number += sizes[0]
+        stop = at + sizes[1]
+        # Critical ones that are not understood make a message useless. libcoap sends back the one that it did not know.
+        if stop > end or number > 0xFFFF or (number & 1 and number not in (_OSCORE, _BLOCK2, _BLOCK1, _AUTH)):
+            raise ValueError
+        options.append((number, bytes(buf[at:stop])))
+        at = stop
+    return options, end
+
+
+def write(out, options):
+    """Append options, in ascending order of their numbers, to a bytearray."""
+    last = 0
+    for number, value in options:
+        at = len(out)
+        out.append(0)
+        for n in (number - last, len(value)):
+            nibble = n
+            if n >= 269:
+                out.extend((n - 269).to_bytes(2, "big"))
+                nibble = 14
+            elif n >= 13:
+                out.append(n - 13)
+                nibble = 13
+            out[at] = out[at] << 4 | nibble
+        out.extend(value)
+        last = number
+
+
+def put(options, number, value):
+    """Insert an option in its place, behind others of its number. An int is written as short as it can be."""
+    if isinstance(value, int):
+        n = 0
+        while value >> (8 * n):
+            n += 1
+        value = value.to_bytes(n, "big")
+    at = len(options)
+    while at and options[at - 1][0] > number:
+        at -= 1
+    options.insert(at, (number, value))
 
 
 class CoapTransport:
     """config: url ("coap://host:port"), app, device, and `psk` (16 bytes, or 32 hexadecimal digits) for OSCORE, or else `secret`,
     which then travels in the clear. `block`: largest block, 16 to 1024 bytes, a power of two; `ack_timeout_ms`: 2000.
 
-    sent and repeated count the messages that were sent for the first time and again.
+    `sent` and `repeated` count the messages that were sent for the first time, and again.
     """
 
     def __init__(self, config):
         scheme, _, rest = config["url"].partition("://")
-        if scheme != "coap":
-            raise ValueError("url")
-        host, _, port = rest.rstrip("/").partition(":")
-        block = config.get("block", 1024)
-        self.exponent = 0
-        while 16 << self.exponent < block:
-            self.exponent += 1
-        if 16 << self.exponent != block or self.exponent > 6:
-            raise ValueError("block")
-        self.block = block
+        self.host, _, port = rest.rstrip("/").partition(":")
+        self.port = int(port or 5683)
+        self.block = config.get("block", 1024)
+        if scheme != "coap" or self.block not in (16, 32, 64, 128, 256, 512, 1024):
+            raise ValueError("url" if scheme != "coap" else "block")
+        self.timeout = config.get("ack_timeout_ms", _ACK_TIMEOUT_MS)
         user = "%s@%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"])
-        psk = config.get("psk")
-        self.auth = None
-        if psk is None:
+        self.auth = self.oscore = self.sock = self.observing = self.kept = self.told = self.piv = None
+        self.user, self.psk = user, config.get("psk")
+        if self.psk is None:
             self.auth = b"Basic " + binascii.b2a_base64((user + ":" + config["secret"]).encode()).strip()
-        elif isinstance(psk, str):
-            psk = binascii.unhexlify(psk)
-        if psk is not None and len(psk) != 16:
-            raise ValueError("psk")
-        self.endpoint = Endpoint(host, int(port or 5683), block, config.get("ack_timeout_ms", 2000))
-        self.psk, self.user, self.oscore = psk, user, None
-        self.observing = None  # the token of the last registration
-        self.told = None  # the last command while observing, if it was nothing to do
-
-    @property
-    def sent(self):
-        return self.endpoint.sent
-
-    @property
-    def repeated(self):
-        return self.endpoint.repeated
+        else:
+            if isinstance(self.psk, str):
+                self.psk = binascii.unhexlify(self.psk)
+            if len(self.psk) != 16:
+                raise ValueError("psk")
+        self.mid = int.from_bytes(os.urandom(2), "big")
+        self.remembered = []
+        self.sent = self.repeated = 0
 
     async def close(self):
-        self.observing = None
-        self.endpoint.close()
+        sock, self.sock, self.observing = self.sock, None, None
+        if sock is not None:
+            sock.close()
+
+    # Messages (RFC 7252, section 4)
+
+    def _open(self):
+        """Raises OSError. Looking the name up blocks, as it does in asyncio.open_connection."""
+        if self.sock is None:
+            found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_DGRAM)[0]
+            self.sock = socket.socket(found[0], socket.SOCK_DGRAM)
+            # From now on what others send does not arrive.
+            self.sock.connect(found[-1])
+            self.sock.setblocking(False)
+            self.remembered = []
+
+    def _reply(self, kind, mid):
+        self._send_out(bytes([0x40 | kind << 4, 0, mid >> 8, mid & 0xFF]))
+
+    def _send_out(self, message):
+        try:
+            self.sock.send(message)
+        except OSError as error:
+            # No route, no memory, nobody there (of an earlier one): lost as any other may be, and sent again in a while.
+            self.trouble = error
+
+    def _readable(self):
+        # A coroutine: MicroPython has no public way to wait for a datagram.
+        yield asyncio.core._io_queue.queue_read(self.sock)
+
+    async def _receive(self, deadline):
+        """Return the length of the next datagram in self.room; 0 once it is `deadline` (of ticks_ms)."""
+        while True:
+            left = ticks_diff(deadline, ticks_ms())
+            if left <= 0:
+                return 0
+            try:
+                await asyncio.wait_for_ms(self._readable(), left)
+                length = self.sock.readinto(self.room)
+            except asyncio.TimeoutError:
+                return 0
+            except OSError as error:
+                if error.errno != errno.ECONNREFUSED:
+                    raise
+                self.trouble = error
+                continue
+            room = self.room
+            if length == len(room):
+                # It was cut. What cannot get in now will not the next time either; an old one may well be larger.
+                if room[0] == 0x64 and room[2] << 8 | room[3] == self.mid:
+                    raise TransportError("the answer is larger than the buffer")
+            elif length:
+                return length
+
+    async def _exchange(self, message, strict):
+        """Send a confirmable message until it is answered. strict: its token was used before, so what does not acknowledge this
+        message may be an answer to that. Raises TransportError, OSError."""
+        self._open()
+        self.trouble = "silence"
+        self.mid = (self.mid + 1) & 0xFFFF
+        message[2], message[3] = self.mid >> 8, self.mid & 0xFF
+        timeout = self.timeout + self.timeout * random.getrandbits(8) // 510
+        acknowledged = False
+        self.sent += 1
+        for attempt in range(_MAX_RETRANSMIT + 1):
+            self._send_out(message)
+            self.repeated += attempt > 0
+            deadline = ticks_add(ticks_ms(), timeout)
+            timeout *= 2
+            while True:
+                length = await self._receive(deadline)
+                if not length:
+                    break
+                what = self._heard(length, strict and not acknowledged)
+                if what == _ANSWER:
+                    return
+                if what == _RST:
+                    raise TransportError("reset")
+                if what == _ACK and not acknowledged:
+                    acknowledged = True
+                    deadline = ticks_add(ticks_ms(), _SEPARATE_MS)
+            if acknowledged:
+                break
+        raise TransportError("no answer: %s" % self.trouble)
+
+    def _heard(self, length, strict):
+        """Do what a datagram asks of this layer. Return _ANSWER if it is one to our request (then self.code, options, start and end
+        say what), _ACK or _RST if it is that of our message and empty, or _NOTHING."""
+        room = self.room
+        if length < 4 or room[0] >> 6 != 1:
+            return _NOTHING
+        kind, code, mid, at = room[0] >> 4 & 3, room[1], room[2] << 8 | room[3], 4 + (room[0] & 15)
+        try:
+            if at > min(length, 12) or (not code and length > 4):
+                raise ValueError
+            options, start = read(room, at, length)
+        except (ValueError, IndexError):
+            if kind == _CON:
+                self._reply(_RST, mid)
+            return _NOTHING
+        response = code >> 5 in (2, 4, 5)
+        ours = response and bytes(room[4:at]) == self.token
+        if kind >= _ACK:
+            if mid != self.mid:
+                return _NOTHING
+            if not code:
+                return kind
+            return _ANSWER if kind == _ACK and ours and self._takes(code, options, start, length) else _NOTHING
+        if response and mid in self.remembered:
+            if kind == _CON:
+                self._reply(_ACK, mid)
+            return _NOTHING
+        if not ours:
+            # Requests and pings, for which there is nobody here; and notifications that nobody waits for any more end with this.
+            # One that is waited for, while blocks of the one before are being fetched, comes again.
+            if (kind == _CON or response) and bytes(room[4:at]) != self.kept:
+                self._reply(_RST, mid)
+            return _NOTHING
+        if strict or not self._takes(code, options, start, length):
+            if kind == _CON and not strict and self.psk is None:
+                self._reply(_ACK, mid)
+            return _NOTHING
+        if kind == _CON:
+            self._reply(_ACK, mid)
+        self.remembered = self.remembered[1 - _REMEMBERED :] + [mid]
+        return _ANSWER
 
     # Requests
 
-    def _context(self):
-        if self.psk is not None and (self.oscore is None or self.oscore.sequence > SEQUENCE_LAST):
-            from dfu.oscore import Context
+    def _message(self, code, options, payload):
+        """Return a request, as a bytearray."""
+        token = self.token
+        out = bytearray([0x40 | len(token), code, 0, 0]) + token
+        if self.psk is not None:
+            if self.oscore is None or self.oscore.sequence > _SEQUENCE_LAST:
+                from dfu.oscore import Context
 
-            # Here and not at the start: the chip's random numbers are good once its radio is on.
-            self.oscore = Context(self.psk, os.urandom(8) + self.user.encode())
-        return self.oscore
+                # Here and not at the start: the chip's random numbers are good once its radio is on.
+                self.oscore = Context(self.psk, os.urandom(8) + self.user.encode())
+            self.piv = self.oscore.take()
+            outer = options[:1] if options[0][0] == _OBSERVE else []
+            out[1] = _FETCH if outer else _POST
+            write(out, outer + [(_OSCORE, self.oscore.option(self.piv))])
+            out.append(0xFF)
+            start = len(out)
+            out.append(code)
+        write(out, options)
+        if payload:
+            out.append(0xFF)
+            out.extend(payload)
+        if self.psk is not None:
+            self.oscore.seal(self.piv, out, start)
+        return out
 
-    async def _ask(self, code, options, payload=b"", token=None):
-        """Send one request, return its _Asked with the answer's Message in .answer: payload in .buf[answer.start:answer.end]."""
-        strict = token is not None
+    def _takes(self, code, options, start, end):
+        """Return whether what has our token is an answer to be believed, and a newer one than the last; if so, keep it."""
+        self.found = options
+        order = self.first(_OBSERVE)
+        if order is not None:
+            order = int.from_bytes(order, "big")
+        protected = self.first(_OSCORE)
+        if self.psk is None:
+            if protected is not None:
+                return False
+        elif protected is None:
+            # Only an error may come without protection: where the server has no key, it has nothing else to say.
+            if code >> 5 == 2:
+                return False
+        else:
+            opened = self.oscore.open(self.piv, protected, self.room, start, end)
+            if opened is None:
+                return False
+            end, order = opened
+            code = self.room[start]
+            try:
+                options, start = read(self.room, start + 1, end)
+            except (ValueError, IndexError):
+                return False
+        if self.code:
+            # Notifications overtake each other. An error ends the observation, whatever its number; a forged one does not.
+            if self.psk is not None:
+                if order is None or (self.order is not None and order <= self.order):
+                    return False
+            elif order is None or self.order is None:
+                if code >> 5 == 2:
+                    return False
+            elif not 0 < (order - self.order) & 0xFFFFFF < _NEWER and ticks_diff(ticks_ms(), self.since) < _STALE_MS:
+                return False
+        self.code, self.options, self.start, self.end = code, options, start, end
+        self.order, self.since = order, ticks_ms()
+        return True
+
+    def first(self, number, found=None):
+        """Return the first option of that number, or None."""
+        for n, value in self.found if found is None else found:
+            if n == number:
+                return value
+        return None
+
+    def _block(self, number):
+        """Return a block option of the answer: number, more, exponent of the size; or what is as good as none."""
+        value = self.first(number, self.options)
+        if value is None:
+            return 0, 0, 7
+        n = int.from_bytes(value, "big")
+        if len(value) > 3 or n & 7 == 7:
+            raise TransportError("block option")
+        return n >> 4, n >> 3 & 1, n & 7
+
+    async def _ask(self, code, options, payload, room, token=None):
+        """Send one request. The answer is in self.code, self.options and, in `room` (a memoryview), from self.start to self.end."""
         options = list(options)
         if self.auth is not None:
-            _put(options, c.AUTH, self.auth)
-        for _ in range(ECHO_TRIES + 1):
-            asked = _Asked(token or os.urandom(4), self._context())
+            put(options, _AUTH, self.auth)
+        self.room = room
+        for _ in range(_ECHO_TRIES):
+            self.token = token or os.urandom(4)
+            self.code = 0
             try:
-                await self.endpoint.ask(asked, asked.message(code, options, payload), strict)
+                await self._exchange(self._message(code, options, payload), token is not None)
             except OSError as error:
-                self.endpoint.close()
+                await self.close()
                 raise TransportError("coap: %s" % error)
-            answer = asked.answer
-            echo = answer.first(c.ECHO)
-            if answer.code != c.UNAUTHORIZED or echo is None:
-                return asked
+            echo = self.first(_ECHO, self.options)
+            if self.code != _UNAUTHORIZED or echo is None:
+                return
             # The server wants to know that we are here, now (RFC 9175): the same again with its proof.
-            options = [option for option in options if option[0] != c.ECHO]
-            _put(options, c.ECHO, echo)
+            options = [option for option in options if option[0] != _ECHO]
+            put(options, _ECHO, echo)
         raise TransportError("echo without end")
 
-    def _check(self, answer, wanted):
-        if answer.code not in wanted:
-            text = "status %d.%02d" % (answer.code >> 5, answer.code & 31)
-            denied = answer.code in (c.UNAUTHORIZED, c.FORBIDDEN)
-            raise (Gone if answer.code == c.NOT_FOUND else Denied if denied else TransportError)(text)
+    def _check(self):
+        code = self.code
+        if code not in (_CONTENT, _CHANGED):
+            kind = Gone if code == _NOT_FOUND else Denied if code in (_UNAUTHORIZED, _FORBIDDEN) else TransportError
+            raise kind("status %d.%02d" % (code >> 5, code & 31))
 
-    async def _send(self, code, options, payload):
-        """Send a payload of any length, in blocks if it is longer than one. Return the _Asked of the last."""
-        exponent, size = self.exponent, self.block
+    async def _send(self, code, options, payload, room):
+        """Send a payload of any length: in blocks, if it is longer than one."""
+        size = self.block
         if len(payload) <= size:
-            return await self._ask(code, options, payload)
-        for _ in range(BODY_TRIES):
+            return await self._ask(code, options, payload, room)
+        for _ in range(_BODY_TRIES):
             # A tag for each body, so that blocks of two are never put together (RFC 9175, section 3).
-            tag = os.urandom(4)
-            at = 0
-            while True:
-                size = 16 << exponent
+            tag, at, more = os.urandom(4), 0, True
+            while more:
                 more = at + size < len(payload)
                 blocked = list(options)
-                _put(blocked, c.BLOCK1, c.block(at // size, more, exponent))
-                _put(blocked, c.TAG, tag)
-                asked = await self._ask(code, blocked, payload[at : at + size])
-                answer = asked.answer
-                if not more or answer.code != c.CONTINUE:
-                    break
+                put(blocked, _BLOCK1, (at // size) << 4 | more << 3 | _exponent(size))
+                put(blocked, _TAG, tag)
+                await self._ask(code, blocked, payload[at : at + size], room)
                 at += size
-                told = _block(answer, c.BLOCK1)
-                if told is not None and told[2] < exponent:
-                    exponent = told[2]
-            if answer.code == c.TOO_LARGE:
-                told = _block(answer, c.BLOCK1)
-                if told is None or told[2] >= exponent:
-                    return asked
-                exponent = told[2]
-            elif answer.code != c.INCOMPLETE:
-                return asked
-        return asked
+                size = min(size, 16 << self._block(_BLOCK1)[2])
+                if self.code != _CONTINUE:
+                    break
+            if self.code not in (_INCOMPLETE, _TOO_LARGE):
+                return
 
-    async def _body(self, asked, code, options, buffer):
+    async def _body(self, code, options, buffer):
         """Put an answer's payload into `buffer`, fetching the blocks behind the first; return its length."""
-        at, etag = 0, asked.answer.first(c.ETAG)
-        view = memoryview(buffer)
+        at, etag, view = 0, self.first(_ETAG, self.options), memoryview(buffer)
+        whole = int.from_bytes(self.first(_SIZE2, self.options) or b"", "big")
         while True:
-            answer = asked.answer
-            n = answer.end - answer.start
-            block = _block(answer, c.BLOCK2)
-            number, more, exponent = block if block is not None else (0, 0, 6)
+            self._check()
+            n = self.end - self.start
+            number, more, exponent = self._block(_BLOCK2)
             size = 16 << exponent
-            if number * size != at or (n != size if more else block is not None and n > size):
+            if number * size != at or n > size or (more and n != size):
                 raise TransportError("block %d of %d bytes at %d" % (number, n, at))
-            if answer.first(c.ETAG) != etag:
+            if self.first(_ETAG, self.options) != etag:
                 raise TransportError("it changed between two blocks")
-            if at + n > len(buffer):
-                raise TransportError("answer of more than %d bytes" % len(buffer))
-            view[at : at + n] = memoryview(asked.buf)[answer.start : answer.end]
+            # It is behind its head, in its own place: to the front.
+            view[at : at + n] = self.room[self.start : self.end]
             at += n
             if not more:
                 return at
+            if len(buffer) - at < _ROOM_MIN or whole > len(buffer):
+                raise TransportError("the answer is larger than the buffer")
             wanted = list(options)
-            _put(wanted, c.BLOCK2, c.block(at // size, 0, exponent))
-            asked = await self._ask(code, wanted)
-            self._check(asked.answer, (c.CONTENT,))
+            put(wanted, _BLOCK2, (at // size) << 4 | exponent)
+            await self._ask(code, wanted, b"", view[at:])
 
     # What the agent calls
 
     async def status(self, message, wait_s, buffer):
-        options = [(c.PATH, b"v1"), (c.PATH, b"dfu")]
-        if self.exponent < 6:
-            _put(options, c.BLOCK2, c.block(0, 0, self.exponent))
-        if not wait_s or len(message) > self.block:
-            return await self._command(await self._send(c.POST, options, message), c.POST, options, buffer)
-        return await self._observe(message, wait_s, options, buffer)
-
-    async def _command(self, asked, code, options, buffer):
-        self._check(asked.answer, (c.CONTENT, c.CHANGED))
-        if asked.answer.first(c.COMMAND) != b"dfu":
-            return 0
-        options = [option for option in options if option[0] not in (c.OBSERVE, c.BLOCK2)]
-        return await self._body(asked, code, options, buffer)
-
-    async def _observe(self, message, wait_s, options, buffer):
-        """Register with the status; return the first command that is news, or 0 after wait_s."""
+        code = _FETCH if wait_s and len(message) <= self.block else _POST
+        plain = [(_PATH, b"v1"), (_PATH, b"dfu")]
+        options = list(plain)
+        if self.block < 1024:
+            put(options, _BLOCK2, _exponent(self.block))
+        room = memoryview(buffer)
+        if code == _POST:
+            await self._send(code, options, message, room)
+            self._check()
+            return await self._body(code, plain, buffer) if self.first(_COMMAND, self.options) == b"dfu" else 0
         deadline = ticks_add(ticks_ms(), wait_s * 1000)
-        # The same token again, so that the server has one registration of ours, not one more.
+        put(options, _OBSERVE, b"")
+        # The same token again, so that the server has one registration of ours and not one more.
         token, self.observing = self.observing, None
-        observe = list(options)
-        _put(observe, c.OBSERVE, b"")
-        asked = await self._ask(c.FETCH, observe, message, token)
-        self.observing = asked.token
+        await self._ask(code, options, message, room, token)
+        self.observing = self.token
         while True:
-            following = asked.answer.first(c.OBSERVE) is not None
-            length = await self._command(asked, c.FETCH, options, buffer)
-            if length:
-                # Over HTTP the server holds its answer until it is news. Here the first one comes at once, even if it says what
-                # the last one said; with that the agent would ask again without end.
+            self._check()
+            following = self.first(_OBSERVE, self.options) is not None
+            if self.first(_COMMAND, self.options) == b"dfu":
+                self.kept, held = self.token, (self.piv, self.order, self.since)
+                try:
+                    length = await self._body(code, plain, buffer)
+                finally:
+                    self.token, self.kept = self.kept, None
+                self.piv, self.order, self.since = held
+                self.room = room
+                # Over HTTP the server holds its answer until it is news. Here the first one comes at once, even if it says what the
+                # last one said; with that the agent would ask again without end.
                 idle = _idle(buffer, length)
                 if idle is None or idle != self.told:
                     self.told = idle
                     return length
-                if idle[0] == WAIT:
-                    again = ticks_add(ticks_ms(), min(idle[1], wait_s) * 1000)
-                    deadline = again if ticks_diff(again, deadline) < 0 else deadline
+                if idle[0] == _WAIT and ticks_diff(ticks_add(ticks_ms(), idle[1] * 1000), deadline) < 0:
+                    deadline = ticks_add(ticks_ms(), idle[1] * 1000)
             if not following:
                 await asyncio.sleep_ms(max(0, ticks_diff(deadline, ticks_ms())))
                 return 0
-            try:
-                if not await self.endpoint.listen(asked, deadline):
-                    return 0
-            except OSError as error:
-                raise TransportError("coap: %s" % error)
+            if not await self._listen(deadline):
+                return 0
+
+    async def _listen(self, deadline):
+        """Wait for another answer to the last request; return whether one came in time."""
+        try:
+            while True:
+                length = await self._receive(deadline)
+                if not length:
+                    return False
+                if self._heard(length, False) == _ANSWER:
+                    return True
+        except OSError as error:
+            raise TransportError("coap: %s" % error)
 
     async def chunk(self, package, number, buffer):
-        path = binascii.hexlify(package)
-        options = [(c.PATH, b"v1"), (c.PATH, b"dfu"), (c.PATH, path), (c.PATH, b"%d" % number)]
+        options = [(_PATH, b"v1"), (_PATH, b"dfu"), (_PATH, binascii.hexlify(package)), (_PATH, b"%d" % number)]
         first = list(options)
-        _put(first, c.BLOCK2, c.block(0, 0, self.exponent))
-        asked = await self._ask(c.GET, first)
-        self._check(asked.answer, (c.CONTENT,))
-        return await self._body(asked, c.GET, options, buffer)
+        put(first, _BLOCK2, _exponent(self.block))
+        await self._ask(_GET, first, b"", memoryview(buffer))
+        return await self._body(_GET, options, buffer)
 
 
-class _Asked:
-    """One request and its answer: protects the one, opens the other if there is a security context."""
-
-    def __init__(self, token, oscore):
-        self.token, self.oscore = token, oscore
-        self.answer = self.buf = self.order = self.heard_ms = None
-        self.piv = oscore.take() if oscore is not None else b""
-
-    def message(self, code, options, payload):
-        """Return the whole message, as a bytearray."""
-        protected = self.oscore
-        observe = options[0] if options and options[0][0] == c.OBSERVE else None
-        if protected is None:
-            out = c.head(c.CON, code, 0, self.token)
-        else:
-            out = c.head(c.CON, c.FETCH if observe else c.POST, 0, self.token)
-            outer = [observe] if observe else []
-            c.put_options(out, outer + [(c.OSCORE, protected.option(self.piv))])
-            out.append(c.MARK)
-            start = len(out)
-            out.append(code)
-        c.put_options(out, options)
-        if payload:
-            out.append(c.MARK)
-            out.extend(payload)
-        if protected is not None:
-            protected.seal(self.piv, out, start)
-        return out
-
-    def takes(self, m, buf):
-        """Return whether the message, which has our token, is an answer to be believed; if so, keep it (opened) in .answer."""
-        order = m.first(c.OBSERVE)
-        order = int.from_bytes(order, "big") if order is not None else None
-        option = m.first(c.OSCORE)
-        if self.oscore is None:
-            if option is not None:
-                return False
-        elif option is None:
-            # Only an error may come without protection: where the server has no key, it has nothing else to say.
-            if m.code >> 5 == 2:
-                return False
-        else:
-            opened = self._open(m, option, buf)
-            if opened is None:
-                return False
-            order, m = opened
-        if self.answer is not None and not self._newer(order, m):
-            return False
-        self.answer, self.buf, self.order, self.heard_ms = m, buf, order, ticks_ms()
-        return True
-
-    def _open(self, m, option, buf):
-        from dfu.oscore import OscoreError
-
-        try:
-            end, order = self.oscore.open(self.piv, option, buf, m.start, m.end)
-            inside = c.Message()
-            inside.kind, inside.mid, inside.token, inside.code = m.kind, m.mid, m.token, buf[m.start]
-            c.inner(inside, buf, m.start + 1, end)
-        except (OscoreError, c.FormatError):
-            return None
-        return order, inside
-
-    def _newer(self, order, m):
-        """Notifications overtake each other: only a newer one counts. Errors end the observation, whatever their number."""
-        if self.oscore is not None:
-            return order is not None and (self.order is None or order > self.order)
-        if order is None or self.order is None:
-            return m.code >> 5 != 2
-        ahead = (order - self.order) & 0xFFFFFF
-        return 0 < ahead < NEWER or ticks_diff(ticks_ms(), self.heard_ms) > STALE_MS
-
-
-def _put(options, number, value):
-    """Insert an option in its place, behind others of its number."""
-    at = len(options)
-    while at and options[at - 1][0] > number:
-        at -= 1
-    options.insert(at, (number, value))
+def _exponent(size):
+    n = 0
+    while 16 << n < size:
+        n += 1
+    return n
 
 
 def _idle(buffer, length):
@@ -307,13 +496,6 @@ def _idle(buffer, length):
     try:
         command = unpack(raw)
         kind, poll_s = command[0], command.get(1, 60)
-        return (kind, poll_s, raw) if kind in (WAIT, SYNC) and poll_s > SOON_S else None
+        return (kind, poll_s, raw) if kind in (_WAIT, _SYNC) and poll_s > _SOON_S else None
     except (PackError, KeyError, TypeError, AttributeError, IndexError):
         return None
-
-
-def _block(answer, number):
-    try:
-        return answer.block(number)
-    except c.FormatError as error:
-        raise TransportError(error.args[0])

@@ -1,180 +1,114 @@
-"""OSCORE (RFC 8613) for a client: one security context, AES-CCM-16-64-128 and HKDF with SHA-256, as docs/coap.md has it.
+"""OSCORE (RFC 8613) for a client: one security context, AES-CCM-16-64-128, as docs/coap.md has it. No socket, no clock.
 
-No socket, no clock: bytes in, bytes out. The messages are encrypted and decrypted where they lie.
+Messages are encrypted and decrypted where they lie. AES-CCM (RFC 3610; M = 8, L = 2) is made of two of cryptolib's modes: CBC
+yields the MAC and ECB of counters the key stream, so that every byte is worked on in C.
 """
 
-import hashlib
+import gc
+import sys
 
 from cryptolib import aes
+from micropython import const
 
-TAG_BYTES = 8
-ALGORITHM = 10  # AES-CCM-16-64-128
-SEQUENCE_MAX = (1 << 40) - 1
-ECB, CBC = 1, 2
-STEP = 256  # bytes of key stream at once
-PIV, CONTEXT, KID, RESERVED = 0x07, 0x10, 0x08, 0xE0
-
-
-class OscoreError(Exception):
-    """The message is not one that the other side protected for us."""
-
-
-def hmac(key, data):
-    """HMAC-SHA256; keys of up to 64 bytes."""
-    key = key + bytes(64 - len(key))
-    inner = hashlib.sha256(bytes([b ^ 0x36 for b in key]))
-    inner.update(data)
-    outer = hashlib.sha256(bytes([b ^ 0x5C for b in key]))
-    outer.update(inner.digest())
-    return outer.digest()
-
-
-def bstr(data):
-    """`data` as a CBOR byte string."""
-    n = len(data)
-    return (bytes([0x40 | n]) if n < 24 else b"\x58" + bytes([n])) + data if n < 256 else b"\x59" + n.to_bytes(2, "big") + data
-
-
-class Ccm:
-    """AES-CCM with a 13-byte nonce and an 8-byte tag (RFC 3610: M = 8, L = 2) on two of cryptolib's modes: CBC yields the
-    MAC and ECB of counters the key stream, so every byte is worked on in C."""
-
-    # One for all: nothing of them is needed between two calls.
-    counters, stream = bytearray(STEP), bytearray(STEP)
-
-    def __init__(self, key):
-        self.key = key
-        self.ecb = aes(key, ECB)
-
-    def _mac(self, nonce, aad, buf, start, end):
-        cbc = aes(self.key, CBC, bytes(16))
-        head = b"\x59" + nonce + (end - start).to_bytes(2, "big") + len(aad).to_bytes(2, "big") + aad
-        mac = cbc.encrypt(head + bytes(-len(head) % 16))[-16:]
-        view, out = memoryview(buf), memoryview(self.stream)
-        for at in range(start, end, STEP):
-            n = min(STEP, end - at)
-            whole = n & ~15
-            if whole:
-                cbc.encrypt(view[at : at + whole], out[:whole])
-                mac = bytes(out[whole - 16 : whole])
-            if n > whole:
-                mac = cbc.encrypt(bytes(view[at + whole : at + n]) + bytes(16 - (n - whole)))
-        return mac[:TAG_BYTES]
-
-    def _xor(self, nonce, buf, start, end):
-        """Put the key stream over the bytes; return the 8 bytes of it that are for the tag."""
-        counters, stream, ecb = self.counters, memoryview(self.stream), self.ecb
-        for i in range(0, STEP, 16):
-            counters[i] = 1
-            counters[i + 1 : i + 14] = nonce
-        blocks = memoryview(counters)
-        counters[14] = counters[15] = 0
-        first = bytes(ecb.encrypt(blocks[:16]))[:TAG_BYTES]
-        number = 1
-        view = memoryview(buf)
-        for at in range(start, end, STEP):
-            n = min(STEP, end - at)
-            whole = (n + 15) & ~15
-            for i in range(14, whole, 16):
-                counters[i], counters[i + 1] = number >> 8, number & 0xFF
-                number += 1
-            ecb.encrypt(blocks[:whole], stream[:whole])
-            piece = view[at : at + n]
-            piece[:] = (int.from_bytes(piece, "big") ^ int.from_bytes(stream[:n], "big")).to_bytes(n, "big")
-        return first
-
-    def seal(self, nonce, aad, buf, start):
-        """Encrypt the bytearray's bytes from `start` on and append the tag."""
-        mac = self._mac(nonce, aad, buf, start, len(buf))
-        first = self._xor(nonce, buf, start, len(buf))
-        buf.extend(bytes([a ^ b for a, b in zip(mac, first)]))
-
-    def open(self, nonce, aad, buf, start, end):
-        """Decrypt the bytes from `start` to `end`, which includes the tag; return where the plain text ends. Raises OscoreError,
-        the bytes are lost then."""
-        if end - start < TAG_BYTES:
-            raise OscoreError("too short")
-        end -= TAG_BYTES
-        tag = bytes(buf[end : end + TAG_BYTES])
-        first = self._xor(nonce, buf, start, end)
-        mac = self._mac(nonce, aad, buf, start, end)
-        wrong = 0
-        for i in range(TAG_BYTES):
-            wrong |= mac[i] ^ first[i] ^ tag[i]
-        if wrong:
-            raise OscoreError("tag")
-        return end
+_TAG = const(8)
+_STEP = const(128)  # bytes of key stream at once
+_ECB, _CBC = const(1), const(2)
+_KID, _HINT, _RESERVED = const(0x08), const(0x10), const(0xE0)
 
 
 class Context:
-    """What both sides derive from the secret. The sequence number begins at 0 and lives in RAM only: take another id_context
-    with every new object."""
+    """What both sides derive from the secret. `sequence` begins at 0 and lives in RAM only: take another id_context (bytes, or
+    None) with every new object."""
 
     def __init__(self, secret, id_context, sender=b"\x01", recipient=b"\x00", salt=b""):
-        self.sender, self.recipient, self.id_context = sender, recipient, id_context
+        import dfu.oscorekeys
+
+        self.sender, self.recipient, self.hint = sender, recipient, id_context
+        self.keys = dfu.oscorekeys.derive(secret, salt, id_context, sender, recipient)
+        del dfu.oscorekeys
+        sys.modules.pop("dfu.oscorekeys", None)
         self.sequence = 0
-        prk = hmac(salt or bytes(32), secret)
-
-        def derived(name, kind, n):
-            info = b"\x85" + bstr(name) + (b"\xf6" if id_context is None else bstr(id_context))
-            info += bytes([ALGORITHM, 0x60 | len(kind)]) + kind + bytes([n])
-            return hmac(prk, info + b"\x01")[:n]
-
-        self.sealing = Ccm(derived(sender, b"Key", 16))
-        self.opening = Ccm(derived(recipient, b"Key", 16))
-        self.iv = derived(b"", b"IV", 13)
-
-    def _nonce(self, name, piv):
-        parts = bytes([len(name)]) + bytes(7 - len(name)) + name + bytes(5 - len(piv)) + piv
-        return bytes([a ^ b for a, b in zip(self.iv, parts)])
-
-    def _aad(self, piv):
-        external = b"\x85\x01\x81" + bytes([ALGORITHM]) + bstr(self.sender) + bstr(piv) + b"\x40"
-        return b"\x83\x68Encrypt0\x40" + bstr(external)
+        self.work = bytearray(2 * _STEP)
+        gc.collect()
 
     def take(self):
         """Return a Partial IV that was never used, for one request."""
-        sequence = self.sequence
-        if sequence > SEQUENCE_MAX:
-            raise OscoreError("sequence")
+        number = self.sequence
         self.sequence += 1
         n = 1
-        while sequence >> (8 * n):
+        while number >> (8 * n):
             n += 1
-        return sequence.to_bytes(n, "big")
+        return number.to_bytes(n, "big")
 
     def option(self, piv):
         """Return the OSCORE option of a request."""
-        flags, hint = KID | len(piv), b""
-        if self.id_context is not None:
-            flags |= CONTEXT
-            hint = bytes([len(self.id_context)]) + self.id_context
-        return bytes([flags]) + piv + hint + self.sender
+        hint = self.hint
+        if hint is None:
+            return bytes([_KID | len(piv)]) + piv + self.sender
+        return bytes([_KID | _HINT | len(piv)]) + piv + bytes([len(hint)]) + hint + self.sender
+
+    def _ccm(self, which, name, piv, request_piv, buf, start, end, opening):
+        """Put the key stream over the bytes from `start` to `end`; return the tag. opening: they are encrypted."""
+        nonce = bytes([len(name)]) + bytes(7 - len(name)) + name + bytes(5 - len(piv)) + piv
+        nonce = bytes([a ^ b for a, b in zip(self.keys[2], nonce)])
+        # The AAD (section 5.4): Encrypt0, and in it version, algorithm, kid and Partial IV of the request.
+        kid = self.sender
+        aad = b"\x85\x01\x81\x0a" + bytes([0x40 | len(kid)]) + kid + bytes([0x40 | len(request_piv)]) + request_piv + b"\x40"
+        aad = b"\x83\x68Encrypt0\x40" + bytes([0x40 | len(aad)]) + aad
+        key = self.keys[which]
+        ecb, cbc = aes(key, _ECB), aes(key, _CBC, bytes(16))
+        head = b"\x59" + nonce + (end - start).to_bytes(2, "big") + bytes([0, len(aad)]) + aad
+        mac = cbc.encrypt(head + bytes(-len(head) % 16))[-16:]
+        data, counters = memoryview(buf), self.work
+        stream, blocks = memoryview(counters)[_STEP:], memoryview(counters)[:_STEP]
+        for i in range(0, _STEP, 16):
+            counters[i] = 1
+            counters[i + 1 : i + 14] = nonce
+            counters[i + 14] = counters[i + 15] = 0
+        first = ecb.encrypt(blocks[:16])
+        number = 1
+        for at in range(start, end, _STEP):
+            n = min(_STEP, end - at)
+            whole = (n + 15) & ~15
+            piece = data[at : at + n]
+            for turn in (opening, not opening):
+                if turn:
+                    for i in range(14, whole, 16):
+                        counters[i], counters[i + 1] = number >> 8, number & 0xFF
+                        number += 1
+                    ecb.encrypt(blocks[:whole], stream[:whole])
+                    piece[:] = (int.from_bytes(piece, "big") ^ int.from_bytes(stream[:n], "big")).to_bytes(n, "big")
+                else:
+                    # The MAC is over what is not encrypted, filled up with zeros.
+                    stream[:n] = piece
+                    for i in range(n, whole):
+                        stream[i] = 0
+                    cbc.encrypt(stream[:whole], stream[:whole])
+                    mac = bytes(stream[whole - 16 : whole])
+        return bytes([mac[i] ^ first[i] for i in range(_TAG)])
 
     def seal(self, piv, buf, start):
         """Protect a request: the inner message (code, options, payload) is in the bytearray from `start` on."""
-        self.sealing.seal(self._nonce(self.sender, piv), self._aad(piv), buf, start)
+        buf.extend(self._ccm(0, self.sender, piv, piv, buf, start, len(buf), False))
 
     def open(self, piv, option, buf, start, end):
         """Open the answer to the request of that Partial IV. Return where the inner message ends and the server's own sequence
-        number, None if the answer has none. Raises OscoreError."""
+        number (None if the answer has none), or None if the server has not protected this; the bytes are lost then."""
         flags = option[0] if option else 0
-        n = flags & PIV
-        at = 1 + n
-        if flags & RESERVED or n > 5 or (option and len(option) < at):
-            raise OscoreError("option")
-        if flags & CONTEXT:
-            if len(option) <= at or len(option) < at + 1 + option[at]:
-                raise OscoreError("option")
-            hint = option[at + 1 : at + 1 + option[at]]
-            at += 1 + option[at]
-            if hint != self.id_context:
-                raise OscoreError("context")
-        if option[at:] != (self.recipient if flags & KID else b""):
-            raise OscoreError("kid")
-        own = option[1 : 1 + n]
-        nonce = self._nonce(self.recipient, own) if n else self._nonce(self.sender, piv)
-        end = self.opening.open(nonce, self._aad(piv), buf, start, end)
-        if end == start:
-            raise OscoreError("empty")
-        return end, int.from_bytes(own, "big") if n else None
+        n = flags & 7
+        own, rest = option[1 : 1 + n], option[1 + n :]
+        if flags & _HINT and rest:
+            hint, rest = rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
+            if hint != self.hint:
+                return None
+        if flags & _RESERVED or n > 5 or len(own) < n or rest != (self.recipient if flags & _KID else b""):
+            return None
+        end -= _TAG
+        if end <= start:
+            return None
+        sent = bytes(buf[end : end + _TAG])
+        tag = self._ccm(1, self.recipient if n else self.sender, own if n else piv, piv, buf, start, end, True)
+        wrong = 0
+        for a, b in zip(tag, sent):
+            wrong |= a ^ b
+        return None if wrong else (end, int.from_bytes(own, "big") if n else None)

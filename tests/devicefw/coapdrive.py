@@ -8,12 +8,12 @@ import sys
 from time import ticks_add, ticks_ms
 
 sys.path.insert(0, sys.argv[1])
-from dfu import coapmsg as c
-from dfu.coap import CoapTransport, _put
+from dfu.coap import CoapTransport, put
 
 with open(sys.argv[2]) as _file:
     JOB = json.load(_file)
-BUFFER = bytearray(JOB.get("buffer", 6176))
+BUFFER = bytearray(JOB.get("buffer", 6304))
+PATH, QUERY, OBSERVE, GET, CONTENT = 11, 15, 6, 1, 0x45
 
 
 def shown(length):
@@ -35,25 +35,25 @@ async def ask(t, code, path, payload, query=None):
     """Any request to any server: what the other steps are made of."""
     options = []
     for part in path:
-        _put(options, c.PATH, part.encode())
+        put(options, PATH, part.encode())
     if query:
-        _put(options, 15, query.encode())
-    asked = await t._send(code, options, payload_of(payload))
-    if asked.answer.code != c.CONTENT:
-        return [asked.answer.code]
-    return [asked.answer.code, *shown(await t._body(asked, code, options, BUFFER))]
+        put(options, QUERY, query.encode())
+    await t._send(code, options, payload_of(payload), memoryview(BUFFER))
+    if t.code != CONTENT:
+        return [t.code]
+    return [t.code] + shown(await t._body(code, options, BUFFER))  # noqa: RUF005  # MicroPython has no other way
 
 
 async def observe(t, path, count, wait_s):
-    options = [(c.OBSERVE, b"")]
+    options = [(OBSERVE, b"")]
     for part in path:
-        _put(options, c.PATH, part.encode())
-    asked = await t._ask(c.GET, options)
+        put(options, PATH, part.encode())
+    await t._ask(GET, options, b"", memoryview(BUFFER))
     deadline = ticks_add(ticks_ms(), wait_s * 1000)
     got = []
     while True:
-        got.append(bytes(memoryview(asked.buf)[asked.answer.start : asked.answer.end]).decode())
-        if len(got) == count or not await t.endpoint.listen(asked, deadline):
+        got.append(bytes(t.room[t.start : t.end]).decode())
+        if len(got) == count or not await t._listen(deadline):
             return got
 
 

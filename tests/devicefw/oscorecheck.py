@@ -4,8 +4,8 @@ import json
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from dfu import coapmsg
-from dfu.oscore import Context, OscoreError
+from dfu.coap import read
+from dfu.oscore import Context
 
 
 def unhex(text):
@@ -27,24 +27,29 @@ def context(case):
 def run(case):
     c = context(case)
     if case["do"] == "keys":
-        return [text(c.sealing.key), text(c.opening.key), text(c.iv)]
+        return [text(key) for key in c.keys]
     if case["do"] == "protect":
         piv = c.take()
         buf = bytearray(unhex(case["plain"]))
         c.seal(piv, buf, 0)
         return [text(c.option(piv)), text(buf)]
+    message = bytearray(unhex(case["message"]))
     try:
-        message = bytearray(unhex(case["message"]))
-        m = coapmsg.parse(message, len(message))
-        option = m.first(coapmsg.OSCORE)
-        if option is None:
-            return ["plain"]
-        end, order = c.open(unhex(case["piv"]), option, message, m.start, m.end)
-        inside = coapmsg.Message()
-        coapmsg.inner(inside, message, m.start + 1, end)
-        return [text(message[m.start : end]), order, text(message[inside.start : inside.end])]
-    except (OscoreError, coapmsg.FormatError) as error:
-        return ["refused", type(error).__name__]
+        options, start = read(message, 4 + (message[0] & 15), len(message))
+    except (ValueError, IndexError):
+        return ["refused", "format"]
+    option = [value for number, value in options if number == 9]
+    if not option:
+        return ["plain"]
+    opened = c.open(unhex(case["piv"]), option[0], message, start, len(message))
+    if opened is None:
+        return ["refused", "oscore"]
+    end, order = opened
+    try:
+        _, payload = read(message, start + 1, end)
+    except (ValueError, IndexError):
+        return ["refused", "inside"]
+    return [text(message[start:end]), order, text(message[payload:end])]
 
 
 with open(sys.argv[2]) as file:

@@ -56,7 +56,7 @@ def test_statuses_commands_and_chunks_of_every_size_with_aiocoap(tmp_path: Path,
     expected = [shown(hashlib.sha256(data).digest()) for data in statuses] + [shown(data) for data in CHUNKS]
     expected += [shown(b""), shown(bytes(4096)), shown(b"at last")]
     assert results[:-2] == expected
-    assert results[-2:] == [["Gone", "status 4.04"], ["TransportError", "answer of more than 6176 bytes"]]
+    assert results[-2:] == [["Gone", "status 4.04"], ["TransportError", "the answer is larger than the buffer"]]
     assert counts["sent"] > sum(len(data) for data in statuses + CHUNKS) // block
 
 
@@ -97,7 +97,7 @@ def test_libcoap_refuses_the_credentials_option_and_that_is_no_crash(tmp_path: P
 def test_a_server_that_is_not_there_costs_only_time(tmp_path: Path) -> None:
     results, counts = drive(tmp_path, job(free_port(), ["status", "81", 0], ["status", "81", 5], ack_timeout_ms=20))
     assert [r[0] for r in results] == ["TransportError", "TransportError"]
-    assert "ECONNREFUSED" in results[0][1]
+    assert results[0][1] == "no answer: [Errno 111] ECONNREFUSED"
     assert counts == {"sent": 2, "repeated": 8}, "four times again each: MAX_RETRANSMIT"
 
 
