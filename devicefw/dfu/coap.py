@@ -116,9 +116,11 @@ class CoapTransport:
         scheme, _, rest = config["url"].partition("://")
         self.host, _, port = rest.rstrip("/").partition(":")
         self.port = int(port or 5683)
-        self.block = config.get("block", 1024)
-        if scheme != "coap" or self.block not in (16, 32, 64, 128, 256, 512, 1024):
+        sizes = (16, 32, 64, 128, 256, 512, 1024)
+        block = config.get("block", 1024)
+        if scheme != "coap" or block not in sizes:
             raise ValueError("url" if scheme != "coap" else "block")
+        self.exponent = sizes.index(block)
         self.timeout = config.get("ack_timeout_ms", _ACK_TIMEOUT_MS)
         user = "%s@%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"])
         self.auth = self.oscore = self.sock = self.observing = self.kept = self.told = self.piv = None
@@ -130,6 +132,7 @@ class CoapTransport:
                 self.psk = binascii.unhexlify(self.psk)
             if len(self.psk) != 16:
                 raise ValueError("psk")
+            import dfu.oscore  # now, while the heap is whole
         self.mid = int.from_bytes(os.urandom(2), "big")
         self.remembered = []
         self.sent = self.repeated = 0
@@ -141,20 +144,10 @@ class CoapTransport:
 
     # Messages (RFC 7252, section 4)
 
-    def _open(self):
-        """Raises OSError. Looking the name up blocks, as it does in asyncio.open_connection."""
-        if self.sock is None:
-            found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_DGRAM)[0]
-            self.sock = socket.socket(found[0], socket.SOCK_DGRAM)
-            # From now on what others send does not arrive.
-            self.sock.connect(found[-1])
-            self.sock.setblocking(False)
-            self.remembered = []
-
-    def _reply(self, kind, mid):
-        self._send_out(bytes([0x40 | kind << 4, 0, mid >> 8, mid & 0xFF]))
-
-    def _send_out(self, message):
+    def _transmit(self, message, kind=None):
+        """Send a message, or an empty one of `kind` with the message ID `message`."""
+        if kind is not None:
+            message = bytes([0x40 | kind << 4, 0, message >> 8, message & 0xFF])
         try:
             self.sock.send(message)
         except OSError as error:
@@ -192,7 +185,14 @@ class CoapTransport:
     async def _exchange(self, message, strict):
         """Send a confirmable message until it is answered. strict: its token was used before, so what does not acknowledge this
         message may be an answer to that. Raises TransportError, OSError."""
-        self._open()
+        if self.sock is None:
+            # Looking the name up blocks, as it does in asyncio.open_connection.
+            found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_DGRAM)[0]
+            self.sock = socket.socket(found[0], socket.SOCK_DGRAM)
+            # From now on what others send does not arrive.
+            self.sock.connect(found[-1])
+            self.sock.setblocking(False)
+            self.remembered = []
         self.trouble = "silence"
         self.mid = (self.mid + 1) & 0xFFFF
         message[2], message[3] = self.mid >> 8, self.mid & 0xFF
@@ -200,7 +200,7 @@ class CoapTransport:
         acknowledged = False
         self.sent += 1
         for attempt in range(_MAX_RETRANSMIT + 1):
-            self._send_out(message)
+            self._transmit(message)
             self.repeated += attempt > 0
             deadline = ticks_add(ticks_ms(), timeout)
             timeout *= 2
@@ -233,7 +233,7 @@ class CoapTransport:
             options, start = read(room, at, length)
         except (ValueError, IndexError):
             if kind == _CON:
-                self._reply(_RST, mid)
+                self._transmit(mid, _RST)
             return _NOTHING
         response = code >> 5 in (2, 4, 5)
         ours = response and bytes(room[4:at]) == self.token
@@ -245,20 +245,20 @@ class CoapTransport:
             return _ANSWER if kind == _ACK and ours and self._takes(code, options, start, length) else _NOTHING
         if response and mid in self.remembered:
             if kind == _CON:
-                self._reply(_ACK, mid)
+                self._transmit(mid, _ACK)
             return _NOTHING
         if not ours:
             # Requests and pings, for which there is nobody here; and notifications that nobody waits for any more end with this.
             # One that is waited for, while blocks of the one before are being fetched, comes again.
             if (kind == _CON or response) and bytes(room[4:at]) != self.kept:
-                self._reply(_RST, mid)
+                self._transmit(mid, _RST)
             return _NOTHING
         if strict or not self._takes(code, options, start, length):
             if kind == _CON and not strict and self.psk is None:
-                self._reply(_ACK, mid)
+                self._transmit(mid, _ACK)
             return _NOTHING
         if kind == _CON:
-            self._reply(_ACK, mid)
+            self._transmit(mid, _ACK)
         self.remembered = self.remembered[1 - _REMEMBERED :] + [mid]
         return _ANSWER
 
@@ -272,7 +272,7 @@ class CoapTransport:
             if self.oscore is None or self.oscore.sequence > _SEQUENCE_LAST:
                 from dfu.oscore import Context
 
-                # Here and not at the start: the chip's random numbers are good once its radio is on.
+                # Not at the start: the chip's random numbers are good once its radio is on.
                 self.oscore = Context(self.psk, os.urandom(8) + self.user.encode())
             self.piv = self.oscore.take()
             outer = options[:1] if options[0][0] == _OBSERVE else []
@@ -374,20 +374,21 @@ class CoapTransport:
 
     async def _send(self, code, options, payload, room):
         """Send a payload of any length: in blocks, if it is longer than one."""
-        size = self.block
-        if len(payload) <= size:
+        exponent = self.exponent
+        if len(payload) <= 16 << exponent:
             return await self._ask(code, options, payload, room)
         for _ in range(_BODY_TRIES):
             # A tag for each body, so that blocks of two are never put together (RFC 9175, section 3).
             tag, at, more = os.urandom(4), 0, True
             while more:
+                size = 16 << exponent
                 more = at + size < len(payload)
                 blocked = list(options)
-                put(blocked, _BLOCK1, (at // size) << 4 | more << 3 | _exponent(size))
+                put(blocked, _BLOCK1, at >> exponent + 4 << 4 | more << 3 | exponent)
                 put(blocked, _TAG, tag)
                 await self._ask(code, blocked, payload[at : at + size], room)
                 at += size
-                size = min(size, 16 << self._block(_BLOCK1)[2])
+                exponent = min(exponent, self._block(_BLOCK1)[2])
                 if self.code != _CONTINUE:
                     break
             if self.code not in (_INCOMPLETE, _TOO_LARGE):
@@ -414,17 +415,17 @@ class CoapTransport:
             if len(buffer) - at < _ROOM_MIN or whole > len(buffer):
                 raise TransportError("the answer is larger than the buffer")
             wanted = list(options)
-            put(wanted, _BLOCK2, (at // size) << 4 | exponent)
+            put(wanted, _BLOCK2, at >> exponent + 4 << 4 | exponent)
             await self._ask(code, wanted, b"", view[at:])
 
     # What the agent calls
 
     async def status(self, message, wait_s, buffer):
-        code = _FETCH if wait_s and len(message) <= self.block else _POST
+        code = _FETCH if wait_s and len(message) <= 16 << self.exponent else _POST
         plain = [(_PATH, b"v1"), (_PATH, b"dfu")]
         options = list(plain)
-        if self.block < 1024:
-            put(options, _BLOCK2, _exponent(self.block))
+        if self.exponent < 6:
+            put(options, _BLOCK2, self.exponent)
         room = memoryview(buffer)
         if code == _POST:
             await self._send(code, options, message, room)
@@ -476,16 +477,9 @@ class CoapTransport:
     async def chunk(self, package, number, buffer):
         options = [(_PATH, b"v1"), (_PATH, b"dfu"), (_PATH, binascii.hexlify(package)), (_PATH, b"%d" % number)]
         first = list(options)
-        put(first, _BLOCK2, _exponent(self.block))
+        put(first, _BLOCK2, self.exponent)
         await self._ask(_GET, first, b"", memoryview(buffer))
         return await self._body(_GET, options, buffer)
-
-
-def _exponent(size):
-    n = 0
-    while 16 << n < size:
-        n += 1
-    return n
 
 
 def _idle(buffer, length):

@@ -24,7 +24,10 @@ class Context:
         import dfu.oscorekeys
 
         self.sender, self.recipient, self.hint = sender, recipient, id_context
-        self.keys = dfu.oscorekeys.derive(secret, salt, id_context, sender, recipient)
+        mine, theirs, self.iv = dfu.oscorekeys.derive(secret, salt, id_context, sender, recipient)
+        # Kept, and not made for each message: pieces of this size are hard to find once an application runs.
+        self.ciphers = [(aes(key, _ECB), aes(key, _CBC, bytes(16))) for key in (mine, theirs)]
+        self.chained = [bytes(16), bytes(16)]
         del dfu.oscorekeys
         sys.modules.pop("dfu.oscorekeys", None)
         self.sequence = 0
@@ -50,14 +53,15 @@ class Context:
     def _ccm(self, which, name, piv, request_piv, buf, start, end, opening):
         """Put the key stream over the bytes from `start` to `end`; return the tag. opening: they are encrypted."""
         nonce = bytes([len(name)]) + bytes(7 - len(name)) + name + bytes(5 - len(piv)) + piv
-        nonce = bytes([a ^ b for a, b in zip(self.keys[2], nonce)])
+        nonce = bytes([a ^ b for a, b in zip(self.iv, nonce)])
         # The AAD (section 5.4): Encrypt0, and in it version, algorithm, kid and Partial IV of the request.
         kid = self.sender
         aad = b"\x85\x01\x81\x0a" + bytes([0x40 | len(kid)]) + kid + bytes([0x40 | len(request_piv)]) + request_piv + b"\x40"
         aad = b"\x83\x68Encrypt0\x40" + bytes([0x40 | len(aad)]) + aad
-        key = self.keys[which]
-        ecb, cbc = aes(key, _ECB), aes(key, _CBC, bytes(16))
-        head = b"\x59" + nonce + (end - start).to_bytes(2, "big") + bytes([0, len(aad)]) + aad
+        ecb, cbc = self.ciphers[which]
+        head = b"\x59" + nonce + (end - start).to_bytes(2, "big")
+        # The cipher goes on from its last output, which the first block takes out again.
+        head = bytes([a ^ b for a, b in zip(head, self.chained[which])]) + bytes([0, len(aad)]) + aad
         mac = cbc.encrypt(head + bytes(-len(head) % 16))[-16:]
         data, counters = memoryview(buf), self.work
         stream, blocks = memoryview(counters)[_STEP:], memoryview(counters)[:_STEP]
@@ -85,6 +89,7 @@ class Context:
                         stream[i] = 0
                     cbc.encrypt(stream[:whole], stream[:whole])
                     mac = bytes(stream[whole - 16 : whole])
+        self.chained[which] = mac
         return bytes([mac[i] ^ first[i] for i in range(_TAG)])
 
     def seal(self, piv, buf, start):

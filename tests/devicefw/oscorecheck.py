@@ -6,6 +6,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from dfu.coap import read
 from dfu.oscore import Context
+from dfu.oscorekeys import derive
 
 
 def unhex(text):
@@ -27,7 +28,7 @@ def context(case):
 def run(case):
     c = context(case)
     if case["do"] == "keys":
-        return [text(key) for key in c.keys]
+        return [text(key) for key in derive(*[unhex(case[k]) for k in ("secret", "salt", "id_context", "sender", "recipient")])]
     if case["do"] == "protect":
         piv = c.take()
         buf = bytearray(unhex(case["plain"]))
