@@ -215,6 +215,8 @@ class Agent:
                     raise TransportError("update command")
                 digest = self.update.manifest.sha256
                 self.failed = digest
+                if hasattr(self.transport, "rest"):
+                    self.transport.rest()  # verifying a signature takes what there is
                 self.update.begin()
                 self._progress()
             elif self.update.written:

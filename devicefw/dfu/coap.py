@@ -7,12 +7,14 @@ caller's buffer, where its block belongs. It is one file and has its constants a
 import asyncio
 import binascii
 import errno
+import gc
 import os
 import random
 import socket
+import sys
 from time import ticks_add, ticks_diff, ticks_ms
 
-from dfu.pack import PackError, unpack
+import dfu
 from dfu.transport import Denied, Gone, TransportError
 from micropython import const
 
@@ -23,7 +25,6 @@ _MAX_RETRANSMIT = const(4)
 _SEPARATE_MS = const(60000)  # how long an answer may take that was acknowledged
 _REMEMBERED = const(8)  # message IDs of the server's, to know those that come twice
 _ECHO_TRIES = const(3)
-_BODY_TRIES = const(2)
 _ROOM_MIN = const(64)  # bytes: less is no room for another datagram
 _NEWER = const(1 << 23)  # RFC 7641, section 3.4
 _STALE_MS = const(128000)
@@ -38,9 +39,6 @@ _ECHO, _TAG, _AUTH, _COMMAND = const(252), const(292), const(4209), const(4210)
 
 # What _heard() says of a datagram.
 _NOTHING, _ANSWER = const(0), const(1)
-
-# Commands that are nothing to do, and how soon the agent itself asks again.
-_WAIT, _SYNC, _SOON_S = const(0), const(1), const(5)
 
 
 def read(buf, at, end):
@@ -123,7 +121,7 @@ class CoapTransport:
         self.exponent = sizes.index(block)
         self.timeout = config.get("ack_timeout_ms", _ACK_TIMEOUT_MS)
         user = "%s@%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"])
-        self.auth = self.oscore = self.sock = self.observing = self.kept = self.told = self.piv = None
+        self.auth = self.oscore = self.sock = self.observing = self.kept = self.told = self.piv = self.kept_keys = None
         self.user, self.psk = user, config.get("psk")
         if self.psk is None:
             self.auth = b"Basic " + binascii.b2a_base64((user + ":" + config["secret"]).encode()).strip()
@@ -132,7 +130,6 @@ class CoapTransport:
                 self.psk = binascii.unhexlify(self.psk)
             if len(self.psk) != 16:
                 raise ValueError("psk")
-            import dfu.oscore  # now, while the heap is whole
         self.mid = int.from_bytes(os.urandom(2), "big")
         self.remembered = []
         self.sent = self.repeated = 0
@@ -269,11 +266,8 @@ class CoapTransport:
         token = self.token
         out = bytearray([0x40 | len(token), code, 0, 0]) + token
         if self.psk is not None:
-            if self.oscore is None or self.oscore.sequence > _SEQUENCE_LAST:
-                from dfu.oscore import Context
-
-                # Not at the start: the chip's random numbers are good once its radio is on.
-                self.oscore = Context(self.psk, os.urandom(8) + self.user.encode())
+            if self.oscore is None:
+                self._protect()
             self.piv = self.oscore.take()
             outer = options[:1] if options[0][0] == _OBSERVE else []
             out[1] = _FETCH if outer else _POST
@@ -288,6 +282,32 @@ class CoapTransport:
         if self.psk is not None:
             self.oscore.seal(self.piv, out, start)
         return out
+
+    def _protect(self):
+        from dfu.oscore import Context
+
+        if self.kept_keys is None or self.kept_keys[2] > _SEQUENCE_LAST:
+            import dfu.oscorekeys
+
+            # Not at the start: the chip's random numbers are good once its radio is on.
+            name = os.urandom(8) + self.user.encode()
+            self.kept_keys = dfu.oscorekeys.derive(self.psk, b"", name, b"\x01", b"\x00"), name, 0
+            self._forget("oscorekeys")
+        self.oscore = Context(*self.kept_keys)
+
+    def _forget(self, name):
+        if sys.modules.pop("dfu." + name, None) is not None:
+            delattr(dfu, name)
+            gc.collect()
+
+    def rest(self):
+        """Give back what the next request can make again."""
+        self.room = self.options = self.found = None
+        self._forget("coapstatus")
+        if self.oscore is not None:
+            self.kept_keys = self.oscore.keys, self.oscore.hint, self.oscore.sequence
+            self.oscore = None
+            self._forget("oscore")
 
     def _takes(self, code, options, start, end):
         """Return whether what has our token is an answer to be believed, and a newer one than the last; if so, keep it."""
@@ -372,28 +392,6 @@ class CoapTransport:
             kind = Gone if code == _NOT_FOUND else Denied if code in (_UNAUTHORIZED, _FORBIDDEN) else TransportError
             raise kind("status %d.%02d" % (code >> 5, code & 31))
 
-    async def _send(self, code, options, payload, room):
-        """Send a payload of any length: in blocks, if it is longer than one."""
-        exponent = self.exponent
-        if len(payload) <= 16 << exponent:
-            return await self._ask(code, options, payload, room)
-        for _ in range(_BODY_TRIES):
-            # A tag for each body, so that blocks of two are never put together (RFC 9175, section 3).
-            tag, at, more = os.urandom(4), 0, True
-            while more:
-                size = 16 << exponent
-                more = at + size < len(payload)
-                blocked = list(options)
-                put(blocked, _BLOCK1, at >> exponent + 4 << 4 | more << 3 | exponent)
-                put(blocked, _TAG, tag)
-                await self._ask(code, blocked, payload[at : at + size], room)
-                at += size
-                exponent = min(exponent, self._block(_BLOCK1)[2])
-                if self.code != _CONTINUE:
-                    break
-            if self.code not in (_INCOMPLETE, _TOO_LARGE):
-                return
-
     async def _body(self, code, options, buffer):
         """Put an answer's payload into `buffer`, fetching the blocks behind the first; return its length."""
         at, etag, view = 0, self.first(_ETAG, self.options), memoryview(buffer)
@@ -421,75 +419,14 @@ class CoapTransport:
     # What the agent calls
 
     async def status(self, message, wait_s, buffer):
-        code = _FETCH if wait_s and len(message) <= 16 << self.exponent else _POST
-        plain = [(_PATH, b"v1"), (_PATH, b"dfu")]
-        options = list(plain)
-        if self.exponent < 6:
-            put(options, _BLOCK2, self.exponent)
-        room = memoryview(buffer)
-        if code == _POST:
-            await self._send(code, options, message, room)
-            self._check()
-            return await self._body(code, plain, buffer) if self.first(_COMMAND, self.options) == b"dfu" else 0
-        deadline = ticks_add(ticks_ms(), wait_s * 1000)
-        put(options, _OBSERVE, b"")
-        # The same token again, so that the server has one registration of ours and not one more.
-        token, self.observing = self.observing, None
-        await self._ask(code, options, message, room, token)
-        self.observing = self.token
-        while True:
-            self._check()
-            following = self.first(_OBSERVE, self.options) is not None
-            if self.first(_COMMAND, self.options) == b"dfu":
-                self.kept, held = self.token, (self.piv, self.order, self.since)
-                try:
-                    length = await self._body(code, plain, buffer)
-                finally:
-                    self.token, self.kept = self.kept, None
-                self.piv, self.order, self.since = held
-                self.room = room
-                # Over HTTP the server holds its answer until it is news. Here the first one comes at once, even if it says what the
-                # last one said; with that the agent would ask again without end.
-                idle = _idle(buffer, length)
-                if idle is None or idle != self.told:
-                    self.told = idle
-                    return length
-                if idle[0] == _WAIT and ticks_diff(ticks_add(ticks_ms(), idle[1] * 1000), deadline) < 0:
-                    deadline = ticks_add(ticks_ms(), idle[1] * 1000)
-            if not following:
-                await asyncio.sleep_ms(max(0, ticks_diff(deadline, ticks_ms())))
-                return 0
-            if not await self._listen(deadline):
-                return 0
+        import dfu.coapstatus
 
-    async def _listen(self, deadline):
-        """Wait for another answer to the last request; return whether one came in time."""
-        try:
-            while True:
-                length = await self._receive(deadline)
-                if not length:
-                    return False
-                if self._heard(length, False) == _ANSWER:
-                    return True
-        except OSError as error:
-            raise TransportError("coap: %s" % error)
+        return await dfu.coapstatus.status(self, message, wait_s, buffer)
 
     async def chunk(self, package, number, buffer):
+        self._forget("coapstatus")
         options = [(_PATH, b"v1"), (_PATH, b"dfu"), (_PATH, binascii.hexlify(package)), (_PATH, b"%d" % number)]
         first = list(options)
         put(first, _BLOCK2, self.exponent)
         await self._ask(_GET, first, b"", memoryview(buffer))
         return await self._body(_GET, options, buffer)
-
-
-def _idle(buffer, length):
-    """Return (type, seconds, bytes) of a command that asks for nothing, or None. What cannot be read is for the agent to refuse."""
-    if length > 256:
-        return None
-    raw = bytes(memoryview(buffer)[:length])
-    try:
-        command = unpack(raw)
-        kind, poll_s = command[0], command.get(1, 60)
-        return (kind, poll_s, raw) if kind in (_WAIT, _SYNC) and poll_s > _SOON_S else None
-    except (PackError, KeyError, TypeError, AttributeError, IndexError):
-        return None

@@ -4,9 +4,6 @@ Messages are encrypted and decrypted where they lie. AES-CCM (RFC 3610; M = 8, L
 yields the MAC and ECB of counters the key stream, so that every byte is worked on in C.
 """
 
-import gc
-import sys
-
 from cryptolib import aes
 from micropython import const
 
@@ -17,22 +14,16 @@ _KID, _HINT, _RESERVED = const(0x08), const(0x10), const(0xE0)
 
 
 class Context:
-    """What both sides derive from the secret. `sequence` begins at 0 and lives in RAM only: take another id_context (bytes, or
-    None) with every new object."""
+    """What both sides derive from the secret: `keys` is what dfu.oscorekeys.derive() returned for this id_context (bytes, or None).
+    `sequence` begins at 0 with new keys and lives in RAM only: take another id_context after every start."""
 
-    def __init__(self, secret, id_context, sender=b"\x01", recipient=b"\x00", salt=b""):
-        import dfu.oscorekeys
-
-        self.sender, self.recipient, self.hint = sender, recipient, id_context
-        mine, theirs, self.iv = dfu.oscorekeys.derive(secret, salt, id_context, sender, recipient)
+    def __init__(self, keys, id_context, sequence=0, sender=b"\x01", recipient=b"\x00"):
+        self.keys, self.hint, self.sequence = keys, id_context, sequence
+        self.sender, self.recipient = sender, recipient
         # Kept, and not made for each message: pieces of this size are hard to find once an application runs.
-        self.ciphers = [(aes(key, _ECB), aes(key, _CBC, bytes(16))) for key in (mine, theirs)]
+        self.ciphers = [(aes(key, _ECB), aes(key, _CBC, bytes(16))) for key in keys[:2]]
         self.chained = [bytes(16), bytes(16)]
-        del dfu.oscorekeys
-        sys.modules.pop("dfu.oscorekeys", None)
-        self.sequence = 0
         self.work = bytearray(2 * _STEP)
-        gc.collect()
 
     def take(self):
         """Return a Partial IV that was never used, for one request."""
@@ -53,7 +44,7 @@ class Context:
     def _ccm(self, which, name, piv, request_piv, buf, start, end, opening):
         """Put the key stream over the bytes from `start` to `end`; return the tag. opening: they are encrypted."""
         nonce = bytes([len(name)]) + bytes(7 - len(name)) + name + bytes(5 - len(piv)) + piv
-        nonce = bytes([a ^ b for a, b in zip(self.iv, nonce)])
+        nonce = bytes([a ^ b for a, b in zip(self.keys[2], nonce)])
         # The AAD (section 5.4): Encrypt0, and in it version, algorithm, kid and Partial IV of the request.
         kid = self.sender
         aad = b"\x85\x01\x81\x0a" + bytes([0x40 | len(kid)]) + kid + bytes([0x40 | len(request_piv)]) + request_piv + b"\x40"

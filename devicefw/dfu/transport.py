@@ -5,6 +5,7 @@
                                                 return how many bytes of command are in buffer, 0: nothing new
     async chunk(package, number, buffer)        fetch one chunk into buffer, return its length
     async close()                               may be called at any time
+    rest()                                      may be missing; before much RAM is needed: free what the next call can make again
 
 Both raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()
 raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default), "coap",

@@ -9,6 +9,7 @@ from time import ticks_add, ticks_ms
 
 sys.path.insert(0, sys.argv[1])
 from dfu.coap import CoapTransport, put
+from dfu.coapstatus import listen, send
 
 with open(sys.argv[2]) as _file:
     JOB = json.load(_file)
@@ -38,7 +39,7 @@ async def ask(t, code, path, payload, query=None):
         put(options, PATH, part.encode())
     if query:
         put(options, QUERY, query.encode())
-    await t._send(code, options, payload_of(payload), memoryview(BUFFER))
+    await send(t, code, options, payload_of(payload), memoryview(BUFFER))
     if t.code != CONTENT:
         return [t.code]
     return [t.code] + shown(await t._body(code, options, BUFFER))  # noqa: RUF005  # MicroPython has no other way
@@ -53,7 +54,7 @@ async def observe(t, path, count, wait_s):
     got = []
     while True:
         got.append(bytes(t.room[t.start : t.end]).decode())
-        if len(got) == count or not await t._listen(deadline):
+        if len(got) == count or not await listen(t, deadline):
             return got
 
 

@@ -17,18 +17,14 @@ def text(data):
     return binascii.hexlify(data).decode()
 
 
-def context(case):
-    made = Context(
-        unhex(case["secret"]), unhex(case["id_context"]), unhex(case["sender"]), unhex(case["recipient"]), unhex(case["salt"])
-    )
-    made.sequence = case.get("sequence", 0)
-    return made
+def keys(case):
+    return derive(*[unhex(case[k]) for k in ("secret", "salt", "id_context", "sender", "recipient")])
 
 
 def run(case):
-    c = context(case)
     if case["do"] == "keys":
-        return [text(key) for key in derive(*[unhex(case[k]) for k in ("secret", "salt", "id_context", "sender", "recipient")])]
+        return [text(key) for key in keys(case)]
+    c = Context(keys(case), unhex(case["id_context"]), case.get("sequence", 0), unhex(case["sender"]), unhex(case["recipient"]))
     if case["do"] == "protect":
         piv = c.take()
         buf = bytearray(unhex(case["plain"]))
