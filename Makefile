@@ -12,6 +12,7 @@ help:
 	@echo "make interop                     build and run clients of Drogue's (cargo, four minutes the first time)"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
 	@echo "make bench-http                  what a poll, a chunk, a report and a waiting device cost"
+	@echo "make bench-delta                 what updates weigh beside other tools (PAIRS=directory, QUICK=1)"
 
 setup: build/.setup
 
