@@ -19,6 +19,7 @@ from bench import rivals
 from bench.corpus import BUILD, Missing, Pair, given_pairs, made_pairs, own_pair
 from bench.instructions import fits, instructions
 from bench.rivals import Result
+from dfud.package.table import segments
 
 OURS = tuple(name for name in rivals.TOOLS if name.startswith("dfud"))
 GOAL_BSDIFF, GOAL_UNCHUNKED = 4.0, 1.03
@@ -41,7 +42,7 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def ours(self) -> str:
-        return min(OURS, key=lambda name: self.results[name].bytes)
+        return min((name for name in OURS if name in self.results), key=lambda name: self.results[name].bytes)
 
     @property
     def of_bsdiff(self) -> float:
@@ -55,12 +56,16 @@ class Row(msgspec.Struct, frozen=True):
 
 def measure(pair: Pair, *, count: bool, say: Callable[[str], None] = lambda text: None) -> Row:
     """Run every tool on one pair. Raises RuntimeError that names the tool which fails."""
-    results, executed = {}, {}
+    results: dict[str, Result] = {}
+    executed: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as temporary:
         paths = old, new, out = [Path(temporary) / name for name in ("old", "new", "out")]
         for path, data in zip(paths[:2], (pair.old, pair.new), strict=True):
             path.write_bytes(data)
+        esp = bool(segments(pair.old) and segments(pair.new))
         for tool in rivals.TOOLS:
+            if tool == rivals.ONLY_ESP and not esp:
+                continue
             say(f"{pair.name}: {tool}")
             results[tool] = rivals.run(tool, old, new, out)
             if tool in OURS and count:
@@ -68,6 +73,8 @@ def measure(pair: Pair, *, count: bool, say: Callable[[str], None] = lambda text
                 spent = instructions(package, pair.old, pair.new) if fits(package) else None
                 executed[tool] = spent / len(pair.new) if spent else None
     unchunked = {"dfud 1": results["zstd"].bytes, "dfud 2": results["zstd patch"].bytes}
+    if esp:
+        unchunked[rivals.ONLY_ESP] = rivals.unchunked_mapped(pair.old, pair.new)
     return Row(pair.name, pair.kind, len(pair.old), len(pair.new), results, unchunked, executed)
 
 
@@ -76,7 +83,10 @@ def show_bytes(rows: list[Row], console: Console) -> None:
     for name in ("pair", "image", *rivals.TOOLS, "bsdiff4/ours", "ours/unchunked"):
         table.add_column(name, justify="left" if name == "pair" else "right")
     for row in rows:
-        cells = [f"{row.results[tool].bytes:,}{'*' if tool == row.winner else ' '}" for tool in rivals.TOOLS]
+        cells = [
+            f"{row.results[tool].bytes:,}{'*' if tool == row.winner else ' '}" if tool in row.results else "- "
+            for tool in rivals.TOOLS
+        ]
         ratio = f"{row.of_unchunked:.3f}" if row.of_unchunked else "-"
         table.add_row(row.pair, f"{row.new_bytes:,}", *cells, f"{row.of_bsdiff:.1f}", ratio)
     console.print(table)
@@ -87,7 +97,8 @@ def _costs(rows: list[Row], console: Console) -> None:
     for name in ("pair", *rivals.TOOLS):
         table.add_column(name, justify="left" if name == "pair" else "right")
     for row in rows:
-        table.add_row(row.pair, *(f"{r.seconds:.1f}/{r.ram_bytes >> 20}" for r in row.results.values()))
+        found = (row.results.get(tool) for tool in rivals.TOOLS)
+        table.add_row(row.pair, *(f"{r.seconds:.1f}/{r.ram_bytes >> 20}" if r else "-" for r in found))
     console.print(table)
     if any(row.instructions for row in rows):
         table = Table(title="decoding in C: instructions a byte of the image", box=None, pad_edge=False, header_style="bold")

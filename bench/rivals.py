@@ -22,6 +22,9 @@ import zstandard
 from dfud.package.apply import apply_package
 from dfud.package.build import build_package
 from dfud.package.file import PackageFile, read_package_untrusted, write_package
+from dfud.package.lanes import Absolute, view
+from dfud.package.mapping import make_table
+from dfud.package.table import encode_table, segments
 from dfud.wire.messages import Kind
 
 PAYLOAD_BYTES = 6144  # the agent's, if its configuration does not say otherwise
@@ -133,7 +136,18 @@ TOOLS: dict[str, Tool] = {
     "hdiffpatch": hdiffpatch,
     "dfud 1": _ours(Kind.FULL),
     "dfud 2": _ours(Kind.DELTA),
+    "dfud 3": _ours(Kind.MAPPED),
 }
+# Both images have segments to map: otherwise there is no package of kind 3, and what dfud sends is of kind 2.
+ONLY_ESP = "dfud 3"
+
+
+def unchunked_mapped(old: bytes, new: bytes) -> int:
+    """Return what kind 3 would weigh as one frame with its table, without the heads of chunks."""
+    table = make_table(old, new)
+    packed = encode_table(table, segments(old))
+    frame = zstd_patch(view(old, table)[0], Absolute(new, table.new).of(0, len(new)))
+    return len(frame) + len(zstandard.ZstdCompressor(level=22).compress(packed))
 
 
 def run(tool: str, old: Path, new: Path, out: Path) -> Result:
