@@ -17,8 +17,9 @@ from rich.table import Table
 
 from bench import rivals
 from bench.corpus import BUILD, Missing, Pair, given_pairs, made_pairs, own_pair
-from bench.instructions import fits, instructions
+from bench.instructions import NotInstalled, fits, instructions
 from bench.rivals import Result
+from dfud.package.file import PackageFile
 from dfud.package.table import segments
 
 OURS = tuple(name for name in rivals.TOOLS if name.startswith("dfud"))
@@ -69,13 +70,21 @@ def measure(pair: Pair, *, count: bool, say: Callable[[str], None] = lambda text
             say(f"{pair.name}: {tool}")
             results[tool] = rivals.run(tool, old, new, out)
             if tool in OURS and count:
-                package = rivals.package_of(out)
-                spent = instructions(package, pair.old, pair.new) if fits(package) else None
-                executed[tool] = spent / len(pair.new) if spent else None
+                executed[tool] = _instructions(rivals.package_of(out), pair)
     unchunked = {"dfud 1": results["zstd"].bytes, "dfud 2": results["zstd patch"].bytes}
     if esp:
         unchunked[rivals.ONLY_ESP] = rivals.unchunked_mapped(pair.old, pair.new)
     return Row(pair.name, pair.kind, len(pair.old), len(pair.new), results, unchunked, executed)
+
+
+def _instructions(package: PackageFile, pair: Pair) -> float | None:
+    """Return the instructions for each byte of the image; None if the package does not fit the stage, or is not installed."""
+    if not fits(package):
+        return None
+    try:
+        return instructions(package, pair.old, pair.new) / len(pair.new)
+    except NotInstalled:
+        return None
 
 
 def show_bytes(rows: list[Row], console: Console) -> None:
@@ -106,7 +115,7 @@ def _costs(rows: list[Row], console: Console) -> None:
             table.add_column(name, justify="left" if name == "pair" else "right")
         for row in rows:
             found = (row.instructions.get(tool) for tool in OURS)
-            table.add_row(row.pair, *(f"{one:.0f}" if one else "too large to stage" for one in found))
+            table.add_row(row.pair, *(f"{one:.0f}" if one else "not from the stage" for one in found))
         console.print(table)
 
 

@@ -27,6 +27,10 @@ INSTALL = 2
 COUNTER = "void count(void *uc, unsigned long long at, unsigned size, void *to) { ++*(unsigned long long *)to; }\n"
 
 
+class NotInstalled(Exception):
+    """The bootloader does not take the package; the message is what it said."""
+
+
 def counter() -> Any:
     """Return the counting callback, compiled by this machine's compiler."""
     directory = ROOT / "build" / "bench"
@@ -42,7 +46,7 @@ def fits(package: PackageFile) -> bool:
 
 
 def instructions(package: PackageFile, old: bytes, new: bytes) -> int:
-    """Return the instructions from the reset to the entry of the installed image. Raises AssertionError if it is not installed."""
+    """Return the instructions from the reset to the entry of the installed image. Raises NotInstalled."""
     flash = Flash()
     flash.install(0, old, envelope(old, sequence=1))
     signed = envelope(new, sequence=2)
@@ -59,6 +63,7 @@ def instructions(package: PackageFile, old: bytes, new: bytes) -> int:
     failed = add(engine, ctypes.byref(handle), UC_HOOK_CODE, address, ctypes.byref(total), begin, end)
     assert not failed, f"unicorn: error {failed}"
     result = machine.boot(flash, reset_reason=POWER_ON, store=[0] * 8)
-    assert result.slot == SLOT_INSTALLED, f"not installed: {result.console}"
+    if result.slot != SLOT_INSTALLED:
+        raise NotInstalled(result.console)
     assert flash.read(0x1C0000, len(new)) == new, "another image was installed"
     return total.value
