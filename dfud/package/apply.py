@@ -10,7 +10,7 @@ import zstandard
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile
 from dfud.package.lanes import view
-from dfud.package.table import TABLE_MAX_BYTES, decode_table_untrusted, segments
+from dfud.package.table import HISTORY_BYTES, TABLE_MAX_BYTES, decode_table_untrusted, segments
 from dfud.package.view import transform
 from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted
 from dfud.wire.messages import Kind
@@ -86,12 +86,14 @@ class Mapped:
 def decode_chunk(
     chunk: Chunk, package: PackageFile, base: bytes | None, written: bytes, mapped: Mapped | None = None
 ) -> bytes:
-    """Return the bytes that one chunk writes. `written`: the image before it (kind 1); `mapped`: the table's (kind 3)."""
+    """Return the bytes that one chunk writes. `written`: the image before it; `mapped`: the table's (kind 3)."""
     first = chunk.page * PAGE_BYTES
     size = min(package.size - first, chunk.pages * PAGE_BYTES)
     if size <= 0 or first != len(written):
         raise PeerError(f"fills page {chunk.page}, expected page {len(written) // PAGE_BYTES}")
-    prefix = written if package.kind == Kind.FULL else mapped.prefix if mapped else base or b""
+    prefix = written if package.kind == Kind.FULL else base or b""
+    if mapped is not None:
+        prefix = mapped.prefix + (written[-HISTORY_BYTES:] if mapped.table.history else b"")
     data = decode_frame_untrusted(chunk.payload, prefix, size)
     if mapped is not None:
         data = mapped.image_of(first, data)

@@ -10,13 +10,14 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 
+import msgspec
 import zstandard
 
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile, make
 from dfud.package.lanes import Absolute, view
 from dfud.package.mapping import make_table
-from dfud.package.table import encode_table, segments
+from dfud.package.table import HISTORY_BYTES, encode_table, segments
 from dfud.wire.chunk import PAGE_BYTES, PAGES_MAX, Chunk, encode_chunk
 from dfud.wire.messages import Kind
 
@@ -100,23 +101,25 @@ def build_delta(image: bytes, base: bytes, payload_bytes: int) -> PackageFile:
     return make(Kind.DELTA, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
 
 
-def build_mapped(image: bytes, base: bytes, payload_bytes: int) -> PackageFile:
+def build_mapped(image: bytes, base: bytes, payload_bytes: int, *, history: bool = False) -> PackageFile:
     """Return the package of kind 3 (docs/delta-format.md)."""
-    table = make_table(base, image)
+    table = msgspec.structs.replace(make_table(base, image), history=history)
     packed = encode_table(table, segments(base))
     prefix, _ = view(base, table)
     form = Absolute(image, table.new)
-    compressors = [prefix_compressor(prefix, level) for level in DELTA_LEVELS]
+    compressors = [] if history else [prefix_compressor(prefix, level) for level in DELTA_LEVELS]
 
     def compress(first: int, end: int) -> bytes:
         piece = form.of(first, end)
-        return min((c.compress(piece) for c in compressors), key=len)
+        if not history:
+            return min((c.compress(piece) for c in compressors), key=len)
+        before = image[max(0, first - HISTORY_BYTES) : first]
+        dictionary = zstandard.ZstdCompressionDict(prefix + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(FULL_LEVEL)).compress(piece)
 
     frame = zstandard.ZstdCompressor(compression_params=parameters(FULL_LEVEL)).compress(packed)
-    chunks = [
-        encode_chunk(Chunk(0, 0, 0, zlib.crc32(packed), frame)),
-        *cut(image, compress, payload_bytes, first_number=1),
-    ]
+    first = encode_chunk(Chunk(0, 0, 0, zlib.crc32(packed), frame))
+    chunks = [first, *cut(image, compress, payload_bytes, first_number=1)]
     return make(Kind.MAPPED, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
 
 

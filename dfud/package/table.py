@@ -17,6 +17,7 @@ TABLE_MAX_BYTES = 4096
 ENTRIES_MAX = 2048
 SEGMENTS_MAX = 16
 GRANULE_BITS = 19
+HISTORY_BYTES = 1 << 18
 MASK = (1 << 32) - 1
 
 
@@ -30,12 +31,14 @@ class Segment(msgspec.Struct, frozen=True):
 
 class Table(msgspec.Struct, frozen=True):
     """code: bit *k* set: segment *k* of the old image holds code. new: segments of code of the new image, in ascending order.
-    starts, shifts: old addresses from starts[i] on moved by shifts[i] (signed), up to the next start."""
+    starts, shifts: old addresses from starts[i] on moved by shifts[i] (signed), up to the next start. history: every frame's
+    prefix ends with what the image has before the chunk, so chunks must come in order."""
 
     code: int = 0
     new: Sequence[Segment] = ()
     starts: Sequence[int] = ()
     shifts: Sequence[int] = ()
+    history: bool = False
 
 
 def segments(image: bytes) -> list[Segment]:
@@ -102,7 +105,7 @@ def _zigzag(value: int) -> int:
 def encode_table(table: Table, old: Sequence[Segment]) -> bytes:
     """Return the table's bytes. Raises ValueError if it is too large."""
     out = bytearray([VERSION])
-    _varint(out, table.code)
+    _varint(out, table.code << 1 | table.history)
     _varint(out, len(table.new))
     like = _like(table.code, old)
     for i, new in enumerate(table.new):
@@ -152,7 +155,8 @@ def decode_table_untrusted(data: bytes, old: Sequence[Segment], size: int) -> Ta
         value = varint()
         return value >> 1 ^ -(value & 1)
 
-    code = varint((1 << SEGMENTS_MAX) - 1)
+    flags = varint((2 << SEGMENTS_MAX) - 1)
+    code = flags >> 1
     like = _like(code, old)
     new: list[Segment] = []
     end = 0
@@ -178,4 +182,4 @@ def decode_table_untrusted(data: bytes, old: Sequence[Segment], size: int) -> Ta
         shifts.append(_signed((shifts[-1] if shifts else 0) + signed()))
     if position != len(data):
         raise PeerError(f"table: {len(data) - position} bytes behind its end")
-    return Table(code, new, starts, shifts)
+    return Table(code, new, starts, shifts, bool(flags & 1))

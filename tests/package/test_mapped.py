@@ -72,7 +72,7 @@ def images(draw: st.DrawFn) -> bytes:
 def tables(draw: st.DrawFn) -> Table:
     starts = sorted(draw(st.sets(st.integers(0x3C000000, 0x42002000) | st.integers(0, 0xFFFFFFFF), max_size=12)))
     shifts = [draw(st.integers(-9000, 9000) | st.integers(-(1 << 31), (1 << 31) - 1)) for _ in starts]
-    return Table(draw(st.integers(0, 15)), (), starts, shifts)
+    return Table(draw(st.integers(0, 15)), (), starts, shifts, draw(st.booleans()))
 
 
 @pytest.mark.parametrize("case", VECTORS["views"], ids=lambda c: c["name"])
@@ -158,9 +158,16 @@ def test_the_absolute_form_is_a_bijection(image: bytes, pages: int) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(images() | st.binary(min_size=1, max_size=9000), images() | st.binary(max_size=9000), st.integers(4112, 9000))
-def test_any_two_images_make_a_mapped_package_that_applies(image: bytes, base: bytes, payload: int) -> None:
-    package = build_mapped(image, base, payload)
+@given(
+    images() | st.binary(min_size=1, max_size=9000),
+    images() | st.binary(max_size=9000),
+    st.integers(4112, 9000),
+    st.booleans(),
+)
+def test_any_two_images_make_a_mapped_package_that_applies(
+    image: bytes, base: bytes, payload: int, history: bool
+) -> None:
+    package = build_mapped(image, base, payload, history=history)
     assert apply_package(package, base) == image
     assert read_package_untrusted(write_package(package)) == package
     chunks = [decode_chunk_untrusted(c) for c in package.chunks]

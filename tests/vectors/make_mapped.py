@@ -170,13 +170,14 @@ def main() -> None:
         return esp((DROM, table + text[: 700 + moved] + bytes(-(700 + moved) % 4)), (IROM, code[: len(code) & ~3]), (DRAM, bytes(range(64))), tail=b"tail!")
 
     packages = []
-    for name, old, new in (
-        ("moved", image(0), image(30)),
-        ("back", image(30), image(0)),
-        ("the same", image(0), image(0)),
-        ("from nothing like it", esp((DROM, text)), image(30)),
+    for name, old, new, history in (
+        ("moved", image(0), image(30), False),
+        ("back", image(30), image(0), False),
+        ("the same", image(0), image(0), False),
+        ("from nothing like it", esp((DROM, text)), image(30), False),
+        ("from nothing like it, with history", esp((DROM, text)), image(30), True),
     ):
-        package = build_mapped(new, old, 4112)
+        package = build_mapped(new, old, 4112, history=history)
         assert apply_package(package, old) == new
         chunks = [decode_chunk_untrusted(c) for c in package.chunks]
         packed = decode_frame_untrusted(chunks[0].payload, b"", None)
@@ -222,7 +223,7 @@ def main() -> None:
             ("version 2", b"\2" + good[1:]),
             *((f"cut to {n}", good[:n]) for n in range(1, len(good))),
             ("a byte behind it", good + b"\0"),
-            ("a code mask of 17 bits", b"\1\x80\x80\4\0\0"),
+            ("flags of 18 bits", b"\1\x80\x80\x08\0\0"),
             ("17 segments", b"\1\0\x11" + b"\0\0\0" * 17 + b"\0"),
             ("a segment beyond the image", one(400, 102)),
             ("a segment that begins behind the image", one(502, 0)),
