@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from devicefw.sim.firmware import carried
+
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
 CROSS = "riscv64-unknown-elf-"
@@ -78,6 +80,7 @@ __attribute__((section(".rodata.description"), used)) const struct description d
     {{ 0xABCD5432, 0, {{0}}, "{version}", "bench", "00:00:00", "Jan  1 2026", "v5.4", {{ {digest} }}, {{0}} }};
 int sqlite3_os_init(void) {{ return 0; }}
 int sqlite3_os_end(void) {{ return 0; }}
+__attribute__((section(".rodata.description"), used)) const unsigned char program[] = {{ {program} }};
 __attribute__((section(".entry"), used)) void start(void) {{ for (;;) ; }}
 """
 
@@ -196,8 +199,11 @@ def _compiled(text: str, include: Path, name: str, flags: tuple[str, ...]) -> Pa
     return target
 
 
-def own_pair() -> Pair:
-    """Return images of the bootloader's core at four optimisation levels, with one changed line: needs no download."""
+def own_pair(programs: tuple[str, str] = ("", "")) -> Pair:
+    """Return images of the bootloader's core at four optimisation levels, with one changed line: needs no download.
+
+    programs: what the images do on a simulated board, if they should boot on one (devicefw/sim/firmware.py).
+    """
     old, new = "    uint32_t n = 0;\n    if (x >> 16)", "    uint32_t n = 0;\n    if (x == 77) return 6;\n    if (x >> 16)"
     root, files = ROOT / "bootloader" / "core", {}
     for which in (0, 1):
@@ -209,7 +215,7 @@ def own_pair() -> Pair:
                     raise Missing("the bootloader's core: the line to be changed is not there")
                 text = text.replace(old, new)
             files[which] += [_renamed(_compiled(text, root, file.name, (*FLAGS, level)), level) for level in LEVELS]
-    return Pair("dfud's own, one line", "line", image_of(files[0]), image_of(files[1]))
+    return Pair("dfud's own, one line", "line", *(image_of(files[i], programs[i]) for i in (0, 1)))
 
 
 def _renamed(file: Path, level: str) -> Path:
@@ -226,14 +232,16 @@ def application(parts: tuple[str, ...]) -> bytes:
     return image_of([file for part in parts for file in objects(part)])
 
 
-def image_of(files: list[Path]) -> bytes:
+def image_of(files: list[Path], program: str = "") -> bytes:
     """Return the image of an application of these object files, as esptool makes it. Raises Missing."""
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
-    key = hashlib.sha256(digest + (ROOT / "bench" / "app.ld").read_bytes() + MAIN.encode()).hexdigest()[:20]
+    kept = carried(program) if program else b"\0"
+    key = hashlib.sha256(digest + (ROOT / "bench" / "app.ld").read_bytes() + MAIN.encode() + kept).hexdigest()[:20]
     target = BUILD / "images" / f"{key}.bin"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = MAIN.format(version=key[:8], digest=",".join(str(byte) for byte in digest))
+        lists = {name: ",".join(map(str, data)) for name, data in (("digest", digest), ("program", kept))}
+        text = MAIN.format(version=key[:8], **lists)
         main = _compiled(text, BUILD, "main.c", FLAGS)
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
             elf, out = Path(temporary) / "app.elf", Path(temporary) / "app.bin"

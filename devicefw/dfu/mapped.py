@@ -26,6 +26,7 @@ BEFORE, BEHIND = 132, 104  # what a page of the view depends on around it, round
 VERSION = 1
 TABLE_MAX, ENTRIES_MAX, SEGMENTS_MAX = 4096, 2048, 16
 GROUP = 32
+HISTORY = 1 << 18
 ALL = 0xFFFFFFFF
 
 
@@ -103,13 +104,14 @@ class Mapped:
         self._page = bytearray(VIEW)
         self._at = -1
         self._carries = bytearray(64)
-        self._first = 0
+        self._first = self._before = 0
 
     def _load(self, new_size):
         """Check the table, and note where its groups begin."""
         table, st = _Table(self._tab), self._st
         table.at += 1
-        self.code = table.take(0xFFFF)
+        flags = table.take(0x1FFFF)
+        self.history, self.code = flags & 1, flags >> 1
         like = [s for i, s in enumerate(self._old) if self.code >> i & 1]
         self._new = []
         end = 0
@@ -143,8 +145,10 @@ class Mapped:
     # The prefix of every frame, and the chunk's own output behind it
 
     def begin(self, first):
-        """A chunk that fills the image from byte `first` on comes now."""
+        """A chunk that fills the image from byte `first` on comes now. Returns the length of its prefix."""
         self._first = first
+        self._before = min(first, HISTORY) if self.history else 0
+        return self.size + self._before
 
     def read(self, position, buffer, offset, length):
         while length:
@@ -155,9 +159,13 @@ class Mapped:
                 n = min(length, at + VIEW - position, self.size - position)
                 buffer[offset : offset + n] = memoryview(self._page)[position - at : position - at + n]
             else:
-                at = position - self.size + self._first
+                at = position - self.size + self._first - self._before
                 n = min(length, PAGE - at % PAGE)
-                self._again(at, buffer, offset, n)
+                if at < self._first:
+                    # History is as it stands in flash.
+                    self.image.readblocks(at // PAGE, memoryview(buffer)[offset : offset + n], at % PAGE)
+                else:
+                    self._again(at, buffer, offset, n)
             position += n
             offset += n
             length -= n

@@ -183,7 +183,7 @@ class Update:
                 prefix = _Prefix(slots.running, known, slots.idle, first)
             else:
                 prefix = mapped
-                mapped.begin(first)
+                known = mapped.begin(first)
         decoder = slots.decoder
         sector = page
         value = 0

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from dfud.errors import PeerError
 from dfud.model.espimage import parse_esp_image_untrusted
+from dfud.package.apply import decode_frame_untrusted
 from dfud.package.file import PackageFile
 from dfud.package.sequences import read_frame_untrusted
+from dfud.package.table import HISTORY_BYTES, TABLE_MAX_BYTES
 from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted
 from dfud.wire.messages import Kind
 
@@ -93,13 +95,17 @@ def report_untrusted(
     whole = np.frombuffer(image, np.uint8) if image is not None else None
     source = np.frombuffer(base, np.uint8) if base is not None else None
     chunks, overhead, table_bytes = [], 0.0, 0
+    history = 0
     for data in package.chunks:
         chunk = decode_chunk_untrusted(data)
         if not chunk.pages:
             table_bytes += len(data)
+            # docs/delta-format.md, "Table": version, then the flags, of which bit 0 says history.
+            flags = decode_frame_untrusted(chunk.payload, b"", None, TABLE_MAX_BYTES)[1:2]
+            history = HISTORY_BYTES if flags and flags[0] & 1 else 0
             chunks.append(ChunkReport(chunk.number, chunk.page, 0, len(chunk.payload), 0, 0, 0))
             continue
-        found, spent = _chunk(chunk, package, origins, costs, whole, source if known else None)
+        found, spent = _chunk(chunk, package, history, origins, costs, whole, source if known else None)
         chunks.append(found)
         overhead += len(data) - len(chunk.payload) + spent
         progress(min(package.size, (chunk.page + chunk.pages) * PAGE_BYTES), package.size)
@@ -128,16 +134,19 @@ def report_untrusted(
 def _chunk(
     chunk: Chunk,
     package: PackageFile,
+    history: int,
     origins: Origins,
     costs: npt.NDArray[np.float32],
     whole: Origins | None,
     source: Origins | None,
 ) -> tuple[ChunkReport, float]:
-    """Note the origin and cost in bits of each byte that this chunk fills; return its report and its overhead in bytes."""
+    """Note the origin and cost in bits of each byte that this chunk fills; return its report and its overhead in bytes.
+
+    history: how much of the image before the chunk may be copied from (kind 1: all of it).
+    """
     first = at = chunk.page * PAGE_BYTES
     end = min(package.size, first + chunk.pages * PAGE_BYTES)
-    # What a match reaches back to before the chunk: the image so far, or the base with nothing between.
-    before = first if package.kind == Kind.FULL else 0
+    before = first if package.kind == Kind.FULL else min(first, history)
     frame = read_frame_untrusted(chunk.payload)
     literals = 0
     count = 0
@@ -152,7 +161,8 @@ def _chunk(
         if one.match:
             count += 1
             costs[at : at + one.match] = one.match_bits / one.match
-            _match(at, one.match, at - first - one.offset, package.kind == Kind.FULL, before, origins, whole, source)
+            start = at - first - one.offset + before
+            _match(at, one.match, start, package.kind == Kind.FULL, origins, whole, source)
             at += one.match
     if at != end:
         raise PeerError(f"chunk {chunk.number}: decodes to {at - first} bytes, expected {end - first}")
@@ -161,21 +171,14 @@ def _chunk(
 
 
 def _match(
-    at: int,
-    size: int,
-    start: int,
-    full: bool,
-    before: int,
-    origins: Origins,
-    whole: Origins | None,
-    source: Origins | None,
+    at: int, size: int, start: int, full: bool, origins: Origins, whole: Origins | None, source: Origins | None
 ) -> None:
-    """Note where a match's bytes come from. start: of what is copied, counted from the chunk's first byte on."""
-    if start >= 0 or full:
-        if start < -before:
-            raise PeerError("a match reaches before the beginning of the image")
+    """Note where a match's bytes come from. start: of what is copied, counted from behind the base."""
+    if start >= 0:
         origins[at : at + size] = REPEATED
         return
+    if full:
+        raise PeerError("a match reaches before the beginning of the image")
     of_base = min(size, -start)
     if whole is not None and source is not None:
         begin = len(source) + start

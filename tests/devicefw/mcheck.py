@@ -49,7 +49,9 @@ from dfu.update import Manifest, Update, UpdateError
 from dfu.zstd import Decoder
 
 SECTOR = 4096
-SLOT = 160 * 1024
+SLOT = 48 * 1024
+BLANK = b"\xff" * SECTOR
+BUFFER = Bytes(8192)
 
 
 class Cut(Exception):
@@ -87,7 +89,11 @@ class Part:
 
     def writeblocks(self, block, buffer, offset):
         at = self._place(block, offset, len(buffer))
-        self._operation(at, bytes(a & b for a, b in zip(self.data[at : at + len(buffer)], bytes(buffer))))
+        data = bytes(buffer)
+        old = bytes(self.data[at : at + len(data)])
+        if old != BLANK[: len(data)]:
+            data = bytes(a & b for a, b in zip(old, data))
+        self._operation(at, data)
 
     def ioctl(self, op, block):
         assert op == 6
@@ -128,24 +134,28 @@ class Transport:
 
 
 DECODER = Decoder()
+POOL = []  # the file's first line: what many cases have in common, which they name by its number
+
+
+def data_of(said):
+    return POOL[said] if isinstance(said, int) else binascii.unhexlify(said)
 
 
 async def one(case):
     raw = binascii.unhexlify(case["command"])
-    base = binascii.unhexlify(case["base"])
-    running, idle, stage = Part(SLOT), Part(SLOT), Part(32 * 1024)
+    base = data_of(case["base"])
+    running, idle, stage = Part(SLOT), Part(SLOT), Part(24 * 1024)
     running.data[: len(base)] = base
-    chunks = [binascii.unhexlify(x) for x in case["chunks"]]
+    chunks = [data_of(x) for x in case["chunks"]]
     transport = Transport(chunks, case.get("wrong", {}))
     Part.count, Part.cut = 0, case.get("cut")
-    buffer = Bytes(70_000)
     said = "no end"
     config = {"app": "lamps", "hardware": "esp32c3"}
     if case.get("stage"):
         config["install"] = "bootloader"
     for _ in range(3):
         try:
-            update = Update(unpack(raw), raw, Slots(base, running, idle, stage), config, buffer)
+            update = Update(unpack(raw), raw, Slots(base, running, idle, stage), config, BUFFER)
             update.begin()
             while not update.written:
                 await update.fetch(transport)
@@ -165,6 +175,7 @@ async def one(case):
 async def main():
     print(sys.implementation.name)
     with open(sys.argv[2]) as file:
+        POOL.extend(binascii.unhexlify(x) for x in json.loads(file.readline()))
         for line in file:
             await one(json.loads(line))
 

@@ -26,7 +26,7 @@ def test_the_agent_reads_every_vector_as_dfud_does(interpreter: str) -> None:
     program = require("micropython") if interpreter == "micropython" else sys.executable
     check = Path(__file__).with_name("vcheck.py")
     run = subprocess.run([program, str(check), str(ROOT / "devicefw"), str(VECTORS)], capture_output=True, text=True)
-    assert (run.stdout, run.stderr) == ("checked 121\n", "")
+    assert (run.stdout, run.stderr) == ("checked 129\n", "")
 
 
 @pytest.mark.parametrize("vector", CHUNKS["packages"], ids=lambda v: v["name"])
