@@ -16,6 +16,8 @@ _COMMANDS = {
     "openssl": "openssl",
     "cc": "cc",
     "clang": "clang",
+    "curl": "curl",
+    "softhsm2": "softhsm2-util",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 KEYED = "dfud"  # the password form that this module writes: {"pass": {"dfud": "<salt>.<mac>"}}
-_NEVER = "\0"
+_DECOY = {KEYED: "AAAAAAAAAAAA." + "A" * 43 + "="}  # what is compared where there is nothing: as dear, and never right
 
 
 def new_secret() -> str:
@@ -85,7 +85,7 @@ def verify(spec: Mapping[str, Any], username: str | None, password: str, key: by
         compared = True
         right |= _matches(stored, password, key)
     if not compared:
-        _matches({KEYED: keyed_hash(_NEVER, key, b"")}, password, key)
+        _matches(_DECOY, password, key)
     return right
 
 

@@ -25,6 +25,12 @@ int host_boot(uint8_t *flash, uint32_t size, uint32_t reason, uint32_t store0, u
               uint32_t result[4]);
 int host_judge(uint8_t *flash, uint32_t size, uint8_t slot);
 int host_zstd(const uint8_t *source, uint32_t length, const uint8_t *prefix, uint32_t prefix_length, uint8_t *out, uint32_t size);
+/* Chunks, one behind the other, into slot 1 of a flash of DFU_FLASH_MIN bytes with the base in slot 0; result: the next chunk, outside. */
+int host_chunks(uint8_t *flash, uint8_t kind, uint32_t size, const uint8_t *base, uint32_t base_length, const uint8_t *chunks, uint32_t length,
+                uint32_t result[2]);
+/* The view of an old image by a decoded table, in pieces of `step` bytes; out NULL: read the table only. */
+int host_view(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uint8_t *table, uint32_t length, uint32_t size, uint8_t *out,
+              uint32_t step);
 int host_verify(const uint8_t *key, const uint8_t *signature, const uint8_t *message, uint32_t length);
 int host_envelope(const uint8_t *data, uint32_t length, uint32_t result[4]);
 int host_chunk(const uint8_t *data, uint32_t length, uint32_t result[6]);
