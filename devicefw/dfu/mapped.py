@@ -1,7 +1,7 @@
 """The mapped delta, package kind 3 (docs/delta-format.md): the old image through the table, and the new one back from absolute form.
 
 Holds the table as it came (at most 4096 bytes) and, for every 32nd entry of it, where to go on reading; one page of 1024 bytes of the
-view, and what is needed around it; 8.6 KB in all beside the table's own size. Every way of being wrong raises PackError.
+view, and what is needed around it: 2 KB beside the table. Every way of being wrong raises PackError.
 """
 
 from array import array
@@ -26,6 +26,7 @@ BEFORE, BEHIND = 132, 104  # what a page of the view depends on around it, round
 VERSION = 1
 TABLE_MAX, ENTRIES_MAX, SEGMENTS_MAX = 4096, 2048, 16
 GROUP = 32
+HEAD = 256 + 4 * 2 * SEGMENTS_MAX  # of `tab`: which addresses are known; a segment is shorter than 16 MB
 HISTORY = 1 << 18
 ALL = 0xFFFFFFFF
 
@@ -55,10 +56,10 @@ def segments(part, size):
 
 
 class _Table:
-    """Reads the table's numbers from `tab`, in which it begins behind 1024 bytes."""
+    """Reads the table's numbers from `tab`, in which it begins behind HEAD bytes."""
 
     def __init__(self, tab):
-        self.tab, self.at = tab, VIEW
+        self.tab, self.at = tab, HEAD
 
     def take(self, high=ALL):
         value = 0
@@ -90,18 +91,21 @@ class Mapped:
         if not data or data[0] != VERSION or len(data) > TABLE_MAX:
             raise PackError("table version")
         self._old = segments(part, size)
-        tab = self._tab = bytearray(VIEW + len(data))
-        tab[VIEW:] = data
+        tab = self._tab = bytearray(HEAD + len(data))
+        tab[HEAD:] = data
+        blocks = 0
         for _, length, address in self._old:
             if length and address:
                 for k in range(address >> 19, (address + length - 1 >> 19) + 1):
-                    k &= 0x1FFF
-                    tab[k >> 3] |= 1 << (k & 7)
+                    high = k >> 5 & 255
+                    if not tab[high]:
+                        blocks += 1
+                        tab[high] = blocks
+                    tab[252 + 4 * tab[high] + (k >> 3 & 3)] |= 1 << (k & 7)
         st = self._st = array("I", bytes(4 * 96))
         st[0], st[1] = ALL, 0xF003FCE0
         self._load(new_size)
         self._raw = bytearray(VIEW + BEFORE + BEHIND)
-        self._page = bytearray(VIEW)
         self._at = -1
         self._carries = bytearray(64)
         self._first = self._before = 0
@@ -157,7 +161,8 @@ class Mapped:
                 if at != self._at:
                     self._make(at)
                 n = min(length, at + VIEW - position, self.size - position)
-                buffer[offset : offset + n] = memoryview(self._page)[position - at : position - at + n]
+                low = position - max(0, at - BEFORE)
+                buffer[offset : offset + n] = memoryview(self._raw)[low : low + n]
             else:
                 at = position - self.size + self._first - self._before
                 n = min(length, PAGE - at % PAGE)
@@ -177,7 +182,6 @@ class Mapped:
         low, high = max(0, first - BEFORE), min(self.size, end + BEHIND)
         self._at = -1
         self._load_raw(self.part, low, high)
-        self._page[: end - first] = memoryview(raw)[first - low : end - low]
         st[2], st[6], st[7] = low, first, end - first
         for i, (offset, length, address) in enumerate(self._old):
             a, b = max(first, offset), min(end, offset + length)
@@ -189,7 +193,7 @@ class Mapped:
             else:
                 st[3] = offset + (a - offset & -4)
             st[4], st[5], st[9] = b, offset + length, address - offset & ALL
-            view(st, raw, self._page, self._tab, self._ix)
+            view(st, raw, self._tab, self._ix)
         self._at = first
 
     def _load_raw(self, part, low, high):

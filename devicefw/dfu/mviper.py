@@ -11,14 +11,15 @@
 # 10 entries of the table   11 12 13 the entry found last: its start, its length, its shift   14 end of what raw holds   15 1: back
 # 32.. what lui put into each register   64.. what the view says that it did
 #
-# tab: 1024 bytes, a bit for each known block of 512 KB, then the table as it came. ix: for every 32nd entry its start, where the
-# next start stands in tab, its shift, where the next shift stands.
+# tab: for each highest byte of an address 0, or the number n of the 32 bits at 252 + 4 n, one for each known block of 512 KB; the table as
+# it came. ix: for every 32nd entry its start, where the next start stands in tab, its shift, where the next shift stands.
 import micropython
 
 
 @micropython.viper
-def view(st: ptr32, raw: ptr8, out: ptr8, tab: ptr8, ix: ptr32) -> int:
-    # Put the references of one segment's part of a page through the table: from raw, which is not changed, to out.
+def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
+    # Put the references of one segment's part of a page through the table, where they stand: what is read lies always behind what
+    # has been written, and nothing outside of the page is written.
     m = int(st[0])
     base = int(st[2])
     at = int(st[3])
@@ -29,6 +30,7 @@ def view(st: ptr32, raw: ptr8, out: ptr8, tab: ptr8, ix: ptr32) -> int:
     code = int(st[8])
     move = int(st[9])
     count = int(st[10])
+    gap = first - base
     live = 0
     while at < b:
         i = at - base
@@ -42,8 +44,9 @@ def view(st: ptr32, raw: ptr8, out: ptr8, tab: ptr8, ix: ptr32) -> int:
         if code == 0:
             if at + 4 > e:
                 break
-            k = int(raw[i + 3]) << 5 | int(raw[i + 2]) >> 3
-            if (int(tab[k >> 3]) >> (k & 7)) & 1:
+            k = int(tab[int(raw[i + 3])])
+            w = int(raw[i + 2])
+            if k != 0 and (int(tab[252 + 4 * k + (w >> 6)]) >> ((w >> 3) & 7)) & 1:
                 x = int(raw[i]) | int(raw[i + 1]) << 8 | int(raw[i + 2]) << 16 | int(raw[i + 3]) << 24
                 kind = 5
         else:
@@ -167,8 +170,10 @@ def view(st: ptr32, raw: ptr8, out: ptr8, tab: ptr8, ix: ptr32) -> int:
         if kind != 0:
             # t = T(x)
             t = x
-            k = (x >> 19) & 0x1FFF
-            known = (int(tab[k >> 3]) >> (k & 7)) & 1
+            k = int(tab[(x >> 24) & 255])
+            known = 0
+            if k != 0:
+                known = (int(tab[252 + 4 * k + ((x >> 22) & 3)]) >> ((x >> 19) & 7)) & 1
             if known and count > 0:
                 if uint((x - int(st[11])) & m) < uint(int(st[12])):
                     t = (x + int(st[13])) & m
@@ -267,7 +272,7 @@ def view(st: ptr32, raw: ptr8, out: ptr8, tab: ptr8, ix: ptr32) -> int:
                 k = 0
                 while k < 4:
                     if p >= 0 and p < size:
-                        out[p] = v & 255
+                        raw[p + gap] = v & 255
                     v >>= 8
                     p += 1
                     k += 1
