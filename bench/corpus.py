@@ -80,7 +80,7 @@ __attribute__((section(".rodata.description"), used)) const struct description d
     {{ 0xABCD5432, 0, {{0}}, "{version}", "bench", "00:00:00", "Jan  1 2026", "v5.4", {{ {digest} }}, {{0}} }};
 int sqlite3_os_init(void) {{ return 0; }}
 int sqlite3_os_end(void) {{ return 0; }}
-__attribute__((section(".rodata.description"), used)) const unsigned char program[] = {{ {program} }};
+__attribute__((section(".rodata.program"), used)) const unsigned char program[] = {{ {program} }};
 __attribute__((section(".entry"), used)) void start(void) {{ for (;;) ; }}
 """
 

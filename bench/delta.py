@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import rivals
+from bench.agent import Speed, speed
 from bench.corpus import BUILD, Missing, Pair, given_pairs, made_pairs, own_pair
 from bench.instructions import NotInstalled, fits, instructions
 from bench.rivals import Result
@@ -27,7 +28,8 @@ GOAL_BSDIFF, GOAL_UNCHUNKED = 4.0, 1.03
 
 
 class Row(msgspec.Struct, frozen=True):
-    """unchunked: the best of our kinds as one frame, without heads; instructions: of the C decoder, for each byte of the image."""
+    """unchunked: our kinds as one frame, without heads; instructions: of the C decoder, for each byte of the image; agent: its
+    own decoder's speed on this machine."""
 
     pair: str
     kind: str
@@ -36,6 +38,7 @@ class Row(msgspec.Struct, frozen=True):
     results: dict[str, Result]
     unchunked: dict[str, int]
     instructions: dict[str, float | None]
+    agent: dict[str, Speed]
 
     @property
     def winner(self) -> str:
@@ -59,6 +62,7 @@ def measure(pair: Pair, *, count: bool, say: Callable[[str], None] = lambda text
     """Run every tool on one pair. Raises RuntimeError that names the tool which fails."""
     results: dict[str, Result] = {}
     executed: dict[str, float | None] = {}
+    agents: dict[str, Speed] = {}
     with tempfile.TemporaryDirectory() as temporary:
         paths = old, new, out = [Path(temporary) / name for name in ("old", "new", "out")]
         for path, data in zip(paths[:2], (pair.old, pair.new), strict=True):
@@ -69,12 +73,15 @@ def measure(pair: Pair, *, count: bool, say: Callable[[str], None] = lambda text
                 continue
             say(f"{pair.name}: {tool}")
             results[tool] = rivals.run(tool, old, new, out)
-            if tool in OURS and count:
-                executed[tool] = _instructions(rivals.package_of(out), pair)
+            if tool in OURS:
+                package = rivals.package_of(out)
+                agents[tool] = speed(package, b"" if package.base_sha256 is None else pair.old)
+                if count:
+                    executed[tool] = _instructions(package, pair)
     unchunked = {"dfud 1": results["zstd"].bytes, "dfud 2": results["zstd patch"].bytes}
     if esp:
         unchunked[rivals.ONLY_ESP] = rivals.unchunked_mapped(pair.old, pair.new)
-    return Row(pair.name, pair.kind, len(pair.old), len(pair.new), results, unchunked, executed)
+    return Row(pair.name, pair.kind, len(pair.old), len(pair.new), results, unchunked, executed, agents)
 
 
 def _instructions(package: PackageFile, pair: Pair) -> float | None:
@@ -117,6 +124,13 @@ def _costs(rows: list[Row], console: Console) -> None:
             found = (row.instructions.get(tool) for tool in OURS)
             table.add_row(row.pair, *(f"{one:.0f}" if one else "not from the stage" for one in found))
         console.print(table)
+    table = Table(title="the agent on this machine: MB/s as viper, times as fast as bytecode", box=None, header_style="bold")
+    for name in ("pair", *OURS):
+        table.add_column(name, justify="left" if name == "pair" else "right")
+    for row in rows:
+        speeds = (row.agent.get(tool) for tool in OURS)
+        table.add_row(row.pair, *(f"{one.viper / 1e6:.1f} {one.viper / one.bytecode:4.1f}x" if one else "-" for one in speeds))
+    console.print(table)
 
 
 def _verdict(rows: list[Row], console: Console) -> None:

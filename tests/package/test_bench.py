@@ -54,6 +54,7 @@ def test_instructions_are_counted_one_by_one(pair: corpus.Pair) -> None:
 
 def test_a_run_over_pairs_of_ones_own(pair: corpus.Pair, tmp_path: Path) -> None:
     require("unicorn")
+    require("micropython")
     anything = b"firmware " * 900
     for name, old, new in (("code", pair.old, pair.new), ("any", anything, anything[:7000] + bytes(range(256)))):
         (tmp_path / name).mkdir()
@@ -70,8 +71,10 @@ def test_a_run_over_pairs_of_ones_own(pair: corpus.Pair, tmp_path: Path) -> None
         assert row["winner"] == min(results, key=lambda name: results[name])
         assert all(found["ram_bytes"] > 0 and found["seconds"] > 0 for found in row["results"].values())
         assert f"{row['winner']} (" in run.stdout and f"{results[row['winner']]:,}*" in run.stdout
-    assert set(rows["code"]["instructions"]) == set(OURS)
-    assert all(rows["code"]["instructions"][tool] > 5 for tool in ("dfud 1", "dfud 2"))
+    assert set(rows["code"]["instructions"]) == set(rows["code"]["agent"]) == set(OURS)
+    fast = rows["code"]["agent"]["dfud 3"]
+    assert fast["viper"] > 3 * fast["bytecode"], "the inner loops are worth their viper"
+    assert all(rows["code"]["instructions"][tool] > 5 for tool in OURS)
     assert rows["code"]["unchunked"]["dfud 3"] * 0.9 < rows["code"]["results"]["dfud 3"]["bytes"]
     assert rows["any"]["instructions"] == {}, "no image of the chip: nothing boots it"
     assert rows["code"]["results"]["dfud 1"]["bytes"] > 5 * rows["code"]["results"]["dfud 2"]["bytes"]
