@@ -10,10 +10,15 @@ static int flash_read(void *ctx, uint32_t offset, void *buffer, uint32_t length)
     return 0;
 }
 
+static bool allowed(const struct host *h, uint32_t offset) {
+    bool slot = offset >= DFU_SLOT_AT(1) && offset < DFU_SLOT_AT(1) + DFU_SLOT_SIZE;
+    return offset >= DFU_STATE_AT && (!h->slot_only || slot || (offset >= DFU_TABLE_AT && offset < DFU_TABLE_AT + DFU_TABLE_SIZE));
+}
+
 static int flash_program(void *ctx, uint32_t offset, const void *data, uint32_t length) {
     struct host *h = ctx;
     h->operations++;
-    if (offset < DFU_STATE_AT || (offset | length) & 3 || offset > h->flash_size || length > h->flash_size - offset) {
+    if (!allowed(h, offset) || (length && !allowed(h, offset + length - 1)) || (offset | length) & 3 || offset > h->flash_size || length > h->flash_size - offset) {
         h->outside++;
         return 1;
     }
@@ -25,7 +30,7 @@ static int flash_program(void *ctx, uint32_t offset, const void *data, uint32_t 
 static int flash_erase(void *ctx, uint32_t offset) {
     struct host *h = ctx;
     h->operations++;
-    if (offset < DFU_STATE_AT || offset % DFU_SECTOR || offset >= h->flash_size) {
+    if (!allowed(h, offset) || offset % DFU_SECTOR || offset >= h->flash_size) {
         h->outside++;
         return 1;
     }
@@ -194,6 +199,7 @@ int host_zstd(const uint8_t *source, uint32_t length, const uint8_t *prefix, uin
 static void slots(struct host *h, struct dfu_hw *hw, struct dfu_boot *b, uint8_t kind, uint32_t size, const uint8_t *base,
                   uint32_t base_length) {
     struct dfu_target *t = &b->target;
+    h->slot_only = true;
     host_start(h, hw, b);
     memcpy(h->flash + DFU_SLOT_AT(0), base, base_length);
     t->active = true;
@@ -220,20 +226,43 @@ int host_chunks(uint8_t *flash, uint8_t kind, uint32_t size, const uint8_t *base
     return error;
 }
 
+static int table_read(struct host *h, struct dfu_hw *hw, struct dfu_boot *b, const uint8_t *old, uint32_t old_length, const uint8_t *table,
+                      uint32_t length, uint32_t size) {
+    slots(h, hw, b, DFU_MAPPED, size, old, old_length);
+    b->mapped->hw = hw;
+    b->mapped->old_at = DFU_SLOT_AT(0);
+    b->mapped->old_length = old_length;
+    b->mapped->new_at = DFU_SLOT_AT(1);
+    return dfu_mapped_table(b->mapped, table, length, size, b->sector);
+}
+
 int host_view(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uint8_t *table, uint32_t length, uint32_t size, uint8_t *out,
               uint32_t step) {
     struct host h = {.flash = flash, .flash_size = DFU_FLASH_MIN};
     struct dfu_hw hw;
     struct dfu_boot b;
-    int error;
-    slots(&h, &hw, &b, DFU_MAPPED, size, old, old_length);
-    b.mapped->hw = &hw;
-    b.mapped->old_at = DFU_SLOT_AT(0);
-    b.mapped->old_length = old_length;
-    b.mapped->new_at = DFU_SLOT_AT(1);
-    error = dfu_mapped_table(b.mapped, table, length, size, b.sector);
-    for (uint32_t at = 0; !error && out && at < old_length; at += step)
+    int error = table_read(&h, &hw, &b, old, old_length, table, length, size);
+    for (uint32_t at = 0; !error && at < old_length; at += step)
         error = dfu_mapped_view(b.mapped, at, out + at, old_length - at < step ? old_length - at : step);
+    return error;
+}
+
+int host_form(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uint8_t *table, uint32_t length, uint8_t *image, uint32_t size,
+              uint32_t page, uint8_t *form, uint32_t step) {
+    struct host h = {.flash = flash, .flash_size = DFU_FLASH_MIN};
+    struct dfu_hw hw;
+    struct dfu_boot b;
+    uint32_t first = page * DFU_SECTOR;
+    int error = table_read(&h, &hw, &b, old, old_length, table, length, size);
+    if (error)
+        return error;
+    b.mapped->chunk_page = page;
+    b.mapped->carries = 0;
+    for (uint32_t at = first; at < size; at += DFU_SECTOR)
+        dfu_mapped_back(b.mapped, at / DFU_SECTOR, image + at, size - at < DFU_SECTOR ? size - at : DFU_SECTOR);
+    memcpy(flash + DFU_SLOT_AT(1), image, size);
+    for (uint32_t at = first; !error && at < size; at += step)
+        error = dfu_mapped_form(b.mapped, at, form + at, size - at < step ? size - at : step);
     return error;
 }
 
