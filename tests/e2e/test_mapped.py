@@ -35,7 +35,7 @@ async def test_a_board_is_updated_with_a_mapped_delta(tmp_path: Path, install: s
     async with fleet(tmp_path) as f:
         await f.publish(old, "1.0")
         await f.publish(new, "1.1")
-        board = await f.board("lamp1", old, install=install)
+        board = await f.board("lamp1", old, install=install, payload=4112)
         await f.want("lamp1", "1.1")
         f.nursery.start_soon(board.run)
         status = await f.wait("lamp1", "done", timeout_s=60)
