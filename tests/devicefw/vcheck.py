@@ -12,6 +12,11 @@ from dfu.pack import PackError, chunk_head, pack, unpack
 from dfu.update import Manifest
 from dfu.zstd import PAGE, Decoder, ZstdError
 
+if len(sys.argv) > 3:
+    sys.path.insert(0, sys.argv[3])
+    import word32check
+
+    word32check.install()
 COUNT = [0]
 
 

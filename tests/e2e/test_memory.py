@@ -31,7 +31,8 @@ async def main():
         await asyncio.sleep(1)
 dfu.run(main())
 """
-# Bytes on 64-bit MicroPython, whose objects are larger than a chip's. A package's table may have 4096 bytes, and 1 KB to find one's way in it.
+# Bytes on 64-bit MicroPython, whose objects are larger than a chip's. A package's table may have 4096 bytes, and takes 1 KB to find
+# one's way in it.
 DATA_MAX = 40 * 1024
 CODE_MAX = 52 * 1024
 TABLE_MAX = 5 * 1024
