@@ -11,7 +11,7 @@ from dfu.transport import Denied, Gone, TransportError, make
 from dfu.update import INTERNAL, SELF_TEST, Slots, Update, UpdateError
 
 WAIT, SYNC, UPDATE, STOP = range(4)
-KINDS = 1 << 1 | 1 << 2
+KINDS = 1 << 1 | 1 << 2 | 1 << 3
 STORE0 = 0x60008050  # esp32c3-boot: bootloader/FORMAT.md, "the agent's mark"
 MARK = 0xDF0C0000
 CRASHED, UNCONFIRMED = 1, 2
