@@ -225,7 +225,7 @@ def config_data(state: State, request: Request, cid: str) -> Response:
         raise bad_body() from None
     target = state.target(cid)
     if any(len(str(text)) > e.ATTRIBUTE_CHARS for pair in data.items() for text in pair if text is not None):
-        raise e.Problem(400, "hawkbit.server.error.repo.invalidTargetAttribute", "too long")
+        raise e.Problem(400, "hawkbit.server.error.repo.invalidTargetAttributes", "too long")
     new = {} if mode == "replace" else dict(target.attributes)
     for key, value in data.items():
         if mode == "remove" or value is None:
@@ -278,7 +278,7 @@ def download(state: State, request: Request, cid: str, mid: int, name: str) -> R
         return Response(404)
     actions = [a for a in target.open.values() if not a.canceling and mid in state.sets[a.ds].modules]
     if not actions:
-        code = "hawkbit.server.error.repo.softwareModuleNotAssignedToTarget"
+        code = "hawkbit.server.error.repo.entityNotFound"
         raise e.Problem(404, code, f"Software Module {mid} is not assigned to target {cid}")
     if "range" not in request.headers:
         message = [f"{SERVER}Target downloads {request.path}"]

@@ -29,6 +29,8 @@ def show_rollout(state: State, request: Request, rollout: e.Rollout) -> dict[str
     value["type"] = rollout.force_type
     value["weight"] = rollout.weight
     value["deleted"] = rollout.deleted
+    value["dynamic"] = False
+    value["forcetime"] = rollout.force_time or 0
     value["_links"] = {"self": _link(request, f"/rollouts/{rollout.id}")}
     return value
 
@@ -79,7 +81,7 @@ def make_rollout(state: State, request: Request) -> Response:
     ds = state.set(body["distributionSetId"])
     test = compile_query(body["targetFilterQuery"], TARGET_FIELDS)
     if any(r.name == body["name"] for r in state.rollouts.values()):
-        raise e.Problem(409, "hawkbit.server.error.repo.entitiyAlreayExists", "exists")
+        raise e.Problem(409, "hawkbit.server.error.repo.entityAlreadyExists", "exists")
     cids = [t.cid for t in state.targets.values() if test(t)]
     if not cids:
         raise e.Problem(
@@ -115,11 +117,11 @@ def make_rollout(state: State, request: Request) -> Response:
 
 def _with_links(state: State, request: Request, rollout: e.Rollout) -> dict[str, Any]:
     value = show_rollout(state, request, rollout)
-    for name in ("start", "pause", "resume", "stop", "triggerNextGroup", "approve", "deny"):
+    ds = state.sets[rollout.ds]
+    value["_links"]["distributionset"] = _link(request, f"/distributionsets/{ds.id}", f"{ds.name}:{ds.version}")
+    for name in ("start", "pause", "resume", "triggerNextGroup", "approve", "deny"):
         value["_links"][name] = _link(request, f"/rollouts/{rollout.id}/{name}")
-    value["_links"]["groups"] = _link(
-        request, f"/rollouts/{rollout.id}/deploygroups?offset=0&limit=50{{&sort,q,representation}}"
-    )
+    value["_links"]["groups"] = _link(request, f"/rollouts/{rollout.id}/deploygroups?offset=0&limit=50")
     return value
 
 
@@ -203,11 +205,16 @@ def step(state: State) -> None:
     for rollout in state.rollouts.values():
         if rollout.status == "creating":
             rollout.status = "ready"
-            rollout.modified_at = state.now()
+            _touch(state, rollout)
         elif rollout.status == "starting":
             _start(state, rollout)
         elif rollout.status == "running":
             _run(state, rollout)
+
+
+def _touch(state: State, row: e.Base) -> None:
+    row.modified_at = state.now()
+    row.modified_by = "system"
 
 
 def _start(state: State, rollout: e.Rollout) -> None:
@@ -229,7 +236,7 @@ def _start(state: State, rollout: e.Rollout) -> None:
         if index == 0:
             _begin(state, rollout, group)
     rollout.status = "running"
-    rollout.modified_at = state.now()
+    _touch(state, rollout)
 
 
 def _text(rollout: e.Rollout, group: e.Group) -> str:
@@ -256,10 +263,10 @@ def _run(state: State, rollout: e.Rollout) -> None:
         done = states.count("finished")
         failed = states.count("error")
         over = sum(1 for a in group.actions if a.status in _OVER)
-        if group.error is not None and states and failed * 100 / len(states) >= float(group.error) and failed:
+        if group.error is not None and states and failed * 100 / len(states) > float(group.error):
             group.status = "error"
             rollout.status = "paused"
-            rollout.modified_at = state.now()
+            _touch(state, rollout)
             return
         following = rollout.groups[index + 1] if index + 1 < len(rollout.groups) else None
         enough = not states or done * 100 / len(states) >= float(group.success)
@@ -269,4 +276,4 @@ def _run(state: State, rollout: e.Rollout) -> None:
             group.status = "finished"
     if all(group.status in ("finished", "error") for group in rollout.groups):
         rollout.status = "finished"
-        rollout.modified_at = state.now()
+        _touch(state, rollout)

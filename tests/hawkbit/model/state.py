@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import time
 from collections import defaultdict
@@ -42,6 +43,7 @@ class State:
         self.sets: dict[int, e.DistributionSet] = {}
         self.targets: dict[str, e.Target] = {}
         self.actions: dict[int, e.Action] = {}
+        self.filters: dict[int, e.Base] = {}
         self.rollouts: dict[int, e.Rollout] = {}
         self._ids: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
         self.clock: Callable[[], float] = time.time
@@ -55,6 +57,16 @@ class State:
     def setting(self, key: str) -> Any:
         return self.config.get(key, self.defaults[key])
 
+    def configure(self, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if key not in self.defaults:
+                raise e.Problem(400, "hawkbit.server.error.repo.invalidTenantConfigurationKey", f"no setting {key}")
+            if key == "pollingTime" and not re.fullmatch(r"\d\d:\d\d:\d\d", str(value)):
+                raise e.Problem(
+                    400, "hawkbit.server.error.repo.tenantConfigurationValidatorException", f"no time {value}"
+                )
+        self.config |= values
+
     # Finding
 
     def module(self, number: int) -> e.Module:
@@ -65,7 +77,7 @@ class State:
 
     def set(self, number: int) -> e.DistributionSet:
         found = self.sets.get(number)
-        if found is None or found.deleted:
+        if found is None:
             raise e.not_found("DistributionSet", number)
         return found
 
@@ -125,6 +137,8 @@ class State:
         if not self.complete(ds):
             text = f"Distribution set of type {ds.type} is incomplete: {ds.id}"
             raise e.Problem(400, "hawkbit.server.error.distributionset.incomplete", text)
+        for request in requests:
+            check_window(request.get("maintenanceWindow"), self.now())
         known = {r["id"]: r for r in requests if r["id"] in self.targets}
         made = []
         for cid, request in known.items():
@@ -132,7 +146,7 @@ class State:
             if target.assigned == ds.id or (offline and target.update_status == "pending"):
                 continue
             made.append(self.new_action(target, ds, request, offline=offline))
-        if made or known:
+        if known:
             self.lock(ds)
         return {
             "alreadyAssigned": len(known) - len(made),
@@ -260,16 +274,16 @@ class State:
         """Ask the device to stop, or (force, only after that) stop without asking it."""
         if force:
             if not action.canceling or not action.active:
-                code = "hawkbit.server.error.action.forceQuitNotAllowed"
+                code = "hawkbit.server.error.action.notForceQuitable"
                 raise e.Problem(405, code, "Action is not in canceling state")
             self.note(action, "canceled", ["A force quit has been performed."])
             self.cancelled(action)
         else:
             if action.canceling or not action.active:
-                code = "hawkbit.server.error.action.cancelNotAllowed"
+                code = "hawkbit.server.error.action.notCancelable"
                 raise e.Problem(405, code, "cannot be canceled")
             action.status = "canceling"
-            self.note(action, "canceling", ["manual cancelation requested"])
+            self.note(action, "canceling", [SERVER + "manual cancelation requested"])
         action.modified_at = self.now()
 
     def cancelled(self, action: e.Action) -> None:
@@ -286,7 +300,7 @@ class State:
         self, action: e.Action, kind: str, messages: list[str], code: int | None, at: int | None
     ) -> None:
         if not action.canceling:
-            code_ = "hawkbit.server.error.action.cancelNotAllowed"
+            code_ = "hawkbit.server.error.action.notCancelable"
             raise e.Problem(405, code_, "The action is not in canceling state.")
         if kind == "canceled":
             messages = [*messages, SERVER + "Cancellation completion is finished successfully."]
@@ -317,7 +331,7 @@ class State:
         if action.window is not None and action.active and not action.canceling:
             if window(action.window, self.now())[0] < 0:
                 action.status = "canceling"
-                self.note(action, "canceling", ["manual cancelation requested"])
+                self.note(action, "canceling", [SERVER + "manual cancelation requested"])
 
     def confirm(self, action: e.Action, yes: bool, details: list[str], code: int | None) -> None:
         if action.status != "wait_for_confirmation":
@@ -331,6 +345,25 @@ class State:
         action.last_code = code
 
 
+def next_start(spec: dict[str, str], now_ms: int) -> int:
+    """Return when a window opens next; 0 if it does not any more."""
+    start = window(spec, now_ms)[0]
+    return start if start > now_ms else 0
+
+
+def check_window(spec: dict[str, str] | None, now_ms: int) -> None:
+    """Raise Problem for a maintenance window that is not well formed or over."""
+    if spec is None:
+        return
+    try:
+        good = window(spec, now_ms)[0] >= 0
+    except (KeyError, ValueError):
+        good = False
+    if not good:
+        code = "hawkbit.server.error.maintenanceScheduleInvalid"
+        raise e.Problem(400, code, "No valid maintenance window available after current time")
+
+
 def window(spec: dict[str, str], now_ms: int) -> tuple[int, int]:
     """Return (start, end) of the window that is open or comes next; (-1, -1) if there is none any more.
 
@@ -338,6 +371,8 @@ def window(spec: dict[str, str], now_ms: int) -> tuple[int, int]:
     """
     import datetime as dt
 
+    if len(spec["schedule"].split()) not in (6, 7):
+        raise ValueError(spec["schedule"])
     sign = -1 if spec["timezone"].startswith("-") else 1
     hours, minutes = spec["timezone"].lstrip("+-").split(":")
     zone = dt.timezone(sign * dt.timedelta(hours=int(hours), minutes=int(minutes)))
