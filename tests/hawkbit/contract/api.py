@@ -139,7 +139,8 @@ class Api:
 
     @staticmethod
     def _body_kind(path: str) -> str:
-        return "set" if path.endswith("/assignedDS") else ""
+        kinds = {"/assignedDS": "set", "/autoAssignDS": "set", "/assignedSM": "module"}
+        return next((kind for end, kind in kinds.items() if path.endswith(end)), "")
 
     def _send(self, request: dict[str, Any]) -> Answer:
         prefix = "/rest/v1" if request["api"] == "mgmt" else f"/{self.server.tenant}/controller/v1"

@@ -22,6 +22,7 @@ _PATHS = {
     "confirmationBase": "action",
     "rollouts": "rollout",
     "deploygroups": "group",
+    "targetfilters": "filter",
     "softwaremoduletypes": "moduletype",
     "distributionsettypes": "settype",
 }
@@ -32,7 +33,7 @@ NOWHERE = 900_000  # numbers from here on are of nothing, and stay as they are
 _UNORDERED = {"modules": "type", "chunks": "part"}
 _TIME_MS = 1_000_000_000_000
 _KEYS = {"distributionSetId": "set", "rollout": "rollout", "stopId": "action"}
-_SYMBOL = re.compile(r"\{(module|artifact|set|action|rollout|group|moduletype|settype|status):(\d+)\}")
+_SYMBOL = re.compile(r"\{(module|artifact|set|action|rollout|group|moduletype|settype|filter|status):(\d+)\}")
 
 
 class Symbols:
@@ -109,6 +110,8 @@ class Symbols:
                 return self._name(own, int(value))
         if key in _KEYS and str(value).isdigit():
             return self._name(_KEYS[key], int(value))
+        if key == "messages" and isinstance(value, list):
+            return sorted(self.hide(value), key=str)  # hawkBit keeps them as a set
         if key in _UNORDERED and isinstance(value, list):
             rows = sorted(value, key=lambda row: str(row.get(_UNORDERED[key])))
             return self.hide(rows, "module" if key == "modules" else kind)

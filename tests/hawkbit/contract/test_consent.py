@@ -57,6 +57,8 @@ def test_the_management_may_confirm_or_cancel_for_the_user(api: Api, settings) -
     # Without the wish for it nobody is asked.
     action = api.assign(ds, three, confirmationRequired=False)
     assert api.action(three, action)["status"] == "running"
+    rows = api.mgmt("GET", f"/targets/{three}/actions/{action}/status").body["content"]
+    assert "Assignment confirmed by initiator [admin]." in rows[0]["messages"]
 
 
 def test_auto_confirm_spares_the_question(api: Api, settings) -> None:  # type: ignore[no-untyped-def]
@@ -72,6 +74,8 @@ def test_auto_confirm_spares_the_question(api: Api, settings) -> None:  # type: 
     assert api.look(cid)["autoConfirmActive"] is True
     action = api.assign(ds, cid, confirmationRequired=True)
     assert api.action(cid, action)["status"] == "running"
+    rows = api.mgmt("GET", f"/targets/{cid}/actions/{action}/status").body["content"]
+    assert any("automatically confirmed" in text for text in rows[0]["messages"])
     assert api.mgmt("POST", f"/targets/{cid}/autoConfirm/deactivate").status in (200, 204)
     assert api.mgmt("GET", f"/targets/{cid}/autoConfirm").body["active"] is False
 

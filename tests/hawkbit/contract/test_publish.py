@@ -13,9 +13,9 @@ QUOTA = "hawkbit.server.error.quota.tooManyEntries"
 
 
 def test_a_new_tenant_has_types_for_firmware(api: Api) -> None:
-    rows = api.mgmt("GET", "/softwaremoduletypes", query={"sort": "id:ASC"}).body["content"]
+    rows = api.mgmt("GET", "/softwaremoduletypes", query={"sort": "key:ASC"}).body["content"]
     assert {"os", "application"} <= {row["key"] for row in rows}
-    rows = api.mgmt("GET", "/distributionsettypes", query={"sort": "id:ASC"}).body["content"]
+    rows = api.mgmt("GET", "/distributionsettypes", query={"sort": "key:ASC"}).body["content"]
     assert {"os", "os_app", "app"} <= {row["key"] for row in rows}
 
 

@@ -49,8 +49,8 @@ def _again(api: Api, kept: dict[str, Any]) -> Exchange:
 
 def differences(wanted: Any, found: Any, where: str = "") -> list[str]:
     """Return where two answers differ. Of an error its code is compared, not what it tells people and Java."""
-    if where.endswith((".until", ".request")):
-        return []
+    if where.endswith(".by") and (f"{wanted} {found}".count("system")):
+        return []  # when hawkBit's scheduler came last differs from run to run
     if isinstance(wanted, dict) and isinstance(found, dict):
         out = []
         if "errorCode" in wanted and "errorCode" in found:

@@ -89,7 +89,7 @@ def test_a_poll_registers_a_device_that_nobody_made(api: Api) -> None:
     assert base.body["config"]["polling"]["sleep"].count(":") == 2
     seen = api.look(cid)
     assert (seen["updateStatus"], seen["pollStatus"]["overdue"]) == ("registered", False)
-    assert api.ddi("GET", api.name("nobody"), "/deploymentBase/1").status == 404
+    assert api.ddi("GET", api.name("nobody"), "/deploymentBase/999999").status == 404
     assert api.mgmt("GET", f"/targets/{api.name('nobody')}").status == 404
 
 

@@ -132,12 +132,16 @@ def list_modules(state: State, request: Request) -> Response:
 @ROUTES.add("GET", "/softwaremodules/{id:int}")
 def get_module(state: State, request: Request, number: int) -> Response:
     request.only()
-    value = show_module(request, state.module(number))
-    path = f"/softwaremodules/{number}"
+    return answer(_whole_module(request, state.module(number)))
+
+
+def _whole_module(request: Request, module: e.Module) -> dict[str, Any]:
+    value = show_module(request, module)
+    path = f"/softwaremodules/{module.id}"
     value["_links"]["artifacts"] = _link(request, f"{path}/artifacts")
-    value["_links"]["type"] = _link(request, f"/softwaremoduletypes/{_MODULE_TYPES[value['type']][0]}")
+    value["_links"]["type"] = _link(request, f"/softwaremoduletypes/{_MODULE_TYPES[module.type][0]}")
     value["_links"]["metadata"] = _link(request, f"{path}/metadata")
-    return answer(value)
+    return value
 
 
 @ROUTES.add("DELETE", "/softwaremodules/{id:int}")
@@ -157,7 +161,7 @@ def put_module(state: State, request: Request, number: int) -> Response:
     for key, value in body.items():
         setattr(module, key, value)
     module.modified_at = state.now()
-    return answer(show_module(request, module))
+    return answer(_whole_module(request, module))
 
 
 @ROUTES.add("GET", "/softwaremodules/{id:int}/metadata")
@@ -622,7 +626,7 @@ def list_actions(state: State, request: Request) -> Response:
 @ROUTES.add("DELETE", "/actions")
 def delete_actions(state: State, request: Request) -> Response:
     if "q" not in request.query:
-        raise e.Problem(400, "hawkbit.server.error.rest.param.illegal", "neither q nor a list of actions")
+        raise e.Problem(400, "hawkbit.server.error.rest.body.notReadable", "neither q nor a list of actions")
     request.only("q")
     test = compile_query(request.query["q"], ACTION_FIELDS)
     for action in [a for a in state.actions.values() if test(a)]:
@@ -709,7 +713,9 @@ def _show_config(state: State, request: Request, key: str) -> dict[str, Any]:
 
 def _key(state: State, key: str) -> str:
     if key not in state.defaults:
-        raise e.Unknown(f"setting {key}")
+        raise e.Problem(
+            400, "hawkbit.server.error.configKeyInvalid", f"The given configuration key {key} does not exist."
+        )
     return key
 
 

@@ -36,11 +36,17 @@ def _type(request: Request, kind: str, key: str, number: int, name: str, text: s
     return value
 
 
+def _by_key(request: Request) -> None:
+    request.only(*PAGED)
+    if request.query.get("sort") != "key:ASC" or "q" in request.query:
+        raise e.Unknown("types in another order than that of their keys")
+
+
 @ROUTES.add("GET", "/softwaremoduletypes")
 def module_types(state: State, request: Request) -> Response:
-    request.only(*PAGED)
+    _by_key(request)
     rows = []
-    for key, (number, name) in _MODULE_TYPES.items():
+    for key, (number, name) in sorted(_MODULE_TYPES.items()):
         text, most = _MODULE_TEXTS[key]
         more = {"minArtifacts": 0, "maxAssignments": most}
         rows.append(_type(request, "softwaremoduletypes", key, number, name, text, **more))
@@ -49,8 +55,10 @@ def module_types(state: State, request: Request) -> Response:
 
 @ROUTES.add("GET", "/distributionsettypes")
 def set_types(state: State, request: Request) -> Response:
-    request.only(*PAGED)
-    rows = [_type(request, "distributionsettypes", k, n, name, _SET_TEXTS[k]) for k, (n, name) in _SET_TYPES.items()]
+    _by_key(request)
+    rows = [
+        _type(request, "distributionsettypes", k, n, name, _SET_TEXTS[k]) for k, (n, name) in sorted(_SET_TYPES.items())
+    ]
     return page(request, rows, dict)
 
 
@@ -99,7 +107,11 @@ def make_filter(state: State, request: Request) -> Response:
 
 
 def _show(request: Request, row: Filter) -> dict[str, Any]:
-    value = {**_base(row), "id": row.id, "name": row.name, "query": row.query}
+    value: dict[str, Any] = {**_base(row), "id": row.id, "name": row.name, "query": row.query}
+    value["autoAssignDistributionSet"] = row.ds
+    value["autoAssignActionType"] = row.force_type if row.ds else None
+    value["autoAssignWeight"] = e.WEIGHT if row.ds else None
+    value["confirmationRequired"] = False if row.ds else None
     path = f"/targetfilters/{row.id}"
     value["_links"] = {"self": _link(request, path), "autoAssignDS": _link(request, f"{path}/autoAssignDS")}
     return value

@@ -60,11 +60,9 @@ class State:
     def configure(self, values: dict[str, Any]) -> None:
         for key, value in values.items():
             if key not in self.defaults:
-                raise e.Problem(400, "hawkbit.server.error.repo.invalidTenantConfigurationKey", f"no setting {key}")
+                raise e.Problem(400, "hawkbit.server.error.configKeyInvalid", f"no setting {key}")
             if key == "pollingTime" and not re.fullmatch(r"\d\d:\d\d:\d\d", str(value)):
-                raise e.Problem(
-                    400, "hawkbit.server.error.repo.tenantConfigurationValidatorException", f"no time {value}"
-                )
+                raise e.Problem(400, "hawkbit.server.error.configValueInvalid", f"no time {value}")
         self.config |= values
 
     # Finding
@@ -128,7 +126,9 @@ class State:
 
     # Actions
 
-    def assign(self, ds: e.DistributionSet, requests: list[dict[str, Any]], *, offline: bool = False) -> dict[str, Any]:
+    def assign(
+        self, ds: e.DistributionSet, requests: list[dict[str, Any]], *, offline: bool = False, by: str = "admin"
+    ) -> dict[str, Any]:
         """Assign a set to targets (`id` and how). Returns assigned, alreadyAssigned, total, assignedActions."""
         if len(requests) > e.ASSIGN_MAX:
             raise e.quota("Target", "DistributionSet", ds.id, e.ASSIGN_MAX, len(requests))
@@ -145,9 +145,9 @@ class State:
             target = self.targets[cid]
             if target.assigned == ds.id or (offline and target.update_status == "pending"):
                 continue
-            made.append(self.new_action(target, ds, request, offline=offline))
+            made.append(self.new_action(target, ds, request, offline=offline, by=by))
         if known:
-            self.lock(ds)
+            self.lock(ds, by)
         return {
             "alreadyAssigned": len(known) - len(made),
             "assigned": len(made),
@@ -160,19 +160,19 @@ class State:
         needed = {"os": {"os"}, "os_app": {"os"}, "app": {"application"}}.get(ds.type, set())
         return needed <= types
 
-    def lock(self, ds: e.DistributionSet) -> None:
+    def lock(self, ds: e.DistributionSet, by: str = "admin") -> None:
         if self.setting("implicit.lock.enabled"):
-            ds.locked = True
-            for number in ds.modules:
-                self.modules[number].locked = True
+            for row in (ds, *(self.modules[number] for number in ds.modules)):
+                if not row.locked:
+                    row.locked, row.modified_at, row.modified_by = True, self.now(), by
 
     def new_action(
-        self, target: e.Target, ds: e.DistributionSet, how: dict[str, Any], *, offline: bool = False
+        self, target: e.Target, ds: e.DistributionSet, how: dict[str, Any], *, offline: bool = False, by: str = "admin"
     ) -> e.Action:
         if not offline:
             self.close_obsolete(target)
         now = self.now()
-        action = e.Action(self.next_id("action"), now, now, target=target, ds=ds.id)
+        action = e.Action(self.next_id("action"), now, now, by, by, target=target, ds=ds.id)
         action.force_type = how.get("type", "forced")
         action.force_time = how.get("forcetime")
         action.weight = how.get("weight") or e.WEIGHT
@@ -181,9 +181,10 @@ class State:
         if offline:
             action.active = False
             action.status = "finished"
-            text = "Assignment initiated by user 'admin'"
+            text = f"Assignment initiated by user '{by}'"
             self.note(action, "finished", [text, SERVER + "Action reported as offline deployment"])
             target.assigned = target.installed = ds.id
+            target.modified_at, target.modified_by = now, by
             target.installed_at = now
             target.update_status = "in_sync"
         else:
@@ -201,9 +202,12 @@ class State:
         target.assigned = action.ds
         target.update_status = "pending"
         action.modified_at = target.modified_at = self.now()
-        self.note(
-            action, "wait_for_confirmation" if flow else "running", [text or "Assignment initiated by user 'admin'"]
-        )
+        messages = [text or "Assignment initiated by user 'admin'"]
+        if waits:
+            messages.append("Waiting for the confirmation by the device before processing with the deployment")
+        elif flow:
+            messages.append(_confirmed_by(None if not confirmation else target.auto_confirm))
+        self.note(action, "wait_for_confirmation" if flow else "running", messages)
 
     def close_obsolete(self, target: e.Target) -> None:
         """Cancel what is under way on a target, or close it at once."""
@@ -335,14 +339,23 @@ class State:
 
     def confirm(self, action: e.Action, yes: bool, details: list[str], code: int | None) -> None:
         if action.status != "wait_for_confirmation":
-            raise e.Problem(410, "hawkbit.server.error.repo.invalidConfirmationFeedback", "not waiting")
+            raise e.Problem(404)
         messages = list(details)
         if code is not None:
-            messages.append(f"Device reported status code: {code}")
+            messages.append(f"Confirmation status code: {code}")
         said = CONFIRMED if yes else DENIED
         action.status = "running" if yes else action.status
-        self.note(action, action.status, [*messages, SERVER + said])
+        self.note(action, action.status, [*messages, SERVER + said], code=code)
         action.last_code = code
+
+
+def _confirmed_by(auto: dict[str, Any] | None) -> str:
+    """Return who spared the question: the one who assigned, or an automatic confirmation."""
+    if auto is None:
+        return "Assignment confirmed by initiator [admin]."
+    remark = f" \n\nRemark: {auto.get('remark') or 'n/a'}"
+    said = f"Assignment automatically confirmed by initiator '{auto.get('initiator')}'. "
+    return f"{said}\n\nAuto confirmation activated by system user: 'admin'{remark}"
 
 
 def next_start(spec: dict[str, str], now_ms: int) -> int:
