@@ -75,10 +75,10 @@ def test_the_next_group_starts_when_enough_of_the_one_before_succeeded(api: Api)
     number = _started(api, ds, groups=groups, weight=600)
     (first, members), (second, others) = _groups(api, number)
     assert (sorted(members), sorted(others)) == (one, two)
-    query = {"q": f"rollout.id=={number}", "sort": "id:ASC", "representation": "full"}
-    rows = api.mgmt("GET", "/actions", query=query, quiet=True).body["content"]
-    assert [(r["status"], r["active"]) for r in rows] == [("running", True)] * 2 + [("scheduled", False)] * 2
-    query["q"] += f";target.controllerId=={one[0]}"
+    for cid, wanted in [*((cid, ("running", True)) for cid in one), *((cid, ("scheduled", False)) for cid in two)]:
+        (row,) = api.mgmt("GET", f"/targets/{cid}/actions").body["content"]
+        assert (row["status"], row["active"]) == wanted
+    query = {"q": f"rollout.id=={number};target.controllerId=={one[0]}", "representation": "full"}
     rows = api.mgmt("GET", "/actions", query=query).body["content"]
     assert rows[0]["_links"]["rollout"]["name"] == api.name("rollout")
     assert "deploymentBase" in api.ddi("GET", one[0]).body["_links"]

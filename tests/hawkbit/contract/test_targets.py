@@ -47,6 +47,14 @@ def test_pages_of_targets_have_at_most_500_rows(api: Api) -> None:
     assert api.mgmt("GET", "/targets", query=query, quiet=True).body["size"] == 50
 
 
+def test_targets_are_sorted_by_the_name_that_they_have(api: Api) -> None:
+    one, two = api.target("zz"), api.target("aa")
+    query = {"q": f"controllerId==*-{api.run}"}
+    for sort, wanted in (("id:ASC", [two, one]), ("controllerId:DESC", [one, two]), ("createdAt:ASC", [one, two])):
+        rows = api.mgmt("GET", "/targets", query={**query, "sort": sort}).body["content"]
+        assert [row["controllerId"] for row in rows] == wanted, sort
+
+
 def test_targets_have_metadata_and_groups(api: Api) -> None:
     cid = api.name("dev")
     assert api.mgmt("POST", "/targets", [{"controllerId": cid, "group": f"{api.run}/east"}]).status == 201
