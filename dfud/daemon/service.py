@@ -133,7 +133,7 @@ class Service:
             config,
             time.time,
             lambda: self._not_ready,
-            Metrics(self._bus, lambda: self._endpoint.parked).text,
+            Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
             self._version,
         )
         app = make_app(services, self._routes, self._stop)
