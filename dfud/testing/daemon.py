@@ -18,7 +18,9 @@ START_S = 30.0
 class DaemonProcess:
     """Owns a directory with dfud.toml and the state. `lines` are its log lines (JSON), newest last."""
 
-    def __init__(self, directory: Path, *, extra: str = "", plugins: tuple[str, ...] = ("local", "http")) -> None:
+    def __init__(
+        self, directory: Path, *, extra: str = "", plugins: tuple[str, ...] = ("local", "http"), store: str = "local"
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = directory / "dfud.toml"
@@ -29,6 +31,7 @@ class DaemonProcess:
         self.exit_code: int | None = None
         self._plugins = plugins
         self._extra = extra
+        self._store = store
         self._process: trio.Process | None = None
 
     def write_config(self) -> None:
@@ -36,6 +39,7 @@ class DaemonProcess:
         self.config.write_text(
             f"""
 [daemon]
+store = "{self._store}"
 log_format = "json"
 log_level = "debug"
 drain_s = 5.0

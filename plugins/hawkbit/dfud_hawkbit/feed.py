@@ -38,7 +38,7 @@ class Feed:
         self._config = config
         self._now = now
         self._open: dict[str, set[int]] = {}
-        self._rows: dict[int, Action] = {}
+        self._rows: dict[int, tuple[int, bool, str]] = {}
         self._since_s = 0.0
         self._resynced_s = -1e9
         self._seen: dict[str, None] = {}
@@ -80,15 +80,16 @@ class Feed:
             offset += len(rows)
             if not rows or offset >= total:
                 break
-        if clock_s:
-            self._since_s = clock_s
+        self._since_s = clock_s or self._now()
         oldest_ms = (since_s - self._config.overlap_s) * 1000
-        self._rows = {key: row for key, row in self._rows.items() if row.last_modified_at >= oldest_ms}
+        self._rows = {key: news for key, news in self._rows.items() if news[0] >= oldest_ms}
 
     def _hear(self, row: Action) -> None:
-        if self._rows.get(row.id) == row:
+        # Not its status: what a device says moves that and no time with it, and dfud would hear its own echo.
+        news = (row.last_modified_at, row.active, row.force_type)
+        if self._rows.get(row.id) == news:
             return
-        self._rows[row.id] = row
+        self._rows[row.id] = news
         key = self._worker.targets.get(row.target)
         if key is None:
             return  # somebody else's device lives in the same hawkBit
