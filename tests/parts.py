@@ -16,6 +16,7 @@ _COMMANDS = {
     "openssl": "openssl",
     "cc": "cc",
     "clang": "clang",
+    "java": "java",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 
