@@ -73,7 +73,13 @@ class Person:
         return await self._client.request(method, url, headers=headers, auth=None, **options)
 
     async def module(
-        self, name: str, version: str, files: dict[str, bytes], *, kind: str = "os", metadata: dict[str, str] | None = None
+        self,
+        name: str,
+        version: str,
+        files: dict[str, bytes],
+        *,
+        kind: str = "os",
+        metadata: dict[str, str] | None = None,
     ) -> int:
         body = [{"name": name, "version": version, "type": kind}]
         number = int((await self.ask("POST", "/softwaremodules", json=body))[0]["id"])
@@ -249,7 +255,9 @@ class House:
     def target(self, device: str = "d1") -> str:
         return target_id(self.app, device)
 
-    async def device(self, name: str = "d1", image: bytes = OLD, version: str = "1.0", **labels: str) -> SimulatedDevice:
+    async def device(
+        self, name: str = "d1", image: bytes = OLD, version: str = "1.0", **labels: str
+    ) -> SimulatedDevice:
         """Make a device, and wait until hawkBit knows it."""
         await self.registry.create_device(self.app, Device(Metadata(name, labels=labels)), "test")
         await self.registered(name)

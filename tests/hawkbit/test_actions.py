@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trio
 
-from dfud.api import CancelRequested, State
+from dfud.api import CancelRequested, Device, Metadata, PutDevice, State
 from dfud.testing.device import SimulatedDevice
 from dfud.wire.messages import Command, Phase, Progress, Type
 from tests.hawkbit.house import House, Person, Server, house_at, person_at, until
@@ -60,9 +61,7 @@ async def test_a_cancellation_is_accepted_before_the_device_may_boot_it(
         action = await assigned(house, person, "2.0", **how)
         if state == "pending":
             await device.poll()
-        elif state == "fetching":
-            await to_fetching(device)
-        elif state == "held back":
+        elif state == "fetching" or state == "held back":
             await to_fetching(device)
         await house.quiet()
         await person.ask("DELETE", f"/targets/{house.target()}/actions/{action}")
@@ -254,7 +253,9 @@ async def test_a_maintenance_window_holds_the_boot_back_until_it_opens(hawkbit: 
 async def test_an_open_maintenance_window_lets_it_through(hawkbit: Server, tmp_path: Path) -> None:
     async with house_at(hawkbit, tmp_path) as house, person_at(hawkbit) as person:
         device = await house.device()
-        always = {"schedule": "0 * * * * ?", "duration": "10:00:00", "timezone": "+00:00"}
+        began = datetime.now(UTC) - timedelta(minutes=5)
+        schedule = f"0 {began.minute} {began.hour} * * ?"
+        always = {"schedule": schedule, "duration": "10:00:00", "timezone": "+00:00"}
         action = await assigned(house, person, "2.0", maintenanceWindow=always)
 
         async def now() -> bool:
@@ -312,7 +313,7 @@ async def test_locks_of_what_was_assigned_do_not_disturb(hawkbit: Server, tmp_pa
             await house.want("2.0", name)
             number = await house.action_of(name)
             await device.update()
-            await until("it is finished", lambda n=number, t=house.target(name): person.finished(t, n))
+            await until("it is finished", lambda n=number, name=name: person.finished(house.target(name), n))
         found = await person.ask("GET", "/distributionsets", params={"q": f"name=={house.app}"})
         assert [ds["locked"] for ds in found["content"]] == [True]
         await house.publish("3.0", NEWER)
@@ -325,8 +326,6 @@ async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path) 
     """In two groups, as hawkBit makes them; every device gets it, one artifact is downloaded, nothing is told twice."""
     count = 1000
     async with house_at(hawkbit, tmp_path, poll_s=0.5) as house, person_at(hawkbit) as person:
-        from dfud.api import Device, Metadata, PutDevice
-
         for first in range(0, count, 200):
             names = [f"d{number:04}" for number in range(first, first + 200)]
             await house.store.commit([PutDevice(Device(Metadata(name, house.app))) for name in names])

@@ -58,12 +58,14 @@ def test_values_of_a_query_are_quoted() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(["_links", "href", "config", "polling", "sleep", "deployment", "chunks", "content", "id"])
-        | st.text(max_size=8),
-        inner,
-        max_size=5,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["_links", "href", "config", "polling", "sleep", "deployment", "chunks", "content", "id"])
+            | st.text(max_size=8),
+            inner,
+            max_size=5,
+        )
     ),
     max_leaves=20,
 )

@@ -7,11 +7,21 @@ from pathlib import Path
 
 import pytest
 import trio
-
-from dfud.api import Capability, ConfigError, ConflictError, DeleteFirmware, NotFoundError, PutApp, PutFirmware, Store, StoreError
-from dfud.testing.store import StoreConformance, a_firmware, an_app, put_blob
 from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.store import HawkbitStore
+
+from dfud.api import (
+    Capability,
+    ConfigError,
+    ConflictError,
+    DeleteFirmware,
+    NotFoundError,
+    PutApp,
+    PutFirmware,
+    Store,
+    StoreError,
+)
+from dfud.testing.store import StoreConformance, a_firmware, an_app, put_blob
 from tests.hawkbit.house import House, Server, house_at
 
 

@@ -100,7 +100,7 @@ class Worker:
             self.targets.pop(target, None)
         else:
             self.targets[target] = key
-        if link is not None and link.mode == "window" and link.action:
+        if link is not None and link.action and (link.mode == "window" or link.kind == "confirm"):
             self.windows.add(key)
         else:
             self.windows.discard(key)
@@ -185,7 +185,7 @@ class Worker:
         await self._bulk(self._register, [c for c in living if not c.link.registered])
         await self._bulk(self._assign, [c for c in living if c.link.registered])
         limiter = trio.CapacityLimiter(self._config.connections)
-        problems: list[Away] = []
+        problems: list[StoreError] = []
         async with trio.open_nursery() as nursery:
             for case in cases:
                 nursery.start_soon(self._one, case, limiter, problems)
@@ -206,35 +206,46 @@ class Worker:
                 self.work.failed(case.key, self._now(), self._config.retry_s, self._config.retry_max_s)
                 case.again_s = -1.0
 
-    async def _one(self, case: Case, limiter: trio.CapacityLimiter, problems: list[Away]) -> None:
+    async def _one(self, case: Case, limiter: trio.CapacityLimiter, problems: list[StoreError]) -> None:
+        """Do one device. What concerns all of them goes into `problems`, and the rest of the batch waits."""
         async with limiter:
-            if problems or case.again_s < 0:
-                return
             try:
-                if case.view is None:
-                    await self._delete(case)
-                    return
-                if case.link.registered:
-                    await self._devices.run(case)
-            except Away as away:
-                if away.everywhere:
-                    problems.append(away)
-                    return
-                self.work.failed(case.key, self._now(), self._config.retry_s, self._config.retry_max_s)
-                log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": str(away)})
+                await self._device(case, problems)
+            except StoreError as error:
+                problems.append(error)
+            except Exception:
+                # A defect must not take the others along, nor be tried in a loop.
+                log.exception("a device could not be worked on", extra={"target": case.target})
+                self.work.failed(case.key, self._now(), self._config.retry_max_s, self._config.retry_max_s)
+
+    async def _device(self, case: Case, problems: list[StoreError]) -> None:
+        if problems or case.again_s < 0:
+            return
+        try:
+            if case.view is None:
+                await self._delete(case)
                 return
-            except Postponed:
-                case.later(self._now() + 1.0)
-            except NotFoundError:
-                case.view = None
-                case.later(self._now())
-            except Refused as refused:
-                case.set(problem=str(refused))
-                if refused.status == 404:
-                    case.set(registered=False)  # somebody deleted the target; it is made again
-                    case.later(self._now() + self._config.retry_s)
-                log.warning("hawkBit refuses something of a device", extra={"target": case.target, "why": str(refused)})
-            await self._done(case)
+            if case.link.registered:
+                await self._devices.run(case)
+        except Away as away:
+            if away.everywhere:
+                problems.append(away)
+                return
+            self.work.failed(case.key, self._now(), self._config.retry_s, self._config.retry_max_s)
+            log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": str(away)})
+            return
+        except Postponed:
+            case.later(self._now() + 1.0)
+        except NotFoundError:
+            case.view = None
+            case.later(self._now())
+        except Refused as refused:
+            case.set(problem=str(refused))
+            if refused.status == 404:
+                case.set(registered=False)  # somebody deleted the target; it is made again
+                case.later(self._now() + self._config.retry_s)
+            log.warning("hawkBit refuses something of a device", extra={"target": case.target, "why": str(refused)})
+        await self._done(case)
 
     async def _done(self, case: Case) -> None:
         if case.view is None:

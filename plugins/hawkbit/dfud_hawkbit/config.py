@@ -39,7 +39,7 @@ class HawkbitConfig(msgspec.Struct, frozen=True):
     window_s: Annotated[
         float,
         Meta(
-            description="how often an action that waits for its maintenance window is looked at",
+            description="how often an action that waits for its maintenance window, or to be confirmed, is looked at",
             ge=0.1,
             le=3600,
             extra=S,

@@ -130,7 +130,7 @@ class Feed:
         self._resynced_s = trio.current_time()
 
     async def windows(self) -> None:
-        """Look at actions that wait for their maintenance window: hawkBit does not say when it opens."""
+        """Look at actions that wait for their window or for confirmation: no time of a row moves when that is over."""
         while True:
             await trio.sleep(self._config.window_s)
             for key in tuple(self._worker.windows):

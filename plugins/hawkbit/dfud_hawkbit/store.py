@@ -103,15 +103,24 @@ class HawkbitStore(Store):
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         parts = self.parts
+        keeping = trio.CancelScope(shield=True)  # the records stay open until everybody who writes them has ended
+
+        async def keep(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            with keeping:
+                await self.inner.run(bus, task_status=task_status)
+
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.inner.run, bus)
-            async with parts.client.open(), trio.open_nursery() as working:
-                parts.devices.bus = bus
-                await parts.worker.load()
-                working.start_soon(parts.worker.run)
-                working.start_soon(self._follow, bus)
-                task_status.started()
-                await trio.sleep_forever()
+            try:
+                await nursery.start(keep)
+                async with parts.client.open(), trio.open_nursery() as working:
+                    parts.devices.bus = bus
+                    await parts.worker.load()
+                    working.start_soon(parts.worker.run)
+                    working.start_soon(self._follow, bus)
+                    task_status.started()
+                    await trio.sleep_forever()
+            finally:
+                keeping.cancel()
 
     async def _follow(self, bus: Bus) -> None:
         await self._connected.wait()
