@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+import trio
 
-from dfud.api import App, DeviceView, NotFoundError, State
+from dfud.api import App, DeviceView, NotFoundError, State, StoreError
 from dfud_hawkbit import records
-from dfud_hawkbit.answers import Target
+from dfud_hawkbit.answers import Named, Target
 from dfud_hawkbit.client import Refused
 from dfud_hawkbit.desire import wish_of
 from dfud_hawkbit.names import target_id
@@ -56,7 +57,11 @@ class Reconciler:
             raise NotFoundError(f"no app {app_name}")
         if not dry_run:
             await self._parts.feed.resync()
-        hawkbit = await self._read(app_name)
+        try:
+            hawkbit = await self._read(app_name)
+        except* StoreError as group:
+            # One sentence for the user, out of as many as there were requests under way.
+            raise _first(group) from None
         report = Report(rows=[])
         known: set[str] = set()
         async for view in self._views(app_name):
@@ -92,18 +97,28 @@ class Reconciler:
         async for rows in client.pages("reconcile", "/targets", Target, q=query, sort="id:ASC"):
             out.status |= {row.controller_id: row.update_status for row in rows}
         sets = await self._records.documents(records.SETS, prefix=f"{app}/", limit=1_000_000)
-        for key, value in sets:
-            known = msgspec.msgpack.decode(value, type=FirmwareSet)
-            if not known.set_id:
-                continue
-            for place, what in ((out.assigned, "assignedTargets"), (out.installed, "installedTargets")):
-                path = f"/distributionsets/{known.set_id}/{what}"
+        known = [(records.split(key)[1], msgspec.msgpack.decode(value, type=FirmwareSet)) for key, value in sets]
+        versions = {found.set_id: version for version, found in known if found.set_id}
+
+        async def ask(target: str, what: str, place: dict[str, str]) -> None:
+            async with limiter:
                 try:
-                    async for rows in client.pages("reconcile", path, Target, sort="id:ASC"):
-                        place |= {row.controller_id: records.split(key)[1] for row in rows}
+                    answer = await client.mgmt("reconcile", "GET", f"/targets/{target}/{what}")
                 except Refused as refused:
-                    if refused.status != 404:
+                    if refused.status != 404:  # deleted while dfud was asking
                         raise
+                    return
+                if answer.body:
+                    found = answer.read(Named, "distribution set of a target")
+                    place[target] = versions.get(found.id, f"{found.name}:{found.version}")
+
+        limiter = trio.CapacityLimiter(self._store.config.connections)
+        targets = list(out.status)
+        for at in range(0, len(targets), 500):
+            async with trio.open_nursery() as nursery:
+                for target in targets[at : at + 500]:
+                    nursery.start_soon(ask, target, "assignedDS", out.assigned)
+                    nursery.start_soon(ask, target, "installedDS", out.installed)
         return out
 
     async def _compare(self, app: App, view: DeviceView, target: str, hawkbit: _Hawkbit) -> Row | None:
@@ -131,7 +146,7 @@ class Reconciler:
             return None
         if hawkbit.status[target] == "pending":
             if actual and actual != assigned:
-                return row("stuck", "will tell hawkBit what runs, and assign again")
+                return row("stuck", "will assign what runs, which frees it")
             return row("stuck", "none: assign another distribution set in hawkBit, or delete the target")
         newest = view.deployment
         if newest is not None and newest.blocks and newest.version == desired:
@@ -158,7 +173,7 @@ class Reconciler:
                     row.action = "none: hawkBit does not have what runs"
                     return 0
                 path = f"/distributionsets/{known.set_id}/assignedTargets"
-                await self._parts.client.mgmt("reconcile", "POST", path, [{"id": target}], offline="true")
+                await self._parts.client.mgmt("reconcile", "POST", path, [{"id": target, "type": "forced"}])
                 link = msgspec.structs.replace(link, wish="", deployment="", installed="")
             case _:
                 link = msgspec.structs.replace(link, wish="", installed="")
@@ -170,6 +185,14 @@ class Reconciler:
             self._parts.devices.look.add(key)
             work.release({key: 0.0})
         return 1
+
+
+def _first(group: BaseExceptionGroup[StoreError]) -> StoreError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, StoreError)
+    return error
 
 
 def plain(report: Report) -> Any:
