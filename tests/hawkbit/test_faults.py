@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 from dfud_hawkbit import feedback
+from dfud_hawkbit.reconcile import Reconciler
 
-from dfud.api import Device, Metadata, State
+from dfud.api import Device, DeviceSeen, Metadata, PutDevice, State
 from dfud.wire.messages import Outcome, Phase, Progress, Result, Type
 from tests.hawkbit.house import House, Person, Server, house_at, person_at, until
+from tests.hawkbit.model.routes import Response
 from tests.hawkbit.server import Hawkbit
 
 NEW = b"new image " * 3000
@@ -236,6 +238,35 @@ async def test_limits_and_outages_pass_and_are_counted(hawkbit: Hawkbit, tmp_pat
         await until("the action is finished", lambda: person.finished(house.target(), action))
 
 
+async def test_a_full_hawkbit_is_named_and_tried_again_on_request(hawkbit: Hawkbit, tmp_path: Path) -> None:
+    """The quota of stored artifacts; only the model can be full on request."""
+    model = hawkbit.model
+    if model is None:
+        pytest.skip("a real hawkBit is not full on request")
+    body = b'{"errorCode": "hawkbit.server.error.quota.storageExceeded", "message": "Storage quota exceeded"}'
+    model.fail_next("POST", "/artifacts", Response(429, body, {"content-type": "application/json"}))
+    async with house_at(hawkbit, tmp_path) as house:
+        await house.device()
+        await house.publish("2.0", NEW)
+        await house.want("2.0")
+        problems = house.store.parts.worker.problems
+
+        async def named() -> bool:
+            return "Storage quota exceeded" in problems.get(f"firmware {house.app}/2.0", "")
+
+        await until("the quota is named", named)
+        assert not house.store.parts.worker.health.problem
+        await house.quiet()
+        report = await Reconciler(house.store).run(house.app, dry_run=False)
+        assert any(row.finding == "refused" and "Storage quota exceeded" in row.action for row in report.rows)
+        await house.action_of()
+
+        async def mended() -> bool:
+            return not problems
+
+        await until("no problem is left", mended)
+
+
 async def test_idle_devices_cost_one_request_a_poll(hawkbit: Hawkbit, tmp_path: Path) -> None:
     async with house_at(hawkbit, tmp_path, poll_s=0.2, resync_s=3600.0) as house:
         for number in range(30):
@@ -320,3 +351,30 @@ async def test_a_failure_of_every_attempt_closes_the_action(hawkbit: Server, tmp
 
 async def _error(person: Person, house: House, action: int) -> bool:
     return bool((await person.action(house.target(), action))["status"] == "error")
+
+
+@pytest.mark.slow
+async def test_ten_thousand_idle_devices_cost_what_the_guide_says(hawkbit: Hawkbit, tmp_path: Path) -> None:
+    """With the defaults, for a minute: the feed every 5 s, and no more than 5 last contacts a second."""
+    names = [f"d{number:05}" for number in range(10_000)]
+    defaults = {"poll_s": 5.0, "seen_per_s": 5.0, "resync_s": 900.0}
+    async with house_at(hawkbit, tmp_path, **defaults) as house:
+        for first in range(0, len(names), 500):
+            puts = [PutDevice(Device(Metadata(name, house.app))) for name in names[first : first + 500]]
+            await house.store.commit(puts)
+        await until("all are registered", lambda: registered(house, len(names)), timeout_s=250)
+        await house.quiet()
+        client = house.store.parts.client
+        before = client.requests.copy()
+        for name in names:
+            house.bus.publish(DeviceSeen(house.app, name, 0.0))
+        await trio.sleep(60.0)
+        spent = client.requests - before
+        print("in 60 s:", dict(spent))
+        assert set(spent) <= {"mgmt feed", "ddi poll"}, spent
+        assert 1 <= spent["mgmt feed"] <= 13
+        assert 1 <= spent["ddi poll"] <= 301
+
+
+async def registered(house: House, count: int) -> bool:
+    return len(house.store.parts.worker.targets) >= count

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dfud.api import App, DeleteApp, DeleteDevice, RetryRequested
 from dfud.registry.firmware import Upload
 from dfud.wire.manifest import FLAG_RAW, Manifest, sign
-from dfud.wire.messages import Outcome, Phase, Progress, Result, Type
+from dfud.wire.messages import Command, Outcome, Phase, Progress, Result, Type
 from tests.hawkbit.house import OLD, House, Person, Server, digest, house_at, person_at, until
 
 NEW = b"new image " * 3000
@@ -256,14 +256,22 @@ async def test_an_app_default_is_assigned_when_it_reaches_a_device(hawkbit: Serv
 
 
 async def test_progress_is_told_in_few_feedbacks_and_never_one_a_chunk(hawkbit: Server, tmp_path: Path) -> None:
-    image = random.Random(1).randbytes(1_100_000)
+    image = random.Random(1).randbytes(120_000)
     async with house_at(hawkbit, tmp_path) as house, person_at(hawkbit) as person:
         device = await house.device()
+        device.status = msgspec.structs.replace(device.status, payload=4608)
         await house.publish("2.0", image)
         await house.want("2.0")
         number = await house.action_of()
-        command = await device.poll()
-        assert command is not None and command.chunks > 60
+        command: Command | None = None
+
+        async def made() -> bool:
+            nonlocal command
+            command = await device.poll()
+            return command is not None and command.type is Type.UPDATE
+
+        await until("its package is made", made)
+        assert command is not None and command.chunks > 25
         held: list[bytes] = []
         for count in range(0, command.chunks, 5):
             first = len(held)

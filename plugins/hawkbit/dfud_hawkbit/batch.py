@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -26,22 +27,29 @@ BulkStep = Callable[[list[Case]], Awaitable[None]]
 
 
 class Health:
-    """Whether hawkBit can be asked; says so once, when it changes."""
+    """Whether hawkBit can be asked, by who asks it; says so once, when it changes."""
 
     def __init__(self) -> None:
-        self.problem = ""
-        self.tries = 0
+        self._problems: dict[str, str] = {}
+        self._tries: Counter[str] = Counter()
 
-    def away(self, problem: str) -> None:
-        self.tries += 1
-        if problem != self.problem:
-            self.problem = problem
-            log.error("hawkBit is away; devices are served from the records", extra={"why": problem})
+    @property
+    def problem(self) -> str:
+        """Return why hawkBit is away, or ""."""
+        return next(iter(self._problems.values()), "")
 
-    def here(self) -> None:
-        if self.problem:
-            log.info("hawkBit is back", extra={"tries": self.tries})
-        self.problem, self.tries = "", 0
+    def away(self, who: str, problem: str) -> int:
+        """Note a failure; return how many there were in a row."""
+        self._tries[who] += 1
+        if problem != self._problems.get(who):
+            self._problems[who] = problem
+            log.error("hawkBit is away; devices are served from the records", extra={"who": who, "why": problem})
+        return self._tries[who]
+
+    def here(self, who: str) -> None:
+        if self._problems.pop(who, ""):
+            log.info("hawkBit is back", extra={"who": who, "tries": self._tries[who]})
+        self._tries.pop(who, None)
 
 
 class Worker:
@@ -75,10 +83,20 @@ class Worker:
         now_s = self._now()
         async for key, _ in self._documents(records.DIRTY_FIRMWARE):
             self.firmware_work.poke(key, now_s)
+        await self.retry_firmware()
         async for key, _ in self._documents(records.DIRTY):
             self.work.poke(key, now_s)
         async for key, value in self._documents(records.LINKS):
             self._note(key, msgspec.msgpack.decode(value, type=Link))
+
+    async def retry_firmware(self, app: str = "") -> int:
+        """Try again what hawkBit refused, of one app or of all; return how many."""
+        count = 0
+        async for key, value in self._documents(records.SETS, f"{app}/" if app else ""):
+            if not msgspec.msgpack.decode(value, type=FirmwareSet).set_id:
+                self.firmware_work.poke(key, self._now())
+                count += 1
+        return count
 
     async def _documents(self, collection: str, prefix: str = "") -> AsyncPairs:
         after = ""
@@ -113,15 +131,15 @@ class Worker:
                 await self._firmware_due()
                 await self._batch(self.work.take(self._now(), BATCH))
             except Away as away:
-                await self.pause(away)
+                await self.pause("worker", away)
             except StoreError as error:
                 log.error("the records cannot be used", extra={"why": str(error)})
                 await trio.sleep(self._config.retry_s)
 
-    async def pause(self, away: Away) -> None:
+    async def pause(self, who: str, away: Away) -> None:
         """Sleep as long as hawkBit should be left alone."""
-        self.health.away(str(away))
-        wait_s = min(self._config.retry_s * 2 ** min(self.health.tries - 1, 20), self._config.retry_max_s)
+        tries = self.health.away(who, str(away))
+        wait_s = min(self._config.retry_s * 2 ** min(tries - 1, 20), self._config.retry_max_s)
         await trio.sleep(max(wait_s, min(away.retry_after_s, self._config.retry_max_s)))
 
     async def _wait(self) -> None:
@@ -158,6 +176,7 @@ class Worker:
             if self.firmware_work.unchanged(key, generation):
                 await self._store.commit(await records.forget(self._store, records.DIRTY_FIRMWARE, key))
             self.firmware_work.finish(key, generation)
+            self.health.here("worker")
 
     def _awaited(self, app: str) -> None:
         """Look again at the devices that could not get something; this may have been it."""
@@ -192,7 +211,7 @@ class Worker:
         if problems:
             raise problems[0]
         if taken:
-            self.health.here()
+            self.health.here("worker")
 
     async def _bulk(self, step: BulkStep, cases: list[Case]) -> None:
         if not cases:

@@ -30,7 +30,7 @@ class HawkbitConfig(msgspec.Struct, frozen=True):
     )
     overlap_s: Annotated[
         float,
-        Meta(description="how far each of these questions reaches back; rows appear late", ge=60, le=3600, extra=S),
+        Meta(description="how far each of these questions reaches back; rows appear late", ge=120, le=3600, extra=S),
     ] = 120.0
     resync_s: Annotated[
         float,

@@ -59,12 +59,12 @@ class Feed:
                     await self.resync()
                 else:
                     await self.poll()
-                self._worker.health.here()
+                self._worker.health.here("feed")
             except Away as away:
-                await self._worker.pause(away)
+                await self._worker.pause("feed", away)
                 continue
             except Refused as refused:
-                self._worker.health.away(str(refused))
+                self._worker.health.away("feed", str(refused))
             await trio.sleep(self._config.poll_s)
 
     async def poll(self) -> None:

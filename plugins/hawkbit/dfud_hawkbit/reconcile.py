@@ -63,6 +63,11 @@ class Reconciler:
             # One sentence for the user, out of as many as there were requests under way.
             raise _first(group) from None
         report = Report(rows=[])
+        for name, problem in sorted(self._parts.worker.problems.items()):
+            if name.startswith(f"firmware {app_name}/"):
+                report.rows.append(Row(name, "", "", "", "refused", f"will try again: {problem}"))
+        if not dry_run:
+            report.mended += await self._parts.worker.retry_firmware(app_name)
         known: set[str] = set()
         async for view in self._views(app_name):
             target = target_id(app_name, view.device.name)
@@ -137,7 +142,7 @@ class Reconciler:
             return Row(view.device.name, desired, assigned, shown, finding, action)
 
         if link.problem:
-            return row("refused", f"none: {link.problem}")
+            return row("refused", f"will try again: {link.problem}")
         if target not in hawkbit.status:
             return row("target-missing", "will make the target")
         if link.action:
@@ -175,6 +180,8 @@ class Reconciler:
                 path = f"/distributionsets/{known.set_id}/assignedTargets"
                 await self._parts.client.mgmt("reconcile", "POST", path, [{"id": target, "type": "forced"}])
                 link = msgspec.structs.replace(link, wish="", deployment="", installed="")
+            case "refused":
+                link = msgspec.structs.replace(link, wish="", problem="")
             case _:
                 link = msgspec.structs.replace(link, wish="", installed="")
         work = self._parts.worker.work
