@@ -244,7 +244,7 @@ async def test_a_full_hawkbit_is_named_and_tried_again_on_request(hawkbit: Hawkb
     if model is None:
         pytest.skip("a real hawkBit is not full on request")
     body = b'{"errorCode": "hawkbit.server.error.quota.storageExceeded", "message": "Storage quota exceeded"}'
-    model.fail_next("POST", "/artifacts", Response(429, body, {"content-type": "application/json"}))
+    model.fail_next("POST", "/artifacts", Response(429, body, {"content-type": "application/json"}), times=2)
     async with house_at(hawkbit, tmp_path) as house:
         await house.device()
         await house.publish("2.0", NEW)

@@ -363,6 +363,7 @@ class Worker:
     async def _assign_group(self, app: str, version: str, group: list[Case]) -> None:
         try:
             made = await self._firmware.push(app, version)
+            self.problems.pop(f"firmware {app}/{version}", None)
             answer = await self._client.assign(made.set_id, [case.target for case in group], type="forced")
         except (Refused, Unusable) as error:
             if len(group) > 1 and isinstance(error, Refused):
