@@ -225,7 +225,7 @@ def config_data(state: State, request: Request, cid: str) -> Response:
         raise bad_body() from None
     target = state.target(cid)
     if any(len(str(text)) > e.ATTRIBUTE_CHARS for pair in data.items() for text in pair if text is not None):
-        raise e.Problem(400, "hawkbit.server.error.repo.invalidTargetAttribute", "too long")
+        raise e.Problem(400, "hawkbit.server.error.repo.invalidTargetAttributes", "too long")
     new = {} if mode == "replace" else dict(target.attributes)
     for key, value in data.items():
         if mode == "remove" or value is None:
@@ -246,7 +246,7 @@ def installed(state: State, request: Request, cid: str) -> Response:
     found = [s for s in state.sets.values() if (s.name, s.version) == (body["name"], body["version"]) and not s.deleted]
     if not found:
         raise e.not_found("DistributionSet", f"{body['name']}:{body['version']}")
-    done = state.assign(found[0], [{"id": cid}], offline=True)
+    done = state.assign(found[0], [{"id": cid}], offline=True, by=cid)
     return Response(200 if done["alreadyAssigned"] else 201)
 
 
@@ -270,18 +270,33 @@ def confirmation_feedback(state: State, request: Request, cid: str, aid: int) ->
     return Response(200)
 
 
+@ROUTES.add("GET", "/{cid}/softwaremodules/{mid:int}/artifacts")
+def list_artifacts(state: State, request: Request, cid: str, mid: int) -> Response:
+    target, module = state.target(cid), state.module(mid)
+    _action_with(state, target, mid)
+    at = f"{_base(request, cid)}/softwaremodules/{mid}/artifacts"
+    return answer([_artifact(at, artifact) for artifact in module.artifacts.values()])
+
+
+def _action_with(state: State, target: e.Target, mid: int) -> e.Action:
+    """Return an open action of this target's with this module."""
+    for action in target.open.values():
+        if not action.canceling and mid in state.sets[action.ds].modules:
+            return action
+    raise e.Problem(
+        404, "hawkbit.server.error.repo.entityNotFound", f"Software Module {mid} is not assigned to {target.cid}"
+    )
+
+
 @ROUTES.add("GET", "/{cid}/softwaremodules/{mid:int}/artifacts/{name}")
 def download(state: State, request: Request, cid: str, mid: int, name: str) -> Response:
     target, module = state.target(cid), state.module(mid)
     found = [a for a in module.artifacts.values() if a.filename == name]
     if not found:
         return Response(404)
-    actions = [a for a in target.open.values() if not a.canceling and mid in state.sets[a.ds].modules]
-    if not actions:
-        code = "hawkbit.server.error.repo.softwareModuleNotAssignedToTarget"
-        raise e.Problem(404, code, f"Software Module {mid} is not assigned to target {cid}")
+    action = _action_with(state, target, mid)
     if "range" not in request.headers:
         message = [f"{SERVER}Target downloads {request.path}"]
-        state.check_quota(actions[0], "download", message)
-        state.note(actions[0], "download", message)
+        state.check_quota(action, "download", message)
+        state.note(action, "download", message)
     return served(request, found[0])

@@ -144,6 +144,7 @@ class Action(Base):
 @dataclass
 class Group(Base):
     name: str = ""
+    description: str | None = None
     status: str = "ready"
     filter: str = ""
     percentage: float = 100.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -11,12 +12,12 @@ from tests.hawkbit.model import entities as e
 from tests.hawkbit.model.query import compile_query
 from tests.hawkbit.model.ranges import served
 from tests.hawkbit.model.routes import Request, Response, Routes, answer, in_order, page
-from tests.hawkbit.model.state import State
+from tests.hawkbit.model.state import State, next_start
 
 ROUTES = Routes()
 PAGED = ("q", "sort", "limit", "offset")
 _MODULE_TYPES = {"os": (1, "OS"), "application": (2, "Application")}
-_SET_TYPES = {"os": (1, "OS only"), "os_app": (2, "OS with app(s)"), "app": (3, "App(s) only")}
+_SET_TYPES = {"app": (1, "App(s) only"), "os": (2, "OS only"), "os_app": (3, "OS with app(s)")}
 ACTION_FIELDS = {
     "id": lambda a: a.id,
     "active": lambda a: a.active,
@@ -75,7 +76,7 @@ def _rows(request: Request, rows: list[Any], fields: Any) -> list[Any]:
 
 def _taken(kind: str) -> e.Problem:
     return e.Problem(
-        409, "hawkbit.server.error.repo.entitiyAlreayExists", f"The given {kind} already exists in database."
+        409, "hawkbit.server.error.repo.entityAlreadyExists", f"The given {kind} already exists in database."
     )
 
 
@@ -97,7 +98,7 @@ def show_module(request: Request, module: e.Module) -> dict[str, Any]:
         "encrypted": False,
         "locked": module.locked,
         "deleted": module.deleted,
-        "complete": bool(module.artifacts),
+        "complete": True,
     }
     value["_links"] = {"self": _link(request, f"/softwaremodules/{module.id}")}
     return value
@@ -131,12 +132,16 @@ def list_modules(state: State, request: Request) -> Response:
 @ROUTES.add("GET", "/softwaremodules/{id:int}")
 def get_module(state: State, request: Request, number: int) -> Response:
     request.only()
-    value = show_module(request, state.module(number))
-    path = f"/softwaremodules/{number}"
+    return answer(_whole_module(request, state.module(number)))
+
+
+def _whole_module(request: Request, module: e.Module) -> dict[str, Any]:
+    value = show_module(request, module)
+    path = f"/softwaremodules/{module.id}"
     value["_links"]["artifacts"] = _link(request, f"{path}/artifacts")
-    value["_links"]["type"] = _link(request, f"/softwaremoduletypes/{_MODULE_TYPES[value['type']][0]}")
+    value["_links"]["type"] = _link(request, f"/softwaremoduletypes/{_MODULE_TYPES[module.type][0]}")
     value["_links"]["metadata"] = _link(request, f"{path}/metadata")
-    return answer(value)
+    return value
 
 
 @ROUTES.add("DELETE", "/softwaremodules/{id:int}")
@@ -156,7 +161,7 @@ def put_module(state: State, request: Request, number: int) -> Response:
     for key, value in body.items():
         setattr(module, key, value)
     module.modified_at = state.now()
-    return answer(show_module(request, module))
+    return answer(_whole_module(request, module))
 
 
 @ROUTES.add("GET", "/softwaremodules/{id:int}/metadata")
@@ -179,6 +184,14 @@ def make_module_metadata(state: State, request: Request, number: int) -> Respons
         raise e.quota("Metadata", "SoftwareModule", number, e.METADATA_MAX, len(rows))
     module.metadata = new
     return Response(201)
+
+
+@ROUTES.add("GET", "/softwaremodules/{id:int}/metadata/{key}")
+def get_module_metadata(state: State, request: Request, number: int, key: str) -> Response:
+    found = state.module(number).metadata.get(key)
+    if found is None:
+        raise e.not_found("SoftwareModuleMetadata", key)
+    return answer({"key": key, "value": found[0], "targetVisible": found[1]})
 
 
 @ROUTES.add("PUT", "/softwaremodules/{id:int}/metadata/{key}")
@@ -239,7 +252,7 @@ def upload(state: State, request: Request, number: int) -> Response:
     filename = request.query.get("filename") or filename
     if module.locked:
         raise e.Problem(
-            423, "hawkbit.server.error.entity.locked", f"SoftwareModule with given identifier {{{number}}} is locked."
+            423, "hawkbit.server.error.locked", f"SoftwareModule with given identifier {{{number}}} is locked."
         )
     hashes = {
         "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(),
@@ -284,7 +297,7 @@ def delete_artifact(state: State, request: Request, number: int, aid: int) -> Re
     _artifact(state, number, aid)
     if module.locked:
         raise e.Problem(
-            423, "hawkbit.server.error.entity.locked", f"SoftwareModule with given identifier {{{number}}} is locked."
+            423, "hawkbit.server.error.locked", f"SoftwareModule with given identifier {{{number}}} is locked."
         )
     del module.artifacts[aid]
     return Response(204)
@@ -362,7 +375,7 @@ def get_set(state: State, request: Request, number: int) -> Response:
     request.only()
     value = show_set(state, request, state.set(number))
     path = f"/distributionsets/{number}"
-    value["_links"]["modules"] = _link(request, f"{path}/assignedSM")
+    value["_links"]["modules"] = _link(request, f"{path}/assignedSM?offset=0&limit=50")
     value["_links"]["type"] = _link(request, f"/distributionsettypes/{_SET_TYPES[value['type']][0]}")
     value["_links"]["metadata"] = _link(request, f"{path}/metadata")
     return answer(value)
@@ -470,13 +483,20 @@ def list_targets(state: State, request: Request) -> Response:
 @ROUTES.add("GET", "/targets/{cid}")
 def get_target(state: State, request: Request, cid: str) -> Response:
     request.only()
-    value = show_target(state, request, state.target(cid))
+    return answer(_with_links(state, request, state.target(cid)))
+
+
+def _with_links(state: State, request: Request, target: e.Target) -> dict[str, Any]:
+    value = show_target(state, request, target)
+    cid = target.cid
     for name in ("assignedDS", "installedDS", "attributes"):
         value["_links"][name] = _link(request, f"/targets/{quote(cid)}/{name}")
-    path = f"/targets/{quote(cid)}/actions?offset=0&limit=50&sort=id:DESC"
+    path = f"/targets/{quote(cid)}/actions?offset=0&limit=50&sort=id%3ADESC"
     value["_links"]["actions"] = _link(request, path)
     value["_links"]["metadata"] = _link(request, f"/targets/{quote(cid)}/metadata")
-    return answer(value)
+    if "autoConfirmActive" in value:
+        value["_links"]["autoConfirm"] = _link(request, f"/targets/{quote(cid)}/autoConfirm")
+    return value
 
 
 @ROUTES.add("PUT", "/targets/{cid}")
@@ -486,7 +506,7 @@ def put_target(state: State, request: Request, cid: str) -> Response:
     for key, value in request.json("name", "description", "securityToken", "requestAttributes").items():
         setattr(target, names.get(key, key), value)
     target.modified_at = state.now()
-    return answer(show_target(state, request, target))
+    return answer(_with_links(state, request, target))
 
 
 @ROUTES.add("DELETE", "/targets/{cid}")
@@ -539,7 +559,7 @@ def get_installed(state: State, request: Request, cid: str) -> Response:
 def _whole_set(state: State, request: Request, number: int) -> Response:
     value = show_set(state, request, state.sets[number])
     path = f"/distributionsets/{number}"
-    value["_links"]["modules"] = _link(request, f"{path}/assignedSM")
+    value["_links"]["modules"] = _link(request, f"{path}/assignedSM?offset=0&limit=50")
     value["_links"]["type"] = _link(request, f"/distributionsettypes/{_SET_TYPES[value['type']][0]}")
     value["_links"]["metadata"] = _link(request, f"{path}/metadata")
     return answer(value)
@@ -572,7 +592,10 @@ def show_action(state: State, request: Request, action: e.Action, *, full: bool)
     value["forceType"] = action.force_type
     value["weight"] = action.weight
     if action.window is not None:
-        value["maintenanceWindow"] = dict(action.window)
+        value["maintenanceWindow"] = {
+            **action.window,
+            "nextStartAt": next_start(action.window, int(time.time() * 1000)),
+        }
     if action.rollout is not None:
         value["rollout"] = action.rollout.id
         value["rolloutName"] = action.rollout.name
@@ -585,7 +608,7 @@ def show_action(state: State, request: Request, action: e.Action, *, full: bool)
         ds = state.sets[action.ds]
         links["target"] = _link(request, f"/targets/{cid}", action.target.name)
         links["distributionset"] = _link(request, f"/distributionsets/{ds.id}", f"{ds.name}:{ds.version}")
-        links["status"] = _link(request, f"{path}/status?offset=0&limit=50&sort=id:DESC")
+        links["status"] = _link(request, f"{path}/status?offset=0&limit=50&sort=id%3ADESC")
         if action.rollout is not None:
             links["rollout"] = _link(request, f"/rollouts/{action.rollout.id}", action.rollout.name)
     value["_links"] = links
@@ -602,6 +625,8 @@ def list_actions(state: State, request: Request) -> Response:
 
 @ROUTES.add("DELETE", "/actions")
 def delete_actions(state: State, request: Request) -> Response:
+    if "q" not in request.query:
+        raise e.Problem(400, "hawkbit.server.error.rest.body.notReadable", "neither q nor a list of actions")
     request.only("q")
     test = compile_query(request.query["q"], ACTION_FIELDS)
     for action in [a for a in state.actions.values() if test(a)]:
@@ -622,6 +647,8 @@ def list_target_actions(state: State, request: Request, cid: str) -> Response:
 @ROUTES.add("GET", "/targets/{cid}/actions/{aid:int}")
 def get_action(state: State, request: Request, cid: str, aid: int) -> Response:
     request.only()
+    if aid in state.actions and aid not in state.target(cid).actions:
+        return Response(404)
     return answer(show_action(state, request, state.action(state.target(cid), aid), full=True))
 
 
@@ -636,7 +663,7 @@ def cancel_action(state: State, request: Request, cid: str, aid: int) -> Respons
 def put_action(state: State, request: Request, cid: str, aid: int) -> Response:
     action = state.action(state.target(cid), aid)
     if request.json("forceType")["forceType"] != "forced":
-        raise e.Problem(400, "hawkbit.server.error.rest.body.notReadable", "only to forced")
+        raise e.Problem(400, "hawkbit.server.error.repo.constraintViolation", "only to forced")
     if action.active and not action.canceling:
         action.force_type = "forced"
         action.modified_at = state.now()
@@ -651,7 +678,7 @@ def list_status(state: State, request: Request, cid: str, aid: int) -> Response:
 
 
 def _show_status(entry: e.ActionStatus) -> dict[str, Any]:
-    value: dict[str, Any] = {"id": entry.id, "type": entry.type, "messages": entry.messages}
+    value: dict[str, Any] = {"id": entry.id, "type": entry.type, "messages": entry.messages or [None]}
     value["reportedAt"] = entry.reported_at
     value["timestamp"] = entry.timestamp
     if entry.code is not None:
@@ -664,7 +691,7 @@ def put_confirmation(state: State, request: Request, cid: str, aid: int) -> Resp
     body = request.json("confirmation", "code", "details")
     action = state.action(state.target(cid), aid)
     state.confirm(action, body["confirmation"] == "confirmed", body.get("details") or [], body.get("code"))
-    return Response(200)
+    return Response(204)
 
 
 # Settings
@@ -677,13 +704,18 @@ def list_configs(state: State, request: Request) -> Response:
 
 def _show_config(state: State, request: Request, key: str) -> dict[str, Any]:
     value: dict[str, Any] = {"value": state.setting(key), "global": key not in state.config}
+    if key in state.config:
+        now = state.now()
+        value |= _base(e.Base(0, now, now))
     value["_links"] = {"self": _link(request, f"/system/configs/{key}")}
     return value
 
 
 def _key(state: State, key: str) -> str:
     if key not in state.defaults:
-        raise e.Unknown(f"setting {key}")
+        raise e.Problem(
+            400, "hawkbit.server.error.configKeyInvalid", f"The given configuration key {key} does not exist."
+        )
     return key
 
 
@@ -694,17 +726,14 @@ def get_config(state: State, request: Request, key: str) -> Response:
 
 @ROUTES.add("PUT", "/system/configs/{key}")
 def put_config(state: State, request: Request, key: str) -> Response:
-    state.config[_key(state, key)] = request.json("value")["value"]
-    return answer(_show_config(state, request, key))
+    state.configure({key: request.json("value")["value"]})
+    return Response(204)
 
 
 @ROUTES.add("PUT", "/system/configs")
 def put_configs(state: State, request: Request) -> Response:
-    body = request.json()
-    for key in body:
-        _key(state, key)
-    state.config |= body
-    return answer([_show_config(state, request, key) for key in body])
+    state.configure(request.json())
+    return Response(204)
 
 
 @ROUTES.add("DELETE", "/system/configs/{key}")

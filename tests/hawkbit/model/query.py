@@ -96,7 +96,7 @@ class _Parser:
         try:
             limit = int(values[0])
         except ValueError:
-            raise Problem(400, "hawkbit.server.error.rest.param.rsqlParamSyntax", f"bad value {values[0]}") from None
+            raise Problem(400, "hawkbit.server.error.rest.body.notReadable", f"bad value {values[0]}") from None
         compare: dict[str, Callable[[int], bool]] = {
             "=gt=": lambda value: value > limit,
             "=ge=": lambda value: value >= limit,

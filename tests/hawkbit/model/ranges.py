@@ -28,11 +28,11 @@ def served(request: Request, artifact: Artifact) -> Response:
         raise Unknown(f"several ranges: {wanted}")
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted)
     if not found or found.groups() == ("", ""):
-        return Response(416, b"", {"content-range": f"bytes */{size}"})
+        return Response(416, b"", {**headers, "content-range": f"bytes */{size}"})
     first, last = found.groups()
     start = int(first) if first else max(0, size - int(last))
     end = min(int(last), size - 1) if first and last else size - 1
     if start >= size or start > end:
-        return Response(416, b"", {"content-range": f"bytes */{size}"})
+        return Response(416, b"", {**headers, "content-range": f"bytes */{size}"})
     headers["content-range"] = f"bytes {start}-{end}/{size}"
     return Response(206, artifact.data[start : end + 1], headers)

@@ -14,7 +14,7 @@ from tests.hawkbit.model.state import State
 _OVER = ("finished", "error", "canceled", "downloaded")
 
 
-def show_rollout(state: State, request: Request, rollout: e.Rollout) -> dict[str, Any]:
+def show_rollout(request: Request, rollout: e.Rollout, *, full: bool) -> dict[str, Any]:
     value = _base(rollout)
     value["name"] = rollout.name
     if rollout.description is not None:
@@ -24,11 +24,14 @@ def show_rollout(state: State, request: Request, rollout: e.Rollout) -> dict[str
     value["distributionSetId"] = rollout.ds
     value["status"] = rollout.status
     value["totalTargets"] = sum(len(group.targets) for group in rollout.groups)
-    value["totalTargetsPerStatus"] = counts(a for g in rollout.groups for a in _states(g))
-    value["totalGroups"] = len(rollout.groups)
+    if full:
+        value["totalTargetsPerStatus"] = counts(a for g in rollout.groups for a in _states(g))
+        value["totalGroups"] = len(rollout.groups)
     value["type"] = rollout.force_type
     value["weight"] = rollout.weight
     value["deleted"] = rollout.deleted
+    value["dynamic"] = False
+    value["forcetime"] = rollout.force_time or 0
     value["_links"] = {"self": _link(request, f"/rollouts/{rollout.id}")}
     return value
 
@@ -79,7 +82,7 @@ def make_rollout(state: State, request: Request) -> Response:
     ds = state.set(body["distributionSetId"])
     test = compile_query(body["targetFilterQuery"], TARGET_FIELDS)
     if any(r.name == body["name"] for r in state.rollouts.values()):
-        raise e.Problem(409, "hawkbit.server.error.repo.entitiyAlreayExists", "exists")
+        raise e.Problem(409, "hawkbit.server.error.repo.entityAlreadyExists", "exists")
     cids = [t.cid for t in state.targets.values() if test(t)]
     if not cids:
         raise e.Problem(
@@ -100,13 +103,17 @@ def make_rollout(state: State, request: Request) -> Response:
         group = e.Group(state.next_id("group"), now, now, name=spec.get("name", f"group-{index + 1}"))
         group.success = merged.get("successCondition", {}).get("expression", "50")
         group.success_action = merged.get("successAction", {}).get("action", "NEXTGROUP")
-        if "errorCondition" in merged:
-            group.error = merged["errorCondition"]["expression"]
+        group.error = merged.get("errorCondition", {"expression": "50"})["expression"]
+        group.filter = spec.get("targetFilterQuery", "")
+        group.description = None if body.get("groups") else group.name
         group.confirmation = bool(merged.get("confirmationRequired"))
+        matches = compile_query(group.filter, TARGET_FIELDS) if group.filter else lambda target: True
         share = spec.get("targetPercentage", 100.0) if body.get("groups") else 100.0 / (len(specs) - index)
-        group.percentage = share
-        size = min(len(left), math.ceil(len(left) * share / 100 - 1e-9))
-        group.targets, left = left[:size], left[size:]
+        group.percentage = share if body.get("groups") else 100.0 / len(specs)
+        fitting = [cid for cid in left if matches(state.targets[cid])]
+        group.targets = fitting[: math.ceil(len(fitting) * share / 100 - 1e-9)]
+        taken = set(group.targets)
+        left = [cid for cid in left if cid not in taken]
         rollout.groups.append(group)
     state.lock(ds)
     state.rollouts[rollout.id] = rollout
@@ -114,12 +121,12 @@ def make_rollout(state: State, request: Request) -> Response:
 
 
 def _with_links(state: State, request: Request, rollout: e.Rollout) -> dict[str, Any]:
-    value = show_rollout(state, request, rollout)
-    for name in ("start", "pause", "resume", "stop", "triggerNextGroup", "approve", "deny"):
+    value = show_rollout(request, rollout, full=True)
+    ds = state.sets[rollout.ds]
+    value["_links"]["distributionset"] = _link(request, f"/distributionsets/{ds.id}", f"{ds.name}:{ds.version}")
+    for name in ("start", "pause", "resume", "triggerNextGroup", "approve", "deny"):
         value["_links"][name] = _link(request, f"/rollouts/{rollout.id}/{name}")
-    value["_links"]["groups"] = _link(
-        request, f"/rollouts/{rollout.id}/deploygroups?offset=0&limit=50{{&sort,q,representation}}"
-    )
+    value["_links"]["groups"] = _link(request, f"/rollouts/{rollout.id}/deploygroups?offset=0&limit=50")
     return value
 
 
@@ -134,13 +141,14 @@ def list_rollouts(state: State, request: Request) -> Response:
     request.only(*PAGED, "representation")
     fields = {"id": lambda r: r.id, "name": lambda r: r.name, "status": lambda r: r.status}
     rows = _rows(request, [r for r in state.rollouts.values() if not r.deleted], fields)
-    return page(request, rows, lambda r: show_rollout(state, request, r))
+    full = request.query.get("representation") == "full"
+    return page(request, rows, lambda r: show_rollout(request, r, full=full))
 
 
 def _move(state: State, number: int, wanted: tuple[str, ...], to: str) -> Response:
     rollout = _rollout(state, number)
     if rollout.status not in wanted:
-        code = "hawkbit.server.error.rollout.illegalstate"
+        code = "hawkbit.server.error.rollout.illegalState"
         raise e.Problem(400, code, f"Rollout is in state {rollout.status}")
     rollout.status = to
     rollout.modified_at = state.now()
@@ -165,16 +173,28 @@ def resume(state: State, request: Request, number: int) -> Response:
 @ROUTES.add("GET", "/rollouts/{id:int}/deploygroups")
 def list_groups(state: State, request: Request, number: int) -> Response:
     request.only(*PAGED, "representation")
-    return page(request, _rollout(state, number).groups, lambda g: show_group(request, number, g))
+    full = request.query.get("representation") == "full"
+    return page(request, _rollout(state, number).groups, lambda g: show_group(request, number, g, full=full))
 
 
-def show_group(request: Request, number: int, group: e.Group) -> dict[str, Any]:
+def show_group(request: Request, number: int, group: e.Group, *, full: bool) -> dict[str, Any]:
     value = _base(group)
     value["name"] = group.name
     value["id"] = group.id
     value["status"] = group.status
     value["totalTargets"] = len(group.targets)
-    value["totalTargetsPerStatus"] = counts(_states(group))
+    if group.description is not None:
+        value["description"] = group.description
+    value["dynamic"] = False
+    value["targetFilterQuery"] = group.filter
+    value["targetPercentage"] = float(group.percentage)
+    value["successCondition"] = {"condition": "THRESHOLD", "expression": group.success}
+    value["successAction"] = {"action": group.success_action, "expression": ""}
+    if group.error is not None:
+        value["errorCondition"] = {"condition": "THRESHOLD", "expression": group.error}
+        value["errorAction"] = {"action": group.error_action, "expression": ""}
+    if full:
+        value["totalTargetsPerStatus"] = counts(_states(group))
     value["_links"] = {"self": _link(request, f"/rollouts/{number}/deploygroups/{group.id}")}
     return value
 
@@ -184,7 +204,7 @@ def get_group(state: State, request: Request, number: int, gid: int) -> Response
     found = [g for g in _rollout(state, number).groups if g.id == gid]
     if not found:
         raise e.not_found("RolloutGroup", gid)
-    return answer(show_group(request, number, found[0]))
+    return answer(show_group(request, number, found[0], full=True))
 
 
 @ROUTES.add("GET", "/rollouts/{id:int}/deploygroups/{gid:int}/targets")
@@ -203,11 +223,18 @@ def step(state: State) -> None:
     for rollout in state.rollouts.values():
         if rollout.status == "creating":
             rollout.status = "ready"
-            rollout.modified_at = state.now()
+            for group in rollout.groups:
+                _touch(state, group)
+            _touch(state, rollout)
         elif rollout.status == "starting":
             _start(state, rollout)
         elif rollout.status == "running":
             _run(state, rollout)
+
+
+def _touch(state: State, row: e.Base) -> None:
+    row.modified_at = state.now()
+    row.modified_by = "system"
 
 
 def _start(state: State, rollout: e.Rollout) -> None:
@@ -229,7 +256,7 @@ def _start(state: State, rollout: e.Rollout) -> None:
         if index == 0:
             _begin(state, rollout, group)
     rollout.status = "running"
-    rollout.modified_at = state.now()
+    _touch(state, rollout)
 
 
 def _text(rollout: e.Rollout, group: e.Group) -> str:
@@ -256,10 +283,10 @@ def _run(state: State, rollout: e.Rollout) -> None:
         done = states.count("finished")
         failed = states.count("error")
         over = sum(1 for a in group.actions if a.status in _OVER)
-        if group.error is not None and states and failed * 100 / len(states) >= float(group.error) and failed:
+        if group.error is not None and states and failed * 100 / len(states) > float(group.error):
             group.status = "error"
             rollout.status = "paused"
-            rollout.modified_at = state.now()
+            _touch(state, rollout)
             return
         following = rollout.groups[index + 1] if index + 1 < len(rollout.groups) else None
         enough = not states or done * 100 / len(states) >= float(group.success)
@@ -267,6 +294,11 @@ def _run(state: State, rollout: e.Rollout) -> None:
             _begin(state, rollout, following)
         if over == len(states):
             group.status = "finished"
+    if not any(group.status == "running" for group in rollout.groups):
+        # Resumed behind a group that failed: it is left behind.
+        waiting = next((group for group in rollout.groups if group.status == "scheduled"), None)
+        if waiting is not None:
+            _begin(state, rollout, waiting)
     if all(group.status in ("finished", "error") for group in rollout.groups):
         rollout.status = "finished"
-        rollout.modified_at = state.now()
+        _touch(state, rollout)

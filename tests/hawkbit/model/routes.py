@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from tests.hawkbit.model.entities import PAGE, PAGE_MAX, Problem, Unknown
+from tests.hawkbit.model.entities import PAGE, PAGE_MAX, Problem, Target, Unknown
 
 HAL = "application/hal+json"
 
@@ -73,7 +73,7 @@ def page(request: Request, rows: list[Any], show: Callable[[Any], Any]) -> Respo
     return answer({"content": shown, "total": len(rows), "size": len(shown)})
 
 
-def in_order(request: Request, rows: Iterable[Any], default: str = "id:ASC") -> list[Any]:
+def in_order(request: Request, rows: Sequence[Any], default: str = "id:ASC") -> list[Any]:
     name, _, direction = request.query.get("sort", default).partition(":")
     keys = {
         "id": "id",
@@ -85,6 +85,8 @@ def in_order(request: Request, rows: Iterable[Any], default: str = "id:ASC") -> 
     if name.lower() not in keys:
         raise Unknown(f"sort by {name}")
     attribute = keys[name.lower()]
+    if attribute == "id" and rows and isinstance(rows[0], Target):
+        attribute = "cid"  # the id of a target is what it is called
     return sorted(rows, key=lambda row: getattr(row, attribute), reverse=direction.upper() == "DESC")
 
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 import httptools
 import trio
 
-from tests.hawkbit.model import ddi, mgmt
+from tests.hawkbit.model import ddi, mgmt, more
 from tests.hawkbit.model.entities import Problem, Unknown
 from tests.hawkbit.model.rollouts import step
 from tests.hawkbit.model.routes import Request, Response, answer
@@ -131,6 +131,7 @@ class HawkbitModel:
         while True:
             with self._lock:
                 step(self.state)
+                more.step(self.state)
             await trio.sleep(SCHEDULER_S)
 
     async def _connection(self, stream: trio.SocketStream) -> None:
@@ -182,6 +183,8 @@ class HawkbitModel:
         try:
             return self._routed(request)
         except Problem as problem:
+            if problem.status == 401 and request.path.startswith("/rest/"):
+                return answer({"timestamp": "", "status": 401, "error": "Unauthorized"}, 401, "application/json")
             if not problem.code:
                 return Response(problem.status)
             body = {"errorCode": problem.code, "message": problem.message}
@@ -274,7 +277,7 @@ def _encode(request: Request, response: Response, keep: bool) -> bytes:
         body = b""
     if response.status == 204:
         del headers["content-length"]
-    if response.status == 401:
+    if response.status == 401 and response.body:
         headers["www-authenticate"] = 'Basic realm="hawkBit"'
     headers["date"] = _date()
     if not keep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import time
 from collections import defaultdict
@@ -42,6 +43,7 @@ class State:
         self.sets: dict[int, e.DistributionSet] = {}
         self.targets: dict[str, e.Target] = {}
         self.actions: dict[int, e.Action] = {}
+        self.filters: dict[int, e.Base] = {}
         self.rollouts: dict[int, e.Rollout] = {}
         self._ids: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
         self.clock: Callable[[], float] = time.time
@@ -55,6 +57,14 @@ class State:
     def setting(self, key: str) -> Any:
         return self.config.get(key, self.defaults[key])
 
+    def configure(self, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if key not in self.defaults:
+                raise e.Problem(400, "hawkbit.server.error.configKeyInvalid", f"no setting {key}")
+            if key == "pollingTime" and not re.fullmatch(r"\d\d:\d\d:\d\d", str(value)):
+                raise e.Problem(400, "hawkbit.server.error.configValueInvalid", f"no time {value}")
+        self.config |= values
+
     # Finding
 
     def module(self, number: int) -> e.Module:
@@ -65,7 +75,7 @@ class State:
 
     def set(self, number: int) -> e.DistributionSet:
         found = self.sets.get(number)
-        if found is None or found.deleted:
+        if found is None:
             raise e.not_found("DistributionSet", number)
         return found
 
@@ -116,7 +126,9 @@ class State:
 
     # Actions
 
-    def assign(self, ds: e.DistributionSet, requests: list[dict[str, Any]], *, offline: bool = False) -> dict[str, Any]:
+    def assign(
+        self, ds: e.DistributionSet, requests: list[dict[str, Any]], *, offline: bool = False, by: str = "admin"
+    ) -> dict[str, Any]:
         """Assign a set to targets (`id` and how). Returns assigned, alreadyAssigned, total, assignedActions."""
         if len(requests) > e.ASSIGN_MAX:
             raise e.quota("Target", "DistributionSet", ds.id, e.ASSIGN_MAX, len(requests))
@@ -125,15 +137,17 @@ class State:
         if not self.complete(ds):
             text = f"Distribution set of type {ds.type} is incomplete: {ds.id}"
             raise e.Problem(400, "hawkbit.server.error.distributionset.incomplete", text)
+        for request in requests:
+            check_window(request.get("maintenanceWindow"), self.now())
         known = {r["id"]: r for r in requests if r["id"] in self.targets}
         made = []
         for cid, request in known.items():
             target = self.targets[cid]
             if target.assigned == ds.id or (offline and target.update_status == "pending"):
                 continue
-            made.append(self.new_action(target, ds, request, offline=offline))
-        if made or known:
-            self.lock(ds)
+            made.append(self.new_action(target, ds, request, offline=offline, by=by))
+        if known:
+            self.lock(ds, by)
         return {
             "alreadyAssigned": len(known) - len(made),
             "assigned": len(made),
@@ -146,19 +160,19 @@ class State:
         needed = {"os": {"os"}, "os_app": {"os"}, "app": {"application"}}.get(ds.type, set())
         return needed <= types
 
-    def lock(self, ds: e.DistributionSet) -> None:
+    def lock(self, ds: e.DistributionSet, by: str = "admin") -> None:
         if self.setting("implicit.lock.enabled"):
-            ds.locked = True
-            for number in ds.modules:
-                self.modules[number].locked = True
+            for row in (ds, *(self.modules[number] for number in ds.modules)):
+                if not row.locked:
+                    row.locked, row.modified_at, row.modified_by = True, self.now(), by
 
     def new_action(
-        self, target: e.Target, ds: e.DistributionSet, how: dict[str, Any], *, offline: bool = False
+        self, target: e.Target, ds: e.DistributionSet, how: dict[str, Any], *, offline: bool = False, by: str = "admin"
     ) -> e.Action:
         if not offline:
             self.close_obsolete(target)
         now = self.now()
-        action = e.Action(self.next_id("action"), now, now, target=target, ds=ds.id)
+        action = e.Action(self.next_id("action"), now, now, by, by, target=target, ds=ds.id)
         action.force_type = how.get("type", "forced")
         action.force_time = how.get("forcetime")
         action.weight = how.get("weight") or e.WEIGHT
@@ -167,9 +181,10 @@ class State:
         if offline:
             action.active = False
             action.status = "finished"
-            text = "Assignment initiated by user 'admin'"
+            text = f"Assignment initiated by user '{by}'"
             self.note(action, "finished", [text, SERVER + "Action reported as offline deployment"])
             target.assigned = target.installed = ds.id
+            target.modified_at, target.modified_by = now, by
             target.installed_at = now
             target.update_status = "in_sync"
         else:
@@ -187,9 +202,12 @@ class State:
         target.assigned = action.ds
         target.update_status = "pending"
         action.modified_at = target.modified_at = self.now()
-        self.note(
-            action, "wait_for_confirmation" if flow else "running", [text or "Assignment initiated by user 'admin'"]
-        )
+        messages = [text or "Assignment initiated by user 'admin'"]
+        if waits:
+            messages.append("Waiting for the confirmation by the device before processing with the deployment")
+        elif flow:
+            messages.append(_confirmed_by(None if not confirmation else target.auto_confirm))
+        self.note(action, "wait_for_confirmation" if flow else "running", messages)
 
     def close_obsolete(self, target: e.Target) -> None:
         """Cancel what is under way on a target, or close it at once."""
@@ -260,16 +278,16 @@ class State:
         """Ask the device to stop, or (force, only after that) stop without asking it."""
         if force:
             if not action.canceling or not action.active:
-                code = "hawkbit.server.error.action.forceQuitNotAllowed"
+                code = "hawkbit.server.error.action.notForceQuitable"
                 raise e.Problem(405, code, "Action is not in canceling state")
             self.note(action, "canceled", ["A force quit has been performed."])
             self.cancelled(action)
         else:
             if action.canceling or not action.active:
-                code = "hawkbit.server.error.action.cancelNotAllowed"
+                code = "hawkbit.server.error.action.notCancelable"
                 raise e.Problem(405, code, "cannot be canceled")
             action.status = "canceling"
-            self.note(action, "canceling", ["manual cancelation requested"])
+            self.note(action, "canceling", [SERVER + "manual cancelation requested"])
         action.modified_at = self.now()
 
     def cancelled(self, action: e.Action) -> None:
@@ -286,7 +304,7 @@ class State:
         self, action: e.Action, kind: str, messages: list[str], code: int | None, at: int | None
     ) -> None:
         if not action.canceling:
-            code_ = "hawkbit.server.error.action.cancelNotAllowed"
+            code_ = "hawkbit.server.error.action.notCancelable"
             raise e.Problem(405, code_, "The action is not in canceling state.")
         if kind == "canceled":
             messages = [*messages, SERVER + "Cancellation completion is finished successfully."]
@@ -317,18 +335,46 @@ class State:
         if action.window is not None and action.active and not action.canceling:
             if window(action.window, self.now())[0] < 0:
                 action.status = "canceling"
-                self.note(action, "canceling", ["manual cancelation requested"])
+                self.note(action, "canceling", [SERVER + "manual cancelation requested"])
 
     def confirm(self, action: e.Action, yes: bool, details: list[str], code: int | None) -> None:
         if action.status != "wait_for_confirmation":
-            raise e.Problem(410, "hawkbit.server.error.repo.invalidConfirmationFeedback", "not waiting")
+            raise e.Problem(404)
         messages = list(details)
         if code is not None:
-            messages.append(f"Device reported status code: {code}")
+            messages.append(f"Confirmation status code: {code}")
         said = CONFIRMED if yes else DENIED
         action.status = "running" if yes else action.status
-        self.note(action, action.status, [*messages, SERVER + said])
+        self.note(action, action.status, [*messages, SERVER + said], code=code)
         action.last_code = code
+
+
+def _confirmed_by(auto: dict[str, Any] | None) -> str:
+    """Return who spared the question: the one who assigned, or an automatic confirmation."""
+    if auto is None:
+        return "Assignment confirmed by initiator [admin]."
+    remark = f" \n\nRemark: {auto.get('remark') or 'n/a'}"
+    said = f"Assignment automatically confirmed by initiator '{auto.get('initiator')}'. "
+    return f"{said}\n\nAuto confirmation activated by system user: 'admin'{remark}"
+
+
+def next_start(spec: dict[str, str], now_ms: int) -> int:
+    """Return when a window opens next; 0 if it does not any more."""
+    start = window(spec, now_ms)[0]
+    return start if start > now_ms else 0
+
+
+def check_window(spec: dict[str, str] | None, now_ms: int) -> None:
+    """Raise Problem for a maintenance window that is not well formed or over."""
+    if spec is None:
+        return
+    try:
+        good = window(spec, now_ms)[0] >= 0
+    except (KeyError, ValueError):
+        good = False
+    if not good:
+        code = "hawkbit.server.error.maintenanceScheduleInvalid"
+        raise e.Problem(400, code, "No valid maintenance window available after current time")
 
 
 def window(spec: dict[str, str], now_ms: int) -> tuple[int, int]:
@@ -338,6 +384,8 @@ def window(spec: dict[str, str], now_ms: int) -> tuple[int, int]:
     """
     import datetime as dt
 
+    if len(spec["schedule"].split()) not in (6, 7):
+        raise ValueError(spec["schedule"])
     sign = -1 if spec["timezone"].startswith("-") else 1
     hours, minutes = spec["timezone"].lstrip("+-").split(":")
     zone = dt.timezone(sign * dt.timedelta(hours=int(hours), minutes=int(minutes)))
