@@ -9,7 +9,7 @@ help:
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
-	@echo "make interop                     build and run clients of Drogue's (cargo, four minutes the first time)"
+	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
 	@echo "make bench-http                  what a poll, a chunk, a report and a waiting device cost"
 
@@ -29,7 +29,7 @@ demo: setup bootloader
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(if $(TESTS),-m "$(TESTS)")
 
 exhaustive: setup bootloader
 	$(BIN)/pytest -m slow

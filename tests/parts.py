@@ -17,6 +17,11 @@ _COMMANDS = {
     "cc": "cc",
     "clang": "clang",
     "java": "java",
+    "curl": "curl",
+    "softhsm2": "softhsm2-util",
+    "coap-client": "coap-client-notls",
+    "coap-client-openssl": "coap-client-openssl",
+    "coap-server": "coap-server-notls",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

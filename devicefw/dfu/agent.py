@@ -41,7 +41,15 @@ class Agent:
         self.buffer = bytearray(self.payload + 32)
         self.slots = Slots(esp32.Partition)
         config.setdefault("hardware", "esp32c3")
+        self.enrolment = None
+        if config.get("claim") and not config.get("secret"):
+            from dfu.enrol import Enrolment
+
+            enrolment = Enrolment(config)
+            self.enrolment = enrolment if enrolment.needed else None
         self.transport = make(config)
+        if self.enrolment is not None and not hasattr(self.transport, "enrol"):
+            raise ValueError("this transport cannot enrol")
         self.update = None
         self.result = self.slots.result()
         self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
@@ -152,6 +160,9 @@ class Agent:
 
     async def _exchange(self, wait_s):
         """Send a status, return the decoded command and its bytes, or None."""
+        if self.enrolment is not None:
+            await self.enrolment.present(self.transport, self.buffer)
+            self.enrolment = None
         result = self.result
         length = await self.transport.status(self.status(), wait_s, self.buffer)
         if result is not None and result is self.result:

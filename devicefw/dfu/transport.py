@@ -4,9 +4,10 @@
     async status(message, wait_s, buffer)       send a status, wait up to wait_s for something new;
                                                 return how many bytes of command are in buffer, 0: nothing new
     async chunk(package, number, buffer)        fetch one chunk into buffer, return its length
+    async enrol(message, buffer)                send an enrolment, return when it is accepted; only needed for a `claim`
     async close()                               may be called at any time
 
-Both raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()
+The first three raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()
 raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default), or a class of yours.
 """
 

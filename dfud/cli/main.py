@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from dfud import __version__
+from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.firmware import cancel, firmware, history, retry, status, update
 from dfud.cli.keys import key, sign_image
@@ -78,7 +79,7 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
     ctx.obj = Session(Contexts(config_path), context_name, app_name, output)
 
 
-_RESOURCES = (login, context, app, device, command, token, audit)
+_RESOURCES = (login, context, app, device, claim, command, token, audit)
 _FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image, recover)
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

@@ -150,6 +150,13 @@ class Line:
             done(len(chunk))
         self.request(FINISH)
 
+    def boot(self) -> None:
+        """Leave recovery. The line may go with the answer: a USB port vanishes while its chip resets."""
+        try:
+            self.request(BOOT, tries=1)
+        except serial.SerialException:
+            return
+
 
 def escape(data: bytes) -> bytes:
     """Return the frame of RFC 1055 around `data`."""
@@ -247,7 +254,7 @@ def recover(
                     task = bar.add_task(f"slot {target}", total=package.total_bytes)
                     line.install(target, package, envelope, lambda n: bar.advance(task, n))
                 if boot:
-                    line.request(BOOT)
+                    line.boot()
                     click.echo("Installed; the device boots it on trial.", err=session.json)
         except serial.SerialException as error:
             raise CliError(f"{port}: {error}") from None

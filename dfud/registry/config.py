@@ -21,6 +21,10 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     allow_plain: Annotated[bool, Meta(description="serve without TLS on other addresses than loopback")] = False
     certificate: Annotated[str, Meta(description="PEM file of the certificate chain; empty: no TLS")] = ""
     key: Annotated[str, Meta(description="PEM file of its private key")] = ""
+    redirect_port: Annotated[
+        int, Meta(description="plain port that sends everybody to the TLS one; 0: there is none", ge=0, le=65535)
+    ] = 0
+    handshake_s: Annotated[float, Meta(description="time for a TLS handshake", ge=0.05, le=600, extra=S)] = 10.0
     external_url: Annotated[
         str, Meta(description="how users reach this registry, without a trailing slash; empty: by host")
     ] = ""

@@ -22,6 +22,7 @@ from hypercorn.utils import wrap_app
 
 from dfud.api import ConfigError
 from dfud.registry.config import RegistryConfig
+from dfud.registry.tls import RedirectPlain, Tls
 
 log = logging.getLogger("dfud.registry")
 IDLE_S = 30.0
@@ -73,20 +74,37 @@ class ShieldedSends:
         await self._app(scope, receive, shielded)
 
 
-def hypercorn_config(config: RegistryConfig, graceful_s: float) -> HypercornConfig:
+class _Settings(HypercornConfig):
+    """hypercorn's settings with dfud's own TLS, whose certificate can be replaced."""
+
+    tls: Tls | None = None
+
+    @property
+    def ssl_enabled(self) -> bool:
+        return self.tls is not None
+
+    def create_ssl_context(self) -> Any:
+        return self.tls
+
+
+def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None = None) -> HypercornConfig:
     """Return hypercorn's settings. Raises ConfigError for a plain listener that is not loopback and not allowed."""
+    if not config.certificate and (config.key or config.redirect_port):
+        raise ConfigError("[registry] key and redirect_port need a certificate")
     if not config.certificate and not config.allow_plain and not _loopback(config.host):
         raise ConfigError(
             f"[registry] host {config.host} is not loopback and there is no certificate: "
             "expected certificate and key, or allow_plain = true"
         )
-    settings = HypercornConfig()
+    settings = _Settings()
     host = f"[{config.host}]" if ":" in config.host else config.host
     settings.bind = [f"{host}:{config.port}"]
     settings.alpn_protocols = ["http/1.1"]  # HTTP/2 brings nothing here, and more code that strangers reach
     if config.certificate:
-        settings.certfile, settings.keyfile = config.certificate, config.key or None
-        settings.ciphers = "ECDHE+AESGCM:ECDHE+CHACHA20"
+        settings.tls = tls or Tls(config)
+        settings.ssl_handshake_timeout = config.handshake_s
+        if config.redirect_port:
+            settings.insecure_bind = [f"{host}:{config.redirect_port}"]
     settings.graceful_timeout = graceful_s
     settings.keep_alive_timeout = IDLE_S
     settings.read_timeout = None  # its timer also runs while an answer is being made, and leaves the connection deaf
@@ -104,19 +122,22 @@ async def serve(
     *,
     graceful_s: float,
     shutdown: trio.Event,
+    tls: Tls | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `shutdown` is set and what is under way is answered, at most `graceful_s` longer.
 
     Cure: requests that last (events) are cut without a word at the end; they watch `shutdown` themselves.
     """
-    settings = hypercorn_config(config, graceful_s)
+    settings = hypercorn_config(config, graceful_s, tls)
     try:
         sockets: Sockets = settings.create_sockets()
         for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
             sock.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(f"[registry] cannot listen on {config.host}:{config.port}: {error}") from error
+    if sockets.secure_sockets:
+        app = RedirectPlain(app, sockets.secure_sockets[0].getsockname()[1], config.external_url)
     wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
     await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
 

@@ -26,6 +26,7 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.model.names import check_app_name
+from dfud.registry.oidc import looks_like_jwt
 from dfud.registry.services import Services
 from dfud.registry.users import Role, User
 
@@ -41,7 +42,7 @@ class Forbidden(DfudError):
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
     """Return the application with dfud's own routes and the plugins'."""
-    from dfud.registry import routes_dfu, routes_registry, routes_service
+    from dfud.registry import routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
 
     app = QuartTrio("dfud", static_folder=None)
     app.url_map.strict_slashes = False
@@ -58,6 +59,8 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
     routes_registry.register(app, services)
     routes_dfu.register(app, services, shutdown)
     routes_service.register(app, services)
+    routes_claims.register(app, services)
+    routes_audit.register(app, services)
     for plugin in routes:
         plugin.register(app, services)
     return app
@@ -121,6 +124,8 @@ async def _user(services: Services) -> User | None:
             return None
     else:
         return None
+    if services.oidc is not None and looks_like_jwt(token):
+        return await services.oidc.user(token) if claimed is None else None
     return await services.users.of_token(token, services.now(), claimed)
 
 

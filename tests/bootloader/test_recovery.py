@@ -170,6 +170,42 @@ def test_a_cable_pulled_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     assert flash.state()["slot"] == 1
 
 
+def test_the_line_stays_until_the_host_has_read_the_last_answer() -> None:
+    """A pseudo-terminal whose other end is closed throws away what was not read; a wire would have carried it."""
+    import os
+
+    ports: Queue[str] = Queue()
+    line = SerialLine(ports.put)
+    line.send(b"the last answer")
+    host = os.open(ports.get(), os.O_RDWR | os.O_NOCTTY)
+    closing = threading.Thread(target=line.close)
+    closing.start()
+    closing.join(timeout=0.2)
+    assert closing.is_alive()
+    assert os.read(host, 100) == b"the last answer"
+    closing.join(timeout=30)
+    assert not closing.is_alive()
+    os.close(host)
+
+
+def test_a_port_that_vanishes_with_the_answer_to_boot_is_no_failure() -> None:
+    import os
+    import tty
+
+    import serial
+
+    from dfud.cli.recover import Line
+
+    ends = os.openpty()
+    tty.setraw(ends[1])
+    with serial.Serial(os.ttyname(ends[1]), timeout=0.1) as port:
+        os.close(ends[1])
+        device = threading.Thread(target=lambda: (os.read(ends[0], 100), os.close(ends[0])))
+        device.start()
+        Line(port).boot()
+        device.join(timeout=30)
+
+
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
     assert "cannot be opened" in dfuctl(tmp_path, "recover", "--port", str(tmp_path / "none"), code=1)
 

@@ -1,12 +1,10 @@
-"""A real dfud and what Drogue's users have: the CLI `drg`, and devices that speak Ajour's protocol over HTTP."""
+"""A real dfud and what Drogue's devices send over HTTP: Ajour's update protocol, telemetry. Clients: the other files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from dfud_drogue.cbor import decode_untrusted, encode
 from dfud.testing.daemon import DaemonProcess
 
 IMAGE = random.Random(3).randbytes(5003)
-DRG = shutil.which("drg") or str(Path(__file__).parents[2] / "build" / "tools" / "bin" / "drg")
 
 
 @pytest.fixture
@@ -30,21 +27,6 @@ async def daemon(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[DaemonP
     await nursery.start(daemon.run)
     yield daemon
     nursery.cancel_scope.cancel()
-
-
-class Cli:
-    """drg with its own configuration file."""
-
-    def __init__(self, directory: Path) -> None:
-        self.env = dict(os.environ, DRGCFG=str(directory / "drg.yaml"))
-
-    async def __call__(self, *arguments: str, fails: bool = False) -> str:
-        run = await trio.run_process(
-            [DRG, *arguments], capture_stdout=True, capture_stderr=True, check=False, env=self.env
-        )
-        out = (run.stdout + run.stderr).decode()
-        assert (run.returncode != 0) == fails, out
-        return out
 
 
 async def make_app_and_device(daemon: DaemonProcess) -> None:
@@ -154,14 +136,95 @@ async def test_a_target_that_changes_while_it_is_written_waits_for_its_end(daemo
         assert (await device.ask())[2][0] == b"0.3.0"
 
 
-@pytest.mark.parametrize("key", ["container", "oci", "hawkbit", "file"])
-async def test_drogues_other_stores_are_refused_at_the_device(daemon: DaemonProcess, key: str) -> None:
+async def test_a_firmware_that_is_taken_back_is_not_written_any_further(daemon: DaemonProcess) -> None:
+    await make_app_and_device(daemon)
+    device = AjourDevice(daemon.urls["http"])
+    half: dict[int, Any] = {0: b"0.2.0", 1: 512}
+    whole: dict[int, Any] = {0: b"0.2.0", 1: len(IMAGE)}
+    async with daemon.client() as client:
+        await publish_firmware(client, "0.1.0", IMAGE[1:], 1)
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        await want(client, {"version": "0.2.0"})
+        assert 2 in await device.ask()
+        assert 2 in await device.ask(half)
+        # Back to what runs; nothing; hold: none of them lets it go on, even if all of it is there.
+        for firmware, number in (({"version": "0.1.0"}, 1), ({}, 0), ({"version": "0.2.0", "hold": True}, 0)):
+            await want(client, {"version": "0.2.0"})
+            assert 3 in await device.ask(whole)
+            await want(client, firmware)
+            for update in (half, whole):
+                assert number in await device.ask(update)
+        # Wanted again, it goes on where it is; nothing of this was taken for a failure of the device.
+        await want(client, {"version": "0.2.0"})
+        assert (await device.ask(half))[2][2] == 512
+        assert 3 in await device.ask(whole)
+
+
+async def test_a_device_that_goes_back_after_it_was_in_sync_is_left_alone_until_somebody_says_retry(
+    daemon: DaemonProcess,
+) -> None:
+    """It booted, reported, and crashed before it had confirmed: to Ajour that was a device to update, for ever."""
+    await make_app_and_device(daemon)
+    device = AjourDevice(daemon.urls["http"])
+    async with daemon.client() as client:
+        await publish_firmware(client, "0.1.0", IMAGE[1:], 1)
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        await want(client, {"version": "0.2.0"})
+        assert 3 in await device.update()
+        device.version = "0.2.0"
+        assert 1 in await device.ask()
+        device.version = "0.1.0"
+        for _ in range(3):
+            assert 0 in await device.ask()
+        status = await status_of(client)
+        assert (status["current"], status["deployment"]["blocked"]) == ("0.1.0", True)
+        condition = status["conditions"][0]
+        assert (condition["status"], condition["reason"]) == ("False", "rolled-back")
+        assert "its old one again" in condition["message"]
+        assert (await client.post("/api/dfu/v1/apps/app1/retry/dev1")).status_code == 202
+        while 0 in (answer := await device.ask()):
+            pass  # the retry is on its way
+        assert answer[2][0] == b"0.2.0"
+        assert 3 in await device.update()
+        device.version = "0.2.0"
+        assert 1 in await device.ask()
+        # Somebody who wants the old one gets it, and the new one after that: nothing was left by the device itself.
+        for version in ("0.1.0", "0.2.0"):
+            await want(client, {"version": version})
+            assert 3 in await device.update()
+            device.version = version
+            assert 1 in await device.ask()
+
+
+@pytest.mark.parametrize("at", ["app", "device"])
+async def test_drogues_other_stores_are_refused_at_the_device(daemon: DaemonProcess, at: str) -> None:
+    await make_app_and_device(daemon)
+    url = "/api/registry/v1alpha1/apps/app1" + ("/devices/dev1" if at == "device" else "")
+    device = AjourDevice(daemon.urls["http"])
+    async with daemon.client() as client:
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        for key in ("container", "oci", "hawkbit", "file"):
+            found = (await client.get(url)).json()
+            found["spec"]["firmware"] = {key: {"image": "x:1", "build": {"any": 1}}}
+            assert (await client.put(url, json=found)).status_code == 204
+            (condition,) = (await status_of(client))["conditions"]
+            assert (condition["type"], condition["status"], condition["reason"]) == ("InSync", "Unknown", "BadSpec")
+            assert f"{key} is not understood" in condition["message"]
+            assert 0 in await device.ask(), "it waits"
+            # Which of two would count, nobody can tell.
+            found = (await client.get(url)).json()
+            found["spec"]["firmware"] = {"version": "0.2.0", key: {}}
+            refused = await client.put(url, json=found)
+            assert (refused.status_code, refused.json()["error"]) == (400, "InvalidRequest")
+            assert key in refused.json()["message"]
+
+
+async def test_keys_beside_the_version_are_kept_as_they_are(daemon: DaemonProcess) -> None:
     await make_app_and_device(daemon)
     async with daemon.client() as client:
-        await want(client, {key: {"image": "x:1", "build": {"any": 1}}})
-        (condition,) = (await status_of(client))["conditions"]
-        assert (condition["type"], condition["status"]) == ("InSync", "Unknown")
-        assert key in condition["message"]
+        await want(client, {"version": "0.2.0", "build": {"source": {"git": {"uri": "x"}}}})
+        device = (await client.get("/api/registry/v1alpha1/apps/app1/devices/dev1")).json()
+    assert device["spec"]["firmware"] == {"version": "0.2.0", "build": {"source": {"git": {"uri": "x"}}}}
 
 
 async def test_drogues_http_endpoint_is_as_its_clients_know_it(daemon: DaemonProcess, tmp_path: Path) -> None:
@@ -201,37 +264,16 @@ async def test_drogues_http_endpoint_is_as_its_clients_know_it(daemon: DaemonPro
     assert [(e["device"], e["sender"]) for e in events] == [("dev1", "dev1")] * 2 + [("dev1", "gw1"), ("dev1", "dev1")]
 
 
-@pytest.mark.interop
-async def test_drg_works_unchanged(daemon: DaemonProcess, tmp_path: Path) -> None:
-    assert Path(DRG).exists(), "drg is not here: make interop builds it"
-    drg = Cli(tmp_path)
-    await drg("login", daemon.urls["registry"], "--access-token", f"admin:{daemon.token}")
-    assert "0.11.0" in await drg("version")
-    await drg("create", "app", "app1", "--spec", '{"x":1}')
-    await drg(
-        "create", "device", "dev1", "--app", "app1", "--spec", '{"authentication":{"credentials":[{"pass":"hey"}]}}'
-    )
-    assert "app1" in await drg("get", "apps")
-    assert "dev1" in await drg("get", "devices", "--app", "app1", "-o", "wide")
-    await drg("label", "device", "dev1", "--app", "app1", "zone=eu")
-    assert "dev1" in await drg("get", "devices", "--app", "app1", "-l", "zone=eu")
-    assert "dev1" not in await drg("get", "devices", "--app", "app1", "-l", "zone=us")
-    await drg("set", "password", "dev1", "new", "--app", "app1")
-    await drg("set", "alias", "dev1", "other", "--app", "app1")
-    async with httpx.AsyncClient(base_url=daemon.urls["http"]) as client:
-        assert (await client.post("/v1/t", content=b"1", auth=("dev1@app1", "new"))).status_code == 202
-        assert (await client.post("/v1/t", content=b"1", auth=("other@app1", "new"))).status_code == 202
-    assert "ccepted" in await drg("command", "dev1", "blink", "--app", "app1", "-p", '{"n":1}')
-    made = await drg("create", "token", "--description", "x")
-    assert "drg_" in made or "oken" in made
-    await drg("get", "tokens")
-    assert "127.0.0.1" in await drg("whoami")
-    await drg("whoami", "endpoints")
-    await drg("create", "device", "gw1", "--app", "app1")
-    await drg("set", "gateway", "dev1", "gw1", "--app", "app1")
+async def test_an_answer_to_a_board_of_drogue_devices_fits_its_buffer(daemon: DaemonProcess) -> None:
+    """Its OTA task asks for 2048 bytes and holds the whole answer, headers and all, in 2048."""
+    await make_app_and_device(daemon)
     async with daemon.client() as client:
-        device = (await client.get("/api/registry/v1alpha1/apps/app1/devices/dev1")).json()
-    assert device["spec"]["gatewaySelector"]["matchNames"] == ["gw1"]
-    await drg("get", "device", "none", "--app", "app1", fails=True)
-    await drg("delete", "device", "dev1", "--app", "app1")
-    await drg("delete", "app", "app1")
+        await publish_firmware(client, "0.2.0", IMAGE, 2)
+        await want(client, {"version": "0.2.0"})
+    body = encode({0: b"0.1.0", 1: 2048, 2: None, 3: {0: b"0.2.0", 1: 1024}})
+    async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=("dev1@app1", "hey"), timeout=60) as board:
+        headers = {"content-type": "application/cbor"}
+        answer = await board.post("/v1/dfu?ct=30", content=body, headers=headers)
+    size = len("HTTP/1.1 200 OK\r\n\r\n") + sum(len(k) + len(v) + 4 for k, v in answer.headers.raw) + len(answer.content)
+    assert size <= 2048
+    assert decode_untrusted(answer.content)[2] == {0: b"0.2.0", 1: None, 2: 1024, 3: IMAGE[1024:2048]}

@@ -279,6 +279,7 @@ async def test_who_changed_what_is_on_record(api: Api) -> None:
     await api.ask(201, "POST", f"{DFU}/secret/d")
     entries = await api.ask(200, "GET", "/api/dfu/v1/audit")
     assert [(e["by"], e["what"], e["target"]) for e in entries] == [
+        ("dfud init", "create-token", api.daemon.token[:10]),
         ("admin", "create", "a"),
         ("admin", "create", "a/d"),
         ("admin", "rotate-secret", "a/d"),

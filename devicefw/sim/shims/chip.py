@@ -1,4 +1,5 @@
 # What the agent uses of `machine` on an ESP32-C3: reset, the RTC's store registers and its watchdog.
+import hashlib
 import struct
 import sys
 
@@ -37,6 +38,11 @@ class _Memory:
 
 
 mem32 = _Memory()
+
+
+def unique_id():
+    # Six bytes, as an ESP32-C3's; another one for each board.
+    return hashlib.sha256(sys.argv[1].encode()).digest()[:6]
 
 
 def reset():

@@ -26,6 +26,35 @@ def _operation(apply):
     _at.write(b"%12d" % _count[0])
 
 
+class NVS:
+    """Each commit is whole or not there, as in ESP-IDF."""
+
+    def __init__(self, namespace):
+        self._path = sys.argv[1] + "/nvs-" + namespace + ".json"
+        try:
+            with open(self._path) as file:
+                self._values = json.load(file)
+        except OSError:
+            self._values = {}
+
+    def set_blob(self, key, value):
+        self._values[key] = list(value)
+
+    def get_blob(self, key, buffer):
+        if key not in self._values:
+            raise OSError(-0x1102)
+        value = self._values[key]
+        if len(value) > len(buffer):
+            raise OSError(-0x110C)
+        buffer[: len(value)] = bytes(value)
+        return len(value)
+
+    def commit(self):
+        with open(self._path + ".new", "w") as file:
+            json.dump(self._values, file)
+        os.rename(self._path + ".new", self._path)
+
+
 class Partition:
     TYPE_APP, TYPE_DATA = 0, 1
     BOOT, RUNNING = 0, 1
