@@ -27,7 +27,13 @@ class DaemonProcess:
     started: ClassVar[list[DaemonProcess]] = []
 
     def __init__(
-        self, directory: Path, *, extra: str = "", plugins: tuple[str, ...] = ("local", "http"), coap: str = ""
+        self,
+        directory: Path,
+        *,
+        extra: str = "",
+        plugins: tuple[str, ...] = ("local", "http"),
+        coap: str = "",
+        store: str = "local",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -42,6 +48,7 @@ class DaemonProcess:
         self._plugins = plugins
         self._extra = extra
         self._coap = coap
+        self._store = store
         self._process: trio.Process | None = None
 
     def write_config(self) -> None:
@@ -50,6 +57,7 @@ class DaemonProcess:
         self.config.write_text(
             f"""
 [daemon]
+store = "{self._store}"
 log_format = "json"
 log_level = "debug"
 drain_s = 5.0
