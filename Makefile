@@ -12,7 +12,8 @@ help:
 	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
-	@echo "make bench-http                  what a poll, a chunk, a report and a waiting device cost"
+	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
+	@echo "make bench-delta                 what updates weigh beside other tools (PAIRS=directory, QUICK=1)"
 
 setup: build/.setup
 

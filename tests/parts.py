@@ -21,6 +21,7 @@ _COMMANDS = {
     "coap-client": "coap-client-notls",
     "coap-client-openssl": "coap-client-openssl",
     "coap-server": "coap-server-notls",
+    "java": "java",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

@@ -20,16 +20,25 @@ class DaemonProcess:
     """Owns a directory with dfud.toml and the state. `lines` are its log lines (JSON), newest last.
 
     `secrets` is what its registry has given away to client()s, and what a test adds; `started` are all that were made, so that
-    a test run can search their logs.
+    a test run can search their logs. extra: text behind the section [transport.http]; coap: text for [transport.coap], which
+    needs the plugin.
     """
 
     started: ClassVar[list[DaemonProcess]] = []
 
-    def __init__(self, directory: Path, *, extra: str = "", plugins: tuple[str, ...] = ("local", "http")) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        extra: str = "",
+        plugins: tuple[str, ...] = ("local", "http"),
+        coap: str = "",
+        store: str = "local",
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = directory / "dfud.toml"
-        self.ports = {"http": 0, "registry": 0}
+        self.ports = {"http": 0, "registry": 0, "coap": 0}
         self.urls: dict[str, str] = {}
         self.token = ""
         self.lines: list[dict[str, Any]] = []
@@ -38,13 +47,17 @@ class DaemonProcess:
         self.started.append(self)
         self._plugins = plugins
         self._extra = extra
+        self._coap = coap
+        self._store = store
         self._process: trio.Process | None = None
 
     def write_config(self) -> None:
         """Write dfud.toml; ports that were given out once are kept over restarts."""
+        coap = f"[transport.coap]\nport = {self.ports['coap']}\n{self._coap}" if "coap" in self._plugins else ""
         self.config.write_text(
             f"""
 [daemon]
+store = "{self._store}"
 log_format = "json"
 log_level = "debug"
 drain_s = 5.0
@@ -59,6 +72,7 @@ progress_s = 0.2
 credential_key = "{self.directory}/credential.key"
 [registry]
 port = {self.ports["registry"]}
+{coap}
 [transport.http]
 port = {self.ports["http"]}
 {self._extra}
