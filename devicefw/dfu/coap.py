@@ -419,6 +419,8 @@ class CoapTransport:
     # What the agent calls
 
     async def status(self, message, wait_s, buffer):
+        if "dfu.coapstatus" not in sys.modules:
+            self.rest()  # the larger of the two first, while there is room
         import dfu.coapstatus
 
         return await dfu.coapstatus.status(self, message, wait_s, buffer)
