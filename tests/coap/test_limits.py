@@ -361,3 +361,44 @@ def test_a_non_confirmable_wait_is_taken_once() -> None:
     w.endpoint.wake(Reply(Outcome.COMMAND, "c", b"b"))
     answer = decode_untrusted(w.sent[-1][1])
     assert (answer.type, answer.code) == (NON, Code.CONTENT) and w.server.idle
+
+
+def test_an_observation_ends_with_its_context() -> None:
+    """Another context may have taken the place of a forgotten one, and its numbers."""
+    w, d = Virtual(plain=False, contexts=1), Device(1)
+    d.greet(w)
+    w.take(d.request(5, (int(Option.OBSERVE), b""), code=Code.FETCH))
+    assert len(w.server.observers) == 1
+    Device(2).greet(w)  # takes the only place
+    before = len(w.sent)
+    w.endpoint.wake(Reply(Outcome.COMMAND, "dfu", b"update"))
+    assert len(w.sent) == before and len(w.server.observers) == 0 and w.server.idle
+
+
+def test_challenges_that_would_outrun_the_clock_are_silence_and_a_later_one_is_given() -> None:
+    w, d = Virtual(plain=False), Device()
+    first = d.request(1)
+    told = []
+    for number in range(200):
+        replayed = bytearray(first)
+        replayed[2:4] = number.to_bytes(2, "big")
+        told.append(len(w.take(bytes(replayed))))
+    assert told[:100] == [1] * 100 and told[-1] == 0
+    assert w.server.idle
+    w.until(2)
+    replayed = bytearray(first)
+    replayed[2:4] = (199).to_bytes(2, "big")  # the very message that was met with silence, repeated by the device
+    (challenge,) = w.take(bytes(replayed))
+    assert echo_of_inner(d.open(challenge))
+
+
+def test_a_request_of_somebody_else_with_the_same_token_does_not_end_a_wait() -> None:
+    w = Virtual()
+    wait = (int(Option.URI_QUERY), b"ct=60")
+    w.take(post(1, AUTH, wait, channel="x", token=b"t"))
+    other = (int(Option.AUTHORIZATION), b"Basic eDp5")
+    assert codes(w.take(post(2, other, wait, channel="x", token=b"t"))) == [Code.FORBIDDEN]
+    assert len(w.endpoint.parked) == 1
+    w.endpoint.authorization = None
+    assert codes(w.take(post(3, other, wait, channel="x", token=b"t"))) == [Code.UNAVAILABLE]
+    assert len(w.endpoint.parked) == 1 and w.server._held == 1

@@ -320,8 +320,8 @@ class Server(Securing):
         if isinstance(found, Reply):
             self._finish(exchange, ask, answer_reply(found), now_s)
             return
-        tag = etag(found)
-        if tag in ask.etags:
+        tag = ask.tag or etag(found)
+        if ask.etags and tag in ask.etags:
             options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
             self.respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, ask, 0))
             return
