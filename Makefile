@@ -12,7 +12,7 @@ help:
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
 	@echo "make interop                     build and run clients of Drogue's (cargo, four minutes the first time)"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
-	@echo "make bench-http                  what a poll, a chunk, a report and a waiting device cost"
+	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
 
 setup: build/.setup
 

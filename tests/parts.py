@@ -16,6 +16,8 @@ _COMMANDS = {
     "openssl": "openssl",
     "cc": "cc",
     "clang": "clang",
+    "coap-client": "coap-client-notls",
+    "coap-client-openssl": "coap-client-openssl",
     "coap-server": "coap-server-notls",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}

@@ -163,6 +163,13 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         secret = await services.registry.new_secret(app, device, who.name, keep=keep)
         return json_response({"secret": secret}, 201)
 
+    @app.post(f"{BASE}/psk/{_PATHS}")
+    async def new_psk(app: str, device: str) -> Response:
+        """Give a device another pre-shared key; the old one ends at once."""
+        who = require("manager", app)
+        psk = await services.registry.new_psk(app, device, who.name)
+        return json_response({"psk": psk.hex()}, 201)
+
 
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}

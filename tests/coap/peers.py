@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import json
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiocoap
@@ -44,10 +47,18 @@ def dotted(message: aiocoap.Message) -> str:
 
 
 def request(
-    code: AioCode, url: str, path: list[str], payload: bytes = b"", *, query: Mapping[str, str] = {}, auth: bytes | None = None
+    code: AioCode,
+    url: str,
+    path: list[str],
+    payload: bytes = b"",
+    *,
+    query: Mapping[str, str] = {},
+    auth: bytes | None = None,
+    observe: int | None = None,
 ) -> aiocoap.Message:
     message = aiocoap.Message(code=code, uri=url + "/", payload=payload)
     message.opt.uri_path = tuple(path)
+    message.opt.observe = observe
     message.opt.uri_query = tuple(f"{name}={value}" for name, value in query.items())
     if auth is not None:
         message.opt.add_option(aiocoap.optiontypes.OpaqueOption(AUTH, auth))
@@ -89,3 +100,69 @@ class AiocoapPeer(TransportPeer):
         which = str(first) if first == last else f"{first}-{last}"
         answer = await ask(request(aiocoap.GET, url, ["v1", "dfu", package, which], auth=authorization))
         return CODES[dotted(answer)], answer.payload
+
+
+class AioClient:
+    """An aiocoap client that lives longer than one request: its loop has a thread, results come back to trio."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.context: Any = None
+
+    async def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return await trio.to_thread.run_sync(future.result, abandon_on_cancel=True)
+
+    async def open(self, credentials: Mapping[str, Any] | None = None) -> None:
+        async def make() -> None:
+            self.context = await aiocoap.Context.create_client_context()
+            if credentials is not None:
+                self.context.client_credentials.load_from_dict(dict(credentials))
+
+        await self._do(make())
+
+    async def ask(self, message: aiocoap.Message) -> aiocoap.Message:
+        async def work() -> aiocoap.Message:
+            return await self.context.request(message).response
+
+        return await self._do(work())
+
+    async def observe(self, message: aiocoap.Message, kept: list[aiocoap.Message]) -> None:
+        """Register; everything that is told is put into `kept`, an exception at the end, too. Returns with the first answer."""
+
+        async def work() -> None:
+            asked = self.context.request(message)
+            kept.append(await asked.response)
+
+            async def listen() -> None:
+                try:
+                    async for told in asked.observation:
+                        kept.append(told)
+                except Exception as error:
+                    kept.append(error)
+
+            self._listening = asyncio.ensure_future(listen())
+
+        await self._do(work())
+
+    async def close(self) -> None:
+        if self.context is not None:
+            await self._do(self.context.shutdown())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def oscore_credentials(directory: Path, url: str, key: bytes, identity: str, boot: bytes) -> dict[str, Any]:
+    """Return what aiocoap needs to speak OSCORE as docs/coap.md says, for one boot of a device."""
+    directory.mkdir(parents=True)
+    settings = {
+        "algorithm": "AES-CCM-16-64-128",
+        "kdf-hashfun": "sha256",
+        "sender-id_hex": "01",
+        "recipient-id_hex": "00",
+        "secret_hex": key.hex(),
+        "id-context_hex": (boot + identity.encode()).hex(),
+    }
+    (directory / "settings.json").write_text(json.dumps(settings))
+    return {f"{url}/*": {"oscore": {"basedir": str(directory)}}}

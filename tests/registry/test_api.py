@@ -286,6 +286,21 @@ async def test_who_changed_what_is_on_record(api: Api) -> None:
     assert await api.ask(200, "GET", "/api/dfu/v1/audit", params={"after": entries[-1]["key"]}) == []
 
 
+async def test_a_pre_shared_key_is_shown_once_and_replaces_the_old_ones(api: Api) -> None:
+    await api.app()
+    await api.device("d")
+    first = await api.ask(201, "POST", f"{DFU}/psk/d")
+    await api.ask(201, "POST", f"{DFU}/secret/d")
+    second = await api.ask(201, "POST", f"{DFU}/psk/d")
+    assert len(bytes.fromhex(second["psk"])) == 16 and first["psk"] != second["psk"]
+    shown = (await api.ask(200, "GET", f"{APPS}/a/devices/d"))["spec"]["authentication"]["credentials"]
+    assert sorted(key for c in shown for key in c) == ["pass", "psk"]  # one of each, and neither of them readable
+    assert second["psk"] not in str(shown) and "key" not in next(c["psk"] for c in shown if "psk" in c)
+    await api.ask(404, "POST", f"{DFU}/psk/nobody")
+    entries = await api.ask(200, "GET", "/api/dfu/v1/audit")
+    assert [e["what"] for e in entries if e["target"] == "a/d"] == ["create", "rotate-psk", "rotate-secret", "rotate-psk"]
+
+
 async def test_the_last_admin_token_stays(api: Api) -> None:
     refused = await api.ask(409, "DELETE", f"/api/tokens/v1alpha1/{api.daemon.token[:10]}")
     assert "last admin token" in refused["message"]

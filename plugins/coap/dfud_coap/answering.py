@@ -92,13 +92,14 @@ class Answering:
         if exchange.security is not None:
             trusted = True
         elif not (trusted or exchange.peer.encrypted) and answer.code >= Code.BAD_REQUEST:
-            if not self._strangers.may_tell(exchange.peer.address, now_s):
+            if not self._strangers.may_tell(exchange.peer.counted, now_s):
                 exchange.answered = True
                 cancel(exchange.late)
                 return
             room = AMPLIFICATION * len(exchange.data) - 16 - len(answer.options) * 8
             answer.payload = answer.payload[: max(0, min(room, TEXT_MAX_BYTES))]
-        outer = self._protect(exchange, answer, observe)
+        # Numbers of its own from the first on: aiocoap compares them as RFC 7641 compares Observe, and starts from this one.
+        outer = self._protect(exchange, answer, observe, own_iv=observe is not None)
         self._send(exchange, outer.code, outer.tail(), now_s, trusted=trusted or exchange.peer.encrypted)
 
     def _protect(self, exchange: Exchange, answer: Answer, observe: bytes | None, *, own_iv: bool = False) -> Answer:
@@ -128,6 +129,12 @@ class Answering:
             self._duplicates.add((peer.key, exchange.message_id), exchange.data, data, now_s)
         peer.send(data)
 
+    def _drop(self, exchange: Exchange) -> None:
+        """Leave a request unanswered, and take it for a new one if it comes again."""
+        exchange.answered = True
+        cancel(exchange.late)
+        self._duplicates.forget((exchange.peer.key, exchange.message_id))
+
     def _purpose(self, peer: Peer) -> bytes:
         return b"address" + repr(peer.key).encode()
 
@@ -137,7 +144,7 @@ class Answering:
         tail = Answer(Code.UNAUTHORIZED, [(Option.ECHO, echo)]).tail()
         if 4 + len(exchange.token) + len(tail) > AMPLIFICATION * len(exchange.data):
             tail = b""
-        if self._strangers.may_tell(exchange.peer.address, now_s):
+        if self._strangers.may_tell(exchange.peer.counted, now_s):
             self._send(exchange, Code.UNAUTHORIZED, tail, now_s, trusted=True)
 
 

@@ -33,7 +33,6 @@ class Securing(Answering):
 
     def _secured(self, exchange: Exchange, value: bytes, options: Options, payload: bytes, now_s: float) -> None:
         observe = any(number == Option.OBSERVE for number, _ in options)
-        address = exchange.peer.address
         try:
             if exchange.code not in (Code.POST, Code.FETCH):
                 raise OscoreError(Code.METHOD_NOT_ALLOWED, "expected POST or FETCH around OSCORE")
@@ -47,7 +46,7 @@ class Securing(Answering):
         except OscoreError as error:
             self._not_secured(exchange, error, now_s)
             return
-        if self._strangers.is_silenced(address, now_s):
+        if self._strangers.is_silenced(exchange.peer.counted, now_s):
             return
 
         def keyed(key: bytes | None) -> None:
@@ -73,19 +72,20 @@ class Securing(Answering):
             return
         now_s = self._now()
         context = self._contexts.derive(header, key, self._wall())
-        try:
-            inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
-            purpose = b"oscore" + header.id_context
-            made_s = self._echo.check_untrusted(inner.first(Option.ECHO), purpose, now_s)
-            if made_s is not None and self._contexts.is_fresh(made_s):
-                context.fresh_from(header)
-                self._contexts.establish(context, made_s)
-                self._unprotected(exchange, context, inner, request)
-                return
-            challenge = Answer(Code.UNAUTHORIZED, [(Option.ECHO, self._echo.make(purpose, now_s))])
-            outer = context.protect(challenge, request, own_iv=True)
-        finally:
-            self._contexts.spent(context)
+        if context is None:
+            # More first contacts than there are numbers: silence, and the device repeats itself.
+            self._drop(exchange)
+            return
+        inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
+        purpose = b"oscore" + header.id_context
+        made_s = self._echo.check_untrusted(inner.first(Option.ECHO), purpose, now_s)
+        if made_s is not None and self._contexts.is_fresh(made_s):
+            context.fresh_from(header)
+            self._contexts.establish(context, made_s)
+            self._unprotected(exchange, context, inner, request)
+            return
+        challenge = Answer(Code.UNAUTHORIZED, [(Option.ECHO, self._echo.make(purpose, now_s))])
+        outer = context.protect(challenge, request, own_iv=True)
         self._send(exchange, outer.code, outer.tail(), now_s, trusted=True)
 
     def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any) -> None:

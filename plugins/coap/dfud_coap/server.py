@@ -21,7 +21,9 @@ from dfud_coap.ask import (
     CHUNK_MAX_AGE_S,
     Answer,
     Ask,
+    Fetching,
     answer_reply,
+    chunk_tail,
     etag,
     is_acceptable,
 )
@@ -37,7 +39,6 @@ log = logging.getLogger("dfud.coap")
 ACK_LATEST_S = 1.0  # below every peer's ACK_TIMEOUT_S
 RETRY_S = 10
 OBSERVE_MARGIN_S = 100
-OBSERVE_WAIT_S = 86400.0  # the endpoint shortens it
 ASKS_MAX = 16384
 ASK_MAX_BYTES = 512
 VERIFIED_MAX = 100_000
@@ -88,9 +89,9 @@ class Server(Securing):
             now,
             self._post_again,
             self._notify,
-            lambda o: self._release(o.carrier[0].peer.address),
+            lambda o: self._release(o.carrier[0].peer.counted),
             check_s=config.observe_check_s,
-            wait_s=OBSERVE_WAIT_S,
+            wait_s=config.observe_check_s,
         )
 
     @property
@@ -107,9 +108,10 @@ class Server(Securing):
 
     def gone(self, peer: Peer) -> None:
         """The peer's session has ended: nobody waits any more."""
-        self.observers.peer_gone(peer.key)
-        for key in [k for k in self._parked if k[0] == peer.key]:
-            self._unpark(key).waiting.cancel()
+        if self._holding[peer.counted]:
+            self.observers.peer_gone(peer.key)
+            for key in [k for k in self._parked if k[0] == peer.key]:
+                self._unpark(key).waiting.cancel()
         self.outbox.forget(peer.key, self._now())
 
     # Messages in
@@ -129,7 +131,13 @@ class Server(Securing):
                 peer.send(before)
             return
         exchange = Exchange(peer, kind, code, message_id, data[4:at], data)
-        ask = self._asks.get((peer.scope, code, data[at:])) or self._read(exchange, at, now_s)
+        tail = data[at:]
+        if code == Code.GET:
+            ask = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
+        else:
+            ask = self._asks.get((peer.scope, code, tail))
+        if ask is None:
+            ask = self._read(exchange, at, now_s)
         if ask is not None:
             self._act(exchange, ask, now_s)
 
@@ -143,7 +151,7 @@ class Server(Securing):
             self._reset(peer, message_id, now_s)
 
     def _reset(self, peer: Peer, message_id: int, now_s: float) -> None:
-        if self._strangers.may_tell(peer.address, now_s):
+        if self._strangers.may_tell(peer.counted, now_s):
             peer.send(head(RST, 0, message_id))
 
     def _read(self, exchange: Exchange, at: int, now_s: float) -> Ask | None:
@@ -163,7 +171,9 @@ class Server(Securing):
             self.respond(exchange, Answer(Code.UNAUTHORIZED, [], b"OSCORE or DTLS is needed"), now_s)
             return None
         ask = self._read_ask(exchange, exchange.code, options, payload, "", now_s)
-        if ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
+        if ask is not None and ask.request is None:
+            peer.fetching = Fetching.of(ask, exchange.data[at:]) if len(exchange.data) <= ASK_MAX_BYTES else None
+        elif ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
             if len(self._asks) >= ASKS_MAX:
                 self._asks.clear()
             self._asks[(peer.scope, exchange.code, exchange.data[at:])] = ask
@@ -196,8 +206,8 @@ class Server(Securing):
 
     def _publish(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> None:
         if self._parked and (old := self._parked.get((exchange.who, exchange.token))) is not None:
-            self._unpark((exchange.who, exchange.token))
-            old.waiting.cancel()
+            if old.ask.credentials == ask.credentials:
+                self._unpark((exchange.who, exchange.token)).waiting.cancel()
         if request.content_type and not is_acceptable(request):
             self._finish(exchange, ask, Answer(Code.NOT_ACCEPTABLE), now_s)
             return
@@ -221,10 +231,10 @@ class Server(Securing):
             self._send(
                 exchange, ask.answer_code, ask.tail, now_s, trusted=self._is_trusted(exchange, ask, ask.answer_code)
             )
-        elif ask.observe == 0 and found.code is Outcome.COMMAND and self._may_hold(exchange.peer.address):
+        elif ask.observe == 0 and found.code is Outcome.COMMAND and self._may_hold(exchange.peer.counted):
             self._observe_number = (self._observe_number + 1) & 0xFFFFFF
             self._finish(exchange, ask, self._notification(found), now_s, observe=uint(self._observe_number))
-            self._hold(exchange.peer.address)
+            self._hold(exchange.peer.counted)
             key = (exchange.who, exchange.token)
             self.observers.register(key, exchange.who, (exchange, ask), request, found)
         else:
@@ -269,7 +279,7 @@ class Server(Securing):
             if len(size) > 4 or int.from_bytes(size, "big") > self._config.body_max:
                 raise BlockError(Code.TOO_LARGE, f"at most {self._config.body_max} bytes")
             key = (exchange.who, ask.body_key())
-            body = self._bodies.add(key, exchange.peer.address, block, request.body, now_s)
+            body = self._bodies.add(key, exchange.peer.counted, block, request.body, now_s)
         except BlockError as error:
             options: Options = []
             if error.code is Code.TOO_LARGE:
@@ -310,8 +320,8 @@ class Server(Securing):
         if isinstance(found, Reply):
             self._finish(exchange, ask, answer_reply(found), now_s)
             return
-        tag = etag(found)
-        if tag in ask.etags:
+        tag = ask.tag or etag(found)
+        if ask.etags and tag in ask.etags:
             options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
             self.respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, ask, 0))
             return
@@ -320,6 +330,11 @@ class Server(Securing):
             part, block = cut(body, ask.block2, self._szx)
         except BlockError as error:
             self.respond(exchange, Answer(error.code, [], str(error).encode()), now_s)
+            return
+        if exchange.security is None:
+            size = len(body) if block is None or block.number == 0 else None
+            trusted = self._is_trusted(exchange, ask, 0)
+            self._send(exchange, Code.CONTENT, chunk_tail(tag, block, size, part), now_s, trusted=trusted)
             return
         options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
         if block is not None:
@@ -344,11 +359,11 @@ class Server(Securing):
             del self._holding[address]
 
     def _park(self, exchange: Exchange, ask: Ask, waiting: Waiting, now_s: float) -> None:
-        address = exchange.peer.address
+        address = exchange.peer.counted
         if self._draining:
             self._finish(exchange, ask, answer_reply(waiting.expire()), now_s)
             return
-        if not self._may_hold(address):
+        if not self._may_hold(address) or (exchange.who, exchange.token) in self._parked:
             waiting.cancel()
             self._finish(exchange, ask, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
             return
@@ -364,7 +379,7 @@ class Server(Securing):
     def _unpark(self, key: tuple[Hashable, bytes]) -> _Parked:
         parked = self._parked.pop(key)
         parked.timer.cancel()
-        self._release(parked.exchange.peer.address)
+        self._release(parked.exchange.peer.counted)
         return parked
 
     def _woken(self, parked: _Parked, reply: Reply) -> None:
@@ -412,6 +427,9 @@ class Server(Securing):
     def _notify(self, observation: Observation, reply: Reply, then: Callable[[bool], None]) -> None:
         exchange, ask = observation.carrier
         peer: Peer = exchange.peer
+        if exchange.security is not None and exchange.security[0].forgotten:
+            then(False)
+            return
         now_s = self._now()
         answer = self._notification(reply)
         observe = None
