@@ -106,7 +106,7 @@ def put(options, number, value):
 
 class CoapTransport:
     """config: url ("coap://host:port"), app, device, and `psk` (16 bytes, or 32 hexadecimal digits) for OSCORE, or else `secret`,
-    which then travels in the clear. `block`: largest block, 16 to 1024 bytes, a power of two; `ack_timeout_ms`: 2000.
+    which then travels in the clear. `block`: largest block, 16 to 1024 bytes, a power of two, 256; `ack_timeout_ms`: 2000.
 
     `sent` and `repeated` count the messages that were sent for the first time, and again.
     """
@@ -116,7 +116,7 @@ class CoapTransport:
         self.host, _, port = rest.rstrip("/").partition(":")
         self.port = int(port or 5683)
         sizes = (16, 32, 64, 128, 256, 512, 1024)
-        block = config.get("block", 1024)
+        block = config.get("block", 256)
         if scheme != "coap" or block not in sizes:
             raise ValueError("url" if scheme != "coap" else "block")
         self.exponent = sizes.index(block)
@@ -171,8 +171,11 @@ class CoapTransport:
             except MemoryError:
                 # Nobody else's business: this one is lost, as if on the way.
                 gc.collect()
-                data = self.sock.recv(_ROOM_MIN)
                 self.trouble = "out of memory"
+                try:
+                    self.sock.recv(_ROOM_MIN)
+                except OSError:
+                    pass
                 continue
             except OSError as error:
                 if error.errno not in (errno.ECONNREFUSED, errno.EAGAIN):

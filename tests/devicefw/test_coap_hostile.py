@@ -67,7 +67,8 @@ async def played(
     script = Script(answer)
     async with trio.open_nursery() as nursery:
         port = await nursery.start(script.run)
-        results, _ = await adrive(tmp_path, job(port, *steps, **config))
+        # Long enough on a busy machine that nothing is sent twice.
+        results, _ = await adrive(tmp_path, job(port, *steps, **{"ack_timeout_ms": 5000, "block": 1024, **config}))
         nursery.cancel_scope.cancel()
     return results, script
 
@@ -109,9 +110,9 @@ async def test_an_answer_that_comes_late_and_twice_is_acknowledged_twice_and_tak
             return [separate, separate]  # the empty acknowledgement was lost
         return [raw(None, mtype=ACK, code=aiocoap.EMPTY, mid=m.mid), raw(m, code=CHANGED, mtype=ACK, mid=m.mid ^ 1), separate]
 
-    results, script = await played(tmp_path, answer, ["status", "61", 0], ["status", "6262", 0])
-    assert [r[2] for r in results] == ["6161", "62626262"]
-    assert script.empties(ACK) == [701, 701, 702]
+    results, script = await played(tmp_path, answer, ["status", "61", 0], ["status", "6262", 0], ["status", "61", 0])
+    assert [r[2] for r in results[:2]] == ["6161", "62626262"]
+    assert script.empties(ACK)[:3] == [701, 701, 702]
 
 
 async def test_what_nobody_asked_for_is_reset(tmp_path: Path) -> None:
@@ -129,9 +130,10 @@ async def test_what_nobody_asked_for_is_reset(tmp_path: Path) -> None:
             raw(m, code=CHANGED),
         ]
 
-    results, script = await played(tmp_path, answer, ["status", "61", 0])
-    assert results[0][0] == 0
-    assert script.empties(RST) == [1, 2, 3, 4, 5, 7], "another version of CoAP is not even that"
+    # The second one is there to be read behind what the client says to the first.
+    results, script = await played(tmp_path, answer, ["status", "61", 0], ["status", "62", 0])
+    assert [r[0] for r in results] == [0, 0]
+    assert script.empties(RST)[:6] == [1, 2, 3, 4, 5, 7], "another version of CoAP is not even that"
 
 
 async def test_a_flood_of_rubbish_changes_nothing(tmp_path: Path) -> None:
@@ -164,9 +166,9 @@ async def test_of_notifications_out_of_order_the_newest_counts(tmp_path: Path) -
         new = raw(m, b"\x81\x03", mtype=CON, mid=11, observe=0x800, command=True)
         return [raw(m, observe=10), old, new]
 
-    results, script = await played(tmp_path, answer, ["status", "61", 600])
+    results, script = await played(tmp_path, answer, ["status", "61", 600], ["status", "62", 600])
     assert results[0][2] == "8103"
-    assert script.empties(ACK) == [9, 11]
+    assert script.empties(ACK)[:2] == [9, 11]
 
 
 async def test_an_answer_that_says_what_the_last_one_said_is_waited_behind(tmp_path: Path) -> None:
