@@ -80,7 +80,7 @@ def test_blocks_both_ways_observing_and_a_separate_answer_with_libcoap(tmp_path:
         ["observe", ["time"], 3, 60],
         ["ask", GET, ["nowhere"], ""],
     ]
-    (put, got, late, times, missing), _ = drive(tmp_path, job(libcoap_port, *steps, auth=False))
+    (put, got, late, times, missing), _ = drive(tmp_path, job(libcoap_port, *steps, auth=False, block=1024))
     assert put[0] in (CHANGED, 0x41)
     assert got == [CONTENT, *shown(data)]
     assert late == [CONTENT, *shown(b"done")]
