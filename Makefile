@@ -1,10 +1,11 @@
 # Everything runs from a checkout: the environment lives in .venv, what is built in build/.
 PYTHON ?= python3.11
 BIN := .venv/bin
+TRANSPORT ?= http
 
 .PHONY: help bootloader demo test exhaustive setup lock lint audit clean
 help:
-	@echo "make demo                        daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
@@ -26,7 +27,7 @@ bootloader: setup
 	@if command -v riscv64-unknown-elf-gcc >/dev/null; then $(MAKE) -s -C bootloader; fi
 
 demo: setup bootloader
-	$(BIN)/python -m devicefw.sim.demo
+	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
 
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
