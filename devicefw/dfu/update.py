@@ -146,6 +146,8 @@ class Update:
         self.resume.mark(self.next)
         self.next += 1
         if self.next == self.chunks:
+            if hasattr(transport, "rest"):
+                transport.rest()
             self._finish()
 
     async def _fetch_one(self, transport, number):
