@@ -10,6 +10,7 @@ help:
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
 	@echo "make interop                     build and run clients of Drogue's (cargo, four minutes the first time)"
+	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
 	@echo "make bench-http                  what a poll, a chunk, a report and a waiting device cost"
 
