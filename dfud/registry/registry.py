@@ -5,8 +5,10 @@ Every change is committed together with its audit entry, then told on the bus. `
 
 from __future__ import annotations
 
+import base64
+import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -31,7 +33,7 @@ from dfud.api import (
     Selector,
     Store,
 )
-from dfud.model.credentials import new_secret, protect
+from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name, check_labels
 from dfud.registry import audit
@@ -127,13 +129,17 @@ class Registry:
 
     # Devices
 
-    async def create_device(self, app: str, given: Device, by: str) -> Device:
+    async def create_device(
+        self, app: str, given: Device, by: str, *, also: Sequence[Change] = (), what: str = "create"
+    ) -> Device:
+        """Make a device. `also` is committed with it or not at all; `what` is the audit's word for it."""
         check_device_name(given.name)
         if given.app not in ("", app):
             raise PeerError(f"the body names app {given.app!r}, the path {app!r}")
         await self.app(app)
+        await self._names_are_free(app, given.name, {given.name, *_aliases(given.spec)})
         device = Device(self._new_metadata(given.metadata, app), protect(_checked_spec(given.spec), self._key))
-        await self._commit([PutDevice(device, expect="")], by, "create", f"{app}/{device.name}")
+        await self._commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}")
         self._bus.publish(DeviceChanged(app, device.name))
         return device
 
@@ -144,6 +150,7 @@ class Registry:
         if view is None:
             raise NotFoundError(f"no device {name} in app {app}")
         old = view.device
+        await self._names_are_free(app, name, _aliases(given.spec) - _aliases(old.spec))
         spec = protect(_checked_spec(given.spec), self._key)
         metadata = self._next_metadata(old.metadata, given.metadata, spec != old.spec)
         if _same(old.metadata, given.metadata) and spec == old.spec:
@@ -158,6 +165,13 @@ class Registry:
             [PutDevice(Device(metadata, spec), version)], by, "update", target, _what_changed(old.spec, spec)
         )
         self._bus.publish(DeviceChanged(app, name))
+
+    async def _names_are_free(self, app: str, device: str, names: set[str]) -> None:
+        """Raise ConflictError if another device of the app is known by one of these names already."""
+        for name in sorted(names):
+            other = await self._store.find_alias(app, name)
+            if other not in (None, device):
+                raise ConflictError(f"{name!r} is the name or an alias of device {other} of app {app} already")
 
     async def delete_device(self, app: str, name: str, condition: Precondition, by: str) -> None:
         view = await self._store.device(app, name)
@@ -194,6 +208,26 @@ class Registry:
         await self._commit([put], by, "rotate-secret", f"{app}/{name}")
         self._bus.publish(DeviceChanged(app, name))
         return secret
+
+    async def new_psk(self, app: str, name: str, by: str) -> bytes:
+        """Give a device a fresh pre-shared key in place of all it has; return it, the only time that it is shown.
+
+        The old ones end at once: a security context has one key, so there is no going over from one to another.
+        """
+        view = await self._store.device(app, name)
+        if view is None:
+            raise NotFoundError(f"no device {name} in app {app}")
+        psk = secrets.token_bytes(PSK_BYTES)
+        section = view.device.spec.get("authentication")
+        held = section.get("credentials", []) if isinstance(section, dict) else []
+        others = [c for c in held if not (isinstance(c, dict) and "psk" in c)]
+        fresh = {"psk": {"key": base64.b64encode(psk).decode()}}
+        spec = protect({**view.device.spec, "authentication": {"credentials": [*others, fresh]}}, self._key)
+        metadata = self._next_metadata(view.device.metadata, view.device.metadata, True)
+        put = PutDevice(Device(metadata, spec), view.device.metadata.resource_version)
+        await self._commit([put], by, "rotate-psk", f"{app}/{name}")
+        self._bus.publish(DeviceChanged(app, name))
+        return psk
 
     # Desired firmware
 
@@ -298,6 +332,11 @@ def _checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
     if problem:
         raise PeerError(problem)
     return spec
+
+
+def _aliases(spec: dict[str, Any]) -> set[str]:
+    found = spec.get("alias")
+    return {alias for alias in found if isinstance(alias, str)} if isinstance(found, list) else set()
 
 
 def _with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from cryptography import x509
@@ -27,6 +28,7 @@ from dfud.api import (
     Credentials,
     Device,
     DeviceChanged,
+    EventSink,
     Metadata,
     PutApp,
     PutDevice,
@@ -158,6 +160,8 @@ async def test_guessing_is_limited_per_device_and_per_address(world: World) -> N
     assert codes == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2
     codes = [await world.code(basic(f"d{n}@app1:x"), peer="10.9.9.9") for n in range(22)]
     assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2
+    codes = [await world.code(basic(f"e{n}@app1:x"), peer=f"2001:db8::{n:x}") for n in range(22)]
+    assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2, "one subscriber, however many addresses he has"
     same = [await world.code(basic(f"nobody@app1:{n}"), peer=f"10.1.0.{n}") for n in range(7)]
     assert same == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2, "a device that does not exist is not told apart"
     world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
@@ -171,6 +175,13 @@ async def test_a_gateway_speaks_for_those_that_name_it(world: World) -> None:
     assert (world.telemetry[-1].device, world.telemetry[-1].sender) == ("sensor", "dev1")
     assert await world.code(basic("dev1@app1:pw"), as_device="stranger") is Code.DENIED
     assert await world.code(basic("dev1@app1:pw"), as_device="nobody") is Code.DENIED
+    body = a_status()
+    assert await world.code(basic("dev1@app1:pw"), as_device="sensor", channel="dfu", body=body) is Code.COMMAND
+    await world.put("dev1", {"authentication": {"credentials": [{"pass": "new"}]}})
+    assert await world.code(basic("dev1@app1:pw"), as_device="sensor", channel="dfu", body=body) is Code.DENIED
+    assert await world.code(basic("dev1@app1:new"), as_device="sensor", channel="dfu", body=body) is Code.COMMAND
+    await world.put("sensor", {})
+    assert await world.code(basic("dev1@app1:new"), as_device="sensor", channel="dfu", body=body) is Code.DENIED
 
 
 def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -205,6 +216,11 @@ async def test_a_client_certificate_is_judged_by_the_anchors_of_the_app(world: W
         return found.code
 
     assert [await code(c) for c in (good, forged, unknown, b"rubbish")] == [Code.ACCEPTED] + [Code.DENIED] * 3
+    # In a name, rfc4514 writes the last attribute first; Drogue writes them as they stand, after a space.
+    await world.put("other", {"alias": ["CN=d, O=Drogue IoT, OU=app1"]})
+    drogues = certificate("OU=app1,O=Drogue IoT,CN=d", "CN=anchor", device, ours).public_bytes(Encoding.DER)
+    assert await code(drogues) is Code.ACCEPTED
+    assert world.telemetry[-1].device == "other"
     world.clock[0] += 200 * 86400  # type: ignore[attr-defined]  # see the fixture
     world.bus.publish(AppChanged("app1"))
     assert await code(good) is Code.DENIED, "it has expired"
@@ -229,6 +245,30 @@ async def test_commands_reach_who_waits_and_are_kept_for_who_does_not(world: Wor
     found = await world.post(me)
     assert isinstance(found, Reply)
     assert found.code is Code.ACCEPTED, "the other one has expired"
+
+
+class Answering(EventSink):
+    """Somebody who sends a command for an event before its device has been answered."""
+
+    name = "answering"
+
+    def __init__(self, endpoint: DeviceEndpoint) -> None:
+        self.endpoint = endpoint
+
+    async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+
+    async def take(self, telemetry: Telemetry) -> None:
+        assert self.endpoint.commands.send(telemetry.app, telemetry.device, "quick", b"", expires_s=0), "it waits already"
+
+
+async def test_a_command_that_answers_the_event_itself_is_not_lost(world: World) -> None:
+    world.endpoint._sinks = (Answering(world.endpoint),)
+    waiting = await world.post(Credentials(basic("dev1@app1:pw")), timeout_s=30.0)
+    assert isinstance(waiting, Waiting)
+    got: list[Reply] = []
+    waiting.listen(got.append)
+    assert [r.command for r in got] == ["quick"]
 
 
 async def test_a_command_for_a_peer_that_has_just_gone_is_kept(world: World) -> None:
@@ -294,3 +334,34 @@ async def test_nobody_gets_chunks_of_a_package_that_is_not_his(world: World) -> 
 def test_no_header_raises(authorization: bytes, application: str, device: str) -> None:
     for value in (authorization, b"Basic " + authorization, basic("x@y:z") + authorization):
         parse_basic_untrusted(Credentials(value, application=application, device=device))
+
+
+async def test_a_pre_shared_key_is_given_out_until_it_changes_under_whatever_name(world: World) -> None:
+    def spec(key: str, **more: Any) -> dict[str, Any]:
+        return {"authentication": {"credentials": [{"psk": {"key": base64.b64encode(key.encode()).decode(), **more}}]}}
+
+    e = world.endpoint
+    await world.put("a@b", {**spec("first"), "alias": ["nick name"]})
+    names = ["a%40b@app1", "nick%20name@app1", "nick name@app1"]
+    for name in names:
+        assert e.key_for_cached("coap", name) is None
+        assert await e.key_for("coap", name) == e.key_for_cached("coap", name) == b"first"
+    assert await e.key_for("coap", "dev1@app1") is None and await e.key_for("coap", "a@b@app1") is None
+    view = await world.store.device("app1", "a@b")
+    assert view is not None
+    device = msgspec.structs.replace(view.device, spec=protect(spec("second"), KEY))
+    await world.store.commit([PutDevice(device, view.device.metadata.resource_version)])
+    world.bus.publish(DeviceChanged("app1", "a@b"))
+    assert [e.key_for_cached("coap", name) for name in names] == [None, None, None]
+    assert await e.key_for("coap", names[0]) == b"second"
+    world.bus.publish(AppChanged("app1"))
+    assert e.key_for_cached("coap", names[0]) is None
+
+
+async def test_a_pre_shared_key_ends_with_its_validity(world: World) -> None:
+    psk = {"key": "a2V5", "validity": {"notAfter": "2027-01-15T08:00:10Z"}}  # ten seconds after the clock of this world
+    await world.put("d", {"authentication": {"credentials": [{"psk": psk}]}})
+    assert await world.endpoint.key_for("coap", "d@app1") == b"key"
+    world.clock[0] += 301  # type: ignore[attr-defined]
+    assert world.endpoint.key_for_cached("coap", "d@app1") is None
+    assert await world.endpoint.key_for("coap", "d@app1") is None
