@@ -11,6 +11,7 @@ help:
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
 	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
+	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
