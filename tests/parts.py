@@ -18,6 +18,10 @@ _COMMANDS = {
     "clang": "clang",
     "curl": "curl",
     "softhsm2": "softhsm2-util",
+    "coap-client": "coap-client-notls",
+    "coap-client-openssl": "coap-client-openssl",
+    "coap-server": "coap-server-notls",
+    "java": "java",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

@@ -187,6 +187,19 @@ def device_secret(session: Session, name: str, revoke: bool) -> None:
     _new_secret(session, name, revoke=revoke)
 
 
+@device.command("psk")
+@click.argument("name")
+@pass_session
+def device_psk(session: Session, name: str) -> None:
+    """Give the device another pre-shared key, for CoAP with OSCORE, and show it, the only time. The old one ends at once."""
+    found = session.request("POST", f"/api/dfu/v1/apps/{session.app}/psk/{quote(name, safe='')}")
+    if session.json:
+        session.show({"device": name, "psk": found["psk"]})
+        return
+    click.echo(f"The pre-shared key of device {name}, 16 bytes in hexadecimal; it is not shown again:", err=True)
+    click.echo(found["psk"])
+
+
 def _new_secret(session: Session, name: str, *, revoke: bool) -> None:
     path = f"/api/dfu/v1/apps/{session.app}/secret/{quote(name, safe='')}"
     found = session.request("POST", path, params={"revoke": "true"} if revoke else {})

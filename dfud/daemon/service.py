@@ -145,7 +145,7 @@ class Service:
             config,
             time.time,
             lambda: self._not_ready,
-            Metrics(self._bus, lambda: self._endpoint.parked).text,
+            Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
             self._version,
             self._oidc,
         )

@@ -19,11 +19,13 @@ from cryptography import x509
 from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, Store
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.limits import Failures
+from dfud.model.address import limited
 from dfud.model.credentials import KEYED, keys_of, passwords, verify
 from dfud.wire.enrol import Enrolment
 
 SESSIONS_MAX = 200_000
 AUTHORIZATION_MAX_BYTES = 2048
+PSK_CACHED_S = 300.0  # a key's validity may end meanwhile
 Key = tuple[bytes, bytes, str, str, str]
 
 
@@ -89,18 +91,20 @@ class Authenticator:
         self._addresses = Failures(config.failures_per_address)
         self._devices = Failures(config.failures_per_device)
         self._anchors: dict[str, list[tuple[str, x509.Certificate]]] | None = None
-        self._psk: dict[str, bytes] = {}
+        self._psk: dict[str, tuple[bytes, float]] = {}
+        self._identities: dict[tuple[str, str], set[str]] = {}
         bus.subscribe(DeviceChanged, self._device_changed)
         bus.subscribe(AppChanged, self._app_changed)
 
     def _device_changed(self, event: DeviceChanged) -> None:
         for key in self._of_device.pop((event.app, event.device), ()):
             self._sessions.pop(key, None)
-        self._psk.pop(f"{event.device}@{event.app}", None)
+        for identity in self._identities.pop((event.app, event.device), ()):
+            self._psk.pop(identity, None)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._anchors = None
-        for app, device in [k for k in self._of_device if k[0] == event.app]:
+        for app, device in [k for k in (*self._of_device, *self._identities) if k[0] == event.app]:
             self._device_changed(DeviceChanged(app, device))
 
     @staticmethod
@@ -118,6 +122,7 @@ class Authenticator:
         if found is not None:
             return found
         now_s = self._now()
+        peer = limited(peer)
         if self._addresses.blocked(peer, now_s):
             raise TooMany
         try:
@@ -142,6 +147,7 @@ class Authenticator:
         Wrong codes count as wrong credentials do: for the address, and for the device that is named.
         """
         now_s = self._now()
+        peer = limited(peer)
         named = (enrolment.app, enrolment.device)
         if self._addresses.blocked(peer, now_s) or self._devices.blocked(named, now_s):
             raise TooMany
@@ -247,16 +253,23 @@ class Authenticator:
     # Pre-shared keys
 
     def psk_cached(self, identity: str) -> bytes | None:
-        return self._psk.get(identity)
+        found = self._psk.get(identity)
+        return found[0] if found is not None and self._now() < found[1] else None
 
     async def psk(self, identity: str) -> bytes | None:
         """Return the first valid pre-shared key of `device@app`, or None."""
         device, _, app = identity.partition("@")
         found = await self._find(app, unquote(device))
-        keys = keys_of(found[1].spec, datetime.fromtimestamp(self._now(), UTC)) if found is not None else []
-        if not keys:
+        now_s = self._now()
+        keys = keys_of(found[1].spec, datetime.fromtimestamp(now_s, UTC), self._key) if found is not None else []
+        if found is None or not keys:
             return None
-        self._psk[identity] = keys[0]
+        if len(self._psk) >= SESSIONS_MAX:
+            # One device can be named in many ways (aliases, percent-encoding): a stranger could fill this.
+            self._psk.clear()
+            self._identities.clear()
+        self._psk[identity] = (keys[0], now_s + PSK_CACHED_S)
+        self._identities.setdefault((found[0].name, found[1].name), set()).add(identity)
         return keys[0]
 
 

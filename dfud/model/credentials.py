@@ -1,5 +1,7 @@
 """Device credentials in spec.authentication, in Drogue's forms: how they are kept and compared. Pure.
 
+Pre-shared keys are needed in clear: they are kept sealed under the same key that passwords are hashed with.
+
 A secret that dfud makes has 128 random bits, so a fast keyed hash is enough: whoever steals the database without the key
 cannot even try guesses. Passwords that came as bcrypt or sha512-crypt are compared as they are.
 """
@@ -14,6 +16,11 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+PSK_BYTES = 16
+SEALED = "sealed"  # in place of `key` in a psk that this module has sealed
 KEYED = "dfud"  # the password form that this module writes: {"pass": {"dfud": "<salt>.<mac>"}}
 _DECOY = {KEYED: "AAAAAAAAAAAA." + "A" * 43 + "="}  # what is compared where there is nothing: as dear, and never right
 
@@ -31,7 +38,7 @@ def keyed_hash(secret: str, key: bytes, salt: bytes | None = None) -> str:
 
 
 def protect(spec: Mapping[str, Any], key: bytes) -> dict[str, Any]:
-    """Return a copy of a device's spec in which every plain password has become a keyed hash.
+    """Return a copy of a device's spec in which every plain password has become a keyed hash, every pre-shared key sealed.
 
     Both of Drogue's places, `authentication` and `credentials`, are treated; what is not understood stays as it is, and
     never matches.
@@ -49,6 +56,10 @@ def _protect_one(credential: Any, key: bytes) -> Any:
         return credential
     if "pass" in credential:
         return {**credential, "pass": _protect_password(credential["pass"], key)}
+    psk = credential.get("psk")
+    if isinstance(psk, Mapping) and isinstance(psk.get("key"), str):
+        rest = {name: value for name, value in psk.items() if name != "key"}
+        return {**credential, "psk": {SEALED: _seal(psk["key"].encode(), key), **rest}}
     user = credential.get("user")
     if isinstance(user, Mapping) and "password" in user:
         return {**credential, "user": {**user, "password": _protect_password(user["password"], key)}}
@@ -58,6 +69,24 @@ def _protect_one(credential: Any, key: bytes) -> Any:
 def _protect_password(password: Any, key: bytes) -> Any:
     plain = password.get("plain") if isinstance(password, Mapping) else password
     return {KEYED: keyed_hash(plain, key)} if isinstance(plain, str) else password
+
+
+def _sealing(key: bytes) -> ChaCha20Poly1305:
+    return ChaCha20Poly1305(hmac.digest(key, b"dfud psk 1", "sha256"))
+
+
+def _seal(plain: bytes, key: bytes) -> str:
+    nonce = secrets.token_bytes(12)
+    return base64.b64encode(nonce + _sealing(key).encrypt(nonce, plain, None)).decode()
+
+
+def _unseal(text: str, key: bytes) -> str:
+    """Raises ValueError if it was not sealed under this key."""
+    data = base64.b64decode(text, validate=True)
+    try:
+        return _sealing(key).decrypt(data[:12].ljust(12), data[12:], None).decode()
+    except InvalidTag:
+        raise ValueError("sealed under another key") from None
 
 
 def credentials_of(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -121,12 +150,12 @@ def _bcrypt(given: bytes, stored: str) -> bool:
         return False
 
 
-def keys_of(spec: Mapping[str, Any], now: datetime) -> list[bytes]:
-    """Return the pre-shared keys that are valid now, in the order of the spec."""
+def keys_of(spec: Mapping[str, Any], now: datetime, key: bytes) -> list[bytes]:
+    """Return the pre-shared keys that are valid now, in the order of the spec; `key` unseals them."""
     found = []
     for credential in credentials_of(spec):
         psk = credential.get("psk")
-        if not isinstance(psk, Mapping) or not isinstance(psk.get("key"), str):
+        if not isinstance(psk, Mapping):
             continue
         validity = psk.get("validity")
         try:
@@ -135,8 +164,9 @@ def keys_of(spec: Mapping[str, Any], now: datetime) -> list[bytes]:
                     continue
                 if "notAfter" in validity and now > datetime.fromisoformat(validity["notAfter"]):
                     continue
-            found.append(base64.b64decode(psk["key"], validate=True))
-        except (ValueError, TypeError):
+            text = _unseal(psk[SEALED], key) if SEALED in psk else psk["key"]
+            found.append(base64.b64decode(text, validate=True))
+        except (ValueError, TypeError, KeyError):
             continue
     return found
 

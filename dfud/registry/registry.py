@@ -5,6 +5,8 @@ Every change is committed together with its audit entry, then told on the bus. `
 
 from __future__ import annotations
 
+import base64
+import secrets
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +33,7 @@ from dfud.api import (
     Selector,
     Store,
 )
-from dfud.model.credentials import new_secret, protect
+from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name, check_labels
 from dfud.registry import audit
@@ -206,6 +208,26 @@ class Registry:
         await self._commit([put], by, "rotate-secret", f"{app}/{name}")
         self._bus.publish(DeviceChanged(app, name))
         return secret
+
+    async def new_psk(self, app: str, name: str, by: str) -> bytes:
+        """Give a device a fresh pre-shared key in place of all it has; return it, the only time that it is shown.
+
+        The old ones end at once: a security context has one key, so there is no going over from one to another.
+        """
+        view = await self._store.device(app, name)
+        if view is None:
+            raise NotFoundError(f"no device {name} in app {app}")
+        psk = secrets.token_bytes(PSK_BYTES)
+        section = view.device.spec.get("authentication")
+        held = section.get("credentials", []) if isinstance(section, dict) else []
+        others = [c for c in held if not (isinstance(c, dict) and "psk" in c)]
+        fresh = {"psk": {"key": base64.b64encode(psk).decode()}}
+        spec = protect({**view.device.spec, "authentication": {"credentials": [*others, fresh]}}, self._key)
+        metadata = self._next_metadata(view.device.metadata, view.device.metadata, True)
+        put = PutDevice(Device(metadata, spec), view.device.metadata.resource_version)
+        await self._commit([put], by, "rotate-psk", f"{app}/{name}")
+        self._bus.publish(DeviceChanged(app, name))
+        return psk
 
     # Desired firmware
 

@@ -161,6 +161,13 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         secret = await services.registry.new_secret(app, device, who.name, keep=keep)
         return json_response({"secret": secret}, 201)
 
+    @app.post(f"{BASE}/psk/{_PATHS}")
+    async def new_psk(app: str, device: str) -> Response:
+        """Give a device another pre-shared key; the old one ends at once."""
+        who = require("manager", app)
+        psk = await services.registry.new_psk(app, device, who.name)
+        return json_response({"psk": psk.hex()}, 201)
+
 
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}
@@ -241,6 +248,9 @@ def _commands(app: QuartTrio, services: Services) -> None:
         view = await services.store.device(app, device)
         if view is None:
             return error_response(406, "NotAcceptable", f"no device {device} in app {app}")
+        core = view.device.spec.get("core")
+        if isinstance(core, dict) and core.get("disabled") is True:
+            return error_response(406, "NotAcceptable", f"device {device} is disabled")
         targets = [device]
         selector = view.device.spec.get("gatewaySelector")
         names = selector.get("matchNames") if isinstance(selector, dict) else None

@@ -104,4 +104,17 @@ def test_keys_are_valid_between_their_dates() -> None:
         {"psk": {"key": "ZA==", "validity": {"notAfter": "2030-01-01T00:00:00Z"}}},
         {"psk": {"key": "ZA==", "validity": {"notAfter": 7}}},
     )
-    assert keys_of(spec, datetime(2026, 1, 1, tzinfo=UTC)) == [b"a", b"d"]
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert keys_of(spec, now, KEY) == keys_of(protect(spec, KEY), now, KEY) == [b"a", b"d"]
+
+
+def test_a_pre_shared_key_is_kept_sealed() -> None:
+    spec = spec_of({"psk": {"key": "c2l4dGVlbiBieXRlcyEh", "validity": {"notAfter": "2030-01-01T00:00:00Z"}}})
+    kept = protect(spec, KEY)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert "c2l4dGVlbiBieXRlcyEh" not in str(kept) and "2030" in str(kept)
+    assert protect(kept, KEY) == kept != protect(spec, KEY)
+    assert keys_of(kept, now, KEY) == [b"sixteen bytes!!"]
+    assert keys_of(kept, now, b"another key") == []
+    for broken in ("", "AAAA", "!", None, 7):
+        assert keys_of(spec_of({"psk": {"sealed": broken}}), now, KEY) == []

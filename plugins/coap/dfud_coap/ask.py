@@ -1,0 +1,325 @@
+"""What a request asks for: CoAP options to dfud.api values, and back. Pure; docs/coap.md is the same in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from dfud.api import Chunks, Credentials, Reply, Request
+from dfud.api import Code as Outcome
+from dfud_coap.block import Block, BlockError, read_block_untrusted
+from dfud_coap.message import Code, Option, Options, encode_tail, uint
+
+PARAMETERS_MAX = 32
+_PACKAGE = re.compile("[0-9a-f]{32}")
+AUTHORIZATION_MAX_BYTES = 3072
+TEXT_MAX_BYTES = 128
+CHUNK_MAX_AGE_S = 31536000
+_CHUNK_MAX_AGE = uint(CHUNK_MAX_AGE_S)
+OCTETS = 42
+# IANA, "CoAP Content-Formats"
+FORMATS = {
+    0: "text/plain",
+    40: "application/link-format",
+    41: "application/xml",
+    OCTETS: "application/octet-stream",
+    47: "application/exi",
+    50: "application/json",
+    60: "application/cbor",
+    110: "application/senml+json",
+    112: "application/senml+cbor",
+}
+NUMBERS = {name: number for number, name in FORMATS.items()}
+CODES = {
+    Outcome.COMMAND: Code.CONTENT,
+    Outcome.ACCEPTED: Code.CHANGED,
+    Outcome.MALFORMED: Code.BAD_REQUEST,
+    Outcome.DENIED: Code.FORBIDDEN,
+    Outcome.NOT_FOUND: Code.NOT_FOUND,
+    Outcome.NOT_ACCEPTABLE: Code.NOT_ACCEPTABLE,
+    Outcome.TOO_LARGE: Code.TOO_LARGE,
+    Outcome.TOO_MANY: Code.TOO_MANY,
+    Outcome.FAILED: Code.FAILED,
+    Outcome.AWAY: Code.UNAVAILABLE,
+}
+# Plain numbers: a look-up by IntEnum costs several times as much.
+_URI_PATH, _URI_QUERY = int(Option.URI_PATH), int(Option.URI_QUERY)
+_PROXY = frozenset({int(Option.PROXY_URI), int(Option.PROXY_SCHEME)})
+# Critical options that are understood here, with the longest value each may have; longer is as good as unknown (RFC 7252, 5.4.3).
+_CRITICAL = {
+    int(option): size_max
+    for option, size_max in (
+        (Option.URI_HOST, 255),
+        (Option.URI_PORT, 2),
+        (Option.URI_PATH, 255),
+        (Option.URI_QUERY, 1024),
+        (Option.ACCEPT, 2),
+        (Option.BLOCK1, 3),
+        (Option.BLOCK2, 3),
+        (Option.OSCORE, 255),
+        (Option.AUTHORIZATION, AUTHORIZATION_MAX_BYTES),
+    )
+}
+_REPEATABLE = frozenset({int(Option.URI_PATH), int(Option.URI_QUERY)})
+# What does not tell one body from another (RFC 7959, 2.4; RFC 8132, 2.1 for the payload).
+_NOT_OF_THE_BODY = frozenset(
+    {Option.OBSERVE, Option.BLOCK1, Option.BLOCK2, Option.SIZE1, Option.SIZE2, Option.ECHO, Option.ETAG}
+)
+
+
+class Answer(msgspec.Struct):
+    code: int
+    options: Options = []
+    payload: bytes = b""
+
+    def tail(self) -> bytes:
+        return encode_tail(self.options, self.payload)
+
+
+class Fault(Exception):
+    """The request cannot be acted upon; `answer` says why."""
+
+    def __init__(self, code: Code, text: str = "", options: Options | None = None) -> None:
+        super().__init__(text)
+        self.answer = Answer(code, options or [], text.encode()[:TEXT_MAX_BYTES])
+
+
+class Ask(msgspec.Struct):
+    """Either a publish (`request`; observe 0 or 1 with FETCH, -1: not at all), or the chunks first..last of `package`.
+
+    reply and tail belong to whoever answers: the last reply and its bytes, for the next time.
+    """
+
+    code: int
+    credentials: Credentials
+    options: Options
+    request: Request | None = None
+    package: str = ""
+    first: int = 0
+    last: int = 0
+    block1: Block | None = None
+    block2: Block | None = None
+    observe: int = -1
+    etags: tuple[bytes, ...] = ()
+    echo: bytes | None = None
+    simple: bool = True
+    reply: Reply | None = None
+    answer_code: int = 0
+    tail: bytes = b""
+
+    def body_key(self) -> tuple[Any, ...]:
+        """Return what all blocks of one body have in common, within one peer."""
+        return (self.code, *(o for o in self.options if o[0] not in _NOT_OF_THE_BODY))
+
+
+class Fetching:
+    """A fetch of chunks by a peer whose next request will be the same but for the block: recognised by its bytes."""
+
+    __slots__ = ("_after", "_ask", "_before", "_delta")
+
+    def __init__(self, ask: Ask, before: bytes, delta: int, after: bytes) -> None:
+        self._ask, self._before, self._delta, self._after = ask, before, delta, after
+
+    @classmethod
+    def of(cls, ask: Ask, tail: bytes) -> Fetching | None:
+        """Return what to recognise later requests by; None if this one is written in an unusual way, or without Block2."""
+        at = next((n for n, option in enumerate(ask.options) if option[0] == Option.BLOCK2), None)
+        if at is None or ask.echo is not None:
+            return None
+        before = encode_tail(ask.options[:at])
+        value = ask.options[at][1]
+        delta = Option.BLOCK2 - (ask.options[at - 1][0] if at else 0)
+        option = bytes((delta << 4 | len(value),)) + value
+        if delta > 12 or not tail.startswith(before + option):
+            return None
+        return cls(ask, before, delta, tail[len(before) + len(option) :])
+
+    def next_untrusted(self, tail: bytes) -> Ask | None:
+        """Return the request that these bytes are, or None: it is another one."""
+        before, after = self._before, self._after
+        size = len(tail) - len(before) - len(after) - 1
+        if not 0 <= size <= 3 or not tail.startswith(before) or not tail.endswith(after):
+            return None
+        at = len(before)
+        if tail[at] != self._delta << 4 | size:
+            return None
+        number = int.from_bytes(tail[at + 1 : at + 1 + size], "big")
+        if number & 7 == 7:
+            return None
+        ask = self._ask
+        block = Block(number >> 4, bool(number & 8), number & 7)
+        return Ask(
+            ask.code, ask.credentials, ask.options, None, ask.package, ask.first, ask.last, None, block, -1, ask.etags
+        )
+
+
+def read_request_untrusted(
+    code: int, options: Options, payload: bytes, *, peer: str, certificate: bytes, identity: str, encrypted: bool
+) -> Ask:
+    """Read a request; raises Fault and nothing else."""
+    once = _check_options(options)
+    path, query = _path_and_query(options)
+    credentials = Credentials(
+        b"" if identity else once.get(Option.AUTHORIZATION, b""),
+        certificate,
+        (),
+        identity,
+        query.get("application", ""),
+        query.get("device", ""),
+    )
+    ask = Ask(code, credentials, options, echo=once.get(Option.ECHO))
+    try:
+        if (value := once.get(Option.BLOCK1)) is not None:
+            ask.block1 = read_block_untrusted(value)
+        if (value := once.get(Option.BLOCK2)) is not None:
+            ask.block2 = read_block_untrusted(value)
+    except BlockError as error:
+        raise Fault(error.code, str(error)) from None
+    _find_resource(ask, path)
+    content_type = FORMATS.get(_small(once, Option.CONTENT_FORMAT, -1), "")
+    if _small(once, Option.ACCEPT, OCTETS) not in (OCTETS, _small(once, Option.CONTENT_FORMAT, -1)):
+        raise Fault(Code.NOT_ACCEPTABLE, "expected Accept 42")
+    if code == Code.GET:
+        ask.etags = tuple(value for number, value in options if number == Option.ETAG)
+        ask.simple = False  # a device asks for a block once: remembering it would only push out the polls
+        return ask
+    if code == Code.FETCH:
+        ask.observe = _small(once, Option.OBSERVE, -1)
+        if ask.observe not in (-1, 0, 1):
+            raise Fault(Code.BAD_REQUEST, "Observe: expected 0 or 1")
+    timeout = query.get("ct", query.get("commandTimeout", "0"))
+    if not _is_number(timeout):
+        raise Fault(Code.BAD_REQUEST, "ct: expected a number of seconds")
+    ask.request = Request(
+        "coap",
+        peer,
+        credentials,
+        path[1],
+        payload,
+        content_type,
+        0.0 if code == Code.FETCH else float(timeout),
+        query.get("as", ""),
+        query.get("data_schema", ""),
+        "/".join(path[2:]),
+        encrypted,
+    )
+    ask.simple = ask.block1 is None and ask.observe < 0 and ask.echo is None and ask.block2 is None
+    return ask
+
+
+def _check_options(options: Options) -> dict[int, bytes]:
+    """Return the first value of each option; raise Fault for a critical one that cannot be obeyed."""
+    once: dict[int, bytes] = {}
+    for number, value in options:
+        if number & 1:
+            if number in _PROXY:
+                raise Fault(Code.NO_PROXYING)
+            size_max = _CRITICAL.get(number)
+            if size_max is None:
+                raise Fault(Code.BAD_OPTION, f"option {number} is not known")
+            if len(value) > size_max:
+                raise Fault(Code.BAD_OPTION, f"option {number} has {len(value)} bytes, expected at most {size_max}")
+            if number in once and number not in _REPEATABLE:
+                raise Fault(Code.BAD_OPTION, f"option {number} is there twice")
+        once.setdefault(number, value)
+    return once
+
+
+def _path_and_query(options: Options) -> tuple[list[str], dict[str, str]]:
+    path: list[str] = []
+    query: dict[str, str] = {}
+    try:
+        for number, value in options:
+            if number == _URI_PATH:
+                path.append(value.decode())
+            elif number == _URI_QUERY:
+                text = value.decode()
+                if "&" in text:
+                    for name, meant in parse_qsl(
+                        text, keep_blank_values=True, max_num_fields=PARAMETERS_MAX, errors="strict"
+                    ):
+                        query.setdefault(name, meant)
+                else:
+                    name, _, meant = text.partition("=")
+                    query.setdefault(name, meant)
+    except ValueError:
+        raise Fault(Code.BAD_REQUEST, "Uri-Path or Uri-Query: expected UTF-8") from None
+    return path, query
+
+
+def _find_resource(ask: Ask, path: list[str]) -> None:
+    """Check path and method; fill in the chunks of a GET."""
+    if len(path) < 2 or path[0] != "v1" or not path[1]:
+        raise Fault(Code.NOT_FOUND, "no such path")
+    if ask.code == Code.GET and path[1] == "dfu" and len(path) == 4:
+        first, dash, last = path[3].partition("-")
+        if not _PACKAGE.fullmatch(path[2]) or not _is_number(first) or (dash and not _is_number(last)):
+            raise Fault(Code.NOT_FOUND, "no such chunk")
+        ask.package, ask.first, ask.last = path[2], int(first), int(last if dash else first)
+    elif not (ask.code == Code.POST or (ask.code == Code.FETCH and path[1:] == ["dfu"])):
+        raise Fault(Code.METHOD_NOT_ALLOWED)
+
+
+def _small(once: dict[int, bytes], number: int, absent: int) -> int:
+    """Return the value of an unsigned option of up to 3 bytes; a longer one counts as absent."""
+    value = once.get(number)
+    return int.from_bytes(value, "big") if value is not None and len(value) <= 3 else absent
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
+def is_acceptable(request: Request) -> bool:
+    """What says that it is JSON must be JSON; docs/drogue.md."""
+    if request.channel == "dfu" or "json" not in request.content_type:
+        return True
+    try:
+        json.loads(request.body)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def answer_reply(reply: Reply, *, fetch: bool = False) -> Answer:
+    """Write a reply of the endpoint. `fetch`: FETCH has no 2.04; nothing new is an empty 2.05."""
+    code = CODES[reply.code]
+    options: Options = []
+    if reply.code is Outcome.COMMAND:
+        options.append((Option.COMMAND, reply.command.encode("utf-8", "replace")))
+        if (number := NUMBERS.get(reply.content_type)) is not None:
+            options.append((Option.CONTENT_FORMAT, uint(number)))
+        return Answer(code, options, reply.body)
+    if reply.code is Outcome.ACCEPTED:
+        return Answer(Code.CONTENT if fetch else code)
+    if reply.retry_after_s:
+        options.append((Option.MAX_AGE, uint(min(reply.retry_after_s, 0xFFFFFFFF))))
+    return Answer(code, options, (reply.message or reply.error).encode("utf-8", "replace")[:TEXT_MAX_BYTES])
+
+
+def chunk_tail(tag: bytes, block: Block | None, size: int | None, part: bytes) -> bytes:
+    """Return options and payload of an answer with (a block of) a chunk. size: of the whole, if it is to be told.
+
+    What encode_tail would write, for the answer that is sent more often than all others.
+    """
+    out = b"\x48%b\xa4%b" % (tag, _CHUNK_MAX_AGE)
+    number = 14
+    if block is not None:
+        value = block.value()
+        out += b"%c%b" % (0x90 | len(value), value)
+        number = 23
+    if size is not None:
+        value = uint(size)
+        delta = 28 - number
+        out += (b"%c%b" if delta < 13 else b"%c\x01%b") % (min(delta, 13) << 4 | len(value), value)
+    return b"%b\xff%b" % (out, part) if part else out
+
+
+def etag(chunks: Chunks) -> bytes:
+    """Return 8 bytes that name these chunks: see docs/coap.md."""
+    place = chunks.first << 12 | min(len(chunks.bodies) - 1, 0xFFF)
+    return bytes.fromhex(chunks.package[:8]) + (place & 0xFFFFFFFF).to_bytes(4, "big")

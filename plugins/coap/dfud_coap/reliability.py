@@ -1,0 +1,225 @@
+"""Messages that arrive twice, and messages that must arrive: RFC 7252, section 4. Pure: times are arguments, sending is a
+function that was passed in."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Hashable
+from heapq import heappop, heappush
+from typing import Any
+
+import msgspec
+
+# RFC 7252, 4.8
+ACK_TIMEOUT_S = 2.0
+ACK_RANDOM_FACTOR = 1.5
+MAX_RETRANSMIT = 4
+NSTART = 1
+EXCHANGE_LIFETIME_S = 247.0  # 4.8.2
+QUEUED_PER_PEER_MAX = 64
+REMEMBERED_MAX_BYTES = 1 << 26
+
+
+class Timer:
+    """`cancel()` is cheap: the entry stays in the heap until its time."""
+
+    __slots__ = ("action", "when_s")
+
+    def __init__(self, when_s: float, action: Callable[[float], None]) -> None:
+        self.when_s = when_s
+        self.action: Callable[[float], None] | None = action
+
+    def cancel(self) -> None:
+        self.action = None
+
+
+class Timers:
+    """What is to be done later. `sooner()` is called when something is put before everything else."""
+
+    def __init__(self, sooner: Callable[[], None] = lambda: None) -> None:
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = 0
+        self._sooner = sooner
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def at(self, when_s: float, action: Callable[[float], None]) -> Timer:
+        timer = Timer(when_s, action)
+        self._order += 1
+        first = not self._heap or when_s < self._heap[0][0]
+        heappush(self._heap, (when_s, self._order, timer))
+        if first:
+            self._sooner()
+        return timer
+
+    def next_s(self) -> float | None:
+        """Return when something is to be done, or None."""
+        heap = self._heap
+        while heap and heap[0][2].action is None:
+            heappop(heap)
+        return heap[0][0] if heap else None
+
+    def run(self, now_s: float) -> None:
+        """Do everything whose time has come."""
+        heap = self._heap
+        while heap and heap[0][0] <= now_s:
+            timer = heappop(heap)[2]
+            action, timer.action = timer.action, None
+            if action is not None:
+                action(now_s)
+
+
+class Duplicates:
+    """Which messages were taken already, with what was answered. At most `count_max` of them and REMEMBERED_MAX_BYTES of
+    answers; the oldest are forgotten first.
+
+    A message with the identifier of another and other bytes is a new one: a peer that restarted counts from anywhere.
+    """
+
+    __slots__ = ("_bytes", "_count_max", "_seen")
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._bytes = 0
+        # Since the lifetime is the same for all, the order of insertion is the order of expiry.
+        self._seen: dict[Hashable, tuple[float, int, bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def find(self, key: Hashable, data: bytes, now_s: float) -> bytes | None:
+        """Return what this message was answered with (b"": nothing yet), or None: it is new."""
+        found = self._seen.get(key)
+        if found is None or found[1] != hash(data) or found[0] <= now_s:
+            return None
+        return found[2]
+
+    def add(self, key: Hashable, data: bytes, answer: bytes, now_s: float) -> None:
+        """Note a message, and its answer if there is one already."""
+        seen = self._seen
+        old = seen.pop(key, None)
+        if old is not None:
+            self._bytes -= len(old[2])
+        # Two at a time, so that the table shrinks while it is used, and never all at once.
+        for _ in range(2):
+            if not seen:
+                break
+            oldest = next(iter(seen))
+            until_s, _, kept = seen[oldest]
+            if until_s > now_s and len(seen) < self._count_max and self._bytes < REMEMBERED_MAX_BYTES:
+                break
+            del seen[oldest]
+            self._bytes -= len(kept)
+        seen[key] = (now_s + EXCHANGE_LIFETIME_S, hash(data), answer)
+        self._bytes += len(answer)
+
+    def forget(self, key: Hashable) -> None:
+        found = self._seen.pop(key, None)
+        if found is not None:
+            self._bytes -= len(found[2])
+
+    def answered(self, key: Hashable, answer: bytes) -> None:
+        """Note the answer to a message that was noted before; what was forgotten meanwhile stays so."""
+        found = self._seen.get(key)
+        if found is not None:
+            self._seen[key] = (found[0], found[1], answer)
+            self._bytes += len(answer) - len(found[2])
+
+
+class _Sent(msgspec.Struct):
+    data: bytes
+    send: Callable[[bytes], None]
+    ended: Callable[[bool], None]
+    message_id: int = 0
+    timeout_s: float = 0.0
+    count: int = 0
+    timer: Any = None
+
+
+class Outbox:
+    """Confirmable messages and their retransmission; one at a time to each peer (NSTART), the others wait.
+
+    `ended(True)` is called with the acknowledgement, `ended(False)` with a reset, after the last retransmission or when a
+    peer has too many waiting.
+    """
+
+    def __init__(self, timers: Timers, rng: random.Random | None = None) -> None:
+        self._timers = timers
+        self._rng = rng or random.SystemRandom()
+        self._active: dict[tuple[Hashable, int], _Sent] = {}
+        self._waiting: dict[Hashable, deque[_Sent]] = {}
+        self._busy: dict[Hashable, int] = {}
+        self.retransmissions = 0
+        self.given_up = 0
+
+    def __len__(self) -> int:
+        return len(self._active) + sum(map(len, self._waiting.values()))
+
+    def send(
+        self,
+        peer: Hashable,
+        message_id: int,
+        data: bytes,
+        now_s: float,
+        send: Callable[[bytes], None],
+        ended: Callable[[bool], None],
+    ) -> None:
+        sent = _Sent(data, send, ended, message_id)
+        if self._busy.get(peer, 0) >= NSTART:
+            queue = self._waiting.setdefault(peer, deque())
+            if len(queue) >= QUEUED_PER_PEER_MAX:
+                self.given_up += 1
+                ended(False)
+                return
+            queue.append(sent)
+            return
+        self._start(peer, sent, now_s)
+
+    def _start(self, peer: Hashable, sent: _Sent, now_s: float) -> None:
+        self._busy[peer] = self._busy.get(peer, 0) + 1
+        sent.timeout_s = ACK_TIMEOUT_S * self._rng.uniform(1, ACK_RANDOM_FACTOR)
+        key = (peer, sent.message_id)
+        self._active[key] = sent
+        sent.timer = self._timers.at(now_s + sent.timeout_s, lambda now: self._late(key, now))
+        sent.send(sent.data)
+
+    def _late(self, key: tuple[Hashable, int], now_s: float) -> None:
+        sent = self._active[key]
+        if sent.count == MAX_RETRANSMIT:
+            self.given_up += 1
+            self.end(key[0], key[1], False, now_s)
+            return
+        sent.count += 1
+        sent.timeout_s *= 2
+        self.retransmissions += 1
+        sent.timer = self._timers.at(now_s + sent.timeout_s, lambda now: self._late(key, now))
+        sent.send(sent.data)
+
+    def end(self, peer: Hashable, message_id: int, arrived: bool, now_s: float) -> bool:
+        """An acknowledgement or a reset came; return whether anything was waiting for it."""
+        sent = self._active.pop((peer, message_id), None)
+        if sent is None:
+            return False
+        sent.timer.cancel()
+        left = self._busy[peer] - 1
+        if left:
+            self._busy[peer] = left
+        else:
+            del self._busy[peer]
+        queue = self._waiting.get(peer)
+        if queue:
+            following = queue.popleft()
+            if not queue:
+                del self._waiting[peer]
+            self._start(peer, following, now_s)
+        sent.ended(arrived)
+        return True
+
+    def forget(self, peer: Hashable, now_s: float) -> None:
+        """The peer is gone for good (its session has ended)."""
+        for sent in self._waiting.pop(peer, ()):
+            sent.ended(False)
+        for key in [k for k in self._active if k[0] == peer] if peer in self._busy else ():
+            self.end(key[0], key[1], False, now_s)

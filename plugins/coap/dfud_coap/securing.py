@@ -1,0 +1,121 @@
+"""Requests under OSCORE on their way in: which key, which context, whether fresh."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from dfud.api import Endpoint
+from dfud_coap.answering import Answering
+from dfud_coap.ask import Answer, Ask, Fault, read_request_untrusted
+from dfud_coap.message import Code, Option, Options
+from dfud_coap.oscore import KEY_BYTES, Context, Contexts, Header, OscoreError, read_option_untrusted
+from dfud_coap.peer import Exchange
+
+T = TypeVar("T")
+
+
+class Securing(Answering):
+    """The part of the server that takes protection off."""
+
+    _endpoint: Endpoint
+    _contexts: Contexts
+    _wall: Callable[[], float]
+
+    @abc.abstractmethod
+    def _act(self, exchange: Exchange, ask: Ask, now_s: float) -> None: ...
+
+    @abc.abstractmethod
+    def _slow(
+        self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None], now_s: float
+    ) -> None: ...
+
+    def _secured(self, exchange: Exchange, value: bytes, options: Options, payload: bytes, now_s: float) -> None:
+        observe = any(number == Option.OBSERVE for number, _ in options)
+        address = exchange.peer.address
+        try:
+            if exchange.code not in (Code.POST, Code.FETCH):
+                raise OscoreError(Code.METHOD_NOT_ALLOWED, "expected POST or FETCH around OSCORE")
+            header = read_option_untrusted(value)
+            context = self._contexts.get(header.id_context)
+            if context is not None and context.key == self._endpoint.key_for_cached("coap", header.identity):
+                self._unprotected(
+                    exchange, context, *context.unprotect_untrusted(exchange.code, value, payload, observe)
+                )
+                return
+        except OscoreError as error:
+            self._not_secured(exchange, error, now_s)
+            return
+        if self._strangers.is_silenced(address, now_s):
+            return
+
+        def keyed(key: bytes | None) -> None:
+            try:
+                self._keyed(exchange, header, key, value, payload, observe)
+            except OscoreError as error:
+                self._not_secured(exchange, error, self._now())
+
+        self._slow(exchange, lambda: self._endpoint.key_for("coap", header.identity), keyed, now_s)
+
+    def _keyed(
+        self, exchange: Exchange, header: Header, key: bytes | None, value: bytes, payload: bytes, observe: bool
+    ) -> None:
+        """Go on with the device's key from the store. Raises OscoreError."""
+        context = self._contexts.get(header.id_context)
+        if context is not None and context.key != key:
+            self._contexts.forget(header.id_context)
+            context = None
+        if key is None or len(key) != KEY_BYTES:
+            raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
+        if context is not None:
+            self._unprotected(exchange, context, *context.unprotect_untrusted(exchange.code, value, payload, observe))
+            return
+        now_s = self._now()
+        context = self._contexts.derive(header, key, self._wall())
+        if context is None:
+            # More first contacts than there are numbers: silence, and the device repeats itself.
+            self._drop(exchange)
+            return
+        inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
+        purpose = b"oscore" + header.id_context
+        made_s = self._echo.check_untrusted(inner.first(Option.ECHO), purpose, now_s)
+        if made_s is not None and self._contexts.is_fresh(made_s):
+            context.fresh_from(header)
+            self._contexts.establish(context, made_s)
+            self._unprotected(exchange, context, inner, request)
+            return
+        challenge = Answer(Code.UNAUTHORIZED, [(Option.ECHO, self._echo.make(purpose, now_s))])
+        outer = context.protect(challenge, request, own_iv=True)
+        self._send(exchange, outer.code, outer.tail(), now_s, trusted=True)
+
+    def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any) -> None:
+        now_s = self._now()
+        exchange.security = (context, request)
+        ask = self._read_ask(exchange, inner.code, inner.options, inner.payload, context.identity, now_s)
+        if ask is not None:
+            ask.simple = False
+            self._act(exchange, ask, now_s)
+
+    def _not_secured(self, exchange: Exchange, error: OscoreError, now_s: float) -> None:
+        self.respond(exchange, Answer(error.answer, [(Option.MAX_AGE, b"")], str(error).encode()), now_s)
+
+    def _read_ask(
+        self, exchange: Exchange, code: int, options: Options, payload: bytes, identity: str, now_s: float
+    ) -> Ask | None:
+        peer = exchange.peer
+        try:
+            return read_request_untrusted(
+                code,
+                options,
+                payload,
+                peer=peer.address,
+                certificate=peer.certificate if not identity else b"",
+                identity=identity,
+                encrypted=peer.encrypted or bool(identity),
+            )
+        except Fault as fault:
+            # RFC 7252, 5.4.1: a non-confirmable request with a critical option that is not known is dropped.
+            if exchange.confirmable or fault.answer.code != Code.BAD_OPTION:
+                self.respond(exchange, fault.answer, now_s)
+            return None

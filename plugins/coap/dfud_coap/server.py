@@ -1,0 +1,448 @@
+"""From datagrams to the endpoint and back: RFC 7252's message layer, blocks, waiting, observing, OSCORE, limits.
+
+No sockets and no clock in here: peers have a `send`, `now` and `spawn` are passed in. `datagram()` never waits. What needs the
+endpoint's slow methods runs in tasks that `spawn` starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, TypeVar
+
+import msgspec
+
+from dfud.api import Chunks, Endpoint, Reply, Request, Waiting
+from dfud.api import Code as Outcome
+from dfud_coap.answering import cancel
+from dfud_coap.ask import (
+    CHUNK_MAX_AGE_S,
+    Answer,
+    Ask,
+    Fetching,
+    answer_reply,
+    chunk_tail,
+    etag,
+    is_acceptable,
+)
+from dfud_coap.block import Block, BlockError, Bodies, cut
+from dfud_coap.config import CoapConfig
+from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, Options, decode_tail_untrusted, head, uint
+from dfud_coap.observe import Observation, Observers
+from dfud_coap.oscore import Contexts
+from dfud_coap.peer import Exchange, Peer
+from dfud_coap.securing import Securing
+
+log = logging.getLogger("dfud.coap")
+ACK_LATEST_S = 1.0  # below every peer's ACK_TIMEOUT_S
+RETRY_S = 10
+OBSERVE_MARGIN_S = 100
+ASKS_MAX = 16384
+ASK_MAX_BYTES = 512
+VERIFIED_MAX = 100_000
+# What an endpoint says to those whose credentials it does not know.
+_UNKNOWN = frozenset({Code.FORBIDDEN, Code.TOO_MANY, Code.BAD_REQUEST})
+_MAX_AGE = uint(CHUNK_MAX_AGE_S)
+T = TypeVar("T")
+
+
+class _Parked(msgspec.Struct, eq=False):
+    exchange: Exchange
+    ask: Ask
+    waiting: Waiting
+    timer: Any = None
+
+
+class Server(Securing):
+    """One for all sockets of a transport. `changed` is called when something has ended; see `idle`."""
+
+    def __init__(
+        self,
+        config: CoapConfig,
+        endpoint: Endpoint,
+        *,
+        spawn: Callable[..., None],
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        key: bytes,
+        changed: Callable[[], None] = lambda: None,
+        sooner: Callable[[], None] = lambda: None,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(config, now=now, key=key, changed=changed, sooner=sooner, rng=rng)
+        self._endpoint = endpoint
+        self._spawn = spawn
+        self._wall = wall
+        self._bodies = Bodies(config.transfers, config.transfers_per_address, config.body_max)
+        self._contexts = Contexts(config.contexts)
+        self._asks: dict[tuple[Hashable, int, bytes], Ask] = {}
+        self._parked: dict[tuple[Hashable, bytes], _Parked] = {}
+        self._holding: Counter[str] = Counter()
+        self._held = 0
+        self._under_way = 0
+        self._draining = False
+        self._observe_number = 1
+        self.observers = Observers(
+            self.timers,
+            now,
+            self._post_again,
+            self._notify,
+            lambda o: self._release(o.carrier[0].peer.address),
+            check_s=config.observe_check_s,
+            wait_s=config.observe_check_s,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was accepted is answered, and the answers have arrived or been given up."""
+        return not self._under_way and not self._parked and not len(self.outbox)
+
+    def drain(self) -> None:
+        """Refuse what is new; answer what waits."""
+        self._draining = True
+        self.observers.end_all()
+        for parked in tuple(self._parked.values()):
+            self._expired(parked)
+
+    def gone(self, peer: Peer) -> None:
+        """The peer's session has ended: nobody waits any more."""
+        if self._holding[peer.address]:
+            self.observers.peer_gone(peer.key)
+            for key in [k for k in self._parked if k[0] == peer.key]:
+                self._unpark(key).waiting.cancel()
+        self.outbox.forget(peer.key, self._now())
+
+    # Messages in
+
+    def datagram(self, peer: Peer, data: bytes) -> None:
+        """Take one datagram, whatever is in it."""
+        if len(data) < 4 or data[0] >> 6 != 1:
+            return
+        kind, code, message_id, at = data[0] >> 4 & 3, data[1], data[2] << 8 | data[3], 4 + (data[0] & 15)
+        if kind > NON or not 0 < code < 0x20 or at > 12 or at > len(data):
+            self._signal(peer, kind, code, message_id, len(data) == 4)
+            return
+        now_s = self._now()
+        before = self._duplicates.find((peer.key, message_id), data, now_s)
+        if before is not None:
+            if before:
+                peer.send(before)
+            return
+        exchange = Exchange(peer, kind, code, message_id, data[4:at], data)
+        tail = data[at:]
+        if code == Code.GET:
+            ask = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
+        else:
+            ask = self._asks.get((peer.scope, code, tail))
+        if ask is None:
+            ask = self._read(exchange, at, now_s)
+        if ask is not None:
+            self._act(exchange, ask, now_s)
+
+    def _signal(self, peer: Peer, kind: int, code: int, message_id: int, empty: bool) -> None:
+        """An acknowledgement or a reset; a ping, or something that cannot be understood (RFC 7252, 4.2 and 4.3)."""
+        now_s = self._now()
+        if kind in (ACK, RST) and code == 0 and empty:
+            if self.outbox.end(peer.key, message_id, kind == ACK, now_s):
+                self._changed()
+        elif kind == CON:
+            self._reset(peer, message_id, now_s)
+
+    def _reset(self, peer: Peer, message_id: int, now_s: float) -> None:
+        if self._strangers.may_tell(peer.address, now_s):
+            peer.send(head(RST, 0, message_id))
+
+    def _read(self, exchange: Exchange, at: int, now_s: float) -> Ask | None:
+        """Understand a request, or answer it here and return None."""
+        peer = exchange.peer
+        try:
+            options, payload = decode_tail_untrusted(exchange.data, at)
+        except MessageError:
+            if exchange.confirmable:
+                self._reset(peer, exchange.message_id, now_s)
+            return None
+        for number, value in options:
+            if number == Option.OSCORE:
+                self._secured(exchange, value, options, payload, now_s)
+                return None
+        if not (peer.encrypted or self._config.plain):
+            self.respond(exchange, Answer(Code.UNAUTHORIZED, [], b"OSCORE or DTLS is needed"), now_s)
+            return None
+        ask = self._read_ask(exchange, exchange.code, options, payload, "", now_s)
+        if ask is not None and ask.request is None:
+            peer.fetching = Fetching.of(ask, exchange.data[at:]) if len(exchange.data) <= ASK_MAX_BYTES else None
+        elif ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
+            if len(self._asks) >= ASKS_MAX:
+                self._asks.clear()
+            self._asks[(peer.scope, exchange.code, exchange.data[at:])] = ask
+        return ask
+
+    # Requests
+
+    def _act(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
+        if self._draining:
+            self.respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
+            return
+        if exchange.security is None and not exchange.peer.encrypted:
+            if ask.echo is not None:
+                if self._echo.check_untrusted(ask.echo, self._purpose(exchange.peer), now_s) is not None:
+                    self._verified.add(exchange.peer.key, now_s)
+            if self._config.verify_addresses and not self._verified.has(exchange.peer.key, now_s):
+                self._challenge(exchange, now_s)
+                return
+        if ask.request is None:
+            self._get_chunks(exchange, ask, now_s)
+            return
+        request: Request | None = ask.request
+        if ask.block1 is not None:
+            request = self._assemble(exchange, ask, ask.request, now_s)
+        elif ask.block2 is not None and ask.block2.number:
+            self._later_block(exchange, ask, now_s)
+            return
+        if request is not None:
+            self._publish(exchange, ask, request, now_s)
+
+    def _publish(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> None:
+        if self._parked and (old := self._parked.get((exchange.who, exchange.token))) is not None:
+            if old.ask.credentials == ask.credentials:
+                self._unpark((exchange.who, exchange.token)).waiting.cancel()
+        if request.content_type and not is_acceptable(request):
+            self._finish(exchange, ask, Answer(Code.NOT_ACCEPTABLE), now_s)
+            return
+        if len(self.observers) and request.channel == "dfu":
+            self.observers.posted(exchange.who, request)
+        found = self._endpoint.quick(request)
+        if found is None:
+            self._slow(
+                exchange,
+                lambda: self._endpoint.post(request),
+                lambda found: self._found(exchange, ask, request, found, self._now()),
+                now_s,
+            )
+        else:
+            self._found(exchange, ask, request, found, now_s)
+
+    def _found(self, exchange: Exchange, ask: Ask, request: Request, found: Reply | Waiting, now_s: float) -> None:
+        if isinstance(found, Waiting):
+            self._park(exchange, ask, found, now_s)
+        elif found is ask.reply:
+            self._send(
+                exchange, ask.answer_code, ask.tail, now_s, trusted=self._is_trusted(exchange, ask, ask.answer_code)
+            )
+        elif ask.observe == 0 and found.code is Outcome.COMMAND and self._may_hold(exchange.peer.address):
+            self._observe_number = (self._observe_number + 1) & 0xFFFFFF
+            self._finish(exchange, ask, self._notification(found), now_s, observe=uint(self._observe_number))
+            self._hold(exchange.peer.address)
+            key = (exchange.who, exchange.token)
+            self.observers.register(key, exchange.who, (exchange, ask), request, found)
+        else:
+            answer = answer_reply(found, fetch=ask.code == Code.FETCH)
+            if ask.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._block_bytes:
+                ask.reply, ask.answer_code, ask.tail = found, answer.code, answer.tail()
+            self._finish(exchange, ask, answer, now_s)
+
+    def _slow(
+        self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None], now_s: float
+    ) -> None:
+        """Have `then` called with what `work` gives; acknowledge meanwhile if that takes long."""
+        if self._under_way >= self._config.under_way:
+            self.respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(1))]), now_s)
+            return
+        if exchange.code != Code.GET:
+            self._duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, b"", now_s)
+        if exchange.confirmable and exchange.late is None:
+            exchange.late = self.timers.at(now_s + ACK_LATEST_S, lambda now: self._acknowledge(exchange))
+        self._under_way += 1
+        self._spawn(self._work, exchange, work, then)
+
+    async def _work(self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None]) -> None:
+        try:
+            then(await work())
+        except Exception:
+            log.exception("a request failed", extra={"peer": exchange.peer.address})
+            self.respond(exchange, Answer(Code.FAILED), self._now())
+        finally:
+            self._under_way -= 1
+            self._changed()
+
+    # Blocks
+
+    def _assemble(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> Request | None:
+        """Put a body together; return the request with all of it, or answer here and return None."""
+        assert ask.block1 is not None
+        block = ask.block1
+        echoed = Block(block.number, True, min(block.szx, self._szx))
+        try:
+            size = next((v for n, v in ask.options if n == Option.SIZE1), b"")
+            if len(size) > 4 or int.from_bytes(size, "big") > self._config.body_max:
+                raise BlockError(Code.TOO_LARGE, f"at most {self._config.body_max} bytes")
+            key = (exchange.who, ask.body_key())
+            body = self._bodies.add(key, exchange.peer.address, block, request.body, now_s)
+        except BlockError as error:
+            options: Options = []
+            if error.code is Code.TOO_LARGE:
+                options = [(Option.SIZE1, uint(self._config.body_max)), (Option.BLOCK1, echoed.value())]
+            self.respond(exchange, Answer(error.code, options, str(error).encode()), now_s)
+            return None
+        if body is None:
+            self.respond(exchange, Answer(Code.CONTINUE, [(Option.BLOCK1, echoed.value())]), now_s)
+            return None
+        return msgspec.structs.replace(request, body=body)
+
+    def _later_block(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
+        kept = self._kept.get((exchange.who, ask.body_key()), now_s)
+        try:
+            if kept is None:
+                raise BlockError(Code.INCOMPLETE, "this answer is not kept any more: ask again from block 0")
+            answer = self._cut(exchange.who, ask, kept, now_s)
+        except BlockError as error:
+            answer = Answer(error.code, [], str(error).encode())
+        self.respond(exchange, answer, now_s, trusted=kept is not None)
+
+    def _get_chunks(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
+        if len(self.observers):
+            self.observers.fetched(exchange.who, ask.credentials)
+        endpoint, address = self._endpoint, exchange.peer.address
+        found = endpoint.quick_chunks(address, ask.credentials, ask.package, ask.first, ask.last)
+        if found is None:
+            self._slow(
+                exchange,
+                lambda: endpoint.chunks(address, ask.credentials, ask.package, ask.first, ask.last),
+                lambda found: self._send_chunks(exchange, ask, found, self._now()),
+                now_s,
+            )
+        else:
+            self._send_chunks(exchange, ask, found, now_s)
+
+    def _send_chunks(self, exchange: Exchange, ask: Ask, found: Chunks | Reply, now_s: float) -> None:
+        if isinstance(found, Reply):
+            self._finish(exchange, ask, answer_reply(found), now_s)
+            return
+        tag = etag(found)
+        if tag in ask.etags:
+            options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
+            self.respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, ask, 0))
+            return
+        body = found.bodies[0] if len(found.bodies) == 1 else b"".join(found.bodies)
+        try:
+            part, block = cut(body, ask.block2, self._szx)
+        except BlockError as error:
+            self.respond(exchange, Answer(error.code, [], str(error).encode()), now_s)
+            return
+        if exchange.security is None:
+            size = len(body) if block is None or block.number == 0 else None
+            trusted = self._is_trusted(exchange, ask, 0)
+            self._send(exchange, Code.CONTENT, chunk_tail(tag, block, size, part), now_s, trusted=trusted)
+            return
+        options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
+        if block is not None:
+            options.append((Option.BLOCK2, block.value()))
+        if block is None or block.number == 0:
+            options.append((Option.SIZE2, uint(len(body))))
+        self.respond(exchange, Answer(Code.CONTENT, options, part), now_s, trusted=self._is_trusted(exchange, ask, 0))
+
+    # Waiting
+
+    def _may_hold(self, address: str) -> bool:
+        return self._held < self._config.waiting and self._holding[address] < self._config.waiting_per_address
+
+    def _hold(self, address: str) -> None:
+        self._held += 1
+        self._holding[address] += 1
+
+    def _release(self, address: str) -> None:
+        self._held -= 1
+        self._holding[address] -= 1
+        if not self._holding[address]:
+            del self._holding[address]
+
+    def _park(self, exchange: Exchange, ask: Ask, waiting: Waiting, now_s: float) -> None:
+        address = exchange.peer.address
+        if self._draining:
+            self._finish(exchange, ask, answer_reply(waiting.expire()), now_s)
+            return
+        if not self._may_hold(address) or (exchange.who, exchange.token) in self._parked:
+            waiting.cancel()
+            self._finish(exchange, ask, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
+            return
+        self._acknowledge(exchange)
+        if not exchange.confirmable:
+            self._duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, b"", now_s)
+        self._hold(address)
+        parked = _Parked(exchange, ask, waiting)
+        parked.timer = self.timers.at(now_s + waiting.timeout_s, lambda now: self._expired(parked))
+        self._parked[(exchange.who, exchange.token)] = parked
+        waiting.listen(lambda reply: self._woken(parked, reply))
+
+    def _unpark(self, key: tuple[Hashable, bytes]) -> _Parked:
+        parked = self._parked.pop(key)
+        parked.timer.cancel()
+        self._release(parked.exchange.peer.address)
+        return parked
+
+    def _woken(self, parked: _Parked, reply: Reply) -> None:
+        exchange = parked.exchange
+        if self._parked.get((exchange.who, exchange.token)) is parked:
+            self._unpark((exchange.who, exchange.token))
+            self._finish(exchange, parked.ask, answer_reply(reply), self._now())
+            self._changed()
+
+    def _expired(self, parked: _Parked) -> None:
+        self._woken(parked, parked.waiting.expire())
+
+    def _acknowledge(self, exchange: Exchange) -> None:
+        """Send the empty ACK: the answer will be a message of its own."""
+        if not exchange.confirmable or exchange.acknowledged or exchange.answered:
+            return
+        exchange.acknowledged = True
+        cancel(exchange.late)
+        data = head(ACK, 0, exchange.message_id)
+        self._duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, data, self._now())
+        exchange.peer.send(data)
+
+    # Observing
+
+    def _notification(self, reply: Reply) -> Answer:
+        answer = answer_reply(reply, fetch=True)
+        if answer.code < Code.BAD_REQUEST:
+            answer.options.append((Option.MAX_AGE, uint(int(self._config.observe_check_s) + OBSERVE_MARGIN_S)))
+        return answer
+
+    def _post_again(self, request: Request, then: Callable[[Reply | Waiting], None]) -> None:
+        found = self._endpoint.quick(request)
+        if found is not None:
+            then(found)
+            return
+
+        async def post() -> None:
+            try:
+                then(await self._endpoint.post(request))
+            except Exception:
+                log.exception("an observation failed")
+
+        self._spawn(post)
+
+    def _notify(self, observation: Observation, reply: Reply, then: Callable[[bool], None]) -> None:
+        exchange, ask = observation.carrier
+        peer: Peer = exchange.peer
+        if exchange.security is not None and exchange.security[0].forgotten:
+            then(False)
+            return
+        now_s = self._now()
+        answer = self._notification(reply)
+        observe = None
+        if answer.code < Code.BAD_REQUEST:
+            self._observe_number = (self._observe_number + 1) & 0xFFFFFF
+            observe = uint(self._observe_number)
+            answer = self._cut(exchange.who, ask, answer, now_s)
+        outer = self._protect(exchange, answer, observe, own_iv=True)
+
+        def ended(arrived: bool) -> None:
+            then(arrived)
+            self._changed()
+
+        message_id = peer.new_id()
+        data = head(CON, outer.code, message_id, exchange.token) + outer.tail()
+        self.outbox.send(peer.key, message_id, data, now_s, peer.send, ended)
