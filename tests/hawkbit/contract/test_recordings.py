@@ -44,7 +44,6 @@ def _again(api: Api, kept: dict[str, Any]) -> Exchange:
         if not kept.get("until") or not differences(kept, said.as_json()) or time.monotonic() > limit:
             return said
         api.exchanges.pop()
-        time.sleep(0.02)
 
 
 def differences(wanted: Any, found: Any, where: str = "") -> list[str]:
