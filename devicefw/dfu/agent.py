@@ -11,7 +11,7 @@ from dfu.transport import Denied, Gone, TransportError, make
 from dfu.update import INTERNAL, SELF_TEST, Slots, Update, UpdateError
 
 WAIT, SYNC, UPDATE, STOP = range(4)
-KINDS = 1 << 1 | 1 << 2
+KINDS = 1 << 1 | 1 << 2 | 1 << 3
 STORE0 = 0x60008050  # esp32c3-boot: bootloader/FORMAT.md, "the agent's mark"
 MARK = 0xDF0C0000
 CRASHED, UNCONFIRMED = 1, 2
@@ -38,7 +38,8 @@ class Agent:
         gc.collect()
         gc.threshold(config.get("gc_threshold", 8192))
         self.payload = config.get("payload", 6144)
-        self.buffer = bytearray(self.payload + 32)
+        # A chunk's header; and a datagram's, which is received where its block belongs.
+        self.buffer = bytearray(self.payload + 32 + 128)
         self.slots = Slots(esp32.Partition)
         config.setdefault("hardware", "esp32c3")
         self.enrolment = None
@@ -225,6 +226,8 @@ class Agent:
                     raise TransportError("update command")
                 digest = self.update.manifest.sha256
                 self.failed = digest
+                if hasattr(self.transport, "rest"):
+                    self.transport.rest()  # verifying a signature takes what there is
                 self.update.begin()
                 self._progress()
             elif self.update.written:

@@ -13,6 +13,7 @@ from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.firmware import cancel, firmware, history, retry, status, update
 from dfud.cli.keys import key, sign_image
+from dfud.cli.package import package
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, audit, command, context, device, login, token
 from dfud.errors import DfudError
@@ -80,6 +81,6 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
 
 
 _RESOURCES = (login, context, app, device, claim, command, token, audit)
-_FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image, recover)
+_FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image, recover, package)
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

@@ -19,6 +19,7 @@ from cryptography import x509
 from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, Store
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.limits import Failures
+from dfud.model.address import limited
 from dfud.model.credentials import KEYED, keys_of, passwords, verify
 from dfud.wire.enrol import Enrolment
 
@@ -121,6 +122,7 @@ class Authenticator:
         if found is not None:
             return found
         now_s = self._now()
+        peer = limited(peer)
         if self._addresses.blocked(peer, now_s):
             raise TooMany
         try:
@@ -145,6 +147,7 @@ class Authenticator:
         Wrong codes count as wrong credentials do: for the address, and for the device that is named.
         """
         now_s = self._now()
+        peer = limited(peer)
         named = (enrolment.app, enrolment.device)
         if self._addresses.blocked(peer, now_s) or self._devices.blocked(named, now_s):
             raise TooMany

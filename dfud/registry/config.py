@@ -35,6 +35,10 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     body_max: Annotated[int, Meta(description="largest other body", ge=1024, le=1 << 26, extra=BYTES)] = 1 << 20
     body_s: Annotated[float, Meta(description="time a user has to send a body", ge=0.1, le=86400, extra=S)] = 60.0
     upload_s: Annotated[float, Meta(description="time a user has to send a firmware", ge=1, le=86400, extra=S)] = 1800.0
+    connections: Annotated[int, Meta(description="connections at one time", ge=1, le=1_000_000)] = 1000
+    connections_per_address: Annotated[
+        int, Meta(description="connections of one address at one time", ge=1, le=1_000_000)
+    ] = 200
     requests_per_minute: Annotated[
         int, Meta(description="requests of one address in a minute before it is turned away", ge=1, le=10_000_000)
     ] = 6000

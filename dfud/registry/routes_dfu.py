@@ -248,6 +248,9 @@ def _commands(app: QuartTrio, services: Services) -> None:
         view = await services.store.device(app, device)
         if view is None:
             return error_response(406, "NotAcceptable", f"no device {device} in app {app}")
+        core = view.device.spec.get("core")
+        if isinstance(core, dict) and core.get("disabled") is True:
+            return error_response(406, "NotAcceptable", f"device {device} is disabled")
         targets = [device]
         selector = view.device.spec.get("gatewaySelector")
         names = selector.get("matchNames") if isinstance(selector, dict) else None

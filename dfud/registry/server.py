@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import wrap_app
 
 from dfud.api import ConfigError
+from dfud.model.address import limited
 from dfud.registry.config import RegistryConfig
 from dfud.registry.tls import RedirectPlain, Tls
 
@@ -34,11 +36,33 @@ class GuardedServer(TCPServer):
     """One connection of hypercorn's that cannot harm the others."""
 
     async def run(self) -> None:
-        """Cure: an exception in a connection's protocol code ends the whole process (three malformed requests are known)."""
+        """Cure: an exception in a connection's protocol code ends the whole process (three malformed requests are known).
+
+        Cure: the number of connections has no limit; what is beyond ours is closed before anything is read.
+        """
+        peer = self._peer()
+        if isinstance(self.config, _Settings) and not self.config.enter(peer):
+            await trio.aclose_forcefully(self.stream)
+            return
         try:
             await super().run()
         except* Exception as group:
             log.warning("a connection was dropped", extra={"error": repr(group.exceptions[0])[:200]})
+        finally:
+            if isinstance(self.config, _Settings):
+                self.config.leave(peer)
+
+    def _peer(self) -> str:
+        transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
+        try:
+            return limited(str(transport.socket.getpeername()[0]))
+        except OSError:
+            return ""
+
+    async def _read_data(self) -> None:
+        """Cure: a peer that has hung up is waited for until its idle time is over; until then it would count as a connection."""
+        await super()._read_data()
+        await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
         """Cure: a peer that stops reading holds a shielded send, and with it the end of the process, for ever."""
@@ -75,9 +99,27 @@ class ShieldedSends:
 
 
 class _Settings(HypercornConfig):
-    """hypercorn's settings with dfud's own TLS, whose certificate can be replaced."""
+    """hypercorn's settings with dfud's own TLS, whose certificate can be replaced, and a count of the connections."""
 
     tls: Tls | None = None
+    connections = 1000
+    connections_per_address = 200
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: Counter[str] = Counter()
+
+    def enter(self, peer: str) -> bool:
+        """Say whether one more connection of `peer` may be served; then leave() must follow."""
+        if self._open.total() >= self.connections or self._open[peer] >= self.connections_per_address:
+            return False
+        self._open[peer] += 1
+        return True
+
+    def leave(self, peer: str) -> None:
+        self._open[peer] -= 1
+        if self._open[peer] <= 0:
+            del self._open[peer]
 
     @property
     def ssl_enabled(self) -> bool:
@@ -105,6 +147,8 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
         settings.ssl_handshake_timeout = config.handshake_s
         if config.redirect_port:
             settings.insecure_bind = [f"{host}:{config.redirect_port}"]
+    settings.connections = config.connections
+    settings.connections_per_address = config.connections_per_address
     settings.graceful_timeout = graceful_s
     settings.keep_alive_timeout = IDLE_S
     settings.read_timeout = None  # its timer also runs while an answer is being made, and leaves the connection deaf

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from bootloader.sim.boot import BootResult
 from bootloader.sim.images import KEYS_AT, SLOTS, Flash, envelope, image, key, key_record
+from bootloader.sim.scenarios import calls
 from devicefw.sim.serial import SerialLine
 from dfud.cli.recover import escape, unescape
 from tests.bootloader.machine import NEW, OLD, POWER_ON, SIGNER, boot, device, machine
 
+TABLE_AT = 0x39A000 + 0x60000 - 0x4000
 BAD = b"\0" * 24
 
 
@@ -123,6 +125,18 @@ def test_the_pin_asks_for_recovery_and_a_delta_is_enough(tmp_path: Path) -> None
     assert boot(flash).slot == 0
     assert flash.read(SLOTS[0], len(OLD)) == OLD
     assert flash.state()["previous"] == 1
+
+
+def test_a_mapped_delta_recovers(tmp_path: Path) -> None:
+    old, new = calls("old"), calls("new", 8)
+    flash = device(phase=0)
+    flash.install(1, old, envelope(old, version="1.1", sequence=2))
+    with waiting(flash, strap=True) as found:
+        arguments = ["--version", "1.2", "--base", file(tmp_path, "old.bin", old), "--slot", "0"]
+        dfuctl(tmp_path, "recover", "--port", found.port, file(tmp_path, "new.bin", new), *arguments)
+    assert flash.read(SLOTS[0], len(new)) == new
+    assert flash.read(TABLE_AT, 8) != b"\xff" * 8  # so it was one
+    assert boot(flash).slot == 0
 
 
 def test_only_a_trusted_key_may_recover_a_device_with_keys(tmp_path: Path) -> None:

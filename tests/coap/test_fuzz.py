@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiocoap import oscore as aio
-from dfud_coap.ask import Fault, read_request_untrusted
+from dfud_coap.ask import Ask, Fault, Fetching, chunk_tail, read_request_untrusted
 from dfud_coap.block import Block, BlockError, read_block_untrusted
 from dfud_coap.message import (
     Message,
@@ -16,6 +16,7 @@ from dfud_coap.message import (
     decode_untrusted,
     encode,
     encode_tail,
+    uint,
 )
 from dfud_coap.oscore import Context, Header, OscoreError, read_option_untrusted
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from tests.coap.test_limits import AUTH, Code, Device, post
 from tests.coap.virtual import Virtual
-from tests.coap.world import KEY
+from tests.coap.world import KEY, PACKAGE
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "coap.json").read_text())
 GOOD = [bytes.fromhex(v["hex"]) for v in VECTORS["messages"]] + [
@@ -167,3 +168,68 @@ def test_whatever_a_device_protects_is_answered_or_refused(inner: bytes, code: i
     assert len(sent) <= 1 and all(decode_untrusted(data).code != Code.FAILED for data in sent)
     d.sender_sequence_number = 50
     assert len(w.take(d.request(778))) == 1 and w.endpoint.requests
+
+
+def _get(*options: tuple[int, bytes]) -> bytes:
+    path = [(11, b"v1"), (11, b"dfu"), (11, PACKAGE.encode()), (11, b"7")]
+    return encode_tail([*path, *options, AUTH])
+
+
+def _read(tail: bytes) -> Ask | None:
+    try:
+        options, payload = decode_tail_untrusted(tail)
+        return read_request_untrusted(1, options, payload, peer="p", certificate=b"", identity="", encrypted=False)
+    except (MessageError, Fault):
+        return None
+
+
+@given(
+    st.sampled_from([(), ((4, b"12345678"),), ((3, b"host"), (15, b"a=1"))]),
+    st.binary(max_size=3),
+    st.one_of(st.binary(max_size=4).map(lambda v: _get((23, v))), st.binary(max_size=120), st.none()),
+    st.binary(max_size=3),
+    st.integers(0, 200),
+)
+def test_a_request_that_is_recognised_by_its_bytes_is_read_as_it_would_be(
+    more: tuple[tuple[int, bytes], ...], first: bytes, other: bytes | None, second: bytes, at: int
+) -> None:
+    ask = _read(_get(*more, (23, first)))
+    fetching = Fetching.of(ask, _get(*more, (23, first))) if ask is not None else None
+    assert (fetching is None) is (ask is None)
+    if fetching is None:
+        return
+    tail = other if other is not None else _get(*more, (23, second))
+    for data in (tail, tail[:at] + b"\x17" + tail[at:], tail[:at]):
+        found = fetching.next_untrusted(data)
+        if found is not None:
+            full = _read(data)
+            assert full is not None
+            for name in (
+                "code",
+                "credentials",
+                "request",
+                "package",
+                "first",
+                "last",
+                "block1",
+                "block2",
+                "etags",
+                "echo",
+            ):
+                assert getattr(found, name) == getattr(full, name), name
+    again = fetching.next_untrusted(_get(*more, (23, second)))
+    assert again is None if _read(_get(*more, (23, second))) is None else again is not None
+
+
+@given(
+    st.one_of(st.none(), st.builds(Block, st.integers(0, (1 << 20) - 1), st.booleans(), st.integers(0, 6))),
+    st.one_of(st.none(), st.integers(1, 1 << 24)),
+    st.binary(max_size=20),
+)
+def test_the_short_way_to_write_a_chunk_writes_the_same(block: Block | None, size: int | None, part: bytes) -> None:
+    options = [(4, b"12345678"), (14, (31536000).to_bytes(4, "big"))]
+    if block is not None:
+        options.append((23, block.value()))
+    if size is not None:
+        options.append((28, uint(size)))
+    assert chunk_tail(b"12345678", block, size, part) == encode_tail(options, part)

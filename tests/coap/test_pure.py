@@ -10,7 +10,7 @@ from dfud_coap.block import LIFETIME_S, Block, BlockError, Bodies, Kept, cut, sz
 from dfud_coap.echo import ECHO_LIFETIME_S, VERIFIED_S, Echo, Verified
 from dfud_coap.message import Code
 from dfud_coap.observe import PAUSE_S, Observation, Observers
-from dfud_coap.oscore import EPOCH_S, Contexts, Header
+from dfud_coap.oscore import EPOCH_S, LEAD_MS, Contexts, Header
 from dfud_coap.peer import Strangers
 from dfud_coap.reliability import EXCHANGE_LIFETIME_S, QUEUED_PER_PEER_MAX, Duplicates, Outbox, Timers
 from hypothesis import given
@@ -233,15 +233,21 @@ def test_no_number_is_used_twice_and_no_old_echo_counts_after_a_context_was_forg
     contexts = Contexts(1)
     headers = [Header(b"\0", bytes([n]) * 8 + b"d@a", "d@a") for n in range(3)]
     first = contexts.derive(headers[0], b"k" * 16, EPOCH_S + 10.0)
-    assert first.sequence == 10_000
-    first._aio.sender_sequence_number = 50_000  # a lively one
+    assert first is not None and first.sequence == 10_000
+    # Challenged again and again by the same message that is replayed: other numbers, and soon nothing.
+    replayed = [contexts.derive(headers[0], b"k" * 16, EPOCH_S + 10.0) for _ in range(LEAD_MS + 3)]
+    assert [c and c.sequence for c in replayed] == [*range(10_001, 10_001 + LEAD_MS), None, None, None]
     contexts.establish(first, made_s=100.0)
-    assert contexts.get(headers[0].id_context) is first and contexts.is_fresh(99.0)
+    assert contexts.get(headers[0].id_context) is first and contexts.is_fresh(99.0) and not first.forgotten
+    first._aio.sender_sequence_number = 50_000  # a lively one
     second = contexts.derive(headers[1], b"k" * 16, EPOCH_S + 11.0)
+    assert second is not None
     contexts.establish(second, made_s=101.0)  # there is room for one
-    assert contexts.get(headers[0].id_context) is None and len(contexts) == 1
-    # The same context again, with a clock that stands: not below what was used; and what established it is not fresh again.
-    assert contexts.derive(headers[0], b"k" * 16, EPOCH_S + 10.0).sequence >= 50_000
+    assert contexts.get(headers[0].id_context) is None and len(contexts) == 1 and first.forgotten
+    # The same context again: not below what was used; and what established it is not fresh again.
+    assert contexts.derive(headers[0], b"k" * 16, EPOCH_S + 12.0) is None
+    again = contexts.derive(headers[0], b"k" * 16, EPOCH_S + 51.0)
+    assert again is not None and again.sequence == 51_000
     assert not contexts.is_fresh(100.0) and contexts.is_fresh(100.1) and not contexts.is_fresh(None)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from cryptography import x509
@@ -159,6 +160,8 @@ async def test_guessing_is_limited_per_device_and_per_address(world: World) -> N
     assert codes == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2
     codes = [await world.code(basic(f"d{n}@app1:x"), peer="10.9.9.9") for n in range(22)]
     assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2
+    codes = [await world.code(basic(f"e{n}@app1:x"), peer=f"2001:db8::{n:x}") for n in range(22)]
+    assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2, "one subscriber, however many addresses he has"
     same = [await world.code(basic(f"nobody@app1:{n}"), peer=f"10.1.0.{n}") for n in range(7)]
     assert same == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2, "a device that does not exist is not told apart"
     world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
@@ -331,3 +334,34 @@ async def test_nobody_gets_chunks_of_a_package_that_is_not_his(world: World) -> 
 def test_no_header_raises(authorization: bytes, application: str, device: str) -> None:
     for value in (authorization, b"Basic " + authorization, basic("x@y:z") + authorization):
         parse_basic_untrusted(Credentials(value, application=application, device=device))
+
+
+async def test_a_pre_shared_key_is_given_out_until_it_changes_under_whatever_name(world: World) -> None:
+    def spec(key: str, **more: Any) -> dict[str, Any]:
+        return {"authentication": {"credentials": [{"psk": {"key": base64.b64encode(key.encode()).decode(), **more}}]}}
+
+    e = world.endpoint
+    await world.put("a@b", {**spec("first"), "alias": ["nick name"]})
+    names = ["a%40b@app1", "nick%20name@app1", "nick name@app1"]
+    for name in names:
+        assert e.key_for_cached("coap", name) is None
+        assert await e.key_for("coap", name) == e.key_for_cached("coap", name) == b"first"
+    assert await e.key_for("coap", "dev1@app1") is None and await e.key_for("coap", "a@b@app1") is None
+    view = await world.store.device("app1", "a@b")
+    assert view is not None
+    device = msgspec.structs.replace(view.device, spec=protect(spec("second"), KEY))
+    await world.store.commit([PutDevice(device, view.device.metadata.resource_version)])
+    world.bus.publish(DeviceChanged("app1", "a@b"))
+    assert [e.key_for_cached("coap", name) for name in names] == [None, None, None]
+    assert await e.key_for("coap", names[0]) == b"second"
+    world.bus.publish(AppChanged("app1"))
+    assert e.key_for_cached("coap", names[0]) is None
+
+
+async def test_a_pre_shared_key_ends_with_its_validity(world: World) -> None:
+    psk = {"key": "a2V5", "validity": {"notAfter": "2027-01-15T08:00:10Z"}}  # ten seconds after the clock of this world
+    await world.put("d", {"authentication": {"credentials": [{"psk": psk}]}})
+    assert await world.endpoint.key_for("coap", "d@app1") == b"key"
+    world.clock[0] += 301  # type: ignore[attr-defined]
+    assert world.endpoint.key_for_cached("coap", "d@app1") is None
+    assert await world.endpoint.key_for("coap", "d@app1") is None

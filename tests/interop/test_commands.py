@@ -45,12 +45,6 @@ def send(dfud: Dfud, app: str, name: str, device: str = "sensor", payload: bytes
     return dfud.user.post(url, params={"command": name, **query}, content=payload).status_code
 
 
-def to_one_that_waits(dfud: Dfud, app: str, name: str, device: str = "sensor") -> None:
-    """Send a command that is not kept, until somebody waits for it."""
-    while send(dfud, app, name, device, expires="0") != 202:
-        pass
-
-
 class Waiter:
     """A device that waits for a command in a thread of its own."""
 
@@ -58,6 +52,11 @@ class Waiter:
         self._answers: list[httpx.Response] = []
         self._thread = threading.Thread(target=lambda: self._answers.append(request()))
         self._thread.start()
+
+    def send(self, dfud: Dfud, app: str, name: str, device: str = "sensor") -> None:
+        """Send a command that is not kept, until somebody waits for it."""
+        while send(dfud, app, name, device, expires="0") != 202:
+            assert self._thread.is_alive(), "nobody got it"
 
     def answer(self) -> tuple[int, str, bytes]:
         self._thread.join()
@@ -67,10 +66,10 @@ class Waiter:
 
 @pytest.mark.parametrize("parameter", ["ct", "commandTimeout"])
 def test_a_waiting_device_gets_a_command_with_its_bytes_as_they_were_sent(dfud: Dfud, app: str, parameter: str) -> None:
-    waiter = Waiter(lambda: post(dfud, app, f"/v1/state?{parameter}=120"))
-    to_one_that_waits(dfud, app, "blink")
+    waiter = Waiter(lambda: post(dfud, app, f"/v1/state?{parameter}=60"))
+    waiter.send(dfud, app, "blink")
     assert waiter.answer() == (200, "blink", b"{}")
-    waiter = Waiter(lambda: post(dfud, app, f"/v1/state?{parameter}=120"))
+    waiter = Waiter(lambda: post(dfud, app, f"/v1/state?{parameter}=60"))
     assert send(dfud, app, "raw", payload=bytes(range(256))) == 202
     assert waiter.answer() == (200, "raw", bytes(range(256)))
 
@@ -88,6 +87,16 @@ def test_a_command_for_what_is_not_there_is_not_acceptable(dfud: Dfud, app: str)
     assert send(dfud, app, "") == 400
 
 
+@pytest.mark.parametrize(("disabled", "status"), [(True, 406), (False, 202)])
+def test_a_disabled_device_gets_no_command_and_only_such_a_one(dfud: Dfud, disabled: bool, status: int) -> None:
+    """Drogue's client library has it the wrong way round."""
+    app = f"disabled-{disabled}".lower()
+    dfud.app(app)
+    dfud.device(app, "dev1", core={"disabled": disabled})
+    assert send(dfud, app, "c", "dev1") == status
+    assert post(dfud, app, "/v1/state", "dev1").status_code == (403 if disabled else 200)
+
+
 def test_only_those_who_manage_an_app_may_send(dfud: Dfud, app: str) -> None:
     made = dfud.user.post("/api/tokens/v1alpha1", json={"user": "bob", "roles": {app: "reader"}}).json()["token"]
     url = f"{dfud.registry}/api/command/v1alpha1/apps/{app}/devices/sensor?command=c"
@@ -96,14 +105,14 @@ def test_only_those_who_manage_an_app_may_send(dfud: Dfud, app: str) -> None:
 
 
 def test_a_gateway_waits_for_the_device_it_speaks_for(dfud: Dfud, app: str) -> None:
-    waiter = Waiter(lambda: post(dfud, app, "/v1/state?as=sensor&ct=120", "gate"))
-    to_one_that_waits(dfud, app, "through")
+    waiter = Waiter(lambda: post(dfud, app, "/v1/state?as=sensor&ct=60", "gate"))
+    waiter.send(dfud, app, "through")
     assert waiter.answer() == (200, "through", b"{}")
 
 
 def test_a_gateway_that_waits_for_itself_gets_the_commands_of_its_devices(dfud: Dfud, app: str) -> None:
-    waiter = Waiter(lambda: post(dfud, app, "/v1/state?ct=120", "gate"))
-    to_one_that_waits(dfud, app, "through")
+    waiter = Waiter(lambda: post(dfud, app, "/v1/state?ct=60", "gate"))
+    waiter.send(dfud, app, "through")
     assert waiter.answer() == (200, "through", b"{}")
 
 
@@ -116,8 +125,8 @@ def test_what_is_kept_is_kept_for_the_device_and_not_for_its_gateway(dfud: Dfud,
 
 def test_who_is_no_gateway_of_a_device_neither_speaks_nor_hears_for_it(dfud: Dfud, app: str) -> None:
     assert post(dfud, app, "/v1/state?as=sensor", "stranger").status_code == 403
-    waiter = Waiter(lambda: post(dfud, app, "/v1/state?ct=120", "stranger"))
-    to_one_that_waits(dfud, app, "own", "stranger")
+    waiter = Waiter(lambda: post(dfud, app, "/v1/state?ct=60", "stranger"))
+    waiter.send(dfud, app, "own", "stranger")
     assert send(dfud, app, "other", expires="0") == 406
     assert waiter.answer() == (200, "own", b"{}")
 
@@ -210,7 +219,7 @@ def test_a_command_sent_for_an_event_reaches_the_request_that_brought_it(hooked:
     answers: list[int] = []
     hook.react = lambda event: answers.append(send(dfud, "app1", "answer", event["device"], expires="0"))
     try:
-        found = post(dfud, "app1", "/v1/state?ct=120")
+        found = post(dfud, "app1", "/v1/state?ct=60")
     finally:
         hook.react = lambda event: None
     assert (found.status_code, found.headers["command"], answers) == (200, "answer", [202])

@@ -30,6 +30,7 @@ extern int ets_sha_finish(void *context, uint8_t *out);
 
 static struct dfu_boot boot;
 static struct dfu_zstd zstd SCRATCH;
+static struct dfu_mapped mapped SCRATCH;
 static uint8_t chunk[DFU_CHUNK_MAX] SCRATCH;
 static uint32_t sector[DFU_SECTOR / 4]; /* not in SCRATCH: used before what a crash left there is read */
 static uint32_t sha[54];                /* SHA_CTX, 216 bytes */
@@ -269,6 +270,7 @@ void __attribute__((noreturn)) boot_main(void) {
     boot.sector = (uint8_t *)sector;
     boot.chunk = chunk;
     boot.zstd = &zstd;
+    boot.mapped = &mapped;
     asked = strapped();
     if (dfu_boot(&boot, &crash) && !asked)
         enter(&boot.image);

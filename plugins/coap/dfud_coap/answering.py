@@ -129,6 +129,12 @@ class Answering:
             self._duplicates.add((peer.key, exchange.message_id), exchange.data, data, now_s)
         peer.send(data)
 
+    def _drop(self, exchange: Exchange) -> None:
+        """Leave a request unanswered, and take it for a new one if it comes again."""
+        exchange.answered = True
+        cancel(exchange.late)
+        self._duplicates.forget((exchange.peer.key, exchange.message_id))
+
     def _purpose(self, peer: Peer) -> bytes:
         return b"address" + repr(peer.key).encode()
 

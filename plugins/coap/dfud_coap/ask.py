@@ -19,6 +19,7 @@ _PACKAGE = re.compile("[0-9a-f]{32}")
 AUTHORIZATION_MAX_BYTES = 3072
 TEXT_MAX_BYTES = 128
 CHUNK_MAX_AGE_S = 31536000
+_CHUNK_MAX_AGE = uint(CHUNK_MAX_AGE_S)
 OCTETS = 42
 # IANA, "CoAP Content-Formats"
 FORMATS = {
@@ -45,19 +46,25 @@ CODES = {
     Outcome.FAILED: Code.FAILED,
     Outcome.AWAY: Code.UNAVAILABLE,
 }
+# Plain numbers: a look-up by IntEnum costs several times as much.
+_URI_PATH, _URI_QUERY = int(Option.URI_PATH), int(Option.URI_QUERY)
+_PROXY = frozenset({int(Option.PROXY_URI), int(Option.PROXY_SCHEME)})
 # Critical options that are understood here, with the longest value each may have; longer is as good as unknown (RFC 7252, 5.4.3).
 _CRITICAL = {
-    Option.URI_HOST: 255,
-    Option.URI_PORT: 2,
-    Option.URI_PATH: 255,
-    Option.URI_QUERY: 1024,
-    Option.ACCEPT: 2,
-    Option.BLOCK1: 3,
-    Option.BLOCK2: 3,
-    Option.OSCORE: 255,
-    Option.AUTHORIZATION: AUTHORIZATION_MAX_BYTES,
+    int(option): size_max
+    for option, size_max in (
+        (Option.URI_HOST, 255),
+        (Option.URI_PORT, 2),
+        (Option.URI_PATH, 255),
+        (Option.URI_QUERY, 1024),
+        (Option.ACCEPT, 2),
+        (Option.BLOCK1, 3),
+        (Option.BLOCK2, 3),
+        (Option.OSCORE, 255),
+        (Option.AUTHORIZATION, AUTHORIZATION_MAX_BYTES),
+    )
 }
-_REPEATABLE = frozenset({Option.URI_PATH, Option.URI_QUERY})
+_REPEATABLE = frozenset({int(Option.URI_PATH), int(Option.URI_QUERY)})
 # What does not tell one body from another (RFC 7959, 2.4; RFC 8132, 2.1 for the payload).
 _NOT_OF_THE_BODY = frozenset(
     {Option.OBSERVE, Option.BLOCK1, Option.BLOCK2, Option.SIZE1, Option.SIZE2, Option.ECHO, Option.ETAG}
@@ -109,6 +116,47 @@ class Ask(msgspec.Struct):
         return (self.code, *(o for o in self.options if o[0] not in _NOT_OF_THE_BODY))
 
 
+class Fetching:
+    """A fetch of chunks by a peer whose next request will be the same but for the block: recognised by its bytes."""
+
+    __slots__ = ("_after", "_ask", "_before", "_delta")
+
+    def __init__(self, ask: Ask, before: bytes, delta: int, after: bytes) -> None:
+        self._ask, self._before, self._delta, self._after = ask, before, delta, after
+
+    @classmethod
+    def of(cls, ask: Ask, tail: bytes) -> Fetching | None:
+        """Return what to recognise later requests by; None if this one is written in an unusual way, or without Block2."""
+        at = next((n for n, option in enumerate(ask.options) if option[0] == Option.BLOCK2), None)
+        if at is None or ask.echo is not None:
+            return None
+        before = encode_tail(ask.options[:at])
+        value = ask.options[at][1]
+        delta = Option.BLOCK2 - (ask.options[at - 1][0] if at else 0)
+        option = bytes((delta << 4 | len(value),)) + value
+        if delta > 12 or not tail.startswith(before + option):
+            return None
+        return cls(ask, before, delta, tail[len(before) + len(option) :])
+
+    def next_untrusted(self, tail: bytes) -> Ask | None:
+        """Return the request that these bytes are, or None: it is another one."""
+        before, after = self._before, self._after
+        size = len(tail) - len(before) - len(after) - 1
+        if not 0 <= size <= 3 or not tail.startswith(before) or not tail.endswith(after):
+            return None
+        at = len(before)
+        if tail[at] != self._delta << 4 | size:
+            return None
+        number = int.from_bytes(tail[at + 1 : at + 1 + size], "big")
+        if number & 7 == 7:
+            return None
+        ask = self._ask
+        block = Block(number >> 4, bool(number & 8), number & 7)
+        return Ask(
+            ask.code, ask.credentials, ask.options, None, ask.package, ask.first, ask.last, None, block, -1, ask.etags
+        )
+
+
 def read_request_untrusted(
     code: int, options: Options, payload: bytes, *, peer: str, certificate: bytes, identity: str, encrypted: bool
 ) -> Ask:
@@ -137,7 +185,7 @@ def read_request_untrusted(
         raise Fault(Code.NOT_ACCEPTABLE, "expected Accept 42")
     if code == Code.GET:
         ask.etags = tuple(value for number, value in options if number == Option.ETAG)
-        ask.simple = ask.echo is None
+        ask.simple = False  # a device asks for a block once: remembering it would only push out the polls
         return ask
     if code == Code.FETCH:
         ask.observe = _small(once, Option.OBSERVE, -1)
@@ -168,9 +216,9 @@ def _check_options(options: Options) -> dict[int, bytes]:
     once: dict[int, bytes] = {}
     for number, value in options:
         if number & 1:
-            if number in (Option.PROXY_URI, Option.PROXY_SCHEME):
+            if number in _PROXY:
                 raise Fault(Code.NO_PROXYING)
-            size_max = _CRITICAL.get(number)  # type: ignore[call-overload]  # any number may be asked for
+            size_max = _CRITICAL.get(number)
             if size_max is None:
                 raise Fault(Code.BAD_OPTION, f"option {number} is not known")
             if len(value) > size_max:
@@ -186,9 +234,9 @@ def _path_and_query(options: Options) -> tuple[list[str], dict[str, str]]:
     query: dict[str, str] = {}
     try:
         for number, value in options:
-            if number == Option.URI_PATH:
+            if number == _URI_PATH:
                 path.append(value.decode())
-            elif number == Option.URI_QUERY:
+            elif number == _URI_QUERY:
                 text = value.decode()
                 if "&" in text:
                     for name, meant in parse_qsl(
@@ -251,6 +299,24 @@ def answer_reply(reply: Reply, *, fetch: bool = False) -> Answer:
     if reply.retry_after_s:
         options.append((Option.MAX_AGE, uint(min(reply.retry_after_s, 0xFFFFFFFF))))
     return Answer(code, options, (reply.message or reply.error).encode("utf-8", "replace")[:TEXT_MAX_BYTES])
+
+
+def chunk_tail(tag: bytes, block: Block | None, size: int | None, part: bytes) -> bytes:
+    """Return options and payload of an answer with (a block of) a chunk. size: of the whole, if it is to be told.
+
+    What encode_tail would write, for the answer that is sent more often than all others.
+    """
+    out = b"\x48%b\xa4%b" % (tag, _CHUNK_MAX_AGE)
+    number = 14
+    if block is not None:
+        value = block.value()
+        out += b"%c%b" % (0x90 | len(value), value)
+        number = 23
+    if size is not None:
+        value = uint(size)
+        delta = 28 - number
+        out += (b"%c%b" if delta < 13 else b"%c\x01%b") % (min(delta, 13) << 4 | len(value), value)
+    return b"%b\xff%b" % (out, part) if part else out
 
 
 def etag(chunks: Chunks) -> bytes:

@@ -23,6 +23,8 @@ NONCE_BYTES = 8  # of the ID Context: what the device chooses at each boot
 SERVER_ID = b"\0"
 DEVICE_ID = b"\1"
 WINDOW = 32
+PLACES = 4096
+LEAD_MS = 100
 EPOCH_S = 1735689600  # 2025-01-01: Partial IVs begin at the milliseconds since then; 40 bits last until 2059
 
 
@@ -84,15 +86,17 @@ class _AioContext(aio.CanProtect, aio.CanUnprotect, aio.SecurityContextUtils):  
 
 
 class Context:
-    """One boot of one device. `since_s`: when the Echo that proved it was made."""
+    """One boot of one device. `since_s`: when the Echo that proved it was made. `forgotten`: another one may take its place,
+    so it must not use numbers of its own any more."""
 
-    __slots__ = ("_aio", "id_context", "identity", "key", "since_s")
+    __slots__ = ("_aio", "forgotten", "id_context", "identity", "key", "since_s")
 
     def __init__(self, header: Header, key: bytes, sequence: int) -> None:
         self.identity = header.identity
         self.id_context = header.id_context
         self.key = key
         self.since_s = 0.0
+        self.forgotten = False
         self._aio = _AioContext(key, header.id_context, sequence)
 
     @property
@@ -127,7 +131,7 @@ class Context:
     def protect(self, answer: Answer, request: Any, *, own_iv: bool = False, observe: bytes | None = None) -> Answer:
         """Return the outer answer. own_iv: this is not the first answer to the request (or the request may be a replay), so
         its nonce must not be used. observe: value of the outer option."""
-        if own_iv:
+        if own_iv and not self.forgotten:
             request.can_reuse_nonce = False
         inner = AioMessage(code=AioCode(answer.code))
         inner.direction = Direction.OUTGOING
@@ -142,14 +146,16 @@ class Context:
 class Contexts:
     """The contexts in use, `count_max` of them; the one used longest ago is forgotten first.
 
-    Forgetting is safe: sequence numbers begin above everything that was ever used (`floor`), and an Echo that was made before
-    a forgotten context's was is not accepted again, so that the request that established it cannot be replayed.
+    Forgetting is safe. Sequence numbers of a context that is derived again begin at the time in ms, and above all that were used
+    by contexts with the same place in `_last`. They run ahead of the clock by LEAD_MS at most, less than a restart takes: who
+    asks more often gets nothing. A context that was forgotten sends nothing of its own any more. An Echo that was made before a
+    forgotten context's was is not accepted again, so that the request that established it cannot be replayed.
     """
 
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
         self._known: OrderedDict[bytes, Context] = OrderedDict()
-        self._floor = 0
+        self._last = [0] * PLACES
         self._echo_floor_s = float("-inf")
 
     def __len__(self) -> int:
@@ -161,14 +167,15 @@ class Contexts:
             self._known.move_to_end(id_context)
         return found
 
-    def derive(self, header: Header, key: bytes, wall_s: float) -> Context:
-        """Return a context that is not known yet; `spent()` or `establish()` must follow before the next one."""
-        sequence = max(int((wall_s - EPOCH_S) * 1000), self._floor, 0)
+    def derive(self, header: Header, key: bytes, wall_s: float) -> Context | None:
+        """Return a context that is not known yet, or None: not now. `wall_s` must never go back."""
+        now_ms = int((wall_s - EPOCH_S) * 1000)
+        place = hash(header.id_context) % PLACES
+        sequence = max(now_ms, self._last[place] + 1)
+        if sequence > now_ms + LEAD_MS:
+            return None
+        self._last[place] = sequence
         return Context(header, key, sequence)
-
-    def spent(self, context: Context) -> None:
-        """The context is not kept; its numbers are used up."""
-        self._floor = max(self._floor, context.sequence)
 
     def is_fresh(self, made_s: float | None) -> bool:
         """Say whether an Echo made at that time can only have been sent back for the first time."""
@@ -184,5 +191,7 @@ class Contexts:
     def forget(self, id_context: bytes) -> None:
         context = self._known.pop(id_context, None)
         if context is not None:
+            context.forgotten = True
             self._echo_floor_s = max(self._echo_floor_s, context.since_s)
-            self.spent(context)
+            place = hash(id_context) % PLACES
+            self._last[place] = max(self._last[place], context.sequence)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from dfud_coap.ask import Fetching
 from dfud_coap.message import ACK, CON
 from dfud_coap.oscore import Context
 
@@ -17,7 +18,7 @@ class Peer:
     """One address and port, or one DTLS session. `send` must not block or raise; `scope` is what requests with the same bytes
     must have in common to mean the same."""
 
-    __slots__ = ("address", "certificate", "encrypted", "key", "next_id", "scope", "send")
+    __slots__ = ("address", "certificate", "encrypted", "fetching", "key", "next_id", "scope", "send")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Peer:
         self.next_id = first_id & 0xFFFF
         self.encrypted = encrypted
         self.certificate = certificate
+        self.fetching: Fetching | None = None
         self.scope: Hashable = (address, certificate) if encrypted else address
 
     def new_id(self) -> int:

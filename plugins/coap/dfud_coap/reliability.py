@@ -115,6 +115,11 @@ class Duplicates:
         seen[key] = (now_s + EXCHANGE_LIFETIME_S, hash(data), answer)
         self._bytes += len(answer)
 
+    def forget(self, key: Hashable) -> None:
+        found = self._seen.pop(key, None)
+        if found is not None:
+            self._bytes -= len(found[2])
+
     def answered(self, key: Hashable, answer: bytes) -> None:
         """Note the answer to a message that was noted before; what was forgotten meanwhile stays so."""
         found = self._seen.get(key)

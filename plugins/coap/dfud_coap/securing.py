@@ -73,19 +73,20 @@ class Securing(Answering):
             return
         now_s = self._now()
         context = self._contexts.derive(header, key, self._wall())
-        try:
-            inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
-            purpose = b"oscore" + header.id_context
-            made_s = self._echo.check_untrusted(inner.first(Option.ECHO), purpose, now_s)
-            if made_s is not None and self._contexts.is_fresh(made_s):
-                context.fresh_from(header)
-                self._contexts.establish(context, made_s)
-                self._unprotected(exchange, context, inner, request)
-                return
-            challenge = Answer(Code.UNAUTHORIZED, [(Option.ECHO, self._echo.make(purpose, now_s))])
-            outer = context.protect(challenge, request, own_iv=True)
-        finally:
-            self._contexts.spent(context)
+        if context is None:
+            # More first contacts than there are numbers: silence, and the device repeats itself.
+            self._drop(exchange)
+            return
+        inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
+        purpose = b"oscore" + header.id_context
+        made_s = self._echo.check_untrusted(inner.first(Option.ECHO), purpose, now_s)
+        if made_s is not None and self._contexts.is_fresh(made_s):
+            context.fresh_from(header)
+            self._contexts.establish(context, made_s)
+            self._unprotected(exchange, context, inner, request)
+            return
+        challenge = Answer(Code.UNAUTHORIZED, [(Option.ECHO, self._echo.make(purpose, now_s))])
+        outer = context.protect(challenge, request, own_iv=True)
         self._send(exchange, outer.code, outer.tail(), now_s, trusted=True)
 
     def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any) -> None:

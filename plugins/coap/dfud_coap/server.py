@@ -21,7 +21,9 @@ from dfud_coap.ask import (
     CHUNK_MAX_AGE_S,
     Answer,
     Ask,
+    Fetching,
     answer_reply,
+    chunk_tail,
     etag,
     is_acceptable,
 )
@@ -106,9 +108,10 @@ class Server(Securing):
 
     def gone(self, peer: Peer) -> None:
         """The peer's session has ended: nobody waits any more."""
-        self.observers.peer_gone(peer.key)
-        for key in [k for k in self._parked if k[0] == peer.key]:
-            self._unpark(key).waiting.cancel()
+        if self._holding[peer.address]:
+            self.observers.peer_gone(peer.key)
+            for key in [k for k in self._parked if k[0] == peer.key]:
+                self._unpark(key).waiting.cancel()
         self.outbox.forget(peer.key, self._now())
 
     # Messages in
@@ -128,7 +131,13 @@ class Server(Securing):
                 peer.send(before)
             return
         exchange = Exchange(peer, kind, code, message_id, data[4:at], data)
-        ask = self._asks.get((peer.scope, code, data[at:])) or self._read(exchange, at, now_s)
+        tail = data[at:]
+        if code == Code.GET:
+            ask = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
+        else:
+            ask = self._asks.get((peer.scope, code, tail))
+        if ask is None:
+            ask = self._read(exchange, at, now_s)
         if ask is not None:
             self._act(exchange, ask, now_s)
 
@@ -162,7 +171,9 @@ class Server(Securing):
             self.respond(exchange, Answer(Code.UNAUTHORIZED, [], b"OSCORE or DTLS is needed"), now_s)
             return None
         ask = self._read_ask(exchange, exchange.code, options, payload, "", now_s)
-        if ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
+        if ask is not None and ask.request is None:
+            peer.fetching = Fetching.of(ask, exchange.data[at:]) if len(exchange.data) <= ASK_MAX_BYTES else None
+        elif ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
             if len(self._asks) >= ASKS_MAX:
                 self._asks.clear()
             self._asks[(peer.scope, exchange.code, exchange.data[at:])] = ask
@@ -195,8 +206,8 @@ class Server(Securing):
 
     def _publish(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> None:
         if self._parked and (old := self._parked.get((exchange.who, exchange.token))) is not None:
-            self._unpark((exchange.who, exchange.token))
-            old.waiting.cancel()
+            if old.ask.credentials == ask.credentials:
+                self._unpark((exchange.who, exchange.token)).waiting.cancel()
         if request.content_type and not is_acceptable(request):
             self._finish(exchange, ask, Answer(Code.NOT_ACCEPTABLE), now_s)
             return
@@ -320,6 +331,11 @@ class Server(Securing):
         except BlockError as error:
             self.respond(exchange, Answer(error.code, [], str(error).encode()), now_s)
             return
+        if exchange.security is None:
+            size = len(body) if block is None or block.number == 0 else None
+            trusted = self._is_trusted(exchange, ask, 0)
+            self._send(exchange, Code.CONTENT, chunk_tail(tag, block, size, part), now_s, trusted=trusted)
+            return
         options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
         if block is not None:
             options.append((Option.BLOCK2, block.value()))
@@ -347,7 +363,7 @@ class Server(Securing):
         if self._draining:
             self._finish(exchange, ask, answer_reply(waiting.expire()), now_s)
             return
-        if not self._may_hold(address):
+        if not self._may_hold(address) or (exchange.who, exchange.token) in self._parked:
             waiting.cancel()
             self._finish(exchange, ask, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
             return
@@ -411,6 +427,9 @@ class Server(Securing):
     def _notify(self, observation: Observation, reply: Reply, then: Callable[[bool], None]) -> None:
         exchange, ask = observation.carrier
         peer: Peer = exchange.peer
+        if exchange.security is not None and exchange.security[0].forgotten:
+            then(False)
+            return
         now_s = self._now()
         answer = self._notification(reply)
         observe = None

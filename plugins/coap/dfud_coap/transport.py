@@ -58,6 +58,8 @@ class CoapTransport(Transport):
                 raise ConfigError("[transport.coap] client_ca and client_required need a certificate")
             return None
         context = SSL.Context(SSL.DTLS_SERVER_METHOD)
+        # The cookie is trio's business; it says the same for the first context, but not for one that takes its place.
+        context.set_cookie_verify_callback(lambda connection, cookie: True)
         try:
             context.set_cipher_list(CIPHERS)
             context.use_certificate_chain_file(c.certificate)
@@ -72,41 +74,43 @@ class CoapTransport(Transport):
         return context
 
     def reload(self) -> None:
-        # trio's endpoint takes a context once: the certificate in it is exchanged, for sessions that begin from now on.
-        fresh = self._load_tls()
-        if fresh is not None and self._tls is not None:
-            self._tls.use_certificate_chain_file(self._config.certificate)
-            self._tls.use_privatekey_file(self._config.key or self._config.certificate)
+        if self._tls is not None:
+            self._tls = self._load_tls()
 
     async def run(
         self, endpoint: Endpoint, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        async with trio.open_nursery() as nursery:
-            server = Server(
-                self._config,
-                endpoint,
-                spawn=nursery.start_soon,
-                now=trio.current_time,
-                wall=time.time,
-                key=os.urandom(32),
-                changed=self._changed,
-                sooner=lambda: self._sooner.set(),
-            )
-            self._server = server
-            nursery.start_soon(self._run_timers, server)
-            sock = await self._open(self._config.port)
+        start_s = time.time() - trio.current_time()  # a clock that is never set back
+        sock = await self._open(self._config.port)
+        with sock:
             urls = [f"coap://{_host(self._config.host)}:{sock.getsockname()[1]}"]
-            nursery.start_soon(self._receive, sock, server)
+            secure = None
             if self._tls is not None:
                 secure = await self._open(self._config.dtls_port)
                 urls.append(f"coaps://{_host(self._config.host)}:{secure.getsockname()[1]}")
-                dtls = trio.DTLSEndpoint(trio.socket.from_stdlib_socket(secure), incoming_packets_buffer=DTLS_QUEUE)
-                nursery.start_soon(dtls.serve, self._tls, lambda channel: self._session(channel, server))
-            task_status.started(urls)
-            try:
+            async with trio.open_nursery() as nursery:
+                server = Server(
+                    self._config,
+                    endpoint,
+                    spawn=nursery.start_soon,
+                    now=trio.current_time,
+                    wall=lambda: start_s + trio.current_time(),
+                    key=os.urandom(32),
+                    changed=self._changed,
+                    sooner=lambda: self._sooner.set(),
+                )
+                self._server = server
+                nursery.start_soon(self._run_timers, server)
+                nursery.start_soon(self._receive, sock, server)
+                if secure is not None:
+                    nursery.start_soon(self._serve_dtls, secure, server)
+                task_status.started(urls)
                 await trio.sleep_forever()
-            finally:
-                sock.close()
+
+    async def _serve_dtls(self, sock: socket.socket, server: Server) -> None:
+        assert self._tls is not None
+        with trio.DTLSEndpoint(trio.socket.from_stdlib_socket(sock), incoming_packets_buffer=DTLS_QUEUE) as dtls:
+            await dtls.serve(self._tls, lambda channel: self._session(channel, server))
 
     async def _open(self, port: int) -> socket.socket:
         where = f"[transport.coap] cannot listen on {self._config.host}:{port}"
@@ -189,6 +193,11 @@ class CoapTransport(Transport):
             channel.close()
 
     async def _serve_session(self, channel: trio.DTLSChannel, address: str, server: Server) -> None:
+        # trio's endpoint takes one context for good, and has no public way to the connection or its certificate.
+        connection = channel._ssl
+        assert self._tls is not None
+        if connection.get_context() is not self._tls:
+            connection.set_context(self._tls)  # the certificate has been exchanged since
         with trio.fail_after(self._config.handshake_s):
             await channel.do_handshake()
         outgoing, queue = trio.open_memory_channel[bytes](DTLS_QUEUE)
@@ -198,8 +207,7 @@ class CoapTransport(Transport):
             with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
                 outgoing.send_nowait(data)
 
-        # trio has no public way to the certificate.
-        certificate = channel._ssl.get_peer_certificate()
+        certificate = connection.get_peer_certificate()
         der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) if certificate is not None else b""
         peer = Peer(object(), address, send, self._random.getrandbits(16), encrypted=True, certificate=der)
         try:

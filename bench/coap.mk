@@ -1,0 +1,3 @@
+.PHONY: bench-coap
+bench-coap: setup
+	$(BIN)/python -m bench.coap
