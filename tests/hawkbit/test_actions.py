@@ -368,5 +368,6 @@ async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path) 
         assert all(device.image == NEW for device in house.devices.values())
         assert house.store.parts.firmware.downloads == 1
         requests = house.store.parts.client.requests
+        print("requests:", dict(requests))
         assert requests["ddi feedback"] <= 4 * count, requests
         assert requests["ddi poll"] <= 2 * count, requests
