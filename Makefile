@@ -2,16 +2,18 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help bootloader demo test exhaustive setup lock lint clean
+.PHONY: help bootloader demo test exhaustive setup lock lint audit clean
 help:
 	@echo "make demo                        daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
-	@echo "make interop                     build and run clients of Drogue's (cargo, four minutes the first time)"
+	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
+	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
+	@echo "make bench-delta                 what updates weigh beside other tools (PAIRS=directory, QUICK=1)"
 
 setup: build/.setup
 
@@ -29,10 +31,13 @@ demo: setup bootloader
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(if $(TESTS),-m "$(TESTS)")
 
 exhaustive: setup bootloader
 	$(BIN)/pytest -m slow
+
+audit: setup
+	$(BIN)/python .ci/audit
 
 lint: setup
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench

@@ -16,9 +16,12 @@ _COMMANDS = {
     "openssl": "openssl",
     "cc": "cc",
     "clang": "clang",
+    "curl": "curl",
+    "softhsm2": "softhsm2-util",
     "coap-client": "coap-client-notls",
     "coap-client-openssl": "coap-client-openssl",
     "coap-server": "coap-server-notls",
+    "java": "java",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

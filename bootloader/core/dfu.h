@@ -25,6 +25,8 @@
 #define DFU_STAGE_SIZE 0x60000u
 #define DFU_KEYS_AT 0x3fa000u
 #define DFU_DIAG_AT 0x3fc000u
+#define DFU_TABLE_SIZE 0x4000u /* the end of the stage: the table of a mapped delta while it is installed */
+#define DFU_TABLE_AT (DFU_STAGE_AT + DFU_STAGE_SIZE - DFU_TABLE_SIZE)
 #define DFU_FLASH_MIN 0x400000u
 
 #define DFU_STATE_MAGIC 0x53554644u
@@ -39,7 +41,7 @@ enum dfu_outcome {
     DFU_INSTALL_FAILED, DFU_STATE_UNREADABLE, DFU_REVERTED, DFU_LEFT_UNCONFIRMED
 };
 enum dfu_diag_type { DFU_DIAG_CRASH = 1, DFU_DIAG_TEXT, DFU_DIAG_REFUSED, DFU_DIAG_STATE, DFU_DIAG_INSTALL };
-enum dfu_kind { DFU_FULL = 1, DFU_DELTA = 2 };
+enum dfu_kind { DFU_FULL = 1, DFU_DELTA = 2, DFU_MAPPED = 3 };
 
 /* Error numbers; they stand in diagnostics records and recovery answers, so they never change. */
 enum dfu_error {
@@ -139,19 +141,45 @@ struct dfu_image {
 
 struct dfu_zstd {
     uint16_t sequence[512 + 256 + 512]; /* FSE: state count << 6 | symbol */
-    uint16_t huffman[2048];             /* symbol << 8 | bits */
+    uint16_t huffman[13];               /* the first code of every weight, left-aligned; behind the last: all of them */
+    uint8_t symbol[256];                /* in the order of their codes */
+    uint8_t first[12];                  /* of a weight's symbols, its place in symbol */
     uint8_t log[3], have[3], huffman_bits;
     uint32_t repeat[3];
     uint8_t page[DFU_SECTOR];
 };
 
 /* Where a frame's matches come from and where its output goes. Positions count from the start of the prefix; read is asked for
- * what stands before the page under way only, page is called with every finished one. */
+ * what stands before the page under way only, page is called with every finished one, which it may change. */
 struct dfu_window {
     void *ctx;
     uint32_t prefix;
+    bool shorter; /* the output may be shorter than said */
     int (*read)(void *ctx, uint32_t position, uint8_t *buffer, uint32_t length);
-    int (*page)(void *ctx, const uint8_t *data, uint32_t length);
+    int (*page)(void *ctx, uint8_t *data, uint32_t length);
+};
+
+/* A mapped delta under way (mapped.c). The table's entries stand in flash; here is the first start of every block of them, and
+ * the block that was used last. */
+#define DFU_PARTS_MAX 16u
+#define DFU_HISTORY 0x40000u
+#define DFU_ENTRIES_MAX 2048u
+#define DFU_TABLE_BLOCK 16u
+#define DFU_NOT_CACHED 0xffffffffu
+struct dfu_part {
+    uint32_t offset, length, address;
+};
+struct dfu_mapped {
+    const struct dfu_hw *hw;
+    uint32_t old_at, old_length, new_at, flags, entries;
+    uint8_t olds, news, ranges;
+    struct dfu_part old[DFU_PARTS_MAX], new[DFU_PARTS_MAX];
+    uint32_t range[DFU_PARTS_MAX][2]; /* of addresses that are known: first, size */
+    uint32_t index[DFU_ENTRIES_MAX / DFU_TABLE_BLOCK], block, entry[DFU_TABLE_BLOCK][2];
+    uint32_t chunk_page, carries; /* bit k: an instruction reaches into page k of the chunk */
+    int failed;                   /* the flash, while a page was made */
+    uint32_t cached;              /* the page of the view that cache holds, its neighbourhood around it */
+    uint8_t cache[132 + 1024 + 100];
 };
 
 struct dfu_chunk {
@@ -169,6 +197,7 @@ struct dfu_target { /* an installation under way */
     bool active, skip;
     uint8_t slot, kind;
     uint32_t next, page, value, base_length, chunk_page;
+    uint32_t behind; /* the byte of the image that stands behind the base in the prefix */
     struct dfu_envelope envelope;
 };
 
@@ -177,6 +206,7 @@ struct dfu_boot {
     uint8_t *sector; /* one sector of scratch */
     uint8_t *chunk;  /* DFU_CHUNK_MAX */
     struct dfu_zstd *zstd;
+    struct dfu_mapped *mapped;
     struct dfu_state state;
     bool known; /* the state was read */
     struct dfu_keys keys;
@@ -212,6 +242,12 @@ int dfu_judge(struct dfu_boot *b, uint8_t slot, struct dfu_image *image);
 
 int dfu_chunk_parse(const uint8_t *data, uint32_t length, struct dfu_chunk *chunk, uint32_t *used);
 int dfu_zstd_decode(struct dfu_zstd *z, const uint8_t *source, uint32_t length, uint32_t size, const struct dfu_window *w);
+
+int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length, uint32_t size, uint8_t *scratch);
+int dfu_mapped_view(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length);
+int dfu_mapped_form(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length);
+void dfu_mapped_back(struct dfu_mapped *m, uint32_t page, uint8_t *data, uint32_t length);
+int dfu_sector_write(const struct dfu_hw *hw, uint32_t at, uint8_t *data, uint32_t length);
 
 int dfu_install_begin(struct dfu_boot *b, uint8_t slot, uint8_t kind, const uint8_t base[32]); /* b->target.envelope is set */
 int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, uint32_t *used);

@@ -74,12 +74,12 @@ int dfu_install_begin(struct dfu_boot *b, uint8_t slot, uint8_t kind, const uint
     t->slot = slot;
     t->kind = kind;
     t->next = t->page = 0;
-    if (kind != DFU_FULL && kind != DFU_DELTA)
+    if (kind < DFU_FULL || kind > DFU_MAPPED)
         return DFU_E_KIND;
     error = judge(b);
     if (error)
         return error;
-    if (kind == DFU_DELTA) {
+    if (kind != DFU_FULL) {
         error = base_length(b, !slot, &t->base_length);
         if (!error)
             error = dfu_digest(b, DFU_SLOT_AT(!slot), t->base_length, digest);
@@ -103,38 +103,86 @@ int dfu_install_begin(struct dfu_boot *b, uint8_t slot, uint8_t kind, const uint
 static int window_read(void *ctx, uint32_t position, uint8_t *buffer, uint32_t length) {
     struct dfu_boot *b = ctx;
     const struct dfu_target *t = &b->target;
+    bool mapped = t->kind == DFU_MAPPED;
     if (position < t->base_length) {
         uint32_t n = t->base_length - position < length ? t->base_length - position : length;
-        if (b->hw->read(b->hw->ctx, DFU_SLOT_AT(!t->slot) + position, buffer, n))
+        if (mapped ? dfu_mapped_view(b->mapped, position, buffer, n) : b->hw->read(b->hw->ctx, DFU_SLOT_AT(!t->slot) + position, buffer, n))
             return DFU_E_FLASH;
         position += n;
         buffer += n;
         length -= n;
     }
-    /* behind a base comes this chunk's own output; without one, the image from its start */
-    position += t->base_length ? t->chunk_page * DFU_SECTOR - t->base_length : 0;
+    /* behind a base comes this chunk's own output, before which a mapped delta may see some of the image; without one, the image */
+    position = position - t->base_length + t->behind;
+    if (mapped && position >= t->chunk_page * DFU_SECTOR)
+        return length && dfu_mapped_form(b->mapped, position, buffer, length) ? DFU_E_FLASH : DFU_OK;
+    if (mapped && length > t->chunk_page * DFU_SECTOR - position) {
+        uint32_t n = t->chunk_page * DFU_SECTOR - position;
+        if (dfu_mapped_form(b->mapped, position + n, buffer + n, length - n))
+            return DFU_E_FLASH;
+        length = n;
+    }
     return length && b->hw->read(b->hw->ctx, DFU_SLOT_AT(t->slot) + position, buffer, length) ? DFU_E_FLASH : DFU_OK;
 }
 
-static int window_page(void *ctx, const uint8_t *data, uint32_t length) {
+/* Write a sector, or the start of one, unless it stands there already. data has room for padding to a word. */
+int dfu_sector_write(const struct dfu_hw *hw, uint32_t at, uint8_t *data, uint32_t length) {
+    uint8_t there[256];
+    uint32_t done, n;
+    for (done = 0; done < length; done += n) {
+        n = length - done < sizeof there ? length - done : sizeof there;
+        if (hw->read(hw->ctx, at + done, there, n))
+            return DFU_E_FLASH;
+        if (memcmp(there, data + done, n))
+            break;
+    }
+    if (done >= length)
+        return DFU_OK;
+    while (length & 3)
+        data[length++] = 0xff;
+    return hw->erase(hw->ctx, at) || hw->program(hw->ctx, at, data, length) ? DFU_E_FLASH : DFU_OK;
+}
+
+static int window_page(void *ctx, uint8_t *data, uint32_t length) {
     struct dfu_boot *b = ctx;
     struct dfu_target *t = &b->target;
     const struct dfu_hw *hw = b->hw;
-    uint32_t at = DFU_SLOT_AT(t->slot) + t->page * DFU_SECTOR, padded = (length + 3) & ~3u;
     hw->feed(hw->ctx);
     if (t->page >= DFU_IMAGE_MAX / DFU_SECTOR)
         return DFU_E_SIZE;
+    if (t->kind == DFU_MAPPED)
+        dfu_mapped_back(b->mapped, t->page, data, length);
     t->value = dfu_crc32(t->value, data, length);
-    t->page++;
-    if (hw->read(hw->ctx, at, b->sector, DFU_SECTOR))
-        return DFU_E_FLASH;
-    if (!memcmp(b->sector, data, length))
-        return DFU_OK;
-    memset(b->sector, 0xff, padded);
-    memcpy(b->sector, data, length);
-    if (hw->erase(hw->ctx, at) || hw->program(hw->ctx, at, b->sector, padded))
-        return DFU_E_FLASH;
+    return dfu_sector_write(hw, DFU_SLOT_AT(t->slot) + t->page++ * DFU_SECTOR, data, length);
+}
+
+static int table_page(void *ctx, uint8_t *data, uint32_t length) {
+    struct dfu_target *t = &((struct dfu_boot *)ctx)->target;
+    if (t->page)
+        return DFU_E_CHUNK;
+    t->value = dfu_crc32(0, data, length);
+    t->page = length;
     return DFU_OK;
+}
+
+/* The chunk that holds the table of a mapped delta. */
+static int table_chunk(struct dfu_boot *b, const struct dfu_chunk *c) {
+    struct dfu_target *t = &b->target;
+    struct dfu_mapped *m = b->mapped;
+    struct dfu_window w = {b, 0, true, window_read, table_page};
+    int error = c->page || c->pages ? DFU_E_CHUNK : DFU_OK;
+    t->page = t->value = 0;
+    if (!error)
+        error = dfu_zstd_decode(b->zstd, c->payload, c->length, DFU_SECTOR, &w);
+    if (error)
+        return error;
+    if (t->value != c->crc)
+        return DFU_E_CHUNK;
+    m->hw = b->hw;
+    m->old_at = DFU_SLOT_AT(!t->slot);
+    m->old_length = t->base_length;
+    m->new_at = DFU_SLOT_AT(t->slot);
+    return dfu_mapped_table(m, b->zstd->page, t->page, t->envelope.manifest.size, b->sector);
 }
 
 /* Is what the chunk would write already there? */
@@ -153,7 +201,7 @@ static int already(struct dfu_boot *b, const struct dfu_chunk *c, uint32_t size,
 /* Write one chunk, the next in order; *used: its length. After an error it may be given again. */
 int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, uint32_t *used) {
     struct dfu_target *t = &b->target;
-    struct dfu_window w = {b, 0, window_read, window_page};
+    struct dfu_window w = {b, 0, false, window_read, window_page};
     struct dfu_chunk c;
     uint32_t size = t->envelope.manifest.size, first;
     bool there;
@@ -161,7 +209,14 @@ int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, 
     if (error)
         return error;
     first = c.page * DFU_SECTOR;
-    if (!t->active || c.number != t->next || !c.pages || first >= size)
+    if (!t->active || c.number != t->next)
+        return DFU_E_CHUNK;
+    if (t->kind == DFU_MAPPED && !c.number) {
+        error = table_chunk(b, &c);
+        t->next = !error;
+        return error;
+    }
+    if (!c.pages || first >= size)
         return DFU_E_CHUNK;
     size = size - first < c.pages * DFU_SECTOR ? size - first : c.pages * DFU_SECTOR;
     error = already(b, &c, size, &there);
@@ -172,7 +227,15 @@ int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, 
             return DFU_E_CHUNK;
         t->page = t->chunk_page = c.page;
         t->value = 0;
-        w.prefix = t->base_length ? t->base_length : first;
+        w.prefix = t->base_length;
+        t->behind = t->kind == DFU_FULL ? 0 : first;
+        if (t->kind == DFU_MAPPED) {
+            b->mapped->chunk_page = c.page;
+            b->mapped->carries = 0;
+            if (b->mapped->flags & 1)
+                t->behind = first < DFU_HISTORY ? 0 : first - DFU_HISTORY;
+        }
+        w.prefix += first - t->behind;
         error = dfu_zstd_decode(b->zstd, c.payload, c.length, size, &w);
         if (!error && t->value != c.crc)
             error = DFU_E_CHUNK;
@@ -222,7 +285,8 @@ int dfu_install_stage(struct dfu_boot *b) {
     e->length = 0;
     if (hw->read(hw->ctx, DFU_STAGE_AT, head, sizeof head))
         return DFU_E_FLASH;
-    if (head[0] != DFU_STAGE_MAGIC || head[2] > DFU_STAGE_SIZE - DFU_SECTOR || head[12] > DFU_ENVELOPE_MAX)
+    if (head[0] != DFU_STAGE_MAGIC || head[2] > DFU_STAGE_SIZE - DFU_SECTOR - (head[3] == DFU_MAPPED ? DFU_TABLE_SIZE : 0) ||
+        head[12] > DFU_ENVELOPE_MAX)
         return DFU_E_STAGE;
     end = 52 + ((head[12] + 3) & ~3u);
     if (hw->read(hw->ctx, DFU_STAGE_AT, b->sector, end + 4))

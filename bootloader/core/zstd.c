@@ -187,7 +187,7 @@ static uint32_t huffman_read(struct dfu_zstd *z, const uint8_t *p, uint32_t n) {
         for (uint32_t i = 0; i < count; i++)
             weight[i] = i & 1 ? p[1 + i / 2] & 15 : p[1 + i / 2] >> 4;
     } else {
-        uint16_t *table = z->huffman;
+        uint16_t table[64];
         uint32_t head, state[2];
         uint8_t log;
         struct bits b;
@@ -223,18 +223,22 @@ static uint32_t huffman_read(struct dfu_zstd *z, const uint8_t *p, uint32_t n) {
     if (bits > 11 || last & (last - 1))
         return 0;
     weight[count++] = (uint8_t)(high_bit(last) + 1);
-    for (uint32_t w = 1; w <= bits; w++)
+    for (uint32_t w = 1, code = 0; w <= 12; w++) {
+        z->huffman[w] = (uint16_t)code;
+        z->first[w - 1] = (uint8_t)at;
         for (uint32_t i = 0; i < count; i++)
-            if (weight[i] == w)
-                for (uint32_t k = 0; k < 1u << (w - 1); k++)
-                    z->huffman[at++] = (uint16_t)(i << 8 | (bits + 1 - w));
+            if (weight[i] == w) {
+                z->symbol[at++] = (uint8_t)i;
+                code += 1u << (w - 1);
+            }
+    }
     z->huffman_bits = (uint8_t)bits;
     return used;
 }
 
 static int flush(struct run *r) {
-    if (r->fill && r->w->page(r->w->ctx, r->z->page, r->fill))
-        return DFU_E_FLASH;
+    if (r->fill)
+        TRY(r->w->page(r->w->ctx, r->z->page, r->fill));
     r->position += r->fill;
     r->fill = 0;
     return DFU_OK;
@@ -242,8 +246,8 @@ static int flush(struct run *r) {
 
 static int huffman_copy(struct run *r, uint8_t *out, uint32_t n) {
     struct literals *l = &r->l;
-    const uint16_t *table = r->z->huffman;
-    uint32_t bits = r->z->huffman_bits, mask = (1u << bits) - 1;
+    const struct dfu_zstd *z = r->z;
+    uint32_t bits = z->huffman_bits, mask = (1u << bits) - 1;
     while (n) {
         struct bits *b;
         uint32_t count;
@@ -256,21 +260,21 @@ static int huffman_copy(struct run *r, uint8_t *out, uint32_t n) {
         l->count[l->stream] -= count;
         n -= count;
         while (count--) {
-            uint32_t entry, value;
-            if (b->bit >= 24) { /* the three bytes that end where the next bit stands: the quick way */
-                uint32_t first = (((uint32_t)b->bit - 1) >> 3) - 2;
+            uint32_t value, weight = bits;
+            int32_t before = b->bit;
+            if (before >= 24) { /* the three bytes that end where the next bit stands: the quick way */
+                uint32_t first = (((uint32_t)before - 1) >> 3) - 2;
                 const uint8_t *p = b->p + first;
-                value = (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16) >> ((uint32_t)b->bit - bits - 8 * first) & mask;
-                entry = table[value];
-                b->bit -= (int32_t)(entry & 255);
+                value = (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16) >> ((uint32_t)before - bits - 8 * first) & mask;
             } else {
-                int32_t before = b->bit;
-                entry = table[take(b, bits)];
-                b->bit = before - (int32_t)(entry & 255);
-                if (b->bit < 0)
-                    return DFU_E_ZSTD;
+                value = take(b, bits);
             }
-            *out++ = (uint8_t)(entry >> 8);
+            while (value < z->huffman[weight])
+                weight--;
+            b->bit = before - (int32_t)(bits + 1 - weight);
+            if (b->bit < 0)
+                return DFU_E_ZSTD;
+            *out++ = z->symbol[z->first[weight - 1] + ((value - z->huffman[weight]) >> (weight - 1))];
         }
     }
     return DFU_OK;
@@ -493,7 +497,7 @@ static int block(struct run *r, const uint8_t *p, const uint8_t *end) {
     return put_literals(r, r->l.left);
 }
 
-/* Decode one frame of `length` bytes to exactly `size`. DFU_E_ZSTD: it is wrong; DFU_E_FLASH: the window failed. */
+/* Decode one frame of `length` bytes to exactly `size`. DFU_E_ZSTD: it is wrong; else the window's error. */
 int dfu_zstd_decode(struct dfu_zstd *z, const uint8_t *source, uint32_t length, uint32_t size, const struct dfu_window *w) {
     static const uint8_t SIZES[4] = {0, 2, 4, 8};
     const uint8_t *p = source, *end = source + length;
@@ -539,7 +543,7 @@ int dfu_zstd_decode(struct dfu_zstd *z, const uint8_t *source, uint32_t length, 
             p += h ? 1 : n;
         }
     } while (!last);
-    if (p != end || r.left)
+    if (p != end || (r.left && !w->shorter))
         return DFU_E_ZSTD;
     return flush(&r);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dfud.package.build import build_full, parameters
 from dfud.wire.chunk import decode_chunk_untrusted
 
 CORPUS = Path(__file__).with_name("corpus")
+VECTORS = Path(__file__).parents[2] / "tests" / "vectors" / "mapped.json"
 
 
 def frame(data: bytes, prefix: bytes, level: int) -> bytes:
@@ -62,7 +64,21 @@ def seeds() -> dict[str, bytes]:
     chunk = b"\x04" + build_full(image("seed", 1500), 4112).chunks[0]
     frames = [b"\x01", b"\x02\x03", begin, chunk, b"\x05", b"\x06"]
     out["recovery/whole"] = b"".join(struct.pack("<H", len(f)) + f for f in frames)
+    vectors = json.loads(VECTORS.read_text())
+    for number, case in enumerate(vectors["views"]):
+        old, table = bytes.fromhex(case["old"]), bytes.fromhex(case["table"])
+        out[f"mapped/view-{number}"] = _mapped(old, table, len(old), number & 1) + bytes.fromhex(case["view"])
+    for number, case in enumerate(vectors["packages"]):
+        if len(case["base"]) < 16000:
+            found = [decode_chunk_untrusted(bytes.fromhex(c)) for c in case["chunks"]]
+            head = _mapped(bytes.fromhex(case["base"]), bytes.fromhex(case["table"]), case["size"], 1)
+            out[f"mapped/package-{number}"] = head + found[1].payload
     return out
+
+
+def _mapped(old: bytes, table: bytes, size: int, step: int) -> bytes:
+    """Return the input of fuzz/mapped.c up to what is both a form and a frame."""
+    return struct.pack("<HHHBB", len(old), len(table), size - 1, 0, step) + old + table
 
 
 def main() -> None:

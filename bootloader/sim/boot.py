@@ -122,15 +122,17 @@ class Bootloader:
         sram: bytes | None = None,
         line: Line | None = None,
         strap: bool = False,
+        fuses: dict[int, int] | None = None,
     ) -> BootResult:
         """Run from the reset to the first instruction of an image, or to recovery without a `line`, or to a reset.
 
         `store`: the RTC STORE registers, updated in place. `sram`: what the last run left from 0x3fc80000 on. `strap`: the
-        recovery pin is held. Raises Hang, and whatever the flash raises (a power cut, say).
+        recovery pin is held. `fuses`: registers that are not 0 at the reset. Raises Hang, and whatever the flash raises (a
+        power cut, say).
         """
         self.flash, self._reason, self._line = flash, reset_reason, line
         self._console: list[str] = []
-        self._registers = dict(zip(STORES, store, strict=True))
+        self._registers = dict(zip(STORES, store, strict=True)) | (fuses or {})
         self._registers[GPIO_IN] = 0 if strap else 1 << RECOVERY_PIN
         self._end, self._error, self._entry = "", None, 0  # type: str, BaseException | None, int
         self._received = bytearray()
@@ -166,6 +168,10 @@ class Bootloader:
             bool(self._registers.get(WDTCONFIG0, 0) >> 31),
             self._end != "entered",
         )
+
+    def register(self, address: int) -> int:
+        """Return what the last run left in a peripheral's register."""
+        return self._registers.get(address, 0)
 
     def _hook(self, function: Callable[[], int | None]) -> Callable[..., None]:
         def call(uc: Any, address: int, size: int, data: object) -> None:

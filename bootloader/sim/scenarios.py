@@ -28,7 +28,7 @@ from bootloader.sim.images import (
     state,
     with_crc,
 )
-from dfud.package.build import build_delta, build_full
+from dfud.package.build import build_delta, build_full, build_mapped
 
 OLD, NEW = image("old", 5000), image("new", 9000)
 
@@ -79,26 +79,41 @@ def _whole(flash: Flash, slot: int, data: bytes) -> bool:
     return flash.read((0x10000, 0x1C0000)[slot], len(data)) == data
 
 
-def install(*, delta: bool = False, **logs: int) -> Scenario:
-    """A staged package is installed and booted on trial."""
+def calls(tag: str, moved: int = 0) -> bytes:
+    """Return an image whose code calls across itself and points at data; `moved`: bytes put in before the middle and the data."""
+    code = bytearray(b"\x01\xa0\x01\xa0")
+    for i in range(520):
+        at = len(code)
+        if i == 250:
+            code += b"\x01\0" * (moved // 2)
+        target = 4 + (i * 7919 % 7000 & ~1)
+        offset = target + (moved if target > 3500 else 0) - at & 0x1FFFFF
+        jal = (offset >> 20) << 31 | (offset >> 1 & 0x3FF) << 21 | (offset >> 11 & 1) << 20 | (offset >> 12) % 256 << 12
+        address = 0x3FC96600 + moved + i % 40 * 4
+        upper = (address + 0x800 & 0xFFFFF000) | 10 << 7 | 0x37
+        code += struct.pack("<III", upper, (address & 0xFFF) << 20 | 10 << 15 | 10 << 7 | 0x13, jal | 1 << 7 | 0x6F)
+        code += (i * i).to_bytes(4, "little")[:2]
+    code += bytes(-len(code) % 4)
+    return image(tag, segments=[(0x3FC96600, b"x" * moved + bytes(range(160))), (0x40380000, bytes(code))])
+
+
+def install(kind: str = "full", **logs: int) -> Scenario:
+    """A staged package ("full", "delta", "mapped") is installed and booted on trial."""
     flash = Flash()
-    flash.install(0, OLD, envelope(OLD))
+    old, new = (calls("old"), calls("new", 8)) if kind == "mapped" else (OLD, NEW)
+    flash.install(0, old, envelope(old))
     _logs(flash, **{"slot": 0, "phase": 2, **logs})
-    if delta:
-        package = build_delta(NEW, OLD, 4096)
-        flash.put(
-            STAGE_AT, stage(list(package.chunks), envelope(NEW, sequence=2), kind=2, base=hashlib.sha256(OLD).digest())
-        )
-    else:
-        package = build_full(NEW, 4096)
-        flash.put(STAGE_AT, stage(list(package.chunks), envelope(NEW, sequence=2)))
+    delta = build_mapped if kind == "mapped" else build_delta
+    package = build_full(new, 4096) if kind == "full" else delta(new, old, 4096)
+    base = hashlib.sha256(old).digest() if package.base_sha256 else b"\xff" * 32
+    flash.put(STAGE_AT, stage(list(package.chunks), envelope(new, sequence=2), kind=package.kind, base=base))
 
     def after(flash: Flash, slot: int) -> str | None:
         found = flash.state()
-        return "new on trial" if slot == 1 and found["phase"] == 1 and _whole(flash, 1, NEW) else "old"
+        return "new on trial" if slot == 1 and found["phase"] == 1 and _whole(flash, 1, new) else "old"
 
-    name = "install of a delta" if delta else "install"
-    return Scenario(name, flash, after, {"old": OLD, "new": NEW}, frozenset({"new on trial"}))
+    name = "install" if kind == "full" else f"install of a {kind} package"
+    return Scenario(name, flash, after, {"old": old, "new": new}, frozenset({"new on trial"}))
 
 
 def _two(**logs: int) -> Flash:
@@ -183,7 +198,7 @@ def rotation() -> Scenario:
 
 ALL: tuple[Callable[[], Scenario], ...] = (
     install,
-    lambda: install(delta=True),
+    lambda: install("delta"),
     confirmed,
     crashing,
     revert,

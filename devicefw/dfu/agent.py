@@ -11,7 +11,7 @@ from dfu.transport import Denied, Gone, TransportError, make
 from dfu.update import INTERNAL, SELF_TEST, Slots, Update, UpdateError
 
 WAIT, SYNC, UPDATE, STOP = range(4)
-KINDS = 1 << 1 | 1 << 2
+KINDS = 1 << 1 | 1 << 2 | 1 << 3
 STORE0 = 0x60008050  # esp32c3-boot: bootloader/FORMAT.md, "the agent's mark"
 MARK = 0xDF0C0000
 CRASHED, UNCONFIRMED = 1, 2
@@ -38,10 +38,19 @@ class Agent:
         gc.collect()
         gc.threshold(config.get("gc_threshold", 8192))
         self.payload = config.get("payload", 6144)
-        self.buffer = bytearray(self.payload + 32)
+        # A chunk's header; and a datagram's, which is received where its block belongs.
+        self.buffer = bytearray(self.payload + 32 + 128)
         self.slots = Slots(esp32.Partition)
         config.setdefault("hardware", "esp32c3")
+        self.enrolment = None
+        if config.get("claim") and not config.get("secret"):
+            from dfu.enrol import Enrolment
+
+            enrolment = Enrolment(config)
+            self.enrolment = enrolment if enrolment.needed else None
         self.transport = make(config)
+        if self.enrolment is not None and not hasattr(self.transport, "enrol"):
+            raise ValueError("this transport cannot enrol")
         self.update = None
         self.result = self.slots.result()
         self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
@@ -152,6 +161,9 @@ class Agent:
 
     async def _exchange(self, wait_s):
         """Send a status, return the decoded command and its bytes, or None."""
+        if self.enrolment is not None:
+            await self.enrolment.present(self.transport, self.buffer)
+            self.enrolment = None
         result = self.result
         length = await self.transport.status(self.status(), wait_s, self.buffer)
         if result is not None and result is self.result:
@@ -214,6 +226,8 @@ class Agent:
                     raise TransportError("update command")
                 digest = self.update.manifest.sha256
                 self.failed = digest
+                if hasattr(self.transport, "rest"):
+                    self.transport.rest()  # verifying a signature takes what there is
                 self.update.begin()
                 self._progress()
             elif self.update.written:

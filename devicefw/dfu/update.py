@@ -98,6 +98,7 @@ class Update:
         self.next = 0
         self.written = False
         self.stage = None
+        self.mapped = None
         if config.get("install") == "bootloader":
             from dfu import stage
 
@@ -110,9 +111,9 @@ class Update:
         m.judge(slots.keys(), self.config["app"], self.config["hardware"], slots.state.accept, slots.capacity)
         if m.size != self.size or not 0 < self.chunks <= 1 << 20:
             raise UpdateError(SIGNATURE, "the manifest has another size than the package")
-        if self.kind not in (FULL, DELTA):
+        if self.kind not in (FULL, DELTA, MAPPED):
             raise UpdateError(BASE, "package kind %d" % self.kind)
-        if self.kind == DELTA and self.base != slots.digest:
+        if self.kind != FULL and self.base != slots.digest:
             raise UpdateError(BASE, "the package starts from another image")
         found = self.resume.load()
         if found is not None and found[0] == self.raw:
@@ -136,47 +137,67 @@ class Update:
 
     async def fetch(self, transport):
         """Fetch and store the next chunk; after the last one verify the image. Raises UpdateError, TransportError."""
-        last = ""
-        for _ in range(CHUNK_TRIES):
-            length = await transport.chunk(self.package, self.next, self.buffer)
-            try:
-                if self.stage is not None:
-                    self.stage.add(self.buffer, length, self.next)
-                else:
-                    self._store(length)
-                break
-            except (PackError, ZstdError) as error:
-                last = "%d: %s" % (self.next, error)
-        else:
-            raise UpdateError(CHUNK, "chunk " + last)
+        if self.kind == MAPPED and self.stage is None and self.next and self.mapped is None:
+            # After a reset: the table was in RAM.
+            await self._fetch_one(transport, 0)
+            if self.mapped is None:
+                raise UpdateError(CHUNK, "chunk 0: no table")
+        await self._fetch_one(transport, self.next)
         self.resume.mark(self.next)
         self.next += 1
         if self.next == self.chunks:
+            if hasattr(transport, "rest"):
+                transport.rest()
             self._finish()
 
-    def _store(self, length):
+    async def _fetch_one(self, transport, number):
+        last = ""
+        for _ in range(CHUNK_TRIES):
+            length = await transport.chunk(self.package, number, self.buffer)
+            try:
+                if self.stage is not None:
+                    self.stage.add(self.buffer, length, number)
+                else:
+                    self._store(length, number)
+                return
+            except (PackError, ZstdError) as error:
+                last = "%d: %s" % (number, error)
+        raise UpdateError(CHUNK, "chunk " + last)
+
+    def _store(self, length, wanted):
         number, page, pages, crc, start, end = chunk_head(self.buffer, length)
+        if self.kind == MAPPED and wanted == 0:
+            if number or page or pages:
+                raise PackError("no table")
+            self._table(start, end, crc)
+            return
         first = page * PAGE
         size = min(self.size - first, pages * PAGE)
-        if number != self.next or not 0 < pages <= 32 or size <= 0:
+        if number != wanted or not 0 < pages <= 32 or size <= 0:
             raise PackError("place")
-        slots = self.slots
+        slots, mapped = self.slots, self.mapped
         if self.kind == FULL:
             prefix = _Prefix(None, 0, slots.idle, 0)
             known = first
         else:
-            prefix = _Prefix(slots.running, slots.running_size, slots.idle, first)
             known = slots.running_size
+            if mapped is None:
+                prefix = _Prefix(slots.running, known, slots.idle, first)
+            else:
+                prefix = mapped
+                known = mapped.begin(first)
         decoder = slots.decoder
         sector = page
         value = 0
 
         def done(n):
             nonlocal sector, value
-            view = memoryview(decoder.page)[:n]
-            value = flash.crc32(view, value)
             if sector * PAGE >= self.size:
                 raise ZstdError("beyond the image")
+            if mapped is not None:
+                mapped.back(decoder.page, sector * PAGE, n)
+            view = memoryview(decoder.page)[:n]
+            value = flash.crc32(view, value)
             try:
                 flash.erase(slots.idle, sector)
                 flash.write(slots.idle, sector * PAGE, view)
@@ -187,6 +208,22 @@ class Update:
         decoder.decode(self.buffer, start, end, known, size, prefix, done)
         if value != crc:
             raise ZstdError("crc")
+
+    def _table(self, start, end, crc):
+        """Read the address table of a mapped delta, for all the chunks that follow."""
+        from dfu import mapped
+
+        slots = self.slots
+        data = b""
+
+        def done(n):
+            nonlocal data
+            data = bytes(memoryview(slots.decoder.page)[:n])
+
+        slots.decoder.decode(self.buffer, start, end, 0, mapped.TABLE_MAX, None, done, exact=False)
+        if flash.crc32(data) != crc:
+            raise ZstdError("crc")
+        self.mapped = mapped.Mapped(slots.running, slots.running_size, data, self.size, slots.idle)
 
     def _finish(self):
         """The slot holds the image exactly as the manifest says, or this raises and the transfer is forgotten."""

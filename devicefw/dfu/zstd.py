@@ -60,8 +60,8 @@ class Decoder:
             t[1405 + i] = _MLX[i]
             base += 1 << _MLX[i]
 
-    def decode(self, src, start, end, prefix, size, reader, done):
-        """Decode src[start:end], exactly one frame, to `size` bytes behind `prefix` bytes that `reader` reads.
+    def decode(self, src, start, end, prefix, size, reader, done, exact=True):
+        """Decode src[start:end], exactly one frame, to `size` bytes (or at most) behind `prefix` bytes that `reader` reads.
 
         done(length) is called with each finished page in `self.page`; from then on `reader` must read it, too.
         """
@@ -112,7 +112,7 @@ class Decoder:
                 raise ZstdError("block type")
             if h & 1:
                 break
-        if p != end or st[25]:
+        if p != end or (st[25] and exact):
             raise ZstdError("length")
         if st[22]:
             self._flush()
@@ -421,7 +421,7 @@ class Decoder:
         a, b = take(log), take(log)
         n = 0
         while True:
-            if n > 252:
+            if n > 253:  # with the one that is not said, 256 symbols
                 raise ZstdError("weights")
             e = t[a]
             w[n] = e >> 16

@@ -27,14 +27,8 @@ def build(text: str, version: str, code: bytes = b"", data: bytes = b"") -> byte
 
     esptool accepts it; the mask ROM's rules (segments in order, file offsets congruent to addresses) hold.
     """
-    packed = zlib.compress(text.encode(), 9)
     description = struct.pack("<II8x32s32s", 0xABCD5432, 0, version.encode()[:31], b"dfud-sim")
-    drom = (
-        description.ljust(APP_DESCRIPTION_BYTES, b"\0")
-        + MARK
-        + struct.pack("<II", len(packed), zlib.crc32(packed))
-        + packed
-    )
+    drom = description.ljust(APP_DESCRIPTION_BYTES, b"\0") + carried(text)
     segments = [(IRAM, b"\x01\xa0\x01\xa0"), (DRAM, _words(data or b"dfud"))]  # c.j . twice
     out = bytearray(struct.pack("<BBBBIB3xHBHH4xB", 0xE9, 0, 2, 0x20, ENTRY, 0xEE, 5, 0, 0, 99, 1))
     count = 0
@@ -54,6 +48,12 @@ def build(text: str, version: str, code: bytes = b"", data: bytes = b"") -> byte
     end = len(out) + 16 & ~15
     out = out.ljust(end - 1, b"\0") + bytes([_checksum(out)])
     return bytes(out + hashlib.sha256(out).digest())
+
+
+def carried(text: str) -> bytes:
+    """Return the bytes that make an image carry the program, wherever they stand in it."""
+    packed = zlib.compress(text.encode(), 9)
+    return MARK + struct.pack("<II", len(packed), zlib.crc32(packed)) + packed
 
 
 def program_of(image: bytes) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import struct
+import termios
+import time
 import tty
 from collections.abc import Callable
 
@@ -11,6 +15,7 @@ import trio
 
 WAIT_S = 0.05
 READ_BYTES = 4096
+TAKEN_S = 2.0
 
 
 class SerialLine:
@@ -40,7 +45,17 @@ class SerialLine:
         while data:
             data = data[os.write(end, data) :]
 
+    def _taken(self) -> None:
+        """Wait until the host has read what was sent, or TAKEN_S: closing a pseudo-terminal throws away what a wire would carry."""
+        end_s = time.monotonic() + TAKEN_S
+        while self._ends is not None and time.monotonic() < end_s:
+            waiting = fcntl.ioctl(self._ends[1], termios.FIONREAD, b"\0" * 4)
+            if not struct.unpack("i", waiting)[0]:
+                return
+            time.sleep(0.002)
+
     def close(self) -> None:
+        self._taken()
         if self._ends is not None:
             for end in self._ends:
                 os.close(end)

@@ -40,7 +40,7 @@ class DialectSession(abc.ABC):
 
     @abc.abstractmethod
     async def target(self, *, pinned_version: str = "") -> tuple[Desired, Firmware | None]:
-        """What this device should run now. With `pinned_version`, that one as long as it is published and was being sent."""
+        """What this device should run now. With `pinned_version`, that one as long as it is published."""
 
     @abc.abstractmethod
     async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from dfud.api.events import Bus
+from dfud.errors import BugError
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
 from dfud.model.names import EVERYTHING, Selector
@@ -134,6 +135,16 @@ class Store(abc.ABC):
 
     name: str
     capabilities: frozenset[Capability] = frozenset()
+    records: str = ""
+    """Name of the store that keeps what this one's own system cannot hold; dfud hands it to keep_in() before run()."""
+
+    def keep_in(self, records: Store) -> None:
+        """Take the store that `records` names. It is this one's alone: nobody else runs it, reads it or writes it."""
+        raise BugError(f"store {self.name} names {self.records} for its records and does not take it")
+
+    def counters(self) -> Mapping[str, float]:
+        """Return what /metrics shows of this store: a name with optional labels (`x_total{kind="a"}`) to its value."""
+        return {}
 
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

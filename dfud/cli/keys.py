@@ -1,4 +1,4 @@
-"""key and sign: the publisher's part, done without dfud. The private key never leaves its file."""
+"""key and sign: the publisher's part, done without dfud. The private key never leaves its file or its token."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import binascii
 import hashlib
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -17,31 +19,38 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from dfud.cli import pkcs11
 from dfud.cli.client import CliError, Session
 from dfud.cli.resources import pass_session
 from dfud.model.espimage import check_esp_image_untrusted
-from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, key_id, sign
+from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, key_id, sign_with
 
 PASSPHRASE_MIN = 8
 _SEQUENCE = click.IntRange(0, (1 << 32) - 1)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 passphrase_file = click.option(
-    "--passphrase-file", type=_FILE, help="File whose first line is the passphrase; asked for if it is not given."
+    "--passphrase-file",
+    type=_FILE,
+    help="File whose first line is the passphrase (of a token: its PIN); asked for if it is not given.",
 )
 
 
-def _passphrase(file: Path | None, *, confirm: bool) -> bytes:
+def _passphrase(file: Path | None, *, confirm: bool, what: str = "Passphrase") -> bytes:
     if file is not None:
         text = file.read_text("utf-8").partition("\n")[0]
     else:
-        text = str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
+        text = str(click.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
     return text.encode()
 
 
 def _load(path: Path, file: Path | None) -> Ed25519PrivateKey:
     """Read a private key. Raises CliError that does not tell what the file holds."""
     try:
-        found = load_pem_private_key(path.read_bytes(), _passphrase(file, confirm=False))
+        data = path.read_bytes()
+    except OSError as error:
+        raise CliError(f"{path}: {error.strerror}") from None
+    try:
+        found = load_pem_private_key(data, _passphrase(file, confirm=False))
     except TypeError:
         raise CliError(f"{path} is not encrypted; make a key with `dfuctl key new`") from None
     except ValueError:
@@ -49,6 +58,18 @@ def _load(path: Path, file: Path | None) -> Ed25519PrivateKey:
     if not isinstance(found, Ed25519PrivateKey):
         raise CliError(f"{path} holds another kind of key, expected Ed25519")
     return found
+
+
+@contextmanager
+def _signer(key: str, file: Path | None) -> Iterator[tuple[bytes, Callable[[bytes], bytes]]]:
+    """Yield the public part of a key, in a file or a token, and what signs with it. Raises CliError."""
+    if key.startswith(pkcs11.SCHEME):
+        place = pkcs11.parse_uri(key)
+        with pkcs11.opened(place, _passphrase(file, confirm=False, what="PIN").decode()) as held:
+            yield held.public, held.sign
+        return
+    private = _load(Path(key), file)
+    yield private.public_key().public_bytes_raw(), private.sign
 
 
 def _public_key(text: str) -> bytes:
@@ -75,11 +96,19 @@ def key() -> None:
 
 
 @key.command("new")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("where", metavar="FILE")
 @passphrase_file
 @pass_session
-def key_new(session: Session, file: Path, passphrase_file: Path | None) -> None:
-    """Make an Ed25519 key, write it encrypted to FILE, and print its public part for the app's spec.signing.keys."""
+def key_new(session: Session, where: str, passphrase_file: Path | None) -> None:
+    """Make an Ed25519 key, write it encrypted to FILE, and print its public part for the app's spec.signing.keys.
+
+    FILE may be the PKCS#11 URI of a key to be made in a token: 'pkcs11:token=LABEL;object=NAME?module-path=/path/of/library.so'.
+    """
+    if where.startswith(pkcs11.SCHEME):
+        place = pkcs11.parse_uri(where)
+        _tell(session, pkcs11.make(place, _passphrase(passphrase_file, confirm=False, what="PIN").decode()))
+        return
+    file = Path(where)
     secret = _passphrase(passphrase_file, confirm=True)
     if len(secret) < PASSPHRASE_MIN:
         raise CliError(f"the passphrase is too short: expected at least {PASSPHRASE_MIN} bytes")
@@ -99,17 +128,18 @@ def key_new(session: Session, file: Path, passphrase_file: Path | None) -> None:
 
 
 @key.command("show")
-@click.argument("file", type=_FILE)
+@click.argument("where", metavar="FILE")
 @passphrase_file
 @pass_session
-def key_show(session: Session, file: Path, passphrase_file: Path | None) -> None:
-    """Print the public part of the key in FILE."""
-    _tell(session, _load(file, passphrase_file).public_key().public_bytes_raw())
+def key_show(session: Session, where: str, passphrase_file: Path | None) -> None:
+    """Print the public part of the key in FILE, or of a PKCS#11 URI."""
+    with _signer(where, passphrase_file) as (public, _):
+        _tell(session, public)
 
 
 @click.command("sign")
 @click.argument("image", type=_FILE)
-@click.option("--key", "key_file", type=_FILE, required=True, help="File that `dfuctl key new` wrote.")
+@click.option("--key", "key_file", required=True, help="File that `dfuctl key new` wrote, or PKCS#11 URI.")
 @passphrase_file
 @click.option("--version", required=True, help="Version of the firmware.")
 @click.option("--hardware", required=True, help="What it is made for, such as esp32c3.")
@@ -131,7 +161,7 @@ def key_show(session: Session, file: Path, passphrase_file: Path | None) -> None
 def sign_image(
     session: Session,
     image: Path,
-    key_file: Path,
+    key_file: str,
     passphrase_file: Path | None,
     version: str,
     hardware: str,
@@ -160,12 +190,11 @@ def sign_image(
         tuple(_public_key(text) for text in add),
         tuple(key_id(_public_key(text)) for text in revoke),
     )
-    private = _load(key_file, passphrase_file)
-    envelope = sign(manifest, private)
+    with _signer(key_file, passphrase_file) as (public, signer):
+        envelope = sign_with(manifest, public, signer)
     target = to or image.with_name(image.name + ".manifest")
     target.write_bytes(envelope)
     if session.json:
-        public = private.public_key().public_bytes_raw()
         session.show({"manifest": str(target), "key": key_id(public).hex(), "sha256": manifest.sha256.hex()})
     else:
         click.echo(f"Signed {version} for {hardware}, sequence {sequence}: {target}")

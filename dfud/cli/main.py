@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from pathlib import Path
 
 import click
 
 from dfud import __version__
-from dfud.cli.client import Contexts, Session
+from dfud.cli.claims import claim
+from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.firmware import cancel, firmware, history, retry, status, update
 from dfud.cli.keys import key, sign_image
+from dfud.cli.package import package
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, audit, command, context, device, login, token
 from dfud.errors import DfudError
 
+ENTRY_POINTS = "dfuctl"  # group of entry points whose objects are click commands; each gets a Session as ctx.obj
+
 
 class _Group(click.Group):
-    """Shows dfud's own errors as one sentence."""
+    """Shows dfud's own errors as one sentence. Its commands are dfud's own and those of plugins (docs/plugins.md)."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=cmd_name):
+            found = entry.load()
+            if not isinstance(found, click.Command):
+                raise CliError(f"{entry.value} is no command, expected one: the package {entry.dist} is at fault")
+            return found
+        return None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        plugins = {entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+        return sorted({*super().list_commands(ctx), *plugins})
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -60,7 +80,7 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
     ctx.obj = Session(Contexts(config_path), context_name, app_name, output)
 
 
-_RESOURCES = (login, context, app, device, command, token, audit)
-_FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image, recover)
+_RESOURCES = (login, context, app, device, claim, command, token, audit)
+_FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image, recover, package)
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

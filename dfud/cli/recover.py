@@ -19,9 +19,10 @@ from dfud.cli.firmware import progress_bar
 from dfud.cli.resources import pass_session
 from dfud.errors import PeerError
 from dfud.model.espimage import check_esp_image_untrusted
-from dfud.package.build import build_delta, build_full
+from dfud.package.build import build_package
 from dfud.package.file import PackageFile
 from dfud.wire.manifest import Manifest, decode_envelope_untrusted, encode_manifest
+from dfud.wire.messages import Kind
 from dfud.wire.subset import encode
 
 BAUD = 115200
@@ -51,6 +52,7 @@ ERRORS = {
     18: "the bootloader does not know this kind of package",
 }
 FRAME_DAMAGED = 16
+KINDS = 1 << Kind.FULL | 1 << Kind.DELTA | 1 << Kind.MAPPED
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -150,6 +152,13 @@ class Line:
             done(len(chunk))
         self.request(FINISH)
 
+    def boot(self) -> None:
+        """Leave recovery. The line may go with the answer: a USB port vanishes while its chip resets."""
+        try:
+            self.request(BOOT, tries=1)
+        except serial.SerialException:
+            return
+
 
 def escape(data: bytes) -> bytes:
     """Return the frame of RFC 1055 around `data`."""
@@ -225,7 +234,7 @@ def recover(
         with image.open("rb") as file:
             check_esp_image_untrusted(file, len(data), hardware)
         envelope = _envelope(session, data, manifest, version, hardware)
-        package = build_delta(data, base.read_bytes(), PAYLOAD_BYTES) if base else build_full(data, PAYLOAD_BYTES)
+        package = build_package(data, base.read_bytes() if base else None, kinds=KINDS, payload_bytes=PAYLOAD_BYTES)
     try:
         opened = serial.Serial(port, BAUD, timeout=0.1)
     except (OSError, serial.SerialException) as error:
@@ -247,7 +256,7 @@ def recover(
                     task = bar.add_task(f"slot {target}", total=package.total_bytes)
                     line.install(target, package, envelope, lambda n: bar.advance(task, n))
                 if boot:
-                    line.request(BOOT)
+                    line.boot()
                     click.echo("Installed; the device boots it on trial.", err=session.json)
         except serial.SerialException as error:
             raise CliError(f"{port}: {error}") from None

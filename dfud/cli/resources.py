@@ -350,10 +350,20 @@ def token_delete(session: Session, prefix: str) -> None:
 
 @click.command()
 @click.option("--after", default="", help="Key of the last entry that is known already.")
+@click.option("--of-app", is_flag=True, help="Only what concerns the app of --app; its admins may read that.")
+@click.option("--by", default="", help="Only what this user did.")
+@click.option("--what", default="", help="Only this, such as publish, enrol or rotate-secret.")
+@click.option("--target", default="", help="Only what was done to this, such as lamps/lamp1.")
+@click.option(
+    "--since", default="", help="From this date or time (UTC) on, such as 2026-11-25 or 2026-11-25T12:00:00Z."
+)
+@click.option("--until", default="", help="Before this date or time.")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 1000))
 @pass_session
-def audit(session: Session, after: str) -> None:
-    """Show who changed what."""
-    found = session.request("GET", "/api/dfu/v1/audit", params={"after": after})
+def audit(session: Session, /, of_app: bool, **filters: Any) -> None:
+    """Show who changed what, oldest first."""
+    params = {key: value for key, value in filters.items() if value} | ({"app": session.app} if of_app else {})
+    found = session.request("GET", "/api/dfu/v1/audit", params=params)
     if session.json:
         session.show(found)
         return

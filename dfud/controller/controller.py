@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import msgspec
 import trio
@@ -208,12 +209,13 @@ class Controller:
 
         Return whether the image may be sent now. Such devices name versions, not digests: a version that is published
         stands for its image. They do not say why they left an image: one that was told to boot it and reports its old
-        version has rolled back. What is being written stays the target until it is written, whatever is wanted meanwhile.
+        version has rolled back. What is being written stays the target until it is written if another version is wanted
+        meanwhile, but not if none is, or the one that runs.
         """
         tracked = await self._tracked(actual.app, actual.device)
         async with tracked.lock:
             desired, target = await self._desired(actual.app, tracked)
-            if offset is not None and (target is None or target.version != version):
+            if offset is not None and target is not None and target.version not in (version, actual.version):
                 pinned = await self._firmware(actual.app, version)
                 if pinned is not None:
                     desired, target = Desired(version, origin=desired.origin), pinned
@@ -223,9 +225,15 @@ class Controller:
             )
             progress = result = None
             deployment = tracked.deployment
+            left: list[tuple[Deployment, HistoryEntry]] = []
+            if target is not None and offset is None and _went_back(deployment, target, digest):
+                # It said that it ran the image, so its deployment is done; sent again it would go round for ever.
+                text = "it ran this firmware and then its old one again"
+                deployment = msgspec.structs.replace(deployment, blocks=True, text=text, updated_s=self._now())
+                left.append((deployment, entry_of(deployment, Event.LEFT)))
             if offset is not None and deployment is not None and version == deployment.version:
                 phase = Phase.WRITTEN if swap else Phase.FETCHING
-                progress = Progress(bytes.fromhex(deployment.package or "00" * 16), 0, phase)
+                progress = Progress(bytes.fromhex(deployment.package or "00" * 16), offset, phase)
             elif offset is None and deployment is not None and deployment.state is State.WRITTEN:
                 if digest != deployment.sha256:
                     text = "it was told to boot the image and runs its old one"
@@ -236,9 +244,10 @@ class Controller:
             )  # fmt: skip
             now_s = self._now()
             verdict = decide(actual.app, actual.device, status, deployment, desired, target, self._config, now_s)
+            verdict.steps[:0] = left
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
             if send and verdict.deployment is not None and target is not None:
-                self._offered(verdict, target, offset, now_s)
+                self._offered(verdict, target, offset if target.version == version else None, now_s)
             said = msgspec.structs.replace(actual, sha256=digest, seen_s=now_s)
             await self._keep(tracked, said, verdict, now_s)
             return send
@@ -422,30 +431,51 @@ class Controller:
 
     # What users ask for
 
-    async def retry(self, app: str, device: str, by: str) -> None:
-        """Let a device try again what it left, or what failed, or what waits for its next attempt."""
+    async def retry(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
+        """Let a device try again what it left, or what failed, or what waits for its next attempt.
+
+        `also` is committed with it; alone if there is nothing to try again.
+        """
         tracked = await self._tracked(app, device)
         async with tracked.lock:
             deployment = tracked.deployment
             if deployment is None or not (deployment.blocks or deployment.not_before_s > self._now()):
+                if also:
+                    await self._store.commit(also)
                 return
             changes = {"blocks": False, "not_before_s": 0.0, "updated_s": self._now()}
-            await self._change(tracked, msgspec.structs.replace(deployment, **changes), f"retry by {by}")
+            await self._change(tracked, msgspec.structs.replace(deployment, **changes), f"retry by {by}", also)
         self._bus.publish(DeviceChanged(app, device))
 
-    async def cancel(self, app: str, device: str, by: str) -> None:
-        """End a device's open deployment; the same image is not sent again until somebody retries or asks for another."""
+    async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
+        """End a device's open deployment; the same image is not sent again until somebody retries or asks for another.
+
+        `also` is committed with it; alone if there is nothing to end.
+        """
         tracked = await self._tracked(app, device)
         async with tracked.lock:
             deployment = tracked.deployment
             if deployment is None or deployment.final or deployment.state is State.TRIAL:
-                return  # on trial the device decides: cancelling would only make dfud's picture wrong
+                # On trial the device decides: cancelling would only make dfud's picture wrong.
+                if also:
+                    await self._store.commit(also)
+                return
             after = deployment.step(Event.CANCEL, self._now(), text=f"cancelled by {by}", blocks=True)
-            await self._change(tracked, after, Event.CANCEL)
+            await self._change(tracked, after, Event.CANCEL, also)
         self._bus.publish(DeviceChanged(app, device))
 
-    async def _change(self, tracked: Tracked, deployment: Deployment, event: str) -> None:
+    async def _change(self, tracked: Tracked, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry: HistoryEntry = entry_of(deployment, event)
-        await self._store.commit([PutDeployment(deployment, entry)])
+        await self._store.commit([PutDeployment(deployment, entry), *also])
         tracked.deployment = deployment
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+
+def _went_back(deployment: Deployment | None, target: Firmware, digest: str) -> TypeGuard[Deployment]:
+    """Say whether a device that was brought to the target runs again what it ran before, for the first time.
+
+    A text is there once that was noticed; it stays when a user says "retry", who then gets a new deployment.
+    """
+    if deployment is None or deployment.state is not State.DONE or deployment.text:
+        return False
+    return deployment.sha256 == target.sha256 != digest == deployment.from_sha256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -18,6 +19,8 @@ from dfud.daemon.config import DaemonConfig
 from dfud.daemon.plugins import Plugins, available
 from dfud.endpoint.config import SECTION as ENDPOINT
 from dfud.registry.config import SECTION as REGISTRY
+from dfud.registry.oidc import SECTION as OIDC
+from dfud.registry.oidc import Oidc, OidcConfig
 
 DEFAULT = "dfud.toml"
 PATH_OPTION = click.option(
@@ -74,7 +77,7 @@ def load(path: Path) -> tuple[Config, Plugins]:
     """Read the configuration and load its plugins. Raises ConfigError, PluginError."""
     document = configuration.read_file(path)
     plugins = Plugins(configuration.enabled_plugins(document, str(path)))
-    sections = [*configuration.CORE_SECTIONS, REGISTRY, CONTROLLER, ENDPOINT, *plugins.sections()]
+    sections = [*configuration.CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, ENDPOINT, *plugins.sections()]
     return configuration.build(document, sections, str(path)), plugins
 
 
@@ -117,7 +120,7 @@ def check_config(path: Path, full: bool) -> None:
     """Read the configuration as `run` would, and say whether it is right."""
     if full:
         names = sorted(available())
-        everything = [REGISTRY, CONTROLLER, ENDPOINT, *Plugins(names).sections()]
+        everything = [REGISTRY, OIDC, CONTROLLER, ENDPOINT, *Plugins(names).sections()]
         click.echo(configuration.sample([*configuration.CORE_SECTIONS, *everything], enabled=names), nl=False)
         return
     config, plugins = load(path)
@@ -126,6 +129,9 @@ def check_config(path: Path, full: bool) -> None:
     plugins.dialects(config)
     plugins.event_sinks(config)
     plugins.user_routes(config)
+    issuer = config.section("oidc", OidcConfig)
+    if issuer.issuer:
+        Oidc(issuer, time.time)
     click.echo(f"{path}: right")
 
 

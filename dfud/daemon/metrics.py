@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
@@ -12,7 +12,10 @@ from dfud.api import ActualChanged, Bus, DeploymentChanged, Telemetry
 class Metrics:
     """Counts what the bus tells."""
 
-    def __init__(self, bus: Bus, parked: Callable[[], int]) -> None:
+    def __init__(
+        self, bus: Bus, parked: Callable[[], int], store: Callable[[], Mapping[str, float]] = dict[str, float]
+    ) -> None:
+        self._store = store
         self._registry = CollectorRegistry()
         changes = Counter(
             "dfud_deployment_changes", "Deployments that entered a state", ["state"], registry=self._registry
@@ -26,4 +29,5 @@ class Metrics:
         bus.subscribe(Telemetry, lambda e: telemetry.inc())
 
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        lines = "".join(f"{name} {value:g}\n" for name, value in self._store().items())
+        return generate_latest(self._registry) + lines.encode()

@@ -125,7 +125,15 @@ class Plugins:
             raise PluginError(
                 f"[daemon] store {name!r} is offered by no enabled plugin, expected one of {', '.join(sorted(stores)) or 'none'}"
             )
-        return stores[name]
+        store = stores[name]
+        if store.records:
+            if store.records not in stores or store.records == name:
+                raise PluginError(
+                    f"store {name} keeps records in store {store.records!r}, which is offered by no enabled plugin, "
+                    f"expected one of {', '.join(sorted(set(stores) - {name})) or 'none'}"
+                )
+            store.keep_in(stores[store.records])
+        return store
 
     def transports(self, config: Config) -> list[Transport]:
         return self._call("dfud_transports", Transport, config=config)

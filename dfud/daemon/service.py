@@ -23,11 +23,14 @@ from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
+from dfud.registry.oidc import Oidc, OidcConfig
 from dfud.registry.registry import Registry
 from dfud.registry.server import serve
 from dfud.registry.services import Services
+from dfud.registry.tls import Tls
 from dfud.registry.users import Users
 from dfud.registry.web import make_app
 
@@ -63,6 +66,10 @@ class Service:
         self._sinks = plugins.event_sinks(config)
         self._routes = plugins.user_routes(config)
         self._key = read_key(Path(config.section("endpoint", EndpointConfig).credential_key))
+        issuer = config.section("oidc", OidcConfig)
+        self._oidc = Oidc(issuer, time.time) if issuer.issuer else None
+        users = config.section("registry", RegistryConfig)
+        self._tls = Tls(users) if users.certificate else None
         self._not_ready = "starting"
         self._stop = trio.Event()
         self._users_served = trio.Event()
@@ -99,6 +106,8 @@ class Service:
         self._bus.subscribe(DeploymentChanged, _log_deployment)
         for sink in self._sinks:
             await nursery.start(sink.run, self._bus)
+        self._registry = Registry(self._store, self._bus, self._key, time.time)
+        self._claims = Claims(self._registry, self._store, self._key, time.time)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,
@@ -110,31 +119,35 @@ class Service:
             sinks=self._sinks,
             seen_s=policy.seen_s,
             now=time.time,
+            enroller=self._claims,
         )
         await nursery.start(self._endpoint.run)
         for transport in self._transports:
             for url in await nursery.start(transport.run, self._endpoint):
                 log.info("devices are served", extra={"transport": transport.name, "url": url})
-        await self._start_user_plane(nursery)
+        await self._start_user_plane(nursery, controller)
         self._not_ready = ""
         nursery.start_soon(self._notifier.keep_alive)
         self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
         log.info("ready", extra={"version": self._version, "store": self._store.name})
 
-    async def _start_user_plane(self, nursery: trio.Nursery) -> None:
+    async def _start_user_plane(self, nursery: trio.Nursery, controller: Controller) -> None:
         config = self._config.section("registry", RegistryConfig)
         services = Services(
-            Registry(self._store, self._bus, self._key, time.time),
+            self._registry,
             FirmwareRegistry(self._store, self._bus, time.time, config.firmware_max),
             Users(self._store),
+            self._claims,
             self._store,
             self._bus,
             self._endpoint.commands,
+            controller,
             config,
             time.time,
             lambda: self._not_ready,
-            Metrics(self._bus, lambda: self._endpoint.parked).text,
+            Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
             self._version,
+            self._oidc,
         )
         app = make_app(services, self._routes, self._stop)
         urls: list[str] = await nursery.start(self._serve_users, app, config)
@@ -145,7 +158,14 @@ class Service:
         self, app: object, config: RegistryConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
         try:
-            await serve(app, config, graceful_s=self._daemon.drain_s, shutdown=self._stop, task_status=task_status)
+            await serve(
+                app,
+                config,
+                graceful_s=self._daemon.drain_s,
+                shutdown=self._stop,
+                tls=self._tls,
+                task_status=task_status,
+            )
         finally:
             self._users_served.set()
 
@@ -182,6 +202,8 @@ class Service:
             fresh = reread()
             for transport in self._transports:
                 transport.reload()
+            if self._tls is not None:
+                self._tls.reload()
         except ConfigError as error:
             log.error("not reloaded", extra={"error": str(error)})
         else:
@@ -219,7 +241,7 @@ async def initialise(config: Config, store: Store, user: str, days: int) -> str 
         text: str | None = None
         if not existing:
             _, text = await users.create(
-                user, {"*": "admin"}, now_s=time.time(), days=days, description="made by dfud init"
+                user, {"*": "admin"}, by="dfud init", now_s=time.time(), days=days, description="made by dfud init"
             )
         nursery.cancel_scope.cancel()
     return text

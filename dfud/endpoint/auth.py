@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -19,7 +19,9 @@ from cryptography import x509
 from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, Store
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.limits import Failures
+from dfud.model.address import limited
 from dfud.model.credentials import KEYED, keys_of, passwords, verify
+from dfud.wire.enrol import Enrolment
 
 SESSIONS_MAX = 200_000
 AUTHORIZATION_MAX_BYTES = 2048
@@ -33,6 +35,13 @@ class Denied(Exception):
 
 class TooMany(Exception):
     """Too many wrong credentials from this address, or for what was named."""
+
+
+class Enroller(Protocol):
+    """Makes devices for claim codes; the registry."""
+
+    async def enrol(self, app: str, device: str, code: str, secret: str) -> bool:
+        """Return whether `device` now exists with `secret`."""
 
 
 class Session(msgspec.Struct):
@@ -113,12 +122,12 @@ class Authenticator:
         if found is not None:
             return found
         now_s = self._now()
+        peer = limited(peer)
         if self._addresses.blocked(peer, now_s):
             raise TooMany
         try:
-            app, device = await self._identify(credentials, now_s)
-            if as_device:
-                device = await self._act_for(app, device, as_device)
+            app, sender = await self._identify(credentials, now_s)
+            device = await self._act_for(app, sender, as_device) if as_device else sender
         except Denied:
             self._addresses.add(peer, now_s)
             raise
@@ -127,8 +136,25 @@ class Authenticator:
             self._sessions.clear()
             self._of_device.clear()
         self._sessions[key] = session
-        self._of_device.setdefault((app, device), set()).add(key)
+        for name in {device, sender}:
+            # Whatever changes a gateway ends what it does for others, too.
+            self._of_device.setdefault((app, name), set()).add(key)
         return session
+
+    async def enrol(self, peer: str, enrolment: Enrolment, enroller: Enroller) -> None:
+        """Have a device that nobody knows make itself known. Raises Denied, TooMany, StoreError.
+
+        Wrong codes count as wrong credentials do: for the address, and for the device that is named.
+        """
+        now_s = self._now()
+        peer = limited(peer)
+        named = (enrolment.app, enrolment.device)
+        if self._addresses.blocked(peer, now_s) or self._devices.blocked(named, now_s):
+            raise TooMany
+        if not await enroller.enrol(enrolment.app, enrolment.device, enrolment.code, enrolment.secret):
+            self._addresses.add(peer, now_s)
+            self._devices.add(named, now_s)
+            raise Denied
 
     async def _identify(self, credentials: Credentials, now_s: float) -> tuple[str, str]:
         if credentials.identity:
@@ -191,6 +217,8 @@ class Authenticator:
             issuer = certificate.issuer.rfc4514_string()
             subject = certificate.subject.rfc4514_string()
             names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+            # As Drogue writes a subject, and `drg create device-cert` into spec.alias.
+            names.insert(0, ", ".join(f"{a.rfc4514_attribute_name}={a.value!s}" for a in certificate.subject))
         except ValueError:
             return None
         now = datetime.fromtimestamp(self._now(), UTC)

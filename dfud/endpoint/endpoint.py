@@ -29,13 +29,15 @@ from dfud.api import (
     Waiting,
 )
 from dfud.controller.controller import Controller
-from dfud.endpoint.auth import Authenticator, Denied, Session, TooMany
+from dfud.endpoint.auth import Authenticator, Denied, Enroller, Session, TooMany
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.dialects import Conversation
+from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
 from dfud.wire.messages import Type, decode_status_untrusted, encode_command
 
 DFU = "dfu"
+ENROL = "enrol"  # the channel of devices that nobody knows yet
 WAKING_AT_ONCE = 256
 CHUNKS_PER_REQUEST_MAX = 64
 CHUNK_BYTES_PER_REQUEST_MAX = 1 << 18
@@ -72,6 +74,7 @@ class DeviceEndpoint(Endpoint):
         sinks: Sequence[EventSink],
         seen_s: float,
         now: Callable[[], float],
+        enroller: Enroller | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -83,6 +86,7 @@ class DeviceEndpoint(Endpoint):
         self._sinks = sinks
         self._seen_s = seen_s
         self._now = now
+        self._enroller = enroller
         self._parked: dict[tuple[str, str], set[_Parked]] = {}
         self._sessions_of_app: dict[str, set[tuple[str, str]]] = {}
         self._polls: dict[tuple[str, str], _Poll] = {}
@@ -156,6 +160,8 @@ class DeviceEndpoint(Endpoint):
 
     async def post(self, request: Request) -> Reply | Waiting:
         try:
+            if request.channel == ENROL:
+                return await self._enrol(request)
             session = await self._auth.session(request.peer, request.credentials, request.as_device)
             if request.channel == DFU:
                 return await self._status(session, request)
@@ -170,6 +176,13 @@ class DeviceEndpoint(Endpoint):
             return DENIED
         except StoreError:
             return AWAY
+
+    async def _enrol(self, request: Request) -> Reply:
+        if self._enroller is None:
+            raise Denied
+        enrolment = decode_enrolment_untrusted(request.body)
+        await self._auth.enrol(request.peer, enrolment, self._enroller)
+        return Reply(Code.COMMAND, ENROL, encode_enrolled(enrolment.device))
 
     async def _status(self, session: Session, request: Request) -> Reply | Waiting:
         body = request.body

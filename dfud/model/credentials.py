@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 PSK_BYTES = 16
 SEALED = "sealed"  # in place of `key` in a psk that this module has sealed
 KEYED = "dfud"  # the password form that this module writes: {"pass": {"dfud": "<salt>.<mac>"}}
-_NEVER = "\0"
+_DECOY = {KEYED: "AAAAAAAAAAAA." + "A" * 43 + "="}  # what is compared where there is nothing: as dear, and never right
 
 
 def new_secret() -> str:
@@ -114,7 +114,7 @@ def verify(spec: Mapping[str, Any], username: str | None, password: str, key: by
         compared = True
         right |= _matches(stored, password, key)
     if not compared:
-        _matches({KEYED: keyed_hash(_NEVER, key, b"")}, password, key)
+        _matches(_DECOY, password, key)
     return right
 
 

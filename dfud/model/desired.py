@@ -2,7 +2,8 @@
 
 `spec.firmware` is `{"version": "1.2.3"}` with optional `"hold": true` (decided, but not to be sent now; `"reason"` says
 why) and `"downloadOnly": true` (write it, do not switch). Other keys are stores' names of Drogue's (docs/drogue.md): a
-plugin may resolve them; what nobody resolves is a problem shown at the device, never ignored.
+plugin may resolve them; what nobody resolves is a problem shown at the device, never ignored. Beside a version they are
+refused; any other key there is kept and means nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import msgspec
 
 KNOWN_KEYS = frozenset({"version", "hold", "reason", "downloadOnly"})
+# Each of them says by itself what should run; beside a version nobody could tell which one counts.
+DROGUE_KEYS = frozenset({"container", "oci", "hawkbit", "file"})
 
 
 class Desired(msgspec.Struct, frozen=True):
@@ -38,6 +41,9 @@ def desired_of(app_spec: Mapping[str, Any], device_spec: Mapping[str, Any]) -> D
     unknown = sorted(str(key) for key in firmware if key not in KNOWN_KEYS)
     if version is None and unknown:
         return Desired(problem=f"spec.firmware: {', '.join(unknown)[:120]} is not understood", origin=origin)
+    if both := sorted(DROGUE_KEYS.intersection(firmware)):
+        problem = f"spec.firmware: version and {', '.join(both)} stand side by side; keep the version alone"
+        return Desired(problem=problem, origin=origin)
     if not isinstance(version, str) or not version:
         return Desired(problem="spec.firmware.version is missing or not text", origin=origin)
     for key, kind in (("hold", bool), ("downloadOnly", bool), ("reason", str)):

@@ -9,12 +9,18 @@ import zstandard
 
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile
+from dfud.package.lanes import view
+from dfud.package.table import HISTORY_BYTES, TABLE_MAX_BYTES, decode_table_untrusted, segments
+from dfud.package.view import transform
 from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted
 from dfud.wire.messages import Kind
 
 
-def decode_frame_untrusted(payload: bytes, prefix: bytes, size: int) -> bytes:
-    """Decode one magicless frame that continues `prefix` to exactly `size` bytes. Raises PeerError."""
+def decode_frame_untrusted(payload: bytes, prefix: bytes, size: int | None, limit: int = 1 << 27) -> bytes:
+    """Decode one magicless frame that continues `prefix` to exactly `size` bytes, or to any number up to `limit`.
+
+    Raises PeerError.
+    """
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
     decoder = zstandard.ZstdDecompressor(
         dict_data=dictionary, format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 27
@@ -26,7 +32,9 @@ def decode_frame_untrusted(payload: bytes, prefix: bytes, size: int) -> bytes:
             raise PeerError("chunk: its payload is not exactly one frame")
     except zstandard.ZstdError as error:
         raise PeerError(f"chunk: {error}") from None
-    if len(data) != size:
+    if size is None and len(data) > limit:
+        raise PeerError(f"chunk: decodes to {len(data)} bytes, expected at most {limit}")
+    if size is not None and len(data) != size:
         raise PeerError(f"chunk: decodes to {len(data)} bytes, expected {size}")
     return data
 
@@ -36,12 +44,16 @@ def apply_package(package: PackageFile, base: bytes | None) -> bytes:
     if package.base_sha256 is not None and (base is None or hashlib.sha256(base).digest() != package.base_sha256):
         raise PeerError("the package starts from another image than the one given")
     image = bytearray()
+    mapped: Mapped | None = None
     for number, data in enumerate(package.chunks):
         chunk = decode_chunk_untrusted(data)
         if chunk.number != number:
             raise PeerError(f"chunk {number}: says that it is {chunk.number}")
         try:
-            image += decode_chunk(chunk, package, base, bytes(image))
+            if package.kind == Kind.MAPPED and number == 0:
+                mapped = Mapped(chunk, package.size, base or b"")
+            else:
+                image += decode_chunk(chunk, package, base, bytes(image), mapped)
         except PeerError as error:
             raise PeerError(f"chunk {number}: {error}") from None
     if hashlib.sha256(image).digest() != package.sha256:
@@ -49,14 +61,42 @@ def apply_package(package: PackageFile, base: bytes | None) -> bytes:
     return bytes(image)
 
 
-def decode_chunk(chunk: Chunk, package: PackageFile, base: bytes | None, written: bytes) -> bytes:
-    """Return the bytes that one chunk writes. `written`: the image before it (kind 1)."""
+class Mapped:
+    """What all chunks of a mapped delta need: the table, and the old image as it makes it look."""
+
+    def __init__(self, chunk: Chunk, size: int, base: bytes) -> None:
+        """Read the table chunk of a package for an image of `size` bytes. Raises PeerError."""
+        if chunk.page or chunk.pages:
+            raise PeerError("the first chunk of a mapped delta is not its table")
+        table = decode_frame_untrusted(chunk.payload, b"", None, TABLE_MAX_BYTES)
+        if zlib.crc32(table) != chunk.crc:
+            raise PeerError("decodes to another table than its header says")
+        self.table = decode_table_untrusted(table, segments(base), size)
+        self.prefix = view(base, self.table)[0]
+
+    def image_of(self, first: int, form: bytes) -> bytes:
+        """Return the bytes of the image whose absolute form a chunk gave, which fills it from `first` on."""
+        out, carry = [], 0
+        for at in range(0, len(form), PAGE_BYTES):
+            page, carry = transform(form[at : at + PAGE_BYTES], first + at, carry, self.table.new, inverse=True)
+            out.append(page)
+        return b"".join(out)
+
+
+def decode_chunk(
+    chunk: Chunk, package: PackageFile, base: bytes | None, written: bytes, mapped: Mapped | None = None
+) -> bytes:
+    """Return the bytes that one chunk writes. `written`: the image before it; `mapped`: the table's (kind 3)."""
     first = chunk.page * PAGE_BYTES
     size = min(package.size - first, chunk.pages * PAGE_BYTES)
     if size <= 0 or first != len(written):
         raise PeerError(f"fills page {chunk.page}, expected page {len(written) // PAGE_BYTES}")
     prefix = written if package.kind == Kind.FULL else base or b""
+    if mapped is not None:
+        prefix = mapped.prefix + (written[-HISTORY_BYTES:] if mapped.table.history else b"")
     data = decode_frame_untrusted(chunk.payload, prefix, size)
+    if mapped is not None:
+        data = mapped.image_of(first, data)
     if zlib.crc32(data) != chunk.crc:
         raise PeerError("decodes to other bytes than its header says")
     return data

@@ -10,10 +10,14 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 
+import msgspec
 import zstandard
 
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile, make
+from dfud.package.lanes import Absolute, view
+from dfud.package.mapping import make_table
+from dfud.package.table import HISTORY_BYTES, encode_table, segments
 from dfud.wire.chunk import PAGE_BYTES, PAGES_MAX, Chunk, encode_chunk
 from dfud.wire.messages import Kind
 
@@ -59,6 +63,8 @@ def build_package(image: bytes, base: bytes | None, *, kinds: int, payload_bytes
     found: list[PackageFile] = []
     if base is not None and kinds >> Kind.DELTA & 1:
         found.append(build_delta(image, base, payload_bytes))
+    if base is not None and kinds >> Kind.MAPPED & 1 and segments(base) and segments(image):
+        found.append(build_mapped(image, base, payload_bytes))
     if kinds >> Kind.FULL & 1:
         # A full package of this size cannot be smaller than an update of a tenth of the image.
         if not found or min(p.total_bytes for p in found) > len(image) // 10:
@@ -93,6 +99,28 @@ def build_delta(image: bytes, base: bytes, payload_bytes: int) -> PackageFile:
 
     chunks = list(cut(image, compress, payload_bytes))
     return make(Kind.DELTA, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
+
+
+def build_mapped(image: bytes, base: bytes, payload_bytes: int, *, history: bool = False) -> PackageFile:
+    """Return the package of kind 3 (docs/delta-format.md)."""
+    table = msgspec.structs.replace(make_table(base, image), history=history)
+    packed = encode_table(table, segments(base))
+    prefix, _ = view(base, table)
+    form = Absolute(image, table.new)
+    compressors = [] if history else [prefix_compressor(prefix, level) for level in DELTA_LEVELS]
+
+    def compress(first: int, end: int) -> bytes:
+        piece = form.of(first, end)
+        if not history:
+            return min((c.compress(piece) for c in compressors), key=len)
+        before = image[max(0, first - HISTORY_BYTES) : first]
+        dictionary = zstandard.ZstdCompressionDict(prefix + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(FULL_LEVEL)).compress(piece)
+
+    frame = zstandard.ZstdCompressor(compression_params=parameters(FULL_LEVEL)).compress(packed)
+    first = encode_chunk(Chunk(0, 0, 0, zlib.crc32(packed), frame))
+    chunks = [first, *cut(image, compress, payload_bytes, first_number=1)]
+    return make(Kind.MAPPED, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
 
 
 def cut(image: bytes, compress: Compress, payload_bytes: int, *, first_number: int = 0) -> Iterator[bytes]:

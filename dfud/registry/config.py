@@ -21,6 +21,10 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     allow_plain: Annotated[bool, Meta(description="serve without TLS on other addresses than loopback")] = False
     certificate: Annotated[str, Meta(description="PEM file of the certificate chain; empty: no TLS")] = ""
     key: Annotated[str, Meta(description="PEM file of its private key")] = ""
+    redirect_port: Annotated[
+        int, Meta(description="plain port that sends everybody to the TLS one; 0: there is none", ge=0, le=65535)
+    ] = 0
+    handshake_s: Annotated[float, Meta(description="time for a TLS handshake", ge=0.05, le=600, extra=S)] = 10.0
     external_url: Annotated[
         str, Meta(description="how users reach this registry, without a trailing slash; empty: by host")
     ] = ""
@@ -31,6 +35,10 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     body_max: Annotated[int, Meta(description="largest other body", ge=1024, le=1 << 26, extra=BYTES)] = 1 << 20
     body_s: Annotated[float, Meta(description="time a user has to send a body", ge=0.1, le=86400, extra=S)] = 60.0
     upload_s: Annotated[float, Meta(description="time a user has to send a firmware", ge=1, le=86400, extra=S)] = 1800.0
+    connections: Annotated[int, Meta(description="connections at one time", ge=1, le=1_000_000)] = 1000
+    connections_per_address: Annotated[
+        int, Meta(description="connections of one address at one time", ge=1, le=1_000_000)
+    ] = 200
     requests_per_minute: Annotated[
         int, Meta(description="requests of one address in a minute before it is turned away", ge=1, le=10_000_000)
     ] = 6000

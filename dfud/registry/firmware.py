@@ -120,6 +120,26 @@ class FirmwareRegistry:
         self._bus.publish(FirmwareChanged(firmware))
         return firmware
 
+    async def adopt(
+        self,
+        app: str,
+        body: AsyncIterable[bytes],
+        by: str,
+        *,
+        version: str,
+        hardware: str,
+        sequence: int | None = None,
+        kind: str = "esp-image",
+        sha256: str = "",
+        notes: str = "",
+        envelope: bytes = b"",
+    ) -> Firmware:
+        """Publish what was found in a store's own system, judged as a user's upload is; for plugins."""
+        if kind not in KINDS:
+            raise PeerError(f"kind {kind[:40]!r}: expected one of {', '.join(KINDS)}")
+        said = Upload(version, hardware, sequence, kind, sha256, notes, envelope)  # type: ignore[arg-type]  # checked above
+        return await self.publish(app, said, body, by)
+
     async def list(self, app: str) -> list[Firmware]:
         await self._app(app)
         return await self._store.firmwares(app)
@@ -137,7 +157,10 @@ class FirmwareRegistry:
         return path
 
     async def delete(self, app_name: str, version: str, by: str) -> None:
-        """Delete a firmware that nobody wants. Raises RefusedError that names who does."""
+        """Delete a firmware that nobody wants. Raises RefusedError that names who does.
+
+        In a store without Capability.DELETE_FIRMWARE the version's name stays taken for ever.
+        """
         firmware = await self.get(app_name, version)
         app = await self._app(app_name)
         users = [f"device {name}" for name in await self._store.users_of(app_name, version)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -129,13 +129,17 @@ class Registry:
 
     # Devices
 
-    async def create_device(self, app: str, given: Device, by: str) -> Device:
+    async def create_device(
+        self, app: str, given: Device, by: str, *, also: Sequence[Change] = (), what: str = "create"
+    ) -> Device:
+        """Make a device. `also` is committed with it or not at all; `what` is the audit's word for it."""
         check_device_name(given.name)
         if given.app not in ("", app):
             raise PeerError(f"the body names app {given.app!r}, the path {app!r}")
         await self.app(app)
+        await self._names_are_free(app, given.name, {given.name, *_aliases(given.spec)})
         device = Device(self._new_metadata(given.metadata, app), protect(_checked_spec(given.spec), self._key))
-        await self._commit([PutDevice(device, expect="")], by, "create", f"{app}/{device.name}")
+        await self._commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}")
         self._bus.publish(DeviceChanged(app, device.name))
         return device
 
@@ -146,6 +150,7 @@ class Registry:
         if view is None:
             raise NotFoundError(f"no device {name} in app {app}")
         old = view.device
+        await self._names_are_free(app, name, _aliases(given.spec) - _aliases(old.spec))
         spec = protect(_checked_spec(given.spec), self._key)
         metadata = self._next_metadata(old.metadata, given.metadata, spec != old.spec)
         if _same(old.metadata, given.metadata) and spec == old.spec:
@@ -160,6 +165,13 @@ class Registry:
             [PutDevice(Device(metadata, spec), version)], by, "update", target, _what_changed(old.spec, spec)
         )
         self._bus.publish(DeviceChanged(app, name))
+
+    async def _names_are_free(self, app: str, device: str, names: set[str]) -> None:
+        """Raise ConflictError if another device of the app is known by one of these names already."""
+        for name in sorted(names):
+            other = await self._store.find_alias(app, name)
+            if other not in (None, device):
+                raise ConflictError(f"{name!r} is the name or an alias of device {other} of app {app} already")
 
     async def delete_device(self, app: str, name: str, condition: Precondition, by: str) -> None:
         view = await self._store.device(app, name)
@@ -320,6 +332,11 @@ def _checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
     if problem:
         raise PeerError(problem)
     return spec
+
+
+def _aliases(spec: dict[str, Any]) -> set[str]:
+    found = spec.get("alias")
+    return {alias for alias in found if isinstance(alias, str)} if isinstance(found, list) else set()
 
 
 def _with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,14 +12,12 @@ from quart_trio import QuartTrio
 
 from dfud.api import (
     ActualChanged,
-    CancelRequested,
     DeploymentChanged,
     DeviceChanged,
     Firmware,
     NotFoundError,
     PeerError,
     ProgressChanged,
-    RetryRequested,
     parse_selector_untrusted,
 )
 from dfud.registry import audit
@@ -143,16 +141,16 @@ def _deployments(app: QuartTrio, services: Services) -> None:
     async def retry(app: str, device: str) -> Response:
         who = require("manager", app)
         await known(app, device)
-        await services.store.commit([audit.entry(services.now(), who.name, "retry", f"{app}/{device}")])
-        services.bus.publish(RetryRequested(app, device, who.name))
+        entry = audit.entry(services.now(), who.name, "retry", f"{app}/{device}")
+        await services.updates.retry(app, device, who.name, [entry])
         return Response("", 202)
 
     @app.post(f"{BASE}/cancel/{_PATHS}")
     async def cancel(app: str, device: str) -> Response:
         who = require("manager", app)
         await known(app, device)
-        await services.store.commit([audit.entry(services.now(), who.name, "cancel", f"{app}/{device}")])
-        services.bus.publish(CancelRequested(app, device, who.name))
+        entry = audit.entry(services.now(), who.name, "cancel", f"{app}/{device}")
+        await services.updates.cancel(app, device, who.name, [entry])
         return Response("", 202)
 
     @app.post(f"{BASE}/secret/{_PATHS}")
@@ -250,31 +248,21 @@ def _commands(app: QuartTrio, services: Services) -> None:
         view = await services.store.device(app, device)
         if view is None:
             return error_response(406, "NotAcceptable", f"no device {device} in app {app}")
+        core = view.device.spec.get("core")
+        if isinstance(core, dict) and core.get("disabled") is True:
+            return error_response(406, "NotAcceptable", f"device {device} is disabled")
         targets = [device]
         selector = view.device.spec.get("gatewaySelector")
         names = selector.get("matchNames") if isinstance(selector, dict) else None
         targets += [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
         await services.store.commit([audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)])
         expires_s = float(expires) if expires is not None else None
-        for number, target in enumerate(targets):
-            # Gateways get it if they wait; it is kept for the device alone.
-            if services.commands.send(
-                app, target, name, payload, expires_s=0.0 if number < len(targets) - 1 else expires_s
-            ):
-                return Response("", 202)
+        # Gateways get it if they wait; it is kept for the device alone.
+        if any(services.commands.send(app, target, name, payload, expires_s=0.0) for target in targets):
+            return Response("", 202)
+        if services.commands.send(app, device, name, payload, expires_s=expires_s):
+            return Response("", 202)
         return error_response(406, "NotAcceptable", "the device is not waiting, and the command is not kept")
-
-    @app.get("/api/dfu/v1/audit")
-    async def audit_log() -> Response:
-        require("admin", None)
-        after = request.args.get("after", "")
-        found = await audit.read(services.store, after=after)
-        return json_response(
-            [
-                {"key": k, "at": timestamp(e.at_s), "by": e.by, "what": e.what, "target": e.target, "detail": e.detail}
-                for k, e in found
-            ]
-        )
 
     @app.get("/api/dfu/v1/whoami")
     async def whoami() -> Response:

@@ -7,7 +7,6 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from dfud.api import PeerError, open_to_all
-from dfud.registry import audit
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
 from dfud.registry.users import ROLES, Role, Token
@@ -31,6 +30,9 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.post(TOKENS)
     async def create_token() -> Response:
         who = user()
+        if who.token == "":
+            # It would outlive what the issuer says of him.
+            raise Forbidden("users of an OpenID Connect issuer make no access tokens")
         body = await read_body(services.config.body_max)
         try:
             given = msgspec.json.decode(body, type=_TokenRequest) if body.strip() else _TokenRequest()
@@ -51,9 +53,8 @@ def register(app: QuartTrio, services: Services) -> None:
             raise PeerError(f"days {days}: expected 1 to 3650")
         description = given.description or request.args.get("description", "")
         token, text = await users.create(
-            given.user or who.name, roles, now_s=services.now(), days=days, description=description
+            given.user or who.name, roles, by=who.name, now_s=services.now(), days=days, description=description
         )
-        await services.store.commit([audit.entry(services.now(), who.name, "create-token", token.prefix, token.user)])
         return json_response({"prefix": token.prefix, "token": text})
 
     @app.get(TOKENS)
@@ -67,8 +68,7 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.delete(f"{TOKENS}/<prefix>")
     async def delete_token(prefix: str) -> Response:
         who = user()
-        await users.delete(prefix, who)
-        await services.store.commit([audit.entry(services.now(), who.name, "delete-token", prefix)])
+        await users.delete(prefix, who, services.now())
         return Response("", 204)
 
     @app.get("/healthz")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,7 +22,9 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import wrap_app
 
 from dfud.api import ConfigError
+from dfud.model.address import limited
 from dfud.registry.config import RegistryConfig
+from dfud.registry.tls import RedirectPlain, Tls
 
 log = logging.getLogger("dfud.registry")
 IDLE_S = 30.0
@@ -33,11 +36,33 @@ class GuardedServer(TCPServer):
     """One connection of hypercorn's that cannot harm the others."""
 
     async def run(self) -> None:
-        """Cure: an exception in a connection's protocol code ends the whole process (three malformed requests are known)."""
+        """Cure: an exception in a connection's protocol code ends the whole process (three malformed requests are known).
+
+        Cure: the number of connections has no limit; what is beyond ours is closed before anything is read.
+        """
+        peer = self._peer()
+        if isinstance(self.config, _Settings) and not self.config.enter(peer):
+            await trio.aclose_forcefully(self.stream)
+            return
         try:
             await super().run()
         except* Exception as group:
             log.warning("a connection was dropped", extra={"error": repr(group.exceptions[0])[:200]})
+        finally:
+            if isinstance(self.config, _Settings):
+                self.config.leave(peer)
+
+    def _peer(self) -> str:
+        transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
+        try:
+            return limited(str(transport.socket.getpeername()[0]))
+        except OSError:
+            return ""
+
+    async def _read_data(self) -> None:
+        """Cure: a peer that has hung up is waited for until its idle time is over; until then it would count as a connection."""
+        await super()._read_data()
+        await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
         """Cure: a peer that stops reading holds a shielded send, and with it the end of the process, for ever."""
@@ -73,20 +98,57 @@ class ShieldedSends:
         await self._app(scope, receive, shielded)
 
 
-def hypercorn_config(config: RegistryConfig, graceful_s: float) -> HypercornConfig:
+class _Settings(HypercornConfig):
+    """hypercorn's settings with dfud's own TLS, whose certificate can be replaced, and a count of the connections."""
+
+    tls: Tls | None = None
+    connections = 1000
+    connections_per_address = 200
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: Counter[str] = Counter()
+
+    def enter(self, peer: str) -> bool:
+        """Say whether one more connection of `peer` may be served; then leave() must follow."""
+        if self._open.total() >= self.connections or self._open[peer] >= self.connections_per_address:
+            return False
+        self._open[peer] += 1
+        return True
+
+    def leave(self, peer: str) -> None:
+        self._open[peer] -= 1
+        if self._open[peer] <= 0:
+            del self._open[peer]
+
+    @property
+    def ssl_enabled(self) -> bool:
+        return self.tls is not None
+
+    def create_ssl_context(self) -> Any:
+        return self.tls
+
+
+def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None = None) -> HypercornConfig:
     """Return hypercorn's settings. Raises ConfigError for a plain listener that is not loopback and not allowed."""
+    if not config.certificate and (config.key or config.redirect_port):
+        raise ConfigError("[registry] key and redirect_port need a certificate")
     if not config.certificate and not config.allow_plain and not _loopback(config.host):
         raise ConfigError(
             f"[registry] host {config.host} is not loopback and there is no certificate: "
             "expected certificate and key, or allow_plain = true"
         )
-    settings = HypercornConfig()
+    settings = _Settings()
     host = f"[{config.host}]" if ":" in config.host else config.host
     settings.bind = [f"{host}:{config.port}"]
     settings.alpn_protocols = ["http/1.1"]  # HTTP/2 brings nothing here, and more code that strangers reach
     if config.certificate:
-        settings.certfile, settings.keyfile = config.certificate, config.key or None
-        settings.ciphers = "ECDHE+AESGCM:ECDHE+CHACHA20"
+        settings.tls = tls or Tls(config)
+        settings.ssl_handshake_timeout = config.handshake_s
+        if config.redirect_port:
+            settings.insecure_bind = [f"{host}:{config.redirect_port}"]
+    settings.connections = config.connections
+    settings.connections_per_address = config.connections_per_address
     settings.graceful_timeout = graceful_s
     settings.keep_alive_timeout = IDLE_S
     settings.read_timeout = None  # its timer also runs while an answer is being made, and leaves the connection deaf
@@ -104,19 +166,22 @@ async def serve(
     *,
     graceful_s: float,
     shutdown: trio.Event,
+    tls: Tls | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `shutdown` is set and what is under way is answered, at most `graceful_s` longer.
 
     Cure: requests that last (events) are cut without a word at the end; they watch `shutdown` themselves.
     """
-    settings = hypercorn_config(config, graceful_s)
+    settings = hypercorn_config(config, graceful_s, tls)
     try:
         sockets: Sockets = settings.create_sockets()
         for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
             sock.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(f"[registry] cannot listen on {config.host}:{config.port}: {error}") from error
+    if sockets.secure_sockets:
+        app = RedirectPlain(app, sockets.secure_sockets[0].getsockname()[1], config.external_url)
     wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
     await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
 

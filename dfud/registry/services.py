@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
-from dfud.api import Bus, Store
+from dfud.api import Bus, Change, Store
+from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
+from dfud.registry.oidc import Oidc
 from dfud.registry.registry import Registry
 from dfud.registry.users import Users
 
@@ -21,17 +23,28 @@ class CommandSender(Protocol):
         """Return whether the command was handed to a waiting device or is kept for it."""
 
 
+class Updates(Protocol):
+    """Does what a user asks of a device's update; the controller. `also` is committed with it or not at all."""
+
+    async def retry(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None: ...
+
+    async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None: ...
+
+
 class Services(msgspec.Struct, frozen=True):
     """now: seconds since the epoch. ready: empty, or why dfud does not serve. metrics: Prometheus text."""
 
     registry: Registry
     firmware: FirmwareRegistry
     users: Users
+    claims: Claims
     store: Store
     bus: Bus
     commands: CommandSender
+    updates: Updates
     config: RegistryConfig
     now: Callable[[], float]
     ready: Callable[[], str]
     metrics: Callable[[], bytes]
     version: str
+    oidc: Oidc | None = None

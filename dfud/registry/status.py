@@ -110,7 +110,9 @@ def _in_sync(desired: Desired, view: DeviceView, target: Firmware | None) -> dic
             return _condition("InSync", "False", "Trial", "runs the target, unconfirmed", at_s)
         return _condition("InSync", "True", "", "", at_s)
     if deployment is not None and deployment.sha256 == target.sha256 and deployment.final:
-        return _condition("InSync", "False", deployment.state, deployment.text or code_name(deployment.code), at_s)
+        # Done, and yet it runs something else: it went back by itself, later.
+        state = State.ROLLED_BACK if deployment.state is State.DONE else deployment.state
+        return _condition("InSync", "False", state, deployment.text or code_name(deployment.code), at_s)
     if desired.hold:
         return _condition("InSync", "False", "Hold", desired.reason or "on hold", at_s)
     return _condition("InSync", "False", deployment.state if deployment else State.PENDING, "", at_s)

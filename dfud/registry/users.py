@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from dfud.api import DeleteDocument, NotFoundError, PeerError, PutDocument, RefusedError, Store
+from dfud.registry import audit
 
 COLLECTION = "token"
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -77,9 +78,12 @@ class Users:
         self._store = store
 
     async def create(
-        self, user: str, roles: dict[str, Role], *, now_s: float, days: int, description: str = ""
+        self, user: str, roles: dict[str, Role], *, by: str, now_s: float, days: int, description: str = ""
     ) -> tuple[Token, str]:
-        """Make a token; return what is stored and the token itself, which nobody can show again."""
+        """Make a token; return what is stored and the token itself, which nobody can show again.
+
+        Its audit entry is committed with it.
+        """
         if not user or len(user) > 255 or ":" in user or not user.isprintable():
             raise PeerError("user name: expected 1 to 255 printable characters without a colon")
         if len(description) > 255:
@@ -89,7 +93,8 @@ class Users:
                 raise PeerError(f"role {role!r} for {app}: expected one of {', '.join(ROLES)}")
         prefix, text = new_token_text()
         token = Token(prefix, user, _hash(text), roles, now_s, now_s + days * 86400.0, description)
-        await self._store.commit([PutDocument(COLLECTION, prefix, msgspec.json.encode(token), create=True)])
+        put = PutDocument(COLLECTION, prefix, msgspec.json.encode(token), create=True)
+        await self._store.commit([put, audit.entry(now_s, by, "create-token", prefix, user)])
         return token, text
 
     async def of_token(self, text: str, now_s: float, claimed: str | None = None) -> User | None:
@@ -110,7 +115,7 @@ class Users:
             found += [msgspec.json.decode(value, type=Token) for _, value in documents]
         return [t for t in found if user is None or t.user == user]
 
-    async def delete(self, prefix: str, by: User) -> None:
+    async def delete(self, prefix: str, by: User, now_s: float) -> None:
         """Forget a token. Whoever is not admin of everything may delete his own only."""
         stored = await self._store.document(COLLECTION, prefix)
         token = msgspec.json.decode(stored, type=Token) if stored is not None else None
@@ -120,4 +125,5 @@ class Users:
             others = [t for t in await self.tokens() if t.roles.get(EVERY_APP) == "admin" and t.prefix != prefix]
             if not others:
                 raise RefusedError("this is the last admin token; make another one first")
-        await self._store.commit([DeleteDocument(COLLECTION, prefix)])
+        entry = audit.entry(now_s, by.name, "delete-token", prefix, token.user)
+        await self._store.commit([DeleteDocument(COLLECTION, prefix), entry])

@@ -25,7 +25,9 @@ from dfud.api import (
     UserRoutes,
     parse_selector_untrusted,
 )
+from dfud.model.address import limited
 from dfud.model.names import check_app_name
+from dfud.registry.oidc import looks_like_jwt
 from dfud.registry.services import Services
 from dfud.registry.users import Role, User
 
@@ -33,6 +35,7 @@ log = logging.getLogger("dfud.registry")
 T = TypeVar("T")
 WINDOW_S = 60.0
 LIST_MAX = 1000
+ADDRESSES_MAX = 100_000
 
 
 class Forbidden(DfudError):
@@ -41,7 +44,7 @@ class Forbidden(DfudError):
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
     """Return the application with dfud's own routes and the plugins'."""
-    from dfud.registry import routes_dfu, routes_registry, routes_service
+    from dfud.registry import routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
 
     app = QuartTrio("dfud", static_folder=None)
     app.url_map.strict_slashes = False
@@ -58,6 +61,8 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
     routes_registry.register(app, services)
     routes_dfu.register(app, services, shutdown)
     routes_service.register(app, services)
+    routes_claims.register(app, services)
+    routes_audit.register(app, services)
     for plugin in routes:
         plugin.register(app, services)
     return app
@@ -81,18 +86,20 @@ class _Limits:
 
     def allowed(self, peer: str) -> bool:
         self._roll()
+        if peer not in self._requests and len(self._requests) >= ADDRESSES_MAX:
+            return False
         count = self._requests[peer] = self._requests.get(peer, 0) + 1
         config = self._services.config
         return count <= config.requests_per_minute and self._failures.get(peer, 0) < config.failures_per_minute
 
     def failed(self, peer: str) -> None:
         self._roll()
-        self._failures[peer] = self._failures.get(peer, 0) + 1
+        self._failures[peer] = self._failures.get(peer, 0) + 1  # only of addresses that allowed() has let in
 
 
 def _before(services: Services, limits: _Limits) -> Callable[[], Awaitable[Response | None]]:
     async def before() -> Response | None:
-        peer = request.remote_addr or ""
+        peer = limited(request.remote_addr or "")
         if not limits.allowed(peer):
             response = error_response(429, "TooManyRequests", "too many requests from this address")
             response.headers["retry-after"] = "60"
@@ -121,6 +128,8 @@ async def _user(services: Services) -> User | None:
             return None
     else:
         return None
+    if services.oidc is not None and looks_like_jwt(token):
+        return await services.oidc.user(token) if claimed is None else None
     return await services.users.of_token(token, services.now(), claimed)
 
 

@@ -7,35 +7,57 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import trio
 
 START_S = 30.0
+SHOWN_ONCE = ("secret", "token", "code", "psk")
 
 
 class DaemonProcess:
-    """Owns a directory with dfud.toml and the state. `lines` are its log lines (JSON), newest last."""
+    """Owns a directory with dfud.toml and the state. `lines` are its log lines (JSON), newest last.
 
-    def __init__(self, directory: Path, *, extra: str = "", plugins: tuple[str, ...] = ("local", "http")) -> None:
+    `secrets` is what its registry has given away to client()s, and what a test adds; `started` are all that were made, so that
+    a test run can search their logs. extra: text behind the section [transport.http]; coap: text for [transport.coap], which
+    needs the plugin.
+    """
+
+    started: ClassVar[list[DaemonProcess]] = []
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        extra: str = "",
+        plugins: tuple[str, ...] = ("local", "http"),
+        coap: str = "",
+        store: str = "local",
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = directory / "dfud.toml"
-        self.ports = {"http": 0, "registry": 0}
+        self.ports = {"http": 0, "registry": 0, "coap": 0}
         self.urls: dict[str, str] = {}
         self.token = ""
         self.lines: list[dict[str, Any]] = []
         self.exit_code: int | None = None
+        self.secrets: set[str] = set()
+        self.started.append(self)
         self._plugins = plugins
         self._extra = extra
+        self._coap = coap
+        self._store = store
         self._process: trio.Process | None = None
 
     def write_config(self) -> None:
         """Write dfud.toml; ports that were given out once are kept over restarts."""
+        coap = f"[transport.coap]\nport = {self.ports['coap']}\n{self._coap}" if "coap" in self._plugins else ""
         self.config.write_text(
             f"""
 [daemon]
+store = "{self._store}"
 log_format = "json"
 log_level = "debug"
 drain_s = 5.0
@@ -50,6 +72,7 @@ progress_s = 0.2
 credential_key = "{self.directory}/credential.key"
 [registry]
 port = {self.ports["registry"]}
+{coap}
 [transport.http]
 port = {self.ports["http"]}
 {self._extra}
@@ -64,6 +87,7 @@ port = {self.ports["http"]}
         self.write_config()
         run = await trio.run_process(self.command("init"), capture_stdout=True, capture_stderr=True)
         self.token = run.stdout.decode().strip() or self.token
+        self.secrets.add(self.token)
         return self.token
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -124,4 +148,14 @@ port = {self.ports["http"]}
     def client(self) -> httpx.AsyncClient:
         """Return a client of the registry with the admin token."""
         headers = {"authorization": f"Bearer {self.token}"}
-        return httpx.AsyncClient(base_url=self.urls["registry"], headers=headers, timeout=60)
+        hooks = {"response": [self._remember]}
+        return httpx.AsyncClient(base_url=self.urls["registry"], headers=headers, timeout=60, event_hooks=hooks)
+
+    async def _remember(self, answer: httpx.Response) -> None:
+        """Keep the secrets of an answer: those that the registry shows once."""
+        if answer.request.method != "POST" or answer.headers.get("content-type") != "application/json":
+            return
+        await answer.aread()
+        found = answer.json()
+        if isinstance(found, dict) and answer.is_success:
+            self.secrets |= {str(found[key]) for key in SHOWN_ONCE if key in found}

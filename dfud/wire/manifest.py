@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -124,9 +124,13 @@ def key_id(public_key: bytes) -> bytes:
 
 def sign(manifest: Manifest, private_key: Ed25519PrivateKey) -> bytes:
     """Return the encoded envelope of `manifest`, signed."""
+    return sign_with(manifest, private_key.public_key().public_bytes_raw(), private_key.sign)
+
+
+def sign_with(manifest: Manifest, public: bytes, signer: Callable[[bytes], bytes]) -> bytes:
+    """As sign(), for a key that is elsewhere: `signer` gives the Ed25519 signature of `public` over its argument."""
     data = encode_manifest(manifest)
-    public = private_key.public_key().public_bytes_raw()
-    return encode_envelope(Envelope(data, key_id(public), private_key.sign(SIGNATURE_CONTEXT + data)))
+    return encode_envelope(Envelope(data, key_id(public), signer(SIGNATURE_CONTEXT + data)))
 
 
 def unsigned(manifest: Manifest) -> bytes:

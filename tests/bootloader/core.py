@@ -29,6 +29,28 @@ def zstd(frame: bytes, size: int, prefix: bytes = b"") -> tuple[int, bytes]:
     return error, out.raw[:size]
 
 
+@functools.cache
+def _flash() -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(FLASH_BYTES)
+
+
+def view(old: bytes, table: bytes, size: int = 1 << 20, step: int = 1 << 20) -> tuple[int, bytes]:
+    """Return (error, the old image's view), asked for in pieces of `step` bytes."""
+    out = ctypes.create_string_buffer(len(old) + 1)
+    error = core().host_view(_flash(), old, len(old), table, len(table), size, out, step)
+    return error, out.raw[: len(old)]
+
+
+def chunks(data: bytes, kind: int, size: int, base: bytes, *, fresh: bool = True) -> tuple[int, int, bytes]:
+    """Return (error, chunks that were taken, the slot's first `size` bytes); fresh: the slot was blank before."""
+    flash, result = _flash(), (ctypes.c_uint32 * 2)()
+    if fresh:
+        ctypes.memset(ctypes.addressof(flash) + 0x1C0000, 0xFF, 0x1B0000)
+    error = core().host_chunks(flash, kind, size, base, len(base), data, len(data), result)
+    assert result[1] == 0, "a flash operation outside of what may be written"
+    return error, result[0], ctypes.string_at(ctypes.addressof(flash) + 0x1C0000, size)
+
+
 def verify(key: bytes, signature: bytes, message: bytes) -> bool:
     return bool(core().host_verify(key, signature, message, len(message)))
 

@@ -23,7 +23,20 @@ from bootloader.sim.images import (
     state,
 )
 from devicefw.sim.firmware import build
-from tests.bootloader.machine import NEW, OLD, PANIC, POWER_ON, SIGNER, SOFTWARE, USB, WATCHDOG, boot, crash, device
+from tests.bootloader.machine import (
+    NEW,
+    OLD,
+    PANIC,
+    POWER_ON,
+    SIGNER,
+    SOFTWARE,
+    USB,
+    WATCHDOG,
+    boot,
+    crash,
+    device,
+    machine,
+)
 
 
 def test_current_is_booted_and_the_watchdog_is_armed() -> None:
@@ -327,3 +340,23 @@ def test_nothing_below_the_state_is_ever_written() -> None:
     assert flash.lowest >= STATE_AT
     assert flash.size == DIAG_AT + 4 * SECTOR
     assert SLOTS[1] + SLOT_BYTES == 0x370000
+
+
+@pytest.mark.parametrize(
+    ("minor_low", "minor_high", "major", "glitch"), [(0, 0, 0, 0), (2, 0, 0, 0), (3, 0, 0, 1), (0, 1, 0, 1), (1, 0, 1, 1)]
+)
+def test_what_the_rom_leaves_undone_is_done(minor_low: int, minor_high: int, major: int, glitch: int) -> None:
+    """Addresses and values: ESP-IDF v5.2.2, bootloader_esp32c3.c, bootloader_flash_config_esp32c3.c."""
+    boot(device())
+    chip = machine()
+    fuses = {0x60008850: minor_low << 18, 0x60008858: minor_high << 23 | major << 24}
+    fuses |= {0x6000810C: 7, 0x600080AC: 1 << 17, 0x60008040: 5}
+    chip.boot(device(), reset_reason=POWER_ON, store=[0] * 8, fuses=fuses)
+    assert chip.register(0x60008034) >> 20 & 1 == glitch
+    assert chip.register(0x6000810C) == 1 << 1
+    assert chip.register(0x600080AC) == 1 << 31
+    assert chip.register(0x60008040) == 0
+    for spi, hold in ((0x60003000, 0), (0x60002000, 1)):
+        assert chip.register(spi + 0x08) == 1 << 3 | 1 << 18 | 1 << 19
+        assert chip.register(spi + 0x10) == hold << 5
+        assert chip.register(spi + 0x18) == 1 << 6 | 1 << 7

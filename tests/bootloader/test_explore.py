@@ -13,7 +13,11 @@ from bootloader.sim.variants import VARIANTS, build
 from tests.parts import require
 
 
-@pytest.mark.parametrize("make", [install, lambda: install(delta=True), confirmed, revert, rotation, crashing, changeover])
+@pytest.mark.parametrize(
+    "make",
+    [install, lambda: install("delta"), lambda: install("mapped"), confirmed, revert, rotation, crashing, changeover],
+    ids=["install", "delta", "mapped", "confirmed", "revert", "rotation", "crashing", "changeover"],
+)
 def test_every_state_ends_with_an_image_that_verifies(make: Callable[[], Scenario]) -> None:
     require("unicorn")
     require("riscv-gcc")

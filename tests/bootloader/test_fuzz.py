@@ -11,7 +11,7 @@ from tests.parts import require
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bootloader"
-TARGETS = ["image", "record", "frame", "zstd", "recovery"]
+TARGETS = ["image", "record", "frame", "zstd", "recovery", "mapped"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 
 import pytest
 
@@ -21,7 +22,8 @@ from bootloader.sim.images import (
     stage,
     state,
 )
-from dfud.package.build import build_delta, build_full
+from bootloader.sim.scenarios import calls
+from dfud.package.build import build_delta, build_full, build_mapped
 from dfud.wire.chunk import decode_chunk_untrusted, encode_chunk
 from tests.bootloader.machine import NEW, OLD, SIGNER, boot, crash
 
@@ -60,6 +62,54 @@ def test_a_delta_is_installed_from_the_running_image() -> None:
     assert package.total_bytes < len(data) // 10
 
 
+CALLS_OLD, CALLS_NEW = calls("calls", 0), calls("calls too", 8)
+MAPPED = list(build_mapped(CALLS_NEW, CALLS_OLD, 4112).chunks)
+
+
+def staged_mapped(chunks: list[bytes], base: bytes = CALLS_OLD) -> Flash:
+    flash = staged(chunks, kind=3, base=hashlib.sha256(base).digest(), described=envelope(CALLS_NEW, sequence=2))
+    flash.install(0, CALLS_OLD, envelope(CALLS_OLD))
+    return flash
+
+
+def test_a_mapped_delta_is_installed_from_the_running_image() -> None:
+    flash = staged_mapped(MAPPED)
+    assert boot(flash).slot == 1
+    assert flash.read(SLOTS[1], len(CALLS_NEW)) == CALLS_NEW
+    assert sum(len(c) for c in MAPPED) * 5 < build_delta(CALLS_NEW, CALLS_OLD, 4112).total_bytes
+
+
+def test_a_second_installation_of_a_mapped_delta_writes_the_state_only() -> None:
+    flash = staged_mapped(MAPPED)
+    boot(flash)
+    flash.put(STATE_AT + 64, state(seq=9, slot=0, phase=2))
+    before = flash.operations
+    assert boot(flash).slot == 1
+    assert flash.operations - before == 1
+
+
+@pytest.mark.parametrize("what", ["another base", "no table", "the table's crc", "the table of another version", "too long"])
+def test_a_mapped_delta_that_is_wrong_changes_nothing_that_runs(what: str) -> None:
+    table = decode_chunk_untrusted(MAPPED[0])
+    if what == "another base":
+        flash, number = staged_mapped(MAPPED, CALLS_NEW), 13
+    elif what == "no table":
+        flash, number = staged_mapped(MAPPED[1:]), 11
+    elif what == "the table's crc":
+        flash, number = staged_mapped([encode_chunk(type(table)(0, 0, 0, table.crc ^ 1, table.payload)), *MAPPED[1:]]), 11
+    elif what == "the table of another version":
+        raw = b"\x02\0\0\0"
+        payload = b"\0\x50" + (len(raw) << 3 | 1).to_bytes(3, "little") + raw
+        flash, number = staged_mapped([encode_chunk(type(table)(0, 0, 0, zlib.crc32(raw), payload)), *MAPPED[1:]]), 11
+    else:
+        flash, number = staged_mapped([*MAPPED, *[b"\x95" + bytes(4000)] * 94]), 14
+    before = {k: v for k, v in flash.sectors.items() if k < 0x1C0 and k > 0x10}
+    found = boot(flash)
+    assert found.slot == 0
+    assert f"not installed, error {number}" in found.console
+    assert before == {k: v for k, v in flash.sectors.items() if k < 0x1C0 and k > 0x10}
+
+
 def test_sectors_that_are_right_are_left_alone() -> None:
     flash = staged()
     boot(flash)
@@ -72,7 +122,7 @@ def test_sectors_that_are_right_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("flash", "number"),
     [
-        (staged(kind=3), 18),
+        (staged(kind=4), 18),
         (staged(list(build_delta(NEW, OLD, 4112).chunks), kind=2, base=bytes(32)), 13),
         (staged(described=envelope(NEW, sequence=2, app="other")), 10),
         (staged(described=envelope(NEW, sequence=2, hardware="esp32s3")), 10),

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from bootloader.sim.boot import BootResult
 from bootloader.sim.images import KEYS_AT, SLOTS, Flash, envelope, image, key, key_record
+from bootloader.sim.scenarios import calls
 from devicefw.sim.serial import SerialLine
 from dfud.cli.recover import escape, unescape
 from tests.bootloader.machine import NEW, OLD, POWER_ON, SIGNER, boot, device, machine
 
+TABLE_AT = 0x39A000 + 0x60000 - 0x4000
 BAD = b"\0" * 24
 
 
@@ -125,6 +127,18 @@ def test_the_pin_asks_for_recovery_and_a_delta_is_enough(tmp_path: Path) -> None
     assert flash.state()["previous"] == 1
 
 
+def test_a_mapped_delta_recovers(tmp_path: Path) -> None:
+    old, new = calls("old"), calls("new", 8)
+    flash = device(phase=0)
+    flash.install(1, old, envelope(old, version="1.1", sequence=2))
+    with waiting(flash, strap=True) as found:
+        arguments = ["--version", "1.2", "--base", file(tmp_path, "old.bin", old), "--slot", "0"]
+        dfuctl(tmp_path, "recover", "--port", found.port, file(tmp_path, "new.bin", new), *arguments)
+    assert flash.read(SLOTS[0], len(new)) == new
+    assert flash.read(TABLE_AT, 8) != b"\xff" * 8  # so it was one
+    assert boot(flash).slot == 0
+
+
 def test_only_a_trusted_key_may_recover_a_device_with_keys(tmp_path: Path) -> None:
     flash = broken(signed=True)
     assert flash.read(KEYS_AT, 256) == key_record(SIGNER)
@@ -168,6 +182,42 @@ def test_a_cable_pulled_in_the_middle_loses_nothing(tmp_path: Path) -> None:
             line.request(CHUNK, build_full(data, 4112).chunks[0])
     assert boot(flash).slot == 1
     assert flash.state()["slot"] == 1
+
+
+def test_the_line_stays_until_the_host_has_read_the_last_answer() -> None:
+    """A pseudo-terminal whose other end is closed throws away what was not read; a wire would have carried it."""
+    import os
+
+    ports: Queue[str] = Queue()
+    line = SerialLine(ports.put)
+    line.send(b"the last answer")
+    host = os.open(ports.get(), os.O_RDWR | os.O_NOCTTY)
+    closing = threading.Thread(target=line.close)
+    closing.start()
+    closing.join(timeout=0.2)
+    assert closing.is_alive()
+    assert os.read(host, 100) == b"the last answer"
+    closing.join(timeout=30)
+    assert not closing.is_alive()
+    os.close(host)
+
+
+def test_a_port_that_vanishes_with_the_answer_to_boot_is_no_failure() -> None:
+    import os
+    import tty
+
+    import serial
+
+    from dfud.cli.recover import Line
+
+    ends = os.openpty()
+    tty.setraw(ends[1])
+    with serial.Serial(os.ttyname(ends[1]), timeout=0.1) as port:
+        os.close(ends[1])
+        device = threading.Thread(target=lambda: (os.read(ends[0], 100), os.close(ends[0])))
+        device.start()
+        Line(port).boot()
+        device.join(timeout=30)
 
 
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_frames_of_every_level_and_kind_of_data_decode(interpreter: str, tmp_pat
         bytes(rng.choice(b"abcdefg ") for _ in range(60_000)),
         b"".join(b"%d, " % (n * n) for n in range(9000)),
         (rng.randbytes(50) + b"x" * 70) * 300,
+        # Every byte value among the literals, unevenly: a Huffman table with 256 symbols.
+        bytes(min(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(20_000)) + bytes(range(256)),
     ]
     cases, expected = [], []
     for data in datas:

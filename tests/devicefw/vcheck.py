@@ -7,10 +7,16 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from dfu.ed25519 import verify
 from dfu.flash import crc32
+from dfu.mapped import VIEW, Mapped
 from dfu.pack import PackError, chunk_head, pack, unpack
 from dfu.update import Manifest
 from dfu.zstd import PAGE, Decoder, ZstdError
 
+if len(sys.argv) > 3:
+    sys.path.insert(0, sys.argv[3])
+    import word32check
+
+    word32check.install()
 COUNT = [0]
 
 
@@ -80,4 +86,75 @@ for vector in chunks["refused"]["chunks"]:
         check(False, vector["why"])
     except (PackError, ZstdError):
         check(True, vector["why"])
+
+
+class Part:
+    """esp32.Partition over bytes, as far as reading goes."""
+
+    def __init__(self, data):
+        self.data = bytearray(data)
+
+    def readblocks(self, block, buffer, offset=0):
+        at = block * PAGE + offset
+        if at + len(buffer) > len(self.data):
+            raise ZstdError("read of %d at %d of %d" % (len(buffer), at, len(self.data)))
+        buffer[:] = memoryview(self.data)[at : at + len(buffer)]
+
+
+def view_of(m, size):
+    out = bytearray(size)
+    # Backwards and in pieces that lie over borders: pages are made alone.
+    for at in range((size - 1) // 700 * 700, -1, -700):
+        m.read(at, out, at, min(700, size - at))
+    return bytes(out)
+
+
+mapped = load("mapped.json")
+for vector in mapped["views"]:
+    old = binascii.unhexlify(vector["old"])
+    m = Mapped(Part(old), len(old), binascii.unhexlify(vector["table"]), len(old), None)
+    check(view_of(m, len(old)) == binascii.unhexlify(vector["view"]), vector["name"])
+for package in mapped["packages"]:
+    old, size = binascii.unhexlify(package["base"]), package["size"]
+    image = Part(bytes(size + PAGE))
+    m = Mapped(Part(old), len(old), binascii.unhexlify(package["table"]), size, image)
+    view = view_of(m, len(old))
+    check([crc32(view[i : i + VIEW]) for i in range(0, len(view), VIEW)] == package["view_crc"], package["name"] + " view")
+    forms = {}
+    # Chunks in any order, here the last one first, if they need not know what is before them.
+    for raw in package["chunks"][1:] if m.history else reversed(package["chunks"][1:]):
+        raw = binascii.unhexlify(raw)
+        _number, page, pages, crc, start, end = chunk_head(raw, len(raw))
+        known = m.begin(page * PAGE)
+        value = 0
+
+        def done(n):
+            global page, value
+            forms[page] = crc32(memoryview(decoder.page)[:n])
+            m.back(decoder.page, page * PAGE, n)
+            image.data[page * PAGE : page * PAGE + n] = decoder.page[:n]
+            value = crc32(memoryview(decoder.page)[:n], value)
+            page += 1
+
+        decoder.decode(raw, start, end, known, min(size - page * PAGE, pages * PAGE), m, done)
+        check(value == crc, package["name"] + " crc")
+        # What a match reads that reaches back to pages which are written: their absolute form, made anew.
+        first = chunk_head(raw, len(raw))[1]
+        for at in range(first, page):
+            again = bytearray(min(PAGE, size - at * PAGE))
+            for low in range((len(again) - 1) // 300 * 300, -1, -300):
+                m.read(known + (at - first) * PAGE + low, again, low, min(300, len(again) - low))
+            check(crc32(again) == forms[at], package["name"] + " again")
+    check([forms[page] for page in sorted(forms)] == package["form_crc"], package["name"] + " form")
+    digest = hashlib.sha256(image.data[:size]).digest()
+    check(binascii.hexlify(digest).decode() == package["sha256"], package["name"])
+old = binascii.unhexlify(mapped["tables"]["old"])
+for table in mapped["tables"]["accepted"]:
+    check(Mapped(Part(old), len(old), binascii.unhexlify(table), mapped["tables"]["size"], None), table)
+for table in mapped["tables"]["refused"]:
+    try:
+        Mapped(Part(old), len(old), binascii.unhexlify(table["hex"]), mapped["tables"]["size"], None)
+        check(False, table["why"])
+    except PackError:
+        check(True, table["why"])
 print("checked", COUNT[0])

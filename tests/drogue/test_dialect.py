@@ -88,6 +88,16 @@ async def test_the_target_stays_while_it_is_being_written() -> None:
     assert (answer[2][0], answer[2][2]) == (b"2", 512)
 
 
+async def test_a_device_stops_writing_when_what_it_runs_or_nothing_is_wanted() -> None:
+    session = Session()
+    session.wanted = "1"
+    session.published["1"] = firmware("1")
+    assert 1 in await ask(session, {0: b"1", 1: 256, 3: {0: b"2", 1: 512}})
+    session.wanted = "nothing"
+    assert 0 in await ask(session, {0: b"1", 1: 256, 3: {0: b"2", 1: 512}})
+    assert [r[1:] for r in session.reports] == [(512, "2", False)] * 2, "what it holds is told all the same"
+
+
 async def test_a_device_that_writes_what_is_no_longer_there_starts_anew() -> None:
     session = Session()
     del session.published["2"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import hmac
 import json
+import os
 from pathlib import Path
 
 import httpx
@@ -74,6 +76,25 @@ async def test_a_file_that_cannot_be_written_is_told(nursery: trio.Nursery, tmp_
     with pytest.raises(StoreError) as caught:
         await sink.take(telemetry())
     assert caught.value.retryable
+
+
+async def test_what_the_disk_did_not_take_is_told_and_taken_out_again(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e"
+    sink = LogSink(EventLogConfig(str(path)), "here")
+    await nursery.start(sink.run, Bus())
+    await sink.take(telemetry(number=1))
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", fail)
+        with pytest.raises(StoreError, match="Input/output error"):
+            await sink.take(telemetry(number=2))
+    await sink.take(telemetry(number=3))
+    assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == ["id-1", "id-3"]
 
 
 def webhook(tmp_path: Path, answers: list[int], **options: object) -> tuple[WebhookSink, list[httpx.Request]]:

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 class Authority:
-    def __init__(self) -> None:
+    def __init__(self, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
+        self._name = _named(name)
         self.certificate = self._sign(self._name, self._key, ca=True)
 
     def _sign(
@@ -43,11 +43,24 @@ class Authority:
     def server(self, directory: Path, host: str = "localhost") -> tuple[Path, Path, bytes]:
         """Write a certificate for `host` and its key; return both paths and the certificate as DER."""
         key = ec.generate_private_key(ec.SECP256R1())
-        found = self._sign(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)]), key, host=host)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "server.pem").write_bytes(found.public_bytes(serialization.Encoding.PEM))
-        private = serialization.PrivateFormat.PKCS8
-        (directory / "server.key").write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption())
-        )
-        return directory / "server.pem", directory / "server.key", found.public_bytes(serialization.Encoding.DER)
+        return _write(directory, self._sign(_named(host), key, host=host), key)
+
+
+def self_signed(directory: Path, host: str = "localhost") -> tuple[Path, Path, bytes]:
+    """Write a self-signed certificate for `host` and its key, as `openssl req -x509` makes it; return as server() does."""
+    own = Authority(host)
+    return _write(directory, own._sign(_named(host), own._key, host=host), own._key)
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+def _write(directory: Path, found: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> tuple[Path, Path, bytes]:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "server.pem").write_bytes(found.public_bytes(serialization.Encoding.PEM))
+    private = serialization.PrivateFormat.PKCS8
+    (directory / "server.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption())
+    )
+    return directory / "server.pem", directory / "server.key", found.public_bytes(serialization.Encoding.DER)

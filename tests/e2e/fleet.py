@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,6 +57,17 @@ class Fleet:
         secret = str(answer.json()["secret"])
         self.secrets += [secret, base64.b64encode(f"{name}@{APP}:{secret}".encode()).decode()]
         return secret
+
+    async def add_psk(self, name: str) -> bytes:
+        """Give the device a key for OSCORE, besides what it has."""
+        key = secrets.token_bytes(16)
+        path = f"/api/registry/v1alpha1/apps/{APP}/devices/{name}"
+        device = (await self.request("GET", path)).json()
+        text = base64.b64encode(key).decode()
+        device["spec"].setdefault("authentication", {}).setdefault("credentials", []).append({"psk": {"key": text}})
+        await self.request("PUT", path, json=device)
+        self.secrets += [text, key.hex()]
+        return key
 
     async def publish(self, image: bytes, version: str) -> None:
         parameters = {"version": version, "hardware": "esp32c3"}
@@ -114,9 +126,11 @@ def firmware(kind: str, version: str, *, code: bytes = b"") -> bytes:
 
 
 @asynccontextmanager
-async def fleet(directory: Path, *, extra: str = "") -> AsyncIterator[Fleet]:
-    """A daemon with the app; at the end its log is searched for every secret that was used."""
-    daemon = DaemonProcess(directory / "dfud", extra=extra)
+async def fleet(directory: Path, *, extra: str = "", coap: str | None = None) -> AsyncIterator[Fleet]:
+    """A daemon with the app; at the end its log is searched for every secret that was used. coap: what [transport.coap] says,
+    None for no CoAP."""
+    plugins = ("local", "http", "coap") if coap is not None else ("local", "http")
+    daemon = DaemonProcess(directory / "dfud", extra=extra, plugins=plugins, coap=coap or "")
     await daemon.init()
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)

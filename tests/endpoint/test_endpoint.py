@@ -28,6 +28,7 @@ from dfud.api import (
     Credentials,
     Device,
     DeviceChanged,
+    EventSink,
     Metadata,
     PutApp,
     PutDevice,
@@ -159,6 +160,8 @@ async def test_guessing_is_limited_per_device_and_per_address(world: World) -> N
     assert codes == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2
     codes = [await world.code(basic(f"d{n}@app1:x"), peer="10.9.9.9") for n in range(22)]
     assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2
+    codes = [await world.code(basic(f"e{n}@app1:x"), peer=f"2001:db8::{n:x}") for n in range(22)]
+    assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2, "one subscriber, however many addresses he has"
     same = [await world.code(basic(f"nobody@app1:{n}"), peer=f"10.1.0.{n}") for n in range(7)]
     assert same == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2, "a device that does not exist is not told apart"
     world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
@@ -172,6 +175,13 @@ async def test_a_gateway_speaks_for_those_that_name_it(world: World) -> None:
     assert (world.telemetry[-1].device, world.telemetry[-1].sender) == ("sensor", "dev1")
     assert await world.code(basic("dev1@app1:pw"), as_device="stranger") is Code.DENIED
     assert await world.code(basic("dev1@app1:pw"), as_device="nobody") is Code.DENIED
+    body = a_status()
+    assert await world.code(basic("dev1@app1:pw"), as_device="sensor", channel="dfu", body=body) is Code.COMMAND
+    await world.put("dev1", {"authentication": {"credentials": [{"pass": "new"}]}})
+    assert await world.code(basic("dev1@app1:pw"), as_device="sensor", channel="dfu", body=body) is Code.DENIED
+    assert await world.code(basic("dev1@app1:new"), as_device="sensor", channel="dfu", body=body) is Code.COMMAND
+    await world.put("sensor", {})
+    assert await world.code(basic("dev1@app1:new"), as_device="sensor", channel="dfu", body=body) is Code.DENIED
 
 
 def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -206,6 +216,11 @@ async def test_a_client_certificate_is_judged_by_the_anchors_of_the_app(world: W
         return found.code
 
     assert [await code(c) for c in (good, forged, unknown, b"rubbish")] == [Code.ACCEPTED] + [Code.DENIED] * 3
+    # In a name, rfc4514 writes the last attribute first; Drogue writes them as they stand, after a space.
+    await world.put("other", {"alias": ["CN=d, O=Drogue IoT, OU=app1"]})
+    drogues = certificate("OU=app1,O=Drogue IoT,CN=d", "CN=anchor", device, ours).public_bytes(Encoding.DER)
+    assert await code(drogues) is Code.ACCEPTED
+    assert world.telemetry[-1].device == "other"
     world.clock[0] += 200 * 86400  # type: ignore[attr-defined]  # see the fixture
     world.bus.publish(AppChanged("app1"))
     assert await code(good) is Code.DENIED, "it has expired"
@@ -230,6 +245,30 @@ async def test_commands_reach_who_waits_and_are_kept_for_who_does_not(world: Wor
     found = await world.post(me)
     assert isinstance(found, Reply)
     assert found.code is Code.ACCEPTED, "the other one has expired"
+
+
+class Answering(EventSink):
+    """Somebody who sends a command for an event before its device has been answered."""
+
+    name = "answering"
+
+    def __init__(self, endpoint: DeviceEndpoint) -> None:
+        self.endpoint = endpoint
+
+    async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+
+    async def take(self, telemetry: Telemetry) -> None:
+        assert self.endpoint.commands.send(telemetry.app, telemetry.device, "quick", b"", expires_s=0), "it waits already"
+
+
+async def test_a_command_that_answers_the_event_itself_is_not_lost(world: World) -> None:
+    world.endpoint._sinks = (Answering(world.endpoint),)
+    waiting = await world.post(Credentials(basic("dev1@app1:pw")), timeout_s=30.0)
+    assert isinstance(waiting, Waiting)
+    got: list[Reply] = []
+    waiting.listen(got.append)
+    assert [r.command for r in got] == ["quick"]
 
 
 async def test_a_command_for_a_peer_that_has_just_gone_is_kept(world: World) -> None:

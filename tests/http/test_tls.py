@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -115,3 +116,53 @@ async def test_new_certificates_are_taken_up_and_wrong_ones_leave_the_old(
     make_certificate(tmp_path, "server")
     transport.reload()
     assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200")
+
+
+async def heard(port: int, sent: bytes) -> bytes:
+    """Send plain bytes and return all that comes back until the other side closes."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    out = b""
+    with trio.fail_after(20):
+        try:
+            await stream.send_all(sent)
+            while data := await stream.receive_some(4096):
+                out += data
+        except trio.BrokenResourceError:
+            pass
+    return out
+
+
+@pytest.mark.parametrize("target", ["/v1/dfu?ct=5", "//elsewhere.example/x"])
+async def test_plain_requests_are_sent_to_the_tls_port_and_go_no_further(
+    nursery: trio.Nursery, tmp_path: Path, target: str
+) -> None:
+    make_certificate(tmp_path, "server")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        plain = int(found.getsockname()[1])
+    config = HttpConfig(
+        port=0, redirect_port=plain, certificate=str(tmp_path / "server.pem"), key=str(tmp_path / "server.key")
+    )
+    transport, endpoint = HttpTransport(config), FakeEndpoint()
+    urls = await nursery.start(transport.run, endpoint)
+    port = int(urls[0].rpartition(":")[2])
+    answer = await heard(plain, REQUEST.replace(b"/v1/dfu", target.encode()))
+    assert answer.startswith(b"HTTP/1.1 308 ")
+    path = target if not target.startswith("//") else "/"
+    assert f"location: https://127.0.0.1:{port}{path}\r\n".encode() in answer
+    assert (await heard(plain, b"\x16\x03\x01\x00\x05hello")).startswith(b"HTTP/1.1 400")
+    named = await heard(plain, REQUEST.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nHost: dfud.example:80\r\n"))
+    assert f"location: https://dfud.example:{port}/v1/dfu\r\n".encode() in named
+    strange = await heard(plain, REQUEST.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nHost: a@b/c\r\n"))
+    assert f"location: https://127.0.0.1:{port}/v1/dfu\r\n".encode() in strange
+    assert not endpoint.requests
+
+
+async def test_who_does_not_finish_the_handshake_in_time_is_dropped(nursery: trio.Nursery, tmp_path: Path) -> None:
+    make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "client")
+    _, endpoint, port = await start(nursery, tmp_path, handshake_s=0.3)
+    for begun in (b"", b"\x16\x03\x01\x02\x00"):
+        assert not (await heard(port, begun)).startswith(b"HTTP")
+    assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200")
+    assert len(endpoint.requests) == 1

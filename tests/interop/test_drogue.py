@@ -1,237 +1,194 @@
-"""A real dfud and what Drogue's users have: the CLI `drg`, and devices that speak Ajour's protocol over HTTP."""
+"""A real dfud and what Drogue's devices send over HTTP: Ajour's update protocol, in the stories that matter."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import trio
 from dfud_drogue.cbor import decode_untrusted, encode
 
-from dfud.testing.daemon import DaemonProcess
+from tests.interop.ajour import AjourDevice
+from tests.interop.support import REGISTRY, Dfud
 
 IMAGE = random.Random(3).randbytes(5003)
-DRG = shutil.which("drg") or str(Path(__file__).parents[2] / "build" / "tools" / "bin" / "drg")
+WAIT, SYNC, WRITE, SWAP = range(4)
+
+
+class Story:
+    """One app with one device that runs 0.1.0; 0.2.0 and 0.3.0 are published."""
+
+    def __init__(self, dfud: Dfud, app: str) -> None:
+        self.dfud = dfud
+        self.app = app
+        dfud.app(app)
+        dfud.device(app, "dev1")
+        for version, image in (("0.1.0", IMAGE[1:]), ("0.2.0", IMAGE), ("0.3.0", IMAGE[::-1])):
+            dfud.publish(app, version, image)
+
+    def want(self, version: str, **more: Any) -> None:
+        self.dfud.want(self.app, "dev1", {"version": version, **more})
+
+    @property
+    def firmware(self) -> dict[str, Any]:
+        return self.dfud.firmware(self.app, "dev1")
 
 
 @pytest.fixture
-async def daemon(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[DaemonProcess]:
-    extra = f'[events.log]\npath = "{tmp_path}/events.jsonl"\n'
-    daemon = DaemonProcess(tmp_path, extra=extra, plugins=("local", "http", "drogue"))
-    await daemon.init()
-    await nursery.start(daemon.run)
-    yield daemon
-    nursery.cancel_scope.cancel()
+def story(dfud: Dfud, request: pytest.FixtureRequest) -> Story:
+    return Story(dfud, "s" + format(random.Random(request.node.name).randrange(1 << 40), "x"))
 
 
-class Cli:
-    """drg with its own configuration file."""
-
-    def __init__(self, directory: Path) -> None:
-        self.env = dict(os.environ, DRGCFG=str(directory / "drg.yaml"))
-
-    async def __call__(self, *arguments: str, fails: bool = False) -> str:
-        run = await trio.run_process(
-            [DRG, *arguments], capture_stdout=True, capture_stderr=True, check=False, env=self.env
-        )
-        out = (run.stdout + run.stderr).decode()
-        assert (run.returncode != 0) == fails, out
-        return out
+@pytest.fixture
+def device(story: Story) -> Iterator[AjourDevice]:
+    with AjourDevice(story.dfud.http, f"dev1@{story.app}", "hey", "0.1.0") as device:
+        yield device
 
 
-async def make_app_and_device(daemon: DaemonProcess) -> None:
-    spec = {"authentication": {"credentials": [{"pass": "hey"}]}}
-    async with daemon.client() as client:
-        base = "/api/registry/v1alpha1/apps"
-        assert (
-            await client.post(base, json={"metadata": {"name": "app1"}, "spec": {"signing": {"mode": "optional"}}})
-        ).status_code == 201
-        for name in ("dev1", "gw1"):
-            body: dict[str, Any] = {"metadata": {"name": name, "application": "app1"}, "spec": spec}
-            if name == "dev1":
-                body["spec"] = {**spec, "gatewaySelector": {"matchNames": ["gw1"]}}
-            assert (await client.post(f"{base}/app1/devices", json=body)).status_code == 201
+def test_a_device_of_ajours_is_updated_and_one_that_reverts_is_left_alone(story: Story, device: AjourDevice) -> None:
+    assert WAIT in device.ask(), "nothing is wanted"
+    story.want("0.2.0")
+    assert device.update()[SWAP][2] == hashlib.sha256(IMAGE).digest()
+    assert device.flash == IMAGE
+    device.version = "0.2.0"
+    for _ in range(3):
+        assert SYNC in device.ask(), "an answer may get lost"
+    found = story.firmware
+    assert (found["current"], found["conditions"][0]["status"]) == ("0.2.0", "True")
+    assert found["deployment"]["state"] == "done"
+
+    story.want("0.3.0")
+    assert SWAP in device.update()
+    # It boots, fails, and its bootloader goes back.
+    for _ in range(3):
+        assert WAIT in device.ask()
+    found = story.firmware
+    assert (found["deployment"]["state"], found["deployment"]["blocked"]) == ("rolled-back", True)
+    # It still hears that it runs what it should, once that is so.
+    story.want("0.2.0")
+    assert SYNC in device.ask()
 
 
-async def publish_firmware(client: httpx.AsyncClient, version: str, image: bytes, sequence: int) -> None:
-    answer = await client.post(
-        "/api/dfu/v1/apps/app1/firmware",
-        params={"version": version, "hardware": "board", "sequence": str(sequence), "kind": "raw"},
-        content=image,
-    )
-    assert answer.status_code == 201, answer.text
+def test_a_target_that_changes_while_it_is_written_waits_for_its_end(story: Story, device: AjourDevice) -> None:
+    story.want("0.2.0")
+    first = device.ask()[WRITE]
+    story.want("0.3.0")
+    second = device.ask({0: b"0.2.0", 1: len(first[3])})[WRITE]
+    assert (second[0], second[2]) == (b"0.2.0", len(first[3]))
+    found = story.firmware["deployment"]
+    assert (found["version"], found["state"]) == ("0.2.0", "fetching")
+    assert device.ask()[WRITE][0] == b"0.3.0"
 
 
-async def want(client: httpx.AsyncClient, firmware: dict[str, Any]) -> None:
-    url = "/api/registry/v1alpha1/apps/app1/devices/dev1"
-    device = (await client.get(url)).json()
-    device["spec"]["firmware"] = firmware
-    assert (await client.put(url, json=device)).status_code == 204
+def test_a_firmware_that_is_taken_back_is_not_written_any_further(story: Story, device: AjourDevice) -> None:
+    half: dict[int, Any] = {0: b"0.2.0", 1: 512}
+    whole: dict[int, Any] = {0: b"0.2.0", 1: len(IMAGE)}
+    story.want("0.2.0")
+    assert WRITE in device.ask()
+    assert WRITE in device.ask(half)
+    # Back to what runs; nothing; hold: none of them lets it go on, even if all of it is there.
+    for firmware, number, state in (
+        ({"version": "0.1.0"}, SYNC, "cancelled"),
+        ({}, WAIT, "cancelled"),
+        ({"version": "0.2.0", "hold": True}, WAIT, "written"),
+    ):
+        story.want("0.2.0")
+        assert SWAP in device.ask(whole)
+        story.dfud.want(story.app, "dev1", firmware)
+        for update in (half, whole):
+            assert number in device.ask(update)
+        assert story.firmware["deployment"]["state"] == state
+    # Wanted again, it goes on where it is; nothing of this was taken for a failure of the device.
+    story.want("0.2.0")
+    assert device.ask(half)[WRITE][2] == 512
+    assert SWAP in device.ask(whole)
 
 
-async def status_of(client: httpx.AsyncClient) -> dict[str, Any]:
-    found: dict[str, Any] = (await client.get("/api/registry/v1alpha1/apps/app1/devices/dev1")).json()
-    firmware: dict[str, Any] = found["status"]["firmware"]
-    return firmware
-
-
-class AjourDevice:
-    """Drives as embedded-update's FirmwareUpdater does: one status after the other, state in RAM."""
-
-    def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, auth=("dev1@app1", "hey"), timeout=30)
-        self.version = "0.1.0"
-        self.flash = b""
-
-    async def ask(self, update: dict[int, Any] | None = None) -> dict[int, Any]:
-        body = encode({0: self.version.encode(), 1: 512, 2: None, 3: update})
-        answer = await self._client.post("/v1/dfu?ct=1", content=body)
-        assert (answer.status_code, answer.headers["command"]) == (200, "dfu"), answer.text
-        found: dict[int, Any] = decode_untrusted(answer.content)
-        return found
-
-    async def update(self) -> dict[int, Any]:
-        """Ask and write until something other than a write comes; return that."""
-        self.flash = b""
-        answer = await self.ask()
-        while 2 in answer:
-            write = answer[2]
-            assert write[2] == len(self.flash)
-            self.flash += write[3]
-            answer = await self.ask({0: write[0], 1: len(self.flash)})
-        return answer
-
-
-async def test_a_device_of_ajours_is_updated_and_one_that_reverts_is_left_alone(daemon: DaemonProcess) -> None:
-    await make_app_and_device(daemon)
-    device = AjourDevice(daemon.urls["http"])
-    async with daemon.client() as client:
-        assert 0 in await device.ask()  # nothing is wanted: wait
-        await publish_firmware(client, "0.2.0", IMAGE, 2)
-        await want(client, {"version": "0.2.0"})
-        answer = await device.update()
-        assert answer[3][2] == hashlib.sha256(IMAGE).digest()
-        assert device.flash == IMAGE
-        device.version = "0.2.0"
-        assert 1 in await device.ask()
-        status = await status_of(client)
-        assert (status["current"], status["conditions"][0]["status"]) == ("0.2.0", "True")
-        assert status["deployment"]["state"] == "done"
-
-        await publish_firmware(client, "0.3.0", IMAGE[::-1], 3)
-        await want(client, {"version": "0.3.0"})
-        assert 3 in await device.update()
-        # It boots, fails, and its bootloader goes back.
-        for _ in range(3):
-            assert 0 in await device.ask()
-        status = await status_of(client)
-        assert status["deployment"]["state"] == "rolled-back"
-        assert status["deployment"]["blocked"] is True
-        # It still hears that it runs what it should, once that is so.
-        await want(client, {"version": "0.2.0"})
-        assert 1 in await device.ask()
-
-
-async def test_a_target_that_changes_while_it_is_written_waits_for_its_end(daemon: DaemonProcess) -> None:
-    await make_app_and_device(daemon)
-    device = AjourDevice(daemon.urls["http"])
-    async with daemon.client() as client:
-        await publish_firmware(client, "0.2.0", IMAGE, 2)
-        await publish_firmware(client, "0.3.0", IMAGE[::-1], 3)
-        await want(client, {"version": "0.2.0"})
-        first = (await device.ask())[2]
-        await want(client, {"version": "0.3.0"})
-        second = (await device.ask({0: b"0.2.0", 1: len(first[3])}))[2]
-        assert (second[0], second[2]) == (b"0.2.0", len(first[3]))
-        assert (await device.ask())[2][0] == b"0.3.0"
+def test_a_device_that_goes_back_after_it_was_in_sync_is_left_alone_until_somebody_says_retry(
+    story: Story, device: AjourDevice
+) -> None:
+    """It booted, reported, and crashed before it had confirmed: to Ajour that was a device to update, for ever."""
+    story.want("0.2.0")
+    assert SWAP in device.update()
+    device.version = "0.2.0"
+    assert SYNC in device.ask()
+    device.version = "0.1.0"
+    for _ in range(3):
+        assert WAIT in device.ask()
+    found = story.firmware
+    assert (found["current"], found["deployment"]["blocked"]) == ("0.1.0", True)
+    condition = found["conditions"][0]
+    assert (condition["status"], condition["reason"]) == ("False", "rolled-back")
+    assert "its old one again" in condition["message"]
+    assert story.dfud.user.post(f"/api/dfu/v1/apps/{story.app}/retry/dev1").status_code == 202
+    while WAIT in (answer := device.ask()):
+        pass  # the retry is on its way
+    assert answer[WRITE][0] == b"0.2.0"
+    assert SWAP in device.update()
+    device.version = "0.2.0"
+    assert SYNC in device.ask()
+    # Somebody who wants the old one gets it, and the new one after that: nothing was left by the device itself.
+    for version in ("0.1.0", "0.2.0"):
+        story.want(version)
+        assert SWAP in device.update()
+        device.version = version
+        assert SYNC in device.ask()
 
 
 @pytest.mark.parametrize("key", ["container", "oci", "hawkbit", "file"])
-async def test_drogues_other_stores_are_refused_at_the_device(daemon: DaemonProcess, key: str) -> None:
-    await make_app_and_device(daemon)
-    async with daemon.client() as client:
-        await want(client, {key: {"image": "x:1", "build": {"any": 1}}})
-        (condition,) = (await status_of(client))["conditions"]
-        assert (condition["type"], condition["status"]) == ("InSync", "Unknown")
-        assert key in condition["message"]
+@pytest.mark.parametrize("at", ["app", "device"])
+def test_drogues_other_stores_are_refused_at_the_device(story: Story, device: AjourDevice, at: str, key: str) -> None:
+    url = f"{REGISTRY}/{story.app}" + ("/devices/dev1" if at == "device" else "")
+    user = story.dfud.user
+    found = user.get(url).json()
+    found["spec"]["firmware"] = {key: {"image": "x:1", "build": {"any": 1}}}
+    assert user.put(url, json=found).status_code == 204
+    (condition,) = story.firmware["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == ("InSync", "Unknown", "BadSpec")
+    assert f"{key} is not understood" in condition["message"]
+    assert WAIT in device.ask()
+    # Which of two would count, nobody can tell.
+    found = user.get(url).json()
+    found["spec"]["firmware"] = {"version": "0.2.0", key: {}}
+    refused = user.put(url, json=found)
+    assert (refused.status_code, refused.json()["error"]) == (400, "InvalidRequest")
+    assert key in refused.json()["message"]
 
 
-async def test_drogues_http_endpoint_is_as_its_clients_know_it(daemon: DaemonProcess, tmp_path: Path) -> None:
-    await make_app_and_device(daemon)
-    async with httpx.AsyncClient(base_url=daemon.urls["http"], timeout=30) as client:
-        forms: list[tuple[str, tuple[str, str] | None]] = [
-            ("/v1/t", ("dev1@app1", "hey")),
-            ("/v1/t?application=app1", ("dev1", "hey")),
-        ]
-        for path, auth in forms:
-            assert (await client.post(path, content=b"{}", auth=auth)).status_code == 202
-        denied = await client.post("/v1/t", content=b"{}", auth=("dev1@app1", "no"))
-        assert (denied.status_code, denied.json()) == (
-            403,
-            {"code": 403, "error": "AuthenticationError", "message": "Authentication failed"},
-        )
-        bearer = await client.post("/v1/t", content=b"{}", headers={"authorization": "Bearer hey"})
-        assert bearer.status_code == 403
-        bad = await client.post(
-            "/v1/t", content=b"{", auth=("dev1@app1", "hey"), headers={"content-type": "application/json"}
-        )
-        assert (bad.status_code, bad.content) == (406, b"")
-        through = await client.post("/v1/t?as=dev1", content=b"1", auth=("gw1@app1", "hey"))
-        assert through.status_code == 202
-        assert (await client.post("/v1/t?as=gw1", content=b"1", auth=("dev1@app1", "hey"))).status_code == 403
-        async with daemon.client() as user, trio.open_nursery() as nursery:
-            answers: list[httpx.Response] = []
-
-            async def wait() -> None:
-                answers.append(await client.post("/v1/t?commandTimeout=20", content=b"1", auth=("dev1@app1", "hey")))
-
-            nursery.start_soon(wait)
-            url = "/api/command/v1alpha1/apps/app1/devices/dev1"
-            assert (await user.post(url, params={"command": "blink"}, content=b'{"n":1}')).status_code == 202
-        assert (answers[0].status_code, answers[0].headers["command"], answers[0].content) == (200, "blink", b'{"n":1}')
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_bytes().splitlines()]
-    assert [(e["device"], e["sender"]) for e in events] == [("dev1", "dev1")] * 2 + [("dev1", "gw1"), ("dev1", "dev1")]
+def test_keys_beside_the_version_are_kept_as_they_are(story: Story) -> None:
+    build = {"source": {"git": {"uri": "x"}}}
+    story.want("0.2.0", build=build)
+    assert story.dfud.read(story.app, "dev1")["spec"]["firmware"] == {"version": "0.2.0", "build": build}
+    assert story.firmware["target"] == "0.2.0"
 
 
-@pytest.mark.interop
-async def test_drg_works_unchanged(daemon: DaemonProcess, tmp_path: Path) -> None:
-    assert Path(DRG).exists(), "drg is not here: make interop builds it"
-    drg = Cli(tmp_path)
-    await drg("login", daemon.urls["registry"], "--access-token", f"admin:{daemon.token}")
-    assert "0.11.0" in await drg("version")
-    await drg("create", "app", "app1", "--spec", '{"x":1}')
-    await drg(
-        "create", "device", "dev1", "--app", "app1", "--spec", '{"authentication":{"credentials":[{"pass":"hey"}]}}'
-    )
-    assert "app1" in await drg("get", "apps")
-    assert "dev1" in await drg("get", "devices", "--app", "app1", "-o", "wide")
-    await drg("label", "device", "dev1", "--app", "app1", "zone=eu")
-    assert "dev1" in await drg("get", "devices", "--app", "app1", "-l", "zone=eu")
-    assert "dev1" not in await drg("get", "devices", "--app", "app1", "-l", "zone=us")
-    await drg("set", "password", "dev1", "new", "--app", "app1")
-    await drg("set", "alias", "dev1", "other", "--app", "app1")
-    async with httpx.AsyncClient(base_url=daemon.urls["http"]) as client:
-        assert (await client.post("/v1/t", content=b"1", auth=("dev1@app1", "new"))).status_code == 202
-        assert (await client.post("/v1/t", content=b"1", auth=("other@app1", "new"))).status_code == 202
-    assert "ccepted" in await drg("command", "dev1", "blink", "--app", "app1", "-p", '{"n":1}')
-    made = await drg("create", "token", "--description", "x")
-    assert "drg_" in made or "oken" in made
-    await drg("get", "tokens")
-    assert "127.0.0.1" in await drg("whoami")
-    await drg("whoami", "endpoints")
-    await drg("create", "device", "gw1", "--app", "app1")
-    await drg("set", "gateway", "dev1", "gw1", "--app", "app1")
-    async with daemon.client() as client:
-        device = (await client.get("/api/registry/v1alpha1/apps/app1/devices/dev1")).json()
-    assert device["spec"]["gatewaySelector"]["matchNames"] == ["gw1"]
-    await drg("get", "device", "none", "--app", "app1", fails=True)
-    await drg("delete", "device", "dev1", "--app", "app1")
-    await drg("delete", "app", "app1")
+def test_an_answer_to_a_board_of_drogue_devices_fits_its_buffer(story: Story) -> None:
+    """Its OTA task asks for 2048 bytes and holds the whole answer, headers and all, in 2048."""
+    story.want("0.2.0")
+    body = encode({0: b"0.1.0", 1: 2048, 2: None, 3: {0: b"0.2.0", 1: 1024}})
+    answer = httpx.post(
+        f"{story.dfud.http}/v1/dfu?ct=30", content=body, auth=(f"dev1@{story.app}", "hey"),
+        headers={"content-type": "application/cbor"}, timeout=60,
+    )  # fmt: skip
+    size = len("HTTP/1.1 200 OK\r\n\r\n") + sum(len(k) + len(v) + 4 for k, v in answer.headers.raw) + len(answer.content)
+    assert size <= 2048
+    assert decode_untrusted(answer.content)[WRITE] == {0: b"0.2.0", 1: None, 2: 1024, 3: IMAGE[1024:2048]}
+
+
+def test_telemetry_without_a_client_library_names_device_and_sender(dfud: Dfud, story: Story) -> None:
+    dfud.device(story.app, "gw1")
+    dfud.device(story.app, "dev2", gatewaySelector={"matchNames": ["gw1"]})
+    for user, path in (("dev2", "/v1/t"), ("gw1", "/v1/t?as=dev2")):
+        answer = httpx.post(dfud.http + path, content=b"1", auth=(f"{user}@{story.app}", "hey"), timeout=60)
+        assert answer.status_code == 202
+    refused = httpx.post(f"{dfud.http}/v1/t?as=gw1", content=b"1", auth=(f"dev2@{story.app}", "hey"), timeout=60)
+    assert refused.status_code == 403
+    bearer = httpx.post(f"{dfud.http}/v1/t", content=b"1", headers={"authorization": "Bearer hey"}, timeout=60)
+    assert bearer.status_code == 403
+    lines = (dfud.daemon.directory / "events.jsonl").read_bytes().splitlines()
+    events = [event for event in map(json.loads, lines) if event["application"] == story.app]
+    assert [(event["device"], event["sender"]) for event in events] == [("dev2", "dev2"), ("dev2", "gw1")]

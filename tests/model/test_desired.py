@@ -24,6 +24,7 @@ from dfud.model.desired import Desired, desired_of
             Desired("1", True, "night only", origin="device"),
         ),
         ({"firmware": {"version": "1", "downloadOnly": True}}, {}, Desired("1", download_only=True, origin="app")),
+        ({"firmware": {"version": "1", "build": {"any": 1}}}, {}, Desired("1", origin="app")),
     ],
 )
 def test_the_device_overrides_the_app_whole(app: dict[str, Any], device: dict[str, Any], expected: Desired) -> None:
@@ -37,7 +38,8 @@ def test_the_device_overrides_the_app_whole(app: dict[str, Any], device: dict[st
         ({}, "version is missing"),
         ({"version": 1}, "version is missing or not text"),
         ({"version": "1", "hold": "yes"}, "hold is not a bool"),
-        ({"oci": {"image": "x"}}, "oci is not understood"),
+        *(({key: {"any": "x"}}, f"{key} is not understood") for key in ("container", "oci", "hawkbit", "file")),
+        *(({"version": "1", key: {}}, f"version and {key} stand") for key in ("container", "oci", "hawkbit", "file")),
     ],
 )
 def test_what_cannot_be_read_is_a_problem_and_asks_for_nothing(firmware: Any, problem: str) -> None:

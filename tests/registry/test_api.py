@@ -117,6 +117,27 @@ async def test_finalizers_hold_a_deletion_back(api: Api) -> None:
     await api.ask(404, "GET", f"{APPS}/a/devices/d")
 
 
+async def test_a_name_or_alias_that_another_device_has_is_refused(api: Api) -> None:
+    await api.app()
+    await api.device("d")
+    found = await api.ask(200, "GET", f"{APPS}/a/devices/d")
+    found["spec"]["alias"] = ["nick", "d"]
+    await api.ask(204, "PUT", f"{APPS}/a/devices/d", json=found)
+    for name, aliases in (("nick", []), ("e", ["nick"]), ("e", ["d"])):
+        body = {"metadata": {"name": name, "application": "a"}, "spec": {"alias": aliases}}
+        refused = await api.ask(409, "POST", f"{APPS}/a/devices", json=body)
+        assert refused["error"] == "Conflict"
+        assert "alias of device d" in refused["message"]
+    await api.device("e")
+    other = await api.ask(200, "GET", f"{APPS}/a/devices/e")
+    other["spec"]["alias"] = ["nick"]
+    await api.ask(409, "PUT", f"{APPS}/a/devices/e", json=other)
+    found = await api.ask(200, "GET", f"{APPS}/a/devices/d")
+    found["spec"] = {"note": "without its aliases"}
+    await api.ask(204, "PUT", f"{APPS}/a/devices/d", json=found)
+    await api.ask(204, "PUT", f"{APPS}/a/devices/e", json=other)
+
+
 async def test_names_may_hold_slashes_and_signs(api: Api) -> None:
     await api.app()
     for name in ("a/b", "ü@x", "50%", "a b"):
@@ -279,6 +300,7 @@ async def test_who_changed_what_is_on_record(api: Api) -> None:
     await api.ask(201, "POST", f"{DFU}/secret/d")
     entries = await api.ask(200, "GET", "/api/dfu/v1/audit")
     assert [(e["by"], e["what"], e["target"]) for e in entries] == [
+        ("dfud init", "create-token", api.daemon.token[:10]),
         ("admin", "create", "a"),
         ("admin", "create", "a/d"),
         ("admin", "rotate-secret", "a/d"),

@@ -163,3 +163,27 @@ def test_plain_http_is_for_loopback_unless_allowed() -> None:
 async def test_a_port_that_is_taken_is_a_clear_error(served: Served) -> None:
     with pytest.raises(ConfigError, match="cannot listen on 127"):
         await serve(None, RegistryConfig(port=served.port), graceful_s=1, shutdown=trio.Event())
+
+
+async def test_connections_beyond_the_limit_are_closed_and_others_get_their_turn(nursery: trio.Nursery) -> None:
+    shutdown = trio.Event()
+    config = RegistryConfig(port=0, connections=5, connections_per_address=3)
+
+    async def run(task_status: trio.TaskStatus[list[str]]) -> None:
+        await serve(application(shutdown), config, graceful_s=1.0, shutdown=shutdown, task_status=task_status)
+
+    urls = await nursery.start(run)
+    found = Served(int(urls[0].rpartition(":")[2]), shutdown)
+    held = []
+    for _ in range(3):
+        stream = await trio.open_tcp_stream("127.0.0.1", found.port)
+        await stream.send_all(GET % b"")
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 200")
+        held.append(stream)
+    for _ in range(3):
+        assert await found.ask(CLOSE) == b"", "one too many"
+    await held.pop().aclose()
+    with trio.fail_after(20):
+        while not (await found.ask(CLOSE)).startswith(b"HTTP/1.1 200"):
+            await trio.sleep(0.02)
+    shutdown.set()

@@ -10,4 +10,7 @@
 #ifndef DFU_WATCHDOG_MS
 #define DFU_WATCHDOG_MS 9000 /* from the start of the application until it feeds or disables the RTC watchdog */
 #endif
+#ifndef DFU_GOODBYE_US
+#define DFU_GOODBYE_US 20000 /* for a USB host to fetch the end of the last answer before the reset */
+#endif
 #endif

@@ -30,6 +30,7 @@ extern int ets_sha_finish(void *context, uint8_t *out);
 
 static struct dfu_boot boot;
 static struct dfu_zstd zstd SCRATCH;
+static struct dfu_mapped mapped SCRATCH;
 static uint8_t chunk[DFU_CHUNK_MAX] SCRATCH;
 static uint32_t sector[DFU_SECTOR / 4]; /* not in SCRATCH: used before what a crash left there is read */
 static uint32_t sha[54];                /* SHA_CTX, 216 bytes */
@@ -155,11 +156,36 @@ static void watchdog(uint32_t ms) {
     REG(RTC_WDTWPROTECT) = 0;
 }
 
+/* The chip's revision, as major * 100 + minor (efuse_hal_chip_revision, efuse_ll.h). */
+static uint32_t revision(void) {
+    uint32_t high = REG(EFUSE_MAC_SPI_SYS_5);
+    return (high >> 24 & 3) * 100 + (high >> 23 & 1) * 8 + (REG(EFUSE_MAC_SPI_SYS_3) >> 18 & 7);
+}
+
+/* The set-up and hold times that the ROM leaves at their reset values are too short for some flashes at 80 MHz. */
+static void flash_lines(uint32_t spi, uint32_t hold) {
+    REG(spi + SPI_CTRL) |= 1u << 3 | 1u << 18 | 1u << 19; /* bootloader_flash_set_dummy_out, bootloader_flash_config_esp32c3.c */
+    REG(spi + SPI_USER) |= 1u << 6 | 1u << 7;             /* bootloader_flash_cs_timing_config, there */
+    REG(spi + SPI_CTRL2) = (REG(spi + SPI_CTRL2) & ~0x3ffu) | hold << 5;
+}
+
 /* What the mask ROM leaves to the second stage. Seen in ESP-IDF v5.2.2's source; not seen on silicon. */
 static void hardware_start(void) {
+    /* bootloader_ana_reset_config, bootloader_esp32c3.c: a super watchdog that fires resets the chip; a clock glitch does from
+     * revision 3 on (before, its detector is wrong) */
+    REG(RTC_FIB_SEL) &= ~(1u << 0 | 1u << 2);
+    if (revision() >= 3)
+        REG(RTC_ANA_CONF) |= 1u << 20;
+    else
+        REG(RTC_ANA_CONF) &= ~(1u << 20);
+    /* bootloader_clock_configure, bootloader_clock_init.c: nothing of the RTC's interrupts is left over */
+    REG(RTC_INT_ENA) = 0;
+    REG(RTC_INT_CLR) = ~0u;
+    flash_lines(SPI0, 0);
+    flash_lines(SPI1, 1);
     /* bootloader_super_wdt_auto_feed, bootloader_esp32c3.c */
     REG(RTC_SWD_WPROTECT) = SWD_KEY;
-    REG(RTC_SWD_CONF) |= 1u << 31;
+    REG(RTC_SWD_CONF) = (REG(RTC_SWD_CONF) & ~(1u << 17)) | 1u << 31; /* and bootloader_ana_super_wdt_reset_config */
     REG(RTC_SWD_WPROTECT) = 0;
     /* the timer group's flash-boot protection (bootloader_config_wdt, bootloader_init.c); the RTC's ends with watchdog() */
     REG(TIMG0_WDTWPROTECT) = WDT_KEY;
@@ -244,10 +270,13 @@ void __attribute__((noreturn)) boot_main(void) {
     boot.sector = (uint8_t *)sector;
     boot.chunk = chunk;
     boot.zstd = &zstd;
+    boot.mapped = &mapped;
     asked = strapped();
     if (dfu_boot(&boot, &crash) && !asked)
         enter(&boot.image);
     boot.reason = asked ? 2 : 1;
     dfu_recover(&boot, !asked);
+    uart_tx_wait_idle(0); /* a reset would throw away the end of the last answer */
+    ets_delay_us(DFU_GOODBYE_US);
     software_reset();
 }

@@ -7,6 +7,10 @@
 
 #define RTC_STORE0 0x60008050u
 #define RTC_STORE6 0x600080c0u
+#define RTC_ANA_CONF 0x60008034u /* bit 20: a clock glitch resets */
+#define RTC_INT_ENA 0x60008040u
+#define RTC_INT_CLR 0x6000804cu
+#define RTC_FIB_SEL 0x6000810cu /* 0: glitch, 1: brown-out, 2: super watchdog: 0 gives it to the registers, 1 to the fuses */
 #define RTC_WDTCONFIG0 0x60008090u
 #define RTC_WDTCONFIG1 0x60008094u
 #define RTC_WDTFEED 0x600080a4u
@@ -24,6 +28,14 @@
 #define MMU_INVALID 0x100u
 #define ICACHE_CTRL1 0x600c4004u
 
+#define EFUSE_MAC_SPI_SYS_3 0x60008850u /* 20:18 chip revision, minor, low */
+#define EFUSE_MAC_SPI_SYS_5 0x60008858u /* 23 minor, high; 25:24 major */
+
+#define SPI0 0x60003000u
+#define SPI1 0x60002000u
+#define SPI_CTRL 0x08u  /* 3: drive the bus in the dummy phase, 18 and 19: polarity of Q and D */
+#define SPI_CTRL2 0x10u /* 4:0 cycles of CS set-up, 9:5 of hold */
+#define SPI_USER 0x18u  /* 6: CS hold, 7: CS set-up */
 #define SPI1_CMD 0x60002000u
 #define SPI1_W0 0x60002058u
 #define SPI_FLASH_RDID (1u << 28)

@@ -10,10 +10,15 @@ static int flash_read(void *ctx, uint32_t offset, void *buffer, uint32_t length)
     return 0;
 }
 
+static bool allowed(const struct host *h, uint32_t offset) {
+    bool slot = offset >= DFU_SLOT_AT(1) && offset < DFU_SLOT_AT(1) + DFU_SLOT_SIZE;
+    return offset >= DFU_STATE_AT && (!h->slot_only || slot || (offset >= DFU_TABLE_AT && offset < DFU_TABLE_AT + DFU_TABLE_SIZE));
+}
+
 static int flash_program(void *ctx, uint32_t offset, const void *data, uint32_t length) {
     struct host *h = ctx;
     h->operations++;
-    if (offset < DFU_STATE_AT || (offset | length) & 3 || offset > h->flash_size || length > h->flash_size - offset) {
+    if (!allowed(h, offset) || (length && !allowed(h, offset + length - 1)) || (offset | length) & 3 || offset > h->flash_size || length > h->flash_size - offset) {
         h->outside++;
         return 1;
     }
@@ -25,7 +30,7 @@ static int flash_program(void *ctx, uint32_t offset, const void *data, uint32_t 
 static int flash_erase(void *ctx, uint32_t offset) {
     struct host *h = ctx;
     h->operations++;
-    if (offset < DFU_STATE_AT || offset % DFU_SECTOR || offset >= h->flash_size) {
+    if (!allowed(h, offset) || offset % DFU_SECTOR || offset >= h->flash_size) {
         h->outside++;
         return 1;
     }
@@ -122,6 +127,7 @@ static void put(void *ctx, uint8_t byte) {
 void host_start(struct host *h, struct dfu_hw *hw, struct dfu_boot *b) {
     static uint8_t sector[DFU_SECTOR], chunk[DFU_CHUNK_MAX];
     static struct dfu_zstd zstd;
+    static struct dfu_mapped mapped;
     const struct dfu_hw functions = {h,          h->flash_size, flash_read, flash_program, flash_erase, sha_start,
                                      sha_update, sha_finish,    print,      feed,          get,         put};
     *hw = functions;
@@ -130,6 +136,7 @@ void host_start(struct host *h, struct dfu_hw *hw, struct dfu_boot *b) {
     b->sector = sector;
     b->chunk = chunk;
     b->zstd = &zstd;
+    b->mapped = &mapped;
 }
 
 int host_boot(uint8_t *flash, uint32_t size, uint32_t reason, uint32_t store0, uint32_t store6, uint32_t *sram, uint32_t sram_words,
@@ -173,7 +180,7 @@ static int whole_read(void *ctx, uint32_t position, uint8_t *buffer, uint32_t le
     return 0;
 }
 
-static int whole_page(void *ctx, const uint8_t *data, uint32_t length) {
+static int whole_page(void *ctx, uint8_t *data, uint32_t length) {
     struct whole *w = ctx;
     if (length > w->max - w->length)
         abort(); /* the decoder promised not to */
@@ -185,8 +192,78 @@ static int whole_page(void *ctx, const uint8_t *data, uint32_t length) {
 int host_zstd(const uint8_t *source, uint32_t length, const uint8_t *prefix, uint32_t prefix_length, uint8_t *out, uint32_t size) {
     static struct dfu_zstd zstd;
     struct whole whole = {prefix, prefix_length, out, 0, size};
-    struct dfu_window w = {&whole, prefix_length, whole_read, whole_page};
+    struct dfu_window w = {&whole, prefix_length, false, whole_read, whole_page};
     return dfu_zstd_decode(&zstd, source, length, size, &w);
+}
+
+static void slots(struct host *h, struct dfu_hw *hw, struct dfu_boot *b, uint8_t kind, uint32_t size, const uint8_t *base,
+                  uint32_t base_length) {
+    struct dfu_target *t = &b->target;
+    h->slot_only = true;
+    host_start(h, hw, b);
+    memcpy(h->flash + DFU_SLOT_AT(0), base, base_length);
+    t->active = true;
+    t->slot = 1;
+    t->kind = kind;
+    t->base_length = kind == DFU_FULL ? 0 : base_length;
+    t->envelope.manifest.size = size;
+}
+
+int host_chunks(uint8_t *flash, uint8_t kind, uint32_t size, const uint8_t *base, uint32_t base_length, const uint8_t *chunks, uint32_t length,
+                uint32_t result[2]) {
+    struct host h = {.flash = flash, .flash_size = DFU_FLASH_MIN};
+    struct dfu_hw hw;
+    struct dfu_boot b;
+    int error = DFU_OK;
+    slots(&h, &hw, &b, kind, size, base, base_length);
+    for (uint32_t used; !error && length; chunks += used, length -= used) {
+        uint32_t n = length < DFU_CHUNK_MAX ? length : DFU_CHUNK_MAX;
+        memcpy(b.chunk, chunks, n);
+        error = dfu_install_chunk(&b, b.chunk, n, &used);
+    }
+    result[0] = b.target.next;
+    result[1] = h.outside;
+    return error;
+}
+
+static int table_read(struct host *h, struct dfu_hw *hw, struct dfu_boot *b, const uint8_t *old, uint32_t old_length, const uint8_t *table,
+                      uint32_t length, uint32_t size) {
+    slots(h, hw, b, DFU_MAPPED, size, old, old_length);
+    b->mapped->hw = hw;
+    b->mapped->old_at = DFU_SLOT_AT(0);
+    b->mapped->old_length = old_length;
+    b->mapped->new_at = DFU_SLOT_AT(1);
+    return dfu_mapped_table(b->mapped, table, length, size, b->sector);
+}
+
+int host_view(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uint8_t *table, uint32_t length, uint32_t size, uint8_t *out,
+              uint32_t step) {
+    struct host h = {.flash = flash, .flash_size = DFU_FLASH_MIN};
+    struct dfu_hw hw;
+    struct dfu_boot b;
+    int error = table_read(&h, &hw, &b, old, old_length, table, length, size);
+    for (uint32_t at = 0; !error && at < old_length; at += step)
+        error = dfu_mapped_view(b.mapped, at, out + at, old_length - at < step ? old_length - at : step);
+    return error;
+}
+
+int host_form(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uint8_t *table, uint32_t length, uint8_t *image, uint32_t size,
+              uint32_t page, uint8_t *form, uint32_t step) {
+    struct host h = {.flash = flash, .flash_size = DFU_FLASH_MIN};
+    struct dfu_hw hw;
+    struct dfu_boot b;
+    uint32_t first = page * DFU_SECTOR;
+    int error = table_read(&h, &hw, &b, old, old_length, table, length, size);
+    if (error)
+        return error;
+    b.mapped->chunk_page = page;
+    b.mapped->carries = 0;
+    for (uint32_t at = first; at < size; at += DFU_SECTOR)
+        dfu_mapped_back(b.mapped, at / DFU_SECTOR, image + at, size - at < DFU_SECTOR ? size - at : DFU_SECTOR);
+    memcpy(flash + DFU_SLOT_AT(1), image, size);
+    for (uint32_t at = first; !error && at < size; at += step)
+        error = dfu_mapped_form(b.mapped, at, form + at, size - at < step ? size - at : step);
+    return error;
 }
 
 int host_verify(const uint8_t *key, const uint8_t *signature, const uint8_t *message, uint32_t length) {
@@ -249,6 +326,7 @@ uint32_t host_sizes(uint32_t which) {
         offsetof(struct dfu_diag, type),   offsetof(struct dfu_diag, slot),      offsetof(struct dfu_diag, crashes),
         offsetof(struct dfu_diag, reset),  offsetof(struct dfu_diag, cause),     offsetof(struct dfu_diag, sequence),
         offsetof(struct dfu_diag, version), offsetof(struct dfu_diag, frame),    offsetof(struct dfu_diag, stack),
-        offsetof(struct dfu_diag, text),   offsetof(struct dfu_diag, crc),       sizeof(struct dfu_zstd)};
+        offsetof(struct dfu_diag, text),   offsetof(struct dfu_diag, crc),       sizeof(struct dfu_zstd),
+        sizeof(struct dfu_mapped)};
     return which < sizeof SIZES / sizeof *SIZES ? SIZES[which] : 0;
 }

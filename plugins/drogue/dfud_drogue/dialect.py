@@ -32,7 +32,10 @@ class AjourDialect(Dialect):
         running = _text(status.version)
         update = status.update
         pinned = _text(update.version) if update is not None else ""
-        _, firmware = await session.target(pinned_version=pinned)
+        _, firmware = await session.target()
+        if update is not None and firmware is not None and firmware.version not in (pinned, running):
+            # Another version now: finish this one first. Nothing, or what runs already: stop at once.
+            _, firmware = await session.target(pinned_version=pinned)
         offset: int | None = None
         if update is not None and firmware is not None and pinned == firmware.version:
             offset = update.offset
@@ -40,7 +43,8 @@ class AjourDialect(Dialect):
         actual = Actual(
             session.app, session.device, running, "", "", transport=request.transport, dialect="drogue-ajour"
         )
-        send = await session.report(actual, offset=offset, version=pinned, swap=complete)
+        held = update.offset if update is not None else None
+        send = await session.report(actual, offset=held, version=pinned, swap=complete)
         identity, poll_s = status.correlation_id, session.poll_s()
         if firmware is None:
             return messages.wait(identity, poll_s)

@@ -68,9 +68,14 @@ class LogSink(EventSink):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists() and self._path.stat().st_size + len(data) > self._config.max_bytes:
             self._put_aside()
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
         try:
             before = os.fstat(fd).st_size
+            if not before:
+                self._sync_directory()
+            elif os.pread(fd, 1, before - 1) != b"\n":
+                # The power went within a line that nobody was promised: it must not take the next one with it.
+                data = b"\n" + data
             try:
                 rest = memoryview(data)
                 while rest:
@@ -79,6 +84,14 @@ class LogSink(EventSink):
             except OSError:
                 os.ftruncate(fd, before)
                 raise
+        finally:
+            os.close(fd)
+
+    def _sync_directory(self) -> None:
+        """Make a file that is new outlive a power cut by its name, too."""
+        fd = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
         finally:
             os.close(fd)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import re
 import socket
 import ssl
 from collections import Counter
@@ -21,6 +22,7 @@ BACKLOG = 4096
 # accept() fails with these when the process or the machine is out of something: waiting helps, ending would not.
 OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 OUT_OF_PAUSE_S = 0.1
+_HOST = re.compile(rb"([A-Za-z0-9.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
 class HttpTransport(Transport):
@@ -83,7 +85,7 @@ class HttpTransport(Transport):
                     for listener in listeners:
                         accepting.start_soon(self._accept, listener, nursery, endpoint, None)
                     for listener in redirects:
-                        accepting.start_soon(self._accept, listener, nursery, endpoint, f"https://{host}:{port}")
+                        accepting.start_soon(self._accept, listener, nursery, endpoint, port)
             for listener in (*listeners, *redirects):
                 await listener.aclose()
             await trio.sleep_forever()
@@ -97,7 +99,7 @@ class HttpTransport(Transport):
             ) from error
 
     async def _accept(
-        self, listener: trio.SocketListener, nursery: trio.Nursery, endpoint: Endpoint, redirect: str | None
+        self, listener: trio.SocketListener, nursery: trio.Nursery, endpoint: Endpoint, redirect: int | None
     ) -> None:
         while True:
             try:
@@ -109,7 +111,7 @@ class HttpTransport(Transport):
                 continue
             nursery.start_soon(self._serve, stream, endpoint, redirect)
 
-    async def _serve(self, stream: trio.SocketStream, endpoint: Endpoint, redirect: str | None) -> None:
+    async def _serve(self, stream: trio.SocketStream, endpoint: Endpoint, redirect: int | None) -> None:
         try:
             peer = str(stream.socket.getpeername()[0])
         except OSError:
@@ -160,8 +162,11 @@ class HttpTransport(Transport):
                 await stream.send_all(encode_plain(503, "too many connections", headers=b"retry-after: 10\r\n"))
         await trio.aclose_forcefully(stream)
 
-    async def _redirect(self, stream: trio.SocketStream, where: str) -> None:
-        """Send one request elsewhere; its credentials have been shown in clear already, so nothing else is done with it."""
+    async def _redirect(self, stream: trio.SocketStream, port: int) -> None:
+        """Send one request to the TLS port of this host, by the name that the peer has for it.
+
+        Its credentials have been shown in clear already, so nothing else is done with it.
+        """
         reader = RequestReader(self._config.header_max, self._config.body_max)
         with trio.fail_after(self._config.request_s):
             while not reader.requests and reader.fault is None:
@@ -172,9 +177,15 @@ class HttpTransport(Transport):
             if reader.fault is not None:
                 await stream.send_all(encode_plain(reader.fault.status, reader.fault.message))
                 return
-            target = reader.requests[0].target
+            request = reader.requests[0]
+            named = _HOST.fullmatch(request.headers.get(b"host", b""))
+            own = str(stream.socket.getsockname()[0])
+            name = named[1].decode() if named is not None else f"[{own}]" if ":" in own else own
+            target = request.target
             target = target if target.startswith(b"/") and not target.startswith(b"//") else b"/"
-            await stream.send_all(encode_plain(308, headers=b"location: %s%s\r\n" % (where.encode(), target)))
+            await stream.send_all(
+                encode_plain(308, headers=b"location: https://%s:%d%s\r\n" % (name.encode(), port, target))
+            )
 
     async def drain(self) -> None:
         self._accepting.cancel()

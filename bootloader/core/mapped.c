@@ -1,0 +1,388 @@
+/* Mapped deltas: ../../docs/delta-format.md. The old image's view is made page by page as a frame asks for it, the new image's
+ * absolute form is taken back page by page; both stand in flash, and so does the table of addresses. Bytes from outside: whatever
+ * they are, nothing is read or written but what the arguments name. */
+#include "dfu.h"
+
+#define VIEW_PAGE 1024u
+#define PREROLL 128u
+#define BEFORE 132u /* of the page that is kept: the preroll may begin at an odd place */
+#define LOOK_AHEAD 24
+#define BLOCK_BITS 19
+#define CALLER_SAVED 0xf003fce0u
+#define CALL 32u
+enum { JAL = 0x6f, JALR = 0x67, AUIPC = 0x17, LUI = 0x37, LOAD = 0x03, STORE = 0x23, ADDI = 0x13, BRANCH = 0x63, FENCE = 0x0f };
+enum mode { VIEW, FORM, BACK };
+
+static uint32_t get(const uint8_t *p) {
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static void put(uint8_t *p, uint32_t word) {
+    for (int i = 0; i < 4; i++, word >>= 8)
+        p[i] = (uint8_t)word;
+}
+
+static uint32_t high(uint32_t x) {
+    return (x + 0x800) & 0xfffff000;
+}
+
+static bool known(const struct dfu_mapped *m, uint32_t address) {
+    for (uint32_t i = 0; i < m->ranges; i++)
+        if (address - m->range[i][0] < m->range[i][1])
+            return true;
+    return false;
+}
+
+/* T: where an old address went. */
+static uint32_t moved(struct dfu_mapped *m, uint32_t address) {
+    uint32_t low = 0, end = (m->entries + DFU_TABLE_BLOCK - 1) / DFU_TABLE_BLOCK, n;
+    if (!known(m, address) || !end || address < m->index[0])
+        return address;
+    while (end - low > 1) {
+        uint32_t middle = (low + end) / 2;
+        if (m->index[middle] <= address)
+            low = middle;
+        else
+            end = middle;
+    }
+    n = m->entries - low * DFU_TABLE_BLOCK;
+    if (n > DFU_TABLE_BLOCK)
+        n = DFU_TABLE_BLOCK;
+    if (m->block != low) {
+        m->block = low;
+        m->failed |= m->hw->read(m->hw->ctx, DFU_TABLE_AT + low * sizeof m->entry, m->entry, n * 8);
+    }
+    while (--n && m->entry[n][0] > address)
+        ;
+    return address + m->entry[n][1];
+}
+
+/* The base register of an instruction that adds a constant to it, 0 for any other, and the constant. */
+static uint32_t use(uint32_t word, uint32_t *offset) {
+    uint32_t operation = word & 0x7f;
+    *offset = (uint32_t)((int32_t)word >> 20);
+    if (operation == STORE)
+        *offset = (*offset & ~31u) | (word >> 7 & 31);
+    else if (operation != LOAD && ((operation != ADDI && operation != JALR) || word >> 12 & 7))
+        return 0;
+    return word >> 15 & 31;
+}
+
+static uint32_t use_with(uint32_t word, uint32_t offset) {
+    return (word & 0x7f) == STORE ? (word & 0x1fff07f) | (offset & 0xfe0) << 20 | (offset & 31) << 7 : (word & 0xfffff) | offset << 20;
+}
+
+/* The register that an instruction writes, or 0; and CALL if it calls. */
+static uint32_t written(uint32_t w) {
+    uint32_t operation = w & 0x7f, rd = w >> 7 & 31, f = w >> 13 & 7;
+    bool jump = f == 4 && !(w & 0x7c);
+    switch (w & 3) {
+    case 0:
+        return f != 1 && f < 4 ? 8 + (w >> 2 & 7) : 0;
+    case 1:
+        return f == 1 ? 1 | CALL : f == 4 ? 8 + (rd & 7) : f < 4 ? rd : 0;
+    case 2:
+        return jump ? (w & 0x1000 ? 1 | CALL : 0) : f == 0 || f == 2 || f == 4 ? rd : 0;
+    default:
+        if (operation == BRANCH || operation == STORE || operation == FENCE)
+            return 0;
+        return rd && (operation == JAL || operation == JALR) ? rd | CALL : rd;
+    }
+}
+
+static uint32_t overwritten(uint32_t w) {
+    uint32_t r = written(w);
+    return 1u << (r & 31) | (r & CALL ? CALLER_SAVED : 0);
+}
+
+/* The offset with which `rd` is used first behind p, of which `left` bytes belong to the segment; or 0. */
+static uint32_t look_ahead(const uint8_t *p, uint32_t left, uint32_t rd) {
+    for (int i = 0; i < LOOK_AHEAD && left >= 4; i++) {
+        uint32_t w = get(p), offset, n = (w & 3) == 3 ? 4 : 2;
+        if (n == 4 && use(w, &offset) == rd)
+            return offset;
+        if ((written(w) & 31) == rd || (n == 4 && ((w & 0x7f) == JAL || (w & 0x7f) == JALR)))
+            break;
+        p += n;
+        left -= n;
+    }
+    return 0;
+}
+
+/* Rewrite instructions of segment s that begin from `at` on and below b; e: where the last must end. p holds the file from `first`
+ * to `limit`, which may lie before e but for VIEW. Returns where it stopped. */
+static uint32_t walk(struct dfu_mapped *m, const struct dfu_part *s, uint8_t *page, uint32_t first, uint32_t at, uint32_t b, uint32_t e,
+                     uint32_t limit, enum mode mode) {
+    uint32_t live = 0, was[32], now[32];
+    while (at < b && at + 2 <= e && (limit >= e || at + 8 <= limit)) {
+        uint8_t *p = page + (at - first);
+        uint32_t w = p[0] | (uint32_t)p[1] << 8, pc = (mode == BACK ? 0u - s->address : s->address), rd, x, o, next, base;
+        if ((w & 3) != 3) {
+            live &= ~overwritten(w);
+            at += 2;
+            continue;
+        }
+        if (at + 4 > e)
+            break;
+        w = get(p);
+        rd = w >> 7 & 31;
+        pc += mode == BACK ? s->offset - at : at - s->offset;
+        if (mode == VIEW && (base = use(w, &o)) && live >> base & 1) {
+            x = was[base] + o;
+            if (known(m, x)) {
+                x = moved(m, x) - now[base];
+                if (x + 2048 < 4096)
+                    put(p, use_with(w, x));
+            }
+        }
+        live &= ~overwritten(w);
+        switch (w & 0x7f) {
+        case JAL:
+            if (mode == BACK) {
+                x = (w >> 12 << 1) + pc;
+                put(p, (w & 0xfff) | (x & 0x100000) << 11 | (x & 0x7fe) << 20 | (x & 0x800) << 9 | (x & 0xff000));
+                break;
+            }
+            x = (uint32_t)((int32_t)(w & 0x80000000) >> 11) | (w & 0xff000) | (w >> 9 & 0x800) | (w >> 20 & 0x7fe);
+            x += pc;
+            if (mode == VIEW)
+                x = moved(m, x);
+            put(p, (w & 0xfff) | (x << 11 & 0xfffff000));
+            break;
+        case AUIPC:
+            if (!rd || at + 8 > e)
+                break;
+            next = get(p + 4);
+            if (use(next, &o) != rd)
+                break;
+            x = (w & 0xfffff000) + o + pc;
+            if (mode == VIEW)
+                x = moved(m, x);
+            put(p, (w & 0xfff) | high(x));
+            put(p + 4, use_with(next, x));
+            live &= ~overwritten(next);
+            at += 4;
+            break;
+        case LUI:
+            if (mode != VIEW || !rd)
+                break;
+            base = w & 0xfffff000;
+            x = base + look_ahead(p + 4, e - at - 4, rd);
+            if (known(m, x)) {
+                was[rd] = base;
+                now[rd] = high(moved(m, x));
+                put(p, (w & 0xfff) | now[rd]);
+                live |= 1u << rd;
+            }
+        }
+        at += 4;
+    }
+    return at;
+}
+
+static bool part_of(const struct dfu_part *s, uint32_t first, uint32_t end, uint32_t *a, uint32_t *b) {
+    *a = s->offset > first ? s->offset : first;
+    *b = s->offset + s->length < end ? s->offset + s->length : end;
+    return *a < *b;
+}
+
+static int view_make(struct dfu_mapped *m, uint32_t page) {
+    uint32_t first = page * VIEW_PAGE, end = first + VIEW_PAGE, a, b, stop = end + 98, at;
+    uint32_t low = first < BEFORE ? 0 : first - BEFORE;
+    if (stop > m->old_length)
+        stop = m->old_length;
+    m->cached = DFU_NOT_CACHED;
+    if (m->hw->read(m->hw->ctx, m->old_at + low, m->cache, stop - low))
+        return DFU_E_FLASH;
+    m->failed = 0;
+    for (uint32_t i = 0; i < m->olds; i++) {
+        const struct dfu_part *s = &m->old[i];
+        uint32_t e = s->offset + s->length;
+        if (!part_of(s, first, end, &a, &b))
+            continue;
+        at = a - s->offset;
+        if (m->flags >> (i + 1) & 1) {
+            at = at < PREROLL ? 0 : (at - PREROLL) & ~1u;
+            walk(m, s, m->cache, low, s->offset + at, b, e, e, VIEW);
+        } else {
+            for (at = s->offset + (at & ~3u); at < b && at + 4 <= e; at += 4) {
+                uint8_t *p = m->cache + (at - low);
+                put(p, moved(m, get(p)));
+            }
+        }
+    }
+    if (m->failed)
+        return DFU_E_FLASH;
+    m->cached = page;
+    return DFU_OK;
+}
+
+/* Bytes of the old image's view. */
+int dfu_mapped_view(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length) {
+    while (length) {
+        uint32_t page = position / VIEW_PAGE, n = VIEW_PAGE - position % VIEW_PAGE, low = page ? page * VIEW_PAGE - BEFORE : 0;
+        if (m->cached != page && view_make(m, page))
+            return DFU_E_FLASH;
+        if (n > length)
+            n = length;
+        memcpy(buffer, m->cache + (position - low), n);
+        position += n;
+        buffer += n;
+        length -= n;
+    }
+    return DFU_OK;
+}
+
+static uint32_t carry(const struct dfu_mapped *m, const struct dfu_part *s, uint32_t page, uint32_t a) {
+    return a == page * DFU_SECTOR && a > s->offset && m->carries >> (page - m->chunk_page) & 1 ? 2 : 0;
+}
+
+/* Bytes of the absolute form of what this chunk has written. */
+int dfu_mapped_form(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length) {
+    if (m->hw->read(m->hw->ctx, m->new_at + position, buffer, length))
+        return DFU_E_FLASH;
+    m->cached = DFU_NOT_CACHED;
+    for (uint32_t page = position / DFU_SECTOR; page * DFU_SECTOR < position + length; page++)
+        for (uint32_t i = 0; i < m->news; i++) {
+            const struct dfu_part *s = &m->new[i];
+            uint32_t a, b, at, stop, first;
+            if (!part_of(s, page * DFU_SECTOR, (page + 1) * DFU_SECTOR, &a, &b))
+                continue;
+            for (at = a + carry(m, s, page, a); at < b && at < position + length; ) {
+                first = at;
+                stop = b - at < sizeof m->cache ? b : at + (uint32_t)sizeof m->cache;
+                if (m->hw->read(m->hw->ctx, m->new_at + at, m->cache, stop - at))
+                    return DFU_E_FLASH;
+                at = walk(m, s, m->cache, at, at, b, b, stop, FORM);
+                if (stop == b)
+                    at = b;
+                for (uint32_t x = first > position ? first : position; x < at && x < position + length; x++)
+                    buffer[x - position] = m->cache[x - first];
+            }
+        }
+    return DFU_OK;
+}
+
+/* Take the absolute form of a page back. length: of the page, which is the image's last if it is shorter than a sector. */
+void dfu_mapped_back(struct dfu_mapped *m, uint32_t page, uint8_t *data, uint32_t length) {
+    uint32_t first = page * DFU_SECTOR, a, b, at;
+    for (uint32_t i = 0; i < m->news; i++) {
+        const struct dfu_part *s = &m->new[i];
+        if (!part_of(s, first, first + length, &a, &b))
+            continue;
+        at = walk(m, s, data, first, a + carry(m, s, page, a), b, b, b, BACK);
+        if (at < b && b == first + DFU_SECTOR && page - m->chunk_page < 31)
+            m->carries |= 2u << (page - m->chunk_page);
+    }
+}
+
+struct table {
+    const uint8_t *p, *end;
+    bool bad;
+};
+
+static uint32_t number(struct table *t) {
+    uint32_t value = 0;
+    for (uint32_t shift = 0; shift < 35; shift += 7) {
+        uint32_t byte;
+        if (t->p == t->end || (shift == 28 && *t->p > 15))
+            break;
+        byte = *t->p++;
+        value |= (byte & 127) << shift;
+        if (byte < 128)
+            return value;
+    }
+    t->bad = true;
+    return 0;
+}
+
+static uint32_t difference(struct table *t) {
+    uint32_t value = number(t);
+    return value >> 1 ^ (0u - (value & 1));
+}
+
+/* The old image's segments; the first that does not fit ends the list. */
+static int parts(struct dfu_mapped *m) {
+    uint32_t at = 24, pair[2];
+    uint8_t head[2];
+    m->olds = m->ranges = 0;
+    if (m->old_length < 24)
+        return DFU_OK;
+    if (m->hw->read(m->hw->ctx, m->old_at, head, 2))
+        return DFU_E_FLASH;
+    if (head[0] != 0xe9 || head[1] > DFU_PARTS_MAX)
+        return DFU_OK;
+    while (m->olds < head[1] && at + 8 <= m->old_length) {
+        struct dfu_part *s = &m->old[m->olds];
+        if (m->hw->read(m->hw->ctx, m->old_at + at, pair, 8))
+            return DFU_E_FLASH;
+        at += 8;
+        if (pair[1] > m->old_length - at)
+            break;
+        s->address = pair[0];
+        s->offset = at;
+        s->length = pair[1];
+        m->olds++;
+        at += pair[1];
+        if (s->address && s->length) {
+            uint32_t *r = m->range[m->ranges++];
+            r[0] = s->address >> BLOCK_BITS << BLOCK_BITS;
+            r[1] = (((s->address - r[0] + s->length - 1) >> BLOCK_BITS) + 1) << BLOCK_BITS;
+        }
+    }
+    return DFU_OK;
+}
+
+/* Read the decoded table of an image of `size` bytes and lay its entries down in flash, where they are left alone if they stand
+ * there already. m: hw, old_at, old_length and new_at are set. scratch: a sector. After an error m is of no use. */
+int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length, uint32_t size, uint8_t *scratch) {
+    struct table t = {data + 1, data + length, false}, shifts;
+    uint32_t end = 0, start = 0, shift = 0, n = 0, i;
+    m->block = m->cached = DFU_NOT_CACHED;
+    m->entries = 0;
+    if (parts(m))
+        return DFU_E_FLASH;
+    if (!length || data[0] != 1)
+        return DFU_E_CHUNK;
+    m->flags = number(&t);
+    m->news = number(&t);
+    if (m->flags >> 17 || m->news > DFU_PARTS_MAX)
+        return DFU_E_CHUNK;
+    for (i = 0; i < m->news; i++) {
+        struct dfu_part *s = &m->new[i], like = {0, 0, 0};
+        while (n < m->olds && !(m->flags >> (n + 1) & 1))
+            n++;
+        if (n < m->olds)
+            like = m->old[n++];
+        s->offset = like.offset + difference(&t);
+        s->length = like.length + difference(&t);
+        s->address = like.address + difference(&t);
+        if (t.bad || s->offset < end || s->length > size || s->offset > size - s->length || (s->offset | s->address) & 1)
+            return DFU_E_CHUNK;
+        end = s->offset + s->length;
+    }
+    m->entries = number(&t);
+    if (m->entries > DFU_ENTRIES_MAX)
+        return DFU_E_CHUNK;
+    shifts = t;
+    for (i = 0; i < m->entries; i++)
+        number(&shifts);
+    for (i = 0; i < m->entries; i++) {
+        uint32_t gap = number(&t), at = i % (DFU_SECTOR / 8), pair[2];
+        if ((i && !gap) || start + gap < start)
+            t.bad = true;
+        pair[0] = start += gap;
+        pair[1] = shift += difference(&shifts);
+        memcpy(scratch + 8 * at, pair, 8);
+        if (i % DFU_TABLE_BLOCK == 0)
+            m->index[i / DFU_TABLE_BLOCK] = start;
+        if (t.bad || shifts.bad)
+            return DFU_E_CHUNK;
+        if (at == DFU_SECTOR / 8 - 1 || i == m->entries - 1) {
+            int error = dfu_sector_write(m->hw, DFU_TABLE_AT + 8 * (i - at), scratch, 8 * (at + 1));
+            if (error)
+                return error;
+        }
+    }
+    return t.bad || shifts.bad || shifts.p != t.end ? DFU_E_CHUNK : DFU_OK;
+}

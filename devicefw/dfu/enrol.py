@@ -1,0 +1,50 @@
+"""First contact: the device makes its own secret, keeps it in NVS, and shows it with a claim code. docs/agent.md, "Enrolment".
+
+The secret is kept before it is shown for the first time, so an answer that is lost, or a power cut, costs another try only.
+"""
+
+import binascii
+import os
+
+from dfu.pack import pack
+
+NAMESPACE = "dfud"
+SECRET_BYTES = 16
+SECRET_LENGTH = 22
+ID_LENGTH = 10  # of the part of a claim code that names it
+
+
+class Enrolment:
+    """Fills in config["secret"] and, if it is missing, config["device"]. `needed`: this claim was not accepted yet."""
+
+    def __init__(self, config):
+        import esp32
+        import machine
+
+        self.config = config
+        self.nvs = esp32.NVS(NAMESPACE)
+        if not config.get("device"):
+            config["device"] = binascii.hexlify(machine.unique_id()).decode()
+        secret = self._read("secret", SECRET_LENGTH)
+        if secret is None:
+            made = binascii.b2a_base64(os.urandom(SECRET_BYTES))[:SECRET_LENGTH]
+            secret = made.replace(b"+", b"-").replace(b"/", b"_")
+            self.nvs.set_blob("secret", secret)
+            self.nvs.commit()
+        config["secret"] = secret.decode()
+        self.needed = self._read("claim", ID_LENGTH) != config["claim"][:ID_LENGTH].encode()
+
+    def _read(self, key, length):
+        buffer = bytearray(length)
+        try:
+            return bytes(buffer) if self.nvs.get_blob(key, buffer) == length else None
+        except OSError:
+            return None
+
+    async def present(self, transport, buffer):
+        """Show code and secret; raises Denied, TransportError. The same again is no harm."""
+        c = self.config
+        await transport.enrol(pack({0: 1, 1: c["app"], 2: c["device"], 3: c["claim"], 4: c["secret"]}), buffer)
+        self.nvs.set_blob("claim", c["claim"][:ID_LENGTH].encode())
+        self.nvs.commit()
+        self.needed = False

@@ -1,0 +1,59 @@
+"""The audit log: reading it. There is no way to change it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from dfud.api import PeerError
+from dfud.registry import audit
+from dfud.registry.services import Services
+from dfud.registry.status import timestamp
+from dfud.registry.web import json_response, require
+
+LIMIT = 200
+LIMIT_MAX = 1000
+
+
+def register(app: QuartTrio, services: Services) -> None:
+    @app.get("/api/dfu/v1/audit")
+    async def audit_log() -> Response:
+        """Entries, oldest first: everything for admins of dfud, what concerns one app for that app's admins."""
+        args = request.args
+        require("admin", args.get("app"))
+        limit = args.get("limit", str(LIMIT))
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= LIMIT_MAX):
+            raise PeerError(f"limit {limit[:20]!r}: expected 1 to {LIMIT_MAX}")
+        found = await audit.read(
+            services.store,
+            audit.Filter(
+                app=args.get("app", ""),
+                by=args.get("by", ""),
+                what=args.get("what", ""),
+                target=args.get("target", ""),
+                since_s=_time(args.get("since", "")),
+                until_s=_time(args.get("until", "")),
+            ),
+            after=args.get("after", ""),
+            limit=int(limit),
+        )
+        return json_response(
+            [
+                {"key": k, "at": timestamp(e.at_s), "by": e.by, "what": e.what, "target": e.target, "detail": e.detail}
+                for k, e in found
+            ]
+        )
+
+
+def _time(text: str) -> float | None:
+    """Read a date or a time of RFC 3339; without a zone it is UTC."""
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+        found = found if found.tzinfo else found.replace(tzinfo=UTC)
+        return found.timestamp()
+    except (ValueError, OverflowError):
+        raise PeerError(f"time {text[:40]!r}: expected 2026-11-25 or 2026-11-25T12:00:00Z") from None

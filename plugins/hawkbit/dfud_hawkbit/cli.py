@@ -1,0 +1,59 @@
+"""`dfuctl hawkbit`: how dfud and hawkBit agree. Found by the entry point group `dfuctl`."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+BASE = "/api/hawkbit/v1"
+
+
+@click.group()
+def hawkbit() -> None:
+    """dfud and the hawkBit behind it."""
+
+
+@hawkbit.command()
+@click.pass_obj
+def status(session: Any) -> None:
+    """Say whether hawkBit answers, what has yet to be told to it, and what it refused."""
+    found = session.request("GET", f"{BASE}/status")
+    if session.json:
+        session.show(found)
+        return
+    click.echo(f"hawkBit at {found['url']}: {found['away'] or 'answers'}")
+    click.echo(f"waiting to be told: {found['waiting']['devices']} devices, {found['waiting']['firmware']} firmware")
+    for what, problem in found["problems"].items():
+        click.echo(f"{what}: {problem}")
+
+
+@hawkbit.command()
+@click.option("--dry-run", is_flag=True, help="Only show what differs.")
+@click.pass_obj
+def reconcile(session: Any, dry_run: bool) -> None:
+    """Compare what dfud wants, what hawkBit wants and what each device runs; mend what can be mended."""
+    query = "?dryRun=true" if dry_run else ""
+    found = session.request("POST", f"{BASE}/apps/{session.app}/reconcile{query}")
+    if session.json:
+        session.show(found)
+        return
+    for row in found["rows"]:
+        versions = f"dfud {row['desired'] or '-'}  hawkBit {row['hawkbit'] or '-'}  device {row['actual'] or '-'}"
+        click.echo(f"{row['device']:24} {row['finding']:22} {versions}  {row['action']}")
+    click.echo(
+        f"{found['devices']} devices, {found['inSync']} in sync, {len(found['rows'])} differ, {found['mended']} mended",
+        err=True,
+    )
+
+
+@hawkbit.command()
+@click.argument("device")
+@click.option("--deny", is_flag=True, help="Deny instead; hawkBit then goes on waiting until it is cancelled there.")
+@click.pass_obj
+def confirm(session: Any, device: str, deny: bool) -> None:
+    """Confirm for a device what waits for it in hawkBit."""
+    query = "?deny=true" if deny else ""
+    found = session.request("POST", f"{BASE}/apps/{session.app}/confirm/{quote(device, safe='')}{query}")
+    session.done(f"{found['version']} is {found['confirmation']} for {device}", **found)

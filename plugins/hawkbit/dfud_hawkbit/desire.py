@@ -1,0 +1,64 @@
+"""What a spec asks for, and how a hawkBit action is written into one. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from dfud.api import DeviceView
+
+ATTRIBUTES_MAX = 100  # hawkBit's quota, of 128 characters each
+ATTRIBUTE_CHARS = 128
+HOLD = "waits to be confirmed in hawkBit"
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """version "" : none that can be read. there: spec.firmware is there at all."""
+
+    version: str = ""
+    there: bool = False
+
+
+def wish_of(spec: Mapping[str, Any]) -> Wish:
+    firmware = spec.get("firmware")
+    version = firmware.get("version") if isinstance(firmware, Mapping) else None
+    return Wish(version if isinstance(version, str) else "", firmware is not None)
+
+
+def with_mode(spec: dict[str, Any], version: str | None, mode: str) -> dict[str, Any]:
+    """Return the spec with what hawkBit wants. mode: "" now, "download" or "window" write only, "confirm" not yet."""
+    rest = {key: value for key, value in spec.items() if key != "firmware"}
+    if version is None:
+        return rest
+    firmware: dict[str, Any] = {"version": version}
+    if mode == "confirm":
+        firmware |= {"hold": True, "reason": HOLD}
+    elif mode:
+        firmware["downloadOnly"] = True
+    return {**rest, "firmware": firmware}
+
+
+def attributes_of(view: DeviceView) -> dict[str, str]:
+    """Return what hawkBit shows of a device: what dfud knows first, then its own attributes, then the user's labels."""
+    found: dict[str, str] = {}
+    actual = view.actual
+    if actual is not None:
+        found |= {
+            "dfud.version": actual.version,
+            "dfud.sha256": actual.sha256,
+            "dfud.hardware": actual.hardware,
+            "dfud.transport": actual.transport,
+        }
+        found |= {
+            str(key): str(value) for key, value in sorted(actual.attributes.items()) if not key.startswith("dfud.")
+        }
+    found |= {f"label.{key}": value for key, value in sorted(view.device.metadata.labels.items())}
+    kept = [(k, v[:ATTRIBUTE_CHARS]) for k, v in found.items() if k and len(k) <= ATTRIBUTE_CHARS and v]
+    return dict(kept[:ATTRIBUTES_MAX])
+
+
+def digest_of(attributes: Mapping[str, str]) -> str:
+    return hashlib.sha256(msgspec.json.encode(sorted(attributes.items()))).hexdigest()[:16]

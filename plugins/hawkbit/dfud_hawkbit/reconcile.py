@@ -1,0 +1,206 @@
+"""Drift: what dfud wants, what hawkBit wants, what the device runs; compared for a whole app, and mended where that is plain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import trio
+
+from dfud.api import App, DeviceView, NotFoundError, State, StoreError
+from dfud_hawkbit import records
+from dfud_hawkbit.answers import Named, Target
+from dfud_hawkbit.client import Refused
+from dfud_hawkbit.desire import wish_of
+from dfud_hawkbit.names import target_id
+from dfud_hawkbit.records import FirmwareSet, Link
+from dfud_hawkbit.store import HawkbitStore
+
+
+class Row(msgspec.Struct, rename="camel"):
+    """One device where the three differ. action: what reconcile does about it, or why nothing."""
+
+    device: str
+    desired: str
+    hawkbit: str
+    actual: str
+    finding: str
+    action: str
+
+
+class Report(msgspec.Struct, rename="camel"):
+    devices: int = 0
+    in_sync: int = 0
+    mended: int = 0
+    rows: list[Row] = []
+
+
+class _Hawkbit(msgspec.Struct):
+    """What hawkBit holds of an app's targets: update status, assigned and installed version."""
+
+    status: dict[str, str] = {}
+    assigned: dict[str, str] = {}
+    installed: dict[str, str] = {}
+
+
+class Reconciler:
+    def __init__(self, store: HawkbitStore) -> None:
+        self._store = store
+        self._parts = store.parts
+        self._records = store.inner
+
+    async def run(self, app_name: str, *, dry_run: bool) -> Report:
+        """Compare every device of an app. Raises NotFoundError, and Away or Refused as hawkBit says."""
+        app = await self._records.app(app_name)
+        if app is None:
+            raise NotFoundError(f"no app {app_name}")
+        if not dry_run:
+            await self._parts.feed.resync()
+        try:
+            hawkbit = await self._read(app_name)
+        except* StoreError as group:
+            # One sentence for the user, out of as many as there were requests under way.
+            raise _first(group) from None
+        report = Report(rows=[])
+        for name, problem in sorted(self._parts.worker.problems.items()):
+            if name.startswith(f"firmware {app_name}/"):
+                report.rows.append(Row(name, "", "", "", "refused", f"will try again: {problem}"))
+        if not dry_run:
+            report.mended += await self._parts.worker.retry_firmware(app_name)
+        known: set[str] = set()
+        async for view in self._views(app_name):
+            target = target_id(app_name, view.device.name)
+            known.add(target)
+            report.devices += 1
+            row = await self._compare(app, view, target, hawkbit)
+            if row is None:
+                report.in_sync += 1
+                continue
+            report.rows.append(row)
+            if not dry_run and row.action.startswith("will "):
+                report.mended += await self._mend(app, view, target, row)
+        for target in sorted(set(hawkbit.status) - known):
+            found = hawkbit.assigned.get(target, "")
+            row = Row(
+                target, "", found, "", "target-without-device", "none: make the device in dfud, or delete the target"
+            )
+            report.rows.append(row)
+        return report
+
+    async def _views(self, app: str) -> AsyncIterator[DeviceView]:
+        after = ""
+        while found := await self._records.devices(app, limit=500, after=after):
+            for view in found:
+                yield view
+            after = found[-1].device.name
+
+    async def _read(self, app: str) -> _Hawkbit:
+        client = self._parts.client
+        out = _Hawkbit({}, {}, {})
+        query = f"controllerId=={app}:*"
+        async for rows in client.pages("reconcile", "/targets", Target, q=query, sort="id:ASC"):
+            out.status |= {row.controller_id: row.update_status for row in rows}
+        sets = await self._records.documents(records.SETS, prefix=f"{app}/", limit=1_000_000)
+        known = [(records.split(key)[1], msgspec.msgpack.decode(value, type=FirmwareSet)) for key, value in sets]
+        versions = {found.set_id: version for version, found in known if found.set_id}
+
+        async def ask(target: str, what: str, place: dict[str, str]) -> None:
+            async with limiter:
+                try:
+                    answer = await client.mgmt("reconcile", "GET", f"/targets/{target}/{what}")
+                except Refused as refused:
+                    if refused.status != 404:  # deleted while dfud was asking
+                        raise
+                    return
+                if answer.body:
+                    found = answer.read(Named, "distribution set of a target")
+                    place[target] = versions.get(found.id, f"{found.name}:{found.version}")
+
+        limiter = trio.CapacityLimiter(self._store.config.connections)
+        targets = list(out.status)
+        for at in range(0, len(targets), 500):
+            async with trio.open_nursery() as nursery:
+                for target in targets[at : at + 500]:
+                    nursery.start_soon(ask, target, "assignedDS", out.assigned)
+                    nursery.start_soon(ask, target, "installedDS", out.installed)
+        return out
+
+    async def _compare(self, app: App, view: DeviceView, target: str, hawkbit: _Hawkbit) -> Row | None:
+        key = records.device_key(app.name, view.device.name)
+        link = await records.get(self._records, records.LINKS, key, Link) or Link()
+        own = wish_of(view.device.spec)
+        desired = own.version if own.there else wish_of(app.spec).version
+        assigned, installed = hawkbit.assigned.get(target, ""), hawkbit.installed.get(target, "")
+        running = None
+        if view.actual is not None:
+            running = await self._records.firmware_by_digest(app.name, view.actual.sha256)
+        actual = running.version if running is not None else ""
+        shown = view.actual.version if view.actual is not None else ""
+
+        def row(finding: str, action: str) -> Row:
+            return Row(view.device.name, desired, assigned, shown, finding, action)
+
+        if link.problem:
+            return row("refused", f"will try again: {link.problem}")
+        if target not in hawkbit.status:
+            return row("target-missing", "will make the target")
+        if link.action:
+            if desired != link.version and own.there:
+                return row("desired-differs", "will read the open action again")
+            return None
+        if hawkbit.status[target] == "pending":
+            if actual and actual != assigned:
+                return row("stuck", "will assign what runs, which frees it")
+            return row("stuck", "none: assign another distribution set in hawkBit, or delete the target")
+        newest = view.deployment
+        if newest is not None and newest.blocks and newest.version == desired:
+            return (
+                None if newest.state is State.CANCELLED else row("failed-here", "none: `dfuctl retry` tries once more")
+            )
+        if desired and own.there and assigned != desired:
+            return row("desired-differs", "will assign what dfud wants" if actual != desired else "will tell what runs")
+        if actual and installed != actual and not (newest is not None and not newest.final):
+            return row("installed-differs", "will tell what runs")
+        return None
+
+    async def _mend(self, app: App, view: DeviceView, target: str, row: Row) -> int:
+        key = records.device_key(app.name, view.device.name)
+        link = await records.get(self._records, records.LINKS, key, Link) or Link()
+        match row.finding:
+            case "target-missing":
+                link = Link()
+            case "stuck":
+                running = await self._records.firmware_by_digest(app.name, view.actual.sha256) if view.actual else None
+                place = records.firmware_key(app.name, running.version) if running is not None else ""
+                known = await records.get(self._records, records.SETS, place, FirmwareSet)
+                if known is None or not known.set_id:
+                    row.action = "none: hawkBit does not have what runs"
+                    return 0
+                path = f"/distributionsets/{known.set_id}/assignedTargets"
+                await self._parts.client.mgmt("reconcile", "POST", path, [{"id": target, "type": "forced"}])
+                link = msgspec.structs.replace(link, wish="", deployment="", installed="")
+            case "refused":
+                link = msgspec.structs.replace(link, wish="", problem="")
+            case _:
+                link = msgspec.structs.replace(link, wish="", installed="")
+        work = self._parts.worker.work
+        work.hold([key])
+        try:
+            await self._records.commit([records.put(records.LINKS, key, link), records.dirty(key)])
+        finally:
+            self._parts.devices.look.add(key)
+            work.release({key: 0.0})
+        return 1
+
+
+def _first(group: BaseExceptionGroup[StoreError]) -> StoreError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, StoreError)
+    return error
+
+
+def plain(report: Report) -> Any:
+    return msgspec.to_builtins(report)

@@ -1,0 +1,287 @@
+"""The store: records in another store, and hawkBit beside it.
+
+Every change is committed to the records together with the note that hawkBit has yet to hear of it; a worker brings both in
+line. So users and devices never wait for hawkBit, and what was answered survives both of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from dfud.api import (
+    App,
+    BlobWriter,
+    Bus,
+    Capability,
+    Change,
+    ConflictError,
+    DeleteApp,
+    DeleteDevice,
+    DeleteFirmware,
+    Deployment,
+    DeviceView,
+    Firmware,
+    HistoryEntry,
+    PutActual,
+    PutDeployment,
+    PutDevice,
+    PutDocument,
+    PutFirmware,
+    Selector,
+    Store,
+    StoreError,
+)
+from dfud_hawkbit import feedback, records
+from dfud_hawkbit.batch import Worker
+from dfud_hawkbit.client import Client
+from dfud_hawkbit.config import HawkbitConfig
+from dfud_hawkbit.desire import attributes_of, digest_of
+from dfud_hawkbit.feed import Feed
+from dfud_hawkbit.firmware import FirmwareSync
+from dfud_hawkbit.records import Link
+from dfud_hawkbit.sync import DeviceSync
+
+EVERYTHING = Selector()
+
+
+class Parts:
+    """What talks to hawkBit, once the records are known."""
+
+    def __init__(self, store: Store, config: HawkbitConfig, now: Callable[[], float]) -> None:
+        self.client = Client(config, *config.secrets())
+        self.firmware = FirmwareSync(store, self.client, config)
+        self.devices = DeviceSync(store, self.client, self.firmware, config, now)
+        self.worker = Worker(store, self.client, self.firmware, self.devices, config, now)
+        self.feed = Feed(self.client, self.worker, self.devices, config, now)
+
+
+class HawkbitStore(Store):
+    """connect() must be called for hawkBit's wishes to reach devices; without it (`dfud init`) dfud's still reach hawkBit."""
+
+    name = "hawkbit"
+    capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE})
+
+    def __init__(self, config: HawkbitConfig, now: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self.records = config.records
+        self._now = now
+        self._records: Store | None = None
+        self._parts: Parts | None = None
+        self._connected = trio.Event()
+        self._steps: dict[str, int] = {}
+
+    def keep_in(self, records: Store) -> None:
+        """Take the records. Raises ConfigError for secrets that cannot be read."""
+        self.config.check()
+        self._records = records
+        self._parts = Parts(records, self.config, self._now)
+
+    @property
+    def inner(self) -> Store:
+        if self._records is None:
+            raise StoreError("the store hawkbit has no records yet")
+        return self._records
+
+    @property
+    def parts(self) -> Parts:
+        if self._parts is None:
+            raise StoreError("the store hawkbit has no records yet")
+        return self._parts
+
+    def connect(self, registry: Any, firmware: Any, bus: Bus) -> None:
+        """Take what changes apps, devices and firmware by dfud's rules; from now on hawkBit's wishes are taken up."""
+        parts = self.parts
+        parts.devices.registry, parts.devices.bus, parts.firmware.publisher = registry, bus, firmware
+        for key in parts.devices.look:
+            parts.worker.work.poke(key, self._now())
+        self._connected.set()
+
+    async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        parts = self.parts
+        keeping = trio.CancelScope(shield=True)  # the records stay open until everybody who writes them has ended
+
+        async def keep(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            with keeping:
+                await self.inner.run(bus, task_status=task_status)
+
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(keep)
+                async with parts.client.open(), trio.open_nursery() as working:
+                    parts.devices.bus = bus
+                    await parts.worker.load()
+                    working.start_soon(parts.worker.run)
+                    working.start_soon(self._follow, bus)
+                    task_status.started()
+                    await trio.sleep_forever()
+            finally:
+                keeping.cancel()
+
+    async def _follow(self, bus: Bus) -> None:
+        await self._connected.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.parts.feed.run)
+            nursery.start_soon(self.parts.feed.windows)
+            nursery.start_soon(self.parts.feed.seen, bus)
+
+    def counters(self) -> Mapping[str, float]:
+        parts = self.parts
+        found = {
+            f'dfud_hawkbit_requests_total{{kind="{k}"}}': float(n) for k, n in sorted(parts.client.requests.items())
+        }
+        found |= {
+            f'dfud_hawkbit_failures_total{{kind="{k}"}}': float(n) for k, n in sorted(parts.client.failures.items())
+        }
+        found["dfud_hawkbit_waiting"] = float(len(parts.worker.work) + len(parts.worker.firmware_work))
+        found["dfud_hawkbit_away"] = float(bool(parts.worker.health.problem))
+        found["dfud_hawkbit_downloads_total"] = float(parts.firmware.downloads)
+        return found | dict(self.inner.counters())
+
+    # Writing
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        extra: list[Change] = []
+        devices: dict[str, float] = {}
+        firmwares: dict[str, float] = {}
+        for change in changes:
+            await self._consequences(change, extra, devices, firmwares)
+        extra += [PutDocument(records.DIRTY, key, b"") for key in devices]
+        extra += [PutDocument(records.DIRTY_FIRMWARE, key, b"") for key in firmwares]
+        if not extra:
+            await self.inner.commit(changes)
+            return
+        work, firmware_work = self.parts.worker.work, self.parts.worker.firmware_work
+        work.hold(devices)
+        firmware_work.hold(firmwares)
+        try:
+            await self.inner.commit([*changes, *extra])
+        finally:
+            work.release(devices)
+            firmware_work.release(firmwares)
+
+    async def _consequences(
+        self, change: Change, extra: list[Change], devices: dict[str, float], firmwares: dict[str, float]
+    ) -> None:
+        """Collect what is to be committed beside a change, and what hawkBit has to hear of, and when."""
+        now_s = self._now()
+        match change:
+            case PutDevice(device):
+                key = records.device_key(device.app, device.name)
+                pulled = self.parts.devices.pulling.get(key)
+                if pulled is not None:
+                    extra.append(records.put(records.LINKS, key, pulled))
+                    return
+                old = await self.inner.device(device.app, device.name)
+                before = None if old is None else (old.device.spec.get("firmware"), old.device.metadata.labels)
+                if before != (device.spec.get("firmware"), device.metadata.labels):
+                    devices[key] = now_s
+            case DeleteDevice(app, name):
+                devices[records.device_key(app, name)] = now_s
+            case DeleteApp(app):
+                devices[records.device_key(app, "")] = now_s
+            case PutFirmware(firmware, create):
+                key = records.firmware_key(firmware.app, firmware.version)
+                if create and await self.inner.document(records.GONE, key) is not None:
+                    raise ConflictError(
+                        f"firmware {firmware.version} of app {firmware.app} was deleted, and hawkBit keeps its name: "
+                        "publish it under another version"
+                    )
+                adopted = self.parts.firmware.adopting.get((firmware.app, firmware.sha256))
+                if adopted is not None:
+                    extra.append(records.put(records.SETS, key, adopted))
+                else:
+                    firmwares[key] = now_s
+            case DeleteFirmware(app, version):
+                key = records.firmware_key(app, version)
+                extra.append(PutDocument(records.GONE, key, b""))
+                firmwares[key] = now_s
+            case PutActual():
+                await self._said(change, devices)
+            case PutDeployment(deployment, entry):
+                key = records.device_key(deployment.app, deployment.device)
+                step = feedback.step(deployment)
+                if entry is not None or step > self._steps.get(key, 0):
+                    devices[key] = now_s
+                self._steps[key] = step
+                if deployment.final:
+                    self._steps.pop(key, None)
+
+    async def _said(self, change: PutActual, devices: dict[str, float]) -> None:
+        actual = change.actual
+        key = records.device_key(actual.app, actual.device)
+        view = await self.inner.device(actual.app, actual.device)
+        if view is None or key in devices:
+            return
+        link = await records.get(self.inner, records.LINKS, key, Link)
+        news = view.actual is None or (view.actual.sha256, view.actual.trial) != (actual.sha256, actual.trial)
+        said = digest_of(attributes_of(DeviceView(view.device, actual)))
+        if news or link is None:
+            devices[key] = self._now()
+        elif said != link.attributes:
+            devices[key] = max(self._now(), link.attributes_s + self.config.attributes_s)
+
+    async def new_blob(self) -> BlobWriter:
+        return await self.inner.new_blob()
+
+    async def delete_blob(self, sha256: str) -> None:
+        await self.inner.delete_blob(sha256)
+
+    # Reading: the records answer, whether hawkBit is there or not.
+
+    async def app(self, name: str) -> App | None:
+        return await self.inner.app(name)
+
+    async def apps(self, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0) -> list[App]:
+        return await self.inner.apps(selector, limit=limit, offset=offset)
+
+    async def device(self, app: str, device: str) -> DeviceView | None:
+        return await self.inner.device(app, device)
+
+    async def devices(
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
+    ) -> list[DeviceView]:
+        return await self.inner.devices(app, selector, limit=limit, offset=offset, after=after)
+
+    async def find_alias(self, app: str, alias: str) -> str | None:
+        return await self.inner.find_alias(app, alias)
+
+    async def firmware(self, app: str, version: str) -> Firmware | None:
+        return await self.inner.firmware(app, version)
+
+    async def firmwares(self, app: str) -> list[Firmware]:
+        return await self.inner.firmwares(app)
+
+    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
+        return await self.inner.firmware_by_digest(app, sha256)
+
+    async def deployment(self, deployment_id: str) -> Deployment | None:
+        return await self.inner.deployment(deployment_id)
+
+    async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
+        return await self.inner.deployments(app, device, limit=limit)
+
+    async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
+        return await self.inner.history(app, device, limit=limit)
+
+    async def users_of(self, app: str, version: str) -> list[str]:
+        return await self.inner.users_of(app, version)
+
+    async def document(self, collection: str, key: str) -> bytes | None:
+        return await self.inner.document(collection, key)
+
+    async def documents(
+        self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[tuple[str, bytes]]:
+        return await self.inner.documents(collection, prefix=prefix, after=after, limit=limit)
+
+    async def blob(self, sha256: str) -> Path | None:
+        return await self.inner.blob(sha256)
+
+    async def backup(self) -> AsyncIterator[bytes]:
+        async for block in self.inner.backup():
+            yield block

@@ -1,0 +1,46 @@
+"""After each test: no secret stands in what the daemons that it started have logged."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from dfud.testing.daemon import DaemonProcess
+
+# What every secret of dfud's own making looks like, wherever it came from: access tokens, claim codes, JWTs, whole headers.
+SHAPES = re.compile(
+    r"drg_[0-9A-Za-z]{6}_[0-9A-Za-z]{20,}"
+    r"|dfc_[0-9A-Za-z]{6}_[0-9A-Za-z]{20,}"
+    r"|eyJ[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_-]*"
+    r"|(?:Basic|Bearer) +[0-9A-Za-z+/=_.-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+def forms(secret: str) -> set[str]:
+    """Return the forms in which a secret travels and lies around."""
+    raw = secret.encode()
+    encoded = {base64.b64encode(raw).decode().rstrip("="), base64.urlsafe_b64encode(raw).decode().rstrip("=")}
+    return {secret, raw.hex(), *encoded}
+
+
+def leaks(daemon: DaemonProcess) -> list[str]:
+    """Return what is secret in a daemon's log, shortened so that it is none any more."""
+    told = "\n".join(json.dumps(line, ensure_ascii=False) for line in daemon.lines)
+    found = [match[0][:14] + "..." for match in SHAPES.finditer(told)]
+    for secret in filter(None, daemon.secrets):
+        found += [f"{secret[:3]}... in {len(form)} characters" for form in forms(secret) if form in told]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_in_any_log() -> Iterator[None]:
+    DaemonProcess.started.clear()
+    yield
+    found = {str(daemon.directory): leaks(daemon) for daemon in DaemonProcess.started}
+    DaemonProcess.started.clear()
+    assert not any(found.values()), f"secrets in a log: {found}"

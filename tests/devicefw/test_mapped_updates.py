@@ -1,0 +1,259 @@
+"""Whole updates by the agent's own code with mapped deltas, on real MicroPython (viper) and as plain bytecode: right, or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from dfud.errors import PeerError
+from dfud.package.apply import apply_package, decode_frame_untrusted
+from dfud.package.build import FULL_LEVEL, build_delta, build_mapped, parameters
+from dfud.package.file import PackageFile, make
+from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted, encode_chunk
+from dfud.wire.manifest import Manifest, encode_manifest
+from dfud.wire.messages import Command, Type, encode_command
+from dfud.wire.subset import encode
+from tests.parts import require
+
+ROOT = Path(__file__).parents[2]
+VECTORS = json.loads((ROOT / "tests" / "vectors" / "mapped.json").read_text())
+INTERPRETERS = ["micropython", "cpython"]
+CHUNK, BASE = 8, 9
+Case = dict[str, Any]
+
+
+def image_of(package: dict[str, Any]) -> tuple[bytes, bytes, PackageFile]:
+    """Return (base, image, package) of one of the vectors."""
+    base, chunks = bytes.fromhex(package["base"]), [bytes.fromhex(c) for c in package["chunks"]]
+    found = make(3, package["size"], bytes.fromhex(package["sha256"]), hashlib.sha256(base).digest(), chunks)
+    return base, apply_package(found, base), found
+
+
+MOVED = image_of(VECTORS["packages"][0])
+
+
+def case(base: bytes, image: bytes, package: PackageFile, **more: Any) -> Case:
+    manifest = Manifest("lamps", "1.1", "esp32c3", 2, len(image), hashlib.sha256(image).digest())
+    digest = more.pop("digest", package.base_sha256)
+    sizes = (len(image), len(package.chunks), package.total_bytes)
+    command = Command(
+        Type.UPDATE, 0, "1.1", encode([encode_manifest(manifest), b"", b""]), package.id, package.kind, *sizes, digest
+    )
+    chunks = [chunk.hex() for chunk in package.chunks]
+    return {"command": encode_command(command).hex(), "base": base.hex(), "chunks": chunks, **more}
+
+
+def run(interpreter: str, cases: list[Case], tmp_path: Path) -> list[tuple[str, int, int, int, list[int]]]:
+    """Return for each case: what was said, CRC-32 of the slot, operations on it, writes outside of it, chunks asked for."""
+    uses = Counter(text for one in cases for text in (one["base"], *one["chunks"]))
+    pool = {text: i for i, text in enumerate(text for text, count in uses.items() if count > 1)}
+    said = [one | {"base": pool.get(one["base"], one["base"]), "chunks": [pool.get(c, c) for c in one["chunks"]]} for one in cases]
+    (tmp_path / "cases").write_text("".join(json.dumps(line) + "\n" for line in [list(pool), *said]))
+    arguments = [str(Path(__file__).with_name("mcheck.py")), str(ROOT / "devicefw"), str(tmp_path / "cases")]
+    program = [require("micropython"), "-X", "heapsize=16M"] if interpreter == "micropython" else [sys.executable]
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr[-2000:]
+    name, *lines = done.stdout.splitlines()
+    assert name == interpreter and len(lines) == len(cases)
+    found = []
+    for line in lines:
+        said, crc, writes, outside, asked = line.split("|")
+        found.append((said, int(crc), int(writes), int(outside), [int(n) for n in asked.split(",") if n]))
+    return found
+
+
+def several_chunks(history: bool = False) -> tuple[bytes, bytes, PackageFile]:
+    """An image of several pages with a chunk for each of them, so that there is something to resume."""
+    base, image, _ = MOVED
+    noise = random.Random(1).randbytes(9000)
+    image = image + noise + noise[:3000]
+    package = build_mapped(image, base, 4112, history=history)
+    assert len(package.chunks) >= 4
+    return base, image, package
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_every_package_of_the_vectors_is_installed(interpreter: str, tmp_path: Path) -> None:
+    found = [image_of(package) for package in VECTORS["packages"]]
+    cases = [case(base, image, package) for base, image, package in found]
+    for (_, image, package), answer in zip(found, run(interpreter, cases, tmp_path), strict=True):
+        said, crc, writes, outside, asked = answer
+        assert (said, crc, outside, asked) == ("written", zlib.crc32(image), 0, list(range(len(package.chunks))))
+        assert writes >= 2 * -(-len(image) // PAGE_BYTES), "each page is erased and written"
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_another_base_is_refused_before_the_first_byte(interpreter: str, tmp_path: Path) -> None:
+    base, image, package = MOVED
+    other = bytearray(base)
+    other[5000] ^= 1
+    cases = [case(bytes(other), image, package), case(base, image, package, digest=bytes(32)), case(base, image, package, digest=b"")]
+    for said, _, writes, _, asked in run(interpreter, cases, tmp_path):
+        assert said == f"error {BASE} the package starts from another image"
+        assert (writes, asked) == (0, [])
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_a_wrong_chunk_is_fetched_again_and_three_wrong_ones_end_it(interpreter: str, tmp_path: Path) -> None:
+    base, image, package = several_chunks()
+    cases = []
+    for number, data in enumerate(package.chunks):
+        damaged = bytearray(data)
+        damaged[-2] ^= 0x40
+        elsewhere = package.chunks[number - 1]
+        for count in (1, 2, 3):
+            wrong = {str(number): [bytes(damaged).hex(), elsewhere.hex(), data[:-1].hex()][:count]}
+            cases.append(case(base, image, package, wrong=wrong))
+    answers = run(interpreter, cases, tmp_path)
+    for i, (said, crc, _, outside, asked) in enumerate(answers):
+        number, count = i // 3, i % 3 + 1
+        assert asked[: number + count] == [*range(number), *[number] * count]
+        assert outside == 0
+        if count < 3:
+            assert (said, crc) == ("written", zlib.crc32(image))
+        else:
+            assert said.startswith(f"error {CHUNK} chunk {number}: ") and len(asked) == number + 3
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_a_power_cut_at_every_operation_goes_on_where_it_was(tmp_path: Path, history: bool) -> None:
+    base, image, package = several_chunks(history)
+    (_, _, total, _, _), *_ = run("micropython", [case(base, image, package)], tmp_path)
+    assert total > 10
+    answers = run("micropython", [case(base, image, package, cut=n) for n in range(1, total + 3 + len(package.chunks))], tmp_path)
+    again = 0
+    for number, (said, crc, _, outside, asked) in enumerate(answers, 1):
+        where = f"cut at operation {number}: {said}, {asked}"
+        assert (said, crc, outside) == ("written", zlib.crc32(image), 0), where
+        assert len(asked) <= len(package.chunks) + 2, f"{where}: at most the table and one chunk are fetched twice"
+        again += asked.count(0) == 2
+    assert again > 3, "the table is fetched again where it was lost"
+
+
+def test_staged_for_the_bootloader_it_is_stored_as_it_came(tmp_path: Path) -> None:
+    base, image, package = several_chunks()
+    said, _, writes, outside, asked = run("micropython", [case(base, image, package, stage=1)], tmp_path)[0]
+    assert (said, writes, outside, asked) == ("written", 0, 0, list(range(len(package.chunks))))
+
+
+def table_chunk(packed: bytes, frame: bytes | None = None) -> bytes:
+    frame = frame or zstandard.ZstdCompressor(compression_params=parameters(FULL_LEVEL)).compress(packed)
+    return encode_chunk(Chunk(0, 0, 0, zlib.crc32(packed), frame))
+
+
+def number(rng: random.Random) -> bytes:
+    """A varint of any size, often one of those at which something ends."""
+    value = rng.choice([0, 1, 2, 127, rng.randrange(128), rng.getrandbits(16), rng.getrandbits(32), 0xFFFFFFFF, 0x7FFFFFFF])
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+def hostile_tables(rng: random.Random, good: bytes) -> bytes:
+    """Tables that are nearly right: changed, made up, or with as many entries as there may be."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        data = bytearray(good)
+        for _ in range(rng.choice((1, 2, 5))):
+            data[rng.randrange(1, len(data))] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
+        return bytes(data)
+    if kind == 1:
+        count, flags = rng.randrange(200), rng.choice((4, 5))
+        starts = [number(rng) if rng.random() < 0.02 else bytes([rng.randrange(1, 128)]) for _ in range(count)]
+        head = bytes([1, flags, 0, count & 127 | 128, count >> 7]) if count > 127 else bytes([1, flags, 0, count])
+        shifts = [number(rng) for _ in range(count)]
+        if count:
+            starts[0] = b"\x80\x80\x80\x90\x04"  # 0x42000000
+        return head + b"".join(starts) + b"".join(shifts)
+    if kind == 2:
+        # Segments of the new image anywhere; often nearly inside it, and overlapping pages by odd sizes.
+        n = rng.randrange(1, 4)
+        return bytes([1, rng.choice((0, 4, 5, 7))]) + bytes([n]) + b"".join(number(rng) for _ in range(3 * n)) + b"\0"
+    return bytes([1]) + b"".join(number(rng) for _ in range(rng.randrange(30)))
+
+
+def hostile_chunk(rng: random.Random, data: bytes) -> bytes:
+    chunk = decode_chunk_untrusted(data)
+    kind = rng.randrange(4)
+    payload = bytearray(chunk.payload)
+    if kind == 0:
+        # Any bytes at all in absolute form: what is taken back is code that no compiler wrote.
+        text = bytes(rng.choice((0x6F, 0x17, 0x97, 0x03, 0x23, 0x67, 0xEF, 0x37, 0xB7, rng.randrange(256))) for _ in range(4096))
+        frame = zstandard.ZstdCompressor(compression_params=parameters(1)).compress(text)
+        return encode_chunk(Chunk(chunk.number, chunk.page, 1, chunk.crc, frame))
+    if kind == 1:
+        fields = [chunk.number, chunk.page, chunk.pages, chunk.crc]
+        fields[rng.randrange(4)] = rng.choice([0, 1, 2, 31, 32, 33, 255, 1 << 20, 0xFFFFFFFF])
+        return encode([*fields, bytes(payload)])
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        payload[rng.randrange(len(payload))] = rng.randrange(256)
+    return encode_chunk(Chunk(chunk.number, chunk.page, chunk.pages, chunk.crc, bytes(payload)))
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_hostile_chunks_write_nothing_outside_of_the_slot(interpreter: str, tmp_path: Path) -> None:
+    """Under CPython every index of the inner loops is checked; under MicroPython the same code runs as viper, which checks none."""
+    seed = 21
+    rng = random.Random(seed)
+    base, image, package = several_chunks()
+    good = decode_frame_untrusted(decode_chunk_untrusted(package.chunks[0]).payload, b"", None, 4096)
+    cases = []
+    for _ in range(1500 if interpreter == "micropython" else 250):
+        chunks = list(package.chunks)
+        if rng.random() < 0.5:
+            chunks[0] = table_chunk(hostile_tables(rng, good))
+        else:
+            at = rng.randrange(len(chunks))
+            chunks[at] = hostile_chunk(rng, chunks[at])
+        wrong = make(3, package.size, package.sha256, package.base_sha256, chunks)
+        cases.append(case(base, image, wrong))
+    counts = {"written": 0, "error": 0}
+    for i, (said, crc, _, outside, _) in enumerate(run(interpreter, cases, tmp_path)):
+        where = f"seed {seed} case {i}: {said}"
+        assert outside == 0, where
+        counts[said.split(" ", 1)[0]] += 1
+        assert said != "written" or crc == zlib.crc32(image), where
+    assert counts["error"] > 4 * counts["written"], counts
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_hostile_tables_are_judged_as_dfud_does(interpreter: str, tmp_path: Path) -> None:
+    """A table that both take leads to the same bytes: the chunk behind it is made with that table by dfud's own view."""
+    rng = random.Random(5)
+    base, image, package = several_chunks()
+    good = decode_frame_untrusted(decode_chunk_untrusted(package.chunks[0]).payload, b"", None, 4096)
+    cases, expected = [], []
+    for _ in range(600 if interpreter == "micropython" else 60):
+        packed = hostile_tables(rng, good)
+        chunks = [table_chunk(packed), *package.chunks[1:]]
+        wrong = make(3, package.size, package.sha256, package.base_sha256, chunks)
+        try:
+            apply_package(wrong, base)
+            expected.append("")
+        except PeerError as error:
+            expected.append("chunk 0" if str(error).startswith("chunk 0: ") else "later")
+        cases.append(case(base, image, wrong))
+    for i, ((said, *_), wanted) in enumerate(zip(run(interpreter, cases, tmp_path), expected, strict=True)):
+        refused = "" if said == "written" else "chunk 0" if said.startswith(f"error {CHUNK} chunk 0: ") else "later"
+        assert refused == wanted, f"case {i}: {said}, dfud: {wanted}"
+    assert {"chunk 0", "later"} <= set(expected)
+
+
+def test_kinds_without_a_table_refuse_one(tmp_path: Path) -> None:
+    base, image, _ = MOVED
+    package = build_delta(image, base, 4112)
+    mapped = build_mapped(image, base, 4112)
+    wrong = make(2, package.size, package.sha256, package.base_sha256, [mapped.chunks[0], *package.chunks[1:]])
+    assert run("micropython", [case(base, image, wrong)], tmp_path)[0][0] == f"error {CHUNK} chunk 0: place"

@@ -1,0 +1,64 @@
+"""What the agent takes of the heap, counted on real MicroPython while it installs a mapped delta with all it needs loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.corpus import own_pair
+from devicefw.sim.board import HEAP
+from dfud.wire.messages import Kind
+from tests.e2e.fleet import fleet
+from tests.e2e.test_mapped import made
+from tests.parts import require
+
+# What an application has loaded anyway; then the agent's code; then whatever else it comes to hold.
+PROGRAM = """
+import asyncio, binascii, gc, hashlib, json, random, socket, ssl, struct, time
+def count(what):
+    gc.collect()
+    print("app: heap", what, gc.mem_alloc())
+count("before")
+import dfu, dfu.http, dfu.update, dfu.zstd, dfu.mapped
+count("code")
+CONFIG = {}
+async def main():
+    CONFIG["progress"] = lambda done, total: count("chunk")
+    dfu.start(CONFIG)
+    await asyncio.sleep_ms(50)
+    dfu.confirm()
+    count("started")
+    while True:
+        await asyncio.sleep(1)
+dfu.run(main())
+"""
+# Bytes on 64-bit MicroPython, whose objects are larger than a chip's. A package's table may have 4096 bytes, and takes 1 KB to find
+# one's way in it.
+DATA_MAX = 40 * 1024
+CODE_MAX = 52 * 1024
+TABLE_MAX = 5 * 1024
+
+
+async def test_the_agent_fits_what_is_promised(tmp_path: Path) -> None:
+    require("micropython")
+    require("riscv-gcc")
+    require("esptool")
+    pair = own_pair((f"VERSION = '1.0'\n{PROGRAM}", f"VERSION = '1.1'\n{PROGRAM}"))
+    async with fleet(tmp_path) as f:
+        await f.publish(pair.old, "1.0")
+        await f.publish(pair.new, "1.1")
+        board = await f.board("lamp1", pair.old, payload=4112)
+        assert board.heap == HEAP == "110K"
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        await f.wait("lamp1", "done", timeout_s=90)
+        assert [package.kind for package in made(f)] == [Kind.MAPPED]
+    counted: dict[str, list[int]] = {}
+    for line in board.console:
+        if line.startswith("app: heap "):
+            counted.setdefault(line.split()[2], []).append(int(line.split()[3]))
+    before, code = counted["before"][0], counted["code"][0] - counted["before"][0]
+    data = max(counted["chunk"]) - before - code
+    print(f"code {code}, data {data}, in all {code + data}")
+    assert len(counted["chunk"]) >= 3
+    assert code < CODE_MAX
+    assert data + TABLE_MAX < DATA_MAX + TABLE_MAX <= 64 * 1024

@@ -1,0 +1,174 @@
+"""The mapped delta: both readings of docs/delta-format.md agree, nothing is lost, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfud.errors import PeerError
+from dfud.package import lanes
+from dfud.package.apply import apply_package
+from dfud.package.build import build_mapped
+from dfud.package.file import PackageFile, make, read_package_untrusted, write_package
+from dfud.package.table import Segment, Table, decode_table_untrusted, encode_table, segments
+from dfud.package.view import PAGE_BYTES, VIEW_BYTES, View, transform
+from dfud.wire.chunk import decode_chunk_untrusted
+from dfud.wire.messages import Kind
+
+VECTORS = json.loads(Path(__file__).parents[1].joinpath("vectors", "mapped.json").read_text())
+ADDRESSES = (0x42000020, 0x3C000020, 0x3FC80000, 0x40380000, 0xFFFFFFF0, 0x42000021, 0)
+
+
+def esp(parts: list[tuple[int, bytes]], tail: bytes = b"") -> bytes:
+    head = bytearray(24)
+    head[0], head[1], head[12] = 0xE9, len(parts), 5
+    return bytes(head) + b"".join(struct.pack("<II", a, len(d)) + d for a, d in parts) + tail
+
+
+def code(rng: random.Random, size: int) -> bytes:
+    """Instructions of which most are references, or overwrite what one needs."""
+    out = bytearray()
+    while len(out) < size:
+        kind, register = rng.randrange(9), rng.choice([1, 5, 10, 15, 0])
+        use = rng.getrandbits(12) << 20 | register << 15 | rng.choice([1, 10, 20]) << 7
+        use |= rng.choice([0x67, 0x13, 0x2003, 0x2023])
+        if kind == 0:
+            out += struct.pack("<I", rng.getrandbits(20) << 12 | register << 7 | 0x6F)
+        elif kind == 1:
+            out += struct.pack("<II", rng.getrandbits(20) << 12 | register << 7 | 0x17, use)
+        elif kind in (2, 3):
+            out += struct.pack("<I", rng.choice([0x42000, 0x3C000, 0x3FC80, 0x3FC81, 12]) << 12 | register << 7 | 0x37)
+        elif kind in (4, 5):
+            out += struct.pack("<I", use)
+        elif kind == 6:
+            out += struct.pack("<H", rng.getrandbits(16) & ~3 | rng.randrange(3))
+        elif kind == 7:
+            out += rng.randbytes(2)
+        else:
+            out += struct.pack("<H", rng.choice([0x8082, 0x9082, 0x2001, 0x4501]))
+    return bytes(out[:size])
+
+
+@st.composite
+def images(draw: st.DrawFn) -> bytes:
+    rng = random.Random(draw(st.integers(0, 1 << 30)))
+    parts = []
+    for _ in range(draw(st.integers(0, 4))):
+        size = draw(st.sampled_from([0, 1, 2, 3, 4, 7, 500, 1021, 3002, 8999]))
+        parts.append(
+            (draw(st.sampled_from(ADDRESSES)), code(rng, size) if draw(st.booleans()) else rng.randbytes(size))
+        )
+    return esp(parts, draw(st.binary(max_size=40)))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Table:
+    starts = sorted(draw(st.sets(st.integers(0x3C000000, 0x42002000) | st.integers(0, 0xFFFFFFFF), max_size=12)))
+    shifts = [draw(st.integers(-9000, 9000) | st.integers(-(1 << 31), (1 << 31) - 1)) for _ in starts]
+    return Table(draw(st.integers(0, 15)), (), starts, shifts, draw(st.booleans()))
+
+
+@pytest.mark.parametrize("case", VECTORS["views"], ids=lambda c: c["name"])
+def test_views_are_as_in_the_vectors(case: dict[str, str]) -> None:
+    old = bytes.fromhex(case["old"])
+    table = decode_table_untrusted(bytes.fromhex(case["table"]), segments(old), 1 << 20)
+    assert View(old, table).whole().hex() == case["view"]
+    assert lanes.view(old, table)[0].hex() == case["view"]
+
+
+@pytest.mark.parametrize("case", VECTORS["packages"], ids=lambda c: c["name"])
+def test_packages_of_the_vectors_apply(case: dict[str, object]) -> None:
+    package, base = package_of(case)
+    image = apply_package(package, base)
+    table = decode_table_untrusted(bytes.fromhex(str(case["table"])), segments(base), len(image))
+    view = View(base, table).whole()
+    assert [zlib.crc32(view[i : i + VIEW_BYTES]) for i in range(0, len(view), VIEW_BYTES)] == case["view_crc"]
+    forms = []
+    for data in package.chunks[1:]:
+        chunk, carry = decode_chunk_untrusted(data), 0
+        for first in range(chunk.page * PAGE_BYTES, (chunk.page + chunk.pages) * PAGE_BYTES, PAGE_BYTES):
+            form, carry = transform(image[first : first + PAGE_BYTES], first, carry, table.new)
+            forms.append(zlib.crc32(form))
+    assert forms == case["form_crc"]
+
+
+def package_of(case: dict[str, object]) -> tuple[PackageFile, bytes]:
+    import hashlib
+
+    base = bytes.fromhex(str(case["base"]))
+    chunks = [bytes.fromhex(c) for c in case["chunks"]]  # type: ignore[attr-defined]
+    sha256 = bytes.fromhex(str(case["sha256"]))
+    return make(Kind.MAPPED, int(str(case["size"])), sha256, hashlib.sha256(base).digest(), chunks), base
+
+
+def test_tables_are_taken_and_refused_as_in_the_vectors() -> None:
+    found = VECTORS["tables"]
+    old = segments(bytes.fromhex(found["old"]))
+    for good in found["accepted"]:
+        assert encode_table(decode_table_untrusted(bytes.fromhex(good), old, found["size"]), old).hex() == good
+    for case in found["refused"]:
+        with pytest.raises(PeerError, match="table: "):
+            print(case["why"], decode_table_untrusted(bytes.fromhex(case["hex"]), old, found["size"]))
+
+
+@given(st.binary(max_size=60), st.integers(0, 5000))
+def test_whatever_is_read_as_a_table_is_one(data: bytes, size: int) -> None:
+    old = [Segment(32, 100, 0x42000020), Segment(140, 400, 0x3C000000)]
+    try:
+        table = decode_table_untrusted(b"\1" + data, old, size)
+    except PeerError:
+        return
+    assert decode_table_untrusted(encode_table(table, old), old, size) == table
+    assert all(s.offset + s.length <= size for s in table.new)
+
+
+@settings(deadline=None, max_examples=100)
+@given(images() | st.binary(max_size=3000), tables())
+def test_numpy_sees_what_the_slow_reading_sees(old: bytes, table: Table) -> None:
+    assert lanes.view(old, table)[0] == View(old, table).whole()
+
+
+@settings(deadline=None, max_examples=100)
+@given(images(), st.integers(1, 4))
+def test_the_absolute_form_is_a_bijection(image: bytes, pages: int) -> None:
+    code: list[Segment] = []
+    for s in segments(image):
+        if not (s.offset | s.address) & 1:
+            code.append(s)
+    slow, fast, back = [], lanes.Absolute(image, code), []
+    for first in range(0, len(image), PAGE_BYTES * pages):
+        end, carry = min(first + PAGE_BYTES * pages, len(image)), 0
+        for at in range(first, end, PAGE_BYTES):
+            form, following = transform(image[at : at + PAGE_BYTES], at, carry, code)
+            assert transform(form, at, carry, code, inverse=True) == (image[at : at + PAGE_BYTES], following)
+            slow.append(form)
+            carry = following
+        assert fast.of(first, end) == b"".join(slow[first // PAGE_BYTES :])
+    inverse = lanes.Absolute(b"".join(slow), code, inverse=True)
+    for first in range(0, len(image), PAGE_BYTES * pages):
+        back.append(inverse.of(first, min(first + PAGE_BYTES * pages, len(image))))
+    assert b"".join(back) == image
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    images() | st.binary(min_size=1, max_size=9000),
+    images() | st.binary(max_size=9000),
+    st.integers(4112, 9000),
+    st.booleans(),
+)
+def test_any_two_images_make_a_mapped_package_that_applies(
+    image: bytes, base: bytes, payload: int, history: bool
+) -> None:
+    package = build_mapped(image, base, payload, history=history)
+    assert apply_package(package, base) == image
+    assert read_package_untrusted(write_package(package)) == package
+    chunks = [decode_chunk_untrusted(c) for c in package.chunks]
+    assert all(len(c.payload) <= payload for c in chunks) and [c.number for c in chunks] == list(range(len(chunks)))

@@ -1,0 +1,166 @@
+"""The audit log: what is done and the entry that tells of it are one commit; readers choose; nobody changes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from dfud_local.store import LocalStore
+
+from dfud.api import (
+    App,
+    Bus,
+    Change,
+    Deployment,
+    Device,
+    Metadata,
+    PutApp,
+    PutDeployment,
+    PutDevice,
+    PutDocument,
+    State,
+    StoreError,
+)
+from dfud.controller.config import ControllerConfig
+from dfud.controller.controller import Controller
+from dfud.controller.packages import Packages
+from dfud.registry import audit
+from dfud.registry.audit import Filter
+from dfud.registry.users import User, Users
+from tests.cli.test_dfuctl import Dfuctl, dfuctl
+
+__all__ = ["dfuctl"]
+ADMIN = User("admin", {"*": "admin"})
+T0 = 1_800_000_000.0
+
+
+class WatchedStore(LocalStore):
+    """Remembers every commit; refuses them all while `broken`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.commits: list[list[Change]] = []
+        self.broken = False
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        if self.broken:
+            raise StoreError("away", retryable=True)
+        await super().commit(changes)
+        self.commits.append(list(changes))
+
+
+def told(changes: Sequence[Change]) -> list[str]:
+    return [
+        json.loads(c.value)["what"] for c in changes if isinstance(c, PutDocument) and c.collection == audit.COLLECTION
+    ]
+
+
+@pytest.fixture
+async def store(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[WatchedStore]:
+    found = WatchedStore(tmp_path / "state")
+    await nursery.start(found.run, Bus())
+    yield found
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_token_and_its_entry_are_one_commit(store: WatchedStore) -> None:
+    users = Users(store)
+    token, _ = await users.create("eve", {"a": "reader"}, by="admin", now_s=T0, days=1)
+    await users.delete(token.prefix, ADMIN, T0)
+    assert [told(c) for c in store.commits] == [["create-token"], ["delete-token"]]
+    assert [len(c) for c in store.commits] == [2, 2]
+    store.broken = True
+    with pytest.raises(StoreError):
+        await users.create("eve", {}, by="admin", now_s=T0, days=1)
+    store.broken = False
+    assert await users.tokens() == []
+    assert len(await audit.read(store)) == 2, "what did not happen is not on record either"
+
+
+@pytest.mark.parametrize(("what", "state"), [("retry", State.FAILED), ("cancel", State.FETCHING)])
+async def test_a_retry_and_a_cancel_and_their_entries_are_one_commit(
+    store: WatchedStore, nursery: trio.Nursery, tmp_path: Path, what: str, state: State
+) -> None:
+    bus = Bus()
+    packages = Packages(store, tmp_path / "packages", disk_bytes=1 << 20, memory_bytes=1 << 20, workers=1)
+    controller = Controller(store, bus, packages, ControllerConfig(), lambda: T0)
+    blocked = state is State.FAILED
+    deployment = Deployment("id", "a", "d", "1.1", "00" * 32, state, T0, T0, blocks=blocked)
+    await store.commit([PutApp(App(Metadata("a"))), PutDevice(Device(Metadata("d", "a")))])
+    await store.commit([PutDeployment(deployment)])
+    store.commits.clear()
+    ask = controller.retry if what == "retry" else controller.cancel
+    entry = audit.entry(T0, "eve", what, "a/d")
+    store.broken = True
+    with pytest.raises(StoreError):
+        await ask("a", "d", "eve", [entry])
+    assert store.commits == []
+    store.broken = False
+    await ask("a", "d", "eve", [entry])
+    (changes,) = store.commits
+    assert told(changes) == [what]
+    (put,) = [c for c in changes if isinstance(c, PutDeployment)]
+    assert (put.deployment.blocks, put.entry is not None) == (not blocked, True)
+    await ask("a", "d", "eve", [audit.entry(T0 + 1, "eve", what, "a/d")])
+    assert told(store.commits[-1]) == [what], "nothing left to do, and on record all the same"
+
+
+async def test_readers_choose_by_user_deed_target_and_time(store: WatchedStore) -> None:
+    rows = [
+        ("eve", "create", "a"),
+        ("eve", "create", "a/d"),
+        ("bob", "publish", "a/1.0"),
+        ("bob", "create", "ab"),
+        ("eve", "delete", "a/d/x"),
+    ]
+    for number, (by, what, target) in enumerate(rows):
+        await store.commit([audit.entry(T0 + number, by, what, target)])
+
+    async def found(limit: int = 200, after: str = "", **wanted: Any) -> list[int]:
+        entries = await audit.read(store, Filter(**wanted), limit=limit, after=after)
+        return [int(e.at_s - T0) for _, e in entries]
+
+    assert await found() == [0, 1, 2, 3, 4]
+    assert await found(by="bob") == [2, 3]
+    assert await found(what="create", by="eve") == [0, 1]
+    assert await found(app="a") == [0, 1, 2, 4]
+    assert await found(target="a/d") == [1, 4]
+    assert await found(since_s=T0 + 2) == [2, 3, 4]
+    assert await found(since_s=T0 + 1, until_s=T0 + 3) == [1, 2]
+    assert await found(limit=2, by="eve") == [0, 1]
+    first = (await audit.read(store, limit=2))[-1][0]
+    assert await found(after=first, by="eve") == [4]
+
+
+async def test_more_entries_than_a_page_are_searched(store: WatchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "PAGE", 3)
+    await store.commit([audit.entry(T0 + n, "eve" if n % 5 else "bob", "x", "a") for n in range(20)])
+    assert [e.at_s - T0 for _, e in await audit.read(store, Filter(by="bob"))] == [0, 5, 10, 15]
+    assert len(await audit.read(store)) == 20
+
+
+async def test_the_command_line_has_the_filters_and_an_apps_admin_sees_his_app(dfuctl: Dfuctl, tmp_path: Path) -> None:
+    await dfuctl("app", "create", "a", "--unsigned")
+    await dfuctl("app", "create", "b", "--unsigned")
+    await dfuctl("--app", "a", "device", "create", "d")
+
+    async def targets(*arguments: str, run: Dfuctl = dfuctl) -> list[str]:
+        return [e["target"] for e in json.loads(await run("-o", "json", *arguments))]
+
+    assert await targets("audit", "--what", "create") == ["a", "b", "a/d"]
+    assert await targets("audit", "--what", "create", "--target", "a") == ["a", "a/d"]
+    assert await targets("audit", "--since", "2100-01-01") == []
+    assert await targets("audit", "--until", "2001-01-01T00:00:00Z") == []
+    assert len(await targets("audit", "--by", "admin", "--limit", "2")) == 2
+    assert "expected 2026-11-25" in await dfuctl("audit", "--since", "yesterday", fails=True)
+    token = await dfuctl("token", "create", "--user", "ann", "--role", "a=admin")
+    ann = Dfuctl(tmp_path / "ann")
+    url = json.loads(await dfuctl("-o", "json", "context"))[0]["url"]
+    await ann("login", url, "--token", token)
+    assert set(await targets("--app", "a", "audit", "--of-app", run=ann)) == {"a", "a/d"}
+    assert "this needs the role admin" in await ann("audit", fails=True)
+    assert "no app b" in await ann("--app", "b", "audit", "--of-app", fails=True)
