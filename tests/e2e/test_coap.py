@@ -7,11 +7,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import trio
+from aiocoap import Message
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devicefw.sim.board import Board
 from devicefw.sim.flash import partition
-from dfud.testing.link import FaultyUdpLink
+from dfud.testing.link import FaultyUdpLink, UdpFaults
 from tests.e2e.fleet import APP, Fleet, firmware, fleet
 from tests.e2e.test_agent import signed, trailer, write_keys
 from tests.package.test_build import code
@@ -23,7 +25,7 @@ SECURITY = ["oscore", "plain"]
 
 
 async def prepared(f: Fleet, security: str, *, link: FaultyUdpLink | None = None, **config: object) -> Board:
-    """A board that talks CoAP and is behind: through `link`, if there is one."""
+    """A board that talks CoAP and does not run the newest firmware: through `link`, if there is one."""
     await f.publish(OLD, "1.0")
     await f.publish(NEW, "1.1")
     port = f.daemon.ports["coap"] if link is None else await f.nursery.start(link.run)
@@ -52,6 +54,80 @@ async def test_an_update_over_coap(tmp_path: Path, security: str) -> None:
         assert holds(board, 1, NEW)
         assert board.version_line() == "app: confirmed 1.1"
         assert not [line for line in board.console if line.startswith("dfu:")], "nothing had to be tried again"
+
+
+@pytest.mark.parametrize(
+    ("security", "loss"),
+    [
+        ("oscore", 0.2),
+        ("plain", 0.2),
+        *[pytest.param(s, loss, marks=pytest.mark.slow) for s in SECURITY for loss in (0.05, 0.1, 0.3)],
+    ],
+)
+async def test_an_update_over_a_link_that_loses_repeats_and_reorders(
+    tmp_path: Path, security: str, loss: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require("micropython")
+    async with fleet(tmp_path, coap="plain = true" if security == "plain" else "") as f:
+        link = FaultyUdpLink(f.daemon.ports["coap"], UdpFaults(loss=loss, duplicate=0.05, reorder=0.05), seed=9)
+        board = await prepared(f, security, link=link, ack_timeout_ms=150)
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        status = await f.wait("lamp1", "done", timeout_s=200)
+        assert status["current"] == "1.1"
+        assert status["deployment"]["attempts"] == 0
+        assert holds(board, 1, NEW)
+        assert [b.slot for b in board.boots] == [0, 1]
+        assert link.lost > 10 and link.duplicated > 0 and link.reordered > 0 and link.repeated > 10
+        with capsys.disabled():
+            told = f"{security}, {loss:.0%} loss each way: {link.passed} datagrams, {link.lost} lost, {link.duplicated} twice"
+            print(f"\n{told}, {link.reordered} late; {link.repeated} retransmissions; byte-exact")
+
+
+def chunk_of(data: bytes) -> int | None:
+    """Return the number of the chunk that a datagram asks for, in plain CoAP."""
+    if data[1] != 1:
+        return None
+    return int(Message.decode(data).opt.uri_path[3])
+
+
+async def test_a_device_that_lost_power_goes_on_at_its_chunk(tmp_path: Path) -> None:
+    require("micropython")
+    async with fleet(tmp_path, coap="plain = true") as f:
+        link = FaultyUdpLink(f.daemon.ports["coap"], UdpFaults())
+        board = await prepared(f, "plain", link=link)
+        await f.want("lamp1", "1.1")
+        asked: list[int] = []
+        link.on_datagram = lambda data: asked.extend(n for n in (chunk_of(data),) if n is not None)
+        board.flash.cut_at, board.flash.cut_how = 25, "half"
+        with trio.fail_after(60):
+            while "-- power cut --" not in board.console:
+                await board.run_once()
+        before = list(asked)
+        asked.clear()
+        f.nursery.start_soon(board.run)
+        assert (await f.wait("lamp1", "done", timeout_s=60))["current"] == "1.1"
+        assert before[-1] > 0, "the cut came too early to show anything"
+        assert asked[0] == before[-1], "it began again with the chunk that was cut"
+        assert holds(board, 1, NEW)
+
+
+@pytest.mark.parametrize("security", SECURITY)
+async def test_a_waiting_device_is_woken(tmp_path: Path, security: str) -> None:
+    require("micropython")
+    async with fleet(tmp_path, coap="plain = true" if security == "plain" else "") as f:
+        link = FaultyUdpLink(f.daemon.ports["coap"], UdpFaults())
+        board = await prepared(f, security, link=link, wait_s=3600)
+        f.nursery.start_soon(board.run)
+        # With OSCORE the first one is asked for an Echo; then a POST and an observation, each answered.
+        registered = 6 if security == "oscore" else 4
+        with trio.fail_after(60):
+            while link.passed < registered:
+                await trio.sleep(0.05)
+        await f.want("lamp1", "1.1")
+        status = await f.wait("lamp1", "done", timeout_s=60)
+        assert status["current"] == "1.1", "an hour has not passed: it was told"
+        assert not [line for line in board.console if line.startswith("dfu:")]
 
 
 async def test_a_signed_update_fits_into_the_same_heap(tmp_path: Path) -> None:
