@@ -20,7 +20,7 @@ async def test_a_drogue_client_is_told_what_it_should_run(nursery: trio.Nursery,
     daemon = DaemonProcess(
         tmp_path / "dfud",
         plugins=("local", "http", "drogue", "coap"),
-        extra="[transport.coap]\nport = 0\nplain = true\n",
+        coap="plain = true\n",
     )
     await daemon.init()
     await nursery.start(daemon.run)

@@ -44,6 +44,8 @@ class CoapTransport(Transport):
         if config.block_max & (config.block_max - 1):
             raise ConfigError(f"[transport.coap] block_max {config.block_max}, expected a power of two from 16 to 1024")
         self._config = config
+        # On debug it writes plaintexts and nonces, many lines for each message.
+        logging.getLogger("aiocoap.cryptography").setLevel(logging.WARNING)
         self._tls = self._load_tls()
         self._server: Server | None = None
         self._gone = trio.Event()
