@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,21 @@ async def test_a_signed_update_fits_into_the_same_heap(tmp_path: Path) -> None:
         status = await f.wait("lamp1", "done", timeout_s=60)
         assert status["current"] == "1.2"
         assert board.heap == "110K"
+
+
+async def test_simulated_boards_speak_coap(tmp_path: Path) -> None:
+    require("micropython")
+    async with fleet(tmp_path, coap="") as f:
+        await f.publish(OLD, "1.0")
+        await f.publish(NEW, "1.1")
+        await f.request("POST", f"/api/dfu/v1/apps/{APP}/update", json={"firmware": {"version": "1.1"}})
+        command = [sys.executable, "-m", "dfud.daemon", "sim", "--transport", "coap", "--url", f.daemon.urls["coap"], "--devices", "2"]
+        command += ["--registry", f.daemon.urls["registry"], "--token", f.daemon.token, "--app", APP]
+        process = await trio.lowlevel.open_process(command, stdout=-3)
+        try:
+            for number in range(2):
+                found = await f.wait(f"sim-{number}", "done", timeout_s=60)
+                assert found["actual"]["transport"] == "coap"
+        finally:
+            process.terminate()
+            await process.wait()
