@@ -160,8 +160,8 @@ async def test_simulated_boards_speak_coap(tmp_path: Path) -> None:
         await f.publish(OLD, "1.0")
         await f.publish(NEW, "1.1")
         await f.request("POST", f"/api/dfu/v1/apps/{APP}/update", json={"firmware": {"version": "1.1"}})
-        command = [sys.executable, "-m", "dfud.daemon", "sim", "--transport", "coap", "--url", f.daemon.urls["coap"], "--devices", "2"]
-        command += ["--registry", f.daemon.urls["registry"], "--token", f.daemon.token, "--app", APP]
+        command = [sys.executable, "-m", "dfud.daemon", "sim", "--transport", "coap", "--devices", "2"]
+        command += ["--url", f.daemon.urls["coap"], "--registry", f.daemon.urls["registry"], "--token", f.daemon.token, "--app", APP]
         process = await trio.lowlevel.open_process(command, stdout=-3)
         try:
             for number in range(2):
