@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import signal
 import sys
 from pathlib import Path
 
@@ -169,5 +170,5 @@ async def test_simulated_boards_speak_coap(tmp_path: Path) -> None:
                 found = await f.wait(f"sim-{number}", "done", timeout_s=60)
                 assert found["actual"]["transport"] == "coap"
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # Ctrl-C: the boards end, too
             await process.wait()
