@@ -16,8 +16,8 @@ from aiocoap.optiontypes import OpaqueOption
 
 from devicefw.sim.compile import agent_modules
 from tests.devicefw.coapside import HERE, adrive, job
-from tests.devicefw.test_oscore import Server as Oscore
-from tests.devicefw.test_oscore import decoded
+from tests.devicefw.test_oscore_client import Server as Oscore
+from tests.devicefw.test_oscore_client import decoded
 from tests.parts import require
 
 PACKAGE = "00" * 16
