@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -117,6 +118,9 @@ def test_the_table_of_duplicates_stays_within_its_bounds(steps: list[tuple[int, 
             assert len(d) <= 10 and d._bytes == sum(len(v[2]) for v in d._seen.values()) <= 100 + 40
             expiries = [v[0] for v in d._seen.values()]
             assert expiries == sorted(expiries)
+            assert isinstance(
+                d._seen, OrderedDict
+            )  # a dict would search for its first key at each message, once it is full
     finally:
         reliability.REMEMBERED_MAX_BYTES = limit
 
