@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from dfud_hawkbit.answers import Offer, Order
 
 from dfud.api import CancelRequested, Device, Metadata, PutDevice, State
 from dfud.testing.device import SimulatedDevice
@@ -123,6 +124,33 @@ async def test_a_wish_that_is_taken_back_in_dfud_cancels_the_action(hawkbit: Ser
         action = await house.action_of()
         await house.want(None)
         await until("the action is cancelled", lambda: gone(person, house, action))
+        assert await house.wanted() is None
+
+
+async def test_a_wish_that_is_taken_back_while_hawkbit_is_read_stays_taken_back(
+    hawkbit: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house_at(hawkbit, tmp_path) as house, person_at(hawkbit) as person:
+        await house.device()
+        await house.publish("2.0", NEW)
+        await house.want("2.0")
+        action = await house.action_of()
+        await house.quiet()
+        client, read = house.store.parts.client, house.store.parts.client.order
+        asked: list[str] = []
+
+        async def reads_and_is_overtaken(target: str, offer: Offer) -> Order | None:
+            found = await read(target, offer)
+            if not asked:
+                asked.append(target)
+                await house.want(None)
+            return found
+
+        monkeypatch.setattr(client, "order", reads_and_is_overtaken)
+        house.store.parts.devices.look.add(f"{house.app}/d1")
+        house.store.parts.worker.work.poke(f"{house.app}/d1", 0.0)
+        await until("the action is cancelled", lambda: gone(person, house, action))
+        assert asked == [house.target()]
         assert await house.wanted() is None
 
 
