@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -123,6 +124,32 @@ async def test_a_wish_that_is_taken_back_in_dfud_cancels_the_action(hawkbit: Ser
         action = await house.action_of()
         await house.want(None)
         await until("the action is cancelled", lambda: gone(person, house, action))
+        assert await house.wanted() is None
+
+
+async def test_a_wish_that_is_taken_back_while_hawkbit_is_asked_does_not_come_back(
+    hawkbit: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house_at(hawkbit, tmp_path) as house, person_at(hawkbit) as person:
+        await house.device()
+        await house.publish("2.0", NEW)
+        client = house.store.parts.client
+        ask, asked = client.order, []
+
+        async def order(target: str, offer: Any) -> Any:
+            found = await ask(target, offer)
+            if not asked:
+                asked.append(offer.action)
+                await house.want(None)
+            return found
+
+        monkeypatch.setattr(client, "order", order)
+        await house.want("2.0")
+
+        async def cancelled() -> bool:
+            return bool(asked) and await gone(person, house, asked[0])
+
+        await until("the action is cancelled", cancelled)
         assert await house.wanted() is None
 
 

@@ -220,6 +220,10 @@ class DeviceSync:
         app = await self._store.app(case.app)
         if not own.there and not mode and app is not None and wish_of(app.spec).version == version:
             return  # the app's default asks for the same: it needs no wish of the device's own
+        if own.version != case.link.wish:
+            # A user changed it while hawkBit was being read: that is newer, and goes to hawkBit first.
+            self.look.add(case.key)
+            raise Postponed
         await self._pull(case, view, version, mode)
 
     async def _pull(self, case: Case, view: DeviceView, version: str | None, mode: str) -> None:
