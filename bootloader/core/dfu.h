@@ -178,7 +178,7 @@ struct dfu_mapped {
     uint32_t index[DFU_ENTRIES_MAX / DFU_TABLE_BLOCK], block, entry[DFU_TABLE_BLOCK][2];
     uint32_t chunk_page, carries; /* bit k: an instruction reaches into page k of the chunk */
     int failed;                   /* the flash, while a page was made */
-    uint32_t cached;              /* the page of the view that cache holds, its neighbourhood around it */
+    uint32_t cached, made;        /* the page of the view that cache holds, its neighbourhood around it; made up to here */
     uint8_t cache[132 + 1024 + 100];
 };
 
@@ -243,7 +243,7 @@ int dfu_judge(struct dfu_boot *b, uint8_t slot, struct dfu_image *image);
 int dfu_chunk_parse(const uint8_t *data, uint32_t length, struct dfu_chunk *chunk, uint32_t *used);
 int dfu_zstd_decode(struct dfu_zstd *z, const uint8_t *source, uint32_t length, uint32_t size, const struct dfu_window *w);
 
-int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length, uint32_t size, uint8_t *scratch);
+int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length, uint32_t size);
 int dfu_mapped_view(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length);
 int dfu_mapped_form(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length);
 void dfu_mapped_back(struct dfu_mapped *m, uint32_t page, uint8_t *data, uint32_t length);

@@ -100,29 +100,30 @@ int dfu_install_begin(struct dfu_boot *b, uint8_t slot, uint8_t kind, const uint
     return DFU_OK;
 }
 
+/* The base, or its view; behind it the image from t->behind on, and this chunk's own output, of a mapped delta in absolute form. */
 static int window_read(void *ctx, uint32_t position, uint8_t *buffer, uint32_t length) {
     struct dfu_boot *b = ctx;
     const struct dfu_target *t = &b->target;
-    bool mapped = t->kind == DFU_MAPPED;
-    if (position < t->base_length) {
-        uint32_t n = t->base_length - position < length ? t->base_length - position : length;
-        if (mapped ? dfu_mapped_view(b->mapped, position, buffer, n) : b->hw->read(b->hw->ctx, DFU_SLOT_AT(!t->slot) + position, buffer, n))
+    while (length) {
+        bool mapped = t->kind == DFU_MAPPED, base = position < t->base_length;
+        uint32_t at = base ? position : position - t->base_length + t->behind, first = t->chunk_page * DFU_SECTOR, n = length;
+        uint32_t end = base ? t->base_length : mapped && at < first ? first : at + n;
+        int error;
+        if (n > end - at)
+            n = end - at;
+        if (mapped && base)
+            error = dfu_mapped_view(b->mapped, at, buffer, n);
+        else if (mapped && at >= first)
+            error = dfu_mapped_form(b->mapped, at, buffer, n);
+        else
+            error = b->hw->read(b->hw->ctx, DFU_SLOT_AT(base ? !t->slot : t->slot) + at, buffer, n);
+        if (error)
             return DFU_E_FLASH;
         position += n;
         buffer += n;
         length -= n;
     }
-    /* behind a base comes this chunk's own output, before which a mapped delta may see some of the image; without one, the image */
-    position = position - t->base_length + t->behind;
-    if (mapped && position >= t->chunk_page * DFU_SECTOR)
-        return length && dfu_mapped_form(b->mapped, position, buffer, length) ? DFU_E_FLASH : DFU_OK;
-    if (mapped && length > t->chunk_page * DFU_SECTOR - position) {
-        uint32_t n = t->chunk_page * DFU_SECTOR - position;
-        if (dfu_mapped_form(b->mapped, position + n, buffer + n, length - n))
-            return DFU_E_FLASH;
-        length = n;
-    }
-    return length && b->hw->read(b->hw->ctx, DFU_SLOT_AT(t->slot) + position, buffer, length) ? DFU_E_FLASH : DFU_OK;
+    return DFU_OK;
 }
 
 /* Write a sector, or the start of one, unless it stands there already. data has room for padding to a word. */
@@ -182,7 +183,7 @@ static int table_chunk(struct dfu_boot *b, const struct dfu_chunk *c) {
     m->old_at = DFU_SLOT_AT(!t->slot);
     m->old_length = t->base_length;
     m->new_at = DFU_SLOT_AT(t->slot);
-    return dfu_mapped_table(m, b->zstd->page, t->page, t->envelope.manifest.size, b->sector);
+    return dfu_mapped_table(m, b->zstd->page, t->page, t->envelope.manifest.size);
 }
 
 /* Is what the chunk would write already there? */
@@ -190,9 +191,9 @@ static int already(struct dfu_boot *b, const struct dfu_chunk *c, uint32_t size,
     uint32_t value = 0, at = DFU_SLOT_AT(b->target.slot) + c->page * DFU_SECTOR;
     for (uint32_t done = 0; done < size; done += DFU_SECTOR) {
         uint32_t n = size - done < DFU_SECTOR ? size - done : DFU_SECTOR;
-        if (b->hw->read(b->hw->ctx, at + done, b->sector, n))
+        if (b->hw->read(b->hw->ctx, at + done, b->zstd->page, n))
             return DFU_E_FLASH;
-        value = dfu_crc32(value, b->sector, n);
+        value = dfu_crc32(value, b->zstd->page, n);
     }
     *there = value == c->crc;
     return DFU_OK;

@@ -186,8 +186,8 @@ static bool part_of(const struct dfu_part *s, uint32_t first, uint32_t end, uint
     return *a < *b;
 }
 
-static int view_make(struct dfu_mapped *m, uint32_t page) {
-    uint32_t first = page * VIEW_PAGE, end = first + VIEW_PAGE, a, b, stop = end + 98, at;
+static int view_make(struct dfu_mapped *m, uint32_t page, uint32_t end) {
+    uint32_t first = page * VIEW_PAGE, a, b, stop = end + 98, at;
     uint32_t low = first < BEFORE ? 0 : first - BEFORE;
     if (stop > m->old_length)
         stop = m->old_length;
@@ -214,6 +214,7 @@ static int view_make(struct dfu_mapped *m, uint32_t page) {
     if (m->failed)
         return DFU_E_FLASH;
     m->cached = page;
+    m->made = end;
     return DFU_OK;
 }
 
@@ -221,10 +222,12 @@ static int view_make(struct dfu_mapped *m, uint32_t page) {
 int dfu_mapped_view(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length) {
     while (length) {
         uint32_t page = position / VIEW_PAGE, n = VIEW_PAGE - position % VIEW_PAGE, low = page ? page * VIEW_PAGE - BEFORE : 0;
-        if (m->cached != page && view_make(m, page))
-            return DFU_E_FLASH;
+        uint32_t end = position + n;
         if (n > length)
             n = length;
+        /* what is asked for first is mostly all that is needed of a page, or all of it */
+        if ((m->cached != page || position + n > m->made) && view_make(m, page, m->cached == page ? end : position + n))
+            return DFU_E_FLASH;
         memcpy(buffer, m->cache + (position - low), n);
         position += n;
         buffer += n;
@@ -241,23 +244,23 @@ static uint32_t carry(const struct dfu_mapped *m, const struct dfu_part *s, uint
 int dfu_mapped_form(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length) {
     if (m->hw->read(m->hw->ctx, m->new_at + position, buffer, length))
         return DFU_E_FLASH;
-    m->cached = DFU_NOT_CACHED;
     for (uint32_t page = position / DFU_SECTOR; page * DFU_SECTOR < position + length; page++)
         for (uint32_t i = 0; i < m->news; i++) {
             const struct dfu_part *s = &m->new[i];
             uint32_t a, b, at, stop, first;
+            uint8_t window[64];
             if (!part_of(s, page * DFU_SECTOR, (page + 1) * DFU_SECTOR, &a, &b))
                 continue;
             for (at = a + carry(m, s, page, a); at < b && at < position + length; ) {
                 first = at;
-                stop = b - at < sizeof m->cache ? b : at + (uint32_t)sizeof m->cache;
-                if (m->hw->read(m->hw->ctx, m->new_at + at, m->cache, stop - at))
+                stop = b - at < sizeof window ? b : at + (uint32_t)sizeof window;
+                if (m->hw->read(m->hw->ctx, m->new_at + at, window, stop - at))
                     return DFU_E_FLASH;
-                at = walk(m, s, m->cache, at, at, b, b, stop, FORM);
+                at = walk(m, s, window, at, at, b, b, stop, FORM);
                 if (stop == b)
                     at = b;
                 for (uint32_t x = first > position ? first : position; x < at && x < position + length; x++)
-                    buffer[x - position] = m->cache[x - first];
+                    buffer[x - position] = window[x - first];
             }
         }
     return DFU_OK;
@@ -334,9 +337,11 @@ static int parts(struct dfu_mapped *m) {
 }
 
 /* Read the decoded table of an image of `size` bytes and lay its entries down in flash, where they are left alone if they stand
- * there already. m: hw, old_at, old_length and new_at are set. scratch: a sector. After an error m is of no use. */
-int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length, uint32_t size, uint8_t *scratch) {
-    struct table t = {data + 1, data + length, false}, shifts;
+ * there already. m: hw, old_at, old_length and new_at are set. After an error m is of no use. */
+int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length, uint32_t size) {
+    const struct dfu_hw *hw = m->hw;
+    struct table t = {data + 1, data + length, false}, starts, shifts;
+    bool write = false;
     uint32_t end = 0, start = 0, shift = 0, n = 0, i;
     m->block = m->cached = DFU_NOT_CACHED;
     m->entries = 0;
@@ -364,24 +369,32 @@ int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length,
     m->entries = number(&t);
     if (m->entries > DFU_ENTRIES_MAX)
         return DFU_E_CHUNK;
-    shifts = t;
+    starts = t;
+again:
+    t = shifts = starts;
     for (i = 0; i < m->entries; i++)
         number(&shifts);
-    for (i = 0; i < m->entries; i++) {
-        uint32_t gap = number(&t), at = i % (DFU_SECTOR / 8), pair[2];
+    for (i = start = shift = 0; i < m->entries; i++) {
+        uint32_t gap = number(&t), at = i % DFU_TABLE_BLOCK, to = DFU_TABLE_AT + 8 * (i - at), there[DFU_TABLE_BLOCK][2];
         if ((i && !gap) || start + gap < start)
             t.bad = true;
-        pair[0] = start += gap;
-        pair[1] = shift += difference(&shifts);
-        memcpy(scratch + 8 * at, pair, 8);
-        if (i % DFU_TABLE_BLOCK == 0)
+        m->entry[at][0] = start += gap;
+        m->entry[at][1] = shift += difference(&shifts);
+        if (!at)
             m->index[i / DFU_TABLE_BLOCK] = start;
         if (t.bad || shifts.bad)
             return DFU_E_CHUNK;
-        if (at == DFU_SECTOR / 8 - 1 || i == m->entries - 1) {
-            int error = dfu_sector_write(m->hw, DFU_TABLE_AT + 8 * (i - at), scratch, 8 * (at + 1));
-            if (error)
-                return error;
+        if (at < DFU_TABLE_BLOCK - 1 && i < m->entries - 1)
+            continue;
+        at = 8 * (at + 1);
+        if (write) {
+            if ((to % DFU_SECTOR == 0 && hw->erase(hw->ctx, to)) || hw->program(hw->ctx, to, m->entry, at))
+                return DFU_E_FLASH;
+        } else if (hw->read(hw->ctx, to, there, at)) {
+            return DFU_E_FLASH;
+        } else if (memcmp(there, m->entry, at)) {
+            write = true;
+            goto again;
         }
     }
     return t.bad || shifts.bad || shifts.p != t.end ? DFU_E_CHUNK : DFU_OK;

@@ -8,11 +8,12 @@ from dfu.pack import PackError, chunk_head
 
 STAGE_MAGIC = 0x47554644
 HEAD_MAX = 32
+TABLE_SIZE = 0x4000
 
 
-def fits(part, total, chunks):
-    """Say whether a package of `total` bytes has room, with its padding."""
-    return total + 3 * chunks <= part.info()[3] - flash.SECTOR
+def fits(part, total, chunks, kind):
+    """Say whether a package of `total` bytes has room, with its padding, and with what the bootloader needs for kind 3."""
+    return total + 3 * chunks + (TABLE_SIZE if kind == 3 else 0) <= part.info()[3] - flash.SECTOR
 
 
 class Stage:

@@ -102,7 +102,7 @@ class Update:
         if config.get("install") == "bootloader":
             from dfu import stage
 
-            if stage.fits(slots.stage, command.get(8, 0), self.chunks):
+            if stage.fits(slots.stage, command.get(8, 0), self.chunks, self.kind):
                 self.stage = stage.Stage(slots.stage, self.package)
 
     def begin(self):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import zstandard
@@ -17,7 +18,7 @@ from dfud.errors import PeerError
 from dfud.package.file import PackageFile, make
 from dfud.package.lanes import Absolute, view
 from dfud.package.mapping import make_table
-from dfud.package.table import HISTORY_BYTES, encode_table, segments
+from dfud.package.table import ENTRIES_MAX, HISTORY_BYTES, Table, encode_table, segments
 from dfud.wire.chunk import PAGE_BYTES, PAGES_MAX, Chunk, encode_chunk
 from dfud.wire.messages import Kind
 
@@ -29,6 +30,11 @@ FULL_LEVEL = 19
 DELTA_LEVELS = (12, 19)
 WINDOW_LOG = 22
 TRIALS_MAX = 5
+# A mapped delta that is larger than this part of the image holds much that is new: it gains 5 to 10 % by looking back at it.
+HISTORY_PAYS = 25
+# Chunks that look back are made in threads, so many pages in each: a chunk that ends with them costs about 100 bytes.
+PART_PAGES = 128
+PAGES_OF_ANY = 1 << 20
 
 Compress = Callable[[int, int], bytes]  # (first byte, end) of the image -> frame
 
@@ -63,8 +69,10 @@ def build_package(image: bytes, base: bytes | None, *, kinds: int, payload_bytes
     found: list[PackageFile] = []
     if base is not None and kinds >> Kind.DELTA & 1:
         found.append(build_delta(image, base, payload_bytes))
-    if base is not None and kinds >> Kind.MAPPED & 1 and segments(base) and segments(image):
-        found.append(build_mapped(image, base, payload_bytes))
+    # Without segments there is nothing to map: kind 3 is kind 2 with a table then.
+    both = base is not None and segments(base) and segments(image)
+    if base is not None and kinds >> Kind.MAPPED & 1 and (both or not found):
+        found.append(build_mapped(image, base, payload_bytes, workers=workers))
     if kinds >> Kind.FULL & 1:
         # A full package of this size cannot be smaller than an update of a tenth of the image.
         if not found or min(p.total_bytes for p in found) > len(image) // 10:
@@ -85,7 +93,7 @@ def build_full(image: bytes, payload_bytes: int) -> PackageFile:
             return zstandard.ZstdCompressor(compression_params=settings).compress(image[first:end])
         return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=settings).compress(image[first:end])
 
-    chunks = list(cut(image, compress, payload_bytes))
+    chunks = [encode_chunk(chunk) for chunk in cut(image, compress, payload_bytes)]
     return make(Kind.FULL, len(image), hashlib.sha256(image).digest(), None, chunks)
 
 
@@ -97,40 +105,71 @@ def build_delta(image: bytes, base: bytes, payload_bytes: int) -> PackageFile:
         piece = image[first:end]
         return min((c.compress(piece) for c in compressors), key=len)
 
-    chunks = list(cut(image, compress, payload_bytes))
+    chunks = [encode_chunk(chunk) for chunk in cut(image, compress, payload_bytes)]
     return make(Kind.DELTA, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
 
 
-def build_mapped(image: bytes, base: bytes, payload_bytes: int, *, history: bool = False) -> PackageFile:
-    """Return the package of kind 3 (docs/delta-format.md)."""
-    table = msgspec.structs.replace(make_table(base, image), history=history)
-    packed = encode_table(table, segments(base))
+def build_mapped(
+    image: bytes,
+    base: bytes,
+    payload_bytes: int,
+    *,
+    history: bool | None = None,
+    entries: int = ENTRIES_MAX,
+    workers: int = 1,
+) -> PackageFile:
+    """Return the package of kind 3 (docs/delta-format.md).
+
+    history: whether chunks look back at the new image; None: if that makes it smaller. entries: the most that the table may have.
+    workers: how many threads compress; the package is the same with any number of them.
+    """
+    table = make_table(base, image, entries)
     prefix, _ = view(base, table)
     form = Absolute(image, table.new)
-    compressors = [] if history else [prefix_compressor(prefix, level) for level in DELTA_LEVELS]
 
-    def compress(first: int, end: int) -> bytes:
-        piece = form.of(first, end)
-        if not history:
+    def made(table: Table, chunks: Iterable[Chunk]) -> PackageFile:
+        packed = encode_table(table, segments(base))
+        frame = zstandard.ZstdCompressor(compression_params=parameters(FULL_LEVEL)).compress(packed)
+        every = [Chunk(0, 0, 0, zlib.crc32(packed), frame), *chunks]
+        encoded = [encode_chunk(msgspec.structs.replace(c, number=i)) for i, c in enumerate(every)]
+        return make(Kind.MAPPED, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), encoded)
+
+    found: list[PackageFile] = []
+    if not history:
+        compressors = [prefix_compressor(prefix, level) for level in DELTA_LEVELS]
+
+        def alone(first: int, end: int) -> bytes:
+            piece = form.of(first, end)
             return min((c.compress(piece) for c in compressors), key=len)
-        before = image[max(0, first - HISTORY_BYTES) : first]
-        dictionary = zstandard.ZstdCompressionDict(prefix + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(FULL_LEVEL)).compress(piece)
 
-    frame = zstandard.ZstdCompressor(compression_params=parameters(FULL_LEVEL)).compress(packed)
-    first = encode_chunk(Chunk(0, 0, 0, zlib.crc32(packed), frame))
-    chunks = [first, *cut(image, compress, payload_bytes, first_number=1)]
-    return make(Kind.MAPPED, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
+        found.append(made(table, cut(image, alone, payload_bytes)))
+    if history or (history is None and found[0].total_bytes > len(image) // HISTORY_PAYS):
+
+        def behind(first: int, end: int) -> bytes:
+            before = image[max(0, first - HISTORY_BYTES) : first]
+            dictionary = zstandard.ZstdCompressionDict(prefix + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(FULL_LEVEL))
+            return compressor.compress(form.of(first, end))  # other threads run meanwhile
+
+        def part(first: int) -> list[Chunk]:
+            return list(cut(image, behind, payload_bytes, first, first + PART_PAGES))
+
+        with ThreadPoolExecutor(workers) as pool:
+            parts = pool.map(part, range(0, -(-len(image) // PAGE_BYTES), PART_PAGES))
+            found.append(made(msgspec.structs.replace(table, history=True), [c for chunks in parts for c in chunks]))
+    return min(found, key=lambda package: package.total_bytes)
 
 
-def cut(image: bytes, compress: Compress, payload_bytes: int, *, first_number: int = 0) -> Iterator[bytes]:
-    """Yield the encoded chunks of `image`, each as many pages as fit the payload. crc is over `image`'s bytes."""
-    total = -(-len(image) // PAGE_BYTES)
-    page, number, guess = 0, first_number, PAGES_MAX
+def cut(
+    image: bytes, compress: Compress, payload_bytes: int, page: int = 0, end: int = PAGES_OF_ANY
+) -> Iterator[Chunk]:
+    """Yield the chunks of pages `page` to `end`, each as many pages as fit the payload. crc is over `image`'s bytes."""
+    total = min(end, -(-len(image) // PAGE_BYTES))
+    number, guess = 0, PAGES_MAX
     while page < total:
         pages, payload = _fit(image, compress, payload_bytes, page, min(guess, total - page), total - page)
-        first, end = page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES)
-        yield encode_chunk(Chunk(number, page, pages, zlib.crc32(image[first:end]), payload))
+        first, stop = page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES)
+        yield Chunk(number, page, pages, zlib.crc32(image[first:stop]), payload)
         number += 1
         page += pages
         guess = min(PAGES_MAX, max(1, pages * payload_bytes // max(len(payload), 1)))

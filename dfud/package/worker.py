@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
             Path(base).read_bytes() if base else None,
             kinds=int(kinds),
             payload_bytes=int(payload),
+            workers=os.cpu_count() or 1,
         )
         name = package.id.hex()
         _write(Path(directory), f"{name}.dfup", write_package(package))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 import msgspec
 
-from dfud.package.apply import decode_chunk
+from dfud.package.apply import Mapped, decode_chunk
 from dfud.package.file import PackageFile
 from dfud.wire.chunk import decode_chunk_untrusted
 from dfud.wire.manifest import decode_envelope_untrusted
@@ -39,7 +39,8 @@ class SimulatedDevice:
         self.version = version
         self.commands: list[Command] = []
         self.fetched: list[int] = []
-        self.status = Status(version, b"", "esp32c3", 1 << Kind.FULL | 1 << Kind.DELTA, payload, 1 << 22)
+        kinds = 1 << Kind.FULL | 1 << Kind.DELTA | 1 << Kind.MAPPED
+        self.status = Status(version, b"", "esp32c3", kinds, payload, 1 << 22)
 
     async def poll(self, **said: object) -> Command | None:
         """Send a status with `said` changed in it."""
@@ -58,6 +59,7 @@ class SimulatedDevice:
         _, manifest = decode_envelope_untrusted(command.manifest)
         name = command.package.hex()
         image = bytearray()
+        mapped: Mapped | None = None
         for number in range(command.chunks):
             if number >= first:
                 held.append(await self._fetch(name, number))
@@ -65,7 +67,11 @@ class SimulatedDevice:
             package = PackageFile(
                 command.package, command.kind, command.size, manifest.sha256, command.base or None, [b""]
             )
-            image += decode_chunk(decode_chunk_untrusted(held[number]), package, self.image, bytes(image))
+            chunk = decode_chunk_untrusted(held[number])
+            if command.kind == Kind.MAPPED and number == 0:
+                mapped = Mapped(chunk, command.size, self.image)
+            else:
+                image += decode_chunk(chunk, package, self.image, bytes(image), mapped)
         assert hashlib.sha256(image).digest() == manifest.sha256
         return bytes(image)
 

@@ -8,15 +8,21 @@ import random
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bootloader.sim.boot import ELF
+from bootloader.sim.images import SLOTS, STAGE_AT, STATE_AT, Flash, envelope, stage, state
+from bootloader.sim.scenarios import calls
 from dfud.package.build import build_mapped
 from dfud.package.lanes import view
 from dfud.package.table import Table, encode_table, segments
 from dfud.wire.chunk import decode_chunk_untrusted, encode_chunk
 from tests.bootloader import core
+from tests.bootloader.machine import machine
 from tests.package.test_mapped import images, tables
+from tests.parts import require
 
 VECTORS = json.loads(Path(__file__).parents[1].joinpath("vectors", "mapped.json").read_text())
 
@@ -101,3 +107,47 @@ def images_of(rng: random.Random, size: int) -> bytes:
     from tests.package.test_mapped import code, esp
 
     return esp([(0x3C000020, rng.randbytes(40)), (0x42000020, code(rng, size))])
+
+
+STACK_LOW, STACK_HIGH = 0x3FCDC710, 0x3FCDE110
+PAYLOAD_BYTES = 4112
+RAM_MAX_BYTES = 16384
+
+
+def test_decoding_takes_no_more_than_16_kilobytes() -> None:
+    """The structures of the decoder, a payload, and all of the stack that an installation touches."""
+    require("unicorn")
+    require("riscv-gcc")
+    case = VECTORS["packages"][4]  # with history, and entropy tables
+    old, new = calls("old"), calls("new", 8)
+    deepest = 0
+    for base, image, chunks in (
+        (old, new, list(build_mapped(new, old, PAYLOAD_BYTES).chunks)),
+        (bytes.fromhex(case["base"]), None, [bytes.fromhex(c) for c in case["chunks"]]),
+    ):
+        flash = Flash()
+        flash.install(0, old, envelope(old))
+        if image is None:  # installed, if not booted: it is no application
+            flash.install(0, base, envelope(base))
+            image = core.chunks(b"".join(chunks), 3, case["size"], base)[2]
+        digest = hashlib.sha256(base).digest()
+        flash.put(STAGE_AT, stage(chunks, envelope(image, sequence=2), kind=3, base=digest))
+        flash.put(STATE_AT, state(slot=0, phase=2))
+        bootloader = machine()
+        result = bootloader.boot(flash, reset_reason=1, store=[0] * 8, sram=b"\xa5" * 0x60000)
+        assert flash.read(SLOTS[1], len(image)) == image, result.console
+        memory = bootloader.sram.raw[0x4000:]
+        stack = memory[STACK_LOW - 0x3FC80000 : STACK_HIGH - 0x3FC80000]
+        deepest = max(deepest, len(stack.lstrip(b"\xa5")))
+    sizes = {name: _symbols()[name] for name in ("zstd", "mapped")}
+    total = sum(sizes.values()) + PAYLOAD_BYTES + deepest
+    print(f"{sizes}, payload {PAYLOAD_BYTES}, stack {deepest}: {total} bytes")
+    assert deepest > 500
+    assert total <= RAM_MAX_BYTES
+
+
+def _symbols() -> dict[str, int]:
+    """Return the sizes of the shipped ELF's objects."""
+    with ELF.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        return {s.name: s["st_size"] for s in table.iter_symbols() if s["st_info"]["type"] == "STT_OBJECT"}

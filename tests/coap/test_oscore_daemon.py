@@ -55,7 +55,7 @@ class World:
 
 @pytest.fixture
 async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
-    daemon = DaemonProcess(tmp_path / "dfud", plugins=("local", "http", "coap"), extra="[transport.coap]\nport = 0\n")
+    daemon = DaemonProcess(tmp_path / "dfud", plugins=("local", "http", "coap"))
     await daemon.init()
     await nursery.start(daemon.run)
     dfuctl = Dfuctl(tmp_path)

@@ -181,7 +181,15 @@ class JarHawkbit(Hawkbit):
             "hawkbit.security.user.admin.password": "{noop}" + self.password,
             "hawkbit.security.user.admin.roles": "TENANT_ADMIN",
         }
-        command = [self._java, "-Xmx768m", "-jar", str(self._jar), *(f"--{k}={v}" for k, v in options.items())]
+        command = [
+            self._java,
+            "-Xmx768m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-jar",
+            str(self._jar),
+            *(f"--{k}={v}" for k, v in options.items()),
+        ]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

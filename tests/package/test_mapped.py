@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from dfud.errors import PeerError
 from dfud.package import lanes
 from dfud.package.apply import apply_package
-from dfud.package.build import build_mapped
+from dfud.package.build import build_mapped, build_package
 from dfud.package.file import PackageFile, make, read_package_untrusted, write_package
+from dfud.package.mapping import make_table
 from dfud.package.table import Segment, Table, decode_table_untrusted, encode_table, segments
 from dfud.package.view import PAGE_BYTES, VIEW_BYTES, View, transform
-from dfud.wire.chunk import decode_chunk_untrusted
+from dfud.wire.chunk import Chunk, decode_chunk_untrusted, encode_chunk
 from dfud.wire.messages import Kind
 
 VECTORS = json.loads(Path(__file__).parents[1].joinpath("vectors", "mapped.json").read_text())
@@ -172,3 +173,97 @@ def test_any_two_images_make_a_mapped_package_that_applies(
     assert read_package_untrusted(write_package(package)) == package
     chunks = [decode_chunk_untrusted(c) for c in package.chunks]
     assert all(len(c.payload) <= payload for c in chunks) and [c.number for c in chunks] == list(range(len(chunks)))
+
+
+def program(moved: int, seed: int = 1) -> bytes:
+    """Return an image whose functions call each other and use data; everything behind its middle is `moved`."""
+    rng = random.Random(seed)
+    out = bytearray()
+    for i in range(4000):
+        if i == 2000:
+            out += b"\x01\0" * (moved // 2)
+        target = rng.randrange(0, 56000, 2)
+        offset = target + (moved if target >= 28000 else 0) - len(out) & 0x1FFFFF
+        jal = (
+            (offset >> 20) << 31 | (offset >> 1 & 0x3FF) << 21 | (offset >> 11 & 1) << 20 | (offset >> 12 & 0xFF) << 12
+        )
+        address = 0x3FC90000 + 4 * rng.randrange(3000) + moved
+        upper = (address + 0x800 & 0xFFFFF000) | 10 << 7 | 0x37
+        out += struct.pack(
+            "<IIIH",
+            upper,
+            (address & 0xFFF) << 20 | 10 << 15 | 10 << 7 | 0x13,
+            jal | 0xEF,
+            rng.getrandbits(14) << 2 | 2,
+        )
+    out += bytes(-len(out) % 4)
+    return esp([(0x3C000020, b"text" * 20), (0x42000020, bytes(out)), (0x3FC90000, bytes(16000 + moved))])
+
+
+def test_moved_code_costs_next_to_nothing() -> None:
+    old, new = program(0), program(16)
+    kinds = 1 << Kind.FULL | 1 << Kind.DELTA
+    plain = build_package(new, old, kinds=kinds, payload_bytes=4112)
+    package = build_package(new, old, kinds=kinds | 1 << Kind.MAPPED, payload_bytes=4112)
+    assert (package.kind, plain.kind) == (Kind.MAPPED, Kind.DELTA)
+    assert package.total_bytes * 25 < plain.total_bytes
+    assert package.total_bytes < 600
+    assert apply_package(package, old) == new
+
+
+def test_the_smallest_of_what_the_device_decodes_is_made() -> None:
+    old, new = program(0), program(16)
+    for kinds, kind in ((1 << 1, 1), (1 << 2, 2), (1 << 3, 3), (7 << 1, 3), (3 << 1, 2)):
+        assert build_package(new, old, kinds=kinds, payload_bytes=4112).kind == kind
+    # other architectures: nothing to map, and still an update
+    text = b"".join(b"%d bottles, " % i for i in range(4000))
+    assert build_package(text + b"more", text, kinds=7 << 1, payload_bytes=4112).kind == Kind.DELTA
+    assert apply_package(build_package(text, old, kinds=1 << 3, payload_bytes=4112), old) == text
+
+
+def test_chunks_that_look_back_are_smaller_and_the_same_with_any_number_of_threads() -> None:
+    old = program(0)
+    parts = segments(program(0, 2))
+    fresh = program(0, 2)[parts[1].offset :][:20000]
+    new = esp([(0x3C000020, b"text" * 20), (0x42000020, fresh + fresh[4000:] + fresh)])
+    one, two = (build_mapped(new, old, 4112, history=True, workers=n) for n in (1, 3))
+    assert one == two
+    assert one.total_bytes * 4 < build_mapped(new, old, 4112, history=False).total_bytes * 3
+    assert build_mapped(new, old, 4112) == one
+    assert apply_package(one, old) == new
+
+
+def test_a_table_can_be_held_small() -> None:
+    old = program(0)
+    steps = esp([(0x3C000020, b"text" * 20), (0x42000020, program(40)[segments(old)[1].offset :][:50000])])
+    assert len(make_table(old, program(16), 1).starts) == 1
+    for entries in (0, 1, 5):
+        package = build_mapped(steps, old, 4112, entries=entries)
+        assert apply_package(package, old) == steps
+        assert len(make_table(old, steps, entries).starts) <= entries
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_damaged_chunk_is_refused(number: int) -> None:
+    package, base = package_of(VECTORS["packages"][3])
+    chunk = decode_chunk_untrusted(package.chunks[number])
+    for wrong in (
+        Chunk(chunk.number, chunk.page, chunk.pages, chunk.crc ^ 1, chunk.payload),
+        Chunk(chunk.number, chunk.page + 1, chunk.pages, chunk.crc, chunk.payload),
+        Chunk(chunk.number, chunk.page, chunk.pages - 1 if chunk.pages else 1, chunk.crc, chunk.payload),
+        Chunk(chunk.number + 1, chunk.page, chunk.pages, chunk.crc, chunk.payload),
+        Chunk(chunk.number, chunk.page, chunk.pages, chunk.crc, chunk.payload[:-1]),
+    ):
+        chunks = [*package.chunks[:number], encode_chunk(wrong), *package.chunks[number + 1 :]]
+        with pytest.raises(PeerError, match=f"chunk {number}: "):
+            apply_package(make(Kind.MAPPED, package.size, package.sha256, package.base_sha256, chunks), base)
+
+
+def test_a_package_with_another_base_or_without_its_table_is_refused() -> None:
+    package, base = package_of(VECTORS["packages"][0])
+    with pytest.raises(PeerError, match="another image"):
+        apply_package(package, base + b"x")
+    second = decode_chunk_untrusted(package.chunks[1])
+    first = encode_chunk(Chunk(0, second.page, second.pages, second.crc, second.payload))
+    with pytest.raises(PeerError, match="not its table"):
+        apply_package(make(Kind.MAPPED, package.size, package.sha256, package.base_sha256, [first]), base)

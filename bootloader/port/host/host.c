@@ -233,7 +233,7 @@ static int table_read(struct host *h, struct dfu_hw *hw, struct dfu_boot *b, con
     b->mapped->old_at = DFU_SLOT_AT(0);
     b->mapped->old_length = old_length;
     b->mapped->new_at = DFU_SLOT_AT(1);
-    return dfu_mapped_table(b->mapped, table, length, size, b->sector);
+    return dfu_mapped_table(b->mapped, table, length, size);
 }
 
 int host_view(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uint8_t *table, uint32_t length, uint32_t size, uint8_t *out,
