@@ -21,6 +21,7 @@ from devicefw.sim.serial import SerialLine
 
 HERE = Path(__file__).parent
 HEAP = "110K"
+HEAP_COAP = "128K"  # the CoAP client and OSCORE beside all the rest, with objects twice as large as a chip's
 POWER_ON, SOFTWARE, WATCHDOG, USB = 0x1, 0xC, 0x10, 0x15
 EXIT_RESET, EXIT_POWER_CUT = 70, 71
 CONSOLE_MAX_LINES = 5000
@@ -55,14 +56,14 @@ class Board:
         config: dict[str, Any],
         *,
         image: bytes | None = None,
-        heap: str = HEAP,
+        heap: str | None = None,
         on_line: Callable[[str], None] | None = None,
         elf: Path | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = config
-        self.heap = heap
+        self.heap = heap or (HEAP_COAP if config.get("transport") == "coap" else HEAP)
         self.boots: list[Boot] = []
         self.console: list[str] = []
         self._on_line = on_line

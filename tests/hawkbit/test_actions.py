@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
-from dfud_hawkbit.answers import Offer, Order
 
 from dfud.api import CancelRequested, Device, Metadata, PutDevice, State
 from dfud.testing.device import SimulatedDevice
@@ -127,30 +127,29 @@ async def test_a_wish_that_is_taken_back_in_dfud_cancels_the_action(hawkbit: Ser
         assert await house.wanted() is None
 
 
-async def test_a_wish_that_is_taken_back_while_hawkbit_is_read_stays_taken_back(
+async def test_a_wish_that_is_taken_back_while_hawkbit_is_asked_does_not_come_back(
     hawkbit: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with house_at(hawkbit, tmp_path) as house, person_at(hawkbit) as person:
         await house.device()
         await house.publish("2.0", NEW)
-        await house.want("2.0")
-        action = await house.action_of()
-        await house.quiet()
-        client, read = house.store.parts.client, house.store.parts.client.order
-        asked: list[str] = []
+        client = house.store.parts.client
+        ask, asked = client.order, []
 
-        async def reads_and_is_overtaken(target: str, offer: Offer) -> Order | None:
-            found = await read(target, offer)
+        async def order(target: str, offer: Any) -> Any:
+            found = await ask(target, offer)
             if not asked:
-                asked.append(target)
+                asked.append(offer.action)
                 await house.want(None)
             return found
 
-        monkeypatch.setattr(client, "order", reads_and_is_overtaken)
-        house.store.parts.devices.look.add(f"{house.app}/d1")
-        house.store.parts.worker.work.poke(f"{house.app}/d1", 0.0)
-        await until("the action is cancelled", lambda: gone(person, house, action))
-        assert asked == [house.target()]
+        monkeypatch.setattr(client, "order", order)
+        await house.want("2.0")
+
+        async def cancelled() -> bool:
+            return bool(asked) and await gone(person, house, asked[0])
+
+        await until("the action is cancelled", cancelled)
         assert await house.wanted() is None
 
 

@@ -214,16 +214,16 @@ class DeviceSync:
 
     async def _want(self, case: Case, view: DeviceView, version: str, mode: str) -> None:
         own = wish_of(view.device.spec)
-        if own.version != case.link.wish and own.version != version:
-            # A user of dfud changed it since both sides agreed: that goes to hawkBit before anything is taken from there.
-            self.look.add(case.key)
-            raise Postponed
         if own.version == version and mode == case.link.mode:
             case.set(wish=version)
             return
         app = await self._store.app(case.app)
         if not own.there and not mode and app is not None and wish_of(app.spec).version == version:
             return  # the app's default asks for the same: it needs no wish of the device's own
+        if own.version != case.link.wish:
+            # A user changed it while hawkBit was being read: that is newer, and goes to hawkBit first.
+            self.look.add(case.key)
+            raise Postponed
         await self._pull(case, view, version, mode)
 
     async def _pull(self, case: Case, view: DeviceView, version: str | None, mode: str) -> None:
