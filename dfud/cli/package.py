@@ -27,6 +27,7 @@ NAMES = {Kind.FULL: "full", Kind.DELTA: "delta", Kind.MAPPED: "mapped"}
 PAYLOAD_BYTES = 6144  # what the agent holds if its configuration does not say otherwise
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _TO = click.option(
+    "-o",
     "-O",
     "--to",
     type=click.Path(dir_okay=False, path_type=Path),

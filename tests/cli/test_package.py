@@ -147,7 +147,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     run("package", "make", "--base", "old.bin", "new.bin", "-O", "delta.dfup", "--kind", "delta")
-    run("package", "make", "new.bin", "-O", "full.dfup")
+    run("package", "make", "new.bin", "-o", "full.dfup")
     full = bytearray((tmp_path / "full.dfup").read_bytes())
     (tmp_path / "torn.dfup").write_bytes(full[:-100])
     full[-9] ^= 1
