@@ -38,7 +38,7 @@ CODE_MAX = 52 * 1024
 TABLE_MAX = 5 * 1024
 
 
-async def test_the_agent_fits_what_is_promised(tmp_path: Path) -> None:
+async def test_what_the_agent_holds_fits_64_kb_and_its_code_52(tmp_path: Path) -> None:
     require("micropython")
     require("riscv-gcc")
     require("esptool")
@@ -61,4 +61,5 @@ async def test_the_agent_fits_what_is_promised(tmp_path: Path) -> None:
     print(f"code {code}, data {data}, in all {code + data}")
     assert len(counted["chunk"]) >= 3
     assert code < CODE_MAX
-    assert data + TABLE_MAX < DATA_MAX + TABLE_MAX <= 64 * 1024
+    assert data < DATA_MAX
+    assert DATA_MAX + TABLE_MAX <= 64 * 1024
