@@ -114,13 +114,14 @@ port = {self.ports["http"]}
         assert process.stderr is not None
         rest = b""
         ready = False
+        before = len(self.lines)  # what an earlier process said does not count
         with trio.CancelScope(deadline=trio.current_time() + START_S) as starting:
             async with process.stderr:
                 while data := await process.stderr.receive_some(65536):
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
                         self._hear(line)
-                    if not ready and any(told.get("event") == "ready" for told in self.lines[-20:]):
+                    if not ready and any(told.get("event") == "ready" for told in self.lines[before:]):
                         ready = True
                         starting.deadline = float("inf")
                         task_status.started()
