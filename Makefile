@@ -1,15 +1,17 @@
 # Everything runs from a checkout: the environment lives in .venv, what is built in build/.
 PYTHON ?= python3.11
 BIN := .venv/bin
+TRANSPORT ?= http
 
 .PHONY: help bootloader demo test exhaustive setup lock lint audit clean
 help:
-	@echo "make demo                        daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
 	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
+	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
@@ -26,7 +28,7 @@ bootloader: setup
 	@if command -v riscv64-unknown-elf-gcc >/dev/null; then $(MAKE) -s -C bootloader; fi
 
 demo: setup bootloader
-	$(BIN)/python -m devicefw.sim.demo
+	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
 
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench

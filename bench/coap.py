@@ -99,9 +99,7 @@ Results = dict[str, dict[str, float]]
 
 async def dfud(load: Load, directory: Path) -> Results:
     """A whole daemon: registry, store, controller, endpoint, transport."""
-    daemon = DaemonProcess(
-        directory / "dfud", plugins=("local", "http", "coap"), extra="[transport.coap]\nport = 0\nplain = true\n"
-    )
+    daemon = DaemonProcess(directory / "dfud", plugins=("local", "http", "coap"), coap="plain = true\n")
     await daemon.init()
     results: Results = {}
     async with trio.open_nursery() as nursery:

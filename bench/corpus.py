@@ -204,13 +204,14 @@ def own_pair(programs: tuple[str, str] = ("", "")) -> Pair:
 
     programs: what the images do on a simulated board, if they should boot on one (devicefw/sim/firmware.py).
     """
-    old, new = "    uint32_t n = 0;\n    if (x >> 16)", "    uint32_t n = 0;\n    if (x == 77) return 6;\n    if (x >> 16)"
+    old = '    b->hw->print(b->hw->ctx, "dfud boot: ");\n'
+    new = old + '    if (number == 77)\n        b->hw->print(b->hw->ctx, "(the number that everybody waits for) ");\n'
     root, files = ROOT / "bootloader" / "core", {}
     for which in (0, 1):
         files[which] = []
         for file in sorted(root.glob("*.c")):
             text = file.read_text("utf-8")
-            if which and file.name == "zstd.c":
+            if which and file.name == "boot.c":
                 if text.count(old) != 1:
                     raise Missing("the bootloader's core: the line to be changed is not there")
                 text = text.replace(old, new)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "coap-client-openssl": "coap-client-openssl",
     "coap-server": "coap-server-notls",
     "java": "java",
+    "swupdate": "swupdate",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

@@ -22,8 +22,8 @@ VARIANTS = {
     ),
     "an install that trusts what is written": (
         "core/install.c",
-        "    if (!memcmp(b->sector, data, length))\n        return DFU_OK;\n",
-        "    if (b->sector[0] != 0xff)\n        return DFU_OK;\n",
+        "        if (memcmp(there, data + done, n))\n            break;\n",
+        "        if (there[0] != 0xff)\n            return DFU_OK;\n        break;\n",
     ),
     "a counter that is written late": (
         "core/boot.c",

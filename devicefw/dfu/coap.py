@@ -25,6 +25,7 @@ _MAX_RETRANSMIT = const(4)
 _SEPARATE_MS = const(60000)  # how long an answer may take that was acknowledged
 _REMEMBERED = const(8)  # message IDs of the server's, to know those that come twice
 _ECHO_TRIES = const(3)
+_HEAD = const(160)  # bytes that a message may have besides its block
 _ROOM_MIN = const(64)  # bytes: less is no room for another datagram
 _NEWER = const(1 << 23)  # RFC 7641, section 3.4
 _STALE_MS = const(128000)
@@ -105,7 +106,7 @@ def put(options, number, value):
 
 class CoapTransport:
     """config: url ("coap://host:port"), app, device, and `psk` (16 bytes, or 32 hexadecimal digits) for OSCORE, or else `secret`,
-    which then travels in the clear. `block`: largest block, 16 to 1024 bytes, a power of two; `ack_timeout_ms`: 2000.
+    which then travels in the clear. `block`: largest block, 16 to 1024 bytes, a power of two, 256; `ack_timeout_ms`: 2000.
 
     `sent` and `repeated` count the messages that were sent for the first time, and again.
     """
@@ -115,7 +116,7 @@ class CoapTransport:
         self.host, _, port = rest.rstrip("/").partition(":")
         self.port = int(port or 5683)
         sizes = (16, 32, 64, 128, 256, 512, 1024)
-        block = config.get("block", 1024)
+        block = config.get("block", 256)
         if scheme != "coap" or block not in sizes:
             raise ValueError("url" if scheme != "coap" else "block")
         self.exponent = sizes.index(block)
@@ -163,20 +164,31 @@ class CoapTransport:
                 return 0
             try:
                 await asyncio.wait_for_ms(self._readable(), left)
-                length = self.sock.readinto(self.room)
+                # Not readinto(): that goes on until the buffer is full, through as many datagrams as there are.
+                data = self.sock.recv((16 << self.exponent) + _HEAD)
             except asyncio.TimeoutError:
                 return 0
+            except MemoryError:
+                # Nobody else's business: this one is lost, as if on the way.
+                gc.collect()
+                self.trouble = "out of memory"
+                try:
+                    self.sock.recv(_ROOM_MIN)
+                except OSError:
+                    pass
+                continue
             except OSError as error:
-                if error.errno != errno.ECONNREFUSED:
+                if error.errno not in (errno.ECONNREFUSED, errno.EAGAIN):
                     raise
                 self.trouble = error
                 continue
-            room = self.room
-            if length == len(room):
-                # It was cut. What cannot get in now will not the next time either; an old one may well be larger.
-                if room[0] == 0x64 and room[2] << 8 | room[3] == self.mid:
+            length, room = len(data), self.room
+            if length > len(room) or length == (16 << self.exponent) + _HEAD:
+                # It does not fit, or was cut. What cannot get in now will not the next time either; an old one may well be larger.
+                if data[0] == 0x64 and data[2] << 8 | data[3] == self.mid:
                     raise TransportError("the answer is larger than the buffer")
             elif length:
+                room[:length] = data
                 return length
 
     async def _exchange(self, message, strict):
@@ -419,6 +431,8 @@ class CoapTransport:
     # What the agent calls
 
     async def status(self, message, wait_s, buffer):
+        if "dfu.coapstatus" not in sys.modules:
+            self.rest()  # the larger of the two first, while there is room
         import dfu.coapstatus
 
         return await dfu.coapstatus.status(self, message, wait_s, buffer)

@@ -106,7 +106,7 @@ class Mapped:
         st[0], st[1] = ALL, 0xF003FCE0
         self._load(new_size)
         self._raw = bytearray(VIEW + BEFORE + BEHIND)
-        self._at = -1
+        self._at, self._end = -1, 0
         self._carries = bytearray(64)
         self._first = self._before = 0
 
@@ -158,9 +158,9 @@ class Mapped:
         while length:
             if position < self.size:
                 at = position & -VIEW
-                if at != self._at:
-                    self._make(at)
                 n = min(length, at + VIEW - position, self.size - position)
+                if at != self._at or position + n > self._end:
+                    self._make(at, position + n)
                 low = position - max(0, at - BEFORE)
                 buffer[offset : offset + n] = memoryview(self._raw)[low : low + n]
             else:
@@ -175,10 +175,9 @@ class Mapped:
             offset += n
             length -= n
 
-    def _make(self, first):
-        """Make the page of the view that begins at byte `first` of the old image."""
+    def _make(self, first, end):
+        """Make the page of the view that begins at byte `first` of the old image, up to byte `end`: what is behind was not asked for."""
         st, raw = self._st, self._raw
-        end = min(first + VIEW, self.size)
         low, high = max(0, first - BEFORE), min(self.size, end + BEHIND)
         self._at = -1
         self._load_raw(self.part, low, high)
@@ -194,7 +193,7 @@ class Mapped:
                 st[3] = offset + (a - offset & -4)
             st[4], st[5], st[9] = b, offset + length, address - offset & ALL
             view(st, raw, self._tab, self._ix)
-        self._at = first
+        self._at, self._end = first, end
 
     def _load_raw(self, part, low, high):
         """Read the bytes from `low` up to `high`."""

@@ -14,11 +14,17 @@ import trio
 from devicefw.sim.board import Board
 from devicefw.sim.firmware import build, program
 
+URLS = {"http": "http://127.0.0.1:8880", "coap": "coap://127.0.0.1:5683"}
+CREDENTIALS = {"http": "secret", "coap": "psk"}  # CoAP is secured by OSCORE, which takes a key
+
 
 @click.command()
 @click.option("--devices", default=1, show_default=True, type=click.IntRange(1, 200), help="How many boards.")
 @click.option("--registry", default="http://127.0.0.1:8881", show_default=True, help="Where users talk to dfud.")
-@click.option("--url", default="http://127.0.0.1:8880", show_default=True, help="Where devices talk to dfud.")
+@click.option(
+    "--transport", type=click.Choice(["http", "coap"]), default="http", show_default=True, help="What boards speak."
+)
+@click.option("--url", help="Where devices talk to dfud; default: http://127.0.0.1:8880, or coap://127.0.0.1:5683.")
 @click.option("--token", envvar="DFUCTL_TOKEN", required=True, help="Access token with the role manager for the app.")
 @click.option("--app", default="sim", show_default=True, help="App of the devices; it must exist.")
 @click.option("--prefix", default="sim-", show_default=True, help="Beginning of the devices' names.")
@@ -29,7 +35,8 @@ from devicefw.sim.firmware import build, program
 def sim(
     devices: int,
     registry: str,
-    url: str,
+    transport: str,
+    url: str | None,
     token: str,
     app: str,
     prefix: str,
@@ -41,18 +48,28 @@ def sim(
     Devices that are not there yet are created. Build firmware for them with `python -m devicefw.sim.make`.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        trio.run(_run, devices, registry, url, token, app, prefix, firmware_version, directory or Path(temporary))
+        at = url or URLS[transport]
+        place = directory or Path(temporary)
+        trio.run(_run, devices, registry, transport, at, token, app, prefix, firmware_version, place)
 
 
 async def _run(
-    devices: int, registry: str, url: str, token: str, app: str, prefix: str, version: str, directory: Path
+    devices: int,
+    registry: str,
+    transport: str,
+    url: str,
+    token: str,
+    app: str,
+    prefix: str,
+    version: str,
+    directory: Path,
 ) -> None:
     image = build(program("good", version), version)
     headers = {"authorization": f"Bearer {token}"}
     async with httpx.AsyncClient(base_url=registry, headers=headers) as client, trio.open_nursery() as nursery:
         for number in range(devices):
             name = f"{prefix}{number}"
-            settings = await _settings(client, app, name, url, directory / name)
+            settings = await _settings(client, app, name, transport, url, directory / name)
 
             def told(line: str, name: str = name) -> None:
                 click.echo(f"{name}: {line}")
@@ -60,8 +77,10 @@ async def _run(
             nursery.start_soon(Board(directory / name, settings, image=image, on_line=told).run)
 
 
-async def _settings(client: httpx.AsyncClient, app: str, name: str, url: str, directory: Path) -> dict[str, Any]:
-    """Return the board's configuration; a board that was here before keeps its secret."""
+async def _settings(
+    client: httpx.AsyncClient, app: str, name: str, transport: str, url: str, directory: Path
+) -> dict[str, Any]:
+    """Return the board's configuration; a board that was here before keeps its credential, and its transport."""
     kept = directory / "settings.json"
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
@@ -70,10 +89,11 @@ async def _settings(client: httpx.AsyncClient, app: str, name: str, url: str, di
     answer = await client.post(f"/api/registry/v1alpha1/apps/{app}/devices", json=body)
     if answer.status_code not in (201, 409):
         raise click.ClickException(f"device {name} cannot be created: {answer.text}")
-    answer = await client.post(f"/api/dfu/v1/apps/{app}/secret/{name}")
+    kind = CREDENTIALS[transport]
+    answer = await client.post(f"/api/dfu/v1/apps/{app}/{kind}/{name}")
     if not answer.is_success:
-        raise click.ClickException(f"device {name} gets no secret: {answer.text}")
-    settings = {"url": url, "app": app, "device": name, "secret": answer.json()["secret"], "wait_s": 30}
+        raise click.ClickException(f"device {name} gets no {kind}: {answer.text}")
+    settings = {"url": url, "transport": transport, "app": app, "device": name, kind: answer.json()[kind], "wait_s": 30}
     directory.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(settings))
     kept.chmod(0o600)

@@ -21,7 +21,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 @click.command()
-@click.option("--transport", type=click.Choice(["http"]), default="http", show_default=True)
+@click.option("--transport", type=click.Choice(["http", "coap"]), default="http", show_default=True)
 def main(transport: str) -> None:
     """Update a simulated ESP32-C3, then send it a firmware that crashes, and see it come back."""
     with tempfile.TemporaryDirectory() as directory:
@@ -70,7 +70,7 @@ async def _demo(directory: Path, transport: str) -> None:
         console.print(f"lamp-{version}.bin: {len(image):,} bytes, {versions[version][0]}")
 
     say("dfud: the daemon, on the local store")
-    daemon = DaemonProcess(directory / "dfud")
+    daemon = DaemonProcess(directory / "dfud", plugins=("local", "http", *(["coap"] if transport == "coap" else [])))
     await daemon.init()
     dfuctl = _Dfuctl(directory)
     async with trio.open_nursery() as nursery:
@@ -80,6 +80,10 @@ async def _demo(directory: Path, transport: str) -> None:
         await dfuctl("app", "create", "lamps", "--unsigned")
         await dfuctl("context", "--app", "lamps")
         secret = await dfuctl("device", "create", "lamp1", secret=True)
+        credential = {"secret": secret}
+        if transport == "coap":
+            # OSCORE takes a key in place of the secret, which CoAP would show to everybody on the way.
+            credential = {"psk": await dfuctl("device", "psk", "lamp1", secret=True)}
         for version in images:
             path = str(directory / f"lamp-{version}.bin")
             await dfuctl("firmware", "publish", path, "--version", version, "--hardware", "esp32c3", show=False)
@@ -91,7 +95,7 @@ async def _demo(directory: Path, transport: str) -> None:
             "transport": transport,
             "app": "lamps",
             "device": "lamp1",
-            "secret": secret,
+            **credential,
             "confirm_s": 5,
             "watchdog_s": 3,
             "backoff_ms": 500,

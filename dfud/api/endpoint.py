@@ -32,9 +32,10 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One publish. channel "dfu" is a status; timeout_s how long the device waits for a command (0: not at all).
+    """One publish. channel "dfu" is a status, "enrol" an enrolment, which comes without credentials.
 
-    peer is the address without the port, for limits. encrypted: whether the channel is.
+    timeout_s: how long the device waits for a command (0: not at all). peer is the address without the port, for limits.
+    encrypted: whether the channel is.
     """
 
     transport: str

@@ -20,6 +20,7 @@ from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, S
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.limits import Failures
 from dfud.model.address import limited
+from dfud.model.anchors import anchors_of
 from dfud.model.credentials import KEYED, keys_of, passwords, verify
 from dfud.wire.enrol import Enrolment
 
@@ -246,7 +247,7 @@ class Authenticator:
         while apps := await self._store.apps(limit=500, offset=offset):
             offset += len(apps)
             for app in apps:
-                for certificate in _certificates(app.spec):
+                for certificate in anchors_of(app.spec):
                     anchors.setdefault(certificate.subject.rfc4514_string(), []).append((app.name, certificate))
         return anchors
 
@@ -276,20 +277,3 @@ class Authenticator:
 def _disabled(spec: dict[str, Any]) -> bool:
     core = spec.get("core")
     return isinstance(core, dict) and core.get("disabled") is True
-
-
-def _certificates(spec: dict[str, Any]) -> list[x509.Certificate]:
-    """Return the trust anchors of an app: spec.trustAnchors.anchors[].certificate, base64 of PEM, or PEM."""
-    section = spec.get("trustAnchors")
-    anchors = section.get("anchors") if isinstance(section, dict) else None
-    found: list[x509.Certificate] = []
-    for anchor in anchors if isinstance(anchors, list) else ():
-        text = anchor.get("certificate") if isinstance(anchor, dict) else None
-        if not isinstance(text, str):
-            continue
-        try:
-            pem = text.encode() if text.startswith("-----") else base64.b64decode(text)
-            found += x509.load_pem_x509_certificates(pem)
-        except ValueError:
-            continue
-    return found

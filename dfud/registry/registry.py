@@ -33,6 +33,7 @@ from dfud.api import (
     Selector,
     Store,
 )
+from dfud.model.anchors import subjects_of
 from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name, check_labels
@@ -93,6 +94,7 @@ class Registry:
     async def create_app(self, given: App, by: str) -> App:
         check_app_name(given.name)
         app = App(self._new_metadata(given.metadata, ""), _checked_spec(given.spec))
+        await self._check_anchors(app)
         await self._commit([PutApp(app, expect="")], by, "create", app.name)
         self._bus.publish(AppChanged(app.name))
         return app
@@ -109,10 +111,23 @@ class Registry:
             await self._commit([DeleteApp(name, old.metadata.resource_version)], by, "delete", name)
             self._bus.publish(AppChanged(name, deleted=True))
             return
+        if app.spec.get("trustAnchors") != old.spec.get("trustAnchors"):
+            await self._check_anchors(app)
         await self._commit(
             [PutApp(app, old.metadata.resource_version)], by, "update", name, _what_changed(old.spec, app.spec)
         )
         self._bus.publish(AppChanged(name))
+
+    async def _check_anchors(self, app: App) -> None:
+        """Raise ConflictError if another app has an anchor of the same name: its devices would be taken for this app's."""
+        wanted = subjects_of(app.spec)
+        offset = 0
+        while wanted and (apps := await self._store.apps(limit=500, offset=offset)):
+            offset += len(apps)
+            for other in apps:
+                taken = wanted & subjects_of(other.spec) if other.name != app.name else ()
+                if taken:
+                    raise ConflictError(f"spec.trustAnchors: {min(taken)} is the anchor of another app already")
 
     async def delete_app(self, name: str, condition: Precondition, by: str) -> None:
         old = await self.app(name)

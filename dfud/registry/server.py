@@ -85,17 +85,32 @@ class ShieldedSends:
 
     Cure: quart-trio cancels its nursery while hypercorn closes the connection in that very task, so that idle connections
     stay open for ever and `Connection: close` is not obeyed.
+
+    Cure: an answer that is given before the body was read ends the connection without saying so; a client that sends its next
+    request on it finds it closed.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        headers = dict(scope.get("headers", ()))
+        whole = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+
+        async def receiving() -> Any:
+            nonlocal whole
+            event = await receive()
+            if event["type"] == "http.request" and not event.get("more_body", False):
+                whole = True
+            return event
+
         async def shielded(event: Any) -> None:
+            if event["type"] == "http.response.start" and not whole:
+                event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * SEND_S):
                 await send(event)
 
-        await self._app(scope, receive, shielded)
+        await self._app(scope, receiving, shielded)
 
 
 class _Settings(HypercornConfig):

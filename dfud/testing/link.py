@@ -104,6 +104,7 @@ class _Way:
     async def take(self, data: bytes) -> None:
         link, faults = self._link, self._link.faults
         self._count += 1
+        link.on_datagram(data)
         draws = [self._random.random() for _ in range(3)]
         link.passed += 1
         if data in self._before:
@@ -148,7 +149,8 @@ class _Way:
 
 class FaultyUdpLink:
     """Listens on a UDP port of the loopback and passes datagrams on to host:port and back; each client gets an address
-    of its own at the server. `down` loses everything; `rebind()` gives the clients new addresses, as a NAT does.
+    of its own at the server. `down` loses everything; `rebind()` gives the clients new addresses, as a NAT does. on_datagram
+    is called with everything that comes in, before its fate.
 
     Counts, over both directions: `passed` (all that came in), `lost`, `duplicated`, `reordered`; `repeated` is how many came
     in with the bytes of an earlier one: retransmissions.
@@ -160,6 +162,7 @@ class FaultyUdpLink:
         self.seed = seed
         self.down = False
         self.passed = self.lost = self.duplicated = self.reordered = self.repeated = 0
+        self.on_datagram: Callable[[bytes], None] = lambda data: None
         self.nursery: trio.Nursery
         self._clients: dict[tuple[str, int], tuple[_Way, trio.CancelScope]] = {}
 

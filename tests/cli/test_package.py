@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.corpus import own_pair
 from devicefw.sim.firmware import build
 from dfud.package.file import read_package_untrusted
 from tests.package.test_build import changed, code
+from tests.parts import require
 
 OLD = build("print(1)\n", "1.0", code(120_000))
 NEW = build("print(2)\n", "1.1", changed(code(120_000)))
@@ -45,7 +47,7 @@ def files(directory: Path) -> set[str]:
     return {p.name for p in directory.iterdir()}
 
 
-@pytest.mark.parametrize("kind", ["full", "delta"])
+@pytest.mark.parametrize("kind", ["full", "delta", "mapped"])
 def test_a_package_of_a_kind_is_made_and_applied(run: Run, tmp_path: Path, kind: str) -> None:
     base = ["--base", "old.bin"] if kind != "full" else []
     arguments = ["new.bin", "-O", "new.dfup", "--kind", kind, "--payload", "4112", "--workers", "2", *base]
@@ -85,6 +87,24 @@ def test_inspect_says_where_the_bytes_go(run: Run, tmp_path: Path) -> None:
     costs = sum(part["cost_bytes"] for part in found["parts"]) + found["table_bytes"] + found["overhead_bytes"]
     assert costs == pytest.approx(made.total_bytes, abs=1)
     assert len(found["chunks"]) == len(made.chunks)
+
+
+def test_inspect_tells_mapped_bytes_from_copied_ones(run: Run, tmp_path: Path) -> None:
+    require("riscv-gcc")
+    require("esptool")
+    pair = own_pair()
+    (tmp_path / "a.bin").write_bytes(pair.old)
+    (tmp_path / "b.bin").write_bytes(pair.new)
+    run("package", "make", "--base", "a.bin", "b.bin", "-O", "b.dfup", "--kind", "mapped")
+    found = json.loads(run("-o", "json", "package", "inspect", "b.dfup", "--base", "a.bin"))
+    parts = {part["name"]: part for part in found["parts"]}
+    assert (found["kind"], found["mapped_known"], found["chunks"][0]["pages"]) == (3, True, 0)
+    assert parts["IROM"]["origins"]["mapped"] > 500
+    assert found["table_bytes"] > 40
+    costs = sum(part["cost_bytes"] for part in found["parts"]) + found["table_bytes"] + found["overhead_bytes"]
+    assert costs == pytest.approx(found["bytes"], abs=1)
+    told = run("package", "inspect", "b.dfup", "--base", "a.bin")
+    assert "address table" in told and any(set(line) <= set("#=-.") and "=" in line for line in told.splitlines() if line)
 
 
 def test_the_picture_shows_every_stretch_of_the_image(run: Run, tmp_path: Path) -> None:

@@ -114,24 +114,18 @@ async def test_a_restarted_server_is_told_who_it_talks_to(
     assert [r.body for r in world.endpoint.requests] == [b"1", b"2"]
 
 
-@pytest.mark.parametrize(
-    ("secured", "loss", "seed"), [(False, 0.1, 1), (True, 0.2, 2), (False, 0.3, 3), (True, 0.3, 4)]
-)
-async def test_everything_arrives_once_over_a_bad_link(
-    world: World,
-    clients: list[AioClient],
-    tmp_path: Path,
-    nursery: trio.Nursery,
-    monkeypatch: pytest.MonkeyPatch,
-    secured: bool,
-    loss: float,
-    seed: int,
-) -> None:
-    # Only the time scale is another one, at both ends: the bad link is as bad, and the test does not take minutes.
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another time scale, at both ends: a bad link is as bad, and a test does not take minutes."""
     monkeypatch.setattr(aiocoap.numbers.constants.TransportTuning, "ACK_TIMEOUT", 0.04)
     monkeypatch.setattr(aiocoap.numbers.constants.TransportTuning, "MAX_RETRANSMIT", 10)
     monkeypatch.setattr("dfud_coap.reliability.ACK_TIMEOUT_S", 0.04)
     monkeypatch.setattr("dfud_coap.reliability.MAX_RETRANSMIT", 10)
+
+
+async def over_a_bad_link(
+    world: World, clients: list[AioClient], tmp_path: Path, nursery: trio.Nursery, secured: bool, loss: float, seed: int
+) -> None:
     faults = UdpFaults(loss=loss, duplicate=0.1, reorder=0.1, hold_s=0.02)
     link = FaultyUdpLink(world.port, faults, seed=seed)
     url = f"coap://127.0.0.1:{await nursery.start(link.run)}"
@@ -143,7 +137,35 @@ async def test_everything_arrives_once_over_a_bad_link(
         assert answer.payload == (CHUNK, CHUNK[::-1])[number % 2]
     # Whatever was lost or came twice on the way: each body was taken exactly once.
     assert [r.body for r in world.endpoint.requests] == [b"%d " % n + CHUNK[:2500] for n in range(3)]
-    assert link.lost > 0 and link.repeated > 0
+    kept: list[Any] = []
+    with trio.fail_after(LIMIT_S):
+        await device.client.observe(device.request(aiocoap.FETCH, ["v1", "dfu"], b"status", observe=0), kept)
+        await until(lambda: world.endpoint.parked)
+        world.endpoint.wake(Reply(Code.COMMAND, "dfu", b"update"))
+        await until(lambda: len(kept) > 1)
+    assert [k.payload for k in kept] == [b"status", b"update"]
+    assert (link.lost > 0) is (loss > 0) and link.duplicated > 0
     print(
         f"seed {seed}: {link.passed} datagrams, {link.lost} lost, {link.repeated} retransmitted, {link.reordered} reordered"
     )
+
+
+@pytest.mark.usefixtures("hurry")
+@pytest.mark.parametrize(
+    ("secured", "loss", "seed"), [(False, 0.1, 1), (True, 0.2, 2), (False, 0.3, 3), (True, 0.3, 4)]
+)
+async def test_everything_arrives_once_over_a_bad_link(
+    world: World, clients: list[AioClient], tmp_path: Path, nursery: trio.Nursery, secured: bool, loss: float, seed: int
+) -> None:
+    await over_a_bad_link(world, clients, tmp_path, nursery, secured, loss, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("hurry")
+@pytest.mark.parametrize("seed", range(10, 14))
+@pytest.mark.parametrize("loss", [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "oscore"])
+async def test_everything_arrives_once_over_every_link(
+    world: World, clients: list[AioClient], tmp_path: Path, nursery: trio.Nursery, secured: bool, loss: float, seed: int
+) -> None:
+    await over_a_bad_link(world, clients, tmp_path, nursery, secured, loss, seed)

@@ -9,6 +9,7 @@ from aiocoap import oscore as aio
 from aiocoap.message import Direction
 from aiocoap.message import Message as AioMessage
 from aiocoap.numbers.codes import Code as AioCode
+from dfud_coap.block import Block
 from dfud_coap.message import CON, NON, Code, Message, Option, decode_untrusted, encode
 
 from dfud.api import Code as Outcome
@@ -361,3 +362,91 @@ def test_a_non_confirmable_wait_is_taken_once() -> None:
     w.endpoint.wake(Reply(Outcome.COMMAND, "c", b"b"))
     answer = decode_untrusted(w.sent[-1][1])
     assert (answer.type, answer.code) == (NON, Code.CONTENT) and w.server.idle
+
+
+def test_an_observation_ends_with_its_context() -> None:
+    """Another context may have taken the place of a forgotten one, and its numbers."""
+    w, d = Virtual(plain=False, contexts=1), Device(1)
+    d.greet(w)
+    w.take(d.request(5, (int(Option.OBSERVE), b""), code=Code.FETCH))
+    assert len(w.server.observers) == 1
+    Device(2).greet(w)  # takes the only place
+    before = len(w.sent)
+    w.endpoint.wake(Reply(Outcome.COMMAND, "dfu", b"update"))
+    assert len(w.sent) == before and len(w.server.observers) == 0 and w.server.idle
+
+
+def test_challenges_that_would_outrun_the_clock_are_silence_and_a_later_one_is_given() -> None:
+    w, d = Virtual(plain=False), Device()
+    first = d.request(1)
+    told = []
+    for number in range(200):
+        replayed = bytearray(first)
+        replayed[2:4] = number.to_bytes(2, "big")
+        told.append(len(w.take(bytes(replayed))))
+    assert told[:100] == [1] * 100 and told[-1] == 0
+    assert w.server.idle
+    w.until(2)
+    replayed = bytearray(first)
+    replayed[2:4] = (199).to_bytes(2, "big")  # the very message that was met with silence, repeated by the device
+    (challenge,) = w.take(bytes(replayed))
+    assert echo_of_inner(d.open(challenge))
+
+
+def test_a_request_of_somebody_else_with_the_same_token_does_not_end_a_wait() -> None:
+    w = Virtual()
+    wait = (int(Option.URI_QUERY), b"ct=60")
+    w.take(post(1, AUTH, wait, channel="x", token=b"t"))
+    other = (int(Option.AUTHORIZATION), b"Basic eDp5")
+    assert codes(w.take(post(2, other, wait, channel="x", token=b"t"))) == [Code.FORBIDDEN]
+    assert len(w.endpoint.parked) == 1
+    w.endpoint.authorization = None
+    assert codes(w.take(post(3, other, wait, channel="x", token=b"t"))) == [Code.UNAVAILABLE]
+    assert len(w.endpoint.parked) == 1 and w.server._held == 1
+
+
+# Blocks of several bodies
+
+
+def block(number: int, more: bool, szx: int = 0) -> bytes:
+    return Block(number, more, szx).value()
+
+
+def test_two_bodies_at_a_time_are_kept_apart_by_their_request_tags() -> None:
+    w = Virtual()
+    one, two = (int(Option.REQUEST_TAG), b"1"), (int(Option.REQUEST_TAG), b"2")
+    sent = []
+    for number, (tag, letter) in enumerate([(one, b"a"), (two, b"b"), (one, b"c"), (two, b"d")]):
+        first = number < 2
+        option = (int(Option.BLOCK1), block(0 if first else 1, first))
+        sent += w.take(post(number, AUTH, tag, option, channel="x", body=letter * (16 if first else 3)))
+    assert codes(sent) == [Code.CONTINUE, Code.CONTINUE, Code.CHANGED, Code.CHANGED]
+    assert [r.body for r in w.endpoint.requests] == [b"a" * 16 + b"ccc", b"b" * 16 + b"ddd"]
+
+
+def test_a_long_status_is_registered_in_blocks_and_a_long_command_told_in_blocks() -> None:
+    w = Virtual()
+    status = b"s" * 20
+    base = [*path("v1", "dfu"), AUTH]
+    for number, (part, more) in enumerate([(status[:16], True), (status[16:], False)]):
+        options = [(int(Option.OBSERVE), b""), *base, (int(Option.BLOCK1), block(number, more))]
+        (answer,) = w.take(encode(Message(CON, Code.FETCH, number, b"o", options, part)))
+    registered = decode_untrusted(answer)
+    assert registered.payload == status and registered.first(Option.OBSERVE) is not None
+    command = bytes(range(256)) * 9
+    w.endpoint.wake(Reply(Outcome.COMMAND, "dfu", command))
+    told = decode_untrusted(w.sent[-1][1])
+    assert told.first(Option.BLOCK2) == block(0, True, 6) and told.first(Option.SIZE2) == b"\x09\x00"
+    got, tags = told.payload, {told.first(Option.ETAG)}
+    for number in (1, 2):
+        options = [*base, (int(Option.BLOCK2), block(number, False, 6))]
+        (answer,) = w.take(encode(Message(CON, Code.FETCH, 10 + number, b"r", options, status)))
+        rest = decode_untrusted(answer)
+        got, tags = got + rest.payload, tags | {rest.first(Option.ETAG)}
+        assert rest.first(Option.COMMAND) == b"dfu" and rest.first(Option.OBSERVE) is None
+    assert got == command and len(tags) == 1 and len(w.endpoint.requests) == 2
+    w.until(94)
+    (late,) = w.take(
+        encode(Message(CON, Code.FETCH, 20, b"r", [*base, (int(Option.BLOCK2), block(1, False, 6))], status))
+    )
+    assert codes([late]) == [Code.INCOMPLETE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import pytest
 import trio
 from dfud_coap.config import CoapConfig
 from dfud_coap.message import CON, DATAGRAM_MAX_BYTES, Code, Message, Option, decode_untrusted, encode
+from dfud_coap.oscore import Context, Header, OscoreError
 from dfud_coap.transport import CoapTransport, _plain_address
 
 from dfud.api import Code as Outcome
@@ -150,6 +152,16 @@ async def test_a_port_that_is_taken_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             await CoapTransport(CoapConfig(port=port)).run(FakeEndpoint())
+
+
+def test_what_oscore_decrypts_is_not_logged_whatever_the_level(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("aiocoap.cryptography").setLevel(logging.NOTSET)
+    CoapTransport(CoapConfig())
+    caplog.set_level(logging.DEBUG)
+    context = Context(Header(b"\0", b"\1" * 8 + b"d@a", "d@a"), b"k" * 16, 0)
+    with pytest.raises(OscoreError):
+        context.unprotect_untrusted(2, b"\x19\0\x0b" + context.id_context + b"\1", bytes(20), False)
+    assert caplog.records == []
 
 
 # DTLS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from dfud_coap.echo import ECHO_LIFETIME_S, VERIFIED_S, Echo, Verified
 from dfud_coap.message import Code
 from dfud_coap.observe import PAUSE_S, Observation, Observers
 from dfud_coap.oscore import EPOCH_S, LEAD_MS, Contexts, Header
-from dfud_coap.peer import Strangers
+from dfud_coap.peer import Strangers, counted
 from dfud_coap.reliability import EXCHANGE_LIFETIME_S, QUEUED_PER_PEER_MAX, Duplicates, Outbox, Timers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,6 +118,9 @@ def test_the_table_of_duplicates_stays_within_its_bounds(steps: list[tuple[int, 
             assert len(d) <= 10 and d._bytes == sum(len(v[2]) for v in d._seen.values()) <= 100 + 40
             expiries = [v[0] for v in d._seen.values()]
             assert expiries == sorted(expiries)
+            assert isinstance(
+                d._seen, OrderedDict
+            )  # a dict would search for its first key at each message, once it is full
     finally:
         reliability.REMEMBERED_MAX_BYTES = limit
 
@@ -224,6 +228,12 @@ def test_strangers_hear_so_much_in_a_minute_and_then_nothing() -> None:
     assert [strangers.may_tell("a", 0) for _ in range(3)] == [True, True, False]
     assert strangers.is_silenced("a", 59) and not strangers.is_silenced("b", 59) and strangers.may_tell("b", 59)
     assert not strangers.is_silenced("a", 60) and strangers.may_tell("a", 60)
+
+
+def test_limits_count_a_network_of_ipv6_as_one_address() -> None:
+    assert counted("192.0.2.1") == "192.0.2.1" and counted("no:address") == "no:address"
+    assert counted("2001:db8:1:2:3:4:5:6") == counted("2001:db8:1:2:ffff::") == "2001:db8:1:2::"
+    assert counted("2001:db8:1:3::1") != counted("2001:db8:1:2::1")
 
 
 # OSCORE contexts

@@ -144,7 +144,7 @@ def data_of(said):
 async def one(case):
     raw = binascii.unhexlify(case["command"])
     base = data_of(case["base"])
-    running, idle, stage = Part(SLOT), Part(SLOT), Part(24 * 1024)
+    running, idle, stage = Part(SLOT), Part(SLOT), Part(40 * 1024)
     running.data[: len(base)] = base
     chunks = [data_of(x) for x in case["chunks"]]
     transport = Transport(chunks, case.get("wrong", {}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -58,15 +57,10 @@ class Fleet:
         self.secrets += [secret, base64.b64encode(f"{name}@{APP}:{secret}".encode()).decode()]
         return secret
 
-    async def add_psk(self, name: str) -> bytes:
-        """Give the device a key for OSCORE, besides what it has."""
-        key = secrets.token_bytes(16)
-        path = f"/api/registry/v1alpha1/apps/{APP}/devices/{name}"
-        device = (await self.request("GET", path)).json()
-        text = base64.b64encode(key).decode()
-        device["spec"].setdefault("authentication", {}).setdefault("credentials", []).append({"psk": {"key": text}})
-        await self.request("PUT", path, json=device)
-        self.secrets += [text, key.hex()]
+    async def add_psk(self, name: str) -> str:
+        """Return the device's new key for OSCORE, in hexadecimal digits."""
+        key = str((await self.request("POST", f"/api/dfu/v1/apps/{APP}/psk/{name}")).json()["psk"])
+        self.secrets += [key, base64.b64encode(bytes.fromhex(key)).decode()]
         return key
 
     async def publish(self, image: bytes, version: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 import trio
 
 from tests.parts import require
 
 
-async def test_the_demonstration_ends_as_it_promises() -> None:
+@pytest.mark.parametrize("transport", ["http", "coap"])
+async def test_the_demonstration_ends_as_it_promises(transport: str) -> None:
     require("micropython")
     require("riscv-gcc")
-    command = [sys.executable, "-m", "devicefw.sim.demo"]
+    command = [sys.executable, "-m", "devicefw.sim.demo", "--transport", transport]
     with trio.fail_after(280):
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     told = run.stdout.decode()

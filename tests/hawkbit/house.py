@@ -25,7 +25,7 @@ from dfud.controller.packages import Packages
 from dfud.registry.firmware import FirmwareRegistry, Upload
 from dfud.registry.registry import Registry
 from dfud.testing.device import SimulatedDevice
-from dfud.wire.messages import decode_status_untrusted, encode_command
+from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_command
 
 PATIENCE_S = 60.0
 OLD = b"old image" * 100
@@ -52,6 +52,28 @@ async def until(what: str, ask: Callable[[], Awaitable[Any]], *, timeout_s: floa
                 return found
             await trio.sleep(0.05)
     raise AssertionError(f"not after {timeout_s} s: {what}; last: {found!r}")
+
+
+async def sent(device: SimulatedDevice) -> Command:
+    """Have a device poll until it is sent an update; return that."""
+
+    async def ask() -> Command | None:
+        command = await device.poll()
+        return command if command is not None and command.type is Type.UPDATE else None
+
+    found: Command = await until("the device is sent an update", ask)
+    return found
+
+
+async def whole_way(device: SimulatedDevice) -> None:
+    """Have a device poll until it is sent an update, and go through with that. A wish is stored before it is told of."""
+    before = device.image
+
+    async def ask() -> bool:
+        await device.update()
+        return device.image is not before
+
+    await until("the device is updated", ask)
 
 
 class Person:
@@ -202,7 +224,7 @@ class House:
                 self.store = HawkbitStore(self.config())
                 self.store.keep_in(self.records)
                 await nursery.start(self.store.run, self.bus)
-                policy = ControllerConfig(progress_s=0.1, retry_s=0)
+                policy = ControllerConfig(progress_s=0.0, retry_s=0)
                 packages = Packages(
                     self.store, self.directory / "packages", disk_bytes=1 << 30, memory_bytes=1 << 24, workers=1
                 )

@@ -1,7 +1,7 @@
 """The hawkBit that the tests run against: what HAWKBIT_URL points at, a process of the jar that HAWKBIT_JAR names, or the model.
 
 HAWKBIT_URL comes with HAWKBIT_USER, HAWKBIT_PASSWORD and HAWKBIT_GATEWAY; its tenant is written to, so give it an empty one.
-HAWKBIT_VERSION says which version it is where neither the jar nor the server does.
+HAWKBIT_VERSION says which version it is where the jar does not, HAWKBIT_LIMITS=1 that it limits clients to READS requests a second.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.parts import require
 
 START_S = 240.0
 ANSWER_S = 60.0
+READS = 10  # requests a second that hawkBit takes from one client
 
 
 class Hawkbit:
@@ -36,6 +37,7 @@ class Hawkbit:
 
     real = False
     can_be_killed = True
+    limits_clients = True  # to READS requests a second; not known of a server that HAWKBIT_URL names
     model: HawkbitModel | None = None
 
     def __init__(self) -> None:
@@ -120,6 +122,7 @@ class RunningHawkbit(Hawkbit):
 
     real = True
     can_be_killed = False
+    limits_clients = bool(os.environ.get("HAWKBIT_LIMITS"))
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -168,7 +171,9 @@ class JarHawkbit(Hawkbit):
             "org.eclipse.hawkbit.artifact.fs.path": self._directory / "artifacts",
             "hawkbit.controller.minPollingTime": "00:00:01",
             "hawkbit.controller.pollingTime": "00:00:05",
-            "hawkbit.server.security.dos.filter.enabled": "false",
+            # Requests of the loopback are never limited, those that name another client (X-Forwarded-For) are.
+            "hawkbit.server.security.dos.filter.maxRead": READS,
+            "hawkbit.server.security.dos.filter.maxWrite": READS,
             "hawkbit.rollout.scheduler.fixedDelay": 500,
             "hawkbit.autoassign.scheduler.fixedDelay": 500,
             "hawkbit.server.repository.eagerPollPersistence": "true",
@@ -176,7 +181,15 @@ class JarHawkbit(Hawkbit):
             "hawkbit.security.user.admin.password": "{noop}" + self.password,
             "hawkbit.security.user.admin.roles": "TENANT_ADMIN",
         }
-        command = [self._java, "-Xmx768m", "-jar", str(self._jar), *(f"--{k}={v}" for k, v in options.items())]
+        command = [
+            self._java,
+            "-Xmx768m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-jar",
+            str(self._jar),
+            *(f"--{k}={v}" for k, v in options.items()),
+        ]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

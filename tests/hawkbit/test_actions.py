@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from dfud_hawkbit.answers import Offer, Order
 
 from dfud.api import CancelRequested, Device, Metadata, PutDevice, State
 from dfud.testing.device import SimulatedDevice
 from dfud.wire.messages import Command, Phase, Progress, Type
-from tests.hawkbit.house import House, Person, Server, house_at, person_at, until
+from tests.hawkbit.house import House, Person, Server, house_at, person_at, sent, until, whole_way
 
 NEW = b"new image " * 3000
 NEWER = b"newer image " * 2500
@@ -41,8 +42,7 @@ async def assigned(house: House, person: Person, version: str, image: bytes = NE
 
 
 async def to_fetching(device: SimulatedDevice) -> tuple[Command, bytes]:
-    command = await device.poll()
-    assert command is not None and command.type is Type.UPDATE
+    command = await sent(device)
     await device.poll(progress=Progress(command.package, 0, Phase.FETCHING))
     return command, await device.download(command)
 
@@ -71,8 +71,12 @@ async def test_a_cancellation_is_accepted_before_the_device_may_boot_it(
             return await house.wanted() is None
 
         await until("nothing is wanted any more", unwanted)
-        command = await device.poll()
-        assert command is not None and command.type is not Type.UPDATE
+
+        async def calm() -> bool:
+            command = await device.poll()
+            return command is not None and command.type is not Type.UPDATE
+
+        await until("the device is not sent it any more", calm)
         assert all(c.deployment.state is not State.DONE for c in house.changes)
 
 
@@ -123,6 +127,33 @@ async def test_a_wish_that_is_taken_back_in_dfud_cancels_the_action(hawkbit: Ser
         assert await house.wanted() is None
 
 
+async def test_a_wish_that_is_taken_back_while_hawkbit_is_read_stays_taken_back(
+    hawkbit: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house_at(hawkbit, tmp_path) as house, person_at(hawkbit) as person:
+        await house.device()
+        await house.publish("2.0", NEW)
+        await house.want("2.0")
+        action = await house.action_of()
+        await house.quiet()
+        client, read = house.store.parts.client, house.store.parts.client.order
+        asked: list[str] = []
+
+        async def reads_and_is_overtaken(target: str, offer: Offer) -> Order | None:
+            found = await read(target, offer)
+            if not asked:
+                asked.append(target)
+                await house.want(None)
+            return found
+
+        monkeypatch.setattr(client, "order", reads_and_is_overtaken)
+        house.store.parts.devices.look.add(f"{house.app}/d1")
+        house.store.parts.worker.work.poke(f"{house.app}/d1", 0.0)
+        await until("the action is cancelled", lambda: gone(person, house, action))
+        assert asked == [house.target()]
+        assert await house.wanted() is None
+
+
 async def test_an_action_that_is_quit_by_force_ends_the_deployment(hawkbit: Server, tmp_path: Path) -> None:
     async with house_at(hawkbit, tmp_path, poll_s=1.0) as house, person_at(hawkbit) as person:
         device = await house.device()
@@ -162,7 +193,7 @@ async def test_a_second_set_takes_the_place_of_the_first(hawkbit: Server, tmp_pa
             await to_fetching(device)
             second = await assigned(house, person, "3.0", NEWER)
             await until("the first is cancelled", lambda: gone(person, house, first))
-            await device.update()
+            await whole_way(device)
             assert device.image == NEWER
             await until("the second is finished", lambda: person.finished(house.target(), second))
             assert await person.update_status(house.target()) == "in_sync"
@@ -181,7 +212,7 @@ async def test_a_users_newer_wish_in_dfud_takes_the_place_of_hawkbits(hawkbit: S
             return await person.assigned(house.target()) == "3.0"
 
         await until("hawkBit wants it too", assigned_too)
-        await device.update()
+        await whole_way(device)
         assert device.image == NEWER
         await until("hawkBit sees it", lambda: _installed(person, house, "3.0"))
 
@@ -199,7 +230,7 @@ async def test_soft_forced_and_time_forced_are_sent_and_the_device_may_defer(
         how = {"type": kind} | ({"forcetime": 4_000_000_000_000} if kind == "timeforced" else {})
         action = await assigned(house, person, "2.0", **how)
         assert await house.wanted() == {"version": "2.0"}
-        await device.update()
+        await whole_way(device)
         await until("it is finished", lambda: person.finished(house.target(), action))
 
 
@@ -209,7 +240,7 @@ async def test_soft_made_forced_is_the_same_action(hawkbit: Server, tmp_path: Pa
         action = await assigned(house, person, "2.0", type="soft")
         await person.ask("PUT", f"/targets/{house.target()}/actions/{action}", json={"forceType": "forced"})
         await house.quiet()
-        await device.update()
+        await whole_way(device)
         await until("it is finished", lambda: person.finished(house.target(), action))
         assert len({c.deployment.id for c in house.changes}) == 1
 
@@ -246,7 +277,7 @@ async def test_a_maintenance_window_holds_the_boot_back_until_it_opens(hawkbit: 
         # The same without a window: now it is allowed.
         second = await assigned(house, person, "3.0", NEWER)
         assert await house.wanted() == {"version": "3.0"}
-        await device.update()
+        await whole_way(device)
         await until("it is finished", lambda: person.finished(house.target(), second))
 
 
@@ -262,7 +293,7 @@ async def test_an_open_maintenance_window_lets_it_through(hawkbit: Server, tmp_p
             return bool(await house.wanted() == {"version": "2.0"})
 
         await until("the window is open", now, timeout_s=90)
-        await device.update()
+        await whole_way(device)
         await until("it is finished", lambda: person.finished(house.target(), action))
 
 
@@ -289,7 +320,7 @@ async def test_an_action_waits_for_confirmation(hawkbit: Server, tmp_path: Path,
                 return bool(await house.wanted() == {"version": "2.0"})
 
             await until("it is released", released)
-            await device.update()
+            await whole_way(device)
             await until("it is finished", lambda: person.finished(house.target(), action))
 
 
@@ -298,7 +329,7 @@ async def test_a_heavier_action_goes_first(hawkbit: Server, tmp_path: Path) -> N
         device = await house.device()
         await assigned(house, person, "2.0", weight=100)
         heavy = await assigned(house, person, "3.0", NEWER, weight=900)
-        await device.update()
+        await whole_way(device)
         assert device.image == NEWER
         await until("the heavy one is finished", lambda: person.finished(house.target(), heavy))
 
@@ -312,7 +343,7 @@ async def test_locks_of_what_was_assigned_do_not_disturb(hawkbit: Server, tmp_pa
                 await house.publish("2.0", NEW)
             await house.want("2.0", name)
             number = await house.action_of(name)
-            await device.update()
+            await whole_way(device)
             await until("it is finished", lambda n=number, name=name: person.finished(house.target(name), n))
         found = await person.ask("GET", "/distributionsets", params={"q": f"name=={house.app}"})
         assert [ds["locked"] for ds in found["content"]] == [True]
@@ -350,7 +381,7 @@ async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path) 
         waiting = set(names)
 
         async def one(name: str) -> None:
-            await house.simulate(name).update()
+            await whole_way(house.simulate(name))
 
         with trio.fail_after(240):
             while waiting:
@@ -365,5 +396,6 @@ async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path) 
         assert all(device.image == NEW for device in house.devices.values())
         assert house.store.parts.firmware.downloads == 1
         requests = house.store.parts.client.requests
+        print("requests:", dict(requests))
         assert requests["ddi feedback"] <= 4 * count, requests
         assert requests["ddi poll"] <= 2 * count, requests

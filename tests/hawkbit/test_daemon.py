@@ -16,7 +16,7 @@ from dfud_hawkbit.names import target_id
 
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.device import HttpDevice
-from tests.hawkbit.house import Server, person_at, until
+from tests.hawkbit.house import Server, person_at, until, whole_way
 
 NEW = b"new image " * 3000
 
@@ -100,7 +100,7 @@ async def test_the_daemon_goes_the_whole_way_and_survives_being_killed(hawkbit: 
             auth = (f"d1@{app}", secret)
             async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=auth, timeout=60) as client:
                 device = HttpDevice(client, b"old image" * 100, "1.0")
-                await device.update()
+                await whole_way(device)
             assert device.image == NEW
             await until("the action is finished", lambda: person.finished(target, action))
             metrics = await users.ask("GET", "/metrics")

@@ -13,7 +13,7 @@ from dfud_hawkbit.reconcile import Reconciler
 
 from dfud.api import Device, DeviceSeen, Metadata, PutDevice, State
 from dfud.wire.messages import Outcome, Phase, Progress, Result, Type
-from tests.hawkbit.house import House, Person, Server, house_at, person_at, until
+from tests.hawkbit.house import House, Person, Server, house_at, person_at, sent, until, whole_way
 from tests.hawkbit.model.routes import Response
 from tests.hawkbit.server import Hawkbit
 
@@ -44,8 +44,7 @@ async def test_hawkbit_killed_in_mid_update_hears_all_of_it_afterwards(hawkbit: 
             number = await person.simple_set("2.0", NEW)
             action = await person.assign(number, house.target())
             await until("it is wanted", lambda: house.is_wanted("2.0"))
-        command = await device.poll()
-        assert command is not None and command.type is Type.UPDATE
+        command = await sent(device)
         held = [await device._fetch(command.package.hex(), 0)]
         await house.quiet()
         await killed(hawkbit)
@@ -91,7 +90,7 @@ async def test_dfud_starts_without_hawkbit_and_serves_what_it_has(hawkbit: Hawkb
         try:
             await house.start()
             device = house.simulate("d1")
-            await device.update()
+            await whole_way(device)
             assert device.image == NEW
             await away(house)
         finally:
@@ -116,8 +115,7 @@ async def test_dfud_killed_at_any_step_tells_everything_once_it_is_back(
                 await house.start()
 
         await step(0)
-        command = await device.poll()
-        assert command is not None and command.type is Type.UPDATE
+        command = await sent(device)
         await step(1)
         image = await device.download(command)
         await device.poll(progress=Progress(command.package, command.chunks, Phase.WRITTEN))
@@ -141,13 +139,12 @@ async def test_a_last_feedback_whose_answer_was_lost_is_not_a_second_one(hawkbit
         number = await person.simple_set("2.0", NEW)
         action = await person.assign(number, house.target())
         await until("it is wanted", lambda: house.is_wanted("2.0"))
-        command = await device.poll()
-        assert command is not None
+        await sent(device)
         await house.quiet()
         told = feedback.body("closed", "success", ["dfud died behind this"])
         answer = await person.ddi("POST", house.target(), f"/deploymentBase/{action}/feedback", json=told)
         assert answer.status_code == 200
-        await device.update()
+        await whole_way(device)
         await house.quiet()
         link = await house.link()
         assert link is not None and link.action == 0 and link.problem == ""
@@ -168,7 +165,7 @@ async def test_a_wrong_secret_is_named_and_harms_nobody(hawkbit: Hawkbit, tmp_pa
         file.write_text("wrong")
         await house.start()
         device = house.simulate("d1")
-        await device.update()
+        await whole_way(device)
         assert device.image == NEW, "the device is served"
         await away(house)
 
@@ -197,8 +194,7 @@ async def test_an_action_full_of_statuses_still_gets_its_end(hawkbit: Hawkbit, t
             if answer.status_code == 429:
                 break
         assert answer.status_code == 429 and "quota" in answer.json()["errorCode"]
-        command = await device.poll()
-        assert command is not None
+        command = await sent(device)
         await house.quiet()
         link = await house.link()
         assert link is not None and link.full and "uota" in link.problem
@@ -234,7 +230,7 @@ async def test_limits_and_outages_pass_and_are_counted(hawkbit: Hawkbit, tmp_pat
             model.fail_next(method, part, None, carried_out=True)
         action = await person.assign(number, house.target())
         await until("it is wanted", lambda: house.is_wanted("2.0"))
-        await device.update()
+        await whole_way(device)
         await until("the action is finished", lambda: person.finished(house.target(), action))
 
 
@@ -311,7 +307,7 @@ async def test_a_neighbours_device_is_left_alone(hawkbit: Server, tmp_path: Path
         await person.assign(number, lookalike)
         mine = await person.assign(number, house.target())
         await until("ours is wanted", lambda: house.is_wanted("2.0"))
-        await ours.update()
+        await whole_way(ours)
         await until("ours is finished", lambda: person.finished(house.target(), mine))
         await house.quiet()
         for target in (neighbour, lookalike):
@@ -339,8 +335,7 @@ async def test_a_failure_of_every_attempt_closes_the_action(hawkbit: Server, tmp
         await until("it is wanted", lambda: house.is_wanted("2.0"))
         digest = hashlib.sha256(NEW).digest()
         for _ in range(3):
-            command = await device.poll()
-            assert command is not None
+            command = await sent(device)
             await device.poll(progress=Progress(command.package, 0, Phase.FETCHING))
             await device.poll(result=Result(Outcome.FAILED, digest, 8, "chunk 3 is broken"))
         await house.deployed("d1", State.FAILED)

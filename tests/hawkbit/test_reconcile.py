@@ -10,7 +10,7 @@ from dfud_hawkbit.reconcile import Reconciler, Report
 
 from dfud.api import NotFoundError, PutDocument, State
 from dfud.wire.messages import Type
-from tests.hawkbit.house import House, Person, Server, house_at, person_at, until
+from tests.hawkbit.house import House, Person, Server, house_at, person_at, until, whole_way
 
 NEW = b"new image " * 3000
 
@@ -30,7 +30,7 @@ async def in_sync(house: House) -> bool:
 async def updated(house: House, person: Person, name: str = "d1") -> None:
     device = house.devices[name]
     action = await house.action_of(name)
-    await device.update()
+    await whole_way(device)
     await until("it is finished", lambda: person.finished(house.target(name), action))
     await house.quiet()
 

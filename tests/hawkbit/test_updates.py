@@ -15,7 +15,7 @@ from dfud.api import App, DeleteApp, DeleteDevice, RetryRequested
 from dfud.registry.firmware import Upload
 from dfud.wire.manifest import FLAG_RAW, Manifest, sign
 from dfud.wire.messages import Command, Outcome, Phase, Progress, Result, Type
-from tests.hawkbit.house import OLD, House, Person, Server, digest, house_at, person_at, until
+from tests.hawkbit.house import OLD, House, Person, Server, digest, house_at, person_at, sent, until, whole_way
 
 NEW = b"new image " * 3000
 
@@ -88,8 +88,7 @@ async def test_an_update_from_dfud_is_an_action_that_its_confirmation_closes(haw
         await house.want("2.0")
         number = await house.action_of()
         target = house.target()
-        command = await device.poll()
-        assert command is not None and command.type is Type.UPDATE
+        command = await sent(device)
         image = await device.download(command)
         await device.poll(progress=Progress(command.package, command.chunks, Phase.WRITTEN))
         device.image, device.version = image, "2.0"
@@ -118,7 +117,7 @@ async def test_a_set_assigned_in_hawkbit_reaches_the_device(hawkbit: Server, tmp
         for name in house.devices:
             await until("it is wanted", lambda name=name: house.is_wanted("5.1", name))
         for device in devices:
-            await device.update()
+            await whole_way(device)
             assert device.image == NEW
         for name in house.devices:
             target = house.target(name)
@@ -192,8 +191,7 @@ async def test_a_rollback_is_a_failure_with_code_and_diagnostics_and_may_be_trie
         number = await person.simple_set("7.0", NEW)
         first = await person.assign(number, house.target())
         await until("it is wanted", lambda: house.is_wanted("7.0"))
-        command = await device.poll()
-        assert command is not None
+        command = await sent(device)
         image = await device.download(command)
         await device.poll(progress=Progress(command.package, command.chunks, Phase.WRITTEN))
         device.image, device.version = image, "7.0"
@@ -217,7 +215,7 @@ async def test_a_rollback_is_a_failure_with_code_and_diagnostics_and_may_be_trie
             return found is not None and found.type is Type.UPDATE
 
         await until("it is sent again", again)
-        await device.update()
+        await whole_way(device)
         await until("it is finished", lambda: person.finished(house.target(), second))
 
 
@@ -239,7 +237,7 @@ async def test_a_retry_in_dfud_is_a_new_action(hawkbit: Server, tmp_path: Path) 
         await until("it is sent again", again)
         second = await house.action_of()
         assert second != first
-        await device.update()
+        await whole_way(device)
         await until("it is finished", lambda: person.finished(house.target(), second))
 
 
@@ -250,7 +248,7 @@ async def test_an_app_default_is_assigned_when_it_reaches_a_device(hawkbit: Serv
         await house.want("2.0", None)
         await device.poll()
         number = await house.action_of()
-        await device.update()
+        await whole_way(device)
         await until("it is finished", lambda: person.finished(house.target(), number))
         assert await house.wanted() is None, "the default became a wish of the device's own"
 

@@ -40,7 +40,7 @@ def test_the_images_are_applications_of_the_chip(pair: corpus.Pair) -> None:
         assert not pages[0] & pages[1], "one table maps code and data"
         assert struct.unpack_from("<I", image, segments[0x3C].offset)[0] == 0xABCD5432, "the application's description comes first"
     differing = sum(a != b for a, b in zip(pair.old, pair.new, strict=False))
-    assert 1000 < differing < len(pair.new) // 2, "one line moves what lies behind it, and everything that points there"
+    assert differing > 1000, "one line moves what lies behind it, and everything that points there"
 
 
 def test_instructions_are_counted_one_by_one(pair: corpus.Pair) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from devicefw.sim.firmware import build
 from dfud.errors import PeerError
-from dfud.package.build import build_delta, build_full, parameters
+from dfud.package.build import build_delta, build_full, build_mapped, parameters
 from dfud.package.file import PackageFile, make
 from dfud.package.report import COPIED, LITERAL, MAPPED, REPEATED, report_untrusted, window
 from dfud.package.sequences import Sequence, read_frame_untrusted
@@ -117,6 +117,19 @@ def test_a_delta_copies_the_base_and_sends_what_is_new() -> None:
     assert (origins[at + 70 : at + 150] == REPEATED).all(), "its second half is copied from its first"
     irom = next(part for part in report.parts if part.name == "IROM")
     assert irom.cost_bytes > report.bytes / 2 - report.overhead_bytes
+
+
+def test_what_a_mapped_delta_takes_from_the_image_before_is_repeated() -> None:
+    """A table that says history: frames see the image so far, between the base's view and their own output."""
+    old, new = images()
+    noise = random.Random(4).randbytes(3000)
+    new += noise + new[1000:140_000] + noise
+    for history in (False, True):
+        report, origins = report_untrusted(build_mapped(new, old, 6144, history=history), image=new, base=old)
+        assert sum(part.cost_bytes for part in report.parts) + report.overhead_bytes + report.table_bytes == pytest.approx(
+            report.bytes, abs=1
+        )
+        assert (origins[-2900:] == REPEATED).mean() > 0.9 if history else (origins[-2900:] == LITERAL).mean() > 0.9
 
 
 def test_without_the_base_the_image_is_one_part() -> None:

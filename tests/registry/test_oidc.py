@@ -54,6 +54,7 @@ async def test_a_token_of_the_issuer_speaks_for_its_user_with_the_roles_of_the_c
     assert len(issuer.asked) == 2, "discovery and keys, once"
 
 
+@pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
 @pytest.mark.parametrize(("kind", "alg"), [("RSA", "RS256"), ("OKP", "Ed25519"), ("OKP", "EdDSA")])
 async def test_other_algorithms_that_are_allowed(issuer: Issuer, kind: str, alg: str) -> None:
     issuer.add_key("k", kind)

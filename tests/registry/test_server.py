@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 import trio
 from quart import Response, request
@@ -54,6 +55,10 @@ def application(shutdown: trio.Event) -> QuartTrio:
             yield b"last\n"
 
         return Response(lines(), content_type="text/plain")
+
+    @app.post("/refused")
+    async def refused() -> tuple[str, int]:
+        return "not now", 409
 
     @app.post("/slow")
     async def slow() -> str:
@@ -187,3 +192,12 @@ async def test_connections_beyond_the_limit_are_closed_and_others_get_their_turn
         while not (await found.ask(CLOSE)).startswith(b"HTTP/1.1 200"):
             await trio.sleep(0.02)
     shutdown.set()
+
+
+async def test_an_answer_before_the_body_was_read_says_that_the_connection_ends(served: Served) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", timeout=20) as client:
+        for _ in range(20):
+            early = await client.post("/refused", content=bytes(30_000))
+            assert (early.status_code, early.text, early.headers["connection"]) == (409, "not now", "close")
+            for kept in (await client.get("/"), await client.post("/refused")):
+                assert kept.headers.get("connection") is None

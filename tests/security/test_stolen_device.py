@@ -39,7 +39,7 @@ class World:
 
     def as_device(self, name: str, app: str = "a", secret: str | None = None) -> httpx.AsyncClient:
         password = self.secrets[name] if secret is None else secret
-        return httpx.AsyncClient(base_url=self.daemon.urls["http"], auth=(f"{name}@{app}", password), timeout=60)
+        return httpx.AsyncClient(base_url=self.daemon.urls["http"], auth=(f"{name}@{app}", password), timeout=60, verify=False)
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ class Answering:
         if exchange.security is not None:
             trusted = True
         elif not (trusted or exchange.peer.encrypted) and answer.code >= Code.BAD_REQUEST:
-            if not self._strangers.may_tell(exchange.peer.address, now_s):
+            if not self._strangers.may_tell(exchange.peer.counted, now_s):
                 exchange.answered = True
                 cancel(exchange.late)
                 return
@@ -144,7 +144,7 @@ class Answering:
         tail = Answer(Code.UNAUTHORIZED, [(Option.ECHO, echo)]).tail()
         if 4 + len(exchange.token) + len(tail) > AMPLIFICATION * len(exchange.data):
             tail = b""
-        if self._strangers.may_tell(exchange.peer.address, now_s):
+        if self._strangers.may_tell(exchange.peer.counted, now_s):
             self._send(exchange, Code.UNAUTHORIZED, tail, now_s, trusted=True)
 
 

@@ -91,7 +91,8 @@ class Fault(Exception):
 class Ask(msgspec.Struct):
     """Either a publish (`request`; observe 0 or 1 with FETCH, -1: not at all), or the chunks first..last of `package`.
 
-    reply and tail belong to whoever answers: the last reply and its bytes, for the next time.
+    reply, answer_code and tail belong to whoever answers: the last reply and its bytes, for the next time. tag: the ETag of
+    the one chunk that was asked for, if it is known already.
     """
 
     code: int
@@ -110,6 +111,7 @@ class Ask(msgspec.Struct):
     reply: Reply | None = None
     answer_code: int = 0
     tail: bytes = b""
+    tag: bytes = b""
 
     def body_key(self) -> tuple[Any, ...]:
         """Return what all blocks of one body have in common, within one peer."""
@@ -123,6 +125,8 @@ class Fetching:
 
     def __init__(self, ask: Ask, before: bytes, delta: int, after: bytes) -> None:
         self._ask, self._before, self._delta, self._after = ask, before, delta, after
+        if ask.first == ask.last:
+            ask.tag = etag(Chunks(ask.package, ask.first, [b""]))
 
     @classmethod
     def of(cls, ask: Ask, tail: bytes) -> Fetching | None:
@@ -153,7 +157,9 @@ class Fetching:
         ask = self._ask
         block = Block(number >> 4, bool(number & 8), number & 7)
         return Ask(
-            ask.code, ask.credentials, ask.options, None, ask.package, ask.first, ask.last, None, block, -1, ask.etags
+            *(ask.code, ask.credentials, ask.options, None, ask.package, ask.first, ask.last, None, block),
+            etags=ask.etags,
+            tag=ask.tag,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -14,11 +15,21 @@ WINDOW_S = 60.0
 ADDRESSES_MAX = 100_000
 
 
+def counted(address: str) -> str:
+    """Return what limits count for an address: one of IPv6 with all that its owner can take as well, its /64."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(address)) >> 64 << 64))
+    except ValueError:
+        return address
+
+
 class Peer:
     """One address and port, or one DTLS session. `send` must not block or raise; `scope` is what requests with the same bytes
     must have in common to mean the same."""
 
-    __slots__ = ("address", "certificate", "encrypted", "fetching", "key", "next_id", "scope", "send")
+    __slots__ = ("address", "certificate", "counted", "encrypted", "fetching", "key", "next_id", "scope", "send")
 
     def __init__(
         self,
@@ -32,6 +43,7 @@ class Peer:
     ) -> None:
         self.key = key
         self.address = address
+        self.counted = counted(address)
         self.send = send
         self.next_id = first_id & 0xFFFF
         self.encrypted = encrypted

@@ -4,7 +4,7 @@ function that was passed in."""
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from typing import Any
@@ -83,8 +83,9 @@ class Duplicates:
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
         self._bytes = 0
-        # Since the lifetime is the same for all, the order of insertion is the order of expiry.
-        self._seen: dict[Hashable, tuple[float, int, bytes]] = {}
+        # Since the lifetime is the same for all, the order of insertion is the order of expiry. A plain dict would do, but
+        # finding its first key takes the longer, the more have been deleted in front of it.
+        self._seen: OrderedDict[Hashable, tuple[float, int, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._seen)

@@ -33,7 +33,6 @@ class Securing(Answering):
 
     def _secured(self, exchange: Exchange, value: bytes, options: Options, payload: bytes, now_s: float) -> None:
         observe = any(number == Option.OBSERVE for number, _ in options)
-        address = exchange.peer.address
         try:
             if exchange.code not in (Code.POST, Code.FETCH):
                 raise OscoreError(Code.METHOD_NOT_ALLOWED, "expected POST or FETCH around OSCORE")
@@ -47,7 +46,7 @@ class Securing(Answering):
         except OscoreError as error:
             self._not_secured(exchange, error, now_s)
             return
-        if self._strangers.is_silenced(address, now_s):
+        if self._strangers.is_silenced(exchange.peer.counted, now_s):
             return
 
         def keyed(key: bytes | None) -> None:

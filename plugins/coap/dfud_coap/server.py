@@ -89,7 +89,7 @@ class Server(Securing):
             now,
             self._post_again,
             self._notify,
-            lambda o: self._release(o.carrier[0].peer.address),
+            lambda o: self._release(o.carrier[0].peer.counted),
             check_s=config.observe_check_s,
             wait_s=config.observe_check_s,
         )
@@ -108,7 +108,7 @@ class Server(Securing):
 
     def gone(self, peer: Peer) -> None:
         """The peer's session has ended: nobody waits any more."""
-        if self._holding[peer.address]:
+        if self._holding[peer.counted]:
             self.observers.peer_gone(peer.key)
             for key in [k for k in self._parked if k[0] == peer.key]:
                 self._unpark(key).waiting.cancel()
@@ -151,7 +151,7 @@ class Server(Securing):
             self._reset(peer, message_id, now_s)
 
     def _reset(self, peer: Peer, message_id: int, now_s: float) -> None:
-        if self._strangers.may_tell(peer.address, now_s):
+        if self._strangers.may_tell(peer.counted, now_s):
             peer.send(head(RST, 0, message_id))
 
     def _read(self, exchange: Exchange, at: int, now_s: float) -> Ask | None:
@@ -231,10 +231,10 @@ class Server(Securing):
             self._send(
                 exchange, ask.answer_code, ask.tail, now_s, trusted=self._is_trusted(exchange, ask, ask.answer_code)
             )
-        elif ask.observe == 0 and found.code is Outcome.COMMAND and self._may_hold(exchange.peer.address):
+        elif ask.observe == 0 and found.code is Outcome.COMMAND and self._may_hold(exchange.peer.counted):
             self._observe_number = (self._observe_number + 1) & 0xFFFFFF
             self._finish(exchange, ask, self._notification(found), now_s, observe=uint(self._observe_number))
-            self._hold(exchange.peer.address)
+            self._hold(exchange.peer.counted)
             key = (exchange.who, exchange.token)
             self.observers.register(key, exchange.who, (exchange, ask), request, found)
         else:
@@ -279,7 +279,7 @@ class Server(Securing):
             if len(size) > 4 or int.from_bytes(size, "big") > self._config.body_max:
                 raise BlockError(Code.TOO_LARGE, f"at most {self._config.body_max} bytes")
             key = (exchange.who, ask.body_key())
-            body = self._bodies.add(key, exchange.peer.address, block, request.body, now_s)
+            body = self._bodies.add(key, exchange.peer.counted, block, request.body, now_s)
         except BlockError as error:
             options: Options = []
             if error.code is Code.TOO_LARGE:
@@ -320,8 +320,8 @@ class Server(Securing):
         if isinstance(found, Reply):
             self._finish(exchange, ask, answer_reply(found), now_s)
             return
-        tag = etag(found)
-        if tag in ask.etags:
+        tag = ask.tag or etag(found)
+        if ask.etags and tag in ask.etags:
             options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
             self.respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, ask, 0))
             return
@@ -359,7 +359,7 @@ class Server(Securing):
             del self._holding[address]
 
     def _park(self, exchange: Exchange, ask: Ask, waiting: Waiting, now_s: float) -> None:
-        address = exchange.peer.address
+        address = exchange.peer.counted
         if self._draining:
             self._finish(exchange, ask, answer_reply(waiting.expire()), now_s)
             return
@@ -379,7 +379,7 @@ class Server(Securing):
     def _unpark(self, key: tuple[Hashable, bytes]) -> _Parked:
         parked = self._parked.pop(key)
         parked.timer.cancel()
-        self._release(parked.exchange.peer.address)
+        self._release(parked.exchange.peer.counted)
         return parked
 
     def _woken(self, parked: _Parked, reply: Reply) -> None:

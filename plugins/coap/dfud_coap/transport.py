@@ -21,7 +21,7 @@ from OpenSSL import SSL, crypto
 from dfud.api import ConfigError, Endpoint, Transport
 from dfud_coap.config import CoapConfig
 from dfud_coap.message import DATAGRAM_MAX_BYTES
-from dfud_coap.peer import Peer
+from dfud_coap.peer import Peer, counted
 from dfud_coap.server import Server
 
 log = logging.getLogger("dfud.coap")
@@ -44,6 +44,8 @@ class CoapTransport(Transport):
         if config.block_max & (config.block_max - 1):
             raise ConfigError(f"[transport.coap] block_max {config.block_max}, expected a power of two from 16 to 1024")
         self._config = config
+        # On debug it writes plaintexts and nonces, many lines for each message.
+        logging.getLogger("aiocoap.cryptography").setLevel(logging.WARNING)
         self._tls = self._load_tls()
         self._server: Server | None = None
         self._gone = trio.Event()
@@ -175,11 +177,12 @@ class CoapTransport(Transport):
 
     async def _session(self, channel: trio.DTLSChannel, server: Server) -> None:
         address = _plain_address(str(channel.peer_address[0]))
+        counts = counted(address)
         full = self._sessions.total() >= self._config.sessions
-        if full or self._sessions[address] >= self._config.sessions_per_address:
+        if full or self._sessions[counts] >= self._config.sessions_per_address:
             channel.close()
             return
-        self._sessions[address] += 1
+        self._sessions[counts] += 1
         try:
             await self._serve_session(channel, address, server)
         except _BROKEN_OFF:
@@ -187,9 +190,9 @@ class CoapTransport(Transport):
         except Exception:
             log.exception("a DTLS session failed", extra={"peer": address})
         finally:
-            self._sessions[address] -= 1
-            if not self._sessions[address]:
-                del self._sessions[address]
+            self._sessions[counts] -= 1
+            if not self._sessions[counts]:
+                del self._sessions[counts]
             channel.close()
 
     async def _serve_session(self, channel: trio.DTLSChannel, address: str, server: Server) -> None:

@@ -40,7 +40,7 @@ from dfud_hawkbit import feedback, records
 from dfud_hawkbit.batch import Worker
 from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
-from dfud_hawkbit.desire import attributes_of, digest_of
+from dfud_hawkbit.desire import attributes_of, digest_of, wish_of
 from dfud_hawkbit.feed import Feed
 from dfud_hawkbit.firmware import FirmwareSync
 from dfud_hawkbit.records import Link
@@ -173,7 +173,7 @@ class HawkbitStore(Store):
             case PutDevice(device):
                 key = records.device_key(device.app, device.name)
                 pulled = self.parts.devices.pulling.get(key)
-                if pulled is not None:
+                if pulled is not None and wish_of(device.spec).version == pulled.wish:
                     extra.append(records.put(records.LINKS, key, pulled))
                     return
                 old = await self.inner.device(device.app, device.name)

@@ -214,6 +214,10 @@ class DeviceSync:
 
     async def _want(self, case: Case, view: DeviceView, version: str, mode: str) -> None:
         own = wish_of(view.device.spec)
+        if own.version != case.link.wish and own.version != version:
+            # A user of dfud changed it since both sides agreed: that goes to hawkBit before anything is taken from there.
+            self.look.add(case.key)
+            raise Postponed
         if own.version == version and mode == case.link.mode:
             case.set(wish=version)
             return

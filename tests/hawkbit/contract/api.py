@@ -77,14 +77,15 @@ class Api:
 
     def until(self, good: Callable[[Answer], bool], method: str, path: str, **options: Any) -> Answer:
         """Ask the Management API again and again until the answer is good."""
-        return self._until(good, lambda: self.mgmt(method, path, **options))
+        pause_s = options.pop("pause_s", 0.05)
+        return self._until(good, lambda: self.mgmt(method, path, **options), pause_s)
 
     def until_ddi(
         self, good: Callable[[Answer], bool], method: str, cid: str, path: str = "", **options: Any
     ) -> Answer:
         return self._until(good, lambda: self.ddi(method, cid, path, **options))
 
-    def _until(self, good: Callable[[Answer], bool], ask: Callable[[], Answer]) -> Answer:
+    def _until(self, good: Callable[[Answer], bool], ask: Callable[[], Answer], pause_s: float = 0.05) -> Answer:
         limit = time.monotonic() + WAIT_S
         while True:
             found = ask()
@@ -93,7 +94,7 @@ class Api:
                 return found
             assert time.monotonic() < limit, f"still {found.status} {found.raw[:500]!r}"
             self.exchanges.pop()
-            time.sleep(0.05)
+            time.sleep(pause_s)
 
     def _do(self, request: dict[str, Any], body: Any, options: dict[str, Any]) -> Answer:
         quiet = options.pop("quiet", False)

@@ -88,7 +88,8 @@ class Symbols:
     def hide(self, value: Any, kind: str = "") -> Any:
         """Return a body with symbols. kind: what a bare `id` in it numbers."""
         if isinstance(value, dict):
-            shown = {k: self._hide_entry(k, v, value, kind) for k, v in value.items()}
+            # What an error tells of hawkBit's own classes is left out.
+            shown = {k: self._hide_entry(k, v, value, kind) for k, v in value.items() if k != "exceptionClass"}
             if all(shown.get(key) == "{time}" for key in ("createdAt", "lastModifiedAt")):
                 # Four lines of every row there is, as one.
                 del shown["createdAt"], shown["lastModifiedAt"]

@@ -63,5 +63,18 @@ def test_settings_are_read_written_and_put_back(api: Api) -> None:
     assert api.mgmt("GET", "/system/configs/no.such.setting").status in (400, 403, 404)
 
 
+def test_a_client_that_asks_too_often_gets_a_429_without_a_word(api: Api) -> None:
+    path = "/system/configs/pollingTime"
+    if not api.server.limits_clients:
+        assert api.mgmt("GET", path, headers={"x-forwarded-for": "198.51.100.7"}, quiet=True).status == 200
+        return
+    headers = {"x-forwarded-for": "198.51.100.7"}
+    limited = api.until(lambda a: a.status == 429, "GET", path, headers=headers, pause_s=0)
+    assert (limited.raw, "retry-after" in limited.headers) == (b"", False)
+    # Others are not concerned.
+    assert api.mgmt("GET", path, headers={"x-forwarded-for": "127.0.0.1"}, quiet=True).status == 200
+    assert api.mgmt("GET", path, quiet=True).status == 200
+
+
 def test_health_is_told_to_everybody(api: Api) -> None:
     assert api.plain("GET", "/actuator/health").status == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from tests.hawkbit.contract.api import Api
@@ -27,8 +28,10 @@ def test_the_feed_says_which_actions_changed_since_a_time(api: Api) -> None:
     assert row["_links"]["distributionset"]["name"] == f"{api.name('fw')}:1"
     later = api.symbols.at(3_600_000)
     assert _feed(api, f"lastModifiedAt=ge={later};{mine}") == {"content": [], "total": 0, "size": 0}
-    compact = api.mgmt("GET", "/actions", query={"q": mine, "sort": "id:ASC"}).body["content"]
-    assert set(compact[0]["_links"]) == {"self"}
+    compact = api.mgmt("GET", "/actions", query={"q": mine, "sort": "id:ASC"})
+    assert set(compact.body["content"][0]["_links"]) == {"self"}
+    # hawkBit's clock, which the feed goes by.
+    assert parsedate_to_datetime(compact.headers["date"]).timestamp() > 1_000_000_000
     assert _feed(api, mine, limit=1)["total"] == 2
     assert [r["id"] for r in _feed(api, mine, limit=1, offset=1)["content"]] == [second]
     assert _feed(api, f"{mine};active==true")["total"] == 2

@@ -15,7 +15,7 @@ from tests.hawkbit.contract.conftest import RECORDED
 from tests.hawkbit.server import ModelHawkbit
 
 FILES = sorted(RECORDED.glob("*.json"))
-WAIT_S = 10.0
+WAIT_S = 60.0
 LIMIT_BYTES = 300_000
 
 
@@ -44,7 +44,7 @@ def _again(api: Api, kept: dict[str, Any]) -> Exchange:
         if not kept.get("until") or not differences(kept, said.as_json()) or time.monotonic() > limit:
             return said
         api.exchanges.pop()
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def differences(wanted: Any, found: Any, where: str = "") -> list[str]:

@@ -108,6 +108,22 @@ def test_too_many_errors_pause_a_rollout_and_leave_its_running_actions(api: Api)
     api.until(lambda a: a.body["totalTargetsPerStatus"]["running"] == 3, "GET", f"/rollouts/{number}")
 
 
+def test_a_pause_keeps_what_runs_and_resumes(api: Api) -> None:
+    one, two, groups = _two_groups(api)
+    _, ds = api.firmware()
+    number = _started(api, ds, groups=groups)
+    assert api.mgmt("POST", f"/rollouts/{number}/pause").status in (200, 204)
+    assert api.mgmt("GET", f"/rollouts/{number}").body["status"] == "paused"
+    assert api.mgmt("POST", f"/rollouts/{number}/pause").status == 400
+    for cid in one:
+        assert "deploymentBase" in api.ddi("GET", cid).body["_links"]
+        assert api.feedback(cid, _action(api, cid), "closed", "success", quiet=True).status == 200
+    assert "deploymentBase" not in api.ddi("GET", two[0]).body["_links"]
+    assert api.mgmt("POST", f"/rollouts/{number}/resume").status in (200, 204)
+    api.until(lambda a: a.body["totalTargetsPerStatus"]["running"] == 2, "GET", f"/rollouts/{number}")
+    assert "deploymentBase" in api.ddi("GET", two[0]).body["_links"]
+
+
 def test_a_rollout_of_equal_groups_reaches_every_target_once(api: Api) -> None:
     cids = api.targets(5)
     _, ds = api.firmware()

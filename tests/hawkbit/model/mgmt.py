@@ -199,7 +199,7 @@ def put_module_metadata(state: State, request: Request, number: int, key: str) -
     module = state.module(number)
     body = request.json("value", "targetVisible")
     if "targetVisible" not in body:
-        return Response(500)
+        raise e.Unknown("metadata of a module without targetVisible")
     module.metadata[key] = (body["value"], body["targetVisible"])
     return Response(204)
 
@@ -379,15 +379,6 @@ def get_set(state: State, request: Request, number: int) -> Response:
     value["_links"]["type"] = _link(request, f"/distributionsettypes/{_SET_TYPES[value['type']][0]}")
     value["_links"]["metadata"] = _link(request, f"{path}/metadata")
     return answer(value)
-
-
-@ROUTES.add("PUT", "/distributionsets/{id:int}")
-def put_set(state: State, request: Request, number: int) -> Response:
-    ds = state.set(number)
-    for key, value in request.json("locked", "description").items():
-        setattr(ds, key, value)
-    ds.modified_at = state.now()
-    return answer(show_set(state, request, ds))
 
 
 @ROUTES.add("DELETE", "/distributionsets/{id:int}")

@@ -110,6 +110,9 @@ class Routes:
 
         return keep
 
+    def handlers(self) -> list[Handler]:
+        return [handler for _, _, _, handler in self._table]
+
     def find(self, method: str, path: str) -> tuple[Handler, list[Any]]:
         for wanted, pattern, numbers, handler in self._table:
             if wanted == method and (found := pattern.fullmatch(path)):

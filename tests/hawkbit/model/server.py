@@ -60,6 +60,8 @@ class HawkbitModel:
         self.log: deque[tuple[str, str, int]] = deque(maxlen=5000)
         self.latency_s = 0.0
         self.outage: int | None = None  # a status that everything is answered with
+        self.client_limit = 10  # requests a second of one client that X-Forwarded-For names, with others than 127.*
+        self._clients: Counter[tuple[str, int]] = Counter()
         self.limit_requests: int | None = None  # so many more are let through, then 429 with an empty body
         self.port = 0
         self._failures: list[Failure] = []
@@ -169,7 +171,7 @@ class HawkbitModel:
                 response = failure.response
             elif self.outage is not None:
                 response = Response(self.outage)
-            elif self.limit_requests is not None and self.limit_requests <= 0:
+            elif self._limited(request) or (self.limit_requests is not None and self.limit_requests <= 0):
                 response = Response(429)
             else:
                 if self.limit_requests is not None:
@@ -178,6 +180,16 @@ class HawkbitModel:
             query = "?" + "&".join(f"{k}={v}" for k, v in request.query.items()) if request.query else ""
             self.log.append((request.method, request.path + query, response.status if response else 0))
             return response
+
+    def _limited(self, request: Request) -> bool:
+        client = request.headers.get("x-forwarded-for", "127.0.0.1")
+        if client.startswith("127."):
+            return False
+        key = (client, int(self.state.clock()))
+        if key not in self._clients:
+            self._clients.clear()
+        self._clients[key] += 1
+        return self._clients[key] > self.client_limit + 2
 
     def _route(self, request: Request) -> Response:
         try:

@@ -45,7 +45,7 @@ def libcoap_port() -> Iterator[int]:
     process.wait(20)
 
 
-@pytest.mark.parametrize("block", [1024, 64])
+@pytest.mark.parametrize("block", [1024, 256])
 def test_statuses_commands_and_chunks_of_every_size_with_aiocoap(tmp_path: Path, aiocoap_port: int, block: int) -> None:
     statuses = [pattern(n) for n in (1, 1023, 1024, 1025, 4096)]
     steps: list[list[object]] = [["status", len(data), 0] for data in statuses]
@@ -80,7 +80,7 @@ def test_blocks_both_ways_observing_and_a_separate_answer_with_libcoap(tmp_path:
         ["observe", ["time"], 3, 60],
         ["ask", GET, ["nowhere"], ""],
     ]
-    (put, got, late, times, missing), _ = drive(tmp_path, job(libcoap_port, *steps, auth=False))
+    (put, got, late, times, missing), _ = drive(tmp_path, job(libcoap_port, *steps, auth=False, block=1024))
     assert put[0] in (CHANGED, 0x41)
     assert got == [CONTENT, *shown(data)]
     assert late == [CONTENT, *shown(b"done")]
