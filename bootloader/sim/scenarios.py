@@ -199,6 +199,7 @@ def rotation() -> Scenario:
 ALL: tuple[Callable[[], Scenario], ...] = (
     install,
     lambda: install("delta"),
+    lambda: install("mapped"),
     confirmed,
     crashing,
     revert,

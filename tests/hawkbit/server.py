@@ -6,6 +6,7 @@ HAWKBIT_VERSION says which version it is where the jar does not, HAWKBIT_LIMITS=
 
 from __future__ import annotations
 
+import abc
 import os
 import re
 import secrets
@@ -28,7 +29,7 @@ ANSWER_S = 60.0
 READS = 10  # requests a second that hawkBit takes from one client
 
 
-class Hawkbit:
+class Hawkbit(abc.ABC):
     """url, tenant, user, password, gateway_token; `real` tells whether it is a hawkBit, `version` which one.
 
     kill() ends it at once and restart() brings it back on the same address with its state: `can_be_killed` tells whether that
@@ -52,17 +53,17 @@ class Hawkbit:
     def described(self) -> str:
         return f"a real {self.version or 'one of unknown version'} at {self.url}"
 
-    def start(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def start(self) -> None: ...
 
-    def stop(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def stop(self) -> None: ...
 
     def kill(self) -> None:
-        raise NotImplementedError
+        raise RuntimeError(f"{self.url} is not ours to end: ask can_be_killed")
 
     def restart(self) -> None:
-        raise NotImplementedError
+        raise RuntimeError(f"{self.url} is not ours to end: ask can_be_killed")
 
     def mgmt(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
         """One request of the Management API, to set up and to look; path behind /rest/v1."""
