@@ -51,7 +51,7 @@ for raw in chunks:
     _, page, pages, _, first, end = chunk_head(raw, len(raw))
     if not pages:
         data = bytearray()
-        decoder.decode(raw, first, end, 0, TABLE_MAX, None, lambda n: data.extend(memoryview(decoder.page)[:n]), exact=False)
+        list(decoder.decode(raw, first, end, 0, TABLE_MAX, None, lambda n: data.extend(memoryview(decoder.page)[:n]), exact=False))
         mapped = Mapped(Part(base), base_size, bytes(data), size, Part(image))
         continue
     at = page * PAGE
@@ -64,5 +64,6 @@ for raw in chunks:
         image[at : at + n] = memoryview(decoder.page)[:n]
         at += n
 
-    decoder.decode(raw, first, end, known, min(size - at, pages * PAGE), reader, done)
+    for _ in decoder.decode(raw, first, end, known, min(size - at, pages * PAGE), reader, done):
+        pass
 print(time.ticks_diff(time.ticks_us(), start), binascii.hexlify(hashlib.sha256(memoryview(image)[:size]).digest()).decode())

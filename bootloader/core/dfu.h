@@ -11,7 +11,7 @@
 #endif
 
 #define DFU_SECTOR 4096u
-#define DFU_PAGES_MAX 32u
+#define DFU_PAGES_MAX 1024u
 #define DFU_ENVELOPE_MAX 1024u
 #define DFU_PAYLOAD_MAX 65536u
 #define DFU_CHUNK_MAX (DFU_PAYLOAD_MAX + 32u)
@@ -176,7 +176,7 @@ struct dfu_mapped {
     struct dfu_part old[DFU_PARTS_MAX], new[DFU_PARTS_MAX];
     uint32_t range[DFU_PARTS_MAX][2]; /* of addresses that are known: first, size */
     uint32_t index[DFU_ENTRIES_MAX / DFU_TABLE_BLOCK], block, entry[DFU_TABLE_BLOCK][2];
-    uint32_t chunk_page, carries; /* bit k: an instruction reaches into page k of the chunk */
+    uint32_t carries[DFU_IMAGE_MAX / DFU_SECTOR / 32 + 1]; /* bit k: an instruction reaches into page k of the image, in this chunk */
     int failed;                   /* the flash, while a page was made */
     uint32_t cached, made;        /* the page of the view that cache holds, its neighbourhood around it; made up to here */
     uint8_t cache[132 + 1024 + 100];

@@ -231,8 +231,7 @@ int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, 
         w.prefix = t->base_length;
         t->behind = t->kind == DFU_FULL ? 0 : first;
         if (t->kind == DFU_MAPPED) {
-            b->mapped->chunk_page = c.page;
-            b->mapped->carries = 0;
+            memset(b->mapped->carries, 0, sizeof b->mapped->carries);
             if (b->mapped->flags & 1)
                 t->behind = first < DFU_HISTORY ? 0 : first - DFU_HISTORY;
         }

@@ -237,7 +237,7 @@ int dfu_mapped_view(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, ui
 }
 
 static uint32_t carry(const struct dfu_mapped *m, const struct dfu_part *s, uint32_t page, uint32_t a) {
-    return a == page * DFU_SECTOR && a > s->offset && m->carries >> (page - m->chunk_page) & 1 ? 2 : 0;
+    return a == page * DFU_SECTOR && a > s->offset && m->carries[page >> 5] >> (page & 31) & 1 ? 2 : 0;
 }
 
 /* Bytes of the absolute form of what this chunk has written. */
@@ -274,8 +274,8 @@ void dfu_mapped_back(struct dfu_mapped *m, uint32_t page, uint8_t *data, uint32_
         if (!part_of(s, first, first + length, &a, &b))
             continue;
         at = walk(m, s, data, first, a + carry(m, s, page, a), b, b, b, BACK);
-        if (at < b && b == first + DFU_SECTOR && page - m->chunk_page < 31)
-            m->carries |= 2u << (page - m->chunk_page);
+        if (at < b && b == first + DFU_SECTOR)
+            m->carries[(page + 1) >> 5] |= 1u << ((page + 1) & 31);
     }
 }
 

@@ -54,6 +54,15 @@ def erase(part, sector):
     part.ioctl(6, sector)
 
 
+def holds(part, offset, data):
+    """Say whether `data` stands in the sector at `offset` already."""
+    for at in range(0, len(data), len(_blank)):
+        piece = data[at : at + len(_blank)]
+        if read(part, offset + at, len(piece)) != piece:
+            return False
+    return True
+
+
 class Log:
     """Records of `size` bytes in `sectors` sectors: the newest valid one counts; a torn one is skipped, never reused."""
 

@@ -107,7 +107,7 @@ class Mapped:
         self._load(new_size)
         self._raw = bytearray(VIEW + BEFORE + BEHIND)
         self._at, self._end = -1, 0
-        self._carries = bytearray(64)
+        self._carries = bytearray(new_size // PAGE + 2)
         self._first = self._before = 0
 
     def _load(self, new_size):
@@ -206,7 +206,7 @@ class Mapped:
         if a >= b:
             return False
         if a == first and a > offset:
-            a += self._carries[(first - self._first) // PAGE & 63]
+            a += self._carries[first // PAGE] if first > self._first else 0
         st[3], st[4], st[9] = a, b, address - offset & ALL
         return True
 
@@ -220,7 +220,7 @@ class Mapped:
                 st[2], st[14], st[15] = first, end, 1
                 if form(st, page) == 2 and st[4] == end:
                     carry = 2
-        self._carries[((first - self._first) // PAGE + 1) & 63] = carry
+        self._carries[first // PAGE + 1] = carry
 
     def _again(self, low, buffer, offset, length):
         """Read bytes of this chunk that are written already, and put them into absolute form anew."""

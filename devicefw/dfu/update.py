@@ -1,5 +1,6 @@
 """One update: judge its manifest, fetch its chunks into the idle slot, verify the whole. Resumes where it was cut."""
 
+import asyncio
 import gc
 import hashlib
 import sys
@@ -14,6 +15,7 @@ CONTEXT = b"dfud manifest 1\0"
 ALLOW_DOWNGRADE = 1
 FULL, DELTA, MAPPED = 1, 2, 3
 CHUNK_TRIES = 3
+PAGES_MAX = 1024
 
 
 class UpdateError(Exception):
@@ -158,13 +160,13 @@ class Update:
                 if self.stage is not None:
                     self.stage.add(self.buffer, length, number)
                 else:
-                    self._store(length, number)
+                    await self._store(length, number)
                 return
             except (PackError, ZstdError) as error:
                 last = "%d: %s" % (number, error)
         raise UpdateError(CHUNK, "chunk " + last)
 
-    def _store(self, length, wanted):
+    async def _store(self, length, wanted):
         number, page, pages, crc, start, end = chunk_head(self.buffer, length)
         if self.kind == MAPPED and wanted == 0:
             if number or page or pages:
@@ -173,7 +175,7 @@ class Update:
             return
         first = page * PAGE
         size = min(self.size - first, pages * PAGE)
-        if number != wanted or not 0 < pages <= 32 or size <= 0:
+        if number != wanted or not 0 < pages <= PAGES_MAX or size <= 0:
             raise PackError("place")
         slots, mapped = self.slots, self.mapped
         if self.kind == FULL:
@@ -199,13 +201,16 @@ class Update:
             view = memoryview(decoder.page)[:n]
             value = flash.crc32(view, value)
             try:
-                flash.erase(slots.idle, sector)
-                flash.write(slots.idle, sector * PAGE, view)
+                # After a power cut the first pages of a chunk stand there already.
+                if not flash.holds(slots.idle, sector * PAGE, view):
+                    flash.erase(slots.idle, sector)
+                    flash.write(slots.idle, sector * PAGE, view)
             except OSError as error:
                 raise UpdateError(FLASH, str(error))
             sector += 1
 
-        decoder.decode(self.buffer, start, end, known, size, prefix, done)
+        for _ in decoder.decode(self.buffer, start, end, known, size, prefix, done):
+            await asyncio.sleep(0)  # the application goes on
         if value != crc:
             raise ZstdError("crc")
 
@@ -220,7 +225,8 @@ class Update:
             nonlocal data
             data = bytes(memoryview(slots.decoder.page)[:n])
 
-        slots.decoder.decode(self.buffer, start, end, 0, mapped.TABLE_MAX, None, done, exact=False)
+        for _ in slots.decoder.decode(self.buffer, start, end, 0, mapped.TABLE_MAX, None, done, exact=False):
+            pass
         if flash.crc32(data) != crc:
             raise ZstdError("crc")
         self.mapped = mapped.Mapped(slots.running, slots.running_size, data, self.size, slots.idle)

@@ -63,7 +63,8 @@ class Decoder:
     def decode(self, src, start, end, prefix, size, reader, done, exact=True):
         """Decode src[start:end], exactly one frame, to `size` bytes (or at most) behind `prefix` bytes that `reader` reads.
 
-        done(length) is called with each finished page in `self.page`; from then on `reader` must read it, too.
+        A generator, which yields between pages: a chunk may be a whole image. done(length) is called with each finished page in
+        `self.page`; from then on `reader` must read it, too.
         """
         st = self._st
         self._logs = [-1, -1, -1]
@@ -96,17 +97,17 @@ class Decoder:
             if kind == 0:
                 if p + n > end:
                     raise ZstdError("block")
-                self._plain(src, 0, p, n)
+                yield from self._plain(src, 0, p, n)
                 p += n
             elif kind == 1:
                 if p >= end:
                     raise ZstdError("block")
-                self._plain(src, 1, p, n)
+                yield from self._plain(src, 1, p, n)
                 p += 1
             elif kind == 2:
                 if n < 2 or p + n > end:
                     raise ZstdError("block")
-                self._block(src, p, p + n)
+                yield from self._block(src, p, p + n)
                 p += n
             else:
                 raise ZstdError("block type")
@@ -129,7 +130,7 @@ class Decoder:
         st = self._st
         st[0], st[1], st[2], st[27] = ltype, at, n, n
         st[15] = 0
-        self._go(src)
+        yield from self._go(src)
 
     def _go(self, src):
         """Run the block whose literals and sequences are set up in st."""
@@ -141,11 +142,13 @@ class Decoder:
             if event == 0:
                 if st[22] == PAGE:
                     self._flush()
+                    yield
                 return
             if event == 1:
                 if not st[25]:
                     raise ZstdError("too long")
                 self._flush()
+                yield
             elif event == 2:
                 o, n = st[22], st[28]
                 self._reader.read(st[24] + o - st[21], page, o, n)
@@ -262,7 +265,7 @@ class Decoder:
                 st[12 + i] = self._bits(src, self._logs[i])
         elif p != end:
             raise ZstdError("sequences")
-        self._go(src)
+        yield from self._go(src)
 
     def _bits(self, src, k):
         """Take k bits from the sequences' stream."""

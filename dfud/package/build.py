@@ -1,7 +1,7 @@
 """Making packages: docs/protocol.md, "Package and chunks". Pure, CPU-bound; worker.py runs it in its own process.
 
-Chunks are as large as the device's payload allows, up to 32 pages: a chunk that is one long copy costs 15 bytes of frame,
-so fewer, larger chunks are what keeps small updates small.
+Chunks are as large as the device's payload allows, up to the whole image: heads of chunks and frames are a tenth of a
+small update that is cut every 128 KB.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ FULL_LEVEL = 19
 DELTA_LEVELS = (12, 19)
 WINDOW_LOG = 22
 TRIALS_MAX = 5
+# What is tried first says how much more fits: compressing a whole image to find out that it does not takes seconds.
+FIRST_PAGES = 32
 # A mapped delta that is larger than this part of the image holds much that is new: it gains 5 to 10 % by looking back at it.
 HISTORY_PAYS = 25
 # Chunks that look back are made in threads, so many pages in each: a chunk that ends with them costs about 100 bytes.
@@ -165,7 +167,7 @@ def cut(
 ) -> Iterator[Chunk]:
     """Yield the chunks of pages `page` to `end`, each as many pages as fit the payload. crc is over `image`'s bytes."""
     total = min(end, -(-len(image) // PAGE_BYTES))
-    number, guess = 0, PAGES_MAX
+    number, guess = 0, FIRST_PAGES
     while page < total:
         pages, payload = _fit(image, compress, payload_bytes, page, min(guess, total - page), total - page)
         first, stop = page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES)

@@ -98,7 +98,7 @@ def _votes(old: bytes, new: bytes, old_refs: References, new_refs: References) -
     order = np.argsort(old_grams, kind="stable")
     ordered = old_grams[order]
     empty = np.zeros(0, np.int64)
-    if not len(ordered) or not len(new_grams):
+    if not len(ordered) or not len(new_grams) or not len(old_refs.at):
         return empty, empty
     once = np.append(True, ordered[1:] != ordered[:-1]) & np.append(ordered[1:] != ordered[:-1], True)
     place = np.minimum(np.searchsorted(ordered, new_grams), len(ordered) - 1)

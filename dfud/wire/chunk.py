@@ -12,7 +12,7 @@ from dfud.wire.messages import PAYLOAD_MAX_BYTES
 from dfud.wire.subset import decode_untrusted, encode
 
 PAGE_BYTES = 4096
-PAGES_MAX = 32
+PAGES_MAX = 1024
 HEADER_MAX_BYTES = 1 + 5 + 5 + 1 + 5 + 5
 CHUNK_MAX_BYTES = HEADER_MAX_BYTES + PAYLOAD_MAX_BYTES
 

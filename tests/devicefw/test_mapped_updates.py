@@ -257,3 +257,26 @@ def test_kinds_without_a_table_refuse_one(tmp_path: Path) -> None:
     mapped = build_mapped(image, base, 4112)
     wrong = make(2, package.size, package.sha256, package.base_sha256, [mapped.chunks[0], *package.chunks[1:]])
     assert run("micropython", [case(base, image, wrong)], tmp_path)[0][0] == f"error {CHUNK} chunk 0: place"
+
+
+def test_a_sector_holds_its_page_only_when_every_byte_is_the_same() -> None:
+    """What lets a page that stands in flash already be left alone after a power cut."""
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dfu import flash
+class Part:
+    data = bytearray(i * 7 & 255 for i in range(8192))
+    def readblocks(self, block, buffer, offset=0):
+        at = 4096 * block + offset
+        buffer[:] = self.data[at : at + len(buffer)]
+page = Part.data[4096:7100]
+print(flash.holds(Part(), 4096, memoryview(page)))
+for at in (0, 127, 128, 3003):
+    page[at] ^= 1
+    print(flash.holds(Part(), 4096, memoryview(page)))
+    page[at] ^= 1
+"""
+    command = [require("micropython"), "-c", program.replace("sys.argv[1]", repr(str(ROOT / "devicefw")))]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "False", "False", "False", "False"], run.stderr

@@ -52,7 +52,8 @@ def decode(decoder, raw, size, base, kind, image):
     def done(n):
         reader.data.extend(decoder.page[:n])
 
-    decoder.decode(raw, start, end, known, length, reader, done)
+    for _ in decoder.decode(raw, start, end, known, length, reader, done):
+        pass
     if crc32(reader.data[known:]) != crc:
         raise ZstdError("crc")
     return reader.data[known:]
@@ -136,7 +137,8 @@ for package in mapped["packages"]:
             value = crc32(memoryview(decoder.page)[:n], value)
             page += 1
 
-        decoder.decode(raw, start, end, known, min(size - page * PAGE, pages * PAGE), m, done)
+        for _ in decoder.decode(raw, start, end, known, min(size - page * PAGE, pages * PAGE), m, done):
+            pass
         check(value == crc, package["name"] + " crc")
         # What a match reads that reaches back to pages which are written: their absolute form, made anew.
         first = chunk_head(raw, len(raw))[1]

@@ -30,7 +30,8 @@ with open(sys.argv[2]) as file:
             reader.data.extend(decoder.page[:length])
 
         try:
-            decoder.decode(frame, 0, len(frame), prefix, case["size"], reader, done)
+            pages = sum(1 for _ in decoder.decode(frame, 0, len(frame), prefix, case["size"], reader, done))
+            assert pages == case["size"] // 4096, "it yields after every whole page"
             print(binascii.crc32(reader.data[prefix:]) & 0xFFFFFFFF)
         except ZstdError as error:
             print("error", error)

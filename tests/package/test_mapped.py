@@ -175,6 +175,17 @@ def test_any_two_images_make_a_mapped_package_that_applies(
     assert all(len(c.payload) <= payload for c in chunks) and [c.number for c in chunks] == list(range(len(chunks)))
 
 
+def test_an_old_image_that_points_at_nothing_still_makes_a_package() -> None:
+    """The same bytes, data in the old image, in the new one code with a jump in it: there is nothing to vote with."""
+    halves = random.Random(5).randbytes(1000)
+    same = bytes(b & 0xFC | 1 if i % 2 == 0 else b for i, b in enumerate(halves)) + b"\x6f\0\0\0" + bytes(16)
+    old, new = (
+        b"\xe9\1" + bytes(10) + b"\5" + bytes(11) + address.to_bytes(4, "little") + len(same).to_bytes(4, "little") + same
+        for address in (0x3C000020, 0x42000020)
+    )
+    assert apply_package(build_mapped(new, old, 4112), old) == new
+
+
 def program(moved: int, seed: int = 1) -> bytes:
     """Return an image whose functions call each other and use data; everything behind its middle is `moved`."""
     rng = random.Random(seed)

@@ -256,8 +256,7 @@ int host_form(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uin
     int error = table_read(&h, &hw, &b, old, old_length, table, length, size);
     if (error)
         return error;
-    b.mapped->chunk_page = page;
-    b.mapped->carries = 0;
+    memset(b.mapped->carries, 0, sizeof b.mapped->carries);
     for (uint32_t at = first; at < size; at += DFU_SECTOR)
         dfu_mapped_back(b.mapped, at / DFU_SECTOR, image + at, size - at < DFU_SECTOR ? size - at : DFU_SECTOR);
     memcpy(flash + DFU_SLOT_AT(1), image, size);
