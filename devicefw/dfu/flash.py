@@ -56,9 +56,11 @@ def erase(part, sector):
 
 def holds(part, offset, data):
     """Say whether `data` stands in the sector at `offset` already."""
-    for at in range(0, len(data), len(_blank)):
-        piece = data[at : at + len(_blank)]
-        if read(part, offset + at, len(piece)) != piece:
+    buffer = bytearray(128)  # one for all pieces: this is done for every page
+    for at in range(0, len(data), 128):
+        piece = memoryview(buffer)[: len(data) - at]
+        part.readblocks((offset + at) // SECTOR, piece, (offset + at) % SECTOR)
+        if piece != data[at : at + 128]:
             return False
     return True
 

@@ -1,6 +1,9 @@
 """The msgpack subset of docs/protocol.md, "The msgpack subset", and the head of a chunk."""
 
 
+PAGES_MAX = 1024  # of a chunk
+
+
 class PackError(Exception):
     """The bytes are not a message of the subset."""
 
@@ -142,6 +145,8 @@ def chunk_head(buf, length):
             if not isinstance(value, int) or value > 0xFFFFFFFF:
                 raise PackError("chunk head")
             found.append(value)
+        if found[2] > PAGES_MAX:
+            raise PackError("chunk pages")
         x = buf[p]
         size = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(x)
         if size is None:

@@ -34,7 +34,7 @@ class Stage:
     def add(self, buffer, length, number):
         """Store one chunk; programming the same bytes twice, after a power cut, is harmless."""
         found = chunk_head(buffer, length)
-        if found[0] != number or found[2] > 1024:
+        if found[0] != number:
             raise PackError("place")
         end = self.at + (length + 3 & ~3)
         if end > self.part.info()[3]:

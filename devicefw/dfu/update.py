@@ -15,7 +15,6 @@ CONTEXT = b"dfud manifest 1\0"
 ALLOW_DOWNGRADE = 1
 FULL, DELTA, MAPPED = 1, 2, 3
 CHUNK_TRIES = 3
-PAGES_MAX = 1024
 
 
 class UpdateError(Exception):
@@ -175,7 +174,7 @@ class Update:
             return
         first = page * PAGE
         size = min(self.size - first, pages * PAGE)
-        if number != wanted or not 0 < pages <= PAGES_MAX or size <= 0:
+        if number != wanted or not pages or size <= 0:
             raise PackError("place")
         slots, mapped = self.slots, self.mapped
         if self.kind == FULL:

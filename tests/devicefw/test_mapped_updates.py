@@ -280,3 +280,22 @@ for at in (0, 127, 128, 3003):
     command = [require("micropython"), "-c", program.replace("sys.argv[1]", repr(str(ROOT / "devicefw")))]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.stdout.split() == ["True", "False", "False", "False", "False"], run.stderr
+
+
+def test_a_chunk_of_more_than_1024_pages_is_refused_by_server_and_agent() -> None:
+    most, more = (encode_chunk(Chunk(1, 0, pages, 0, b"x")) for pages in (1024, 1025))
+    assert decode_chunk_untrusted(most).pages == 1024
+    with pytest.raises(PeerError, match="pages"):
+        decode_chunk_untrusted(more)
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "devicefw")!r})
+from dfu.pack import PackError, chunk_head
+print(chunk_head({most!r}, {len(most)})[2])
+try:
+    chunk_head({more!r}, {len(more)})
+except PackError as error:
+    print(error)
+"""
+    run = subprocess.run([require("micropython"), "-c", program], capture_output=True, text=True)
+    assert run.stdout.splitlines() == ["1024", "chunk pages"], run.stderr
