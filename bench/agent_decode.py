@@ -7,7 +7,7 @@ import sys
 import time
 
 sys.path.insert(0, sys.argv[1])
-from dfu.mapped import TABLE_MAX, Mapped
+from dfu.mapped import Mapped, table_of
 from dfu.pack import chunk_head
 from dfu.zstd import PAGE, Decoder
 
@@ -48,11 +48,11 @@ class Prefix:
 decoder, mapped = Decoder(), None
 start = time.ticks_us()
 for raw in chunks:
-    _, page, pages, _, first, end = chunk_head(raw, len(raw))
-    if not pages:
-        data = bytearray()
-        list(decoder.decode(raw, first, end, 0, TABLE_MAX, None, lambda n: data.extend(memoryview(decoder.page)[:n]), exact=False))
-        mapped = Mapped(Part(base), base_size, bytes(data), size, Part(image))
+    number, page, pages, _, first, end = chunk_head(raw, len(raw))
+    if kind == 3 and not number:
+        data, first = table_of(raw, first, end, decoder)
+        mapped = Mapped(Part(base), base_size, data, size, Part(image))
+    if first == end:
         continue
     at = page * PAGE
     reader, known = (mapped, mapped.begin(at)) if mapped else (Prefix(at), base_size if kind == 2 else at)

@@ -23,7 +23,7 @@ from dfud.package.apply import apply_package
 from dfud.package.build import build_package
 from dfud.package.file import PackageFile, read_package_untrusted, write_package
 from dfud.package.lanes import Absolute, view
-from dfud.package.mapping import make_table
+from dfud.package.mapping import make_tables
 from dfud.package.table import encode_table, segments
 from dfud.wire.messages import Kind
 
@@ -143,11 +143,13 @@ ONLY_ESP = "dfud 3"
 
 
 def unchunked_mapped(old: bytes, new: bytes) -> int:
-    """Return what kind 3 would weigh as one frame with its table, without the heads of chunks."""
-    table = make_table(old, new)
-    packed = encode_table(table, segments(old))
-    frame = zstd_patch(view(old, table)[0], Absolute(new, table.new).of(0, len(new)))
-    return len(frame) + len(zstandard.ZstdCompressor(level=22).compress(packed))
+    """Return what kind 3 would weigh as one frame with its table, without the heads of chunks, from the best of its tables."""
+    found = []
+    for table in make_tables(old, new):
+        packed = encode_table(table, segments(old))
+        frame = zstd_patch(view(old, table)[0], Absolute(new, table.new).of(0, len(new)))
+        found.append(len(frame) + min(len(packed), len(zstandard.ZstdCompressor(level=22).compress(packed))))
+    return min(found)
 
 
 def run(tool: str, old: Path, new: Path, out: Path) -> Result:

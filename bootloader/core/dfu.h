@@ -163,15 +163,18 @@ struct dfu_window {
  * the block that was used last. */
 #define DFU_PARTS_MAX 16u
 #define DFU_HISTORY 0x40000u
+#define DFU_TABLE_VERSION 1
 #define DFU_ENTRIES_MAX 2048u
 #define DFU_TABLE_BLOCK 16u
+#define DFU_VIEW_PAGE 2048u
+#define DFU_VIEW_BEFORE 260u /* of the page that is kept: the preroll may begin at an odd place */
 #define DFU_NOT_CACHED 0xffffffffu
 struct dfu_part {
     uint32_t offset, length, address;
 };
 struct dfu_mapped {
     const struct dfu_hw *hw;
-    uint32_t old_at, old_length, new_at, flags, entries;
+    uint32_t old_at, old_length, new_at, first, flags, entries; /* first: byte of the chunk */
     uint8_t olds, news, ranges;
     struct dfu_part old[DFU_PARTS_MAX], new[DFU_PARTS_MAX];
     uint32_t range[DFU_PARTS_MAX][2]; /* of addresses that are known: first, size */
@@ -179,7 +182,7 @@ struct dfu_mapped {
     uint32_t carries[DFU_IMAGE_MAX / DFU_SECTOR / 32 + 1]; /* bit k: an instruction reaches into page k of the image, in this chunk */
     int failed;                   /* the flash, while a page was made */
     uint32_t cached, made;        /* the page of the view that cache holds, its neighbourhood around it; made up to here */
-    uint8_t cache[132 + 1024 + 100];
+    uint8_t cache[DFU_VIEW_BEFORE + DFU_VIEW_PAGE + 100];
 };
 
 struct dfu_chunk {

@@ -100,23 +100,20 @@ int dfu_install_begin(struct dfu_boot *b, uint8_t slot, uint8_t kind, const uint
     return DFU_OK;
 }
 
-/* The base, or its view; behind it the image from t->behind on, and this chunk's own output, of a mapped delta in absolute form. */
+/* The base; behind it the image from t->behind on. Of a mapped delta the base's view and the image's absolute form. */
 static int window_read(void *ctx, uint32_t position, uint8_t *buffer, uint32_t length) {
     struct dfu_boot *b = ctx;
     const struct dfu_target *t = &b->target;
     while (length) {
-        bool mapped = t->kind == DFU_MAPPED, base = position < t->base_length;
-        uint32_t at = base ? position : position - t->base_length + t->behind, first = t->chunk_page * DFU_SECTOR, n = length;
-        uint32_t end = base ? t->base_length : mapped && at < first ? first : at + n;
+        bool base = position < t->base_length;
+        uint32_t at = base ? position : position - t->base_length + t->behind, n = length;
         int error;
-        if (n > end - at)
-            n = end - at;
-        if (mapped && base)
-            error = dfu_mapped_view(b->mapped, at, buffer, n);
-        else if (mapped && at >= first)
-            error = dfu_mapped_form(b->mapped, at, buffer, n);
-        else
+        if (base && n > t->base_length - at)
+            n = t->base_length - at;
+        if (t->kind != DFU_MAPPED)
             error = b->hw->read(b->hw->ctx, DFU_SLOT_AT(base ? !t->slot : t->slot) + at, buffer, n);
+        else
+            error = base ? dfu_mapped_view(b->mapped, at, buffer, n) : dfu_mapped_form(b->mapped, at, buffer, n);
         if (error)
             return DFU_E_FLASH;
         position += n;
@@ -159,36 +156,52 @@ static int window_page(void *ctx, uint8_t *data, uint32_t length) {
 
 static int table_page(void *ctx, uint8_t *data, uint32_t length) {
     struct dfu_target *t = &((struct dfu_boot *)ctx)->target;
+    (void)data;
     if (t->page)
         return DFU_E_CHUNK;
-    t->value = dfu_crc32(0, data, length);
     t->page = length;
     return DFU_OK;
 }
 
-/* The chunk that holds the table of a mapped delta. */
-static int table_chunk(struct dfu_boot *b, const struct dfu_chunk *c) {
+/* Read the table with which the first chunk of a mapped delta begins; c's payload is then what stands behind it, value its CRC. */
+static int table_read(struct dfu_boot *b, struct dfu_chunk *c, uint32_t *value) {
     struct dfu_target *t = &b->target;
     struct dfu_mapped *m = b->mapped;
     struct dfu_window w = {b, 0, true, window_read, table_page};
-    int error = c->page || c->pages ? DFU_E_CHUNK : DFU_OK;
-    t->page = t->value = 0;
-    if (!error)
-        error = dfu_zstd_decode(b->zstd, c->payload, c->length, DFU_SECTOR, &w);
-    if (error)
-        return error;
-    if (t->value != c->crc)
+    const uint8_t *data = c->payload;
+    uint32_t n, mark, used = 1;
+    int error;
+    if (c->length < 2)
         return DFU_E_CHUNK;
+    mark = *data++ & 127;
+    if (c->payload[0] > 127) {
+        mark |= (uint32_t)*data++ << 7;
+        used = 2;
+    }
+    n = mark >> 1;
+    if (n > c->length - used || n > DFU_SECTOR)
+        return DFU_E_CHUNK;
+    c->payload = data + n;
+    c->length -= used + n;
+    if (mark & 1) {
+        t->page = 0;
+        error = dfu_zstd_decode(b->zstd, data, n, DFU_SECTOR, &w);
+        if (error)
+            return error;
+        data = b->zstd->page;
+        n = t->page;
+    }
+    *value = dfu_crc32(0, data, n);
     m->hw = b->hw;
     m->old_at = DFU_SLOT_AT(!t->slot);
     m->old_length = t->base_length;
     m->new_at = DFU_SLOT_AT(t->slot);
-    return dfu_mapped_table(m, b->zstd->page, t->page, t->envelope.manifest.size);
+    return dfu_mapped_table(m, data, n, t->envelope.manifest.size);
 }
 
-/* Is what the chunk would write already there? */
-static int already(struct dfu_boot *b, const struct dfu_chunk *c, uint32_t size, bool *there) {
-    uint32_t value = 0, at = DFU_SLOT_AT(b->target.slot) + c->page * DFU_SECTOR;
+/* Is what the chunk would write already there? value: the CRC of what comes before it. */
+static int already(struct dfu_boot *b, const struct dfu_chunk *c, uint32_t size, uint32_t value, bool *there) {
+    uint32_t at = DFU_SLOT_AT(b->target.slot) + c->page * DFU_SECTOR;
     for (uint32_t done = 0; done < size; done += DFU_SECTOR) {
         uint32_t n = size - done < DFU_SECTOR ? size - done : DFU_SECTOR;
         if (b->hw->read(b->hw->ctx, at + done, b->zstd->page, n))
@@ -204,7 +217,7 @@ int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, 
     struct dfu_target *t = &b->target;
     struct dfu_window w = {b, 0, false, window_read, window_page};
     struct dfu_chunk c;
-    uint32_t size = t->envelope.manifest.size, first;
+    uint32_t size = t->envelope.manifest.size, first, value = 0;
     bool there;
     int error = dfu_chunk_parse(data, length, &c, used);
     if (error)
@@ -213,25 +226,26 @@ int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, 
     if (!t->active || c.number != t->next)
         return DFU_E_CHUNK;
     if (t->kind == DFU_MAPPED && !c.number) {
-        error = table_chunk(b, &c);
-        t->next = !error;
-        return error;
+        error = table_read(b, &c, &value);
+        if (error)
+            return error;
     }
-    if (!c.pages || first >= size)
+    if ((!c.pages && c.length) || first >= size)
         return DFU_E_CHUNK;
     size = size - first < c.pages * DFU_SECTOR ? size - first : c.pages * DFU_SECTOR;
-    error = already(b, &c, size, &there);
+    error = already(b, &c, size, value, &there);
     if (error)
         return error;
     if (!there) {
         if (t->skip) /* finished before: nothing may be left to write */
             return DFU_E_CHUNK;
         t->page = t->chunk_page = c.page;
-        t->value = 0;
+        t->value = value;
         w.prefix = t->base_length;
         t->behind = t->kind == DFU_FULL ? 0 : first;
         if (t->kind == DFU_MAPPED) {
             memset(b->mapped->carries, 0, sizeof b->mapped->carries);
+            b->mapped->first = first;
             if (b->mapped->flags & 1)
                 t->behind = first < DFU_HISTORY ? 0 : first - DFU_HISTORY;
         }

@@ -3,13 +3,15 @@
  * they are, nothing is read or written but what the arguments name. */
 #include "dfu.h"
 
-#define VIEW_PAGE 1024u
-#define PREROLL 128u
-#define BEFORE 132u /* of the page that is kept: the preroll may begin at an odd place */
+#define VIEW_PAGE DFU_VIEW_PAGE
+#define PREROLL 256u
+#define BEFORE DFU_VIEW_BEFORE
 #define LOOK_AHEAD 24
+#define PIECE 256u
 #define BLOCK_BITS 19
 #define CALLER_SAVED 0xf003fce0u
 #define CALL 32u
+#define SP 2u
 enum { JAL = 0x6f, JALR = 0x67, AUIPC = 0x17, LUI = 0x37, LOAD = 0x03, STORE = 0x23, ADDI = 0x13, BRANCH = 0x63, FENCE = 0x0f };
 enum mode { VIEW, FORM, BACK };
 
@@ -17,9 +19,45 @@ static uint32_t get(const uint8_t *p) {
     return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-static void put(uint8_t *p, uint32_t word) {
-    for (int i = 0; i < 4; i++, word >>= 8)
+static void put(uint8_t *p, uint32_t word, uint32_t length) {
+    for (uint32_t i = 0; i < length; i++, word >>= 8)
         p[i] = (uint8_t)word;
+}
+
+/* Where an offset's bits stand in an instruction, from the lowest on: RUN(n bits, from bit a of the instruction, to bit b of the
+ * offset). The last run ends with the sign. */
+#define RUN(n, a, b) ((n) | (a) << 5 | (b) << 10)
+static const uint16_t jump[] = {RUN(10, 21, 1), RUN(1, 20, 11), RUN(8, 12, 12), RUN(1, 31, 20), 0};
+static const uint16_t branch[] = {RUN(4, 8, 1), RUN(6, 25, 5), RUN(1, 7, 11), RUN(1, 31, 12), 0};
+static const uint16_t short_jump[] = {RUN(3, 3, 1), RUN(1, 11, 4), RUN(1, 2, 5), RUN(1, 7, 6), RUN(1, 6, 7), RUN(2, 9, 8),
+                                      RUN(1, 8, 10), RUN(1, 12, 11), 0};
+static const uint16_t short_branch[] = {RUN(2, 3, 1), RUN(2, 10, 3), RUN(1, 2, 5), RUN(2, 5, 6), RUN(1, 12, 8), 0};
+
+static uint32_t offset_in(uint32_t word, const uint16_t *run) {
+    uint32_t offset = 0, top = 0;
+    for (; *run; run++) {
+        top = 1u << (*run & 31) << (*run >> 10);
+        offset |= (word >> (*run >> 5 & 31) & ((1u << (*run & 31)) - 1)) << (*run >> 10);
+    }
+    return offset & top >> 1 ? offset - top : offset;
+}
+
+static uint32_t with_offset(uint32_t word, const uint16_t *run, uint32_t offset) {
+    for (; *run; run++) {
+        uint32_t mask = (1u << (*run & 31)) - 1, at = *run >> 5 & 31;
+        word = (word & ~(mask << at)) | (offset >> (*run >> 10) & mask) << at;
+    }
+    return word;
+}
+
+/* Where a branch has its offset, or a short jump; NULL for any other instruction. */
+static const uint16_t *branches(uint32_t w) {
+    uint32_t f = w >> 13 & 7;
+    if ((w & 3) == 1 && (f & 3) == 1)
+        return short_jump;
+    if ((w & 3) == 1 && f > 5)
+        return short_branch;
+    return (w & 0x7f) == BRANCH ? branch : NULL;
 }
 
 static uint32_t high(uint32_t x) {
@@ -75,16 +113,16 @@ static uint32_t use_with(uint32_t word, uint32_t offset) {
 /* The register that an instruction writes, or 0; and CALL if it calls. */
 static uint32_t written(uint32_t w) {
     uint32_t operation = w & 0x7f, rd = w >> 7 & 31, f = w >> 13 & 7;
-    bool jump = f == 4 && !(w & 0x7c);
+    bool jumps = f == 4 && !(w & 0x7c), kept = !(CALLER_SAVED >> rd & 1);
     switch (w & 3) {
     case 0:
         return f != 1 && f < 4 ? 8 + (w >> 2 & 7) : 0;
     case 1:
         return f == 1 ? 1 | CALL : f == 4 ? 8 + (rd & 7) : f < 4 ? rd : 0;
     case 2:
-        return jump ? (w & 0x1000 ? 1 | CALL : 0) : f == 0 || f == 2 || f == 4 ? rd : 0;
+        return jumps ? (w & 0x1000 ? 1 | CALL : 0) : f == 0 || (f == 2 && !kept) || f == 4 ? rd : 0;
     default:
-        if (operation == BRANCH || operation == STORE || operation == FENCE)
+        if (operation == BRANCH || operation == STORE || operation == FENCE || (operation == LOAD && kept && (w >> 15 & 31) == SP))
             return 0;
         return rd && (operation == JAL || operation == JALR) ? rd | CALL : rd;
     }
@@ -101,7 +139,7 @@ static uint32_t look_ahead(const uint8_t *p, uint32_t left, uint32_t rd) {
         uint32_t w = get(p), offset, n = (w & 3) == 3 ? 4 : 2;
         if (n == 4 && use(w, &offset) == rd)
             return offset;
-        if ((written(w) & 31) == rd || (n == 4 && ((w & 0x7f) == JAL || (w & 0x7f) == JALR)))
+        if (overwritten(w) >> rd & 1)
             break;
         p += n;
         left -= n;
@@ -116,38 +154,35 @@ static uint32_t walk(struct dfu_mapped *m, const struct dfu_part *s, uint8_t *pa
     uint32_t live = 0, was[32], now[32];
     while (at < b && at + 2 <= e && (limit >= e || at + 8 <= limit)) {
         uint8_t *p = page + (at - first);
-        uint32_t w = p[0] | (uint32_t)p[1] << 8, pc = (mode == BACK ? 0u - s->address : s->address), rd, x, o, next, base;
-        if ((w & 3) != 3) {
-            live &= ~overwritten(w);
-            at += 2;
-            continue;
-        }
-        if (at + 4 > e)
+        uint32_t w = p[0] | (uint32_t)p[1] << 8, n = (w & 3) == 3 ? 4 : 2, rd, x, o, next, base;
+        uint32_t pc = mode == BACK ? s->offset - at - s->address : s->address + at - s->offset;
+        const uint16_t *run;
+        if (at + n > e)
             break;
-        w = get(p);
+        if (n == 4)
+            w = get(p);
         rd = w >> 7 & 31;
-        pc += mode == BACK ? s->offset - at : at - s->offset;
-        if (mode == VIEW && (base = use(w, &o)) && live >> base & 1) {
+        if (mode == VIEW && (run = branches(w))) {
+            put(p, with_offset(w, run, moved(m, pc + offset_in(w, run)) - moved(m, pc)), n);
+        } else if (mode == VIEW && n == 4 && (base = use(w, &o)) && live >> base & 1) {
             x = was[base] + o;
             if (known(m, x)) {
                 x = moved(m, x) - now[base];
                 if (x + 2048 < 4096)
-                    put(p, use_with(w, x));
+                    put(p, use_with(w, x), 4);
             }
         }
         live &= ~overwritten(w);
         switch (w & 0x7f) {
         case JAL:
             if (mode == BACK) {
-                x = (w >> 12 << 1) + pc;
-                put(p, (w & 0xfff) | (x & 0x100000) << 11 | (x & 0x7fe) << 20 | (x & 0x800) << 9 | (x & 0xff000));
+                put(p, with_offset(w, jump, (w >> 12 << 1) + pc), 4);
                 break;
             }
-            x = (uint32_t)((int32_t)(w & 0x80000000) >> 11) | (w & 0xff000) | (w >> 9 & 0x800) | (w >> 20 & 0x7fe);
-            x += pc;
+            x = offset_in(w, jump) + pc;
             if (mode == VIEW)
                 x = moved(m, x);
-            put(p, (w & 0xfff) | (x << 11 & 0xfffff000));
+            put(p, (w & 0xfff) | (x << 11 & 0xfffff000), 4);
             break;
         case AUIPC:
             if (!rd || at + 8 > e)
@@ -158,8 +193,8 @@ static uint32_t walk(struct dfu_mapped *m, const struct dfu_part *s, uint8_t *pa
             x = (w & 0xfffff000) + o + pc;
             if (mode == VIEW)
                 x = moved(m, x);
-            put(p, (w & 0xfff) | high(x));
-            put(p + 4, use_with(next, x));
+            put(p, (w & 0xfff) | high(x), 4);
+            put(p + 4, use_with(next, x), 4);
             live &= ~overwritten(next);
             at += 4;
             break;
@@ -171,11 +206,11 @@ static uint32_t walk(struct dfu_mapped *m, const struct dfu_part *s, uint8_t *pa
             if (known(m, x)) {
                 was[rd] = base;
                 now[rd] = high(moved(m, x));
-                put(p, (w & 0xfff) | now[rd]);
+                put(p, (w & 0xfff) | now[rd], 4);
                 live |= 1u << rd;
             }
         }
-        at += 4;
+        at += n;
     }
     return at;
 }
@@ -207,7 +242,7 @@ static int view_make(struct dfu_mapped *m, uint32_t page, uint32_t end) {
         } else {
             for (at = s->offset + (at & ~3u); at < b && at + 4 <= e; at += 4) {
                 uint8_t *p = m->cache + (at - low);
-                put(p, moved(m, get(p)));
+                put(p, moved(m, get(p)), 4);
             }
         }
     }
@@ -236,22 +271,26 @@ int dfu_mapped_view(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, ui
     return DFU_OK;
 }
 
-static uint32_t carry(const struct dfu_mapped *m, const struct dfu_part *s, uint32_t page, uint32_t a) {
-    return a == page * DFU_SECTOR && a > s->offset && m->carries[page >> 5] >> (page & 31) & 1 ? 2 : 0;
+static uint32_t carry(const struct dfu_mapped *m, const struct dfu_part *s, uint32_t a) {
+    uint32_t page = a / DFU_SECTOR;
+    return a % DFU_SECTOR == 0 && a > s->offset && m->carries[page >> 5] >> (page & 31) & 1 ? 2 : 0;
 }
 
-/* Bytes of the absolute form of what this chunk has written. */
+/* Bytes of the absolute form of what this chunk has written, or of what was before it, where every piece stands by itself. */
 int dfu_mapped_form(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length) {
     if (m->hw->read(m->hw->ctx, m->new_at + position, buffer, length))
         return DFU_E_FLASH;
-    for (uint32_t page = position / DFU_SECTOR; page * DFU_SECTOR < position + length; page++)
+    for (uint32_t low = position, end; low < position + length; low = end) {
+        uint32_t unit = low < m->first ? PIECE : DFU_SECTOR;
+        low &= ~(unit - 1);
+        end = low + unit;
         for (uint32_t i = 0; i < m->news; i++) {
             const struct dfu_part *s = &m->new[i];
             uint32_t a, b, at, stop, first;
             uint8_t window[64];
-            if (!part_of(s, page * DFU_SECTOR, (page + 1) * DFU_SECTOR, &a, &b))
+            if (!part_of(s, low, end, &a, &b))
                 continue;
-            for (at = a + carry(m, s, page, a); at < b && at < position + length; ) {
+            for (at = a + carry(m, s, a); at < b && at < position + length; ) {
                 first = at;
                 stop = b - at < sizeof window ? b : at + (uint32_t)sizeof window;
                 if (m->hw->read(m->hw->ctx, m->new_at + at, window, stop - at))
@@ -263,6 +302,7 @@ int dfu_mapped_form(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, ui
                     buffer[x - position] = window[x - first];
             }
         }
+    }
     return DFU_OK;
 }
 
@@ -273,7 +313,7 @@ void dfu_mapped_back(struct dfu_mapped *m, uint32_t page, uint8_t *data, uint32_
         const struct dfu_part *s = &m->new[i];
         if (!part_of(s, first, first + length, &a, &b))
             continue;
-        at = walk(m, s, data, first, a + carry(m, s, page, a), b, b, b, BACK);
+        at = walk(m, s, data, first, a + carry(m, s, a), b, b, b, BACK);
         if (at < b && b == first + DFU_SECTOR)
             m->carries[(page + 1) >> 5] |= 1u << ((page + 1) & 31);
     }
@@ -347,7 +387,7 @@ int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length,
     m->entries = 0;
     if (parts(m))
         return DFU_E_FLASH;
-    if (!length || data[0] != 1)
+    if (!length || data[0] != DFU_TABLE_VERSION)
         return DFU_E_CHUNK;
     m->flags = number(&t);
     m->news = number(&t);

@@ -12,7 +12,7 @@ static uint32_t head(uint8_t *out, uint32_t number, uint32_t page, uint32_t page
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static uint8_t flash[DFU_FLASH_MIN], out[32768], image[32768], form[32768], chunks[40000];
-    uint32_t old, table, wanted, n, step, page, result[2];
+    uint32_t old, table, wanted, n, step, page, packed, alone, pages, result[2];
     const uint8_t *t;
     if (size < 8)
         return 0;
@@ -41,18 +41,26 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         memcmp(form + page * DFU_SECTOR, out + page * DFU_SECTOR, wanted - page * DFU_SECTOR))
         abort();
 
-    /* and a frame; the table goes as a frame of one raw block */
-    n = head(chunks, 0, 0, 0, dfu_crc32(0, t, table), 5 + table);
-    chunks[n++] = 0;
-    chunks[n++] = 0x50;
-    chunks[n++] = (uint8_t)(table << 3 | 1);
-    chunks[n++] = (uint8_t)(table >> 5);
-    chunks[n++] = 0;
-    memcpy(chunks + n, t, table);
-    n += table;
+    /* and a frame; the table goes as it is or as a frame of one raw block, in a chunk of its own or in front of the pages */
+    packed = step & 2 ? 5 : 0;
+    alone = step & 4;
+    pages = (wanted + DFU_SECTOR - 1) / DFU_SECTOR - page;
     if (size > 30000)
         size = 30000;
-    n += head(chunks + n, 1, page, (wanted + DFU_SECTOR - 1) / DFU_SECTOR - page, 0, (uint32_t)size);
+    n = head(chunks, 0, alone ? 0 : page, alone ? 0 : pages, dfu_crc32(0, t, table), 2 + packed + table + (alone ? 0 : (uint32_t)size));
+    chunks[n++] = (uint8_t)((packed + table) << 1 | (packed != 0) | 0x80);
+    chunks[n++] = (uint8_t)((packed + table) >> 6);
+    if (packed) {
+        chunks[n++] = 0;
+        chunks[n++] = 0x50;
+        chunks[n++] = (uint8_t)(table << 3 | 1);
+        chunks[n++] = (uint8_t)(table >> 5);
+        chunks[n++] = 0;
+    }
+    memcpy(chunks + n, t, table);
+    n += table;
+    if (alone)
+        n += head(chunks + n, 1, page, pages, 0, (uint32_t)size);
     memcpy(chunks + n, t + table, size);
     host_chunks(flash, DFU_MAPPED, wanted, data, old, chunks, n + (uint32_t)size, result);
     if (result[1])

@@ -20,6 +20,7 @@ from bootloader.sim.images import (
     state,
     trailer,
 )
+from dfud.package.apply import read_table_untrusted
 from dfud.package.build import build_full, parameters
 from dfud.wire.chunk import decode_chunk_untrusted
 
@@ -70,9 +71,10 @@ def seeds() -> dict[str, bytes]:
         out[f"mapped/view-{number}"] = _mapped(old, table, len(old), number & 1) + bytes.fromhex(case["view"])
     for number, case in enumerate(vectors["packages"]):
         if len(case["base"]) < 16000:
-            found = [decode_chunk_untrusted(bytes.fromhex(c)) for c in case["chunks"]]
+            found = [decode_chunk_untrusted(bytes.fromhex(c)).payload for c in case["chunks"]]
+            pages = read_table_untrusted(found[0])[1] or found[1]
             head = _mapped(bytes.fromhex(case["base"]), bytes.fromhex(case["table"]), case["size"], 1)
-            out[f"mapped/package-{number}"] = head + found[1].payload
+            out[f"mapped/package-{number}"] = head + pages
     return out
 
 

@@ -1,7 +1,7 @@
 """The mapped delta, package kind 3 (docs/delta-format.md): the old image through the table, and the new one back from absolute form.
 
-Holds the table as it came (at most 4096 bytes) and, for every 32nd entry of it, where to go on reading; one page of 1024 bytes of the
-view, and what is needed around it: 2 KB beside the table. Every way of being wrong raises PackError.
+Holds the table as it came (at most 4096 bytes) and, for every 32nd entry of it, where to go on reading; one page of 2048 bytes of the
+view, and what is needed around it: 3 KB beside the table. Every way of being wrong raises PackError.
 """
 
 from array import array
@@ -21,13 +21,14 @@ except (ImportError, SyntaxError, ValueError):
     del _source, _names, _file
 
 PAGE = 4096
-VIEW = 1024
-BEFORE, BEHIND = 132, 104  # what a page of the view depends on around it, rounded up
+VIEW = 2048
+BEFORE, BEHIND = 260, 104  # what a page of the view depends on around it, rounded up
 VERSION = 1
 TABLE_MAX, ENTRIES_MAX, SEGMENTS_MAX = 4096, 2048, 16
 GROUP = 32
 HEAD = 256 + 4 * 2 * SEGMENTS_MAX  # of `tab`: which addresses are known; a segment is shorter than 16 MB
-HISTORY = 1 << 18
+HISTORY, PIECE = 1 << 18, 256
+WINDOW = 256
 ALL = 0xFFFFFFFF
 
 
@@ -53,6 +54,24 @@ def segments(part, size):
         found.append((at, length, address))
         at += length
     return found
+
+
+def table_of(buffer, start, end, decoder):
+    """Return the address table with which the payload of a mapped delta's first chunk begins, and where the frame behind it does."""
+    mark = buffer[start]
+    start += 1
+    if mark > 127 and start < end:
+        mark = mark & 127 | buffer[start] << 7
+        start += 1
+    stop = start + (mark >> 1)
+    if stop > end:
+        raise PackError("table cut short")
+    data = bytearray(memoryview(buffer)[start:stop])
+    if mark & 1:
+        data = bytearray()
+        for _ in decoder.decode(buffer, start, stop, 0, TABLE_MAX, None, lambda n: data.extend(memoryview(decoder.page)[:n]), exact=False):
+            pass
+    return data, stop
 
 
 class _Table:
@@ -106,6 +125,7 @@ class Mapped:
         st[0], st[1] = ALL, 0xF003FCE0
         self._load(new_size)
         self._raw = bytearray(VIEW + BEFORE + BEHIND)
+        self._window = bytearray(WINDOW)
         self._at, self._end = -1, 0
         self._carries = bytearray(new_size // PAGE + 2)
         self._first = self._before = 0
@@ -165,12 +185,8 @@ class Mapped:
                 buffer[offset : offset + n] = memoryview(self._raw)[low : low + n]
             else:
                 at = position - self.size + self._first - self._before
-                n = min(length, PAGE - at % PAGE)
-                if at < self._first:
-                    # History is as it stands in flash.
-                    self.image.readblocks(at // PAGE, memoryview(buffer)[offset : offset + n], at % PAGE)
-                else:
-                    self._again(at, buffer, offset, n)
+                n = min(length, PIECE - at % PIECE if at < self._first else PAGE - at % PAGE)
+                self._again(at, buffer, offset, n)
             position += n
             offset += n
             length -= n
@@ -180,7 +196,7 @@ class Mapped:
         st, raw = self._st, self._raw
         low, high = max(0, first - BEFORE), min(self.size, end + BEHIND)
         self._at = -1
-        self._load_raw(self.part, low, high)
+        self.part.readblocks(low // PAGE, memoryview(raw)[: high - low], low % PAGE)
         st[2], st[6], st[7] = low, first, end - first
         for i, (offset, length, address) in enumerate(self._old):
             a, b = max(first, offset), min(end, offset + length)
@@ -188,16 +204,12 @@ class Mapped:
                 continue
             code = st[8] = self.code >> i & 1
             if code:
-                st[3] = offset + (max(a - 128 - offset, 0) & -2)
+                st[3] = offset + (max(a - 256 - offset, 0) & -2)
             else:
                 st[3] = offset + (a - offset & -4)
             st[4], st[5], st[9] = b, offset + length, address - offset & ALL
             view(st, raw, self._tab, self._ix)
         self._at, self._end = first, end
-
-    def _load_raw(self, part, low, high):
-        """Read the bytes from `low` up to `high`."""
-        part.readblocks(low // PAGE, memoryview(self._raw)[: high - low], low % PAGE)
 
     def _part(self, first, end, offset, length, address):
         """Set up the part of a segment in the page from `first` to `end`; return whether there is any."""
@@ -223,13 +235,13 @@ class Mapped:
         self._carries[first // PAGE + 1] = carry
 
     def _again(self, low, buffer, offset, length):
-        """Read bytes of this chunk that are written already, and put them into absolute form anew."""
-        st, raw = self._st, self._raw
+        """Read bytes that are written already, and put them into absolute form anew."""
+        st, window = self._st, self._window
         view_of = memoryview(buffer)
         self.image.readblocks(low // PAGE, view_of[offset : offset + length], low % PAGE)
-        first = low - low % PAGE
-        end = first + PAGE
-        self._at = -1
+        unit = PIECE if low < self._first else PAGE
+        first = low - low % unit
+        end = first + unit
         for one in self._new:
             if not self._part(first, end, one[0], one[1], one[2]):
                 continue
@@ -237,13 +249,14 @@ class Mapped:
             at, b = st[3], st[4]
             more = 1
             while more == 1 and at < low + length:
-                stop = min(b, at + VIEW)
-                self._load_raw(self.image, at, stop)
+                # 8 bytes more: every instruction that begins before the end is whole then
+                stop = min(b, at + len(window), low + length + 8)
+                self.image.readblocks(at // PAGE, memoryview(window)[: stop - at], at % PAGE)
                 st[2], st[14] = at, stop
-                more = form(st, raw)
+                more = form(st, window)
                 # What is done is final up to where it stopped.
                 done = st[3] if more == 1 else stop
                 x, y = max(at, low), min(done, low + length)
                 if x < y:
-                    view_of[offset + x - low : offset + y - low] = memoryview(raw)[x - at : y - at]
+                    view_of[offset + x - low : offset + y - low] = memoryview(window)[x - at : y - at]
                 at = done

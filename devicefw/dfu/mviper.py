@@ -30,6 +30,7 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
     code = int(st[8])
     move = int(st[9])
     count = int(st[10])
+    calls = int(st[1])
     gap = first - base
     live = 0
     while at < b:
@@ -53,38 +54,65 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
             if at + 2 > e:
                 break
             h = int(raw[i]) | int(raw[i + 1]) << 8
-            if h & 3 != 3:
+            k = h >> 13
+            if h & 3 != 3 and not (h & 3 == 1 and (k & 3 == 1 or k > 5)):
                 at += 2
                 if live == 0:
                     continue
-                k = h >> 13
                 rd = (h >> 7) & 31
                 if h & 3 == 0:
                     rd = 8 + ((h >> 2) & 7)
                     if k == 1 or k > 3:
                         rd = 0
                 elif h & 3 == 1:
-                    if k == 1:
-                        rd = 1
-                    elif k == 4:
+                    if k == 4:
                         rd = 8 + (rd & 7)
-                    elif k > 4:
-                        rd = 0
                 elif k == 4:
                     if (h >> 2) & 31 == 0:
                         rd = (h >> 12) & 1
-                elif k != 0 and k != 2:
+                        if h & 0xF07F == 0x9002:
+                            live &= m ^ calls
+                elif k == 2:
+                    if (calls >> rd) & 1 == 0:
+                        rd = 0
+                elif k != 0:
                     rd = 0
                 live &= m ^ (1 << rd)
-                if h & 0xE003 == 0x2001 or h & 0xF07F == 0x9002:
-                    live &= m ^ int(st[1])
                 continue
-            if at + 4 > e:
-                break
-            w = h | int(raw[i + 2]) << 16 | int(raw[i + 3]) << 24
-            op = h & 127
-            rd = (h >> 7) & 31
-            if op == 0x6F:
+            if h & 3 == 1:
+                # A short jump or branch, the only ones that hold an offset.
+                w = h
+                step = 2
+                kind = 6
+                op = 0x63
+                if k == 1:
+                    op = 0x6F
+                    rd = 1
+                if k > 5:
+                    x = ((h >> 4) & 0x100) | ((h >> 7) & 0x18) | ((h << 1) & 0xC0) | ((h >> 2) & 6) | ((h << 3) & 0x20)
+                    x = (x ^ 0x100) - 0x100
+                else:
+                    x = ((h >> 1) & 0xB40) | ((h >> 7) & 0x10) | ((h << 2) & 0x400) | ((h << 1) & 0x80) | ((h >> 2) & 14) | ((h << 3) & 0x20)
+                    x = (x ^ 0x800) - 0x800
+            else:
+                if at + 4 > e:
+                    break
+                w = h | int(raw[i + 2]) << 16 | int(raw[i + 3]) << 24
+                op = h & 127
+                rd = (h >> 7) & 31
+                if op == 0x63:
+                    kind = 6
+                    x = ((w >> 7) & 0x1E) | ((w >> 20) & 0x7E0) | ((w << 4) & 0x800) | ((w >> 19) & 0x1000)
+                    x = (x ^ 0x1000) - 0x1000
+            if kind == 6:
+                pc = (move + at) & m
+                x = (pc + x) & m
+                # Mostly both have moved alike.
+                k = int(st[11])
+                h = int(st[12])
+                if (x ^ pc) >> 19 == 0 and uint((x - k) & m) < uint(h) and uint((pc - k) & m) < uint(h):
+                    kind = 0
+            elif op == 0x6F:
                 k = ((w >> 11) & 0x100000) | (w & 0xFF000) | ((w >> 9) & 0x800) | ((w >> 20) & 0x7FE)
                 x = (move + at + (k ^ 0x100000) - 0x100000) & m
                 kind = 1
@@ -106,6 +134,7 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                 if rd != 0:
                     # Looking ahead for the first use.
                     x = (w >> 12) << 12
+                    keeps = 1 ^ ((calls >> rd) & 1)
                     i += 4
                     p = at + 4
                     n = 24
@@ -131,9 +160,12 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                             elif k == 4:
                                 if (h >> 2) & 31 == 0:
                                     r = (h >> 12) & 1
-                            elif k != 0 and k != 2:
+                            elif k == 2:
+                                if keeps:
+                                    r = 0
+                            elif k != 0:
                                 r = 0
-                            if r == rd:
+                            if r == rd or (keeps == 0 and (h & 0xE003 == 0x2001 or h & 0xF07F == 0x9002)):
                                 break
                             i += 2
                             p += 2
@@ -147,9 +179,11 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                                 k = (f >> 20) & 0xFFF
                             x += (k ^ 0x800) - 0x800
                             break
-                        if k == 0x6F or k == 0x67:
-                            break
-                        if (f >> 7) & 31 == rd and k != 0x63 and k != 0x23 and k != 0x0F:
+                        r = (f >> 7) & 31
+                        if r == rd:
+                            if k != 0x63 and k != 0x23 and k != 0x0F and not (k == 3 and keeps and (f >> 15) & 31 == 2):
+                                break
+                        if keeps == 0 and r != 0 and (k == 0x6F or k == 0x67):
                             break
                         i += 4
                         p += 4
@@ -168,77 +202,92 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
         v = 0
         v2 = 0
         if kind != 0:
-            # t = T(x)
-            t = x
-            k = int(tab[(x >> 24) & 255])
-            known = 0
-            if k != 0:
-                known = (int(tab[252 + 4 * k + ((x >> 22) & 3)]) >> ((x >> 19) & 7)) & 1
-            if known and count > 0:
-                if uint((x - int(st[11])) & m) < uint(int(st[12])):
-                    t = (x + int(st[13])) & m
-                elif uint(x) >= uint(int(ix[0])):
-                    lo = 0
-                    hi = (count + 31) >> 5
-                    while hi - lo > 1:
-                        k = (lo + hi) >> 1
-                        if uint(x) >= uint(int(ix[4 * k])):
-                            lo = k
-                        else:
-                            hi = k
-                    start = int(ix[4 * lo])
-                    p = int(ix[4 * lo + 1])
-                    shift = int(ix[4 * lo + 2])
-                    q = int(ix[4 * lo + 3])
-                    n = count - 32 * lo
-                    if n > 32:
-                        n = 32
-                    k = 1
-                    reach = 0
-                    while k < n:
+            # t = T(x); of a branch then T of its own place, too
+            while True:
+                t = x
+                k = int(tab[(x >> 24) & 255])
+                known = 0
+                if k != 0:
+                    known = (int(tab[252 + 4 * k + ((x >> 22) & 3)]) >> ((x >> 19) & 7)) & 1
+                if known and count > 0:
+                    if uint((x - int(st[11])) & m) < uint(int(st[12])):
+                        t = (x + int(st[13])) & m
+                    elif uint(x) >= uint(int(ix[0])):
+                        lo = 0
+                        hi = (count + 31) >> 5
+                        while hi - lo > 1:
+                            k = (lo + hi) >> 1
+                            if uint(x) >= uint(int(ix[4 * k])):
+                                lo = k
+                            else:
+                                hi = k
+                        start = int(ix[4 * lo])
+                        p = int(ix[4 * lo + 1])
+                        shift = int(ix[4 * lo + 2])
+                        q = int(ix[4 * lo + 3])
+                        n = count - 32 * lo
+                        if n > 32:
+                            n = 32
+                        k = 1
                         reach = 0
-                        r = 0
-                        while int(tab[p]) > 127:
-                            reach |= (int(tab[p]) & 127) << r
-                            r += 7
+                        while k < n:
+                            reach = 0
+                            r = 0
+                            while int(tab[p]) > 127:
+                                reach |= (int(tab[p]) & 127) << r
+                                r += 7
+                                p += 1
+                            reach |= int(tab[p]) << r
                             p += 1
-                        reach |= int(tab[p]) << r
-                        p += 1
-                        if uint((x - start) & m) < uint(reach & m):
-                            break
-                        start = (start + reach) & m
-                        reach = 0
-                        k += 1
-                    if reach == 0:
-                        # The last of its group: it reaches to the next group, or to the end of the addresses.
-                        if 32 * lo + n < count:
-                            reach = int(ix[4 * lo + 4]) - start
-                        else:
-                            reach = m - start
-                    while k > 1:
-                        k -= 1
-                        r = int(tab[q])
-                        n = (r & 127) >> 1
-                        i = r & 1
-                        h = 6
-                        while r > 127:
-                            q += 1
+                            if uint((x - start) & m) < uint(reach & m):
+                                break
+                            start = (start + reach) & m
+                            reach = 0
+                            k += 1
+                        if reach == 0:
+                            # The last of its group: it reaches to the next group, or to the end of the addresses.
+                            if 32 * lo + n < count:
+                                reach = int(ix[4 * lo + 4]) - start
+                            else:
+                                reach = m - start
+                        while k > 1:
+                            k -= 1
                             r = int(tab[q])
-                            n |= (r & 127) << h
-                            h += 7
-                        q += 1
-                        if i:
-                            shift -= n + 1
-                        else:
-                            shift += n
-                    shift &= m
-                    t = (x + shift) & m
-                    st[11] = start & m
-                    st[12] = reach & m
-                    st[13] = shift
+                            n = (r & 127) >> 1
+                            i = r & 1
+                            h = 6
+                            while r > 127:
+                                q += 1
+                                r = int(tab[q])
+                                n |= (r & 127) << h
+                                h += 7
+                            q += 1
+                            if i:
+                                shift -= n + 1
+                            else:
+                                shift += n
+                        shift &= m
+                        t = (x + shift) & m
+                        st[11] = start & m
+                        st[12] = reach & m
+                        st[13] = shift
+                if kind != 6:
+                    break
+                kind = 7
+                x = pc
+                v2 = t
             if kind == 5:
                 v = t
                 words = 1
+            elif kind == 7:
+                t = v2 - t
+                words = 1
+                if step == 4:
+                    v = w & 0x1FFF07F | ((t & 0x1000) << 19) | ((t & 0x7E0) << 20) | ((t & 0x1E) << 7) | ((t & 0x800) >> 4)
+                elif w >> 13 > 5:
+                    v = w & 0xE383 | ((t & 0x100) << 4) | ((t & 0x18) << 7) | ((t & 0xC0) >> 1) | ((t & 6) << 2) | ((t & 0x20) >> 3)
+                else:
+                    v = w & 0xE003 | ((t & 0xB40) << 1) | ((t & 0x10) << 7) | ((t & 0x400) >> 2) | ((t & 0x80) >> 1) | ((t & 14) << 2) | ((t & 0x20) >> 3)
             elif kind == 1:
                 v = w & 0xFFF | ((t >> 1) & 0xFFFFF) << 12
                 words = 1
@@ -269,23 +318,25 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
             p = at - first
             while words > 0:
                 words -= 1
-                k = 0
-                while k < 4:
+                k = 4 - (step & 3)  # so many bytes of it: 2 of a compressed one, else 4
+                while k > 0:
                     if p >= 0 and p < size:
                         raw[p + gap] = v & 255
                     v >>= 8
                     p += 1
-                    k += 1
+                    k -= 1
                 v = v2
         if live != 0 and code != 0 and op != 0x37:
             # What the instruction overwrites, and what calls do.
             if kind == 2:
+                w = f
                 op = f & 127
                 rd = (f >> 7) & 31
             if op != 0x63 and op != 0x23 and op != 0x0F:
-                live &= m ^ (1 << rd)
+                if not (op == 3 and (w >> 15) & 31 == 2 and (calls >> rd) & 1 == 0):
+                    live &= m ^ (1 << rd)
                 if rd != 0 and (op == 0x6F or op == 0x67):
-                    live &= m ^ int(st[1])
+                    live &= m ^ calls
         at += step
     return at
 

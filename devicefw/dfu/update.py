@@ -139,10 +139,8 @@ class Update:
     async def fetch(self, transport):
         """Fetch and store the next chunk; after the last one verify the image. Raises UpdateError, TransportError."""
         if self.kind == MAPPED and self.stage is None and self.next and self.mapped is None:
-            # After a reset: the table was in RAM.
+            # After a reset: the table was in RAM. Its pages stand in flash, and stay.
             await self._fetch_one(transport, 0)
-            if self.mapped is None:
-                raise UpdateError(CHUNK, "chunk 0: no table")
         await self._fetch_one(transport, self.next)
         self.resume.mark(self.next)
         self.next += 1
@@ -167,14 +165,13 @@ class Update:
 
     async def _store(self, length, wanted):
         number, page, pages, crc, start, end = chunk_head(self.buffer, length)
+        value = 0
         if self.kind == MAPPED and wanted == 0:
-            if number or page or pages:
-                raise PackError("no table")
-            self._table(start, end, crc)
-            return
+            start, value = self._table(start, end)
         first = page * PAGE
         size = min(self.size - first, pages * PAGE)
-        if number != wanted or not pages or size <= 0:
+        # Nothing to write is right only where there is nothing behind the table.
+        if number != wanted or size < 0 or (size == 0) != (start == end):
             raise PackError("place")
         slots, mapped = self.slots, self.mapped
         if self.kind == FULL:
@@ -189,7 +186,6 @@ class Update:
                 known = mapped.begin(first)
         decoder = slots.decoder
         sector = page
-        value = 0
 
         def done(n):
             nonlocal sector, value
@@ -208,27 +204,20 @@ class Update:
                 raise UpdateError(FLASH, str(error))
             sector += 1
 
-        for _ in decoder.decode(self.buffer, start, end, known, size, prefix, done):
-            await asyncio.sleep(0)  # the application goes on
+        if size:
+            for _ in decoder.decode(self.buffer, start, end, known, size, prefix, done):
+                await asyncio.sleep(0)  # the application goes on
         if value != crc:
             raise ZstdError("crc")
 
-    def _table(self, start, end, crc):
-        """Read the address table of a mapped delta, for all the chunks that follow."""
-        from dfu import mapped
+    def _table(self, start, end):
+        """Read the address table of a mapped delta, with which its first chunk begins. Returns where it ends, and its CRC."""
+        from dfu.mapped import Mapped, table_of
 
         slots = self.slots
-        data = b""
-
-        def done(n):
-            nonlocal data
-            data = bytes(memoryview(slots.decoder.page)[:n])
-
-        for _ in slots.decoder.decode(self.buffer, start, end, 0, mapped.TABLE_MAX, None, done, exact=False):
-            pass
-        if flash.crc32(data) != crc:
-            raise ZstdError("crc")
-        self.mapped = mapped.Mapped(slots.running, slots.running_size, data, self.size, slots.idle)
+        data, start = table_of(self.buffer, start, end, slots.decoder)
+        self.mapped = Mapped(slots.running, slots.running_size, data, self.size, slots.idle)
+        return start, flash.crc32(data)
 
     def _finish(self):
         """The slot holds the image exactly as the manifest says, or this raises and the transfer is forgotten."""

@@ -10,7 +10,7 @@ import zstandard
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile
 from dfud.package.lanes import view
-from dfud.package.table import HISTORY_BYTES, TABLE_MAX_BYTES, decode_table_untrusted, segments
+from dfud.package.table import HISTORY_BYTES, HISTORY_PIECE_BYTES, TABLE_MAX_BYTES, decode_table_untrusted, segments
 from dfud.package.view import transform
 from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted
 from dfud.wire.messages import Kind
@@ -52,8 +52,7 @@ def apply_package(package: PackageFile, base: bytes | None) -> bytes:
         try:
             if package.kind == Kind.MAPPED and number == 0:
                 mapped = Mapped(chunk, package.size, base or b"")
-            else:
-                image += decode_chunk(chunk, package, base, bytes(image), mapped)
+            image += decode_chunk(chunk, package, base, bytes(image), mapped)
         except PeerError as error:
             raise PeerError(f"chunk {number}: {error}") from None
     if hashlib.sha256(image).digest() != package.sha256:
@@ -61,18 +60,46 @@ def apply_package(package: PackageFile, base: bytes | None) -> bytes:
     return bytes(image)
 
 
+def read_table_untrusted(payload: bytes) -> tuple[bytes, bytes]:
+    """Return the address table in the payload of a mapped delta's first chunk, and the frame behind it. Raises PeerError."""
+    length, at = 0, 0
+    for shift in (0, 7):
+        if at == len(payload):
+            raise PeerError("chunk: cut short")
+        length |= (payload[at] & 127) << shift
+        at += 1
+        if payload[at - 1] < 128:
+            break
+    else:
+        raise PeerError("chunk: its table is too long")
+    end = at + (length >> 1)
+    if end > len(payload):
+        raise PeerError("chunk: its table is cut short")
+    table = payload[at:end]
+    if length & 1:
+        table = decode_frame_untrusted(table, b"", None, TABLE_MAX_BYTES)
+    return table, payload[end:]
+
+
 class Mapped:
     """What all chunks of a mapped delta need: the table, and the old image as it makes it look."""
 
     def __init__(self, chunk: Chunk, size: int, base: bytes) -> None:
-        """Read the table chunk of a package for an image of `size` bytes. Raises PeerError."""
-        if chunk.page or chunk.pages:
-            raise PeerError("the first chunk of a mapped delta is not its table")
-        table = decode_frame_untrusted(chunk.payload, b"", None, TABLE_MAX_BYTES)
-        if zlib.crc32(table) != chunk.crc:
-            raise PeerError("decodes to another table than its header says")
-        self.table = decode_table_untrusted(table, segments(base), size)
+        """Read the table in the first chunk of a package for an image of `size` bytes. Raises PeerError."""
+        packed, self.frame = read_table_untrusted(chunk.payload)
+        self.table = decode_table_untrusted(packed, segments(base), size)
+        self.crc = zlib.crc32(packed)
         self.prefix = view(base, self.table)[0]
+
+    def history(self, written: bytes) -> bytes:
+        """Return what stands behind the view in the prefix of the chunk that follows `written`."""
+        if not self.table.history:
+            return b""
+        first = max(0, len(written) - HISTORY_BYTES)
+        return b"".join(
+            transform(written[at : at + HISTORY_PIECE_BYTES], at, 0, self.table.new)[0]
+            for at in range(first, len(written), HISTORY_PIECE_BYTES)
+        )
 
     def image_of(self, first: int, form: bytes) -> bytes:
         """Return the bytes of the image whose absolute form a chunk gave, which fills it from `first` on."""
@@ -89,14 +116,18 @@ def decode_chunk(
     """Return the bytes that one chunk writes. `written`: the image before it; `mapped`: the table's (kind 3)."""
     first = chunk.page * PAGE_BYTES
     size = min(package.size - first, chunk.pages * PAGE_BYTES)
-    if size <= 0 or first != len(written):
+    table_only = mapped is not None and not chunk.number and not chunk.pages
+    if first != len(written) or (size <= 0 and not table_only):
         raise PeerError(f"fills page {chunk.page}, expected page {len(written) // PAGE_BYTES}")
     prefix = written if package.kind == Kind.FULL else base or b""
+    frame, crc = chunk.payload, 0
     if mapped is not None:
-        prefix = mapped.prefix + (written[-HISTORY_BYTES:] if mapped.table.history else b"")
-    data = decode_frame_untrusted(chunk.payload, prefix, size)
+        prefix = mapped.prefix + mapped.history(written)
+        if not chunk.number:
+            frame, crc = mapped.frame, mapped.crc
+    data = b"" if table_only and not frame else decode_frame_untrusted(frame, prefix, size)
     if mapped is not None:
         data = mapped.image_of(first, data)
-    if zlib.crc32(data) != chunk.crc:
+    if zlib.crc32(data, crc) != chunk.crc:
         raise PeerError("decodes to other bytes than its header says")
     return data

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -17,8 +17,8 @@ import zstandard
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile, make
 from dfud.package.lanes import Absolute, view
-from dfud.package.mapping import make_table
-from dfud.package.table import ENTRIES_MAX, HISTORY_BYTES, Table, encode_table, segments
+from dfud.package.mapping import make_tables
+from dfud.package.table import ENTRIES_MAX, HISTORY_BYTES, HISTORY_PIECE_BYTES, Table, encode_table, segments, varint
 from dfud.wire.chunk import PAGE_BYTES, PAGES_MAX, Chunk, encode_chunk
 from dfud.wire.messages import Kind
 
@@ -125,71 +125,103 @@ def build_mapped(
     history: whether chunks look back at the new image; None: if that makes it smaller. entries: the most that the table may have.
     workers: how many threads compress; the package is the same with any number of them.
     """
-    table = make_table(base, image, entries)
-    prefix, _ = view(base, table)
-    form = Absolute(image, table.new)
+    tables = make_tables(base, image, entries)
+    form = Absolute(image, tables[0].new)
 
-    def made(table: Table, chunks: Iterable[Chunk]) -> PackageFile:
+    def made(table: Table, chunks: Callable[[int], Iterable[Chunk]]) -> PackageFile:
+        """chunks: makes them, the first of them shorter by so many bytes."""
         packed = encode_table(table, segments(base))
-        frame = zstandard.ZstdCompressor(compression_params=parameters(FULL_LEVEL)).compress(packed)
-        every = [Chunk(0, 0, 0, zlib.crc32(packed), frame), *chunks]
-        encoded = [encode_chunk(msgspec.structs.replace(c, number=i)) for i, c in enumerate(every)]
+        front = table_front(packed)
+        first, *others = chunks(len(front))
+        end = min(len(image), first.pages * PAGE_BYTES)
+        first = Chunk(0, 0, first.pages, zlib.crc32(image[:end], zlib.crc32(packed)), front + first.payload)
+        encoded = [encode_chunk(msgspec.structs.replace(c, number=i)) for i, c in enumerate((first, *others))]
         return make(Kind.MAPPED, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), encoded)
 
     found: list[PackageFile] = []
-    if not history:
-        compressors = [prefix_compressor(prefix, level) for level in DELTA_LEVELS]
+    large = len(image) // HISTORY_PAYS
+    for table in () if history else tables:
+        compressors = [prefix_compressor(view(base, table)[0], level) for level in DELTA_LEVELS]
 
-        def alone(first: int, end: int) -> bytes:
+        def alone(first: int, end: int, compressors: Sequence[zstandard.ZstdCompressor] = compressors) -> bytes:
             piece = form.of(first, end)
             return min((c.compress(piece) for c in compressors), key=len)
 
-        found.append(made(table, cut(image, alone, payload_bytes)))
-    if history or (history is None and found[0].total_bytes > len(image) // HISTORY_PAYS):
+        found.append(made(table, lambda front: cut(image, alone, payload_bytes, front=front)))
+        if found[0].total_bytes > large:
+            break  # the largest table is the best then
+    if history or (history is None and found[0].total_bytes > large):
+        table = tables[0]
+        prefix, _ = view(base, table)
+        whole = Absolute(image, table.new, page=HISTORY_PIECE_BYTES).alone
 
         def behind(first: int, end: int) -> bytes:
-            before = image[max(0, first - HISTORY_BYTES) : first]
+            before = whole[max(0, first - HISTORY_BYTES) : first]
             dictionary = zstandard.ZstdCompressionDict(prefix + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
             compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(FULL_LEVEL))
             return compressor.compress(form.of(first, end))  # other threads run meanwhile
 
-        def part(first: int) -> list[Chunk]:
-            return list(cut(image, behind, payload_bytes, first, first + PART_PAGES))
+        def in_parts(front: int) -> list[Chunk]:
+            def part(first: int) -> list[Chunk]:
+                return list(cut(image, behind, payload_bytes, first, first + PART_PAGES, 0 if first else front))
 
-        with ThreadPoolExecutor(workers) as pool:
-            parts = pool.map(part, range(0, -(-len(image) // PAGE_BYTES), PART_PAGES))
-            found.append(made(msgspec.structs.replace(table, history=True), [c for chunks in parts for c in chunks]))
+            with ThreadPoolExecutor(workers) as pool:
+                parts = pool.map(part, range(0, -(-len(image) // PAGE_BYTES), PART_PAGES))
+                return [chunk for chunks in parts for chunk in chunks]
+
+        found.append(made(msgspec.structs.replace(table, history=True), in_parts))
     return min(found, key=lambda package: package.total_bytes)
 
 
+def table_front(packed: bytes) -> bytes:
+    """Return the table as the first chunk's payload begins with it: compressed only if it is smaller then."""
+    frame = zstandard.ZstdCompressor(compression_params=parameters(FULL_LEVEL)).compress(packed)
+    stored = min(packed, frame, key=len)
+    length = bytearray()
+    varint(length, len(stored) << 1 | (stored is frame))
+    return bytes(length) + stored
+
+
 def cut(
-    image: bytes, compress: Compress, payload_bytes: int, page: int = 0, end: int = PAGES_OF_ANY
+    image: bytes, compress: Compress, payload_bytes: int, page: int = 0, end: int = PAGES_OF_ANY, front: int = 0
 ) -> Iterator[Chunk]:
-    """Yield the chunks of pages `page` to `end`, each as many pages as fit the payload. crc is over `image`'s bytes."""
+    """Yield the chunks of pages `page` to `end`, each as many pages as fit the payload. crc is over `image`'s bytes.
+
+    front: how many bytes of the first payload are taken; if no page fits beside them, the first chunk has none.
+    """
     total = min(end, -(-len(image) // PAGE_BYTES))
     number, guess = 0, FIRST_PAGES
     while page < total:
-        pages, payload = _fit(image, compress, payload_bytes, page, min(guess, total - page), total - page)
+        try:
+            pages, payload = _fit(image, compress, payload_bytes - front, page, min(guess, total - page), total - page)
+        except PeerError:
+            if not front:
+                raise
+            pages, payload = 0, b""
+        front = 0
         first, stop = page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES)
         yield Chunk(number, page, pages, zlib.crc32(image[first:stop]), payload)
         number += 1
         page += pages
-        guess = min(PAGES_MAX, max(1, pages * payload_bytes // max(len(payload), 1)))
+        guess = min(PAGES_MAX, max(1, pages * payload_bytes // max(len(payload), 1))) if pages else FIRST_PAGES
 
 
 def _fit(image: bytes, compress: Compress, payload_bytes: int, page: int, pages: int, left: int) -> tuple[int, bytes]:
     """Return the most pages from `page` on that were found to fit, and their frame; `pages` is where to begin looking."""
     limit = min(PAGES_MAX, left)
-    good, frame, bad = 0, b"", limit + 1
+    good, frame, bad, too_long = 0, b"", limit + 1, 0
     for _ in range(TRIALS_MAX):
         tried = compress(page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES))
         if len(tried) <= payload_bytes:
             good, frame = pages, tried
         else:
-            bad = pages
+            bad, too_long = pages, len(tried)
         if bad - good <= 1:
             break
-        estimate = pages * payload_bytes // len(tried)
+        if good and too_long:  # between the two
+            estimate = good + (bad - good) * (payload_bytes - len(frame)) // (too_long - len(frame))
+        else:
+            estimate = pages * payload_bytes // len(tried)
         pages = max(good + 1, min(bad - 1, estimate))
         if good and pages - good <= good // 16:
             break  # what could still be won is less than another compression is worth

@@ -13,7 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfud.package.table import GRANULE_BITS, Segment, Table, granules, segments
-from dfud.package.view import CALLER_SAVED, LOOK_AHEAD, PAGE_BYTES, PREROLL_BYTES, VIEW_BYTES
+from dfud.package.view import (
+    BRANCHES,
+    CALLER_SAVED,
+    JUMP,
+    LOOK_AHEAD,
+    PAGE_BYTES,
+    PREROLL_BYTES,
+    SHORT_BRANCH,
+    SHORT_JUMP,
+    SP,
+    VIEW_BYTES,
+    Runs,
+)
 
 Words = NDArray[np.int64]  # 32-bit values, so that nothing wraps unseen
 Bytes = NDArray[np.uint8]
@@ -21,11 +33,13 @@ MASK = 0xFFFFFFFF
 
 
 class References(msgspec.Struct, frozen=True):
-    """What points where: `at`, offsets in the file, ascending; `kind`: 1 jal, 2 auipc pair, 3 lui, 4 use of a lui, 5 data."""
+    """What points where: `at`, offsets in the file, ascending; `kind`: 1 jal, 2 auipc pair, 3 lui, 4 use of a lui, 5 data,
+    6 branch, 7 short branch or jump; `place`: the address of what points."""
 
     at: Words
     kind: Words
     address: Words
+    place: Words
 
 
 def _signed(value: Words, bits: int) -> Words:
@@ -78,7 +92,13 @@ class _Code:
         stored = _signed(word >> 25 << 5 | word >> 7 & 31, 12)
         self.offset = np.where(self.stores, stored, _signed(word >> 20, 12))
         self.jal = whole & (self.operation == 0x6F)
-        self.target = (self.pc + _jal_offset(word)) & MASK
+        self.target = (self.pc + _offset_in(word, JUMP)) & MASK
+        short = self.half & 0xE003
+        self.branches = (
+            (whole & (self.operation == 0x63), BRANCHES, 4),
+            ((short == 0x2001) | (short == 0xA001), SHORT_JUMP, 2),
+            ((short == 0xC001) | (short == 0xE001), SHORT_BRANCH, 2),
+        )
         later = np.arange(2, n + 2)
         follower_base = np.append(self.base, [0, 0])[later]
         self.pair = whole & (self.operation == 0x17) & (self.register != 0) & (follower_base == self.register)
@@ -93,9 +113,11 @@ class _Code:
         zero = np.where(np.isin(f, (0, 2, 3)), 8 + (half >> 2 & 7), 0)
         one = np.where(f == 4, 8 + (half >> 7 & 7), np.where(f == 1, 1, np.where(np.isin(f, (0, 2, 3)), rd, 0)))
         jump = (f == 4) & ((half >> 2 & 31) == 0)
-        two = np.where(jump, half >> 12 & 1, np.where(np.isin(f, (0, 2, 4)), rd, 0))
+        kept = (CALLER_SAVED >> rd & 1) == 0
+        two = np.where(jump, half >> 12 & 1, np.where(np.isin(f, (0, 4)) | ((f == 2) & ~kept), rd, 0))
         short = np.select([quadrant == 0, quadrant == 1], [zero, one], two)
-        none = np.isin(self.operation, (0x63, 0x23, 0x0F))
+        restores = (self.operation == 0x03) & ((self.word >> 15 & 31) == SP) & kept
+        none = np.isin(self.operation, (0x63, 0x23, 0x0F)) | restores
         register = np.where(self.wide, np.where(none, 0, self.register), short)
         call = np.where(
             self.wide,
@@ -105,14 +127,18 @@ class _Code:
         return register, call
 
 
-def _jal_offset(word: Words) -> Words:
-    return _signed(word >> 11 & 0x100000 | word & 0xFF000 | word >> 9 & 0x800 | word >> 20 & 0x7FE, 21)
+def _offset_in(word: Words, runs: Runs) -> Words:
+    value = np.zeros_like(word)
+    for count, at, to in runs:
+        value |= (word >> at & (1 << count) - 1) << to
+    return _signed(value, runs[-1][2] + 1)
 
 
-def _jal_with(word: Words, offset: Words) -> Words:
-    return np.asarray(
-        word & 0xFFF | (offset & 0x100000) << 11 | (offset & 0x7FE) << 20 | (offset & 0x800) << 9 | offset & 0xFF000
-    )
+def _with_offset(word: Words, runs: Runs, offset: Words) -> Words:
+    for count, at, to in runs:
+        mask = (1 << count) - 1
+        word = word & ~(mask << at) | (offset >> to & mask) << at
+    return word
 
 
 def _use_with(word: Words, offset: Words) -> Words:
@@ -120,9 +146,9 @@ def _use_with(word: Words, offset: Words) -> Words:
     return np.where((word & 0x7F) == 0x23, store, word & 0xFFFFF | (offset & 0xFFF) << 20)
 
 
-def _write(out: Bytes, at: Words, words: Words, low: Words, end: Words) -> None:
-    """Put words at their places, but only the bytes from `low` to `end`."""
-    for i in range(4):
+def _write(out: Bytes, at: Words, words: Words, low: Words, end: Words, size: int) -> None:
+    """Put instructions of `size` bytes at their places, but only the bytes from `low` to `end`."""
+    for i in range(size):
         place = at + i
         inside = (place >= low) & (place < end)
         out[place[inside]] = (words[inside] >> 8 * i & 255).astype(np.uint8)
@@ -134,7 +160,7 @@ def view(old: bytes, table: Table) -> tuple[bytes, References]:
     out = data.copy()
     found = segments(old)
     mapper = _Map(table, found)
-    parts: list[tuple[Words, int, Words]] = []
+    parts: list[tuple[Words, int, Words, int]] = []
     for number, s in enumerate(found):
         if table.code >> number & 1:
             if s.length >= 2:
@@ -145,15 +171,16 @@ def view(old: bytes, table: Table) -> tuple[bytes, References]:
             hit = words[places]
             words[places] = mapper(hit)
             out[s.offset : s.offset + s.length // 4 * 4] = words.astype("<u4").view(np.uint8)
-            parts.append((s.offset + 4 * places, 5, hit))
+            parts.append((s.offset + 4 * places, 5, hit, s.address - s.offset))
     if not parts:
         empty = np.zeros(0, np.int64)
-        return out.tobytes(), References(empty, empty, empty)
+        return out.tobytes(), References(empty, empty, empty, empty)
     at = np.concatenate([p[0] for p in parts])
     kind = np.concatenate([np.full(len(p[0]), p[1]) for p in parts])
     address = np.concatenate([p[2] for p in parts])
+    place = np.concatenate([p[0] + p[3] for p in parts]) & MASK
     order = np.argsort(at, kind="stable")
-    return out.tobytes(), References(at[order], kind[order], address[order])
+    return out.tobytes(), References(at[order], kind[order], address[order], place[order])
 
 
 def _starts(s: Segment, page: int) -> tuple[Words, Words]:
@@ -162,7 +189,7 @@ def _starts(s: Segment, page: int) -> tuple[Words, Words]:
     return np.maximum(first, s.offset) - s.offset, np.minimum(first + page, s.offset + s.length) - s.offset
 
 
-def _look_ahead(code: _Code, written: Words, places: Words) -> Words:
+def _look_ahead(code: _Code, keep: Words, places: Words) -> Words:
     """Return for every lui the offset with which its register is used first, or 0."""
     n = len(code.half)
     offset = np.zeros(len(places), np.int64)
@@ -176,8 +203,7 @@ def _look_ahead(code: _Code, written: Words, places: Words) -> Words:
             break
         uses = code.base[at] == register
         offset[index[uses]] = code.offset[at[uses]]
-        jumps = code.wide[at] & ((code.operation[at] == 0x6F) | (code.operation[at] == 0x67))
-        going = ~(uses | jumps | (written[at] == register))
+        going = ~uses & (keep[at] >> register & 1 == 1)
         at, register, index = at[going], register[going], index[going]
         at = at + (code.length[at] >> 1)
     return offset
@@ -189,13 +215,13 @@ def _view_code(data: Bytes, out: Bytes, s: Segment, mapper: _Map, parts: list[An
     lui = code.wide & ~code.cut & (code.operation == 0x37) & (code.register != 0)
     places = np.nonzero(lui)[0]
     base = code.word[places] & 0xFFFFF000
-    pointed = (base + _look_ahead(code, written, places)) & MASK
+    keep = np.full(len(code.half), MASK, np.int64) & ~np.where(calls, CALLER_SAVED, 0) & ~(1 << written)
+    pointed = (base + _look_ahead(code, keep, places)) & MASK
     known = mapper.known(pointed)
     places, base, pointed = places[known], base[known], pointed[known]
     now = _high(mapper(pointed))
     which = np.full(len(code.half), -1, np.int64)  # place -> index into places
     which[places] = np.arange(len(places))
-    keep = np.full(len(code.half), MASK, np.int64) & ~np.where(calls, CALLER_SAVED, 0) & ~(1 << written)
 
     low, end = _starts(s, VIEW_BYTES)
     at = np.maximum(low - PREROLL_BYTES, 0) & ~1
@@ -229,12 +255,14 @@ def _view_code(data: Bytes, out: Bytes, s: Segment, mapper: _Map, parts: list[An
     k, lane = (np.concatenate([p[i] for p in seen]) for i in (0, 1))
     low, end = low + s.offset, end + s.offset
 
-    def put(which_ones: NDArray[np.bool_], words: Words, kind: int, address: Words, behind: int = 0) -> None:
+    def put(
+        which_ones: NDArray[np.bool_], words: Words, kind: int, address: Words, behind: int = 0, size: int = 4
+    ) -> None:
         at, lanes = s.offset + 2 * k[which_ones], lane[which_ones]
-        _write(out, at + behind, words, low[lanes], end[lanes])
+        _write(out, at + behind, words, low[lanes], end[lanes], size)
         if kind:
             inside = (at >= low[lanes]) & (at < end[lanes])
-            parts.append((at[inside], kind, address[inside]))
+            parts.append((at[inside], kind, address[inside], s.address - s.offset))
 
     hit = code.jal[k]
     word, target = code.word[k[hit]], code.target[k[hit]]
@@ -244,6 +272,11 @@ def _view_code(data: Bytes, out: Bytes, s: Segment, mapper: _Map, parts: list[An
     moved = mapper(target)
     put(hit, word & 0xFFF | _high(moved), 2, target)
     put(hit, _use_with(code.follower[k[hit]], moved), 0, target, 4)
+    for found, runs, size in code.branches:
+        hit = found[k]
+        word, pc = code.word[k[hit]], code.pc[k[hit]]
+        target = (pc + _offset_in(word, runs)) & MASK
+        put(hit, _with_offset(word, runs, mapper(target) - mapper(pc)), 6 if size == 4 else 7, target, 0, size)
     hit = which[k] >= 0
     index = which[k[hit]]
     put(hit, code.word[k[hit]] & 0xFFF | now[index], 3, pointed[index])
@@ -259,25 +292,29 @@ def _view_code(data: Bytes, out: Bytes, s: Segment, mapper: _Map, parts: list[An
 
 
 class Absolute:
-    """The absolute form of every page, for both carries; `inverse`: from it back. of() puts pages in a row together."""
+    """The absolute form of every page of `page` bytes, for both carries; `inverse`: from it back. of() puts pages in a row
+    together; alone: as if none had one before it."""
 
-    def __init__(self, image: bytes, code: Sequence[Segment], *, inverse: bool = False) -> None:
+    def __init__(
+        self, image: bytes, code: Sequence[Segment], *, inverse: bool = False, page: int = PAGE_BYTES
+    ) -> None:
         data = np.frombuffer(image, np.uint8)
-        self.size = len(image)
-        pages = -(-len(image) // PAGE_BYTES)
+        self.page = page
+        pages = -(-len(image) // page)
         self.forms = [data.copy(), data.copy()]
         self.carries = np.zeros((2, pages), np.int64)
         for s in code:
             if s.length >= 2:
                 self._segment(data, s, inverse)
         self._bytes = [form.tobytes() for form in self.forms]
+        self.alone = self._bytes[0]
 
     def _segment(self, data: Bytes, s: Segment, inverse: bool) -> None:
         code = _Code(data, s)
-        low, end = _starts(s, PAGE_BYTES)
-        page = (low + s.offset) // PAGE_BYTES
-        begins = low + s.offset == page * PAGE_BYTES
-        reaches = end + s.offset == (page + 1) * PAGE_BYTES
+        low, end = _starts(s, self.page)
+        page = (low + s.offset) // self.page
+        begins = low + s.offset == page * self.page
+        reaches = end + s.offset == (page + 1) * self.page
         target = (code.value + (-code.pc if inverse else code.pc)) & MASK
         for carry in (0, 1):
             out = self.forms[carry]
@@ -299,7 +336,7 @@ class Absolute:
                 hit = k[code.jal[k]]
                 word = code.word[hit]
                 if inverse:
-                    word = _jal_with(word, (word >> 12 << 1) - code.pc[hit])
+                    word = _with_offset(word, JUMP, (word >> 12 << 1) - code.pc[hit])
                 else:
                     word = word & 0xFFF | (code.target[hit] >> 1 & 0xFFFFF) << 12
                 self._put(out, s.offset + 2 * hit, word)
@@ -317,7 +354,7 @@ class Absolute:
     def of(self, first: int, end: int) -> bytes:
         """Return the form of the image's bytes from page border `first` to `end`, read as one chunk."""
         parts, carry = [], 0
-        for at in range(first, end, PAGE_BYTES):
-            parts.append(self._bytes[carry >> 1][at : min(at + PAGE_BYTES, end)])
-            carry = int(self.carries[carry >> 1, at // PAGE_BYTES])
+        for at in range(first, end, self.page):
+            parts.append(self._bytes[carry >> 1][at : min(at + self.page, end)])
+            carry = int(self.carries[carry >> 1, at // self.page])
         return b"".join(parts)

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from dfud.errors import PeerError
 from dfud.model.espimage import parse_esp_image_untrusted
-from dfud.package.apply import decode_frame_untrusted
+from dfud.package.apply import read_table_untrusted
 from dfud.package.file import PackageFile
 from dfud.package.sequences import read_frame_untrusted
-from dfud.package.table import HISTORY_BYTES, TABLE_MAX_BYTES
+from dfud.package.table import HISTORY_BYTES
 from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted
 from dfud.wire.messages import Kind
 
@@ -53,7 +53,7 @@ class ChunkReport(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """table_bytes: the chunk with the address table, whole; overhead_bytes: heads of chunks and frames, entropy tables.
+    """table_bytes: the address table as it is sent; overhead_bytes: heads of chunks and frames, entropy tables.
 
     The parts' costs, table_bytes and overhead_bytes add up to `bytes`. mapped_known: the base was there to compare with.
     """
@@ -98,16 +98,19 @@ def report_untrusted(
     history = 0
     for data in package.chunks:
         chunk = decode_chunk_untrusted(data)
-        if not chunk.pages:
-            table_bytes += len(data)
+        frame = chunk.payload
+        if package.kind == Kind.MAPPED and not chunk.number:
+            table, frame = read_table_untrusted(chunk.payload)
+            table_bytes = len(chunk.payload) - len(frame)
             # docs/delta-format.md, "Table": version, then the flags, of which bit 0 says history.
-            flags = decode_frame_untrusted(chunk.payload, b"", None, TABLE_MAX_BYTES)[1:2]
-            history = HISTORY_BYTES if flags and flags[0] & 1 else 0
-            chunks.append(ChunkReport(chunk.number, chunk.page, 0, len(chunk.payload), 0, 0, 0))
-            continue
-        found, spent = _chunk(chunk, package, history, origins, costs, whole, source if known else None)
+            history = HISTORY_BYTES if len(table) > 1 and table[1] & 1 else 0
+        overhead += len(data) - len(chunk.payload)
+        if frame or chunk.pages:
+            found, spent = _chunk(chunk, frame, package, history, origins, costs, whole, source if known else None)
+            overhead += spent
+        else:
+            found = ChunkReport(chunk.number, chunk.page, 0, len(chunk.payload), 0, 0, 0)
         chunks.append(found)
-        overhead += len(data) - len(chunk.payload) + spent
         progress(min(package.size, (chunk.page + chunk.pages) * PAGE_BYTES), package.size)
     parts = [_part(*where, origins, costs) for where in _segments(image, package.size)]
     if image is not None and (rest := package.size - sum(part.size for part in parts)):
@@ -133,6 +136,7 @@ def report_untrusted(
 
 def _chunk(
     chunk: Chunk,
+    frame: bytes,
     package: PackageFile,
     history: int,
     origins: Origins,
@@ -147,10 +151,10 @@ def _chunk(
     first = at = chunk.page * PAGE_BYTES
     end = min(package.size, first + chunk.pages * PAGE_BYTES)
     before = first if package.kind == Kind.FULL else min(first, history)
-    frame = read_frame_untrusted(chunk.payload)
+    read = read_frame_untrusted(frame)
     literals = 0
     count = 0
-    for one in frame.sequences:
+    for one in read.sequences:
         if at + one.literals + one.match > end:
             raise PeerError(f"chunk {chunk.number}: decodes to more than its pages hold")
         if one.literals:
@@ -167,7 +171,7 @@ def _chunk(
     if at != end:
         raise PeerError(f"chunk {chunk.number}: decodes to {at - first} bytes, expected {end - first}")
     sizes = (len(chunk.payload), count, literals, end - first - literals)
-    return ChunkReport(chunk.number, chunk.page, chunk.pages, *sizes), frame.overhead_bits / 8
+    return ChunkReport(chunk.number, chunk.page, chunk.pages, *sizes), read.overhead_bits / 8
 
 
 def _match(

@@ -18,6 +18,7 @@ ENTRIES_MAX = 2048
 SEGMENTS_MAX = 16
 GRANULE_BITS = 19
 HISTORY_BYTES = 1 << 18
+HISTORY_PIECE_BYTES = 256  # each of them is put into absolute form by itself
 MASK = (1 << 32) - 1
 
 
@@ -85,7 +86,8 @@ class Mapper:
         return (address + self.shifts[i - 1]) & MASK if i else address
 
 
-def _varint(out: bytearray, value: int) -> None:
+def varint(out: bytearray, value: int) -> None:
+    """Append a number of 7 bits a byte, the lowest first."""
     while value > 127:
         out.append(value & 127 | 128)
         value >>= 7
@@ -105,25 +107,34 @@ def _zigzag(value: int) -> int:
 def encode_table(table: Table, old: Sequence[Segment]) -> bytes:
     """Return the table's bytes. Raises ValueError if it is too large."""
     out = bytearray([VERSION])
-    _varint(out, table.code << 1 | table.history)
-    _varint(out, len(table.new))
+    varint(out, table.code << 1 | table.history)
+    varint(out, len(table.new))
     like = _like(table.code, old)
     for i, new in enumerate(table.new):
         was = like[i] if i < len(like) else Segment(0, 0, 0)
         for value in (new.offset - was.offset, new.length - was.length, new.address - was.address):
-            _varint(out, _zigzag(value))
-    _varint(out, len(table.starts))
+            varint(out, _zigzag(value))
+    varint(out, len(table.starts))
     before = 0
     for start in table.starts:
-        _varint(out, start - before)
+        varint(out, start - before)
         before = start
     before = 0
     for shift in table.shifts:
-        _varint(out, _zigzag(shift - before))
+        varint(out, _zigzag(shift - before))
         before = shift
     if len(out) > TABLE_MAX_BYTES or len(table.starts) > ENTRIES_MAX:
         raise ValueError(f"a table of {len(table.starts)} entries, {len(out)} bytes")
     return bytes(out)
+
+
+def fits(table: Table, old: Sequence[Segment]) -> bool:
+    """Return whether the table is not too large."""
+    try:
+        encode_table(table, old)
+    except ValueError:
+        return False
+    return True
 
 
 def _like(code: int, old: Sequence[Segment]) -> list[Segment]:

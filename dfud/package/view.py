@@ -10,12 +10,21 @@ from collections.abc import Sequence
 
 from dfud.package.table import MASK, Mapper, Segment, Table, segments
 
-VIEW_BYTES = 1024  # the view restarts here
-PREROLL_BYTES = 128
+VIEW_BYTES = 2048  # the view restarts here
+PREROLL_BYTES = 256
 LOOK_AHEAD = 24  # instructions
 PAGE_BYTES = 4096  # the absolute form restarts here
 CALLER_SAVED = 0xF003FCE0  # t0-t2, a0-a7, t3-t6
+SP = 2
 JAL, AUIPC, LUI, JALR, LOAD, STORE, ADDI, BRANCH, FENCE = 0x6F, 0x17, 0x37, 0x67, 0x03, 0x23, 0x13, 0x63, 0x0F
+
+
+# Where the bits of an offset stand, from the lowest on: (how many, from which of the instruction, to which of the offset).
+Runs = tuple[tuple[int, int, int], ...]
+JUMP: Runs = ((10, 21, 1), (1, 20, 11), (8, 12, 12), (1, 31, 20))
+BRANCHES: Runs = ((4, 8, 1), (6, 25, 5), (1, 7, 11), (1, 31, 12))
+SHORT_JUMP: Runs = ((3, 3, 1), (1, 11, 4), (1, 2, 5), (1, 7, 6), (1, 6, 7), (2, 9, 8), (1, 8, 10), (1, 12, 11))
+SHORT_BRANCH: Runs = ((2, 3, 1), (2, 10, 3), (1, 2, 5), (2, 5, 6), (1, 12, 8))
 
 
 def sign(value: int, bits: int) -> int:
@@ -23,12 +32,29 @@ def sign(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
-def jal_offset(word: int) -> int:
-    return sign(word >> 11 & 0x100000 | word & 0xFF000 | word >> 9 & 0x800 | word >> 20 & 0x7FE, 21)
+def offset_in(word: int, runs: Runs) -> int:
+    """Return the signed offset of a jump or a branch."""
+    value = 0
+    for count, at, to in runs:
+        value |= (word >> at & (1 << count) - 1) << to
+    return sign(value, runs[-1][2] + 1)
 
 
-def jal_with(word: int, offset: int) -> int:
-    return word & 0xFFF | (offset & 0x100000) << 11 | (offset & 0x7FE) << 20 | (offset & 0x800) << 9 | offset & 0xFF000
+def with_offset(word: int, runs: Runs, offset: int) -> int:
+    """Return the instruction with as many bits of the offset as it has room for."""
+    for count, at, to in runs:
+        mask = (1 << count) - 1
+        word = word & ~(mask << at) | (offset >> to & mask) << at
+    return word
+
+
+def branch(word: int) -> Runs:
+    """Return where a branch or a short jump has its offset; () for any other instruction. Compressed ones are 16 bits."""
+    if word & 3 == 3:
+        return BRANCHES if word & 0x7F == BRANCH else ()
+    if word & 3 == 1:
+        return SHORT_JUMP if word >> 13 & 3 == 1 else SHORT_BRANCH if word >> 13 >= 6 else ()
+    return ()
 
 
 def use(word: int) -> tuple[int, int]:
@@ -52,9 +78,16 @@ def high(value: int) -> int:
     return (value + 0x800) & 0xFFFFF000
 
 
+def kept(register: int) -> bool:
+    """Return whether calls leave the register alone; what loads it from the stack restores it, mostly before a return."""
+    return not CALLER_SAVED >> register & 1
+
+
 def written(word: int) -> int:
     """Return the register that a 32-bit instruction writes, or 0."""
-    return 0 if word & 0x7F in (BRANCH, STORE, FENCE) else word >> 7 & 31
+    operation, register = word & 0x7F, word >> 7 & 31
+    restores = operation == LOAD and word >> 15 & 31 == SP and kept(register)
+    return 0 if operation in (BRANCH, STORE, FENCE) or restores else register
 
 
 def written_compressed(half: int) -> int:
@@ -67,11 +100,21 @@ def written_compressed(half: int) -> int:
         return 1 if function == 1 else half >> 7 & 31 if function in (0, 2, 3) else 0
     if function == 4 and not half >> 2 & 31:
         return half >> 12 & 1
-    return half >> 7 & 31 if function in (0, 2, 4) else 0
+    register = half >> 7 & 31
+    return register if function in (0, 4) or (function == 2 and not kept(register)) else 0
 
 
 def calls_compressed(half: int) -> bool:
     return half & 0xE003 == 0x2001 or half & 0xF07F == 0x9002
+
+
+def overwrites(word: int) -> int:
+    """Return the registers, as a mask, that an instruction overwrites: compressed ones are the low 16 bits."""
+    if word & 3 != 3:
+        half = word & 0xFFFF
+        return 1 << written_compressed(half) | (CALLER_SAVED if calls_compressed(half) else 0)
+    calls = word & 0x7F in (JAL, JALR) and word >> 7 & 31
+    return 1 << written(word) | (CALLER_SAVED if calls else 0)
 
 
 class View:
@@ -98,8 +141,8 @@ class View:
     def _word(self, at: int) -> int:
         return int.from_bytes(self.old[at : at + 4], "little")
 
-    def _put(self, at: int, word: int) -> None:
-        for i in range(4):
+    def _put(self, at: int, word: int, size: int = 4) -> None:
+        for i in range(size):
             if 0 <= at + i - self._first < len(self._out):
                 self._out[at + i - self._first] = word >> 8 * i & 255
 
@@ -114,38 +157,42 @@ class View:
         at = s.offset + (max(a - PREROLL_BYTES - s.offset, 0) & ~1)
         bases: dict[int, tuple[int, int]] = {}  # register -> what lui put there, and what the view says that it did
 
-        def forget(register: int, call: bool) -> None:
-            bases.pop(register, None)
-            if call:
-                for r in [r for r in bases if CALLER_SAVED >> r & 1]:
-                    del bases[r]
+        def forget(word: int) -> None:
+            gone = overwrites(word)
+            for r in [r for r in bases if gone >> r & 1]:
+                del bases[r]
 
         while at < b and at + 2 <= end:
             word = self._word(at)
-            if word & 3 != 3:
-                forget(written_compressed(word & 0xFFFF), calls_compressed(word & 0xFFFF))
-                at += 2
-                continue
-            if at + 4 > end:
+            size = 4 if word & 3 == 3 else 2
+            if at + size > end:
                 break
+            if size == 2:
+                word &= 0xFFFF
             operation, register = word & 0x7F, word >> 7 & 31
             pc = (s.address + at - s.offset) & MASK
-            if operation == JAL:
-                target = self.map((pc + jal_offset(word)) & MASK)
+            if runs := branch(word):
+                target = self.map((pc + offset_in(word, runs)) & MASK)
+                self._put(at, with_offset(word, runs, target - self.map(pc)), size)
+                forget(word)
+            elif size == 2:
+                forget(word)
+            elif operation == JAL:
+                target = self.map((pc + offset_in(word, JUMP)) & MASK)
                 self._put(at, word & 0xFFF | (target >> 1 & 0xFFFFF) << 12)
-                forget(register, register != 0)
+                forget(word)
             elif operation == AUIPC:
-                forget(register, False)
+                forget(word)
                 follower = self._word(at + 4) if at + 8 <= end else 0
                 base, offset = use(follower)
                 if register and base == register:
                     target = self.map((pc + (word & 0xFFFFF000) + offset) & MASK)
                     self._put(at, word & 0xFFF | high(target))
                     self._put(at + 4, use_with(follower, target))
-                    forget(written(follower), follower & 0x7F == JALR and follower >> 7 & 31 != 0)
+                    forget(follower)
                     at += 4
             elif operation == LUI:
-                forget(register, False)
+                forget(word)
                 base = word & 0xFFFFF000
                 address = (base + self._look_ahead(at + 4, end, register)) & MASK
                 if register and self.map.known(address):
@@ -161,8 +208,8 @@ class View:
                         offset = sign(self.map(address) - now, 32)
                         if -2048 <= offset < 2048:
                             self._put(at, use_with(word, offset))
-                forget(written(word), operation == JALR and register != 0)
-            at += 4
+                forget(word)
+            at += size
 
     def _look_ahead(self, at: int, end: int, register: int) -> int:
         """Return the offset with which the register is used first, or 0."""
@@ -170,17 +217,12 @@ class View:
             if at + 4 > end:
                 break
             word = self._word(at)
-            if word & 3 != 3:
-                if written_compressed(word & 0xFFFF) == register:
-                    break
-                at += 2
-                continue
             base, offset = use(word)
             if base == register:
                 return offset
-            if written(word) == register or word & 0x7F in (JAL, JALR):
+            if overwrites(word) >> register & 1:
                 break
-            at += 4
+            at += 4 if word & 3 == 3 else 2
         return 0
 
 
@@ -215,9 +257,9 @@ def transform(
             register = value >> 7 & 31
             if value & 0x7F == JAL:
                 if inverse:
-                    put(at, jal_with(value, (value >> 12 << 1) - pc))
+                    put(at, with_offset(value, JUMP, (value >> 12 << 1) - pc))
                 else:
-                    put(at, value & 0xFFF | (pc + jal_offset(value) >> 1 & 0xFFFFF) << 12)
+                    put(at, value & 0xFFF | (pc + offset_in(value, JUMP) >> 1 & 0xFFFFF) << 12)
             elif value & 0x7F == AUIPC and at + 8 <= b:
                 follower = word(at + 4)
                 base, offset = use(follower)

@@ -18,7 +18,8 @@ CHUNK_MAX_BYTES = HEADER_MAX_BYTES + PAYLOAD_MAX_BYTES
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """pages 0 is a table chunk; crc is CRC-32 of the decoded bytes; payload is a zstd frame without its magic number."""
+    """crc is CRC-32 of the decoded bytes; payload is a zstd frame without its magic number. The first of kind 3 begins with the
+    address table, which the crc covers, too, and may have no pages besides."""
 
     number: int
     page: int

@@ -23,6 +23,7 @@ from bootloader.sim.images import (
     state,
 )
 from bootloader.sim.scenarios import calls
+from dfud.package.apply import read_table_untrusted
 from dfud.package.build import build_delta, build_full, build_mapped
 from dfud.wire.chunk import decode_chunk_untrusted, encode_chunk
 from tests.bootloader.machine import NEW, OLD, SIGNER, boot, crash
@@ -91,15 +92,17 @@ def test_a_second_installation_of_a_mapped_delta_writes_the_state_only() -> None
 @pytest.mark.parametrize("what", ["another base", "no table", "the table's crc", "the table of another version", "too long"])
 def test_a_mapped_delta_that_is_wrong_changes_nothing_that_runs(what: str) -> None:
     table = decode_chunk_untrusted(MAPPED[0])
+    _, frame = read_table_untrusted(table.payload)
     if what == "another base":
         flash, number = staged_mapped(MAPPED, CALLS_NEW), 13
     elif what == "no table":
-        flash, number = staged_mapped(MAPPED[1:]), 11
+        flash, number = staged_mapped([encode_chunk(type(table)(0, 0, table.pages, table.crc, frame)), *MAPPED[1:]]), 11
     elif what == "the table's crc":
-        flash, number = staged_mapped([encode_chunk(type(table)(0, 0, 0, table.crc ^ 1, table.payload)), *MAPPED[1:]]), 11
+        flash, number = staged_mapped([encode_chunk(type(table)(0, 0, table.pages, table.crc ^ 1, table.payload)), *MAPPED[1:]]), 11
     elif what == "the table of another version":
         raw = b"\x02\0\0\0"
-        payload = b"\0\x50" + (len(raw) << 3 | 1).to_bytes(3, "little") + raw
+        stored = b"\0\x50" + (len(raw) << 3 | 1).to_bytes(3, "little") + raw
+        payload = bytes([len(stored) << 1 | 1]) + stored
         flash, number = staged_mapped([encode_chunk(type(table)(0, 0, 0, zlib.crc32(raw), payload)), *MAPPED[1:]]), 11
     else:
         flash, number = staged_mapped([*MAPPED, *[b"\x95" + bytes(4000)] * 94]), 14

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from bootloader.sim.boot import ELF
 from bootloader.sim.images import SLOTS, STAGE_AT, STATE_AT, Flash, envelope, stage, state
 from bootloader.sim.scenarios import calls
+from dfud.package.apply import read_table_untrusted
 from dfud.package.build import build_mapped
 from dfud.package.lanes import view
 from dfud.package.table import Table, encode_table, segments
-from dfud.wire.chunk import decode_chunk_untrusted, encode_chunk
+from dfud.wire.chunk import Chunk, decode_chunk_untrusted, encode_chunk
 from tests.bootloader import core
 from tests.bootloader.machine import machine
 from tests.package.test_mapped import images, tables
@@ -85,11 +86,13 @@ def test_a_damaged_package_is_refused_or_gives_the_image(number: int, at: int, m
 
 
 def test_a_package_without_its_table_is_refused() -> None:
-    case = VECTORS["packages"][0]
+    case = VECTORS["packages"][3]
     chunks = [bytes.fromhex(c) for c in case["chunks"]]
-    second = decode_chunk_untrusted(chunks[1])
-    first = encode_chunk(type(second)(0, second.page, second.pages, second.crc, second.payload))
-    for wrong in (chunks[1:], [first]):
+    first = decode_chunk_untrusted(chunks[0])
+    _, frame = read_table_untrusted(first.payload)
+    assert len(chunks) > 1
+    bare = [encode_chunk(Chunk(0, 0, first.pages, first.crc, payload)) for payload in (frame, b"\xff\xff" + frame, b"\x85")]
+    for wrong in (chunks[1:], *([one] for one in bare)):
         assert core.chunks(b"".join(wrong), 3, case["size"], bytes.fromhex(case["base"]))[0] == 11
 
 

@@ -7,7 +7,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from dfu.ed25519 import verify
 from dfu.flash import crc32
-from dfu.mapped import VIEW, Mapped
+from dfu.mapped import VIEW, Mapped, table_of
 from dfu.pack import PackError, chunk_head, pack, unpack
 from dfu.update import Manifest
 from dfu.zstd import PAGE, Decoder, ZstdError
@@ -123,11 +123,15 @@ for package in mapped["packages"]:
     check([crc32(view[i : i + VIEW]) for i in range(0, len(view), VIEW)] == package["view_crc"], package["name"] + " view")
     forms = {}
     # Chunks in any order, here the last one first, if they need not know what is before them.
-    for raw in package["chunks"][1:] if m.history else reversed(package["chunks"][1:]):
+    for raw in package["chunks"] if m.history else reversed(package["chunks"]):
         raw = binascii.unhexlify(raw)
-        _number, page, pages, crc, start, end = chunk_head(raw, len(raw))
+        number, page, pages, crc, start, end = chunk_head(raw, len(raw))
         known = m.begin(page * PAGE)
         value = 0
+        if not number:
+            table, start = table_of(raw, start, end, decoder)
+            check(binascii.hexlify(table).decode() == package["table"], package["name"] + " table")
+            value = crc32(table)
 
         def done(n):
             global page, value
@@ -137,8 +141,9 @@ for package in mapped["packages"]:
             value = crc32(memoryview(decoder.page)[:n], value)
             page += 1
 
-        for _ in decoder.decode(raw, start, end, known, min(size - page * PAGE, pages * PAGE), m, done):
-            pass
+        if pages:
+            for _ in decoder.decode(raw, start, end, known, min(size - page * PAGE, pages * PAGE), m, done):
+                pass
         check(value == crc, package["name"] + " crc")
         # What a match reads that reaches back to pages which are written: their absolute form, made anew.
         first = chunk_head(raw, len(raw))[1]

@@ -101,7 +101,7 @@ async def test_a_device_that_lost_power_goes_on_at_its_chunk(tmp_path: Path) -> 
         await f.want("lamp1", "1.1")
         asked: list[int] = []
         link.on_datagram = lambda data: asked.extend(n for n in (chunk_of(data),) if n is not None)
-        board.flash.cut_at, board.flash.cut_how = 25, "half"
+        board.flash.cut_at, board.flash.cut_how = 45, "half"
         with trio.fail_after(60):
             while "-- power cut --" not in board.console:
                 await board.run_once()

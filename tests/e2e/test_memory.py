@@ -28,7 +28,8 @@ async def main():
     dfu.confirm()
     count("started")
     while True:
-        await asyncio.sleep(1)
+        count("running")
+        await asyncio.sleep_ms(20)
 dfu.run(main())
 """
 # Bytes on 64-bit MicroPython, whose objects are larger than a chip's. A package's table may have 4096 bytes, and takes 1 KB to find
@@ -57,9 +58,9 @@ async def test_what_the_agent_holds_fits_64_kb_and_its_code_52(tmp_path: Path) -
         if line.startswith("app: heap "):
             counted.setdefault(line.split()[2], []).append(int(line.split()[3]))
     before, code = counted["before"][0], counted["code"][0] - counted["before"][0]
-    data = max(counted["chunk"]) - before - code
+    data = max(counted["chunk"] + counted["running"]) - before - code
     print(f"code {code}, data {data}, in all {code + data}")
-    assert len(counted["chunk"]) >= 3
+    assert len(counted["chunk"]) >= 2 and len(counted["running"]) > 20
     assert code < CODE_MAX
     assert data < DATA_MAX
     assert DATA_MAX + TABLE_MAX <= 64 * 1024

@@ -9,11 +9,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from dfud.package.build import build_mapped
 from dfud.package.table import Segment, Table, decode_table_untrusted, encode_table, segments
-from dfud.package.view import View, transform
-from dfud.package.apply import apply_package, decode_frame_untrusted
-from dfud.wire.chunk import PAGE_BYTES, decode_chunk_untrusted
+from dfud.package.view import VIEW_BYTES, View, transform
+from dfud.package.apply import apply_package, read_table_untrusted
+from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted, encode_chunk
 
 DROM, IROM, DRAM, IRAM = 0x3C000020, 0x42000020, 0x3FC90000, 0x40380000
 A0, A1, RA, T0, S0, SP = 10, 11, 1, 5, 8, 2
@@ -72,6 +74,29 @@ def half(value: int) -> bytes:
     return struct.pack("<H", value)
 
 
+def bne(offset: int) -> bytes:
+    o = offset & 0x1FFF
+    return struct.pack(
+        "<I", (o >> 12) << 31 | (o >> 5 & 63) << 25 | 11 << 20 | 10 << 15 | 1 << 12 | (o >> 1 & 15) << 8 | (o >> 11 & 1) << 7 | 0x63
+    )
+
+
+def short_jump(function: int, offset: int) -> bytes:
+    """c.j (5) or c.jal (1)."""
+    o, bits = offset & 0xFFF, ((11, 12), (4, 11), (9, 10), (8, 9), (10, 8), (6, 7), (7, 6), (3, 5), (2, 4), (1, 3), (5, 2))
+    return half(function << 13 | 1 | sum((o >> source & 1) << to for source, to in bits))
+
+
+def short_branch(function: int, offset: int) -> bytes:
+    """c.beqz (6) or c.bnez (7) of s0."""
+    o, bits = offset & 0x1FF, ((8, 12), (4, 11), (3, 10), (7, 6), (6, 5), (2, 4), (1, 3), (5, 2))
+    return half(function << 13 | 1 | sum((o >> source & 1) << to for source, to in bits))
+
+
+def c_lwsp(rd: int) -> bytes:
+    return half(0x4002 | rd << 7)
+
+
 RET, NOP, MV_A0_A1, LI_A0, CALL_A0, C_JAL = map(half, (0x8082, 0x0001, 0x852E, 0x4501, 0x9502, 0x2011))
 DATA = DRAM + 0x7F0  # so that its lui must change as soon as it moves on
 
@@ -91,8 +116,15 @@ PIECES: list[tuple[str, Callable[[int], bytes]]] = [
     ("lui, kept over a call in s0", lambda pc: lui(S0, DATA) + lw(A1, S0, DATA & 0xFFF) + C_JAL + jalr(RA, A1, 0) + sw(A1, S0, DATA & 0xFFF)),
     ("lui, its use behind a branch and a jump", lambda pc: lui(A0, DATA) + struct.pack("<I", 0x00B50463) + addi(A0, A0, DATA & 0xFFF) + lui(A0, DATA) + jal(0, 8) + addi(A0, A0, DATA & 0xFFF)),
     ("lui of no address, of x0", lambda pc: lui(A0, 0x12345000) + addi(A0, A0, 0x678) + lui(0, DATA) + addi(A0, 0, 5)),
+    ("lui, looked ahead from over calls in s0, not in a0", lambda pc: lui(S0, DATA) + C_JAL + jalr(RA, A1, 0) + CALL_A0 + addi(S0, S0, DATA & 0xFFF) + lui(A0, DATA) + CALL_A0 + addi(A0, A0, DATA & 0xFFF)),
+    ("lui, kept over what restores s0", lambda pc: lui(S0, DATA) + lw(A1, S0, DATA & 0xFFF) + c_lwsp(S0) + lw(A1, S0, DATA & 0xFFF) + lw(S0, SP, 300) + RET + lw(A1, S0, DATA & 0xFFF)),
+    ("lui, looked ahead from over what restores s0", lambda pc: lui(S0, DATA) + c_lwsp(S0) + lw(S0, SP, 300) + addi(A0, S0, DATA & 0xFFF)),
+    ("lui, overwritten from the stack in a0, from elsewhere in s0", lambda pc: lui(A0, DATA) + lw(A1, A0, DATA & 0xFFF) + c_lwsp(A0) + lw(A1, A0, DATA & 0xFFF) + lui(S0, DATA) + lw(A1, S0, DATA & 0xFFF) + lw(S0, A1, 8) + lw(A1, S0, DATA & 0xFFF)),
+    ("branches within, over a step, out of what is known", lambda pc: bne(8) + bne(0xFFE) + NOP + bne(-0x1000) + bne(-4) + bne(0xFF0)),
     ("lui that carries", lambda pc: lui(A0, DRAM + 0x800) + addi(A0, A0, -2048) + lui(A0, DRAM) + addi(A0, A0, 2047)),
 ]
+# Steps so near that every kind of branch reaches over one of them, to a place so far off that not all of the offset has room.
+NEAR = Table(0b10, (), (IROM, IROM + 0x10, IROM + 0x20, IROM + 0x40), (0x100, 0x102, -0x7F00, 0x12344))
 TABLE = Table(0b10, (), (DROM, DRAM + 0x100, IRAM, IROM, IROM + 0x1000), (0x40, 0x24, 0x10000, 0x1234 & ~1, -0x22))
 
 
@@ -115,7 +147,7 @@ def body(rng: random.Random, size: int, moved: int = 0) -> bytes:
         def where(target: int) -> int:
             return IROM + target + (moved if target > size // 2 else 0)
 
-        k = rng.randrange(9)
+        k = rng.randrange(11)
         target, data = where(rng.choice(targets)), DRAM + 4 * rng.randrange(600) + (moved and 8)
         if k == 0:
             out += jal(RA, target - pc)
@@ -127,6 +159,12 @@ def body(rng: random.Random, size: int, moved: int = 0) -> bytes:
             out += auipc(A0, data - pc) + rng.choice([addi, lw])(A0, A0, (data - pc) & 0xFFF)
         elif k == 4:
             out += rng.choice([RET, NOP, MV_A0_A1, LI_A0, CALL_A0])
+        elif k == 9:
+            near = where(target if abs(target - len(out)) < 3000 else len(out) // 2 * 2 - (moved if inserted else 0) + rng.randrange(-40, 40, 2))
+            out += bne(near - pc)
+        elif k == 10:
+            near = where(max(0, len(out) - (moved if inserted else 0) + rng.randrange(-200, 200, 2)))
+            out += short_jump(5, near - pc) if rng.random() < 0.5 else short_branch(6, near - pc)
         elif k == 5:
             out += half(rng.getrandbits(14) << 2 | rng.randrange(3))
         else:
@@ -143,6 +181,16 @@ def main() -> None:
 
     for name, build in PIECES:
         case(name, esp((DRAM, bytes(4)), (IROM, place(build))), TABLE)
+    for function in (1, 5):
+        code = b"".join(short_jump(function, offset) for offset in (2, 0x20, -2, 0x7FE, -0x800, 0x10, -6, 0x3E, 0x2A, -0x20, 0x154))
+        case(f"short jumps, function {function}", esp((IROM, bytes(4)), (IROM, code * 4)), NEAR)
+    for function in (6, 7):
+        code = b"".join(short_branch(function, offset) for offset in (2, 0x20, -2, 0xFE, -0x100, 0x10, -6, 0x3E, 0x2A, -0x20, 0x54))
+        case(f"short branches, function {function}", esp((IROM, bytes(4)), (IROM, code * 4)), NEAR)
+    code = b"".join(bne(offset) + NOP for offset in (2, 0x20, -2, 0xFFE, -0x1000, 0x10, -6, 0x3E, 0x2AA, -0x20, 0x554))
+    case("branches", esp((IROM, bytes(4)), (IROM, code * 2)), NEAR)
+    case("a branch of code at address 0", esp((0, bytes(4)), (0, code)), Table(2, (), (0, 8), (4, 8)))
+    case("a branch that the end cuts", esp((IROM, bytes(4)), (IROM, NOP * 20 + bne(-0x20)[:2])), NEAR)
     pointers = struct.pack("<8I", DROM, DROM + 4, DRAM + 0x104, IROM + 0x1000, 0x40000100, IRAM, 0x3C07FFFF, 0x3C080000)
     for cut in range(4):
         case(f"data, {cut} bytes over", esp((DROM, pointers + pointers[:cut]), (IROM, RET)), TABLE)
@@ -150,10 +198,15 @@ def main() -> None:
         case(f"code that ends in the middle, {cut}", esp((DROM, pointers), (IROM, code)), TABLE)
     for back in (0, 2, 4, 6):
         # over the border of a view page, for data and for code
-        filler = NOP * ((1024 - 24 - 8 - 16 - 8 - back) // 2)
+        filler = NOP * ((VIEW_BYTES - 24 - 8 - 16 - 8 - back) // 2)
         code = filler + PIECES[2][1](IROM) + PIECES[4][1](IROM) + NOP * 4
         case(f"references over a view page's border, {back}", esp((DRAM, bytes(16)), (IROM, code)), TABLE)
-    case("data over a view page's border", esp((DROM, bytes(990) + pointers)), Table(0, (), TABLE.starts, TABLE.shifts))
+        case(f"a branch over a view page's border, {back}", esp((DRAM, bytes(16)), (IROM, filler + bne(-0x800) + NOP)), NEAR)
+        for before in (250, 252, 254, 256, 258):
+            # a lui that the preroll still sees, or does not
+            code = NOP * ((VIEW_BYTES - 24 - 8 - 16 - 8 - before) // 2) + lui(S0, DATA) + NOP * (before // 2) + addi(A0, S0, DATA & 0xFFF)
+            case(f"lui {before} bytes before its use, {back}", esp((DRAM, bytes(16)), (IROM, NOP * (back // 2) + code)), TABLE)
+    case("data over a view page's border", esp((DROM, bytes(VIEW_BYTES - 34) + pointers)), Table(0, (), TABLE.starts, TABLE.shifts))
     case("no header", b"\0" + esp((DROM, pointers))[1:], TABLE)
     case("a segment that does not fit", esp((DROM, pointers), (IROM, place(PIECES[0][1])))[:-4], TABLE)
     case("seventeen segments", esp(*[(DROM, pointers)] * 17), TABLE)
@@ -180,11 +233,17 @@ def main() -> None:
         package = build_mapped(new, old, 4112, history=history)
         assert apply_package(package, old) == new
         chunks = [decode_chunk_untrusted(c) for c in package.chunks]
-        packed = decode_frame_untrusted(chunks[0].payload, b"", None)
+        packed, frame = read_table_untrusted(chunks[0].payload)
+        encoded = list(package.chunks)
+        if name == "back":  # the table by itself, as if nothing fitted beside it
+            alone = Chunk(0, 0, 0, zlib.crc32(packed), chunks[0].payload[: len(chunks[0].payload) - len(frame)])
+            rest = Chunk(1, 0, chunks[0].pages, zlib.crc32(new[: chunks[0].pages * PAGE_BYTES]), frame)
+            chunks = [alone, rest, *(msgspec.structs.replace(c, number=c.number + 1) for c in chunks[1:])]
+            encoded = [encode_chunk(c) for c in chunks]
         table = decode_table_untrusted(packed, segments(old), len(new))
         whole = View(old, table).whole()
         forms: list[int] = []
-        for chunk in chunks[1:]:
+        for chunk in chunks:
             carry = 0
             for first in range(chunk.page * PAGE_BYTES, (chunk.page + chunk.pages) * PAGE_BYTES, PAGE_BYTES):
                 form, carry = transform(new[first : first + PAGE_BYTES], first, carry, table.new)
@@ -196,9 +255,9 @@ def main() -> None:
                 "size": len(new),
                 "sha256": package.sha256.hex(),
                 "table": packed.hex(),
-                "view_crc": [zlib.crc32(whole[i : i + 1024]) for i in range(0, len(whole), 1024)],
+                "view_crc": [zlib.crc32(whole[i : i + VIEW_BYTES]) for i in range(0, len(whole), VIEW_BYTES)],
                 "form_crc": forms,
-                "chunks": [c.hex() for c in package.chunks],
+                "chunks": [c.hex() for c in encoded],
             }
         )
 

@@ -257,6 +257,7 @@ int host_form(uint8_t *flash, const uint8_t *old, uint32_t old_length, const uin
     if (error)
         return error;
     memset(b.mapped->carries, 0, sizeof b.mapped->carries);
+    b.mapped->first = first;
     for (uint32_t at = first; at < size; at += DFU_SECTOR)
         dfu_mapped_back(b.mapped, at / DFU_SECTOR, image + at, size - at < DFU_SECTOR ? size - at : DFU_SECTOR);
     memcpy(flash + DFU_SLOT_AT(1), image, size);
