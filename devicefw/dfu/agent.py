@@ -18,11 +18,10 @@ CRASHED, UNCONFIRMED = 1, 2
 BACKOFF_MIN_MS, BACKOFF_MAX_MS = 1000, 60000
 PROGRESS_EVERY = 16
 
-# ESP32-C3's RTC watchdog. Source: ESP32-C3 TRM, "Low-Power Management", RTC_CNTL_WDT*; the bootloader starts it.
-WDT_CONFIG0, WDT_CONFIG1, WDT_FEED, WDT_PROTECT = 0x60008090, 0x60008094, 0x600080A4, 0x600080A8
-WDT_KEY = 0x50D83AA1
+# ESP32-C3's RTC watchdog: CONFIG0, and from there on CONFIG1, FEED and PROTECT. Source: ESP32-C3 TRM, "Low-Power Management",
+# RTC_CNTL_WDT*; the bootloader starts it.
+WDT = 0x60008090
 SLOW_CLOCK_KHZ = 136
-CYCLES = 2  # the chip counts two cycles of the slow clock as one (ESP-IDF, rwdt_ll_config_stage)
 
 
 class Agent:
@@ -93,14 +92,15 @@ class Agent:
     def _watchdog(self, ms):
         """Set the RTC watchdog to reset the chip after `ms` without feeding; 0 stops it."""
         mem32 = self.machine.mem32
-        mem32[WDT_PROTECT] = WDT_KEY
+        mem32[WDT + 0x18] = 0x50D83AA1
         if ms:
-            mem32[WDT_CONFIG1] = ms * SLOW_CLOCK_KHZ // CYCLES
-            mem32[WDT_CONFIG0] = 1 << 31 | 3 << 28 | 7 << 16 | 7 << 13
-            mem32[WDT_FEED] = 1 << 31
+            # The chip counts two cycles of the slow clock as one (ESP-IDF, rwdt_ll_config_stage).
+            mem32[WDT + 4] = ms * SLOW_CLOCK_KHZ // 2
+            mem32[WDT] = 1 << 31 | 3 << 28 | 7 << 16 | 7 << 13
+            mem32[WDT + 0x14] = 1 << 31
         else:
-            mem32[WDT_CONFIG0] = 0
-        mem32[WDT_PROTECT] = 0
+            mem32[WDT] = 0
+        mem32[WDT + 0x18] = 0
 
     async def _trial(self):
         """Feed the watchdog until the image is confirmed; give up when its time is over."""

@@ -11,14 +11,9 @@ from dfu.pack import PackError
 try:
     from dfu.mviper import form, view
 except (ImportError, SyntaxError, ValueError):
-    # No viper here (another port, or CPython): the same code as plain bytecode.
-    _path = __file__.replace("mapped.", "mviper.").replace(".mpy", ".py")
-    with open(_path) as _file:
-        _source = _file.read().replace("@micropython.viper\n", "").replace("import micropython\n", "")
-    _names = {"ptr8": None, "ptr32": None, "uint": int}
-    exec(_source, _names)
-    form, view = _names["form"], _names["view"]
-    del _source, _names, _file
+    from dfu.plain import load
+
+    form, view = load(__file__, "mapped", "mviper", ("form", "view"))
 
 PAGE = 4096
 VIEW = 2048

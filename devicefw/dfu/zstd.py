@@ -2,7 +2,7 @@
 
 The output goes out in pages of 4096 bytes; what a match copies from further back than the page is read where it already
 stands: through `reader.read(position, buffer, offset, length)`, position counting from the start of the prefix. So RAM
-holds one page, the frame and 14 KB of tables, whatever the frame's size. Every way of being wrong raises ZstdError.
+holds one page, the frame and 10 KB of tables, whatever the frame's size. Every way of being wrong raises ZstdError.
 """
 
 from array import array
@@ -12,20 +12,14 @@ try:
 
     VIPER = True
 except (ImportError, SyntaxError, ValueError):
-    # No viper here (another port, or CPython): the same code as plain bytecode.
+    from dfu.plain import load
+
     VIPER = False
-    _path = __file__.replace("zstd.", "zviper.").replace(".mpy", ".py")
-    with open(_path) as _file:
-        _source = _file.read().replace("@micropython.viper\n", "").replace("import micropython\n", "")
-    _names = {"ptr8": None, "ptr16": None, "ptr32": None}
-    exec(_source, _names)
-    fse_build, huf_fill, run = _names["fse_build"], _names["huf_fill"], _names["run"]
-    del _source, _names, _file
+    fse_build, huf_fill, run = load(__file__, "zstd", "zviper", ("fse_build", "huf_fill", "run"))
 
 PAGE = 4096
 BLOCK_MAX = 131072
 
-_LLB = b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"
 _LLX = b"\x00" * 16 + b"\x01\x01\x01\x01\x02\x02\x03\x03\x04\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10"
 _MLX = b"\x00" * 32 + b"\x01\x01\x01\x01\x02\x02\x03\x03\x04\x04\x05\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10"
 # Default distributions (RFC 8878, 3.1.1.3.2.2); 255 stands for "less than 1".
@@ -42,23 +36,20 @@ class Decoder:
     """Holds the tables and the page; one for the life of an update. `page` is the buffer that the callback sees."""
 
     def __init__(self):
-        t = self._t = array("i", bytes(4 * 1460))
-        self._huf = array("H", bytes(2 * 2048))
-        self._st = array("i", bytes(4 * 40))
-        self._norm = array("i", bytes(4 * 160))
-        self._ht = array("i", bytes(4 * 64))
+        # What a state gives: bits to read and base of the next one, and its symbol; of LL, ML, OF, and of Huffman weights. Then literals.
+        self._t = array("H", bytes(2 * (1280 + 2048)))
+        self._y = bytearray(1280) + _LLX + _MLX
+        self._ht = array("H", bytes(2 * 64))
+        self._hy = bytearray(64)
+        st = self._st = array("i", bytes(4 * 129))
+        self._norm = array("H", bytes(2 * 128))
         self._w = bytearray(256)
         self.page = bytearray(PAGE)
-        base = 0
-        for i in range(36):
-            t[1280 + i] = base
-            t[1316 + i] = _LLX[i]
-            base += 1 << _LLX[i]
-        base = 3
-        for i in range(53):
-            t[1352 + i] = base
-            t[1405 + i] = _MLX[i]
-            base += 1 << _MLX[i]
+        for extra, at, base in ((_LLX, 40, 0), (_MLX, 76, 3)):
+            for bits in extra:
+                st[at] = base
+                base += 1 << bits
+                at += 1
 
     def decode(self, src, start, end, prefix, size, reader, done, exact=True):
         """Decode src[start:end], exactly one frame, to `size` bytes (or at most) behind `prefix` bytes that `reader` reads.
@@ -138,7 +129,7 @@ class Decoder:
         st[26] = 0
         st[29] = 0
         while True:
-            event = run(st, src, page, self._t, self._huf)
+            event = run(st, src, page, self._t, self._y)
             if event == 0:
                 if st[22] == PAGE:
                     self._flush()
@@ -286,7 +277,7 @@ class Decoder:
         if mode == 1:
             if p >= end or src[p] > symbol_max:
                 raise ZstdError("symbol")
-            self._t[at] = src[p] << 16
+            self._t[at], self._y[at] = 0, src[p]
             self._logs[which] = 0
             return p + 1
         if mode == 0:
@@ -296,7 +287,7 @@ class Decoder:
         else:
             n, log, p = self._read_norm(src, p, end, log_max, symbol_max)
         st[30], st[31], st[32] = n, log, at
-        fse_build(st, norm, self._t)
+        fse_build(st, norm, self._t, self._y)
         self._logs[which] = log
         return p
 
@@ -354,7 +345,7 @@ class Decoder:
         return symbol, log, (bit + 7) >> 3
 
     def _huffman(self, src, p, end):
-        """Read a Huffman table description into self._huf; return what is behind it."""
+        """Read a Huffman table description into self._t; return what is behind it."""
         w, st = self._w, self._st
         if p >= end:
             raise ZstdError("huffman")
@@ -391,18 +382,18 @@ class Decoder:
             k += 1
         w[n] = k
         st[30], st[31] = n + 1, mb
-        huf_fill(st, w, self._huf)
+        huf_fill(st, w, self._t)
         self._mb = mb
         return p
 
     def _weights(self, src, p, end):
         """Decode FSE-compressed weights into self._w: two interleaved states, read from the back."""
-        st, w, t = self._st, self._w, self._ht
+        st, w, t, y = self._st, self._w, self._ht, self._hy
         n, log, p = self._read_norm(src, p, end, 6, 255)
         if n > 64:
             raise ZstdError("weights")
         st[30], st[31], st[32] = n, log, 0
-        fse_build(st, self._norm, t)
+        fse_build(st, self._norm, t, y)
         last = src[end - 1] if end > p else 0
         if not last:
             raise ZstdError("weights")
@@ -427,11 +418,11 @@ class Decoder:
             if n > 253:  # with the one that is not said, 256 symbols
                 raise ZstdError("weights")
             e = t[a]
-            w[n] = e >> 16
+            w[n] = y[a]
             n += 1
-            k = (e >> 12) & 15
+            k = e >> 12
             if bits < k:
-                w[n] = t[b] >> 16
+                w[n] = y[b]
                 return n + 1
             a = (e & 4095) + take(k)
             a, b = b, a

@@ -1,18 +1,22 @@
 # The inner loops of the zstd decoder (RFC 8878). Viper: no bounds checks, so every index here is checked against what the
 # caller promises in `st`, or bounded by how the tables were built. zstd.py falls back to plain bytecode of this same file.
 #
-# st, 40 words (S_* in zstd.py):
+# st, 129 words (S_* in zstd.py):
 #  0 literal type: 0 raw, 1 one byte, 2 Huffman     1 position of raw literals, or of the one byte
 #  2 literals left in this stream                   3 Huffman: next byte   4 first byte   5 bits   6 their count   7 table bits
 #  8 sequences: next byte   9 first byte   10 bits   11 their count   12 13 14 states of LL OF ML   15 sequences left
 # 16 17 18 repeated offsets   19 literals left of this sequence   20 match left   21 offset
 # 22 place in the page   23 end of the page   24 bytes of prefix and output before the page   25 bytes still to come
 # 26 1: a sequence is under way   27 literals left in the block   28 far copy: bytes   29 1: states need their bits
+# 40.. bases of literal lengths   76.. of match lengths
+#
+# t, y: bits << 12 | base and symbol of the states of LL, ML (from 512 on) and OF (from 1024 on); t, from 1280 on: the Huffman table;
+# y, from 1280 on: extra bits of literal lengths, from 1316 on: of match lengths.
 import micropython
 
 
 @micropython.viper
-def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
+def run(st: ptr32, src: ptr8, out: ptr8, t: ptr16, y: ptr8) -> int:
     # Go on with the block until something is needed. 0 block done, 1 page full, 2 far copy of st[28] bytes from st[21] back,
     # 3 next Huffman stream, negative: the frame is wrong.
     o = int(st[22])
@@ -39,7 +43,7 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
             else:
                 if int(st[29]) == 1:
                     # The bits for the next states come before the next sequence.
-                    k = (int(t[int(st[12])]) >> 12) & 15
+                    k = int(t[int(st[12])]) >> 12
                     b = int(t[int(st[12])]) & 4095
                     while cnt < k:
                         acc = (acc & 0xFFFFFF) << 8
@@ -49,7 +53,7 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
                         cnt += 8
                     cnt -= k
                     st[12] = b + ((acc >> cnt) & ((1 << k) - 1))
-                    k = (int(t[512 + int(st[14])]) >> 12) & 15
+                    k = int(t[512 + int(st[14])]) >> 12
                     b = int(t[512 + int(st[14])]) & 4095
                     while cnt < k:
                         acc = (acc & 0xFFFFFF) << 8
@@ -59,7 +63,7 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
                         cnt += 8
                     cnt -= k
                     st[14] = b + ((acc >> cnt) & ((1 << k) - 1))
-                    k = (int(t[1024 + int(st[13])]) >> 12) & 15
+                    k = int(t[1024 + int(st[13])]) >> 12
                     b = int(t[1024 + int(st[13])]) & 4095
                     while cnt < k:
                         acc = (acc & 0xFFFFFF) << 8
@@ -70,9 +74,9 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
                     cnt -= k
                     st[13] = b + ((acc >> cnt) & ((1 << k) - 1))
                 st[29] = 1
-                cl = int(t[int(st[12])]) >> 16
-                cm = int(t[512 + int(st[14])]) >> 16
-                k = int(t[1024 + int(st[13])]) >> 16
+                cl = int(y[int(st[12])])
+                cm = int(y[512 + int(st[14])])
+                k = int(y[1024 + int(st[13])])
                 if k > 24:
                     event = -3
                     break
@@ -84,7 +88,7 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
                     cnt += 8
                 cnt -= k
                 of = (1 << k) + ((acc >> cnt) & ((1 << k) - 1))
-                k = int(t[1405 + cm])
+                k = int(y[1316 + cm])
                 while cnt < k:
                     acc = (acc & 0xFFFFFF) << 8
                     if p >= p0:
@@ -92,8 +96,8 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
                     p -= 1
                     cnt += 8
                 cnt -= k
-                ml = int(t[1352 + cm]) + ((acc >> cnt) & ((1 << k) - 1))
-                k = int(t[1316 + cl])
+                ml = int(st[76 + cm]) + ((acc >> cnt) & ((1 << k) - 1))
+                k = int(y[1280 + cl])
                 while cnt < k:
                     acc = (acc & 0xFFFFFF) << 8
                     if p >= p0:
@@ -101,7 +105,7 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
                     p -= 1
                     cnt += 8
                 cnt -= k
-                ll = int(t[1280 + cl]) + ((acc >> cnt) & ((1 << k) - 1))
+                ll = int(st[40 + cl]) + ((acc >> cnt) & ((1 << k) - 1))
                 if of > 3:
                     of -= 3
                     st[18] = st[17]
@@ -181,7 +185,7 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
                             ha |= int(src[hp])
                         hp -= 1
                         hc += 8
-                    k = int(huf[(ha >> (hc - mb)) & mask])
+                    k = int(t[1280 + ((ha >> (hc - mb)) & mask)])
                     hc -= k & 255
                     out[o] = k >> 8
                     o += 1
@@ -230,9 +234,9 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr32, huf: ptr16) -> int:
 
 
 @micropython.viper
-def fse_build(st: ptr32, norm: ptr32, tab: ptr32) -> int:
+def fse_build(st: ptr32, norm: ptr16, tab: ptr16, sym: ptr8) -> int:
     # st[30] symbols, st[31] log, st[32] place of the table; norm holds counts that add up to 1 << log (32767: "less than 1"),
-    # norm[64..] is work space. Entry: symbol << 16 | bits << 12 | base.
+    # norm[64..] is work space. sym: the symbols, tab: bits << 12 | base.
     n = int(st[30])
     log = int(st[31])
     o = int(st[32])
@@ -242,7 +246,7 @@ def fse_build(st: ptr32, norm: ptr32, tab: ptr32) -> int:
     while s < n:
         c = int(norm[s])
         if c == 32767:
-            tab[o + hi] = s << 16
+            sym[o + hi] = s
             hi -= 1
             norm[64 + s] = 1
         else:
@@ -257,7 +261,7 @@ def fse_build(st: ptr32, norm: ptr32, tab: ptr32) -> int:
         if c == 32767:
             c = 0
         while c > 0:
-            tab[o + pos] = s << 16
+            sym[o + pos] = s
             pos = (pos + step) & mask
             while pos > hi:
                 pos = (pos + step) & mask
@@ -265,7 +269,7 @@ def fse_build(st: ptr32, norm: ptr32, tab: ptr32) -> int:
         s += 1
     i = 0
     while i < size:
-        s = int(tab[o + i]) >> 16
+        s = int(sym[o + i])
         x = int(norm[64 + s])
         norm[64 + s] = x + 1
         nb = log
@@ -273,7 +277,7 @@ def fse_build(st: ptr32, norm: ptr32, tab: ptr32) -> int:
         while y > 1:
             y >>= 1
             nb -= 1
-        tab[o + i] = (s << 16) | (nb << 12) | ((x << nb) - size)
+        tab[o + i] = (nb << 12) | ((x << nb) - size)
         i += 1
     return pos
 
@@ -283,7 +287,7 @@ def huf_fill(st: ptr32, w: ptr8, tab: ptr16) -> int:
     # st[30] symbols, st[31] table bits: by weight, then by symbol. The weights fill the table exactly: the caller has checked.
     n = int(st[30])
     mb = int(st[31])
-    pos = 0
+    pos = 1280
     k = 1
     while k <= mb:
         s = 0

