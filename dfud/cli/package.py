@@ -117,7 +117,7 @@ def _applied(path: Path, found: PackageFile, base_path: Path | None) -> tuple[by
     help="Largest chunk that the device holds, in bytes.",
 )
 @click.option(
-    "--workers", default=lambda: os.cpu_count() or 1, type=click.IntRange(1), help="Processes; one a core if not given."
+    "--workers", default=lambda: os.cpu_count() or 1, type=click.IntRange(1), help="Threads; one a core if not given."
 )
 @pass_session
 def package_make(
@@ -131,9 +131,10 @@ def package_make(
     if base is None and not mask >> Kind.FULL & 1:
         raise CliError("a package of these kinds starts from an image: give it with --base")
     try:
-        with _bar(f"Making {to.name}"):
+        running = base.read_bytes() if base else None
+        with _bar(f"Making {to.name}") as progress:
             made = build_package(
-                image, base.read_bytes() if base else None, kinds=mask, payload_bytes=payload, workers=workers
+                image, running, kinds=mask, payload_bytes=payload, workers=workers, progress=progress
             )
     except PeerError as error:
         raise CliError(f"{new}: {error}") from None

@@ -10,6 +10,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import msgspec
 import zstandard
@@ -38,7 +39,12 @@ HISTORY_PAYS = 25
 PART_PAGES = 128
 PAGES_OF_ANY = 1 << 20
 
+# How often each kind goes over the image, for the progress bar: a mapped delta finds its tables, tries two, looks back.
+PASSES = {Kind.DELTA: 1, Kind.MAPPED: 4, Kind.FULL: 1}
+
 Compress = Callable[[int, int], bytes]  # (first byte, end) of the image -> frame
+Progress = Callable[[int, int], None]  # (pages done, all of them)
+Seen = Callable[[int], None]  # so many pages more
 
 
 def parameters(level: int) -> zstandard.ZstdCompressionParameters:
@@ -62,29 +68,66 @@ def prefix_compressor(prefix: bytes, level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(level))
 
 
-def build_package(image: bytes, base: bytes | None, *, kinds: int, payload_bytes: int, workers: int = 1) -> PackageFile:
+def _nobody(done: int, total: int = 0) -> None:
+    pass
+
+
+class _Counter:
+    """Tells how far several kinds are; what a kind's passes leave out counts when it ends. Called from threads."""
+
+    def __init__(self, progress: Progress, pages: int, kinds: Sequence[Kind]) -> None:
+        self.progress, self.pages = progress, pages
+        self.total = pages * sum(PASSES[kind] for kind in kinds)
+        self.done = self.ended = 0
+        self.lock = Lock()
+
+    def seen(self, pages: int) -> None:
+        with self.lock:
+            self.done = min(self.total, self.done + pages)
+            self.progress(self.done, self.total)
+
+    def ends(self, kind: Kind) -> None:
+        self.ended += self.pages * PASSES[kind]
+        self.seen(self.ended - self.done)
+
+
+def build_package(
+    image: bytes,
+    base: bytes | None,
+    *,
+    kinds: int,
+    payload_bytes: int,
+    workers: int = 1,
+    progress: Progress = _nobody,
+) -> PackageFile:
     """Return the smallest package of `image` out of the kinds in the bitmask `kinds` that needs no more than `base`.
 
-    payload_bytes: the largest payload that the device holds; 4112 are enough for every image. Raises PeerError if the
-    device decodes none of our kinds or a page of the image does not fit its payload.
+    payload_bytes: the largest payload that the device holds; 4112 are enough for every image. progress: pages done and pages in
+    all, counted for every pass over the image. Raises PeerError if the device decodes none of our kinds or a page of the image
+    does not fit its payload.
     """
     found: list[PackageFile] = []
-    if base is not None and kinds >> Kind.DELTA & 1:
-        found.append(build_delta(image, base, payload_bytes))
     # Without segments there is nothing to map: kind 3 is kind 2 with a table then.
     both = base is not None and segments(base) and segments(image)
-    if base is not None and kinds >> Kind.MAPPED & 1 and (both or not found):
-        found.append(build_mapped(image, base, payload_bytes, workers=workers))
-    if kinds >> Kind.FULL & 1:
+    wanted = [kind for kind in (Kind.DELTA, Kind.MAPPED, Kind.FULL) if kinds >> kind & 1]
+    if base is None or (not both and Kind.DELTA in wanted):
+        wanted = [kind for kind in wanted if kind != Kind.MAPPED and (base is not None or kind == Kind.FULL)]
+    counter = _Counter(progress, -(-len(image) // PAGE_BYTES), wanted)
+    for kind in wanted:
+        if kind == Kind.DELTA and base is not None:
+            found.append(build_delta(image, base, payload_bytes, seen=counter.seen))
+        elif kind == Kind.MAPPED and base is not None:
+            found.append(build_mapped(image, base, payload_bytes, workers=workers, seen=counter.seen))
         # A full package of this size cannot be smaller than an update of a tenth of the image.
-        if not found or min(p.total_bytes for p in found) > len(image) // 10:
-            found.append(build_full(image, payload_bytes))
+        elif not found or min(p.total_bytes for p in found) > len(image) // 10:
+            found.append(build_full(image, payload_bytes, seen=counter.seen))
+        counter.ends(kind)
     if not found:
         raise PeerError(f"the device decodes kinds {kinds:#x}, none of which can be made for it")
     return min(found, key=lambda package: package.total_bytes)
 
 
-def build_full(image: bytes, payload_bytes: int) -> PackageFile:
+def build_full(image: bytes, payload_bytes: int, *, seen: Seen = _nobody) -> PackageFile:
     """Return the package of kind 1."""
 
     def compress(first: int, end: int) -> bytes:
@@ -95,11 +138,11 @@ def build_full(image: bytes, payload_bytes: int) -> PackageFile:
             return zstandard.ZstdCompressor(compression_params=settings).compress(image[first:end])
         return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=settings).compress(image[first:end])
 
-    chunks = [encode_chunk(chunk) for chunk in cut(image, compress, payload_bytes)]
+    chunks = [encode_chunk(chunk) for chunk in cut(image, compress, payload_bytes, seen=seen)]
     return make(Kind.FULL, len(image), hashlib.sha256(image).digest(), None, chunks)
 
 
-def build_delta(image: bytes, base: bytes, payload_bytes: int) -> PackageFile:
+def build_delta(image: bytes, base: bytes, payload_bytes: int, *, seen: Seen = _nobody) -> PackageFile:
     """Return the package of kind 2."""
     compressors = [prefix_compressor(base, level) for level in DELTA_LEVELS]
 
@@ -107,7 +150,7 @@ def build_delta(image: bytes, base: bytes, payload_bytes: int) -> PackageFile:
         piece = image[first:end]
         return min((c.compress(piece) for c in compressors), key=len)
 
-    chunks = [encode_chunk(chunk) for chunk in cut(image, compress, payload_bytes)]
+    chunks = [encode_chunk(chunk) for chunk in cut(image, compress, payload_bytes, seen=seen)]
     return make(Kind.DELTA, len(image), hashlib.sha256(image).digest(), hashlib.sha256(base).digest(), chunks)
 
 
@@ -119,6 +162,7 @@ def build_mapped(
     history: bool | None = None,
     entries: int = ENTRIES_MAX,
     workers: int = 1,
+    seen: Seen = _nobody,
 ) -> PackageFile:
     """Return the package of kind 3 (docs/delta-format.md).
 
@@ -127,6 +171,7 @@ def build_mapped(
     """
     tables = make_tables(base, image, entries)
     form = Absolute(image, tables[0].new)
+    seen(-(-len(image) // PAGE_BYTES))
 
     def made(table: Table, chunks: Callable[[int], Iterable[Chunk]]) -> PackageFile:
         """chunks: makes them, the first of them shorter by so many bytes."""
@@ -147,7 +192,7 @@ def build_mapped(
             piece = form.of(first, end)
             return min((c.compress(piece) for c in compressors), key=len)
 
-        found.append(made(table, lambda front: cut(image, alone, payload_bytes, front=front)))
+        found.append(made(table, lambda front: cut(image, alone, payload_bytes, front=front, seen=seen)))
         if found[0].total_bytes > large:
             break  # the largest table is the best then
     if history or (history is None and found[0].total_bytes > large):
@@ -163,7 +208,8 @@ def build_mapped(
 
         def in_parts(front: int) -> list[Chunk]:
             def part(first: int) -> list[Chunk]:
-                return list(cut(image, behind, payload_bytes, first, first + PART_PAGES, 0 if first else front))
+                last = first + PART_PAGES
+                return list(cut(image, behind, payload_bytes, first, last, 0 if first else front, seen))
 
             with ThreadPoolExecutor(workers) as pool:
                 parts = pool.map(part, range(0, -(-len(image) // PAGE_BYTES), PART_PAGES))
@@ -183,7 +229,13 @@ def table_front(packed: bytes) -> bytes:
 
 
 def cut(
-    image: bytes, compress: Compress, payload_bytes: int, page: int = 0, end: int = PAGES_OF_ANY, front: int = 0
+    image: bytes,
+    compress: Compress,
+    payload_bytes: int,
+    page: int = 0,
+    end: int = PAGES_OF_ANY,
+    front: int = 0,
+    seen: Seen = _nobody,
 ) -> Iterator[Chunk]:
     """Yield the chunks of pages `page` to `end`, each as many pages as fit the payload. crc is over `image`'s bytes.
 
@@ -201,6 +253,7 @@ def cut(
         front = 0
         first, stop = page * PAGE_BYTES, min(len(image), (page + pages) * PAGE_BYTES)
         yield Chunk(number, page, pages, zlib.crc32(image[first:stop]), payload)
+        seen(pages)
         number += 1
         page += pages
         guess = min(PAGES_MAX, max(1, pages * payload_bytes // max(len(payload), 1))) if pages else FIRST_PAGES

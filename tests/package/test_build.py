@@ -18,8 +18,9 @@ from dfud.package.build import build_full, build_package
 from dfud.package.file import make, read_package_untrusted, write_package
 from dfud.wire.chunk import decode_chunk_untrusted
 from dfud.wire.messages import Kind
+from tests.package.test_mapped import esp
 
-FULL, DELTA = 1 << Kind.FULL, 1 << Kind.DELTA
+FULL, DELTA, MAPPED = 1 << Kind.FULL, 1 << Kind.DELTA, 1 << Kind.MAPPED
 
 
 def code(size: int, seed: int = 1) -> bytes:
@@ -140,3 +141,15 @@ def test_the_worker_leaves_a_package_and_its_key(tmp_path: Path) -> None:
     failed = subprocess.run([*run, str(tmp_path / "nowhere"), "k"], capture_output=True, text=True)
     assert failed.returncode == 1
     assert "No such file" in failed.stderr
+
+
+@pytest.mark.parametrize(("kinds", "steps"), [(FULL, 6), (DELTA, 1), (FULL | DELTA | MAPPED, 2)])
+def test_progress_counts_up_to_the_whole(kinds: int, steps: int) -> None:
+    old, new = code(120_000), changed(code(120_000))
+    for base, image in ((old, new), (esp([(0x42000020, old)]), esp([(0x42000020, new)]))):
+        seen: list[tuple[int, int]] = []
+        build_package(image, base, kinds=kinds, payload_bytes=4112, progress=lambda *a, to=seen: to.append(a))
+        done, totals = zip(*seen, strict=True)
+        assert list(done) == sorted(done) and len(set(totals)) == 1
+        assert done[-1] == totals[0]
+        assert len(set(done)) >= steps
