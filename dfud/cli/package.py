@@ -21,6 +21,7 @@ from dfud.package.apply import apply_package
 from dfud.package.build import build_package
 from dfud.package.file import PackageFile, read_package_untrusted, write_package
 from dfud.package.report import ORIGINS, Report, report_untrusted
+from dfud.package.table import ENTRIES_MAX
 from dfud.wire.messages import PAYLOAD_MAX_BYTES, PAYLOAD_MIN_BYTES, Kind
 
 NAMES = {Kind.FULL: "full", Kind.DELTA: "delta", Kind.MAPPED: "mapped"}
@@ -85,13 +86,15 @@ def _read(path: Path) -> PackageFile:
         raise CliError(f"{path}: {error}") from None
 
 
-def _applied(path: Path, found: PackageFile, base_path: Path | None) -> tuple[bytes, bytes | None]:
+def _applied(
+    path: Path, found: PackageFile, base_path: Path | None, progress: Callable[[int, int], None]
+) -> tuple[bytes, bytes | None]:
     """Return (image, base). Raises CliError that says which of the two files is to blame."""
     base = base_path.read_bytes() if base_path is not None else None
     if found.base_sha256 is not None and base is None:
         raise CliError(f"{path} starts from the image with SHA-256 {found.base_sha256.hex()}: give it with --base")
     try:
-        return apply_package(found, base), base
+        return apply_package(found, base, progress), base
     except PeerError as error:
         wanted = found.base_sha256.hex() if found.base_sha256 else ""
         hint = f"; it needs the one with SHA-256 {wanted}" if "another image than" in str(error) else ""
@@ -119,9 +122,23 @@ def _applied(path: Path, found: PackageFile, base_path: Path | None) -> tuple[by
 @click.option(
     "--workers", default=lambda: os.cpu_count() or 1, type=click.IntRange(1), help="Threads; one a core if not given."
 )
+@click.option(
+    "--entries",
+    default=ENTRIES_MAX,
+    show_default=True,
+    type=click.IntRange(0, ENTRIES_MAX),
+    help="Most entries that the address table of a mapped delta may have.",
+)
 @pass_session
 def package_make(
-    session: Session, new: Path, base: Path | None, to: Path, kinds: tuple[str, ...], payload: int, workers: int
+    session: Session,
+    new: Path,
+    base: Path | None,
+    to: Path,
+    kinds: tuple[str, ...],
+    payload: int,
+    workers: int,
+    entries: int,
 ) -> None:
     """Make the smallest package of the image NEW, as dfud would for a device that runs BASE."""
     image = new.read_bytes()
@@ -134,7 +151,13 @@ def package_make(
         running = base.read_bytes() if base else None
         with _bar(f"Making {to.name}") as progress:
             made = build_package(
-                image, running, kinds=mask, payload_bytes=payload, workers=workers, progress=progress
+                image,
+                running,
+                kinds=mask,
+                payload_bytes=payload,
+                workers=workers,
+                entries=entries,
+                progress=progress,
             )
     except PeerError as error:
         raise CliError(f"{new}: {error}") from None
@@ -153,8 +176,8 @@ def package_make(
 def package_apply(session: Session, file: Path, base: Path | None, to: Path) -> None:
     """Make the image that PACKAGE holds, as a device does, and check it."""
     found = _read(file)
-    with _bar(f"Applying {file.name}"):
-        image, _ = _applied(file, found, base)
+    with _bar(f"Applying {file.name}") as progress:
+        image, _ = _applied(file, found, base, progress)
     _write(to, image)
     told = f"Wrote {to}: {len(image)} bytes, SHA-256 {found.sha256.hex()}."
     session.done(told, image=str(to), size=len(image), sha256=found.sha256.hex())
@@ -179,7 +202,7 @@ def package_inspect(session: Session, file: Path, base: Path | None, to: Path | 
     image = origin = None
     with _bar(f"Reading {file.name}") as progress:
         if base is not None or found.base_sha256 is None:
-            image, origin = _applied(file, found, base)
+            image, origin = _applied(file, found, base, progress)
         try:
             report, strip = report_untrusted(found, image=image, base=origin, progress=progress)
         except PeerError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Callable
 
 import zstandard
 
@@ -39,8 +40,13 @@ def decode_frame_untrusted(payload: bytes, prefix: bytes, size: int | None, limi
     return data
 
 
-def apply_package(package: PackageFile, base: bytes | None) -> bytes:
-    """Return the image. Raises PeerError that names the chunk if a chunk, the base or the result is not what it should be."""
+def apply_package(
+    package: PackageFile, base: bytes | None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> bytes:
+    """Return the image. progress: its bytes done, and all of them.
+
+    Raises PeerError that names the chunk if a chunk, the base or the result is not what it should be.
+    """
     if package.base_sha256 is not None and (base is None or hashlib.sha256(base).digest() != package.base_sha256):
         raise PeerError("the package starts from another image than the one given")
     image = bytearray()
@@ -55,6 +61,7 @@ def apply_package(package: PackageFile, base: bytes | None) -> bytes:
             image += decode_chunk(chunk, package, base, bytes(image), mapped)
         except PeerError as error:
             raise PeerError(f"chunk {number}: {error}") from None
+        progress(len(image), package.size)
     if hashlib.sha256(image).digest() != package.sha256:
         raise PeerError("the package decodes to an image with another SHA-256 than it says")
     return bytes(image)

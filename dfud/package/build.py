@@ -98,11 +98,13 @@ def build_package(
     kinds: int,
     payload_bytes: int,
     workers: int = 1,
+    entries: int = ENTRIES_MAX,
     progress: Progress = _nobody,
 ) -> PackageFile:
     """Return the smallest package of `image` out of the kinds in the bitmask `kinds` that needs no more than `base`.
 
-    payload_bytes: the largest payload that the device holds; 4112 are enough for every image. progress: pages done and pages in
+    payload_bytes: the largest payload that the device holds; 4112 are enough for every image. entries: the most that the table of
+    a mapped delta may have. progress: pages done and pages in
     all, counted for every pass over the image. Raises PeerError if the device decodes none of our kinds or a page of the image
     does not fit its payload.
     """
@@ -117,7 +119,9 @@ def build_package(
         if kind == Kind.DELTA and base is not None:
             found.append(build_delta(image, base, payload_bytes, seen=counter.seen))
         elif kind == Kind.MAPPED and base is not None:
-            found.append(build_mapped(image, base, payload_bytes, workers=workers, seen=counter.seen))
+            found.append(
+                build_mapped(image, base, payload_bytes, entries=entries, workers=workers, seen=counter.seen)
+            )
         # A full package of this size cannot be smaller than an update of a tenth of the image.
         elif not found or min(p.total_bytes for p in found) > len(image) // 10:
             found.append(build_full(image, payload_bytes, seen=counter.seen))

@@ -100,6 +100,9 @@ def test_inspect_tells_mapped_bytes_from_copied_ones(run: Run, tmp_path: Path) -
     parts = {part["name"]: part for part in found["parts"]}
     assert (found["kind"], found["mapped_known"], found["chunks"][0]["number"]) == (3, True, 0)
     assert parts["IROM"]["origins"]["mapped"] > 500
+    without = ["--kind", "mapped", "--entries", "0"]
+    larger = json.loads(run("-o", "json", "package", "make", "--base", "a.bin", "b.bin", "-O", "c.dfup", *without))
+    assert larger["bytes"] > 3 * found["bytes"], "a table without entries maps nothing"
     assert found["table_bytes"] > 40
     costs = sum(part["cost_bytes"] for part in found["parts"]) + found["table_bytes"] + found["overhead_bytes"]
     assert costs == pytest.approx(found["bytes"], abs=1)

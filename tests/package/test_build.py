@@ -153,3 +153,7 @@ def test_progress_counts_up_to_the_whole(kinds: int, steps: int) -> None:
         assert list(done) == sorted(done) and len(set(totals)) == 1
         assert done[-1] == totals[0]
         assert len(set(done)) >= steps
+        package = build_package(image, base, kinds=kinds, payload_bytes=4112)
+        applied: list[tuple[int, int]] = []
+        assert apply_package(package, base if package.base_sha256 else None, lambda *a, to=applied: to.append(a)) == image
+        assert len(applied) == len(package.chunks) and applied[-1] == (len(image), len(image))
