@@ -119,9 +119,7 @@ def build_package(
         if kind == Kind.DELTA and base is not None:
             found.append(build_delta(image, base, payload_bytes, seen=counter.seen))
         elif kind == Kind.MAPPED and base is not None:
-            found.append(
-                build_mapped(image, base, payload_bytes, entries=entries, workers=workers, seen=counter.seen)
-            )
+            found.append(build_mapped(image, base, payload_bytes, entries=entries, workers=workers, seen=counter.seen))
         # A full package of this size cannot be smaller than an update of a tenth of the image.
         elif not found or min(p.total_bytes for p in found) > len(image) // 10:
             found.append(build_full(image, payload_bytes, seen=counter.seen))

@@ -295,9 +295,7 @@ class Absolute:
     """The absolute form of every page of `page` bytes, for both carries; `inverse`: from it back. of() puts pages in a row
     together; alone: as if none had one before it."""
 
-    def __init__(
-        self, image: bytes, code: Sequence[Segment], *, inverse: bool = False, page: int = PAGE_BYTES
-    ) -> None:
+    def __init__(self, image: bytes, code: Sequence[Segment], *, inverse: bool = False, page: int = PAGE_BYTES) -> None:
         data = np.frombuffer(image, np.uint8)
         self.page = page
         pages = -(-len(image) // page)
