@@ -20,21 +20,17 @@ from dfud.wire.messages import Kind
 def decode_frame_untrusted(payload: bytes, prefix: bytes, size: int | None, limit: int = 1 << 27) -> bytes:
     """Decode one magicless frame that continues `prefix` to exactly `size` bytes, or to any number up to `limit`.
 
-    Raises PeerError.
+    Raises PeerError; whatever the frame says, no more memory than that is taken.
     """
     dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
     decoder = zstandard.ZstdDecompressor(
         dict_data=dictionary, format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 27
     )
     try:
-        stream = decoder.decompressobj(read_across_frames=False)
-        data = stream.decompress(payload)
-        if not stream.eof or stream.unused_data:
-            raise PeerError("chunk: its payload is not exactly one frame")
+        most = limit if size is None else size
+        data = decoder.decompress(payload, max_output_size=max(most, 1), allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise PeerError(f"chunk: {error}") from None
-    if size is None and len(data) > limit:
-        raise PeerError(f"chunk: decodes to {len(data)} bytes, expected at most {limit}")
+        raise PeerError(f"chunk: not one frame of at most {most} bytes: {error}") from None
     if size is not None and len(data) != size:
         raise PeerError(f"chunk: decodes to {len(data)} bytes, expected {size}")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 
 from dfud.errors import PeerError
 from dfud.package import build, lanes
-from dfud.package.apply import apply_package, read_table_untrusted
+from dfud.package.apply import apply_package, decode_frame_untrusted, read_table_untrusted
 from dfud.package.build import build_mapped, build_package
 from dfud.package.file import PackageFile, make, read_package_untrusted, write_package
 from dfud.package.mapping import make_tables
-from dfud.package.table import Segment, Table, decode_table_untrusted, encode_table, segments
+from dfud.package.table import Segment, Table, decode_table_untrusted, encode_table, segments, varint
 from dfud.package.view import PAGE_BYTES, VIEW_BYTES, View, transform
 from dfud.wire.chunk import Chunk, decode_chunk_untrusted, encode_chunk
 from dfud.wire.messages import Kind
@@ -310,3 +311,30 @@ def test_a_table_too_large_to_share_a_chunk_travels_alone() -> None:
     chunks = list(build.cut(noise, lambda a, b: noise[a:b], 4112, front=len(front)))
     assert [(c.number, c.page, c.pages) for c in chunks] == [(0, 0, 0), (1, 0, 1), (2, 1, 1), (3, 2, 1)]
     assert image[:1] == b"\xe9"
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=80), st.integers(0, 1 << 15), st.booleans())
+def test_any_bytes_are_a_first_payload_or_refused(data: bytes, length: int, compressed: bool) -> None:
+    front = bytearray()
+    varint(front, length << 1 | compressed)
+    for payload in (data, bytes(front) + data, bytes(front[:-1]) + data):
+        try:
+            table, frame = read_table_untrusted(payload)
+        except PeerError as error:
+            assert str(error).startswith("chunk: ")
+        else:
+            assert payload.endswith(frame) and len(table) <= 8191
+
+
+def test_a_frame_that_says_more_than_it_may_takes_no_memory() -> None:
+    # 16,000 blocks of one byte repeated 128 KB long: 2 GB, out of 64 KB
+    bomb = b"\0\x60" + (b"\x02\x00\x10" + b"\xff") * 16_000 + b"\x01\0\0"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    front = bytearray()
+    varint(front, 8191 << 1 | 1)
+    with pytest.raises(PeerError, match="at most 4096 bytes"):
+        decode_frame_untrusted(bomb, b"", 4096)
+    with pytest.raises(PeerError, match="at most 4096 bytes"):
+        read_table_untrusted(bytes(front) + bomb[:8188] + b"\x01\0\0")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KB"
