@@ -321,10 +321,9 @@ def test_any_bytes_are_a_first_payload_or_refused(data: bytes, length: int, comp
     for payload in (data, bytes(front) + data, bytes(front[:-1]) + data):
         try:
             table, frame = read_table_untrusted(payload)
-        except PeerError as error:
-            assert str(error).startswith("chunk: ")
-        else:
-            assert payload.endswith(frame) and len(table) <= 8191
+        except PeerError:
+            continue
+        assert payload.endswith(frame) and len(table) <= 8191
 
 
 def test_a_frame_that_says_more_than_it_may_takes_no_memory() -> None:
