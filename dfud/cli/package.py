@@ -79,6 +79,10 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
+def _chunks(count: int) -> str:
+    return "1 chunk" if count == 1 else f"{count} chunks"
+
+
 def _read(path: Path) -> PackageFile:
     try:
         return read_package_untrusted(path.read_bytes())
@@ -163,7 +167,8 @@ def package_make(
         raise CliError(f"{new}: {error}") from None
     _write(to, write_package(made))
     share = 100 * made.total_bytes / len(image)
-    told = f"Wrote {to}: {NAMES[Kind(made.kind)]}, {len(made.chunks)} chunks, {made.total_bytes} bytes, {share:.2f} % of the image."
+    what = f"{NAMES[Kind(made.kind)]}, {_chunks(len(made.chunks))}, {made.total_bytes} bytes"
+    told = f"Wrote {to}: {what}, {share:.2f} % of the image."
     sizes = {"bytes": made.total_bytes, "chunks": len(made.chunks), "size": made.size, "sha256": made.sha256.hex()}
     session.done(told, package=str(to), id=made.id.hex(), kind=NAMES[Kind(made.kind)], **sizes)
 
@@ -227,7 +232,7 @@ def _tell(report: Report) -> None:
     click.echo(f"Package {report.id}: kind {report.kind} ({NAMES[Kind(report.kind)]}), {base}")
     share = 100 * report.bytes / report.size
     click.echo(
-        f"Image {report.sha256[:16]}…, {report.size} bytes; {len(report.chunks)} chunks, {report.bytes} bytes, {share:.2f} %"
+        f"Image {report.sha256[:16]}…, {report.size} bytes; {_chunks(len(report.chunks))}, {report.bytes} bytes, {share:.2f} %"
     )
     payloads = [chunk.payload for chunk in report.chunks]
     click.echo(
