@@ -26,8 +26,11 @@ def decode_frame_untrusted(payload: bytes, prefix: bytes, size: int | None, limi
     decoder = zstandard.ZstdDecompressor(
         dict_data=dictionary, format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 27
     )
+    most = limit if size is None else size
     try:
-        most = limit if size is None else size
+        says = zstandard.get_frame_parameters(payload, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
+        if most < says != zstandard.CONTENTSIZE_UNKNOWN:
+            raise PeerError(f"chunk: says that it has {says} bytes, expected at most {most}")
         data = decoder.decompress(payload, max_output_size=max(most, 1), allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PeerError(f"chunk: not one frame of at most {most} bytes: {error}") from None

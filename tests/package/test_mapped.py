@@ -334,6 +334,8 @@ def test_a_frame_that_says_more_than_it_may_takes_no_memory() -> None:
     varint(front, 8191 << 1 | 1)
     with pytest.raises(PeerError, match="at most 4096 bytes"):
         decode_frame_untrusted(bomb, b"", 4096)
+    with pytest.raises(PeerError, match="expected at most 4096"):
+        decode_frame_untrusted(b"\xc0\x60" + b"\x7f" * 8 + bomb[2:], b"", 4096)
     with pytest.raises(PeerError, match="at most 4096 bytes"):
         read_table_untrusted(bytes(front) + bomb[:8188] + b"\x01\0\0")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KB"

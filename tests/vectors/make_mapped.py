@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import zstandard
 
-from dfud.package.build import build_mapped
+from dfud.package.build import build_mapped, parameters
 from dfud.package.table import Segment, Table, decode_table_untrusted, encode_table, segments
 from dfud.package.view import VIEW_BYTES, View, transform
 from dfud.package.apply import apply_package, read_table_untrusted
@@ -128,6 +129,35 @@ NEAR = Table(0b10, (), (IROM, IROM + 0x10, IROM + 0x20, IROM + 0x40), (0x100, 0x
 TABLE = Table(0b10, (), (DROM, DRAM + 0x100, IRAM, IROM, IROM + 0x1000), (0x40, 0x24, 0x10000, 0x1234 & ~1, -0x22))
 
 
+def rubble(rng: random.Random, size: int) -> bytes:
+    """Instructions of which most are references, or overwrite what one needs."""
+    out = bytearray()
+    while len(out) < size:
+        kind, register = rng.randrange(12), rng.choice([1, 2, 5, 8, 10, 15, 0])
+        use = rng.getrandbits(12) << 20 | register << 15 | rng.choice([1, 8, 10, 20]) << 7 | rng.choice([0x67, 0x13, 0x2003, 0x2023])
+        if kind == 0:
+            out += jal(register, rng.randrange(-4096, 4096, 2))
+        elif kind == 1:
+            out += auipc(register, rng.randrange(-9000, 9000)) + struct.pack("<I", use)
+        elif kind in (2, 3):
+            out += lui(register, rng.choice((IROM, DROM, DRAM, IRAM, 0x12345000)) + rng.randrange(1 << 12))
+        elif kind in (4, 5):
+            out += struct.pack("<I", use)
+        elif kind == 6:
+            out += half(rng.getrandbits(14) << 2 | rng.randrange(3))
+        elif kind == 7:
+            out += rng.randbytes(2)
+        elif kind == 8:
+            out += bne(rng.randrange(-4096, 4096, 2))
+        elif kind == 9:
+            out += rng.choice((short_jump(1, rng.randrange(-2048, 2048, 2)), short_branch(7, rng.randrange(-256, 256, 2))))
+        elif kind == 10:
+            out += rng.choice((c_lwsp(rng.choice((8, 10, 9))), lw(rng.choice((8, 10, 18)), SP, 16)))
+        else:
+            out += rng.choice((RET, CALL_A0, C_JAL, LI_A0, struct.pack("<I", 0x0FF0000F | 8 << 7)))
+    return bytes(out[:size])
+
+
 def place(build: Callable[[int], bytes], before: bytes = b"") -> bytes:
     return before + build(IROM + len(before)) + RET
 
@@ -204,7 +234,7 @@ def main() -> None:
         case(f"a branch over a view page's border, {back}", esp((DRAM, bytes(16)), (IROM, filler + bne(-0x800) + NOP)), NEAR)
         for before in (250, 252, 254, 256, 258):
             # a lui that the preroll still sees, or does not
-            code = NOP * ((VIEW_BYTES - 24 - 8 - 16 - 8 - before) // 2) + lui(S0, DATA) + NOP * (before // 2) + addi(A0, S0, DATA & 0xFFF)
+            code = NOP * ((VIEW_BYTES - 24 - 8 - 16 - 8 - before) // 2) + lui(S0, DATA - 32) + NOP * (before // 2) + addi(A0, S0, DATA - 32 & 0xFFF)
             case(f"lui {before} bytes before its use, {back}", esp((DRAM, bytes(16)), (IROM, NOP * (back // 2) + code)), TABLE)
     case("data over a view page's border", esp((DROM, bytes(VIEW_BYTES - 34) + pointers)), Table(0, (), TABLE.starts, TABLE.shifts))
     case("no header", b"\0" + esp((DROM, pointers))[1:], TABLE)
@@ -212,6 +242,19 @@ def main() -> None:
     case("seventeen segments", esp(*[(DROM, pointers)] * 17), TABLE)
     case("an empty table", esp((DROM, pointers), (IROM, place(PIECES[0][1]))), Table(2))
     case("the first entry above everything", esp((DROM, pointers), (IROM, place(PIECES[1][1]))), Table(2, (), (0xF0000000,), (4,)))
+
+    for seed in range(10):
+        # anything at all, at odd places, with a table that has steps everywhere
+        rng = random.Random(seed)
+        parts = []
+        for address in rng.sample((IROM, IROM + 0x800, DROM, DRAM, IRAM, 0xFFFFFFF0, 0), 3):
+            size = rng.choice((1021, 2090, 3002))
+            words = (rng.choice((IROM, DROM, DRAM)) + rng.randrange(1 << 12) for _ in range(size // 4))
+            parts.append((address, rubble(rng, size) if rng.random() < 0.7 else struct.pack(f"<{size // 4}I", *words) + b"\x20" * (size % 4)))
+        old = esp(*parts, tail=rng.randbytes(7))
+        places = (where + rng.randrange(1 << 12) for where, _ in parts for _ in range(40))
+        starts = sorted({p & 0xFFFFFFFF for p in places})
+        case(f"rubble {seed}", old, Table(rng.randrange(1, 8), (), starts, [rng.randrange(-6000, 6000) for _ in starts]))
 
     rng = random.Random(6)
     seed = rng.random()
@@ -222,6 +265,9 @@ def main() -> None:
         code = body(random.Random(seed), 9000, moved)
         return esp((DROM, table + text[: 700 + moved] + bytes(-(700 + moved) % 4)), (IROM, code[: len(code) & ~3]), (DRAM, bytes(range(64))), tail=b"tail!")
 
+    rough = rubble(random.Random(11), 9001)
+    # over a page's border an instruction whose second half looks like a jal
+    rough = rough[:4020] + NOP * 21 + struct.pack("<I", 0x00EF0513) + NOP * 30 + rough[4126:]
     packages = []
     for name, old, new, history in (
         ("moved", image(0), image(30), False),
@@ -229,6 +275,8 @@ def main() -> None:
         ("the same", image(0), image(0), False),
         ("from nothing like it", esp((DROM, text)), image(30), False),
         ("from nothing like it, with history", esp((DROM, text)), image(30), True),
+        ("rubble", esp((IROM, rough)), esp((IROM, rough[:6002] + NOP * 3 + rough[6002:])), False),
+        ("rubble, with history", esp((DROM, text)), esp((IROM, rough + NOP * 5 + rough)), True),
     ):
         package = build_mapped(new, old, 4112, history=history)
         assert apply_package(package, old) == new
@@ -236,7 +284,8 @@ def main() -> None:
         packed, frame = read_table_untrusted(chunks[0].payload)
         encoded = list(package.chunks)
         if name == "back":  # the table by itself, as if nothing fitted beside it
-            alone = Chunk(0, 0, 0, zlib.crc32(packed), chunks[0].payload[: len(chunks[0].payload) - len(frame)])
+            stored = zstandard.ZstdCompressor(compression_params=parameters(19)).compress(packed)
+            alone = Chunk(0, 0, 0, zlib.crc32(packed), bytes([len(stored) << 1 & 127 | 129, len(stored) >> 6]) + stored)
             rest = Chunk(1, 0, chunks[0].pages, zlib.crc32(new[: chunks[0].pages * PAGE_BYTES]), frame)
             chunks = [alone, rest, *(msgspec.structs.replace(c, number=c.number + 1) for c in chunks[1:])]
             encoded = [encode_chunk(c) for c in chunks]
