@@ -34,6 +34,7 @@ PACKAGES = {
     "zstd-1.5.5": ("pip", "zstandard", "0.22.0", "8226a33c542bcb54cd6bd0a366067b610b41713b64c9abec1bc4533d69f51e70"),
     "zstd-1.5.6": ("pip", "zstandard", "0.23.0", "b2d8c62d08e7255f68f7a740bae85b3c9b8e5466baa9cbf7f57f1cde0ac6bc09"),
     "sqlite-3.46.0": ("npm", "better-sqlite3", "11.1.2", "ec6fcff0cba4c9ae0662437d1d27e2ab291c037194567736a6f7e6fc322dc9e3"),
+    "sqlite-3.46.1": ("npm", "better-sqlite3", "11.3.0", "084d83c773b14073d4825c9daadfc9d241eca065037a01782517e92db24da104"),
     # MicroPython for 32-bit machines; tests count its heap.
     MICROPYTHON_32: (
         "npm",
@@ -41,7 +42,6 @@ PACKAGES = {
         "1.27.0",
         "303919763c8ebfe5923b9da66226c20dce44ad72b604b225fb39338ea15367af",
     ),
-    "sqlite-3.46.1": ("npm", "better-sqlite3", "11.3.0", "084d83c773b14073d4825c9daadfc9d241eca065037a01782517e92db24da104"),
 }
 LUA = (
     "lapi lauxlib lbaselib lcode lcorolib lctype ldblib ldebug ldo ldump lfunc lgc llex lmathlib lmem lobject lopcodes"
@@ -178,8 +178,9 @@ def source(name: str) -> Path:
     where = {"lua": ("lua54", "lapi.c"), "zstd": ("", "zstd.c"), "sqlite": ("", "sqlite3.c")}[kind]
     target = downloaded(name, lambda p: p.name == where[1] and where[0] in (p.parent.name, ""))
     if kind == "zstd":
-        file = target / "zstd.c"
-        file.write_text(re.sub("#define ZSTD_MULTITHREAD", "", file.read_text("utf-8")), "utf-8")
+        file, threads = target / "zstd.c", "#define ZSTD_MULTITHREAD"
+        if threads in (text := file.read_text("utf-8")):
+            file.write_text(text.replace(threads, ""), "utf-8")
     return target
 
 

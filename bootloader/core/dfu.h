@@ -163,7 +163,6 @@ struct dfu_window {
  * the block that was used last. */
 #define DFU_PARTS_MAX 16u
 #define DFU_HISTORY 0x40000u
-#define DFU_TABLE_VERSION 1
 #define DFU_ENTRIES_MAX 2048u
 #define DFU_TABLE_BLOCK 16u
 #define DFU_VIEW_PAGE 2048u
@@ -199,7 +198,7 @@ struct dfu_crash { /* what the reset left behind */
 struct dfu_target { /* an installation under way */
     bool active, skip;
     uint8_t slot, kind;
-    uint32_t next, page, value, base_length, chunk_page;
+    uint32_t next, page, value, base_length;
     uint32_t behind; /* the byte of the image that stands behind the base in the prefix */
     struct dfu_envelope envelope;
 };

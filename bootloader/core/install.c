@@ -239,7 +239,7 @@ int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, 
     if (!there) {
         if (t->skip) /* finished before: nothing may be left to write */
             return DFU_E_CHUNK;
-        t->page = t->chunk_page = c.page;
+        t->page = c.page;
         t->value = value;
         w.prefix = t->base_length;
         t->behind = t->kind == DFU_FULL ? 0 : first;

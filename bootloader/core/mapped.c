@@ -3,9 +3,8 @@
  * they are, nothing is read or written but what the arguments name. */
 #include "dfu.h"
 
-#define VIEW_PAGE DFU_VIEW_PAGE
 #define PREROLL 256u
-#define BEFORE DFU_VIEW_BEFORE
+#define VERSION 1 /* of the table */
 #define LOOK_AHEAD 24
 #define PIECE 256u
 #define BLOCK_BITS 19
@@ -222,8 +221,8 @@ static bool part_of(const struct dfu_part *s, uint32_t first, uint32_t end, uint
 }
 
 static int view_make(struct dfu_mapped *m, uint32_t page, uint32_t end) {
-    uint32_t first = page * VIEW_PAGE, a, b, stop = end + 98, at;
-    uint32_t low = first < BEFORE ? 0 : first - BEFORE;
+    uint32_t first = page * DFU_VIEW_PAGE, a, b, stop = end + 98, at;
+    uint32_t low = first < DFU_VIEW_BEFORE ? 0 : first - DFU_VIEW_BEFORE;
     if (stop > m->old_length)
         stop = m->old_length;
     m->cached = DFU_NOT_CACHED;
@@ -256,7 +255,7 @@ static int view_make(struct dfu_mapped *m, uint32_t page, uint32_t end) {
 /* Bytes of the old image's view. */
 int dfu_mapped_view(struct dfu_mapped *m, uint32_t position, uint8_t *buffer, uint32_t length) {
     while (length) {
-        uint32_t page = position / VIEW_PAGE, n = VIEW_PAGE - position % VIEW_PAGE, low = page ? page * VIEW_PAGE - BEFORE : 0;
+        uint32_t page = position / DFU_VIEW_PAGE, n = DFU_VIEW_PAGE - position % DFU_VIEW_PAGE, low = page ? page * DFU_VIEW_PAGE - DFU_VIEW_BEFORE : 0;
         uint32_t end = position + n;
         if (n > length)
             n = length;
@@ -387,7 +386,7 @@ int dfu_mapped_table(struct dfu_mapped *m, const uint8_t *data, uint32_t length,
     m->entries = 0;
     if (parts(m))
         return DFU_E_FLASH;
-    if (!length || data[0] != DFU_TABLE_VERSION)
+    if (!length || data[0] != VERSION)
         return DFU_E_CHUNK;
     m->flags = number(&t);
     m->news = number(&t);

@@ -12,7 +12,7 @@ static uint32_t head(uint8_t *out, uint32_t number, uint32_t page, uint32_t page
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static uint8_t flash[DFU_FLASH_MIN], out[32768], image[32768], form[32768], chunks[40000];
-    uint32_t old, table, wanted, n, step, page, packed, alone, pages, result[2];
+    uint32_t old, table, wanted, n, step, page, spare, packed, alone, pages, result[2];
     const uint8_t *t;
     if (size < 8)
         return 0;
@@ -20,6 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     table = data[2] | (data[3] & 1u) << 8;
     wanted = 1u + (data[4] | (data[5] & 63u) << 8);
     page = data[6] & 3;
+    spare = data[6] >> 2;
     step = data[7] & 1 ? 4096 : 1u + data[7] * 3u;
     data += 8;
     size -= 8;
@@ -48,7 +49,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size > 30000)
         size = 30000;
     n = head(chunks, 0, alone ? 0 : page, alone ? 0 : pages, dfu_crc32(0, t, table), 2 + packed + table + (alone ? 0 : (uint32_t)size));
-    chunks[n++] = (uint8_t)((packed + table) << 1 | (packed != 0) | 0x80);
+    /* the spare bits of a byte of the input make its length wrong */
+    chunks[n++] = (uint8_t)(((packed + table) << 1 | (packed != 0) | 0x80) ^ spare);
     chunks[n++] = (uint8_t)((packed + table) >> 6);
     if (packed) {
         chunks[n++] = 0;

@@ -389,9 +389,7 @@ class Decoder:
     def _weights(self, src, p, end):
         """Decode FSE-compressed weights into self._w: two interleaved states, read from the back."""
         st, w, t, y = self._st, self._w, self._ht, self._hy
-        n, log, p = self._read_norm(src, p, end, 6, 255)
-        if n > 64:
-            raise ZstdError("weights")
+        n, log, p = self._read_norm(src, p, end, 6, 63)
         st[30], st[31], st[32] = n, log, 0
         fse_build(st, self._norm, t, y)
         last = src[end - 1] if end > p else 0

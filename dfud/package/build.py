@@ -104,21 +104,21 @@ def build_package(
     """Return the smallest package of `image` out of the kinds in the bitmask `kinds` that needs no more than `base`.
 
     payload_bytes: the largest payload that the device holds; 4112 are enough for every image. entries: the most that the table of
-    a mapped delta may have. progress: pages done and pages in
-    all, counted for every pass over the image. Raises PeerError if the device decodes none of our kinds or a page of the image
-    does not fit its payload.
+    a mapped delta may have. progress: pages done and pages in all, counted for every pass over the image. Raises PeerError if the
+    device decodes none of our kinds or a page of the image does not fit its payload.
     """
     found: list[PackageFile] = []
-    # Without segments there is nothing to map: kind 3 is kind 2 with a table then.
-    both = base is not None and segments(base) and segments(image)
-    wanted = [kind for kind in (Kind.DELTA, Kind.MAPPED, Kind.FULL) if kinds >> kind & 1]
-    if base is None or (not both and Kind.DELTA in wanted):
-        wanted = [kind for kind in wanted if kind != Kind.MAPPED and (base is not None or kind == Kind.FULL)]
+    possible = (Kind.FULL,) if base is None else (Kind.DELTA, Kind.MAPPED, Kind.FULL)
+    wanted = [kind for kind in possible if kinds >> kind & 1]
+    base = base or b""
+    if Kind.DELTA in wanted and not (segments(base) and segments(image)):
+        # Without segments there is nothing to map: kind 3 is kind 2 with a table then.
+        wanted = [kind for kind in wanted if kind != Kind.MAPPED]
     counter = _Counter(progress, -(-len(image) // PAGE_BYTES), wanted)
     for kind in wanted:
-        if kind == Kind.DELTA and base is not None:
+        if kind == Kind.DELTA:
             found.append(build_delta(image, base, payload_bytes, seen=counter.seen))
-        elif kind == Kind.MAPPED and base is not None:
+        elif kind == Kind.MAPPED:
             found.append(build_mapped(image, base, payload_bytes, entries=entries, workers=workers, seen=counter.seen))
         # A full package of this size cannot be smaller than an update of a tenth of the image.
         elif not found or min(p.total_bytes for p in found) > len(image) // 10:
@@ -172,6 +172,7 @@ def build_mapped(
     workers: how many threads compress; the package is the same with any number of them.
     """
     tables = make_tables(base, image, entries)
+    largest, _ = view(base, tables[0])
     form = Absolute(image, tables[0].new)
     seen(-(-len(image) // PAGE_BYTES))
 
@@ -188,7 +189,8 @@ def build_mapped(
     found: list[PackageFile] = []
     large = len(image) // HISTORY_PAYS
     for table in () if history else tables:
-        compressors = [prefix_compressor(view(base, table)[0], level) for level in DELTA_LEVELS]
+        prefix = largest if table is tables[0] else view(base, table)[0]
+        compressors = [prefix_compressor(prefix, level) for level in DELTA_LEVELS]
 
         def alone(first: int, end: int, compressors: Sequence[zstandard.ZstdCompressor] = compressors) -> bytes:
             piece = form.of(first, end)
@@ -199,12 +201,11 @@ def build_mapped(
             break  # the largest table is the best then
     if history or (history is None and found[0].total_bytes > large):
         table = tables[0]
-        prefix, _ = view(base, table)
         whole = Absolute(image, table.new, page=HISTORY_PIECE_BYTES).alone
 
         def behind(first: int, end: int) -> bytes:
             before = whole[max(0, first - HISTORY_BYTES) : first]
-            dictionary = zstandard.ZstdCompressionDict(prefix + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            dictionary = zstandard.ZstdCompressionDict(largest + before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
             compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters(FULL_LEVEL))
             return compressor.compress(form.of(first, end))  # other threads run meanwhile
 

@@ -120,3 +120,17 @@ def test_rubbish_is_refused(interpreter: str, tmp_path: Path) -> None:
     ]
     answers = decode_all(interpreter, cases, tmp_path)
     assert sum(a.startswith("error") for a in answers) > 3900
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_a_huffman_table_with_symbols_beyond_every_weight_is_refused(interpreter: str, tmp_path: Path) -> None:
+    """Its description says that weight after weight does not occur: up to 600 of them."""
+    cases = []
+    for size in (3, 20, 23, 25, 40, 63, 90, 127):
+        description = b"\x10\xfe" + b"\xff" * (size - 2)
+        content = bytes([size]) + description + b"\x01"
+        literals = (2 | 10 << 4 | len(content) << 14).to_bytes(3, "little") + content + b"\0"
+        head = (len(literals) << 3 | 2 << 1 | 1).to_bytes(3, "little")
+        cases.append(case(b"\0\x58" + head + literals, b"prefix", 100))
+    for answer in decode_all(interpreter, cases, tmp_path):
+        assert answer.startswith("error"), answer

@@ -295,13 +295,13 @@ def test_a_table_too_large_to_share_a_chunk_travels_alone() -> None:
     package, base = package_of(VECTORS["packages"][1])
     first = decode_chunk_untrusted(package.chunks[0])
     assert (first.pages, read_table_untrusted(first.payload)[1]) == (0, b"")
-    image = apply_package(package, base)
+    apply_package(package, base)
     # What is said to have pages has to bring them, and the other way around.
     for wrong in (Chunk(0, 0, 1, first.crc, first.payload), Chunk(0, 0, 0, first.crc, first.payload + b"\0")):
         chunks = [encode_chunk(wrong), *package.chunks[1:]]
         with pytest.raises(PeerError, match="chunk 0: "):
             apply_package(make(Kind.MAPPED, package.size, package.sha256, package.base_sha256, chunks), base)
-    # As the encoder does it: 2000 entries of noise beside a page that hardly compresses.
+    # As the encoder does it: 1200 entries of noise beside a page that hardly compresses.
     rng = random.Random(1)
     starts = sorted(rng.sample(range(0x42000020, 0x42070000), 1200))
     table = Table(0, (), starts, [rng.randrange(-60, 60) for _ in starts])
@@ -310,7 +310,6 @@ def test_a_table_too_large_to_share_a_chunk_travels_alone() -> None:
     noise = rng.randbytes(9000)
     chunks = list(build.cut(noise, lambda a, b: noise[a:b], 4112, front=len(front)))
     assert [(c.number, c.page, c.pages) for c in chunks] == [(0, 0, 0), (1, 0, 1), (2, 1, 1), (3, 2, 1)]
-    assert image[:1] == b"\xe9"
 
 
 @settings(deadline=None, max_examples=300)
