@@ -53,4 +53,4 @@ lock:
 clean:
 	rm -rf build var
 
--include bench/*.mk tests/*/*.mk
+-include bench/*.mk tests/*/*.mk tests/plugins/*/*.mk

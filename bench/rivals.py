@@ -22,9 +22,9 @@ import zstandard
 from dfud.package.apply import apply_package
 from dfud.package.build import build_package
 from dfud.package.file import PackageFile, read_package_untrusted, write_package
-from dfud.package.lanes import Absolute, view
 from dfud.package.mapping import make_tables
 from dfud.package.table import encode_table, segments
+from dfud.package.view_numpy import Absolute, view
 from dfud.wire.messages import Kind
 
 PAYLOAD_BYTES = 6144  # the agent's, if its configuration does not say otherwise

@@ -1,5 +1,6 @@
 """The promise to plugin authors: everything a plugin may import of dfud is here or in dfud.testing (docs/plugins.md)."""
 
+from dfud.api.cache import Cache, Reading
 from dfud.api.config import Config, Secret, Section
 from dfud.api.endpoint import Chunks, Code, Credentials, Endpoint, Reply, Request, Transport, Waiting
 from dfud.api.events import (
@@ -15,6 +16,7 @@ from dfud.api.events import (
     RetryRequested,
     Telemetry,
 )
+from dfud.api.guard import Guard, contained, faults, forever, note
 from dfud.api.plugins import (
     Dialect,
     DialectSession,
@@ -68,6 +70,7 @@ __all__ = [
     "BlobWriter",
     "BugError",
     "Bus",
+    "Cache",
     "CancelRequested",
     "Capability",
     "Change",
@@ -95,6 +98,7 @@ __all__ = [
     "EventSink",
     "Firmware",
     "FirmwareChanged",
+    "Guard",
     "HistoryEntry",
     "Hooks",
     "Metadata",
@@ -108,6 +112,7 @@ __all__ = [
     "PutDevice",
     "PutDocument",
     "PutFirmware",
+    "Reading",
     "RefusedError",
     "Reply",
     "Request",
@@ -123,8 +128,12 @@ __all__ = [
     "Transport",
     "UserRoutes",
     "Waiting",
+    "contained",
+    "faults",
+    "forever",
     "hookimpl",
     "hookspec",
+    "note",
     "open_to_all",
     "parse_selector_untrusted",
 ]

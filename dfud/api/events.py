@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
+from dfud.api.guard import contained
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
 
@@ -91,7 +92,7 @@ E = TypeVar("E")
 
 
 class Bus:
-    """Delivers events to callbacks and streams. A callback must not block and must not raise."""
+    """Delivers events to callbacks and streams. A callback must not block; what it raises is contained."""
 
     def __init__(self) -> None:
         self._callbacks: dict[type[Any], list[Callable[[Any], None]]] = {}
@@ -99,7 +100,8 @@ class Bus:
     def publish(self, event: Any) -> None:
         """Call every callback of the event's type, in the order of subscription."""
         for callback in tuple(self._callbacks.get(type(event), ())):
-            callback(event)
+            with contained("bus.subscriber", event=type(event).__name__):
+                callback(event)
 
     def subscribe(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
         """Have `callback` called for each event of exactly type `kind`; return what ends that."""

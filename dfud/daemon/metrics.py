@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from dfud.api import ActualChanged, Bus, DeploymentChanged, Telemetry
+from dfud.api import ActualChanged, Bus, DeploymentChanged, Telemetry, faults
 
 
 class Metrics:
@@ -30,4 +30,5 @@ class Metrics:
 
     def text(self) -> bytes:
         lines = "".join(f"{name} {value:g}\n" for name, value in self._store().items())
+        lines += "".join(f'dfud_contained_errors_total{{where="{where}"}} {n}\n' for where, n in faults().items())
         return generate_latest(self._registry) + lines.encode()

@@ -10,9 +10,9 @@ import zstandard
 
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile
-from dfud.package.lanes import view
 from dfud.package.table import HISTORY_BYTES, HISTORY_PIECE_BYTES, TABLE_MAX_BYTES, decode_table_untrusted, segments
 from dfud.package.view import transform
+from dfud.package.view_numpy import view
 from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted
 from dfud.wire.messages import Kind
 

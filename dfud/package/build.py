@@ -17,9 +17,9 @@ import zstandard
 
 from dfud.errors import PeerError
 from dfud.package.file import PackageFile, make
-from dfud.package.lanes import Absolute, view
 from dfud.package.mapping import make_tables
 from dfud.package.table import ENTRIES_MAX, HISTORY_BYTES, HISTORY_PIECE_BYTES, Table, encode_table, segments, varint
+from dfud.package.view_numpy import Absolute, view
 from dfud.wire.chunk import PAGE_BYTES, PAGES_MAX, Chunk, encode_chunk
 from dfud.wire.messages import Kind
 

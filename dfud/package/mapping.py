@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dfud.package.lanes import Bytes, References, Words, view
 from dfud.package.table import ENTRIES_MAX, Segment, Table, fits, segments
+from dfud.package.view_numpy import Bytes, References, Words, view
 
 # Halfwords that must be equal, addresses aside, for two places to be taken for the same.
 GRAM = 12

@@ -13,8 +13,8 @@ from dfud.errors import PeerError
 from dfud.model.espimage import parse_esp_image_untrusted
 from dfud.package.apply import read_table_untrusted
 from dfud.package.file import PackageFile
-from dfud.package.sequences import read_frame_untrusted
 from dfud.package.table import HISTORY_BYTES
+from dfud.package.zstd_frame import read_frame_untrusted
 from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted
 from dfud.wire.messages import Kind
 

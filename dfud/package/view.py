@@ -1,6 +1,6 @@
 """The view of an old image and the absolute form of a new one, instruction by instruction as docs/delta-format.md has it.
 
-This is the reading to compare other implementations with; dfud.package.lanes does the same for whole images at once.
+This is the reading to compare other implementations with; dfud.package.view_numpy does the same for whole images at once.
 Nothing here fails for any bytes: what looks like a reference and is none costs bytes in a package, never correctness.
 """
 

@@ -7,7 +7,7 @@ import functools
 import subprocess
 from pathlib import Path
 
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 FLASH_BYTES = 4 << 20

@@ -6,7 +6,7 @@ import functools
 
 from bootloader.sim.boot import ELF, Bootloader, BootResult
 from bootloader.sim.images import KEYS_AT, STATE_AT, Flash, envelope, image, key, key_record, state
-from tests.parts import require
+from tests.real_parts import require
 
 POWER_ON, SOFTWARE, WATCHDOG, USB = 0x1, 0xC, 0x10, 0x15
 PANIC = 0x80040004

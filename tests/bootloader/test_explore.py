@@ -10,7 +10,7 @@ import pytest
 from bootloader.sim.explore import Scenario, explore
 from bootloader.sim.scenarios import ALL, crashing, install
 from bootloader.sim.variants import VARIANTS, build
-from tests.parts import require
+from tests.real_parts import require
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from bootloader.sim.boot import ELF
 from bootloader.size import LIMIT_BYTES, foreign_instructions
 from devicefw.sim.flash import PARTITIONS
 from tests.bootloader.core import core
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 FORMAT = (ROOT / "bootloader" / "FORMAT.md").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bootloader"

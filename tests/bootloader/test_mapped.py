@@ -17,13 +17,13 @@ from bootloader.sim.images import SLOTS, STAGE_AT, STATE_AT, Flash, envelope, st
 from bootloader.sim.scenarios import calls
 from dfud.package.apply import read_table_untrusted
 from dfud.package.build import build_mapped
-from dfud.package.lanes import view
 from dfud.package.table import Table, encode_table, segments
+from dfud.package.view_numpy import view
 from dfud.wire.chunk import Chunk, decode_chunk_untrusted, encode_chunk
 from tests.bootloader import core
 from tests.bootloader.machine import machine
 from tests.package.test_mapped import images, tables
-from tests.parts import require
+from tests.real_parts import require
 
 VECTORS = json.loads(Path(__file__).parents[1].joinpath("vectors", "mapped.json").read_text())
 

@@ -18,7 +18,7 @@ from bench.corpus import own_pair
 from devicefw.sim.firmware import build
 from dfud.package.file import read_package_untrusted
 from tests.package.test_build import changed, code
-from tests.parts import require
+from tests.real_parts import require
 
 OLD = build("print(1)\n", "1.0", code(120_000))
 NEW = build("print(2)\n", "1.1", changed(code(120_000)))

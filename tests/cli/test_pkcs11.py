@@ -13,7 +13,7 @@ from dfud.cli.client import CliError
 from dfud.cli.pkcs11 import Place, parse_uri
 from dfud.wire.manifest import decode_envelope_untrusted, verify
 from tests.cli.test_dfuctl import Dfuctl, dfuctl
-from tests.parts import require
+from tests.real_parts import require
 
 __all__ = ["dfuctl"]
 IMAGE = build("print(1)\n", "1.0")

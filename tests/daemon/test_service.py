@@ -15,7 +15,7 @@ import trio
 
 from dfud.daemon.main import load
 from dfud.testing.daemon import DaemonProcess
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from devicefw.sim.compile import agent_modules
-from tests.parts import require
+from tests.real_parts import require
 
 HERE = Path(__file__).parent
 HEAP = "110K"

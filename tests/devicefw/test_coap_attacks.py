@@ -18,7 +18,7 @@ from devicefw.sim.compile import agent_modules
 from tests.devicefw.coapside import HERE, adrive, job
 from tests.devicefw.test_oscore_client import Server as Oscore
 from tests.devicefw.test_oscore_client import decoded
-from tests.parts import require
+from tests.real_parts import require
 
 PACKAGE = "00" * 16
 DATA = bytes(range(256)) * 9 + b"end"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.devicefw.coappeer import CHUNKS, NEWS, PACKAGE, pattern
 from tests.devicefw.coapside import HERE, drive, free_port, job
-from tests.parts import require
+from tests.real_parts import require
 
 GET, POST, PUT = 1, 2, 3
 CONTENT, CHANGED = 0x45, 0x44

@@ -11,7 +11,7 @@ import pytest
 
 from devicefw.sim.firmware import PROGRAMS, build, program, program_of
 from dfud.model.espimage import check_esp_image_untrusted
-from tests.parts import require
+from tests.real_parts import require
 
 KINDS = sorted(p.stem for p in PROGRAMS.glob("*.py"))
 

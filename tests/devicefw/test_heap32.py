@@ -15,7 +15,7 @@ from devicefw.sim.compile import OPTIONS, SHIMS, SOURCES
 from devicefw.sim.flash import PARTITIONS
 from dfud.package.build import build_mapped
 from dfud.wire.messages import Command, Type, encode_command
-from tests.parts import require
+from tests.real_parts import require
 
 HERE = Path(__file__).parent
 INNER = {"zviper": "fse_build, huf_fill, run", "mviper": "form, view"}

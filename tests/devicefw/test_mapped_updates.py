@@ -24,7 +24,7 @@ from dfud.wire.chunk import PAGE_BYTES, Chunk, decode_chunk_untrusted, encode_ch
 from dfud.wire.manifest import Manifest, encode_manifest
 from dfud.wire.messages import Command, Type, encode_command
 from dfud.wire.subset import encode
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "mapped.json").read_text())

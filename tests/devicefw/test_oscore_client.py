@@ -13,7 +13,7 @@ from aiocoap import Message
 from aiocoap.message import Direction
 
 from devicefw.sim.compile import agent_modules
-from tests.parts import require
+from tests.real_parts import require
 
 CHECK = Path(__file__).with_name("oscorecheck.py")
 SECRET, SALT = "0102030405060708090a0b0c0d0e0f10", "9e7ca92223786340"

@@ -14,7 +14,7 @@ from dfud.errors import PeerError
 from dfud.package.apply import apply_package, decode_chunk
 from dfud.package.file import make
 from dfud.wire.chunk import decode_chunk_untrusted
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors"

@@ -16,7 +16,7 @@ from dfud.errors import PeerError
 from dfud.package.apply import decode_frame_untrusted
 from dfud.package.build import parameters
 from tests.package.test_build import changed, code
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 CHECK = Path(__file__).with_name("zcheck.py")

@@ -19,7 +19,7 @@ from devicefw.sim.flash import partition
 from dfud.wire.manifest import FLAG_DOWNGRADE, Manifest, sign
 from tests.e2e.certificates import Authority
 from tests.e2e.fleet import APP, Fleet, firmware, fleet
-from tests.parts import require
+from tests.real_parts import require
 
 OLD, NEW = firmware("good", "1.0"), firmware("good", "1.1", code=bytes(range(256)) * 100)
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.e2e.fleet import firmware, fleet
-from tests.parts import require
+from tests.real_parts import require
 
 
 async def test_a_device_is_updated_and_confirms(tmp_path: Path) -> None:

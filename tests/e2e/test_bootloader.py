@@ -17,7 +17,7 @@ from devicefw.sim.board import Board
 from devicefw.sim.flash import partition
 from dfud.wire.manifest import Manifest, sign
 from tests.e2e.fleet import APP, Fleet, firmware, fleet
-from tests.parts import require
+from tests.real_parts import require
 
 CODE = bytes(range(256)) * 300
 

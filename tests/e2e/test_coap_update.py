@@ -19,7 +19,7 @@ from dfud.testing.link import FaultyUdpLink, UdpFaults
 from tests.e2e.fleet import APP, Fleet, firmware, fleet
 from tests.e2e.test_agent import signed, trailer, write_keys
 from tests.package.test_build import code
-from tests.parts import require
+from tests.real_parts import require
 
 OLD = firmware("good", "1.0")
 NEW = firmware("good", "1.1", code=code(60_000, 5))

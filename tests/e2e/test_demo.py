@@ -7,7 +7,7 @@ import sys
 import pytest
 import trio
 
-from tests.parts import require
+from tests.real_parts import require
 
 
 @pytest.mark.parametrize("transport", ["http", "coap"])

@@ -10,7 +10,7 @@ import trio
 from devicefw.sim.board import Board
 from dfud.testing.link import Faults, FaultyLink
 from tests.e2e.fleet import APP, CONFIRM_S, Fleet, firmware, fleet
-from tests.parts import require
+from tests.real_parts import require
 
 OLD, NEW = firmware("good", "1.0"), firmware("good", "1.1")
 

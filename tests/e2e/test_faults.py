@@ -13,7 +13,7 @@ from devicefw.sim.board import Board
 from dfud.testing.link import Faults, FaultyLink
 from tests.e2e.fleet import Fleet, firmware, fleet
 from tests.package.test_build import code
-from tests.parts import require
+from tests.real_parts import require
 
 OLD = firmware("good", "1.0")
 # Does not compress well, so that it takes several chunks.

@@ -13,7 +13,7 @@ from dfud.package.build import build_delta, build_full
 from dfud.package.file import PackageFile, read_package_untrusted
 from dfud.wire.messages import Kind
 from tests.e2e.fleet import Fleet, fleet
-from tests.parts import require
+from tests.real_parts import require
 
 
 def images() -> tuple[bytes, bytes]:

@@ -9,7 +9,7 @@ from devicefw.sim.board import HEAP
 from dfud.wire.messages import Kind
 from tests.e2e.fleet import fleet
 from tests.e2e.test_mapped import made
-from tests.parts import require
+from tests.real_parts import require
 
 # What an application has loaded anyway; then the agent's code; then whatever else it comes to hold.
 PROGRAM = """

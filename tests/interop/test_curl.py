@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.interop.support import CLIENT_S, REGISTRY, Dfud
-from tests.parts import require
+from tests.real_parts import require
 
 pytestmark = pytest.mark.client("curl")
 

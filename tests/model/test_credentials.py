@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfud.model.credentials import keys_of, new_secret, protect, verify
-from tests.parts import require
+from tests.real_parts import require
 
 KEY = b"k" * 32
 

@@ -16,7 +16,7 @@ from bench.delta import OURS
 from bench.instructions import instructions
 from dfud.model.espimage import check_esp_image_untrusted
 from dfud.package.build import build_delta
-from tests.parts import require
+from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfud.errors import PeerError
-from dfud.package import build, lanes
+from dfud.package import build, view_numpy
 from dfud.package.apply import apply_package, decode_frame_untrusted, read_table_untrusted
 from dfud.package.build import build_mapped, build_package
 from dfud.package.file import PackageFile, make, read_package_untrusted, write_package
@@ -90,7 +90,7 @@ def test_views_are_as_in_the_vectors(case: dict[str, str]) -> None:
     old = bytes.fromhex(case["old"])
     table = decode_table_untrusted(bytes.fromhex(case["table"]), segments(old), 1 << 20)
     assert View(old, table).whole().hex() == case["view"]
-    assert lanes.view(old, table)[0].hex() == case["view"]
+    assert view_numpy.view(old, table)[0].hex() == case["view"]
 
 
 @pytest.mark.parametrize("case", VECTORS["packages"], ids=lambda c: c["name"])
@@ -142,7 +142,7 @@ def test_whatever_is_read_as_a_table_is_one(data: bytes, size: int) -> None:
 @settings(deadline=None, max_examples=100)
 @given(images() | st.binary(max_size=3000), tables())
 def test_numpy_sees_what_the_slow_reading_sees(old: bytes, table: Table) -> None:
-    assert lanes.view(old, table)[0] == View(old, table).whole()
+    assert view_numpy.view(old, table)[0] == View(old, table).whole()
 
 
 @settings(deadline=None, max_examples=100)
@@ -152,7 +152,7 @@ def test_the_absolute_form_is_a_bijection(image: bytes, pages: int) -> None:
     for s in segments(image):
         if not (s.offset | s.address) & 1:
             code.append(s)
-    slow, fast, back = [], lanes.Absolute(image, code), []
+    slow, fast, back = [], view_numpy.Absolute(image, code), []
     for first in range(0, len(image), PAGE_BYTES * pages):
         end, carry = min(first + PAGE_BYTES * pages, len(image)), 0
         for at in range(first, end, PAGE_BYTES):
@@ -161,7 +161,7 @@ def test_the_absolute_form_is_a_bijection(image: bytes, pages: int) -> None:
             slow.append(form)
             carry = following
         assert fast.of(first, end) == b"".join(slow[first // PAGE_BYTES :])
-    inverse = lanes.Absolute(b"".join(slow), code, inverse=True)
+    inverse = view_numpy.Absolute(b"".join(slow), code, inverse=True)
     for first in range(0, len(image), PAGE_BYTES * pages):
         back.append(inverse.of(first, min(first + PAGE_BYTES * pages, len(image))))
     assert b"".join(back) == image

@@ -14,7 +14,7 @@ from dfud.errors import PeerError
 from dfud.package.build import build_delta, build_full, build_mapped, parameters
 from dfud.package.file import PackageFile, make
 from dfud.package.report import COPIED, LITERAL, MAPPED, REPEATED, report_untrusted, window
-from dfud.package.sequences import Sequence, read_frame_untrusted
+from dfud.package.zstd_frame import Sequence, read_frame_untrusted
 from dfud.wire.chunk import Chunk, decode_chunk_untrusted, encode_chunk
 from tests.package.test_build import changed, code
 

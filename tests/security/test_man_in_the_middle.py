@@ -15,7 +15,7 @@ from dfud_http.transport import HttpTransport
 from devicefw.sim.board import Board
 from tests.e2e.certificates import Authority, self_signed
 from tests.e2e.fleet import fleet
-from tests.parts import require
+from tests.real_parts import require
 from tests.security.hostile import HostileEndpoint, board_at, firmware
 
 RUNNING, NEW = firmware("1.0"), firmware("1.1")

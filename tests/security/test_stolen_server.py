@@ -19,7 +19,7 @@ from dfud.wire.manifest import FLAG_DOWNGRADE, decode_envelope_untrusted, encode
 from dfud.wire.messages import Code as Why
 from dfud.wire.messages import Kind
 from tests.bootloader.machine import NEW, OLD, SIGNER, boot, device
-from tests.parts import require
+from tests.real_parts import require
 from tests.security.hostile import (
     APP,
     PAYLOAD,

@@ -6,13 +6,13 @@ import hashlib
 import random
 from collections.abc import Callable, Hashable
 
-from dfud_coap.ask import TEXT_MAX_BYTES, Answer, Ask
 from dfud_coap.block import Block, BlockError, Kept, cut, szx_of
 from dfud_coap.config import CoapConfig
 from dfud_coap.echo import AMPLIFICATION, Echo, Verified
 from dfud_coap.message import ACK, Code, Option, head, uint
 from dfud_coap.peer import Exchange, Peer, Strangers
 from dfud_coap.reliability import Duplicates, Outbox, Timer, Timers
+from dfud_coap.translate import TEXT_MAX_BYTES, Answer, Ask
 
 VERIFIED_MAX = 100_000
 # What an endpoint says to those whose credentials it does not know.

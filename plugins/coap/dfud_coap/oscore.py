@@ -15,8 +15,8 @@ from aiocoap import oscore as aio
 from aiocoap.message import Direction  # type: ignore[import-untyped]
 from aiocoap.numbers.codes import Code as AioCode  # type: ignore[import-untyped]
 
-from dfud_coap.ask import Answer
 from dfud_coap.message import Code, Message, MessageError, Option, decode_tail_untrusted
+from dfud_coap.translate import Answer
 
 KEY_BYTES = 16
 NONCE_BYTES = 8  # of the ID Context: what the device chooses at each boot

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from dfud_coap.ask import Fetching
 from dfud_coap.message import ACK, CON
 from dfud_coap.oscore import Context
+from dfud_coap.translate import Fetching
 
 WINDOW_S = 60.0
 ADDRESSES_MAX = 100_000

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from dfud.api import Endpoint
 from dfud_coap.answering import Answering
-from dfud_coap.ask import Answer, Ask, Fault, read_request_untrusted
 from dfud_coap.message import Code, Option, Options
 from dfud_coap.oscore import KEY_BYTES, Context, Contexts, Header, OscoreError, read_option_untrusted
 from dfud_coap.peer import Exchange
+from dfud_coap.translate import Answer, Ask, Fault, read_request_untrusted
 
 T = TypeVar("T")
 

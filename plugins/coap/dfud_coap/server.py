@@ -17,7 +17,14 @@ import msgspec
 from dfud.api import Chunks, Endpoint, Reply, Request, Waiting
 from dfud.api import Code as Outcome
 from dfud_coap.answering import cancel
-from dfud_coap.ask import (
+from dfud_coap.block import Block, BlockError, Bodies, cut
+from dfud_coap.config import CoapConfig
+from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, Options, decode_tail_untrusted, head, uint
+from dfud_coap.observe import Observation, Observers
+from dfud_coap.oscore import Contexts
+from dfud_coap.peer import Exchange, Peer
+from dfud_coap.securing import Securing
+from dfud_coap.translate import (
     CHUNK_MAX_AGE_S,
     Answer,
     Ask,
@@ -27,13 +34,6 @@ from dfud_coap.ask import (
     etag,
     is_acceptable,
 )
-from dfud_coap.block import Block, BlockError, Bodies, cut
-from dfud_coap.config import CoapConfig
-from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, Options, decode_tail_untrusted, head, uint
-from dfud_coap.observe import Observation, Observers
-from dfud_coap.oscore import Contexts
-from dfud_coap.peer import Exchange, Peer
-from dfud_coap.securing import Securing
 
 log = logging.getLogger("dfud.coap")
 ACK_LATEST_S = 1.0  # below every peer's ACK_TIMEOUT_S
