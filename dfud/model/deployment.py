@@ -70,6 +70,9 @@ def advance(state: State, event: Event) -> State | None:
 class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
 
+    number counts the deployments of one device from 1: the newest is the one with the highest, whatever the clock said when
+    it was made (0: made before they were counted).
+
     attempts counts transfers that the device gave up; not_before_s holds a retry back. A final deployment never changes
     again, but for `blocks`: while it is set, this image is not sent to this device again. A user's retry clears it.
     """
@@ -96,6 +99,7 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     reset_reason: int = 0
     record: bytes = b""
     blocks: bool = False
+    number: int = 0
 
     @property
     def final(self) -> bool:
