@@ -175,10 +175,12 @@ async def person_at(server: Server) -> AsyncIterator[Person]:
 class Harness:
     """One dfud with one app of its own. It may be stopped and started: what it knows is in its directory."""
 
-    def __init__(self, server: Server, directory: Path, nursery: trio.Nursery, **config: Any) -> None:
+    def __init__(
+        self, server: Server, directory: Path, nursery: trio.Nursery, *, app: str = "", **config: Any
+    ) -> None:
         self.server = server
         self.directory = directory
-        self.app = f"app-{uuid.uuid4().hex[:10]}"
+        self.app = app or f"app-{uuid.uuid4().hex[:10]}"
         self._outer = nursery
         self._config = config
         self._scope: trio.CancelScope | None = None

@@ -349,7 +349,7 @@ async def test_locks_of_what_was_assigned_do_not_disturb(hawkbit: Server, tmp_pa
         await harness.publish("3.0", NEWER)
         await harness.want("3.0", "d1")
         await harness.quiet()
-        assert harness.store.parts.worker.problems == {}
+        assert harness.store.parts.known.problems == {}
 
 
 async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ async def test_a_full_hawkbit_is_named_and_tried_again_on_request(hawkbit: Hawkb
         await harness.device()
         await harness.publish("2.0", NEW)
         await harness.want("2.0")
-        problems = harness.store.parts.worker.problems
+        problems = harness.store.parts.known.problems
 
         async def named() -> bool:
             return "Storage quota exceeded" in problems.get(f"firmware {harness.app}/2.0", "")
@@ -372,4 +372,4 @@ async def test_ten_thousand_idle_devices_cost_what_the_guide_says(hawkbit: Hawkb
 
 
 async def registered(harness: Harness, count: int) -> bool:
-    return len(harness.store.parts.worker.targets) >= count
+    return len(harness.store.parts.known.targets) >= count
