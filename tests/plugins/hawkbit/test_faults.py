@@ -357,7 +357,8 @@ async def test_ten_thousand_idle_devices_cost_what_the_guide_says(hawkbit: Hawkb
         for first in range(0, len(names), 500):
             puts = [PutDevice(Device(Metadata(name, harness.app))) for name in names[first : first + 500]]
             await harness.store.commit(puts)
-        await until("all are registered", lambda: registered(harness, len(names)), timeout_s=250)
+        known = harness.store.parts.known
+        await until("all are registered", lambda: registered(harness, len(names)), moving=lambda: len(known.targets))
         await harness.quiet()
         client = harness.store.parts.client
         before = client.requests.copy()
