@@ -29,6 +29,9 @@ class TestLocalStore(StoreConformance):
         await nursery.start(store.run, Bus())
         yield store
 
+    def new_store(self, directory: Path) -> LocalStore:
+        return LocalStore(directory)
+
 
 async def open_store(nursery: trio.Nursery, path: Path, **options: int) -> LocalStore:
     store = LocalStore(path, **options)
