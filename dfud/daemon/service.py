@@ -194,6 +194,8 @@ class Service:
         finally:
             if self._stop.is_set():
                 self._users_served.set()
+        if self._stop.is_set():
+            await trio.sleep_forever()  # it has not ended by itself
 
     async def _drain(self) -> None:
         self._not_ready = "stopping"
