@@ -169,7 +169,7 @@ async def test_the_audit_log_is_bounded(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path)
     await daemon.init()
     text = daemon.config.read_text().replace("[daemon]\n", "[daemon]\naudit_max = 1000\n")
-    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]
     async with trio.open_nursery() as nursery:
         store = LocalStore(tmp_path / "state")
         await nursery.start(store.run, Bus())

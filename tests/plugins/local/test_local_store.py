@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -34,7 +35,7 @@ class TestLocalStore(StoreConformance):
         return LocalStore(directory)
 
 
-async def open_store(nursery: trio.Nursery, path: Path, **options: int) -> LocalStore:
+async def open_store(nursery: trio.Nursery, path: Path, **options: Any) -> LocalStore:
     store = LocalStore(path, **options)
     await nursery.start(store.run, Bus())
     return store
@@ -94,6 +95,7 @@ async def test_a_full_database_is_an_error_and_recovers(nursery: trio.Nursery, t
 _FILLER = """
 import resource, signal, sys, trio
 from pathlib import Path
+from typing import Any
 from dfud.api import Bus, PutApp, PutFirmware, StoreError
 from dfud_local.store import LocalStore
 from dfud.testing.store import a_blob, a_firmware, an_app
@@ -128,6 +130,7 @@ async def test_an_image_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path
 _LOADER = """
 import sys, trio
 from pathlib import Path
+from typing import Any
 from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice, PutFirmware
 from dfud_local.store import LocalStore
 from dfud.testing.store import a_blob, a_device, a_firmware, an_app
@@ -163,15 +166,13 @@ async def test_being_killed_again_and_again_under_load_loses_nothing_that_was_an
     rng = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
     answered = 0
     for cut in range(cuts):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _LOADER, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True
-        )
-        assert process.stdout is not None
-        lines = [process.stdout.readline()]
-        await trio.to_thread.run_sync(time.sleep, rng.uniform(0, 0.08))
-        process.send_signal(signal.SIGKILL)
-        lines += process.stdout.read().split(b"\n")[:-1]
-        process.wait()
+        command = [sys.executable, "-c", _LOADER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline()]
+            await trio.to_thread.run_sync(time.sleep, rng.uniform(0, 0.08))
+            process.send_signal(signal.SIGKILL)
+            lines += process.stdout.read().split(b"\n")[:-1]
         last: dict[str, int] = {}
         blobs = []
         for line in lines:
