@@ -44,6 +44,7 @@ from dfud.api.store import (
     PutFirmware,
     Store,
 )
+from dfud.api.tls import server_context
 from dfud.errors import (
     BugError,
     ConfigError,
@@ -56,6 +57,7 @@ from dfud.errors import (
     RequestError,
     StoreError,
 )
+from dfud.model.address import is_loopback
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
@@ -133,7 +135,9 @@ __all__ = [
     "forever",
     "hookimpl",
     "hookspec",
+    "is_loopback",
     "note",
     "open_to_all",
     "parse_selector_untrusted",
+    "server_context",
 ]

@@ -23,6 +23,7 @@ from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.registry.application import make_app
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
@@ -32,7 +33,6 @@ from dfud.registry.server import serve
 from dfud.registry.services import Services
 from dfud.registry.tls import Tls
 from dfud.registry.users import Users
-from dfud.registry.web import make_app
 
 log = logging.getLogger("dfud")
 KEY_BYTES = 32

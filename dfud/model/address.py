@@ -1,4 +1,4 @@
-"""Which address counts for limits. Pure."""
+"""Which address counts for limits, and which is this machine. Pure."""
 
 from __future__ import annotations
 
@@ -24,3 +24,11 @@ def limited(peer: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((address, PREFIX_V6), strict=False))
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether `host`, an address or a name from the configuration, is this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

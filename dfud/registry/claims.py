@@ -26,6 +26,7 @@ from dfud.api import (
 )
 from dfud.model.credentials import KEYED, passwords, verify
 from dfud.model.names import check_device_name, check_labels
+from dfud.model.resources import is_disabled
 from dfud.registry import audit
 from dfud.registry.registry import Registry
 
@@ -141,7 +142,7 @@ class Claims:
         stored = await self._store.document(CLAIMS, f"{app}/{code[:_ID_LENGTH]}")
         claim = msgspec.json.decode(stored, type=Claim) if stored is not None else None
         right = hmac.compare_digest(_hash(code), claim.sha3 if claim is not None else "0" * 128)
-        if parent is None or parent.metadata.deletion_timestamp or _disabled(parent.spec):
+        if parent is None or parent.metadata.deletion_timestamp or is_disabled(parent.spec):
             return False
         if await self._store.find_alias(app, device) is not None:
             return await self._made_before(app, device, secret)
@@ -168,7 +169,7 @@ class Claims:
 
     async def _made_before(self, app: str, device: str, secret: str) -> bool:
         view = await self._store.device(app, device)
-        if view is None or _disabled(view.device.spec):
+        if view is None or is_disabled(view.device.spec):
             return False
         # Whoever enrolled has a keyed hash; comparing a slow form here would cost everybody's thread.
         if any(not (isinstance(p, dict) and KEYED in p) for p in passwords(view.device.spec, None)):
@@ -178,8 +179,3 @@ class Claims:
     async def _uses(self, claim: Claim) -> list[str]:
         found = await self._store.documents(USES, prefix=f"{claim.app}/{claim.id}/", limit=USES_MAX)
         return [key for key, _ in found]
-
-
-def _disabled(spec: dict[str, object]) -> bool:
-    core = spec.get("core")
-    return isinstance(core, dict) and core.get("disabled") is True

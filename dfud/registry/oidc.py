@@ -6,7 +6,6 @@ somebody shows a token, and never more often than every FETCH_AGAIN_S.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import msgspec
 import trio
 
 from dfud.api import ConfigError, Section, StoreError
+from dfud.model.address import is_loopback
 from dfud.registry.users import ROLES, Role, User
 
 log = logging.getLogger("dfud.registry")
@@ -241,8 +241,4 @@ def _trustworthy(url: str) -> bool:
         return False
     if parts.scheme == "https":
         return bool(host)
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    return parts.scheme == "http" and local
+    return parts.scheme == "http" and is_loopback(host)

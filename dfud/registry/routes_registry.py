@@ -9,10 +9,10 @@ import msgspec
 from quart import Response
 from quart_trio import QuartTrio
 
-from dfud.api import App, Device, NotFoundError, PeerError
+from dfud.api import App, Device, NotFoundError
 from dfud.registry.registry import Precondition
 from dfud.registry.services import Services
-from dfud.registry.web import error_response, json_response, page, read_body, read_json, require, user
+from dfud.registry.web import error_response, json_response, page, read_json, require, user
 
 BASE = "/api/registry/v1alpha1/apps"
 
@@ -30,11 +30,7 @@ def register(app: QuartTrio, services: Services) -> None:
     registry, limit = services.registry, services.config.body_max
 
     async def precondition() -> Precondition:
-        body = await read_body(limit)
-        try:
-            found = msgspec.json.decode(body, type=_DeleteBody) if body.strip() else _DeleteBody()
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise PeerError(f"the body is not what it should be: {error}") from None
+        found = await read_json(_DeleteBody, limit, empty=_DeleteBody())
         return Precondition(found.preconditions.uid, found.preconditions.resource_version)
 
     @app.get(BASE)

@@ -10,7 +10,7 @@ from dfud.api import PeerError, open_to_all
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
 from dfud.registry.users import ROLES, Role, Token
-from dfud.registry.web import Forbidden, json_response, read_body, require, user
+from dfud.registry.web import Forbidden, json_response, read_json, require, user
 
 TOKENS = "/api/tokens/v1alpha1"
 
@@ -33,11 +33,7 @@ def register(app: QuartTrio, services: Services) -> None:
         if who.token == "":
             # It would outlive what the issuer says of him.
             raise Forbidden("users of an OpenID Connect issuer make no access tokens")
-        body = await read_body(services.config.body_max)
-        try:
-            given = msgspec.json.decode(body, type=_TokenRequest) if body.strip() else _TokenRequest()
-        except msgspec.DecodeError as error:
-            raise PeerError(f"the body is not what it should be: {error}") from None
+        given = await read_json(_TokenRequest, services.config.body_max, empty=_TokenRequest())
         wanted = given.roles if given.roles is not None else dict(who.roles)
         roles: dict[str, Role] = {}
         for name, role in wanted.items():

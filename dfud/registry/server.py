@@ -6,7 +6,6 @@ without it.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -22,7 +21,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import wrap_app
 
 from dfud.api import ConfigError
-from dfud.model.address import limited
+from dfud.model.address import is_loopback, limited
 from dfud.registry.config import RegistryConfig
 from dfud.registry.tls import RedirectPlain, Tls
 
@@ -148,7 +147,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
     """Return hypercorn's settings. Raises ConfigError for a plain listener that is not loopback and not allowed."""
     if not config.certificate and (config.key or config.redirect_port):
         raise ConfigError("[registry] key and redirect_port need a certificate")
-    if not config.certificate and not config.allow_plain and not _loopback(config.host):
+    if not config.certificate and not config.allow_plain and not is_loopback(config.host):
         raise ConfigError(
             f"[registry] host {config.host} is not loopback and there is no certificate: "
             "expected certificate and key, or allow_plain = true"
@@ -199,10 +198,3 @@ async def serve(
         app = RedirectPlain(app, sockets.secure_sockets[0].getsockname()[1], config.external_url)
     wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
     await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfud.model.address import limited
+from dfud.model.address import is_loopback, limited
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,11 @@ def test_an_ipv6_subscriber_counts_as_one(peer: str, counted: str) -> None:
 @given(st.text(max_size=50))
 def test_no_peer_raises(peer: str) -> None:
     assert isinstance(limited(peer), str)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("x", False)],
+)
+def test_loopback_is_an_address_or_its_name(host: str, is_one: bool) -> None:
+    assert is_loopback(host) is is_one

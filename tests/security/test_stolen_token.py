@@ -12,7 +12,7 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from dfud.registry import routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
+from dfud.registry.application import own_routes
 from dfud.testing.daemon import DaemonProcess
 
 APPS = "/api/registry/v1alpha1/apps"
@@ -33,10 +33,7 @@ def routes() -> set[tuple[str, str]]:
     """Return (method, rule) of every route that dfud itself has."""
     app = QuartTrio("routes", static_folder=None)
     services: Any = _Anything()
-    routes_registry.register(app, services)
-    routes_dfu.register(app, services, trio.Event())
-    for module in (routes_service, routes_claims, routes_audit):
-        module.register(app, services)
+    own_routes(app, services, trio.Event())
     rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint != "static"]
     return {(m, r.rule) for r in rules for m in (r.methods or set()) - {"HEAD", "OPTIONS"}}
 
