@@ -61,8 +61,8 @@ from dfud.model.address import is_loopback
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
-from dfud.model.names import Selector, parse_selector_untrusted
 from dfud.model.resources import App, Device, Metadata
+from dfud.model.selectors import Selector, parse_selector_untrusted
 
 __all__ = [
     "Actual",
