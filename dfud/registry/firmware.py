@@ -24,7 +24,7 @@ from dfud.api import (
 )
 from dfud.model.desired import desired_of
 from dfud.model.espimage import check_esp_image_untrusted
-from dfud.model.names import HARDWARE_MAX_BYTES, VERSION_MAX_BYTES, check_text
+from dfud.model.names import check_name
 from dfud.registry import audit
 from dfud.registry.status import timestamp
 from dfud.wire.manifest import FLAG_RAW, Manifest, decode_envelope_untrusted, unsigned, verify
@@ -62,8 +62,8 @@ class FirmwareRegistry:
         """
         app = await self._app(app_name)
         manifest = _manifest_of(app, upload)
-        version = check_text("version", manifest.version if manifest else upload.version, VERSION_MAX_BYTES)
-        hardware = check_text("hardware", manifest.hardware if manifest else upload.hardware, HARDWARE_MAX_BYTES)
+        version = check_name("version", manifest.version if manifest else upload.version)
+        hardware = check_name("hardware", manifest.hardware if manifest else upload.hardware)
         signed = _signed(app, upload.envelope)
         writer = await self._store.new_blob()
         try:

@@ -311,7 +311,7 @@ class Registry:
 
     def _next_metadata(self, old: Metadata, given: Metadata, spec_changed: bool) -> Metadata:
         _check(old, Precondition(given.uid, given.resource_version), old.name)
-        check_labels(given.labels)
+        check_labels(given.labels, old.labels)
         return msgspec.structs.replace(
             old,
             generation=old.generation + spec_changed,
