@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 import trio
-from quart import Response, current_app, g, request
+from quart import Response, g
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from dfud.api import ConflictError, DfudError, NotFoundError, PeerError, RefusedError, StoreError, UserRoutes
-from dfud.model.address import limited
-from dfud.model.windows import PerMinute
-from dfud.registry import routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
-from dfud.registry.oidc import looks_like_jwt
+from dfud.api import ConflictError, DfudError, NotFoundError, PeerError, RefusedError, StoreError, UserRoutes, note
+from dfud.registry import boundary, routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
+from dfud.registry.admission import Admission, Denials
 from dfud.registry.services import Services
-from dfud.registry.users import User
-from dfud.registry.web import Forbidden, TooLarge, error_response
-
-log = logging.getLogger("dfud.registry")
+from dfud.registry.web import Busy, Forbidden, TooLarge, error_response
 
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
-    """Return the application with dfud's own routes and the plugins'."""
+    """Return the application with dfud's own routes and the plugins'. Raises ConfigError."""
     app = QuartTrio("dfud", static_folder=None)
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
@@ -35,73 +27,27 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
         RESPONSE_TIMEOUT=None,
         PROVIDE_AUTOMATIC_OPTIONS=False,
     )
-    app.before_request(_before(services, _Limits(services)))
-    app.register_error_handler(Exception, _error)
-    own_routes(app, services, shutdown)
+    boundary.enclose(app)
+    denials = Denials(services.now)
+    app.before_request(Admission(services, denials).before)
+
+    async def failed(error: Exception) -> Response:
+        return _answer(error, denials)
+
+    app.register_error_handler(Exception, failed)
+    own_routes(app, services, shutdown, denials)
     for plugin in routes:
         plugin.register(app, services)
     return app
 
 
-def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
+def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials: Denials) -> None:
     """Register the routes that dfud has itself."""
     routes_registry.register(app, services)
     routes_dfu.register(app, services, shutdown)
-    routes_service.register(app, services)
+    routes_service.register(app, services, denials)
     routes_claims.register(app, services)
     routes_audit.register(app, services)
-
-
-class _Limits:
-    """Requests and failures of each address in the current minute."""
-
-    def __init__(self, services: Services) -> None:
-        self._now = services.now
-        self._requests = PerMinute(services.config.requests_per_minute)
-        self._failures = PerMinute(services.config.failures_per_minute)
-
-    def allowed(self, peer: str) -> bool:
-        now_s = self._now()
-        return self._requests.take(peer, now_s) and not self._failures.blocked(peer, now_s)
-
-    def failed(self, peer: str) -> None:
-        self._failures.add(peer, self._now())
-
-
-def _before(services: Services, limits: _Limits) -> Callable[[], Awaitable[Response | None]]:
-    async def before() -> Response | None:
-        peer = limited(request.remote_addr or "")
-        if not limits.allowed(peer):
-            response = error_response(429, "TooManyRequests", "too many requests from this address")
-            response.headers["retry-after"] = "60"
-            return response
-        if request.endpoint is None or getattr(current_app.view_functions[request.endpoint], "open_to_all", False):
-            return None
-        user = await _user(services)
-        if user is None:
-            limits.failed(peer)
-            return error_response(403, "AuthenticationError", "Authentication failed")
-        g.user = user
-        return None
-
-    return before
-
-
-async def _user(services: Services) -> User | None:
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    claimed: str | None = None
-    if scheme.lower() == "bearer":
-        token = value.strip()
-    elif scheme.lower() == "basic":
-        try:
-            claimed, _, token = base64.b64decode(value.strip(), validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-    else:
-        return None
-    if services.oidc is not None and looks_like_jwt(token):
-        return await services.oidc.user(token) if claimed is None else None
-    return await services.users.of_token(token, services.now(), claimed)
 
 
 _STATUS: tuple[tuple[type[DfudError], int, str], ...] = (
@@ -111,16 +57,23 @@ _STATUS: tuple[tuple[type[DfudError], int, str], ...] = (
     (RefusedError, 409, "Refused"),
     (TooLarge, 413, "TooLarge"),
     (PeerError, 400, "InvalidRequest"),
+    (Busy, 503, "ServiceUnavailable"),
     (StoreError, 503, "ServiceUnavailable"),
 )
 
 
-async def _error(error: Exception) -> Response:
+def _answer(error: Exception, denials: Denials) -> Response:
+    """Return what a user reads of an error of his request."""
     for kind, status, name in _STATUS:
         if isinstance(error, kind):
-            return error_response(status, name, str(error))
+            if kind is Forbidden:
+                denials.add("not-allowed", g.peer, g.user.name, g.user.token)
+            response = error_response(status, name, str(error))
+            if kind is Busy:
+                response.headers["retry-after"] = "5"
+            return response
     if isinstance(error, HTTPException):
         code = error.code or 500
         return error_response(code, (error.name or "Error").replace(" ", ""), error.description or "")
-    log.error("a request failed", exc_info=error, extra={"path": request.path})
-    return error_response(500, "InternalError", "dfud failed; its log says why")
+    note("users.request", error)
+    return error_response(500, "InternalError", boundary.FAILED)

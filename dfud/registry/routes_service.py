@@ -6,7 +6,8 @@ import msgspec
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from dfud.api import PeerError, open_to_all
+from dfud.api import PeerError
+from dfud.registry.admission import Denials, probe
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
 from dfud.registry.users import ROLES, Role, Token
@@ -24,7 +25,7 @@ class _TokenRequest(msgspec.Struct, forbid_unknown_fields=True):
     description: str = ""
 
 
-def register(app: QuartTrio, services: Services) -> None:
+def register(app: QuartTrio, services: Services, denials: Denials) -> None:
     users = services.users
 
     @app.post(TOKENS)
@@ -68,12 +69,12 @@ def register(app: QuartTrio, services: Services) -> None:
         return Response("", 204)
 
     @app.get("/healthz")
-    @open_to_all
+    @probe
     async def healthz() -> Response:
         return json_response({"status": "alive", "version": services.version})
 
     @app.get("/readyz")
-    @open_to_all
+    @probe
     async def readyz() -> Response:
         why_not = services.ready()
         return json_response({"status": why_not or "ready"}, 503 if why_not else 200)
@@ -81,7 +82,7 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         require("reader", None)
-        return Response(services.metrics(), content_type="text/plain; version=0.0.4")
+        return Response(services.metrics() + denials.metrics(), content_type="text/plain; version=0.0.4")
 
 
 def _token_json(t: Token) -> dict[str, object]:

@@ -12,6 +12,7 @@ from quart import Response, g, request
 
 from dfud.api import DfudError, NotFoundError, PeerError, Selector, parse_selector_untrusted
 from dfud.model.names import check_app_name
+from dfud.registry.config import RegistryConfig
 from dfud.registry.users import Role, User
 
 T = TypeVar("T")
@@ -20,6 +21,10 @@ LIST_MAX = 1000
 
 class Forbidden(DfudError):
     """Not with this token."""
+
+
+class Busy(DfudError):
+    """Too much is under way; the same request may be answered later."""
 
 
 class TooLarge(PeerError):
@@ -71,7 +76,7 @@ async def read_json(kind: type[T], limit: int, *, empty: T | None = None) -> T:
         raise PeerError(f"the body is not what it should be: {error}") from None
 
 
-def page() -> tuple[Selector, int, int]:
+def page(config: RegistryConfig) -> tuple[Selector, int, int]:
     """Return (selector, limit, offset) of a list request. Raises PeerError."""
     numbers = {}
     for name, default, high in (("limit", LIST_MAX, LIST_MAX), ("offset", 0, 1 << 31)):
@@ -79,7 +84,12 @@ def page() -> tuple[Selector, int, int]:
         if not (text.isascii() and text.isdigit() and int(text[:12]) <= high):
             raise PeerError(f"{name} {text[:20]!r}: expected 0 to {high}")
         numbers[name] = int(text)
-    return parse_selector_untrusted(request.args.get("labels", "")), numbers["limit"], numbers["offset"]
+    return selector_of(request.args.get("labels", ""), config), numbers["limit"], numbers["offset"]
+
+
+def selector_of(text: str, config: RegistryConfig) -> Selector:
+    """Read a label selector within the configured limits. Raises PeerError."""
+    return parse_selector_untrusted(text, max_bytes=config.selector_max_bytes, max_terms=config.selector_max_terms)
 
 
 def json_response(value: Any, status: int = 200) -> Response:
