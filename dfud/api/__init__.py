@@ -43,6 +43,7 @@ from dfud.api.store import (
     PutDocument,
     PutFirmware,
     Store,
+    TrimDocuments,
 )
 from dfud.api.tls import server_context
 from dfud.errors import (
@@ -56,6 +57,7 @@ from dfud.errors import (
     RefusedError,
     RequestError,
     StoreError,
+    UnreadableError,
 )
 from dfud.model.address import is_loopback
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
@@ -128,6 +130,8 @@ __all__ = [
     "StoreError",
     "Telemetry",
     "Transport",
+    "TrimDocuments",
+    "UnreadableError",
     "UserRoutes",
     "Waiting",
     "contained",

@@ -142,6 +142,12 @@ class HawkbitStore(Store):
         found["dfud_hawkbit_downloads_total"] = float(parts.firmware.downloads)
         return found | dict(self.inner.counters())
 
+    def problem(self) -> str:
+        return self.inner.problem()
+
+    async def check(self) -> None:
+        await self.inner.check()
+
     # Writing
 
     async def commit(self, changes: Sequence[Change]) -> None:
@@ -227,9 +233,6 @@ class HawkbitStore(Store):
 
     async def new_blob(self) -> BlobWriter:
         return await self.inner.new_blob()
-
-    async def delete_blob(self, sha256: str) -> None:
-        await self.inner.delete_blob(sha256)
 
     # Reading: the records answer, whether hawkBit is there or not.
 

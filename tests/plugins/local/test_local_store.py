@@ -90,9 +90,9 @@ async def test_a_full_database_is_an_error_and_recovers(nursery: trio.Nursery, t
 _FILLER = """
 import resource, signal, sys, trio
 from pathlib import Path
-from dfud.api import Bus, StoreError
+from dfud.api import Bus, PutApp, PutFirmware, StoreError
 from dfud_local.store import LocalStore
-from dfud.testing.store import put_blob
+from dfud.testing.store import a_blob, a_firmware, an_app
 async def main():
     async with trio.open_nursery() as nursery:
         store = LocalStore(Path(sys.argv[1]))
@@ -100,10 +100,14 @@ async def main():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
         try:
-            await put_blob(store, bytes(1_000_000))
+            async with a_blob(store, bytes(1_000_000)):
+                pass
         except StoreError as error:
             print("refused:", error, error.retryable)
-        print("small:", len(await put_blob(store, bytes(1000))))
+        await store.commit([PutApp(an_app())])
+        async with a_blob(store, bytes(1000)) as sha256:
+            await store.commit([PutFirmware(a_firmware(sha256))])
+            print("small:", len(sha256))
         nursery.cancel_scope.cancel()
 trio.run(main)
 """
@@ -120,9 +124,9 @@ async def test_an_image_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path
 _LOADER = """
 import sys, trio
 from pathlib import Path
-from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice
+from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice, PutFirmware
 from dfud_local.store import LocalStore
-from dfud.testing.store import a_device, an_app, put_blob
+from dfud.testing.store import a_blob, a_device, a_firmware, an_app
 async def client(store, who):
     number = 0
     while True:
@@ -133,7 +137,9 @@ async def uploader(store):
     number = 0
     while True:
         number += 1
-        print("blob", await put_blob(store, b"%d" % number * 1000), flush=True)
+        async with a_blob(store, b"%d" % number * 1000) as sha256:
+            await store.commit([PutFirmware(a_firmware(sha256, str(number)), create=False)])
+        print("blob", sha256, flush=True)
 async def main():
     async with trio.open_nursery() as nursery:
         store = LocalStore(Path(sys.argv[1]))
