@@ -29,6 +29,7 @@ from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
 from dfud.registry.oidc import Oidc, OidcConfig
 from dfud.registry.registry import Registry
+from dfud.registry.rules import RecordLimits
 from dfud.registry.server import serve
 from dfud.registry.services import Services
 from dfud.registry.tls import Tls
@@ -106,7 +107,9 @@ class Service:
         self._bus.subscribe(DeploymentChanged, _log_deployment)
         for sink in self._sinks:
             await nursery.start(sink.run, self._bus)
-        self._registry = Registry(self._store, self._bus, self._key, time.time)
+        users = self._config.section("registry", RegistryConfig)
+        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
+        self._registry = Registry(self._store, self._bus, self._key, time.time, limits)
         self._claims = Claims(self._registry, self._store, self._key, time.time)
         self._endpoint = DeviceEndpoint(
             self._store,

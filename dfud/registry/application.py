@@ -9,11 +9,22 @@ from quart import Response, g
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from dfud.api import ConflictError, DfudError, NotFoundError, PeerError, RefusedError, StoreError, UserRoutes, note
+from dfud.api import (
+    ConflictError,
+    DfudError,
+    NotFoundError,
+    PeerError,
+    RefusedError,
+    StoreError,
+    UnreadableError,
+    UserRoutes,
+    note,
+)
 from dfud.registry import boundary, routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
 from dfud.registry.admission import Admission, Denials
 from dfud.registry.services import Services
-from dfud.registry.web import Busy, Forbidden, TooLarge, error_response
+from dfud.registry.users import Forbidden, User
+from dfud.registry.web import Busy, TooLarge, error_response
 
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
@@ -58,6 +69,7 @@ _STATUS: tuple[tuple[type[DfudError], int, str], ...] = (
     (TooLarge, 413, "TooLarge"),
     (PeerError, 400, "InvalidRequest"),
     (Busy, 503, "ServiceUnavailable"),
+    (UnreadableError, 500, "Unreadable"),
     (StoreError, 503, "ServiceUnavailable"),
 )
 
@@ -67,7 +79,8 @@ def _answer(error: Exception, denials: Denials) -> Response:
     for kind, status, name in _STATUS:
         if isinstance(error, kind):
             if kind is Forbidden:
-                denials.add("not-allowed", g.peer, g.user.name, g.user.token)
+                who: User = g.user
+                denials.add("not-allowed", g.peer, who.name, who.token)
             response = error_response(status, name, str(error))
             if kind is Busy:
                 response.headers["retry-after"] = "5"

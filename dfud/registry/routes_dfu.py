@@ -113,8 +113,9 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             selector = parse_selector_untrusted(given.selector)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
-            changed = await services.registry.update_group(app, selector, given.firmware, who.name)
-            return json_response({"changed": changed})
+            done = await services.registry.update_group(app, selector, given.firmware, who.name)
+            left_out = {"leftOut": done.left_out} if done.left_out else {}
+            return json_response({"changed": done.changed, **left_out})
         await services.registry.set_firmware(app, given.device, given.firmware, who.name)
         return json_response({"changed": [given.device] if given.device is not None else []})
 

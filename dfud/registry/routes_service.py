@@ -10,8 +10,8 @@ from dfud.api import PeerError
 from dfud.registry.admission import Denials, probe
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
-from dfud.registry.users import ROLES, Role, Token
-from dfud.registry.web import Forbidden, json_response, read_json, require, user
+from dfud.registry.users import ROLES, Forbidden, Role, Token
+from dfud.registry.web import json_response, read_json, require, user
 
 TOKENS = "/api/tokens/v1alpha1"
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from dfud.api import DeleteDocument, NotFoundError, PeerError, PutDocument, RefusedError, Store
+from dfud.api import DeleteDocument, DfudError, NotFoundError, PeerError, PutDocument, RefusedError, Store
 from dfud.registry import audit
 
 COLLECTION = "token"
@@ -22,6 +22,10 @@ _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 Role = Literal["reader", "manager", "admin"]
 ROLES: tuple[Role, ...] = ("reader", "manager", "admin")
 EVERY_APP = "*"
+
+
+class Forbidden(DfudError):
+    """Not with this token."""
 
 
 class Token(msgspec.Struct, frozen=True):

@@ -13,14 +13,10 @@ from quart import Response, g, request
 from dfud.api import DfudError, NotFoundError, PeerError, Selector, parse_selector_untrusted
 from dfud.model.names import check_app_name
 from dfud.registry.config import RegistryConfig
-from dfud.registry.users import Role, User
+from dfud.registry.users import Forbidden, Role, User
 
 T = TypeVar("T")
 LIST_MAX = 1000
-
-
-class Forbidden(DfudError):
-    """Not with this token."""
 
 
 class Busy(DfudError):
