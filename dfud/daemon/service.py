@@ -23,6 +23,7 @@ from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.registry import audit
 from dfud.registry.application import make_app
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
@@ -92,6 +93,7 @@ class Service:
         log.info("stopped")
 
     async def _start(self, nursery: trio.Nursery) -> None:
+        await audit.follow(self._store)
         policy = self._config.section("controller", ControllerConfig)
         settings = self._config.section("endpoint", EndpointConfig)
         packages = Packages(
@@ -110,7 +112,7 @@ class Service:
         users = self._config.section("registry", RegistryConfig)
         limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
         self._registry = Registry(self._store, self._bus, self._key, time.time, limits)
-        self._claims = Claims(self._registry, self._store, self._key, time.time)
+        self._claims = Claims(self._registry, self._store, self._key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,
@@ -239,6 +241,7 @@ async def initialise(config: Config, store: Store, user: str, days: int) -> str 
             os.fsync(fd)
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run, Bus())
+        await audit.follow(store)
         users = Users(store)
         existing = [t for t in await users.tokens() if t.roles.get("*") == "admin" and t.expires_s > time.time()]
         text: str | None = None

@@ -79,7 +79,7 @@ class RegistryConfig(msgspec.Struct, frozen=True):
         int, Meta(description="about how much of a list is in memory at one time", ge=4096, le=1 << 26, extra=BYTES)
     ] = 1 << 20
     tokens_per_user: Annotated[int, Meta(description="access tokens of one user", ge=1, le=100_000)] = 100
-    claims_per_app: Annotated[int, Meta(description="claim codes of one app", ge=1, le=100_000)] = 1000
+    claims_per_app: Annotated[int, Meta(description="claim codes of one app", ge=1, le=100_000)] = 100
     token_days: Annotated[
         int, Meta(description="life of a new token unless its maker says otherwise", ge=1, le=3650)
     ] = 365

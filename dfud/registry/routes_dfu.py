@@ -21,7 +21,7 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.registry import audit
-from dfud.registry.firmware import KINDS, Upload
+from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
 from dfud.registry.web import error_response, json_response, read_body, read_json, require, user
@@ -279,6 +279,7 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
         "sha256": f.sha256,
         "kind": f.kind,
         "signed": f.signed,
+        "trust": trust_shown(f),
         "created": f.created,
         "uploadedBy": f.uploaded_by,
         "manifest": msgspec.to_builtins(f.manifest),

@@ -50,7 +50,13 @@ def register(app: QuartTrio, services: Services, denials: Denials) -> None:
             raise PeerError(f"days {days}: expected 1 to 3650")
         description = given.description or request.args.get("description", "")
         token, text = await users.create(
-            given.user or who.name, roles, by=who.name, now_s=services.now(), days=days, description=description
+            given.user or who.name,
+            roles,
+            by=who.name,
+            now_s=services.now(),
+            days=days,
+            description=description,
+            most=services.config.tokens_per_user,
         )
         return json_response({"prefix": token.prefix, "token": text})
 

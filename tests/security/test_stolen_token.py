@@ -33,7 +33,7 @@ def routes() -> set[tuple[str, str]]:
     """Return (method, rule) of every route that dfud itself has."""
     app = QuartTrio("routes", static_folder=None)
     services: Any = _Anything()
-    own_routes(app, services, trio.Event())
+    own_routes(app, services, trio.Event(), services)
     rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint != "static"]
     return {(m, r.rule) for r in rules for m in (r.methods or set()) - {"HEAD", "OPTIONS"}}
 
