@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 from quart import Response, current_app, g, request
 
-from dfud.api import ConfigError
-from dfud.model.address import Networks, client_of, limited, networks
+from dfud.model.address import client_of, limited
 from dfud.model.windows import PerMinute
-from dfud.registry.config import RegistryConfig
+from dfud.registry.config import proxies_of
 from dfud.registry.oidc import looks_like_jwt
 from dfud.registry.services import Services
 from dfud.registry.users import User
@@ -31,16 +30,6 @@ def probe(view: V) -> V:
     """Mark a view that a supervisor asks: it needs no token and is never refused."""
     view.open_to_all = view.probe = True  # type: ignore[attr-defined]  # functions take attributes
     return view
-
-
-def proxies_of(config: RegistryConfig) -> Networks:
-    """Return [registry] trusted_proxies. Raises ConfigError."""
-    try:
-        return networks(config.trusted_proxies)
-    except ValueError as error:
-        raise ConfigError(
-            f"[registry] trusted_proxies {str(error)!r}, expected an address or a network such as 10.0.0.0/8"
-        ) from None
 
 
 class Denials:

@@ -146,17 +146,8 @@ class Oidc:
             return None
         if (before := self.known(token)) is not None:
             return before
-        reading = self._known.begin(_digest(token))
-        try:
-            found = await self._judge(token)
-        except BaseException:
-            self._known.give_up(reading)
-            raise
-        if found is None:
-            self._known.give_up(reading)
-            return None
-        self._known.end(reading, found)
-        return found[0]
+        found = await self._judge(token)
+        return found[0] if found is not None else None
 
     async def _judge(self, token: str) -> tuple[User, float] | None:
         """Return whom the token speaks for and until when, or None. Raises StoreError."""
@@ -184,7 +175,9 @@ class Oidc:
         user, expires = self._user(claims), claims.get("exp")
         if user is None or not isinstance(expires, int | float) or not math.isfinite(expires):
             return None
-        return user, float(expires) + int(self._config.leeway_s)
+        found = (user, float(expires) + int(self._config.leeway_s))
+        self._known.put(_digest(token), found)  # nothing was awaited since its key was found
+        return found
 
     def _user(self, claims: Mapping[str, Any]) -> User | None:
         name = claims.get(self._config.user_claim)
