@@ -45,6 +45,7 @@ from dfud.api.store import (
     Store,
     TrimDocuments,
 )
+from dfud.api.tls import server_context
 from dfud.errors import (
     BugError,
     ConfigError,
@@ -58,11 +59,12 @@ from dfud.errors import (
     StoreError,
     UnreadableError,
 )
+from dfud.model.address import is_loopback
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
-from dfud.model.names import Selector, parse_selector_untrusted
 from dfud.model.resources import App, Device, Metadata
+from dfud.model.selectors import Selector, parse_selector_untrusted
 
 __all__ = [
     "Actual",
@@ -137,7 +139,9 @@ __all__ = [
     "forever",
     "hookimpl",
     "hookspec",
+    "is_loopback",
     "note",
     "open_to_all",
     "parse_selector_untrusted",
+    "server_context",
 ]
