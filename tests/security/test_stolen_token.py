@@ -70,7 +70,7 @@ async def asker(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Asker]:
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
     text = daemon.config.read_text().replace("[registry]\n", "[registry]\nfailures_per_minute = 1000\n")
-    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]  # once
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]  # once
     await nursery.start(daemon.run)
     tokens = {"admin": daemon.token}
     async with daemon.client() as admin:
