@@ -10,6 +10,7 @@ from dfud.api.events import (
     CancelRequested,
     DeploymentChanged,
     DeviceChanged,
+    DeviceDenied,
     DeviceSeen,
     FirmwareChanged,
     ProgressChanged,
@@ -44,6 +45,7 @@ from dfud.api.store import (
     PutFirmware,
     Store,
 )
+from dfud.api.turns import Turns
 from dfud.errors import (
     BugError,
     ConfigError,
@@ -56,6 +58,7 @@ from dfud.errors import (
     RequestError,
     StoreError,
 )
+from dfud.model.address import limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
@@ -89,6 +92,7 @@ __all__ = [
     "Desired",
     "Device",
     "DeviceChanged",
+    "DeviceDenied",
     "DeviceSeen",
     "DeviceView",
     "DfudError",
@@ -126,6 +130,7 @@ __all__ = [
     "StoreError",
     "Telemetry",
     "Transport",
+    "Turns",
     "UserRoutes",
     "Waiting",
     "contained",
@@ -133,6 +138,7 @@ __all__ = [
     "forever",
     "hookimpl",
     "hookspec",
+    "limited",
     "note",
     "open_to_all",
     "parse_selector_untrusted",

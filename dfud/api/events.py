@@ -60,6 +60,15 @@ class DeviceSeen(msgspec.Struct, frozen=True):
     at_s: float
 
 
+class DeviceDenied(msgspec.Struct, frozen=True):
+    """Somebody was turned away. app, device: as they were named, perhaps empty, perhaps anything; reason: one of a few words."""
+
+    reason: str
+    app: str
+    device: str
+    peer: str
+
+
 class Telemetry(msgspec.Struct, frozen=True):
     """A device published on a channel. sender is the authenticated device, device the one it spoke for."""
 
