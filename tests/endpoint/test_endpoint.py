@@ -300,7 +300,9 @@ async def test_a_pre_shared_key_ends_with_its_validity(world: World) -> None:
 
 async def test_a_repeated_wish_is_told_apart_from_the_first_and_the_same_one_is_not(world: World) -> None:
     def sent(event: str, device: str = "dev1") -> None:
-        deployment = Deployment(id="d", app="app1", device=device, version="1.1", sha256="ab", state=State.NOTIFIED, created_s=1.0, updated_s=1.0)
+        deployment = Deployment(
+            id="d", app="app1", device=device, version="1.1", sha256="ab", state=State.NOTIFIED, created_s=1.0, updated_s=1.0
+        )
         entry = HistoryEntry("d", "app1", device, 1.0, State.NOTIFIED, "1.1", event)
         world.bus.publish(DeploymentChanged(deployment, entry))
 
