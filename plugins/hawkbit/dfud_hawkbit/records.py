@@ -19,7 +19,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class FirmwareSet(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a firmware is in hawkBit. name, set_version: of the distribution set, which a person may have named."""
+    """Where a firmware is in hawkBit. name, set_version: of the distribution set, which a person may have named.
+
+    said: digest of what its module's metadata says; "" where a person made the module.
+    """
 
     set_id: int = 0
     name: str = ""
@@ -27,6 +30,7 @@ class FirmwareSet(msgspec.Struct, frozen=True, omit_defaults=True):
     module: int = 0
     sha256: str = ""
     problem: str = ""
+    said: str = ""
 
 
 class Link(msgspec.Struct, frozen=True, omit_defaults=True):
