@@ -39,7 +39,7 @@ class HawkbitRoutes(UserRoutes):
                     "answered": feedback.at(answering.answered_s) if answering.answered_s else "",
                     "unansweredSince": feedback.at(answering.since_s) if answering.silent_s() else "",
                     "owner": store.parts.owner.mark,
-                    "waiting": {"devices": len(worker.work), "firmware": len(worker.firmware_work)},
+                    "waiting": {"devices": len(worker.work), "firmware": len(store.parts.publishing.work)},
                     "problems": dict(sorted(store.parts.known.problems.items())[:100]),
                     "requests": dict(sorted(store.parts.client.requests.items())),
                     "failures": dict(sorted(store.parts.client.failures.items())),
