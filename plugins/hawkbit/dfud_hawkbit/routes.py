@@ -72,8 +72,12 @@ class HawkbitRoutes(UserRoutes):
                 raise RefusedError(f"nothing of device {device} waits to be confirmed")
             word = "denied" if request.args.get("deny") == "true" else "confirmed"
             told = {"confirmation": word, "details": feedback.details([f"{word} by {g.user.name}"])}
-            await store.parts.client.feedback(target_id(name, device), "confirmationBase", link.action, told)
+            taken = await store.parts.client.feedback(target_id(name, device), "confirmationBase", link.action, told)
             store.parts.feed.look(key)
+            if not taken:
+                raise RefusedError(
+                    f"nothing of device {device} waits to be confirmed in hawkBit any longer: look again"
+                )
             return _json({"device": device, "version": link.version, "confirmation": word})
 
 

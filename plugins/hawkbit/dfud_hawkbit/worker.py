@@ -129,7 +129,7 @@ class Worker:
             link = await records.get(self._store, records.LINKS, key, Link) or Link()
             if key in self._known.recheck:
                 link = msgspec.structs.replace(link, registered=False)
-            case.link = link
+            case.link, case.asked = link, key in self._known.asked
             cases.append(case)
         living = [case for case in cases if case.view is not None]
         await self._bulk(self._bulk_steps.register, [c for c in living if not c.link.registered])
@@ -171,7 +171,8 @@ class Worker:
         first_s = self._config.retry_s
         if isinstance(error, Away):
             text = str(error)
-            log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": text})
+            if text != self._known.problems.get(case.key):
+                log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": text})
         else:
             # A defect must not take the others along, nor be tried in a loop.
             note("hawkbit.device", error, target=case.target)
@@ -236,6 +237,8 @@ class Worker:
         except NotFoundError:
             await self._store.commit(changes[:1])
         self._known.recheck.discard(case.key)
+        if not case.asked:
+            self._known.asked.discard(case.key)
         self._known.note(case.key, case.link)
         if case.unanswered:
             self.work.failed(case.key, self._now(), self._config.retry_s, self._config.retry_max_s)
