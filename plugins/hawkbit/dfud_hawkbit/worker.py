@@ -155,7 +155,7 @@ class Worker:
                 raise
             await self._apart(step, cases, away)
         except Exception as error:
-            if isinstance(error, StoreError) and not isinstance(error, UnreadableError):
+            if isinstance(error, StoreError) and not isinstance(error, (UnreadableError, Refused)):
                 raise
             await self._apart(step, cases, error)
 
@@ -169,7 +169,7 @@ class Worker:
     def _stumbled(self, case: Case, error: Exception) -> None:
         """Leave a device alone for a while."""
         first_s = self._config.retry_s
-        if isinstance(error, Away):
+        if isinstance(error, (Away, Refused)):
             text = str(error)
             if text != self._known.problems.get(case.key):
                 log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": text})
@@ -217,6 +217,8 @@ class Worker:
             case.view = None
             case.later(self._now())
         except Refused as refused:
+            if case.view is None:
+                return self._stumbled(case, refused)  # a target that cannot be deleted
             case.set(problem=str(refused))
             if refused.status == 404:
                 case.set(registered=False)  # somebody deleted the target; it is made again
