@@ -9,7 +9,9 @@ from dfud.api.events import (
     Bus,
     CancelRequested,
     DeploymentChanged,
+    DeviceAddress,
     DeviceChanged,
+    DeviceDenied,
     DeviceSeen,
     FirmwareChanged,
     ProgressChanged,
@@ -45,6 +47,8 @@ from dfud.api.store import (
     Store,
     TrimDocuments,
 )
+from dfud.api.tls import server_context
+from dfud.api.turns import Turns
 from dfud.errors import (
     BugError,
     ConfigError,
@@ -58,11 +62,12 @@ from dfud.errors import (
     StoreError,
     UnreadableError,
 )
+from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
-from dfud.model.names import Selector, parse_selector_untrusted
 from dfud.model.resources import App, Device, Metadata
+from dfud.model.selectors import Selector, parse_selector_untrusted
 
 __all__ = [
     "Actual",
@@ -90,7 +95,9 @@ __all__ = [
     "DeploymentChanged",
     "Desired",
     "Device",
+    "DeviceAddress",
     "DeviceChanged",
+    "DeviceDenied",
     "DeviceSeen",
     "DeviceView",
     "DfudError",
@@ -129,6 +136,7 @@ __all__ = [
     "Telemetry",
     "Transport",
     "TrimDocuments",
+    "Turns",
     "UnreadableError",
     "UserRoutes",
     "Waiting",
@@ -137,7 +145,10 @@ __all__ = [
     "forever",
     "hookimpl",
     "hookspec",
+    "is_loopback",
+    "limited",
     "note",
     "open_to_all",
     "parse_selector_untrusted",
+    "server_context",
 ]
