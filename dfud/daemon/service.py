@@ -99,6 +99,7 @@ class Service:
             disk_bytes=policy.packages_max_bytes,
             memory_bytes=policy.packages_memory_bytes,
             workers=policy.workers,
+            waiting_max=policy.packages_waiting,
         )
         await nursery.start(packages.run)
         controller = Controller(self._store, self._bus, packages, policy, time.time)
