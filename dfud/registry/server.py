@@ -175,6 +175,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
     settings.accesslog = None
     settings.errorlog = None
     settings.backlog = BACKLOG
+    settings.max_app_queue_size = 2  # pieces of a body that wait for the application, up to 64 KiB each
     return settings
 
 

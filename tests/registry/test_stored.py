@@ -69,7 +69,7 @@ async def test_what_may_not_be_stored_is_named_by_its_place(daemon: DaemonProces
             for method, path, name in (("POST", "", "new"), ("PUT", "/good", "good")):
                 # Not by the encoder of this process, which has limits of its own.
                 body = msgspec.json.encode({"metadata": {"name": name}, "spec": spec if spec != DEEP else 0})
-                content = body.replace(b'"spec":0', b'"spec":{"a":' + b"[" * 976 + b"]" * 976 + b"}")
+                content = body.replace(b'"spec":0', b'"spec":{"a":' + b"[" * 300 + b"]" * 300 + b"}")
                 found = await ask(admin, 400, method, f"{APPS}/a/devices{path}", content=content)
                 assert message in found["message"]
 
