@@ -7,6 +7,9 @@
             await nursery.start(store.run, Bus())
             yield store
 
+        def new_store(self, directory):  # to have it closed and opened again, and killed
+            return MyStore(directory)
+
 Needs pytest and pytest-trio. A capability that the store does not declare is not tested.
 """
 
@@ -42,12 +45,13 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.testing.store_blobs import BlobConformance
+from dfud.testing.store_faults import FaultConformance
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app
 
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app"]
 
 
-class StoreConformance(BlobConformance):
+class StoreConformance(BlobConformance, FaultConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:

@@ -24,9 +24,14 @@ class Issuer:
         self.add_key("first")
 
     def add_key(self, kid: str, kind: str = "EC") -> None:
-        made = {"EC": lambda: jwk.ECKey.generate_key("P-256"), "RSA": lambda: jwk.RSAKey.generate_key(2048)}.get(
-            kind, lambda: jwk.OKPKey.generate_key("Ed25519")
-        )()
+        made: Any
+        match kind:
+            case "EC":
+                made = jwk.ECKey.generate_key("P-256")
+            case "RSA":
+                made = jwk.RSAKey.generate_key(2048)
+            case _:
+                made = jwk.OKPKey.generate_key("Ed25519")
         self.keys[kid] = made
 
     def public(self) -> list[dict[str, Any]]:

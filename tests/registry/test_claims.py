@@ -146,7 +146,7 @@ async def test_everything_is_on_record_and_nothing_secret_is(desk: Desk) -> None
 async def test_a_claim_that_cannot_be_is_refused(desk: Desk) -> None:
     for wrong in ({"uses": 0}, {"uses": 1001}, {"hours": 0}, {"device": "d", "uses": 2}, {"device": "\n"}, {"labels": {"": "x"}}):
         with pytest.raises(PeerError):
-            await desk.claims.create("a", "admin", **wrong)  # type: ignore[arg-type]  # wrong on purpose
+            await desk.claims.create("a", "admin", **wrong)  # wrong on purpose
     with pytest.raises(NotFoundError):
         await desk.claims.create("nothing", "admin")
     with pytest.raises(NotFoundError, match="no claim dfc_x in app a"):

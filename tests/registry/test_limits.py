@@ -25,8 +25,9 @@ def large_spec() -> dict[str, Any]:
 
 def large_app() -> list[list[PutApp | PutDevice]]:
     spec = large_spec()
-    devices = [PutDevice(Device(Metadata(f"d{n:03}", "a", resource_version="1"), spec)) for n in range(DEVICES)]
-    return [[PutApp(App(Metadata("a", resource_version="1")))], *([d] for d in devices)]
+    changes: list[PutApp | PutDevice] = [PutApp(App(Metadata("a", resource_version="1")))]
+    changes += [PutDevice(Device(Metadata(f"d{n:03}", "a", resource_version="1"), spec)) for n in range(DEVICES)]
+    return [[change] for change in changes]
 
 
 @pytest.fixture

@@ -103,14 +103,14 @@ async def test_an_unsigned_manifest_never_replaces_a_signed_one(at: Desk) -> Non
 
 async def test_a_signed_manifest_replaces_an_unsigned_one_whoever_came_first(at: Desk) -> None:
     await at.registry.update_app("a", App(Metadata("a"), spec(ONE, mode="optional")), "admin")
-    plain = {"version": "1.0", "hardware": "x", "kind": "raw"}
+    plain = Upload(version="1.0", hardware="x", kind="raw")
 
     async def other() -> None:
         await publish(at, sign(manifest(), ONE))
 
     at.store.before = other
     with pytest.raises(RefusedError, match="published with a signature"):  # read again, it finds the signed one
-        await at.firmware.publish("a", Upload(**plain), body(), "eve")
+        await at.firmware.publish("a", plain, body(), "eve")
     assert (await at.firmware.get("a", "1.0")).signed
 
 

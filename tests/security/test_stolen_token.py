@@ -71,7 +71,7 @@ async def asker(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Asker]:
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
     text = daemon.config.read_text().replace("[registry]\n", "[registry]\nfailures_per_minute = 1000\n")
-    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]  # once
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]  # once
     await nursery.start(daemon.run)
     tokens = {"admin": daemon.token}
     async with daemon.client() as admin:
@@ -146,7 +146,8 @@ async def test_nobody_undoes_the_record(asker: Asker) -> None:
     """Every route, by every method, with the audit log's own keys in every place, by the one who may do everything."""
 
     async def record() -> list[dict[str, Any]]:
-        return (await asker.read("admin", "/api/dfu/v1/audit?limit=1000"))[:before]
+        entries: list[dict[str, Any]] = await asker.read("admin", "/api/dfu/v1/audit?limit=1000")
+        return entries[:before]
 
     before = 1000
     kept = await record()

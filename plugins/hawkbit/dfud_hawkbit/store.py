@@ -155,7 +155,10 @@ class HawkbitStore(Store):
         devices: dict[str, float] = {}
         firmwares: dict[str, float] = {}
         for change in changes:
-            await self._consequences(change, extra, devices, firmwares)
+            try:
+                await self._consequences(change, extra, devices, firmwares)
+            except (ValueError, OverflowError, RecursionError) as error:  # what no store could take
+                raise StoreError(f"this cannot be stored: {error!r}") from error
         extra += [PutDocument(records.DIRTY, key, b"") for key in devices]
         extra += [PutDocument(records.DIRTY_FIRMWARE, key, b"") for key in firmwares]
         if not extra:
