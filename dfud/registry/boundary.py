@@ -93,6 +93,7 @@ class BoundedBody(TrioBody):
         super().__init__(expected_content_length, max_content_length)
         self._read = trio.Event()
         self._wanted_whole = False
+        self._discarded = False
 
     async def __anext__(self) -> bytes:
         data = await super().__anext__()
@@ -103,6 +104,16 @@ class BoundedBody(TrioBody):
         self._wanted_whole = True  # by a view of a plugin: up to MAX_CONTENT_LENGTH
         self._read.set()
         return super().__await__()
+
+    def append(self, data: bytes) -> None:
+        if not self._discarded:
+            super().append(data)
+
+    def discard(self) -> None:
+        """Nobody will read more: keep nothing, and hold nothing up."""
+        self._discarded = True
+        self._data.clear()
+        self._read.set()
 
     async def until_read(self) -> None:
         """Wait until somebody has read what is here."""
@@ -118,8 +129,17 @@ class BoundedRequest(TrioRequest):
 class BoundedConnection(TrioASGIHTTPConnection):
     """Takes a body as fast as it is read, where quart-trio takes it as fast as it comes, however large.
 
-    A request whose body nobody reads for body_s is ended.
+    A request whose body nobody reads for body_s is ended. What comes once the answer is on its way is dropped.
     """
+
+    def _create_request_from_scope(self, send: Any) -> Any:
+        request = super()._create_request_from_scope(send)
+        self._body: Any = request.body  # a BoundedBody
+        return request
+
+    async def _send_response(self, send: Any, response: Any) -> None:
+        self._body.discard()
+        await super()._send_response(send, response)
 
     async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:  # type: ignore[override]
         unread_s = self.app.config["BODY_TIMEOUT"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import resource
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from dfud.api import UserRoutes, faults, guard, open_to_all
-from dfud.registry import boundary
+from dfud.registry import boundary, server
 from dfud.registry.application import make_app
 from dfud.registry.boundary import canonical
 from dfud.registry.config import RegistryConfig
@@ -32,7 +33,7 @@ class Odd(UserRoutes):
     name = "odd"
 
     def register(self, app: QuartTrio, services: Any) -> None:
-        @app.get("/fails/<how>")
+        @app.route("/fails/<how>", methods=["GET", "POST"])
         @open_to_all
         async def fails(how: str) -> Response:
             if how == "error":
@@ -50,6 +51,16 @@ class Odd(UserRoutes):
             if how == "lone":
                 raise ValueError("\ud800\x1b[31m")
             return Response(self._some())
+
+        @app.post("/refuses")
+        @open_to_all
+        async def refuses() -> Response:
+            return Response("no", 409)
+
+        @app.post("/streams")
+        @open_to_all
+        async def streams() -> Response:
+            return Response(self._many())
 
         @app.post("/waits")
         @open_to_all
@@ -73,6 +84,11 @@ class Odd(UserRoutes):
 
     async def _fail(self) -> None:
         raise KeyError("inner")
+
+    async def _many(self) -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x"
+            await trio.sleep(0.01)
 
     async def _some(self) -> AsyncIterator[bytes]:
         yield b"[1,"
@@ -138,6 +154,52 @@ async def test_no_more_of_a_body_is_taken_than_is_read(url: str) -> None:
         # What the kernel and the server hold before somebody reads.
         assert 0 < sent < 50_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+@pytest.mark.parametrize("path", ["/refuses", "/fails/error", "/fails/half-way", "/streams", "/waits"])
+async def test_a_connection_whose_body_nobody_reads_is_answered_and_let_go(
+    url: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end was told behind the body in a queue that nobody read: the connection stayed, and counted, for ever."""
+    held = Counter[str]()
+    enter, leave = server._Settings.enter, server._Settings.leave
+
+    def entering(self: server._Settings, peer: str) -> bool:
+        held["connections"] += 1
+        return enter(self, peer)
+
+    def leaving(self: server._Settings, peer: str) -> None:
+        held["connections"] -= 1
+        leave(self, peer)
+
+    monkeypatch.setattr(server._Settings, "enter", entering)
+    monkeypatch.setattr(server._Settings, "leave", leaving)
+    address = httpx.URL(url)
+    async with await trio.open_tcp_stream(address.host, address.port or 0) as stream:
+        await stream.send_all(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n" % path.encode())
+        out = b""
+
+        async def send() -> None:
+            try:
+                for _ in range(200):
+                    await stream.send_all(bytes(100_000))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            with trio.fail_after(60):
+                try:
+                    while data := await stream.receive_some(4096):
+                        out += data
+                except trio.BrokenResourceError:
+                    pass
+            nursery.cancel_scope.cancel()
+    with trio.fail_after(60):
+        while held["connections"]:
+            await trio.sleep(0.02)
+    if path != "/waits":
+        assert out.startswith(b"HTTP/1.1 ") and b"connection: close" in out.lower()
 
 
 async def test_a_body_that_is_read_late_arrives_whole(url: str) -> None:
