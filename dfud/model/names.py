@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import quote
 
 import msgspec
 
@@ -97,6 +98,17 @@ def _problem(rule: Rule, name: str) -> str:
     if any(c in rule.without for c in name):
         return f"none of the characters {rule.without}"
     return ""
+
+
+def path_of(base: str, *names: str) -> str:
+    """Return the path of a URL: `base` as it is, each name behind it percent-encoded whole, its slashes too.
+
+    A name of dots alone, which older rules took, keeps its place: its dots are encoded as well. A proxy may fold it still, so
+    whoever deletes something compares what is there first. Raises PeerError for an empty name, which has no place at all.
+    """
+    if not all(names):
+        raise PeerError("a name is empty, expected at least one character")
+    return "/".join([base, *(quote(name, safe="") if name.strip(".") else "%2E" * len(name) for name in names)])
 
 
 def check_app_name(name: str) -> str:

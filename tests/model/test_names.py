@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfud.errors import PeerError
@@ -80,6 +80,7 @@ def test_lengths_are_counted_in_bytes(kind: Kind, longest: int) -> None:
             check_name(kind, "ü" * (longest // 2 + 1))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KINDS), st.text(st.one_of(st.characters(), st.sampled_from("./ a:é")), max_size=40))
 def test_a_name_is_taken_as_it_is_or_refused_with_what_was_expected(kind: Kind, name: str) -> None:
     try:

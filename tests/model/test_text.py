@@ -6,7 +6,7 @@ import json
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dfud.model.text import hidden, visible, visible_json, visible_lines
@@ -35,6 +35,7 @@ def test_what_is_hidden_is_shown_as_an_escape(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
+@settings(deadline=None)
 @given(NASTY)
 @example("\x1b[31m\u202e")
 def test_shown_text_holds_nothing_hidden(text: str) -> None:
@@ -44,11 +45,13 @@ def test_shown_text_holds_nothing_hidden(text: str) -> None:
     assert visible(shown) == shown
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=["L", "N", "P", "S"])))
 def test_what_can_be_read_stays_as_it_is(text: str) -> None:
     assert visible(text) == "".join(visible(c) if hidden(c) else c for c in text)
 
 
+@settings(deadline=None)
 @given(NASTY)
 def test_no_text_makes_lines_that_it_did_not_have(text: str) -> None:
     lines = visible_lines(text)
@@ -61,6 +64,7 @@ def test_a_traceback_keeps_its_lines() -> None:
     assert visible_lines("") == []
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NASTY, NASTY), st.sampled_from([None, 2]))
 def test_json_reads_back_the_same_and_holds_nothing_hidden(value: dict[str, str], indent: int | None) -> None:
     told = visible_json(value, indent)
