@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
@@ -63,16 +64,17 @@ class Lists:
         first = await anext(pages, b"")
 
         async def body() -> AsyncIterator[bytes]:
-            yield b"[" + first
-            async for data in pages:
-                yield b"," + data
-            yield b"]"
+            async with aclosing(pages):
+                yield b"[" + first
+                async for data in pages:
+                    yield b"," + data
+                yield b"]"
 
         return Response(body(), 200, content_type="application/json")
 
     async def _pages(
         self, page: Page[T], encode: Callable[[T], Awaitable[bytes]], limit: int, name: Callable[[T], str]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         last: T | None = None
         paging = Paging(self._config.list_page_bytes)
         left = limit
