@@ -60,6 +60,14 @@ class DeviceSeen(msgspec.Struct, frozen=True):
     at_s: float
 
 
+class DeviceAddress(msgspec.Struct, frozen=True):
+    """A device said how it is from this address: its own, or that of the gateway that speaks for it."""
+
+    app: str
+    device: str
+    address: str
+
+
 class DeviceDenied(msgspec.Struct, frozen=True):
     """Somebody was turned away. app, device: as they were named, perhaps empty, perhaps anything; reason: one of a few words."""
 

@@ -19,6 +19,7 @@ from dfud.endpoint.limits import Attempts, TooMany
 from dfud.endpoint.remembered import Judgement, Remembered
 from dfud.model.address import limited
 from dfud.model.credentials import is_slow, keys_of, verify
+from dfud.model.resources import is_disabled
 from dfud.wire.enrol import Enrolment
 
 SESSIONS_MAX = 200_000
@@ -220,7 +221,7 @@ class Authenticator:
         app = await self._store.app(app_name)
         if app is None:
             return None, Reason.UNKNOWN
-        if _disabled(app.spec):
+        if is_disabled(app.spec):
             return None, Reason.DISABLED
         name = await self._store.find_alias(app_name, device_name)
         if name is None:
@@ -229,7 +230,7 @@ class Authenticator:
         view = await self._store.device(app_name, name)
         if view is None:
             return None, Reason.UNKNOWN
-        if _disabled(view.device.spec):
+        if is_disabled(view.device.spec):
             return None, Reason.DISABLED
         return (app, view.device), Reason.UNKNOWN
 
@@ -241,7 +242,7 @@ class Authenticator:
         view = await self._store.device(app, device)
         selector = view.device.spec.get("gatewaySelector") if view is not None else None
         names = selector.get("matchNames") if isinstance(selector, dict) else None
-        if view is None or not isinstance(names, list) or gateway not in names or _disabled(view.device.spec):
+        if view is None or not isinstance(names, list) or gateway not in names or is_disabled(view.device.spec):
             raise Denied(Reason.GATEWAY, app, device)
         return device
 
@@ -287,8 +288,3 @@ class Authenticator:
             finally:
                 judging.give_up()
         return None
-
-
-def _disabled(spec: dict[str, Any]) -> bool:
-    core = spec.get("core")
-    return isinstance(core, dict) and core.get("disabled") is True

@@ -1,4 +1,4 @@
-"""Counting failures in windows of a minute, and guesses that are being judged; bounded memory, no timer."""
+"""Guesses that are being judged, counted before the work that they cost."""
 
 from __future__ import annotations
 
@@ -7,35 +7,7 @@ from collections.abc import Callable, Hashable
 
 import trio
 
-WINDOW_S = 60.0
-KEYS_MAX = 100_000
-
-
-class Failures:
-    """How often something failed in the current window, for each key. `now_s` is any clock that only moves forward."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._counts: dict[Hashable, int] = {}
-        self._window = -1
-
-    def left(self, key: Hashable, now_s: float) -> int:
-        """Return how often `key` may still fail in this window."""
-        if int(now_s / WINDOW_S) != self._window:
-            return self._limit
-        return max(0, self._limit - self._counts.get(key, 0))
-
-    def blocked(self, key: Hashable, now_s: float) -> bool:
-        """Say whether `key` has used up this window's failures."""
-        return self.left(key, now_s) == 0
-
-    def add(self, key: Hashable, now_s: float) -> None:
-        window = int(now_s / WINDOW_S)
-        if window != self._window:
-            self._window = window
-            self._counts.clear()
-        if len(self._counts) < KEYS_MAX or key in self._counts:
-            self._counts[key] = self._counts.get(key, 0) + 1
+from dfud.model.windows import PerMinute
 
 
 class TooMany(Exception):
@@ -49,7 +21,7 @@ class Attempts:
     """
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
-        self._failures = Failures(limit)
+        self._failures = PerMinute(limit)
         self._clock = clock
         self._judged: Counter[Hashable] = Counter()
         self._waiting: dict[Hashable, trio.lowlevel.ParkingLot] = {}

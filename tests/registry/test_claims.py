@@ -197,8 +197,8 @@ async def test_a_device_makes_itself_known_over_http(nursery: trio.Nursery, tmp_
     (listed,) = json.loads(await run("-o", "json", "--app", "a", "claim", "list"))
     assert (listed["uses"], listed["left"], listed["labels"]) == (2, 0, {"site": "attic"})
     assert "0 of 2" in await run("--app", "a", "claim", "list")
-    await run("--app", "a", "claim", "delete", listed["id"])
-    assert "no claim" in await run("--app", "a", "claim", "delete", listed["id"], fails=True)
+    await run("--app", "a", "claim", "delete", "--yes", listed["id"])
+    assert "no claim" in await run("--app", "a", "claim", "delete", "--yes", listed["id"], fails=True)
     told = json.dumps(daemon.lines)
     assert SECRET not in told and code[11:] not in told
     await _readers_see_no_claims(daemon)
