@@ -32,7 +32,7 @@ from dfud.api import (
     faults,
 )
 from dfud.testing.device import HttpDevice
-from dfud.testing.store import put_blob
+from dfud.testing.store import a_blob
 from dfud.wire.manifest import Manifest, unsigned
 from dfud.wire.messages import Type
 from tests.endpoint.world import World, start_world
@@ -108,11 +108,10 @@ class ChaosSink(EventSink):
 async def prepare(world: World, app: str, devices: list[str]) -> None:
     await world.store.commit([PutApp(App(Metadata(app), {"firmware": {"version": "1.1"}}))])
     for version, image in (("1.0", OLD), ("1.1", NEW)):
-        sha256 = await put_blob(world.store, image)
-        manifest = unsigned(Manifest(app, version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
-        await world.store.commit(
-            [PutFirmware(Firmware(app, version, "esp32c3", 1, len(image), sha256, manifest, "raw"))]
-        )
+        async with a_blob(world.store, image) as sha256:
+            manifest = unsigned(Manifest(app, version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
+            firmware = Firmware(app, version, "esp32c3", 1, len(image), sha256, manifest, "raw")
+            await world.store.commit([PutFirmware(firmware)])
     for name in devices:
         await world.put(name, {"authentication": {"credentials": [{"pass": "pw"}]}}, app)
 
