@@ -195,6 +195,18 @@ def test_a_session_that_ends_leaves_nothing_behind() -> None:
     assert len(w.server.outbox) == 0 and not w.endpoint.parked and w.server.idle and w.server._held == 0
 
 
+def test_what_is_remembered_of_peers_and_requests_goes_by_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfud_coap.server.ASKS_MAX", 8)
+    w = Virtual()
+    w.take(post(1, AUTH, body=b"honest"))
+    for number in range(50):
+        stranger = w.new_peer((f"192.0.2.{number + 10}", 1))
+        w.take(post(number + 10, AUTH, body=b"%d" % number), stranger)
+        w.take(post(number + 1000, AUTH, body=b"honest"))
+    assert len(w.server._asks) == 8
+    assert any(ask[0] == w.peer.scope for ask in w.server._asks._values), "who comes again is still known"
+
+
 # OSCORE
 
 
