@@ -38,7 +38,7 @@ from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.model.credentials import protect
-from dfud.testing.store import put_blob
+from dfud.testing.store import a_blob
 from dfud.wire.manifest import Manifest, unsigned
 from dfud.wire.messages import Status, encode_status
 
@@ -75,9 +75,11 @@ async def main(count: int, profiled: bool) -> None:
             for first in range(0, count, 500):
                 await store.commit([PutDevice(Device(Metadata(f"d{n}", "a"), spec)) for n in range(first, min(count, first + 500))])
             for version, image in (("1.0", OLD), ("1.1", NEW)):
-                sha256 = await put_blob(store, image)
-                manifest = unsigned(Manifest("a", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
-                await store.commit([PutFirmware(Firmware("a", version, "esp32c3", 1, len(image), sha256, manifest, "raw"))])
+                async with a_blob(store, image) as sha256:
+                    manifest = unsigned(Manifest("a", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
+                    await store.commit(
+                        [PutFirmware(Firmware("a", version, "esp32c3", 1, len(image), sha256, manifest, "raw"))]
+                    )
             body = encode_status(Status("1.0", hashlib.sha256(OLD).digest(), "esp32c3", 2, 16384, 1 << 20))
             woken: list[Reply] = []
             for n in range(count):

@@ -43,6 +43,7 @@ from dfud.api.store import (
     PutDocument,
     PutFirmware,
     Store,
+    TrimDocuments,
 )
 from dfud.errors import (
     BugError,
@@ -55,6 +56,7 @@ from dfud.errors import (
     RefusedError,
     RequestError,
     StoreError,
+    UnreadableError,
 )
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
@@ -126,6 +128,8 @@ __all__ = [
     "StoreError",
     "Telemetry",
     "Transport",
+    "TrimDocuments",
+    "UnreadableError",
     "UserRoutes",
     "Waiting",
     "contained",

@@ -24,7 +24,7 @@ from dfud.cli.client import CliError, Session
 from dfud.cli.resources import pass_session
 from dfud.model.espimage import check_esp_image_untrusted
 from dfud.model.names import check_name
-from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, key_id, sign_with
+from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, floor_too_high, key_id, sign_with
 
 PASSPHRASE_MIN = 8
 _SEQUENCE = click.IntRange(0, (1 << 32) - 1)
@@ -146,7 +146,12 @@ def key_show(session: Session, where: str, passphrase_file: Path | None) -> None
 @click.option("--version", required=True, help="Version of the firmware.")
 @click.option("--hardware", required=True, help="What it is made for, such as esp32c3.")
 @click.option("--sequence", type=_SEQUENCE, required=True, help="Orders the versions; a lower one is a downgrade.")
-@click.option("--floor", type=_SEQUENCE, default=0, help="From now on nothing below this sequence is taken.")
+@click.option(
+    "--floor",
+    type=_SEQUENCE,
+    default=0,
+    help="From now on nothing below this sequence is taken; at most the firmware's own.",
+)
 @click.option("--allow-downgrade", is_flag=True, help="Say in the manifest that a device may go back to this one.")
 @click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
 @click.option(
@@ -180,6 +185,8 @@ def sign_image(
     app = check_name("app", app_name or session.app)
     check_name("version", version)
     check_name("hardware", hardware)
+    if floor > sequence:
+        raise CliError(floor_too_high(floor, sequence))
     data = image.read_bytes()
     if not raw:
         with image.open("rb") as file:

@@ -61,6 +61,10 @@ class JournalHandler(logging.Handler):
         except OSError:
             self.handleError(record)
 
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
 
 def _field(key: str, value: str) -> bytes:
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in key).encode()

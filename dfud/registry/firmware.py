@@ -76,9 +76,6 @@ class FirmwareRegistry:
             if not size:
                 raise PeerError("the firmware is empty")
             sha256 = await writer.commit()
-        finally:
-            await writer.aclose()
-        try:
             if upload.sha256 and upload.sha256.lower() != sha256:
                 raise PeerError(f"the image arrived with SHA-256 {sha256}, expected {upload.sha256.lower()}")
             if manifest is not None and (manifest.sha256.hex() != sha256 or manifest.size != size):
@@ -113,10 +110,8 @@ class FirmwareRegistry:
             )
             entry = audit.entry(self._now(), by, "publish", f"{app_name}/{version}", sha256)
             await self._store.commit([PutFirmware(firmware), entry])
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._drop_blob(sha256)
-            raise
+        finally:
+            await writer.aclose()  # only now: it holds the image until the record does
         self._bus.publish(FirmwareChanged(firmware))
         return firmware
 
@@ -172,18 +167,7 @@ class FirmwareRegistry:
             )
         entry = audit.entry(self._now(), by, "delete-firmware", f"{app_name}/{version}", firmware.sha256)
         await self._store.commit([DeleteFirmware(app_name, version), entry])
-        await self._drop_blob(firmware.sha256)
         self._bus.publish(FirmwareChanged(firmware, deleted=True))
-
-    async def _drop_blob(self, sha256: str) -> None:
-        """Forget an image unless another record has it."""
-        offset = 0
-        while apps := await self._store.apps(limit=500, offset=offset):
-            offset += len(apps)
-            for app in apps:
-                if await self._store.firmware_by_digest(app.name, sha256) is not None:
-                    return
-        await self._store.delete_blob(sha256)
 
     async def _app(self, name: str) -> App:
         app = await self._store.app(name)

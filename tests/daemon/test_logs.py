@@ -24,6 +24,8 @@ def test_journald_gets_fields(tmp_path: Path) -> None:
     handler = JournalHandler(str(tmp_path / "journal"))
     handler.emit(record("deployment", device="lamp\nPRIORITY=0", app="ü"))
     data = journal.recv(10_000)
+    handler.close()
+    journal.close()
     fields = {}
     while data:
         name, _, rest = data.partition(b"\n")

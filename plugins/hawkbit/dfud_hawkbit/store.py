@@ -142,6 +142,12 @@ class HawkbitStore(Store):
         found["dfud_hawkbit_downloads_total"] = float(parts.firmware.downloads)
         return found | dict(self.inner.counters())
 
+    def problem(self) -> str:
+        return self.inner.problem()
+
+    async def check(self) -> None:
+        await self.inner.check()
+
     # Writing
 
     async def commit(self, changes: Sequence[Change]) -> None:
@@ -149,7 +155,10 @@ class HawkbitStore(Store):
         devices: dict[str, float] = {}
         firmwares: dict[str, float] = {}
         for change in changes:
-            await self._consequences(change, extra, devices, firmwares)
+            try:
+                await self._consequences(change, extra, devices, firmwares)
+            except (ValueError, OverflowError, RecursionError) as error:  # what no store could take
+                raise StoreError(f"this cannot be stored: {error!r}") from error
         extra += [PutDocument(records.DIRTY, key, b"") for key in devices]
         extra += [PutDocument(records.DIRTY_FIRMWARE, key, b"") for key in firmwares]
         if not extra:
@@ -227,9 +236,6 @@ class HawkbitStore(Store):
 
     async def new_blob(self) -> BlobWriter:
         return await self.inner.new_blob()
-
-    async def delete_blob(self, sha256: str) -> None:
-        await self.inner.delete_blob(sha256)
 
     # Reading: the records answer, whether hawkBit is there or not.
 

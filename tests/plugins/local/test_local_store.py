@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -30,8 +31,11 @@ class TestLocalStore(StoreConformance):
         await nursery.start(store.run, Bus())
         yield store
 
+    def new_store(self, directory: Path) -> LocalStore:
+        return LocalStore(directory)
 
-async def open_store(nursery: trio.Nursery, path: Path, **options: int) -> LocalStore:
+
+async def open_store(nursery: trio.Nursery, path: Path, **options: Any) -> LocalStore:
     store = LocalStore(path, **options)
     await nursery.start(store.run, Bus())
     return store
@@ -91,9 +95,10 @@ async def test_a_full_database_is_an_error_and_recovers(nursery: trio.Nursery, t
 _FILLER = """
 import resource, signal, sys, trio
 from pathlib import Path
-from dfud.api import Bus, StoreError
+from typing import Any
+from dfud.api import Bus, PutApp, PutFirmware, StoreError
 from dfud_local.store import LocalStore
-from dfud.testing.store import put_blob
+from dfud.testing.store import a_blob, a_firmware, an_app
 async def main():
     async with trio.open_nursery() as nursery:
         store = LocalStore(Path(sys.argv[1]))
@@ -101,10 +106,14 @@ async def main():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
         try:
-            await put_blob(store, bytes(1_000_000))
+            async with a_blob(store, bytes(1_000_000)):
+                pass
         except StoreError as error:
             print("refused:", error, error.retryable)
-        print("small:", len(await put_blob(store, bytes(1000))))
+        await store.commit([PutApp(an_app())])
+        async with a_blob(store, bytes(1000)) as sha256:
+            await store.commit([PutFirmware(a_firmware(sha256))])
+            print("small:", len(sha256))
         nursery.cancel_scope.cancel()
 trio.run(main)
 """
@@ -121,9 +130,10 @@ async def test_an_image_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path
 _LOADER = """
 import sys, trio
 from pathlib import Path
-from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice
+from typing import Any
+from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice, PutFirmware
 from dfud_local.store import LocalStore
-from dfud.testing.store import a_device, an_app, put_blob
+from dfud.testing.store import a_blob, a_device, a_firmware, an_app
 async def client(store, who):
     number = 0
     while True:
@@ -134,7 +144,9 @@ async def uploader(store):
     number = 0
     while True:
         number += 1
-        print("blob", await put_blob(store, b"%d" % number * 1000), flush=True)
+        async with a_blob(store, b"%d" % number * 1000) as sha256:
+            await store.commit([PutFirmware(a_firmware(sha256, str(number)), create=False)])
+        print("blob", sha256, flush=True)
 async def main():
     async with trio.open_nursery() as nursery:
         store = LocalStore(Path(sys.argv[1]))
@@ -154,15 +166,13 @@ async def test_being_killed_again_and_again_under_load_loses_nothing_that_was_an
     rng = random.Random(seed := int.from_bytes(os.urandom(4), "big"))
     answered = 0
     for cut in range(cuts):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _LOADER, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True
-        )
-        assert process.stdout is not None
-        lines = [process.stdout.readline()]
-        await trio.to_thread.run_sync(time.sleep, rng.uniform(0, 0.08))
-        process.send_signal(signal.SIGKILL)
-        lines += process.stdout.read().split(b"\n")[:-1]
-        process.wait()
+        command = [sys.executable, "-c", _LOADER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline()]
+            await trio.to_thread.run_sync(time.sleep, rng.uniform(0, 0.08))
+            process.send_signal(signal.SIGKILL)
+            lines += process.stdout.read().split(b"\n")[:-1]
         last: dict[str, int] = {}
         blobs = []
         for line in lines:
