@@ -9,6 +9,7 @@ from dfud.api.events import (
     Bus,
     CancelRequested,
     DeploymentChanged,
+    DeviceAddress,
     DeviceChanged,
     DeviceSeen,
     FirmwareChanged,
@@ -45,6 +46,7 @@ from dfud.api.store import (
     Store,
     TrimDocuments,
 )
+from dfud.api.tls import server_context
 from dfud.errors import (
     BugError,
     ConfigError,
@@ -58,11 +60,12 @@ from dfud.errors import (
     StoreError,
     UnreadableError,
 )
+from dfud.model.address import is_loopback
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
-from dfud.model.names import Selector, parse_selector_untrusted
 from dfud.model.resources import App, Device, Metadata
+from dfud.model.selectors import Selector, parse_selector_untrusted
 
 __all__ = [
     "Actual",
@@ -90,6 +93,7 @@ __all__ = [
     "DeploymentChanged",
     "Desired",
     "Device",
+    "DeviceAddress",
     "DeviceChanged",
     "DeviceSeen",
     "DeviceView",
@@ -137,7 +141,9 @@ __all__ = [
     "forever",
     "hookimpl",
     "hookspec",
+    "is_loopback",
     "note",
     "open_to_all",
     "parse_selector_untrusted",
+    "server_context",
 ]

@@ -60,6 +60,14 @@ class DeviceSeen(msgspec.Struct, frozen=True):
     at_s: float
 
 
+class DeviceAddress(msgspec.Struct, frozen=True):
+    """A device said how it is from this address: its own, or that of the gateway that speaks for it."""
+
+    app: str
+    device: str
+    address: str
+
+
 class Telemetry(msgspec.Struct, frozen=True):
     """A device published on a channel. sender is the authenticated device, device the one it spoke for."""
 

@@ -14,8 +14,8 @@ from dfud.api.events import Bus
 from dfud.errors import BugError
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
-from dfud.model.names import EVERYTHING, Selector
 from dfud.model.resources import App, Device
+from dfud.model.selectors import EVERYTHING, Selector
 
 
 class Capability(StrEnum):

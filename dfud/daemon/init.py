@@ -28,6 +28,7 @@ async def initialise(
     text: str | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run, Bus())
+        await audit.follow(store)
         now_s = time.time()
         if accept_key:
             told = audit.entry(now_s, "dfud init", "accept-key", "credential-key", fingerprint(key)[:8])

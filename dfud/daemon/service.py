@@ -36,14 +36,15 @@ from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry import audit
+from dfud.registry.application import make_app
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
 from dfud.registry.registry import Registry
+from dfud.registry.rules import RecordLimits
 from dfud.registry.server import serve
 from dfud.registry.services import Services
 from dfud.registry.users import Users
-from dfud.registry.web import make_app
 
 log = logging.getLogger("dfud")
 HOUSEKEEPING_S = 3600.0
@@ -109,6 +110,7 @@ class Service:
         return self._not_ready or self._store.problem()
 
     async def _start(self, nursery: trio.Nursery) -> None:
+        await audit.follow(self._store)
         policy = self._config.section("controller", ControllerConfig)
         settings = self._config.section("endpoint", EndpointConfig)
         packages = Packages(
@@ -125,8 +127,10 @@ class Service:
         for sink in self._parts.sinks:
             await keep(nursery, "sink.run", sink.run, self._bus, sink=sink.name)
         key = self._parts.key
-        self._registry = Registry(self._store, self._bus, key, time.time)
-        self._claims = Claims(self._registry, self._store, key, time.time)
+        users = self._config.section("registry", RegistryConfig)
+        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
+        self._registry = Registry(self._store, self._bus, key, time.time, limits)
+        self._claims = Claims(self._registry, self._store, key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,

@@ -18,10 +18,11 @@ from cryptography import x509
 
 from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, Store
 from dfud.endpoint.config import EndpointConfig
-from dfud.endpoint.limits import Failures
 from dfud.model.address import limited
 from dfud.model.anchors import anchors_of
 from dfud.model.credentials import KEYED, keys_of, passwords, verify
+from dfud.model.resources import is_disabled
+from dfud.model.windows import PerMinute
 from dfud.wire.enrol import Enrolment
 
 SESSIONS_MAX = 200_000
@@ -89,8 +90,8 @@ class Authenticator:
         self._now = now
         self._sessions: dict[Key, Session] = {}
         self._of_device: dict[tuple[str, str], set[Key]] = {}
-        self._addresses = Failures(config.failures_per_address)
-        self._devices = Failures(config.failures_per_device)
+        self._addresses = PerMinute(config.failures_per_address)
+        self._devices = PerMinute(config.failures_per_device)
         self._anchors: dict[str, list[tuple[str, x509.Certificate]]] | None = None
         self._psk: dict[str, tuple[bytes, float]] = {}
         self._identities: dict[tuple[str, str], set[str]] = {}
@@ -192,11 +193,11 @@ class Authenticator:
     async def _find(self, app_name: str, device_name: str) -> tuple[App, Device] | None:
         """Return an enabled app and its enabled device, by name or alias."""
         app = await self._store.app(app_name)
-        if app is None or _disabled(app.spec):
+        if app is None or is_disabled(app.spec):
             return None
         name = await self._store.find_alias(app_name, device_name)
         view = await self._store.device(app_name, name) if name is not None else None
-        if view is None or _disabled(view.device.spec):
+        if view is None or is_disabled(view.device.spec):
             return None
         return app, view.device
 
@@ -207,7 +208,7 @@ class Authenticator:
         view = await self._store.device(app, device)
         selector = view.device.spec.get("gatewaySelector") if view is not None else None
         names = selector.get("matchNames") if isinstance(selector, dict) else None
-        if view is None or not isinstance(names, list) or gateway not in names or _disabled(view.device.spec):
+        if view is None or not isinstance(names, list) or gateway not in names or is_disabled(view.device.spec):
             raise Denied
         return device
 
@@ -272,8 +273,3 @@ class Authenticator:
         self._psk[identity] = (keys[0], now_s + PSK_CACHED_S)
         self._identities.setdefault((found[0].name, found[1].name), set()).add(identity)
         return keys[0]
-
-
-def _disabled(spec: dict[str, Any]) -> bool:
-    core = spec.get("core")
-    return isinstance(core, dict) and core.get("disabled") is True

@@ -14,6 +14,7 @@ from dfud.api import (
     Chunks,
     Code,
     Credentials,
+    DeviceAddress,
     DeviceChanged,
     Dialect,
     Endpoint,
@@ -185,6 +186,7 @@ class DeviceEndpoint(Endpoint):
         return Reply(Code.COMMAND, ENROL, encode_enrolled(enrolment.device))
 
     async def _status(self, session: Session, request: Request) -> Reply | Waiting:
+        self._bus.publish(DeviceAddress(session.app, session.device, request.peer))
         body = request.body
         if body and (0x80 <= body[0] <= 0x8F or body[0] == 0xDE):
             status = decode_status_untrusted(body)

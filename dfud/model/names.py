@@ -1,9 +1,9 @@
-"""Names: what users and devices call things, one rule for each kind; and label selectors.
+"""Names: what users and devices call things, one rule for each kind.
 
 A name is checked where it enters: the command line, the registry, an enrolment. What was stored under an older rule is still
 found, shown and deleted by its name, so nothing that looks a name up checks it.
 
-Source of the grammar: Drogue's registry (docs/drogue.md) and Kubernetes' label selectors.
+Source of the grammar: Drogue's registry (docs/drogue.md) and Kubernetes' labels.
 """
 
 from __future__ import annotations
@@ -137,73 +137,6 @@ def check_labels(labels: Mapping[str, str], held: Mapping[str, str] | None = Non
             raise PeerError(f"label {key}: {error}") from None
 
 
-class Requirement(msgspec.Struct, frozen=True):
-    """One clause of a selector; `values` is empty for exists and absent."""
-
-    key: str
-    operator: Literal["in", "notin", "exists", "absent"]
-    values: tuple[str, ...] = ()
-
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        found = labels.get(self.key)
-        if self.operator == "exists":
-            return found is not None
-        if self.operator == "absent":
-            return found is None
-        if self.operator == "in":
-            return found in self.values
-        return found not in self.values
-
-
-class Selector(msgspec.Struct, frozen=True):
-    """A conjunction of requirements; the empty one matches everything."""
-
-    requirements: tuple[Requirement, ...] = ()
-
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        return all(r.matches(labels) for r in self.requirements)
-
-
-EVERYTHING = Selector()
-
-_CLAUSE = re.compile(
-    r"""\s*(?:
-        (?P<not>!)\s*(?P<absent>[^\s,()=!]+)
-      | (?P<key>[^\s,()=!]+)\s*(?:
-            (?P<op>==|=|!=)\s*(?P<value>[^\s,()=!]*)
-          | \s(?P<set>in|notin)\s*\((?P<values>[^()]*)\)
-        )?
-    )\s*(?:,|$)""",
-    re.VERBOSE,
-)
-
-
-def parse_selector_untrusted(text: str) -> Selector:
-    """Parse `k=v,k!=v,k in (a,b),k notin (a,b),k,!k` (comma is AND).
-
-    Raises PeerError that names the place; the empty text gives the selector that matches everything.
-    """
-    if not text.strip():
-        return EVERYTHING
-    requirements = []
-    position = 0
-    while position < len(text):
-        match = _CLAUSE.match(text, position)
-        if match is None or match.end() == position:
-            raise PeerError(f"label selector: cannot read {text[position : position + 40]!r} at position {position}")
-        position = match.end()
-        key = match["absent"] or match["key"]
-        if not _LABEL.fullmatch(key):
-            raise PeerError(f"label selector: {key[:80]!r} is no label")
-        if match["absent"]:
-            requirements.append(Requirement(key, "absent"))
-        elif match["op"]:
-            requirements.append(Requirement(key, "notin" if match["op"] == "!=" else "in", (match["value"],)))
-        elif match["set"]:
-            values = tuple(v.strip() for v in match["values"].split(","))
-            requirements.append(Requirement(key, "in" if match["set"] == "in" else "notin", values))
-        else:
-            requirements.append(Requirement(key, "exists"))
-    if text.rstrip().endswith(","):
-        raise PeerError("label selector: ends with a comma")
-    return Selector(tuple(requirements))
+def is_label_key(key: str) -> bool:
+    """Say whether a label may have this key."""
+    return len(key) <= LABEL_MAX_BYTES and _LABEL.fullmatch(key) is not None

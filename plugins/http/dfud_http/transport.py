@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import re
 import socket
 import ssl
@@ -12,7 +11,7 @@ from collections import Counter
 
 import trio
 
-from dfud.api import ConfigError, Endpoint, Transport
+from dfud.api import ConfigError, Endpoint, Transport, is_loopback, server_context
 from dfud_http.answer import encode_plain
 from dfud_http.config import HttpConfig
 from dfud_http.connection import Connection, Stream
@@ -33,7 +32,7 @@ class HttpTransport(Transport):
     def __init__(self, config: HttpConfig) -> None:
         self._config = config
         self._tls = self._load_tls()
-        if self._tls is None and not config.allow_plain and not _loopback(config.host):
+        if self._tls is None and not config.allow_plain and not is_loopback(config.host):
             raise ConfigError(
                 f"[transport.http] host {config.host} is not loopback and there is no certificate: "
                 "expected certificate and key, or allow_plain = true"
@@ -49,17 +48,9 @@ class HttpTransport(Transport):
             if c.client_ca or c.client_required or c.redirect_port:
                 raise ConfigError("[transport.http] client_ca, client_required and redirect_port need a certificate")
             return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-        try:
-            context.load_cert_chain(c.certificate, c.key or None)
-            if c.client_ca:
-                context.load_verify_locations(c.client_ca)
-                context.verify_mode = ssl.CERT_REQUIRED if c.client_required else ssl.CERT_OPTIONAL
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"[transport.http] certificate {c.certificate}: {error}") from error
-        return context
+        return server_context(
+            "transport.http", c.certificate, c.key, client_ca=c.client_ca, client_required=c.client_required
+        )
 
     def reload(self) -> None:
         if self._tls is not None:
@@ -194,10 +185,3 @@ class HttpTransport(Transport):
         while self._connections:
             self._gone = trio.Event()
             await self._gone.wait()
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
