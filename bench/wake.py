@@ -33,6 +33,7 @@ from dfud.api import (
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
+from dfud.controller.sending import Order
 from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
@@ -62,7 +63,7 @@ async def main(count: int, profiled: bool) -> None:
                 bus,
                 controller,
                 Authenticator(store, bus, config, KEY, time.time),
-                Commands(8, 60.0, time.time),
+                Commands(8, 60.0, trio.current_time),
                 config,
                 dialects=(),
                 sinks=(),
@@ -89,7 +90,7 @@ async def main(count: int, profiled: bool) -> None:
                 found.listen(woken.append)
             target = await store.firmware("a", "1.1")
             assert target is not None
-            await packages.get(target, await store.firmware("a", "1.0"), 2, 16384)
+            await packages.get(Order(target, await store.firmware("a", "1.0"), 2, 16384), ("a", "d0"))
             await store.commit([PutApp(App(Metadata("a"), {"firmware": {"version": "1.1"}}))])
             profile = cProfile.Profile()
             start, cpu = time.perf_counter(), time.thread_time()

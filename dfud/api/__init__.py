@@ -11,6 +11,7 @@ from dfud.api.events import (
     DeploymentChanged,
     DeviceAddress,
     DeviceChanged,
+    DeviceDenied,
     DeviceSeen,
     FirmwareChanged,
     ProgressChanged,
@@ -47,6 +48,7 @@ from dfud.api.store import (
     TrimDocuments,
 )
 from dfud.api.tls import server_context
+from dfud.api.turns import Turns
 from dfud.errors import (
     BugError,
     ConfigError,
@@ -60,7 +62,7 @@ from dfud.errors import (
     StoreError,
     UnreadableError,
 )
-from dfud.model.address import is_loopback
+from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
@@ -95,6 +97,7 @@ __all__ = [
     "Device",
     "DeviceAddress",
     "DeviceChanged",
+    "DeviceDenied",
     "DeviceSeen",
     "DeviceView",
     "DfudError",
@@ -133,6 +136,7 @@ __all__ = [
     "Telemetry",
     "Transport",
     "TrimDocuments",
+    "Turns",
     "UnreadableError",
     "UserRoutes",
     "Waiting",
@@ -142,6 +146,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "is_loopback",
+    "limited",
     "note",
     "open_to_all",
     "parse_selector_untrusted",

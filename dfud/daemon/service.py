@@ -136,7 +136,7 @@ class Service:
             self._bus,
             controller,
             Authenticator(self._store, self._bus, settings, key, time.time),
-            Commands(settings.commands_queued, settings.commands_expire_s, time.time),
+            Commands(settings.commands_queued, settings.commands_expire_s, trio.current_time),
             settings,
             dialects=self._parts.dialects,
             sinks=self._parts.sinks,

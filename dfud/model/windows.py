@@ -19,10 +19,15 @@ class PerMinute:
         self._counts: dict[Hashable, int] = {}
         self._window = -1
 
+    def left(self, key: Hashable, now_s: float) -> int:
+        """Return how many more of `key` this window takes."""
+        self._roll(now_s)
+        unknown = 0 if len(self._counts) < KEYS_MAX else self._limit
+        return max(0, self._limit - self._counts.get(key, unknown))
+
     def blocked(self, key: Hashable, now_s: float) -> bool:
         """Say whether `key` has used up this window's count."""
-        self._roll(now_s)
-        return self._counts.get(key, 0 if len(self._counts) < KEYS_MAX else self._limit) >= self._limit
+        return self.left(key, now_s) == 0
 
     def add(self, key: Hashable, now_s: float) -> None:
         """Count one more of `key`."""

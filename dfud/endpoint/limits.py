@@ -1,0 +1,53 @@
+"""Guesses that are being judged, counted before the work that they cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+
+import trio
+
+from dfud.model.windows import PerMinute
+
+
+class TooMany(Exception):
+    """Too many wrong credentials from this address, or for what was named."""
+
+
+class Attempts:
+    """Guesses, counted before they are judged: never more are under way for a key than may still fail for it.
+
+    The others wait for a result. Right ones cost nothing, so that a fleet behind one address logs in, a few at a time.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self._failures = PerMinute(limit)
+        self._clock = clock
+        self._judged: Counter[Hashable] = Counter()
+        self._waiting: dict[Hashable, trio.lowlevel.ParkingLot] = {}
+
+    async def begin(self, key: Hashable) -> None:
+        """Have one guess of `key` judged from now on, until `end()`; wait if need be. Raises TooMany."""
+        while True:
+            left = self._failures.left(key, self._clock())
+            if not left:
+                raise TooMany
+            if self._judged[key] < left:
+                self._judged[key] += 1
+                return
+            await self._waiting.setdefault(key, trio.lowlevel.ParkingLot()).park()
+
+    def end(self, key: Hashable, *, failed: bool) -> None:
+        if failed:
+            self._failures.add(key, self._clock())
+        self._judged[key] -= 1
+        if not self._judged[key]:
+            del self._judged[key]
+        lot = self._waiting.get(key)
+        if lot is None:
+            return
+        # One place is free, or one fewer may fail; with none left, everybody has to hear of it.
+        left = self._failures.left(key, self._clock())
+        lot.unpark(count=max(0, left - self._judged[key]) if left else len(lot))
+        if not len(lot):
+            del self._waiting[key]
