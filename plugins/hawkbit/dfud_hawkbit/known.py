@@ -8,6 +8,9 @@ from dfud_hawkbit.names import target_id
 from dfud_hawkbit.records import Link
 
 
+SPARE = 1000  # addresses that are kept of devices without a target
+
+
 class Known:
     """targets: the device of each target. bound: the open action of each device that has one.
 
@@ -53,6 +56,7 @@ class Known:
         self.foreign.discard(key)
 
     def heard(self, event: DeviceAddress) -> None:
-        key = self.targets.get(target_id(event.app, event.device))
-        if key is not None:
+        key = records.device_key(event.app, event.device)
+        # A new device speaks before hawkBit has its target; of one that was deleted nothing is kept for long.
+        if key in self.addresses or len(self.addresses) < len(self.targets) + SPARE:
             self.addresses[key] = event.address
