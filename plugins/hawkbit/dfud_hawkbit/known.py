@@ -7,7 +7,6 @@ from dfud_hawkbit import records
 from dfud_hawkbit.names import target_id
 from dfud_hawkbit.records import Link
 
-
 SPARE = 1000  # addresses that are kept of devices without a target
 
 
