@@ -44,8 +44,9 @@ def main() -> None:
     base = b"".join(rng.choice(words) for _ in range(2500)) + b"end"
     image = base[:4000] + rng.randbytes(30) + base[4100:9000] + b"tail" * 40
     packages = []
+    full = build_full(image, 4112)
     for name, package in (
-        ("full, several chunks", build_full(image, 4112)),
+        ("full, several chunks", full),
         ("full of one byte", build_full(b"x", 4112)),
         ("delta", build_delta(image, base, 4112)),
     ):
@@ -59,7 +60,7 @@ def main() -> None:
                 "chunks": [chunk.hex() for chunk in package.chunks],
             }
         )
-    chunk = decode_chunk_untrusted(bytes.fromhex(packages[0]["chunks"][0]))
+    chunk = decode_chunk_untrusted(full.chunks[0])
     payload = chunk.payload
 
     def bad(why: str, payload: bytes, **changes: int) -> dict[str, str]:
