@@ -104,7 +104,7 @@ def newest(flash: Flash) -> tuple[int, ...]:
     )
 
 
-def torn(flash: WornFlash, kind: str, offset: int, data: bytes) -> Iterator[tuple[str, WornFlash]]:
+def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[str, Flash]]:
     """Yield what a power cut in this operation may leave: nothing done, half of it, some of its bits."""
     yield "before", flash.copy()
     mask = hashlib.sha256(f"{kind}{offset}".encode()).digest() * (SECTOR // 32)
@@ -135,7 +135,7 @@ class _Forking(WornFlash):
 
     __slots__ = ("on",)
 
-    def __init__(self, node: Flash, faults: Faults, on: Callable[[WornFlash, str, int, bytes], None]) -> None:
+    def __init__(self, node: Flash, faults: Faults, on: Callable[[Flash, str, int, bytes], None]) -> None:
         super().__init__(node.sectors, faults)
         self.on = on
 
@@ -204,7 +204,7 @@ def explore(
             if any(now < was for now, was in zip(newest(flash), numbers, strict=True)):
                 found.bad.append(f"the newest record is lost by {what} after {ways[key]}")
 
-        def fork(flash: WornFlash, kind: str, offset: int, data: bytes) -> None:
+        def fork(flash: Flash, kind: str, offset: int, data: bytes) -> None:
             found.operations += 1
             check(flash, f"what came before {kind} {offset:#x}")  # called within this turn of the loop
             for name, copy in torn(flash, kind, offset, data):

@@ -4,7 +4,6 @@ both put a record into the same place."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ class Cutting(WornFlash):
 
     def __init__(self, sectors: dict[int, bytes], faults: Faults) -> None:
         super().__init__(sectors, faults)
-        self.cut: list[WornFlash] = []
+        self.cut: list[Flash] = []
 
     def erase(self, offset: int) -> None:
         self.cut += (copy for _, copy in torn(self, "erase", offset, b""))
@@ -56,14 +55,13 @@ def floor_of(flash: Flash) -> int:
 def explore(sectors: dict[int, bytes], faults: Faults) -> tuple[int, int]:
     """Append with a raised floor, up to APPENDS records, from every state that power cuts lead to. Returns states and successes."""
     start = WornFlash(sectors, faults)
-    queue = [(start, 0)]
+    queue: list[tuple[Flash, int]] = [(start, 0)]
     seen = {(log_key(start, *STATE_LOG), 0)}
     kept = 0
     while queue:
         flash, depth = queue.pop()
         before, number = floor_of(flash), newest(flash)[0]
         cutting = Cutting(flash.sectors, faults)
-        after: Iterator[WornFlash] | list[WornFlash] = []
         try:
             found = agent_state(cutting)
             found.append(floor=found.floor + 1, accept=found.floor + 1)
@@ -72,8 +70,7 @@ def explore(sectors: dict[int, bytes], faults: Faults) -> tuple[int, int]:
         else:
             assert agent_state(cutting).floor == found.floor == floor_of(cutting)
             kept += 1
-        after = [*cutting.cut, cutting]
-        for copy in after:
+        for copy in (*cutting.cut, cutting):
             # Never a lower floor than the one that stood there, whatever was cut.
             assert newest(copy)[0] >= number, (faults, depth)
             assert floor_of(copy) >= before, (faults, depth)
