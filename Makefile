@@ -2,8 +2,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 TRANSPORT ?= http
+# Test files side by side; each test starts its own daemons on free ports.
+WORKERS ?= 2
 
-.PHONY: help bootloader demo test exhaustive setup lock lint audit clean
+.PHONY: help bootloader demo test exhaustive setup lock lint audit clean distclean
 help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
@@ -13,13 +15,14 @@ help:
 	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
 	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
-	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
+	@echo "make lint | lock                 ruff, mypy | remake requirements.lock (what runs) and requirements-test.lock (all)"
+	@echo "make clean | distclean           remove what is built | and the environment; var, dfud's state, stays"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
 	@echo "make bench-delta                 what updates weigh beside other tools (PAIRS=directory, QUICK=1)"
 
 setup: build/.setup
 
-build/.setup: requirements.lock pyproject.toml .ci/setup
+build/.setup: requirements-test.lock pyproject.toml .ci/setup
 	PYTHON="$(PYTHON)" .ci/setup
 	@mkdir -p build && touch $@
 
@@ -33,7 +36,7 @@ demo: setup bootloader
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
-	$(BIN)/pytest $(if $(TESTS),-m "$(TESTS)")
+	$(BIN)/pytest -n $(WORKERS) $(if $(TESTS),-m "$(TESTS)")
 
 exhaustive: setup bootloader
 	$(BIN)/pytest -m slow
@@ -48,9 +51,16 @@ lint: setup
 
 lock:
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--all-extras --group test --group bench pyproject.toml -o requirements.lock
+		--all-extras --group test --group bench pyproject.toml -o requirements-test.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--extra users -c requirements-test.lock pyproject.toml -o requirements.lock
 
+# What is built; never `var`, where `dfud run` from a checkout keeps its database and key.
 clean:
-	rm -rf build var
+	rm -rf build
+
+# Everything that is not in the repository but the state in `var`.
+distclean: clean
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 -include bench/*.mk tests/*/*.mk tests/plugins/*/*.mk

@@ -32,11 +32,18 @@ class Cache(Generic[K, V]):
     """Up to `limit` values; the one that was not used for longest goes first.
 
     group_of: the group that a key belongs to (its app, say), so that `forget_group()` costs nothing per value.
+    dropped(key, value): called when a value has to go for another one, not when it is forgotten.
     """
 
-    def __init__(self, limit: int, group_of: Callable[[K], Hashable] | None = None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        group_of: Callable[[K], Hashable] | None = None,
+        dropped: Callable[[K, V], None] | None = None,
+    ) -> None:
         self._limit = limit
-        self._group_of = group_of or (lambda key: None)
+        self._dropped = dropped
+        self._group_of = group_of
         self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._epochs: dict[Hashable, int] = {}
         self._readings: dict[Hashable, set[Reading]] = {}
@@ -49,16 +56,16 @@ class Cache(Generic[K, V]):
         found = self._values.get(key)
         if found is None:
             return default
-        value, epoch = found
-        if epoch != self._epochs.get(self._group_of(key), 0):
+        # Read for every datagram: without groups there is nothing to look up.
+        if self._group_of is not None and found[1] != self._epochs.get(self._group_of(key), 0):
             del self._values[key]
             return default
         self._values.move_to_end(key)
-        return value
+        return found[0]
 
     def begin(self, key: K) -> Reading:
         """Say that `key` is being read from now on; give the result to `end()`, or the reading to `give_up()`."""
-        reading = Reading(key, self._group_of(key))
+        reading = Reading(key, self._group_of(key) if self._group_of is not None else None)
         self._readings.setdefault(key, set()).add(reading)
         return reading
 
@@ -119,7 +126,10 @@ class Cache(Generic[K, V]):
                 reading.stale = True
 
     def _keep(self, key: K, value: V) -> None:
-        self._values[key] = (value, self._epochs.get(self._group_of(key), 0))
+        epoch = self._epochs.get(self._group_of(key), 0) if self._group_of is not None else 0
+        self._values[key] = (value, epoch)
         self._values.move_to_end(key)
         while len(self._values) > self._limit:
-            self._values.popitem(last=False)
+            dropped, (value, _) = self._values.popitem(last=False)
+            if self._dropped is not None:
+                self._dropped(dropped, value)

@@ -14,8 +14,21 @@ from pathlib import Path
 
 import trio
 
-from dfud.api import BugError, Firmware, PeerError, Store, StoreError
+from dfud.api import BugError, Cache, PeerError, Store, StoreError, contained
+from dfud.controller.fair import FairLimiter
+from dfud.controller.sending import Order
 from dfud.package.file import ENCODER, PackageFile, read_package_untrusted
+from dfud.package.worker import DAMAGED
+
+NAMES_MAX = 10_000
+TOUCHED_S = 600.0  # how exact "used last" is on disk
+
+
+class Busy(StoreError):
+    """It is not the package's turn yet; nothing is wrong with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
 
 
 class _Making:
@@ -24,25 +37,36 @@ class _Making:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.error: StoreError | None = None
+        self.devices: set[tuple[str, str]] = set()
 
 
 class Packages:
-    """Owns the directory `path` and the memory of recently used packages."""
+    """Owns the directory `path` and the memory of recently used packages.
 
-    def __init__(self, store: Store, path: Path, *, disk_bytes: int, memory_bytes: int, workers: int) -> None:
+    waiting_max: packages that may wait for a worker. One device has at most one in the making, so that its changing statuses
+    cannot fill that; apps take turns.
+    """
+
+    def __init__(
+        self, store: Store, path: Path, *, disk_bytes: int, memory_bytes: int, workers: int, waiting_max: int = 256
+    ) -> None:
         self._store = store
         self._path = path
         self._disk_bytes = disk_bytes
         self._memory_bytes = memory_bytes
+        self._waiting_max = waiting_max
         self._memory: OrderedDict[str, PackageFile] = OrderedDict()
+        self._touched: dict[str, float] = {}
         self._used = 0
-        self._names: dict[str, str] = {}
+        self._names: Cache[str, str] = Cache(NAMES_MAX)
         self._making: dict[str, _Making] = {}
         self._nursery: trio.Nursery | None = None
-        self._workers = trio.CapacityLimiter(workers or max(1, (os.cpu_count() or 2) - 1))
+        self._workers = FairLimiter(workers or max(1, (os.cpu_count() or 2) - 1))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Give packages a place to be made in, until cancelled."""
+        with contained("packages.trim"):
+            await trio.to_thread.run_sync(self._sweep)
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             await trio.sleep_forever()
@@ -58,9 +82,15 @@ class Packages:
         """Return a package by its hexadecimal name, or None if it was never made or is no longer kept."""
         if (found := self.memory(package)) is not None:
             return found
+        path = self._path / f"{package}.dfup"
+
+        def read() -> bytes:
+            data = path.read_bytes()
+            os.utime(path)
+            return data
+
         try:
-            data = await trio.to_thread.run_sync((self._path / f"{package}.dfup").read_bytes)
-            found = read_package_untrusted(data)
+            found = read_package_untrusted(await trio.to_thread.run_sync(read))
         except (OSError, PeerError):
             return None
         if found.id.hex() != package:
@@ -73,29 +103,61 @@ class Packages:
         if name not in self._memory:
             self._used += package.total_bytes
         self._memory[name] = package
+        self._touched[name] = trio.current_time()
         while self._used > self._memory_bytes and len(self._memory) > 1:
-            _, gone = self._memory.popitem(last=False)
+            gone_name, gone = self._memory.popitem(last=False)
+            self._touched.pop(gone_name, None)
             self._used -= gone.total_bytes
 
-    def key(self, firmware: Firmware, base: str, kinds: int, payload: int) -> str:
-        text = f"{ENCODER} {firmware.sha256} {base} {kinds} {payload}"
+    def _touch(self, name: str) -> None:
+        """Note on disk that a package is in use, now and then: what is handed out from memory must not look old there."""
+        now = trio.current_time()
+        if now - self._touched.get(name, now) >= TOUCHED_S:
+            self._touched[name] = now
+            try:
+                os.utime(self._path / f"{name}.dfup")
+            except OSError:
+                return  # it was emptied; it is made again once it leaves the memory
+
+    def key(self, order: Order) -> str:
+        base = order.base.sha256 if order.base is not None else ""
+        text = f"{ENCODER} {order.target.sha256} {base} {order.kinds} {order.payload}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    async def get(self, firmware: Firmware, base: Firmware | None, kinds: int, payload: int) -> PackageFile:
-        """Return the package that takes a device from `base` (None: from anything) to `firmware`; make it if need be.
+    def ready(self, order: Order) -> PackageFile | None:
+        """Return the package of an order if it is in memory. Never blocks."""
+        name = order.held if order.held in self._memory else self._names.get(self.key(order))
+        found = self.memory(name) if name else None
+        if found is not None and found.sha256.hex() == order.target.sha256:
+            self._touch(found.id.hex())
+            return found
+        return None
 
-        Everybody who wants the same one waits for one making. Raises StoreError if an image is missing or the disk is full.
-        Cancelling one waiter does not stop the making while another waits.
+    async def get(self, order: Order, device: tuple[str, str]) -> PackageFile:
+        """Return the package of an order for (app, device); make it if need be.
+
+        Everybody who wants the same one waits for one making. Raises StoreError if an image is missing or damaged, the disk is
+        full, too many packages wait, or another one is being made for this device. Cancelling one waiter does not stop the
+        making.
         """
-        key = self.key(firmware, base.sha256 if base else "", kinds, payload)
+        if order.held:
+            found = await self.load(order.held)
+            if found is not None and found.sha256.hex() == order.target.sha256:
+                return found
+        key = self.key(order)
         if (found := await self._kept(key)) is not None:
             return found
         making = self._making.get(key)
         if making is None:
+            if any(device in other.devices for other in self._making.values()):
+                raise Busy("another package is being made for this device")
+            if len(self._making) >= self._waiting_max:
+                raise Busy(f"{len(self._making)} packages are being made already")
             making = self._making[key] = _Making()
             if self._nursery is None:
                 raise BugError("packages are asked for before they run")
-            self._nursery.start_soon(self._make_for_all, making, key, firmware, base, kinds, payload)
+            self._nursery.start_soon(self._make_for_all, making, key, order)
+        making.devices.add(device)
         await making.done.wait()
         if making.error is not None:
             raise making.error
@@ -104,15 +166,18 @@ class Packages:
             raise StoreError("the package was made, but cannot be read back", retryable=True)
         return found
 
-    async def _make_for_all(
-        self, making: _Making, key: str, firmware: Firmware, base: Firmware | None, kinds: int, payload: int
-    ) -> None:
+    async def _make_for_all(self, making: _Making, key: str, order: Order) -> None:
+        what = f"package of {order.target.version} not made"
+        making.error = StoreError(f"{what}: an unforeseen fault, see the log", retryable=True)
         try:
-            await self._make(key, firmware, base, kinds, payload)
-        except StoreError as error:
-            making.error = error
-        except OSError as error:
-            making.error = StoreError(f"package of {firmware.version} not made: {error}", retryable=True)
+            with contained("packages.make", app=order.target.app, firmware=order.target.version):
+                try:
+                    await self._make(key, order)
+                    making.error = None
+                except StoreError as error:
+                    making.error = error
+                except OSError as error:
+                    making.error = StoreError(f"{what}: {error}", retryable=True)
         finally:
             del self._making[key]
             making.done.set()
@@ -120,26 +185,30 @@ class Packages:
     async def _kept(self, key: str) -> PackageFile | None:
         name = self._names.get(key)
         if name is None:
+            path = self._path / f"{key}.key"
             try:
-                name = (await trio.to_thread.run_sync((self._path / f"{key}.key").read_text)).strip()
+                name = (await trio.to_thread.run_sync(path.read_text)).strip()
             except (OSError, UnicodeDecodeError):
                 return None
         found = await self.load(name)
         if found is not None:
-            self._names[key] = name
+            self._names.put(key, name)
+            self._touch(name)
         return found
 
-    async def _make(self, key: str, firmware: Firmware, base: Firmware | None, kinds: int, payload: int) -> None:
-        image = await self._store.blob(firmware.sha256)
-        if image is None:
-            raise StoreError(f"the image of {firmware.app} {firmware.version} is missing from the store")
-        base_path = await self._store.blob(base.sha256) if base is not None else None
-        self._path.mkdir(parents=True, exist_ok=True)
-        arguments = [str(image), str(base_path or ""), str(kinds), str(payload), str(self._path), key]
+    async def _make(self, key: str, order: Order) -> None:
+        target, base = order.target, order.base
         # A process of its own: it may take seconds of CPU and much memory, and gives both back.
-        async with self._workers:
+        async with self._workers.turn(target.app):
+            image = await self._store.blob(target.sha256)
+            if image is None:
+                raise StoreError(f"the image of {target.app} {target.version} is missing from the store")
+            base_path = await self._store.blob(base.sha256) if base is not None else None
+            self._path.mkdir(parents=True, exist_ok=True)
+            base_given = [str(base_path), base.sha256] if base is not None and base_path is not None else ["", ""]
+            given = [str(image), target.sha256, *base_given, str(order.kinds), str(order.payload), str(self._path), key]
             run = await trio.run_process(
-                [sys.executable, "-m", "dfud.package.worker", *arguments],
+                [sys.executable, "-m", "dfud.package.worker", *given],
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,
@@ -147,19 +216,42 @@ class Packages:
         if run.returncode != 0:
             told = run.stderr.decode("utf-8", "replace").strip().splitlines()
             raise StoreError(
-                f"package of {firmware.version} not made: {told[-1] if told else 'no reason given'}", retryable=True
+                f"package of {target.version} not made: {told[-1] if told else 'no reason given'}",
+                retryable=run.returncode != DAMAGED,
             )
         await trio.to_thread.run_sync(self._trim)
 
     def _trim(self) -> None:
-        """Delete the packages that were not used for the longest time, down to the limit."""
-        files = sorted(
-            ((p.stat().st_mtime, p.stat().st_size, p) for p in self._path.glob("*.dfup")),
-            key=lambda f: f[0],
-            reverse=True,
-        )
-        total = 0
+        """Delete the packages that were not used for the longest time, down to the limit, and the keys that name them."""
+        files = []
+        for path in self._path.glob("*.dfup"):
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            files.append((found.st_mtime, found.st_size, path))
+        files.sort(key=lambda f: f[0], reverse=True)
+        total, trimmed = 0, False
         for number, (_, size, path) in enumerate(files):
             total += size
             if total > self._disk_bytes and number:
                 path.unlink(missing_ok=True)
+                trimmed = True
+        if trimmed:
+            self._drop_keys()
+
+    def _drop_keys(self) -> None:
+        held = {path.stem for path in self._path.glob("*.dfup")}
+        for path in self._path.glob("*.key"):
+            try:
+                if path.read_text().strip() not in held:
+                    path.unlink(missing_ok=True)
+            except (OSError, UnicodeDecodeError):
+                path.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """At start: nothing is being made, so what is half written is left over."""
+        for path in self._path.glob(".new-*"):
+            path.unlink(missing_ok=True)
+        self._trim()
+        self._drop_keys()

@@ -1,13 +1,17 @@
-"""What a dialect plugin may ask and tell about one device: its words become a Status for the controller."""
+"""What a dialect plugin may ask and tell about one device: its words become a Status for the controller.
+
+Devices of other dialects name versions, not digests, and say neither what they decode nor why they left an image. What that
+means is decided here; the controller hears statuses alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
-import trio
-
-from dfud.api import Actual, Desired, DialectSession, Firmware, NotFoundError, Store, StoreError
+from dfud.api import Actual, Deployment, Desired, DialectSession, Firmware, State, Store
 from dfud.controller.controller import Controller
+from dfud.wire.messages import PAYLOAD_MIN_BYTES, Code, Kind, Outcome, Phase, Progress, Result, Status
 
 
 class Conversation(DialectSession):
@@ -30,7 +34,17 @@ class Conversation(DialectSession):
     async def report(
         self, actual: Actual, *, sha256: str = "", offset: int | None = None, version: str = "", swap: bool = False
     ) -> bool:
-        return await self._controller.foreign_report(actual, sha256=sha256, offset=offset, version=version, swap=swap)
+        running = await self._controller.published(self.app, actual.version)
+        # A version that is published stands for its image.
+        digest = (
+            running.sha256 if running is not None else sha256 or hashlib.sha256(actual.version.encode()).hexdigest()
+        )
+
+        def translate(deployment: Deployment | None, target: Firmware | None) -> Status:
+            hardware = target.hardware if target is not None else actual.hardware or "unknown"
+            return status_of(actual.version, digest, hardware, deployment, offset=offset, version=version, swap=swap)
+
+        return await self._controller.report(actual, translate, pinned=version if offset is not None else "")
 
     async def target(self, *, pinned_version: str = "") -> tuple[Desired, Firmware | None]:
         desired, firmware = await self._controller.desired(self.app, self.device)
@@ -41,19 +55,43 @@ class Conversation(DialectSession):
         return desired, firmware
 
     async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:
-        path = await self._store.blob(firmware.sha256)
-        if path is None:
-            raise NotFoundError(f"the image of {firmware.version} is missing from the store")
-
-        def read() -> bytes:
-            with path.open("rb") as file:
-                file.seek(offset)
-                return file.read(size)
-
-        try:
-            return await trio.to_thread.run_sync(read)
-        except OSError as error:
-            raise StoreError(f"the image cannot be read: {error.strerror}", retryable=True) from error
+        return await self._controller.image(firmware, offset, size)
 
     def poll_s(self) -> int:
         return self._controller.poll_s
+
+
+def status_of(
+    running: str,
+    digest: str,
+    hardware: str,
+    deployment: Deployment | None,
+    *,
+    offset: int | None,
+    version: str,
+    swap: bool,
+) -> Status:
+    """Return what such a device would say in dfu/1. Pure.
+
+    digest: of what it runs; offset: how much of `version` it holds, None: it holds nothing; swap: it is told to boot it. One
+    that was told to boot an image and reports its old version has rolled back.
+    """
+    progress = result = None
+    if offset is not None and deployment is not None and version == deployment.version:
+        package = bytes.fromhex(deployment.package or "00" * 16)
+        progress = Progress(package, offset, Phase.WRITTEN if swap else Phase.FETCHING)
+    elif (
+        offset is None and deployment is not None and deployment.state is State.WRITTEN and digest != deployment.sha256
+    ):
+        text = "it was told to boot the image and runs its old one"
+        result = Result(Outcome.ROLLED_BACK, bytes.fromhex(deployment.sha256), int(Code.UNCONFIRMED), text)
+    return Status(
+        version=running,
+        digest=bytes.fromhex(digest),
+        hardware=hardware,
+        kinds=1 << Kind.FULL,
+        payload=PAYLOAD_MIN_BYTES,
+        capacity=(1 << 32) - 1,
+        progress=progress,
+        result=result,
+    )

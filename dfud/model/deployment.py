@@ -34,10 +34,10 @@ class Event(StrEnum):
     WRITTEN = "written"  # a status says: written and verified
     BOOTED = "booted"  # a status says: runs the target, unconfirmed
     CONFIRMED = "confirmed"  # a status says: runs the target, confirmed
-    LEFT = "left"  # a result says: was booted and left
+    LEFT = "left"  # a result, or what runs now, says: was booted and left
     ATTEMPT_FAILED = "attempt-failed"  # a result says: never booted; another attempt is allowed
     GIVEN_UP = "given-up"  # a result says: never booted; no attempt is left, or none makes sense
-    STARTED_OVER = "started-over"  # a status without progress from a device that had begun
+    STARTED_OVER = "started-over"  # a status without progress from a device that had got further since the last time
     CANCEL = "cancel"
 
 
@@ -54,7 +54,10 @@ TABLE: dict[tuple[State, Event], State] = {
     **{(s, Event.WRITTEN): State.WRITTEN for s in (State.PENDING, State.NOTIFIED, State.FETCHING, State.WRITTEN)},
     **{(s, Event.BOOTED): State.TRIAL for s in _RUNNING},
     **{(s, Event.CONFIRMED): State.DONE for s in _RUNNING},
-    **{(s, Event.LEFT): State.ROLLED_BACK for s in _RUNNING},
+    # Also when it is over: an image that was confirmed may crash later, and the reason may come after the verdict.
+    **{(s, Event.LEFT): State.ROLLED_BACK for s in State},
+    # What runs is what counts: the verdict was wrong, or somebody brought the image there by other ways.
+    **{(s, Event.CONFIRMED): State.DONE for s in (State.ROLLED_BACK, State.FAILED)},
     **{(s, Event.ATTEMPT_FAILED): State.PENDING for s in _RUNNING},
     **{(s, Event.GIVEN_UP): State.FAILED for s in _RUNNING},
     **{(s, Event.STARTED_OVER): State.PENDING for s in _RUNNING},
@@ -67,14 +70,29 @@ def advance(state: State, event: Event) -> State | None:
     return TABLE.get((state, event))
 
 
+class Cause(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What a verdict about an image on a device rests on: what the device said of itself, and the firmware's envelope (SHA-256,
+    hexadecimal)."""
+
+    hardware: str
+    capacity_bytes: int
+    sequence: int = 0
+    manifest: str = ""
+
+
 class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
 
     number counts the deployments of one device from 1: the newest is the one with the highest, whatever the clock said when
     it was made (0: made before they were counted).
 
-    attempts counts transfers that the device gave up; not_before_s holds a retry back. A final deployment never changes
-    again, but for `blocks`: while it is set, this image is not sent to this device again. A user's retry clears it.
+    attempts counts transfers that came to nothing; not_before_s holds the next one back. A final deployment changes only by what
+    TABLE has for its state, and by `blocks`: while it is set, this image is not sent to this device again. A user's retry
+    clears it, and so does the end of its `cause`. pardoned: a user said retry before the verdict came, so it will not block.
+
+    judged: which result was judged last, so that a repeated one counts once; repeats: commands sent since then without a sign
+    that one arrived. furthest: the most chunks that were there when the device started over; stalls: how often in a row it then
+    had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
     """
 
     id: str
@@ -100,6 +118,14 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     record: bytes = b""
     blocks: bool = False
     number: int = 0
+    cause: Cause | None = None
+    pardoned: bool = False
+    judged: str = ""
+    repeats: int = 0
+    furthest: int = 0
+    stalls: int = 0
+    served: int = 0
+    problem: str = ""
 
     @property
     def final(self) -> bool:
@@ -127,6 +153,38 @@ class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     text: str = ""
 
 
+class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Starts and crashes as the device counts them (Status.starts), and what they were when the running image was first seen.
+
+    text: what the last crash said; crashed_s: when dfud heard of it.
+    """
+
+    starts: int
+    crashes: int
+    starts_before: int = 0
+    crashes_before: int = 0
+    reset_reason: int = 0
+    text: str = ""
+    crashed_s: float = 0.0
+
+
+TWINS_AFTER = 2  # contradictions that make a duplicate identity; one may be somebody with a cable
+TWINS_S = 86400.0  # after the last contradiction it is taken for one board again
+
+
+class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Signs that two boards use one identity. before: the digest that ran before the current one, hexadecimal.
+
+    high: the count of starts from which it last fell. contradictions: how often a status said what one board cannot have come
+    to, the last time at at_s.
+    """
+
+    before: str = ""
+    high: int = 0
+    contradictions: int = 0
+    at_s: float = 0.0
+
+
 class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What a device last said of itself; only ever that. sha256 is hexadecimal."""
 
@@ -146,3 +204,5 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     seen_s: float = 0.0
     transport: str = ""
     dialect: str = "dfu/1"
+    health: Health | None = None
+    twins: Twins | None = None

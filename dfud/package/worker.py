@@ -1,10 +1,14 @@
-"""The process that makes one package: `python -m dfud.package.worker IMAGE BASE KINDS PAYLOAD DIRECTORY KEY`.
+"""The process that makes one package.
 
-Writes <package id>.dfup and <key>.key into the directory, each synced under a temporary name and renamed; the key last.
+`python -m dfud.package.worker IMAGE SHA256 BASE BASE_SHA256 KINDS PAYLOAD DIRECTORY KEY`
+
+Writes <package id>.dfup and <key>.key into the directory, each synced under a temporary name and renamed; the key last. An image
+that is not the one that its SHA-256 names is not packed: the process ends with DAMAGED. A damaged base is done without.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -13,19 +17,28 @@ from pathlib import Path
 from dfud.errors import DfudError
 from dfud.package.build import build_package
 from dfud.package.file import write_package
+from dfud.wire.messages import Kind
+
+DAMAGED = 3
 
 
 def main(arguments: list[str]) -> int:
-    image, base, kinds, payload, directory, key = arguments
+    image, sha256, base, base_sha256, kinds, payload, directory, key = arguments
     os.nice(5)
     try:
-        package = build_package(
-            Path(image).read_bytes(),
-            Path(base).read_bytes() if base else None,
-            kinds=int(kinds),
-            payload_bytes=int(payload),
-            workers=os.cpu_count() or 1,
-        )
+        data = Path(image).read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            print(
+                f"the stored image is damaged: {len(data)} bytes with another SHA-256 than {sha256}; publish it again",
+                file=sys.stderr,
+            )
+            return DAMAGED
+        base_data = Path(base).read_bytes() if base else None
+        allowed = int(kinds)
+        if base_data is not None and hashlib.sha256(base_data).hexdigest() != base_sha256:
+            print(f"the base {base_sha256} is damaged", file=sys.stderr)
+            base_data, allowed = None, 1 << Kind.FULL
+        package = build_package(data, base_data, kinds=allowed, payload_bytes=int(payload), workers=os.cpu_count() or 1)
         name = package.id.hex()
         _write(Path(directory), f"{name}.dfup", write_package(package))
         _write(Path(directory), f"{key}.key", name.encode())

@@ -6,7 +6,6 @@ without it.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,9 +20,9 @@ from hypercorn.trio.run import worker_serve
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import wrap_app
 
-from dfud.api import ConfigError
-from dfud.model.address import limited
-from dfud.registry.config import RegistryConfig
+from dfud.api import ConfigError, contained
+from dfud.model.address import Networks, is_in, is_loopback, limited
+from dfud.registry.config import RegistryConfig, proxies_of
 from dfud.registry.tls import RedirectPlain, Tls
 
 log = logging.getLogger("dfud.registry")
@@ -45,9 +44,8 @@ class GuardedServer(TCPServer):
             await trio.aclose_forcefully(self.stream)
             return
         try:
-            await super().run()
-        except* Exception as group:
-            log.warning("a connection was dropped", extra={"error": repr(group.exceptions[0])[:200]})
+            with contained("users.connection", peer=limited(peer)):
+                await super().run()
         finally:
             if isinstance(self.config, _Settings):
                 self.config.leave(peer)
@@ -55,7 +53,7 @@ class GuardedServer(TCPServer):
     def _peer(self) -> str:
         transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
         try:
-            return limited(str(transport.socket.getpeername()[0]))
+            return str(transport.socket.getpeername()[0])
         except OSError:
             return ""
 
@@ -88,6 +86,9 @@ class ShieldedSends:
 
     Cure: an answer that is given before the body was read ends the connection without saying so; a client that sends its next
     request on it finds it closed.
+
+    Cure: hypercorn tells the application that the request is over through the queue that its body comes in. Once nobody reads
+    that, a body that is longer than the queue holds the connection for ever.
     """
 
     def __init__(self, app: Any) -> None:
@@ -95,22 +96,35 @@ class ShieldedSends:
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         headers = dict(scope.get("headers", ()))
+        over = scope["type"] != "http"
         whole = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
 
         async def receiving() -> Any:
-            nonlocal whole
+            nonlocal whole, over
             event = await receive()
+            over = over or event["type"] == "http.disconnect"
             if event["type"] == "http.request" and not event.get("more_body", False):
                 whole = True
             return event
 
         async def shielded(event: Any) -> None:
-            if event["type"] == "http.response.start" and not whole:
+            if event is not None and event["type"] == "http.response.start" and not whole:
                 event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * SEND_S):
                 await send(event)
 
         await self._app(scope, receiving, shielded)
+        if over:
+            return
+        with trio.move_on_after(SEND_S):
+            async with trio.open_nursery() as nursery:
+
+                async def discard() -> None:
+                    while not over:
+                        await receiving()
+
+                nursery.start_soon(discard)
+                await shielded(None)  # what hypercorn sends itself then: the end, unless that was sent already
 
 
 class _Settings(HypercornConfig):
@@ -119,19 +133,23 @@ class _Settings(HypercornConfig):
     tls: Tls | None = None
     connections = 1000
     connections_per_address = 200
+    proxies: Networks = ()  # each of them stands for many
 
     def __init__(self) -> None:
         super().__init__()
         self._open: Counter[str] = Counter()
 
-    def enter(self, peer: str) -> bool:
-        """Say whether one more connection of `peer` may be served; then leave() must follow."""
-        if self._open.total() >= self.connections or self._open[peer] >= self.connections_per_address:
+    def enter(self, address: str) -> bool:
+        """Say whether one more connection of `address` may be served; then leave() must follow."""
+        peer = limited(address)
+        many = self._open[peer] >= self.connections_per_address and not is_in(address, self.proxies)
+        if self._open.total() >= self.connections or many:
             return False
         self._open[peer] += 1
         return True
 
-    def leave(self, peer: str) -> None:
+    def leave(self, address: str) -> None:
+        peer = limited(address)
         self._open[peer] -= 1
         if self._open[peer] <= 0:
             del self._open[peer]
@@ -148,7 +166,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
     """Return hypercorn's settings. Raises ConfigError for a plain listener that is not loopback and not allowed."""
     if not config.certificate and (config.key or config.redirect_port):
         raise ConfigError("[registry] key and redirect_port need a certificate")
-    if not config.certificate and not config.allow_plain and not _loopback(config.host):
+    if not config.certificate and not config.allow_plain and not is_loopback(config.host):
         raise ConfigError(
             f"[registry] host {config.host} is not loopback and there is no certificate: "
             "expected certificate and key, or allow_plain = true"
@@ -164,6 +182,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
             settings.insecure_bind = [f"{host}:{config.redirect_port}"]
     settings.connections = config.connections
     settings.connections_per_address = config.connections_per_address
+    settings.proxies = proxies_of(config)
     settings.graceful_timeout = graceful_s
     settings.keep_alive_timeout = IDLE_S
     settings.read_timeout = None  # its timer also runs while an answer is being made, and leaves the connection deaf
@@ -172,6 +191,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
     settings.accesslog = None
     settings.errorlog = None
     settings.backlog = BACKLOG
+    settings.max_app_queue_size = 2  # pieces of a body that wait for the application, up to 64 KiB each
     return settings
 
 
@@ -199,10 +219,3 @@ async def serve(
         app = RedirectPlain(app, sockets.secure_sockets[0].getsockname()[1], config.external_url)
     wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
     await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

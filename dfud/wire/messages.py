@@ -14,6 +14,7 @@ PROTO = 1
 MESSAGE_MAX_BYTES = 4096
 PAYLOAD_MIN_BYTES, PAYLOAD_MAX_BYTES = 512, 65536
 ATTRIBUTES_MAX = 16
+U32_MAX = (1 << 32) - 1
 
 
 class Kind(IntEnum):
@@ -66,6 +67,16 @@ class Result(msgspec.Struct, frozen=True):
     attempts: int = 0
     reset: int = 0
     record: bytes = b""
+    number: int = 0
+
+
+class Starts(msgspec.Struct, frozen=True):
+    """What the device counts over its life: starts, and those of them that ended in a crash; the last crash's words."""
+
+    number: int
+    crashes: int = 0
+    reset: int = 0
+    text: str = ""
 
 
 class Defer(msgspec.Struct, frozen=True):
@@ -86,6 +97,7 @@ class Status(msgspec.Struct, frozen=True):
     defer: Defer | None = None
     attributes: dict[str, str] = {}
     sequence: int = 0
+    starts: Starts | None = None
 
 
 class Type(IntEnum):
@@ -127,12 +139,17 @@ def encode_status(status: Status) -> bytes:
     if status.result:
         r = status.result
         message[9] = {0: int(r.outcome), 1: r.digest, 2: int(r.code), 3: r.text, 4: r.attempts, 5: r.reset, 6: r.record}
+        if r.number:
+            message[9][7] = r.number
     if status.defer:
         message[10] = {0: status.defer.reason, 1: status.defer.retry_s}
     if status.attributes:
         message[11] = dict(sorted(status.attributes.items()))
     if status.sequence:
         message[12] = status.sequence
+    if status.starts:
+        s = status.starts
+        message[13] = {0: s.number, 1: s.crashes, 2: s.reset, 3: s.text}
     return encode(message)
 
 
@@ -141,7 +158,7 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
     m = _map(decode_untrusted(data, limit_bytes=MESSAGE_MAX_BYTES), "status")
     if m.get(0) != PROTO:
         raise PeerError(f"status: proto {m.get(0)!r}, expected {PROTO}")
-    progress = result = defer = None
+    progress = result = defer = starts = None
     if (p := _optional_map(m, 8, "progress")) is not None:
         progress = Progress(
             _bin(p, 0, "progress.package", 16, 16),
@@ -157,6 +174,14 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
             _uint(r, 4, "result.attempts", 0, 255, 0),
             _uint(r, 5, "result.reset", 0, 255, 0),
             _bin(r, 6, "result.record", 0, 512, b""),
+            _uint(r, 7, "result.number", 0, U32_MAX, 0),
+        )
+    if (s := _optional_map(m, 13, "starts")) is not None:
+        starts = Starts(
+            _uint(s, 0, "starts.number", 0, U32_MAX),
+            _uint(s, 1, "starts.crashes", 0, U32_MAX, 0),
+            _uint(s, 2, "starts.reset", 0, 255, 0),
+            _str(s, 3, "starts.text", 0, 512, ""),
         )
     if (d := _optional_map(m, 10, "defer")) is not None:
         defer = Defer(_str(d, 0, "defer.reason", 0, 64, ""), _uint(d, 1, "defer.retry_s", 0, 1 << 31))
@@ -173,15 +198,16 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
         _str(m, 1, "version", 1, 64),
         _bin(m, 2, "digest", 32, 32),
         _str(m, 3, "hardware", 1, 32),
-        _uint(m, 4, "kinds", 1, (1 << 32) - 1),
+        _uint(m, 4, "kinds", 1, U32_MAX),
         _uint(m, 5, "payload", PAYLOAD_MIN_BYTES, PAYLOAD_MAX_BYTES),
-        _uint(m, 6, "capacity", 0, (1 << 32) - 1),
+        _uint(m, 6, "capacity", 0, U32_MAX),
         trial,
         progress,
         result,
         defer,
         attributes,
-        _uint(m, 12, "sequence", 0, (1 << 32) - 1, 0),
+        _uint(m, 12, "sequence", 0, U32_MAX, 0),
+        starts,
     )
 
 
@@ -218,9 +244,9 @@ def decode_command_untrusted(data: bytes | memoryview) -> Command:
         _bin(m, 3, "manifest", 1, 1024),
         _bin(m, 4, "package", 16, 16),
         _uint(m, 5, "kind", 1, 31),
-        _uint(m, 6, "size", 1, (1 << 32) - 1),
-        _uint(m, 7, "chunks", 1, (1 << 32) - 1),
-        _uint(m, 8, "bytes", 1, (1 << 32) - 1),
+        _uint(m, 6, "size", 1, U32_MAX),
+        _uint(m, 7, "chunks", 1, U32_MAX),
+        _uint(m, 8, "bytes", 1, U32_MAX),
         _bin(m, 9, "base", 32, 32, b""),
     )
 

@@ -391,7 +391,7 @@ async def test_firmware_beyond_the_configured_size_is_refused_and_leaves_nothing
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
     text = daemon.config.read_text().replace("[registry]\n", "[registry]\nfirmware_max = 100000\n")
-    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]  # once
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]  # once
     await nursery.start(daemon.run)
     async with daemon.client() as client:
         api = Api(daemon, client)

@@ -1,0 +1,111 @@
+"""One decision under way: the deployment as it changes, and the steps that are to be stored. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+
+import msgspec
+
+from dfud.controller.config import ControllerConfig
+from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State, advance
+from dfud.model.firmware import Firmware
+from dfud.wire.messages import Status
+
+
+def entry_of(deployment: Deployment, event: str, text: str | None = None) -> HistoryEntry:
+    d = deployment
+    return HistoryEntry(
+        deployment=d.id,
+        app=d.app,
+        device=d.device,
+        at_s=d.updated_s,
+        state=d.state,
+        version=d.version,
+        event=event,
+        code=d.code,
+        text=d.text if text is None else text,
+    )
+
+
+def cause_of(status: Status, target: Firmware | None) -> Cause:
+    manifest = hashlib.sha256(target.manifest).hexdigest() if target is not None else ""
+    return Cause(status.hardware, status.capacity, status.sequence, manifest)
+
+
+def new_deployment(
+    app: str, device: str, target: Firmware, before: Deployment | None, now_s: float, *, version: str, sha256: str
+) -> Deployment:
+    """Return a deployment that begins now; version, sha256: of what runs ("" if nobody knows)."""
+    return Deployment(
+        id=uuid.uuid4().hex,
+        app=app,
+        device=device,
+        version=target.version,
+        sha256=target.sha256,
+        state=State.PENDING,
+        created_s=now_s,
+        updated_s=now_s,
+        from_version=version,
+        from_sha256=sha256,
+        number=before.number + 1 if before is not None else 1,
+        judged=before.judged if before is not None else "",
+    )
+
+
+class Case:
+    """What is asked, and what comes of it. twins: two boards use this identity, so its statuses contradict each other."""
+
+    def __init__(
+        self,
+        app: str,
+        device: str,
+        status: Status,
+        deployment: Deployment | None,
+        target: Firmware | None,
+        policy: ControllerConfig,
+        now_s: float,
+        *,
+        twins: bool,
+    ) -> None:
+        self.app = app
+        self.device = device
+        self.status = status
+        self.digest = status.digest.hex()
+        self.deployment = deployment
+        self.target = target
+        self.policy = policy
+        self.now_s = now_s
+        self.twins = twins
+        self.steps: list[tuple[Deployment, HistoryEntry]] = []
+
+    @property
+    def open(self) -> Deployment | None:
+        return self.deployment if self.deployment is not None and not self.deployment.final else None
+
+    def step(self, event: Event, **changes: object) -> None:
+        """Apply `event` where the table has it; a step that changes nothing but progress is not history."""
+        before = self.deployment
+        if before is None or advance(before.state, event) is None:
+            return
+        after = before.step(event, self.now_s, **changes)
+        if after.final:
+            target = self.target if self.target is not None and self.target.sha256 == after.sha256 else None
+            after = msgspec.structs.replace(after, cause=cause_of(self.status, target))
+        self.deployment = after
+        if after.state is not before.state or after.final:
+            self.steps.append((after, entry_of(after, event)))
+
+    def note(self, event: str, text: str, **changes: object) -> None:
+        """Change the deployment within its state, and say so in the history."""
+        assert self.deployment is not None
+        self.deployment = msgspec.structs.replace(self.deployment, updated_s=self.now_s, **changes)
+        self.steps.append((self.deployment, entry_of(self.deployment, event, text)))
+
+    def start(self, target: Firmware) -> None:
+        status = self.status
+        made = new_deployment(
+            self.app, self.device, target, self.deployment, self.now_s, version=status.version, sha256=self.digest
+        )
+        self.deployment = made
+        self.steps.append((made, entry_of(made, "created")))

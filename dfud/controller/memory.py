@@ -1,0 +1,179 @@
+"""What is remembered of devices, apps and firmware: a cache of the store, never older than the last change on the bus.
+
+Whoever decides about a device holds it. A hold knows whether what it was read from has changed since, so that an answer
+may be looked at again before it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import trio
+
+from dfud.api import (
+    Actual,
+    App,
+    AppChanged,
+    Bus,
+    Cache,
+    Deployment,
+    Desired,
+    Device,
+    DeviceChanged,
+    Firmware,
+    FirmwareChanged,
+    NotFoundError,
+    Reading,
+    Store,
+)
+from dfud.model.desired import desired_of
+from dfud.wire.trust import trust_problem
+
+APPS_MAX = 10_000
+FIRMWARES_MAX = 20_000
+
+Key = tuple[str, str]
+
+
+class Known(msgspec.Struct):
+    """One device in memory: what is stored of it, and the progress within one transfer.
+
+    seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last, by identity.
+    """
+
+    device: Device
+    actual: Actual | None
+    deployment: Deployment | None
+    seen_at: float
+    progress_at: float = float("-inf")
+    status: object = None
+
+
+class Hold:
+    """One device, held by one task. Set fields of `known` only after they are stored."""
+
+    def __init__(self, known: Known, reading: Reading) -> None:
+        self.known = known
+        self.readings = [reading]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the device, its app or the firmware it wants changed since they were looked at."""
+        return any(reading.stale for reading in self.readings)
+
+
+class _Line:
+    """Those who wait for one device."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        self.users = 0
+
+
+class Memory:
+    """`seen_s`: how often it is stored that a silent device is alive; now_s: seconds since the epoch."""
+
+    def __init__(self, store: Store, bus: Bus, devices_max: int, seen_s: float) -> None:
+        self._store = store
+        self._seen_s = seen_s
+        self._devices: Cache[Key, Known] = Cache(devices_max, lambda key: key[0])
+        self._apps: Cache[str, App] = Cache(APPS_MAX)
+        self._firmwares: Cache[Key, Firmware | None] = Cache(FIRMWARES_MAX, lambda key: key[0])
+        self._images: Cache[Key, Firmware | None] = Cache(FIRMWARES_MAX, lambda key: key[0])
+        self._lines: dict[Key, _Line] = {}
+        bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(DeviceChanged, lambda e: self._devices.forget((e.app, e.device)))
+        bus.subscribe(FirmwareChanged, lambda e: self._firmware_changed(e.firmware.app))
+
+    def _app_changed(self, event: AppChanged) -> None:
+        self._apps.forget(event.app)
+        if event.deleted:
+            self._devices.forget_group(event.app)
+            self._firmware_changed(event.app)
+
+    def _firmware_changed(self, app: str) -> None:
+        self._firmwares.forget_group(app)
+        self._images.forget_group(app)
+
+    async def app(self, name: str) -> App:
+        async def read() -> App:
+            found = await self._store.app(name)
+            if found is None:
+                raise NotFoundError(f"no app {name}")
+            return found
+
+        return await self._apps.load(name, read)
+
+    async def firmware(self, app: str, version: str) -> Firmware | None:
+        return await self._firmwares.load((app, version), lambda: self._store.firmware(app, version))
+
+    async def image(self, app: str, sha256: str) -> Firmware | None:
+        """Return the firmware of an app that has this image."""
+        return await self._images.load((app, sha256), lambda: self._store.firmware_by_digest(app, sha256))
+
+    def peek(self, app: str, device: str) -> Known | None:
+        """Return a device if it is in memory. It may be held by somebody."""
+        return self._devices.get((app, device))
+
+    @asynccontextmanager
+    async def hold(self, app: str, device: str, now_s: float) -> AsyncIterator[Hold]:
+        """Have a device to oneself. Raises NotFoundError if it is gone, StoreError.
+
+        Whatever the block raises, the device is read from the store again next time: a commit that failed or was cancelled
+        may have been done.
+        """
+        key = (app, device)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line()
+        line.users += 1
+        try:
+            async with line.lock:
+                reading = self._devices.begin(key)
+                hold: Hold | None = None
+                try:
+                    known = self._devices.get(key)
+                    hold = Hold(known or await self._read(app, device, now_s), reading)
+                    yield hold
+                except BaseException:
+                    self._devices.forget(key)
+                    raise
+                finally:
+                    self._devices.give_up(reading)
+                    for other in hold.readings[1:] if hold is not None else ():
+                        self._apps.give_up(other)
+                        self._firmwares.give_up(other)
+                    if hold is not None and not reading.stale:
+                        self._devices.put(key, hold.known)
+        finally:
+            line.users -= 1
+            if not line.users:
+                del self._lines[key]
+
+    async def _read(self, app: str, device: str, now_s: float) -> Known:
+        view = await self._store.device(app, device)
+        if view is None:
+            raise NotFoundError(f"no device {device} in app {app}")
+        ago_s = now_s - view.actual.seen_s if view.actual is not None else self._seen_s
+        if not 0 <= ago_s <= self._seen_s:
+            ago_s = self._seen_s  # long ago, or the clock was set
+        return Known(view.device, view.actual, view.deployment, trio.current_time() - ago_s)
+
+    async def wanted(self, hold: Hold) -> tuple[Desired, Firmware | None]:
+        """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that."""
+        app = hold.known.device.app
+        hold.readings.append(self._apps.begin(app))
+        spec = (await self.app(app)).spec
+        desired = desired_of(spec, hold.known.device.spec)
+        if not desired.version:
+            return desired, None
+        hold.readings.append(self._firmwares.begin((app, desired.version)))
+        target = await self.firmware(app, desired.version)
+        if target is None:
+            return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
+        problem = trust_problem(spec, target.version, target.manifest)
+        return msgspec.structs.replace(desired, problem=problem), target
