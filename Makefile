@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 TRANSPORT ?= http
+# Test files side by side; each test starts its own daemons on free ports.
+WORKERS ?= 2
 
 .PHONY: help bootloader demo test exhaustive setup lock lint audit clean
 help:
@@ -13,13 +15,13 @@ help:
 	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
 	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
-	@echo "make lint | lock                 ruff, mypy | remake requirements.lock"
+	@echo "make lint | lock                 ruff, mypy | remake requirements.lock (what runs) and requirements-test.lock (all)"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
 	@echo "make bench-delta                 what updates weigh beside other tools (PAIRS=directory, QUICK=1)"
 
 setup: build/.setup
 
-build/.setup: requirements.lock pyproject.toml .ci/setup
+build/.setup: requirements-test.lock pyproject.toml .ci/setup
 	PYTHON="$(PYTHON)" .ci/setup
 	@mkdir -p build && touch $@
 
@@ -33,7 +35,7 @@ demo: setup bootloader
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
-	$(BIN)/pytest $(if $(TESTS),-m "$(TESTS)")
+	$(BIN)/pytest -n $(WORKERS) $(if $(TESTS),-m "$(TESTS)")
 
 exhaustive: setup bootloader
 	$(BIN)/pytest -m slow
@@ -48,7 +50,9 @@ lint: setup
 
 lock:
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--all-extras --group test --group bench pyproject.toml -o requirements.lock
+		--all-extras --group test --group bench pyproject.toml -o requirements-test.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--extra users -c requirements-test.lock pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf build var

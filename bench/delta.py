@@ -121,8 +121,8 @@ def _costs(rows: list[Row], console: Console) -> None:
         for name in ("pair", *OURS):
             table.add_column(name, justify="left" if name == "pair" else "right")
         for row in rows:
-            found = (row.instructions.get(tool) for tool in OURS)
-            table.add_row(row.pair, *(f"{one:.0f}" if one else "not from the stage" for one in found))
+            counts = (row.instructions.get(tool) for tool in OURS)
+            table.add_row(row.pair, *(f"{one:.0f}" if one else "not from the stage" for one in counts))
         console.print(table)
     table = Table(title="the agent on this machine: MB/s as viper, times as fast as bytecode", box=None, header_style="bold")
     for name in ("pair", *OURS):

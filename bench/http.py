@@ -203,8 +203,8 @@ end"""
             used = rss_bytes(pid) - before
             cpu = cpu_s(pid)
             start = time.perf_counter()
-            update = {"firmware": {"version": "1.1"}}
-            (await client.post("/api/dfu/v1/apps/bench/update", json=update)).raise_for_status()
+            wanted = {"firmware": {"version": "1.1"}}
+            (await client.post("/api/dfu/v1/apps/bench/update", json=wanted)).raise_for_status()
         woken = 0
         first = last = 0.0
         while woken < count and time.perf_counter() - start < 120:

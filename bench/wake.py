@@ -33,12 +33,13 @@ from dfud.api import (
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
+from dfud.controller.sending import Order
 from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.model.credentials import protect
-from dfud.testing.store import put_blob
+from dfud.testing.store import a_blob
 from dfud.wire.manifest import Manifest, unsigned
 from dfud.wire.messages import Status, encode_status
 
@@ -62,7 +63,7 @@ async def main(count: int, profiled: bool) -> None:
                 bus,
                 controller,
                 Authenticator(store, bus, config, KEY, time.time),
-                Commands(8, 60.0, time.time),
+                Commands(8, 60.0, trio.current_time),
                 config,
                 dialects=(),
                 sinks=(),
@@ -75,9 +76,11 @@ async def main(count: int, profiled: bool) -> None:
             for first in range(0, count, 500):
                 await store.commit([PutDevice(Device(Metadata(f"d{n}", "a"), spec)) for n in range(first, min(count, first + 500))])
             for version, image in (("1.0", OLD), ("1.1", NEW)):
-                sha256 = await put_blob(store, image)
-                manifest = unsigned(Manifest("a", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
-                await store.commit([PutFirmware(Firmware("a", version, "esp32c3", 1, len(image), sha256, manifest, "raw"))])
+                async with a_blob(store, image) as sha256:
+                    manifest = unsigned(Manifest("a", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
+                    await store.commit(
+                        [PutFirmware(Firmware("a", version, "esp32c3", 1, len(image), sha256, manifest, "raw"))]
+                    )
             body = encode_status(Status("1.0", hashlib.sha256(OLD).digest(), "esp32c3", 2, 16384, 1 << 20))
             woken: list[Reply] = []
             for n in range(count):
@@ -87,7 +90,7 @@ async def main(count: int, profiled: bool) -> None:
                 found.listen(woken.append)
             target = await store.firmware("a", "1.1")
             assert target is not None
-            await packages.get(target, await store.firmware("a", "1.0"), 2, 16384)
+            await packages.get(Order(target, await store.firmware("a", "1.0"), 2, 16384), ("a", "d0"))
             await store.commit([PutApp(App(Metadata("a"), {"firmware": {"version": "1.1"}}))])
             profile = cProfile.Profile()
             start, cpu = time.perf_counter(), time.thread_time()

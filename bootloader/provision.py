@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from bootloader.sim.images import trailer
-from devicefw.sim.flash import PARTITIONS, partition
+from devicefw.sim.flash import PARTITIONS, SECTOR_BYTES, partition
 from dfud.errors import PeerError
 from dfud.model.espimage import check_esp_image_untrusted
 from dfud.wire.manifest import KEYS_MAX, decode_envelope_untrusted, verify
@@ -74,6 +74,13 @@ def main(
 ) -> None:
     """Write what belongs at which address into a folder, and print the esptool command."""
     data = image.read_bytes()
+    slot, size = partition("ota_0")
+    if len(data) > size - SECTOR_BYTES:
+        raise click.ClickException(
+            f"{image}: {len(data)} bytes, {len(data) - size + SECTOR_BYTES} more than a slot holds: expected at most "
+            f"{size - SECTOR_BYTES}, for the slot's last sector is the trailer's; build a smaller image (leave out modules, "
+            "or optimise for size)"
+        )
     trusted = [_key(text) for text in (*keys, *development)]
     if len(trusted) > KEYS_MAX:
         raise click.ClickException(f"{len(trusted)} keys; a device holds {KEYS_MAX}")
@@ -91,10 +98,9 @@ def main(
             raise click.ClickException("a device with keys boots no image without a signed --manifest")
     except PeerError as error:
         raise click.ClickException(str(error)) from None
-    slot, size = partition("ota_0")
     parts = {TABLE_AT: ("partitions.bin", partition_table()), slot: ("image.bin", data)}
     if envelope:
-        parts[slot + size - 4096] = ("trailer.bin", trailer(envelope))
+        parts[slot + size - SECTOR_BYTES] = ("trailer.bin", trailer(envelope))
     if trusted:
         record = keys_record(trusted, set(range(len(keys), len(trusted))))
         parts[partition("dfu_keys")[0]] = ("keys.bin", record)

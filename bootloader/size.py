@@ -17,13 +17,25 @@ BASE = (
 ).split()
 
 
-def foreign_instructions(elf: Path, objdump: str = "riscv64-unknown-elf-objdump") -> dict[str, int]:
+FREE_BYTES = 512  # for what is still to come
+
+
+def _instructions(elf: Path) -> list[tuple[str, str]]:
+    """Return (mnemonic, operands) of everything in the ELF."""
+    command = ["riscv64-unknown-elf-objdump", "-d", "-M", "no-aliases", str(elf)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^\s*[0-9a-f]+:\t[0-9a-f ]+\t([a-z0-9.]+)\t?(.*)$", text, re.MULTILINE)
+
+
+def uses_of_gp(elf: Path) -> int:
+    """Return how many instructions name gp. The mask ROM leaves the application's in it, so there may be none."""
+    return sum(re.search(r"\bgp\b", operands) is not None for _, operands in _instructions(elf))
+
+
+def foreign_instructions(elf: Path) -> dict[str, int]:
     """Return the mnemonics that are not RV32IMC, with their number."""
-    text = subprocess.run(
-        [objdump, "-d", "-M", "no-aliases", str(elf)], capture_output=True, text=True, check=True
-    ).stdout
     found: dict[str, int] = {}
-    for mnemonic in re.findall(r"^\s*[0-9a-f]+:\t[0-9a-f ]+\t([a-z0-9.]+)", text, re.MULTILINE):
+    for mnemonic, _ in _instructions(elf):
         if mnemonic.removeprefix("c.").removesuffix("sp").removesuffix("16").removesuffix("4spn") not in BASE:
             found[mnemonic] = found.get(mnemonic, 0) + 1
     return found
@@ -35,11 +47,13 @@ def main(binary: Path, elf: Path) -> int:
         subprocess.run(["riscv64-unknown-elf-size", str(elf)], capture_output=True, text=True, check=True).stdout,
         end="",
     )
-    print(f"{binary.name}: {size} bytes of {LIMIT_BYTES}")
-    foreign = foreign_instructions(elf)
+    print(f"{binary.name}: {size} bytes of {LIMIT_BYTES}, {LIMIT_BYTES - size} free")
+    foreign, gp = foreign_instructions(elf), uses_of_gp(elf)
     if foreign:
         print(f"not RV32IMC: {foreign}")
-    return int(size > LIMIT_BYTES or bool(foreign))
+    if gp:
+        print(f"{gp} instructions use gp, which is not set here")
+    return int(size > LIMIT_BYTES or bool(foreign) or gp > 0)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ class StoreError(DfudError):
         self.retryable = retryable
 
 
+class UnreadableError(StoreError):
+    """One stored record cannot be read. The message names it; putting it again or deleting it repairs that."""
+
+
 class RequestError(DfudError):
     """A user asked for something that cannot be done; nothing was changed."""
 

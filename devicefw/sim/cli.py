@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+import msgspec
 import trio
 
-from devicefw.sim.board import Board
-from devicefw.sim.firmware import build, program
+from dfud.errors import DfudError
+from dfud.model.names import check_name, path_of
+from dfud.model.text import visible
 
 URLS = {"http": "http://127.0.0.1:8880", "coap": "coap://127.0.0.1:5683"}
 CREDENTIALS = {"http": "secret", "coap": "psk"}  # CoAP is secured by OSCORE, which takes a key
+COMPILER = "riscv64-unknown-elf-gcc"
+ROOT = Path(__file__).parents[2]
+
+
+class Boards(msgspec.Struct, frozen=True):
+    """What to run, and where. url: where devices talk to dfud."""
+
+    devices: int
+    registry: str
+    transport: str
+    url: str
+    token: str
+    app: str
+    prefix: str
+    version: str
+    directory: Path
+    elf: Path | None = None
 
 
 @click.command()
@@ -32,6 +54,12 @@ CREDENTIALS = {"http": "secret", "coap": "psk"}  # CoAP is secured by OSCORE, wh
 @click.option(
     "--directory", type=click.Path(path_type=Path), help="Where flash files are kept; a temporary place if not given."
 )
+@click.option(
+    "--bootloader",
+    "elf",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="ELF to boot through; default: build/bootloader/bootloader.elf, which is built if it is not there.",
+)
 def sim(
     devices: int,
     registry: str,
@@ -42,59 +70,115 @@ def sim(
     prefix: str,
     firmware_version: str,
     directory: Path | None,
+    elf: Path | None,
 ) -> None:
-    """Run simulated ESP32-C3 boards: the real agent on real MicroPython, each with its own flash. Ctrl-C ends them.
+    """Run simulated ESP32-C3 boards: the real agent on real MicroPython, each with its own flash.
 
-    Devices that are not there yet are created. Build firmware for them with `python -m devicefw.sim.make`.
+    Ctrl-C, SIGTERM and SIGHUP switch them off, exit code 0. Devices that are not there yet are created. Build firmware for them
+    with `python -m devicefw.sim.make`.
     """
+    try:
+        from devicefw.sim.board import micropython
+        from devicefw.sim.processes import until_signalled
+
+        micropython()
+    except ImportError as error:
+        raise click.ClickException(f"the simulator lacks {error.name}: python -m pip install 'dfud[sim]'") from None
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from None
+    if elf is None:
+        from bootloader.sim.boot import ELF
+
+        build_bootloader(ELF)
     with tempfile.TemporaryDirectory() as temporary:
-        at = url or URLS[transport]
-        place = directory or Path(temporary)
-        trio.run(_run, devices, registry, transport, at, token, app, prefix, firmware_version, place)
+        boards = Boards(
+            devices=devices,
+            registry=registry,
+            transport=transport,
+            url=url or URLS[transport],
+            token=token,
+            app=app,
+            prefix=prefix,
+            version=firmware_version,
+            directory=directory or Path(temporary),
+            elf=elf,
+        )
+        try:
+            trio.run(until_signalled, lambda: _run(boards))
+        except BrokenPipeError:
+            sys.exit(1)  # nobody reads what the boards say
+        except DfudError as error:
+            raise click.ClickException(visible(str(error))) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise click.ClickException(f"{visible(registry)} cannot be reached: {visible(str(error))}") from None
 
 
-async def _run(
-    devices: int,
-    registry: str,
-    transport: str,
-    url: str,
-    token: str,
-    app: str,
-    prefix: str,
-    version: str,
-    directory: Path,
-) -> None:
-    image = build(program("good", version), version)
-    headers = {"authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(base_url=registry, headers=headers) as client, trio.open_nursery() as nursery:
-        for number in range(devices):
-            name = f"{prefix}{number}"
-            settings = await _settings(client, app, name, transport, url, directory / name)
-
-            def told(line: str, name: str = name) -> None:
-                click.echo(f"{name}: {line}")
-
-            nursery.start_soon(Board(directory / name, settings, image=image, on_line=told).run)
+def build_bootloader(elf: Path) -> None:
+    """Build the bootloader's ELF if it is not there. Raises ClickException that says what is missing."""
+    if elf.exists():
+        return
+    if shutil.which(COMPILER) is None or shutil.which("make") is None:
+        raise click.ClickException(
+            f"{elf} is not there, and {COMPILER} neither: install gcc-riscv64-unknown-elf, picolibc-riscv64-unknown-elf and "
+            "make, or give --bootloader"
+        )
+    command = ["make", "-s", "-C", str(ROOT / "bootloader"), f"B={elf.parent}", str(elf)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if run.returncode:
+        raise click.ClickException(f"{elf} cannot be built: {visible(run.stdout[-500:])}")
 
 
-async def _settings(
-    client: httpx.AsyncClient, app: str, name: str, transport: str, url: str, directory: Path
-) -> dict[str, Any]:
+async def _run(boards: Boards) -> None:
+    from devicefw.sim.board import Board
+    from devicefw.sim.firmware import build, program
+
+    image = build(program("good", boards.version), boards.version)
+    headers = {"authorization": f"Bearer {boards.token}"}
+    async with httpx.AsyncClient(base_url=boards.registry, headers=headers, timeout=60) as client:
+        async with trio.open_nursery() as nursery:
+            for number in range(boards.devices):
+                name = check_name("device", f"{boards.prefix}{number}")
+                directory = boards.directory / name
+                settings = await _settings(client, boards, name, directory)
+
+                def told(line: str, name: str = name) -> None:
+                    click.echo(visible(f"{name}: {line}"))
+
+                nursery.start_soon(Board(directory, settings, image=image, on_line=told, elf=boards.elf).run)
+
+
+async def _settings(client: httpx.AsyncClient, boards: Boards, name: str, directory: Path) -> dict[str, Any]:
     """Return the board's configuration; a board that was here before keeps its credential, and its transport."""
     kept = directory / "settings.json"
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
+    app = boards.app
     body = {"metadata": {"name": name, "application": app, "labels": {"simulated": "yes"}}}
-    answer = await client.post(f"/api/registry/v1alpha1/apps/{app}/devices", json=body)
+    answer = await client.post(path_of("/api/registry/v1alpha1/apps", app, "devices"), json=body)
     if answer.status_code not in (201, 409):
-        raise click.ClickException(f"device {name} cannot be created: {answer.text}")
-    kind = CREDENTIALS[transport]
-    answer = await client.post(f"/api/dfu/v1/apps/{app}/{kind}/{name}")
+        raise DfudError(f"device {name} of app {app} cannot be created: {_message(answer)}")
+    kind = CREDENTIALS[boards.transport]
+    answer = await client.post(path_of("/api/dfu/v1/apps", app, kind, name))
     if not answer.is_success:
-        raise click.ClickException(f"device {name} gets no {kind}: {answer.text}")
-    settings = {"url": url, "transport": transport, "app": app, "device": name, kind: answer.json()[kind], "wait_s": 30}
+        raise DfudError(f"device {name} of app {app} gets no {kind}: {_message(answer)}")
+    credential = answer.json()[kind]
+    settings = {
+        "url": boards.url,
+        "transport": boards.transport,
+        "app": app,
+        "device": name,
+        kind: credential,
+        "wait_s": 30,
+    }
     directory.mkdir(parents=True, exist_ok=True)
+    kept.touch(0o600)
     kept.write_text(json.dumps(settings))
-    kept.chmod(0o600)
     return settings
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"

@@ -9,7 +9,9 @@ from dfud.api.events import (
     Bus,
     CancelRequested,
     DeploymentChanged,
+    DeviceAddress,
     DeviceChanged,
+    DeviceDenied,
     DeviceSeen,
     FirmwareChanged,
     ProgressChanged,
@@ -43,7 +45,10 @@ from dfud.api.store import (
     PutDocument,
     PutFirmware,
     Store,
+    TrimDocuments,
 )
+from dfud.api.tls import server_context
+from dfud.api.turns import Turns
 from dfud.errors import (
     BugError,
     ConfigError,
@@ -55,12 +60,14 @@ from dfud.errors import (
     RefusedError,
     RequestError,
     StoreError,
+    UnreadableError,
 )
+from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
-from dfud.model.names import Selector, parse_selector_untrusted
 from dfud.model.resources import App, Device, Metadata
+from dfud.model.selectors import Selector, parse_selector_untrusted
 
 __all__ = [
     "Actual",
@@ -88,7 +95,9 @@ __all__ = [
     "DeploymentChanged",
     "Desired",
     "Device",
+    "DeviceAddress",
     "DeviceChanged",
+    "DeviceDenied",
     "DeviceSeen",
     "DeviceView",
     "DfudError",
@@ -126,6 +135,9 @@ __all__ = [
     "StoreError",
     "Telemetry",
     "Transport",
+    "TrimDocuments",
+    "Turns",
+    "UnreadableError",
     "UserRoutes",
     "Waiting",
     "contained",
@@ -133,7 +145,10 @@ __all__ = [
     "forever",
     "hookimpl",
     "hookspec",
+    "is_loopback",
+    "limited",
     "note",
     "open_to_all",
     "parse_selector_untrusted",
+    "server_context",
 ]

@@ -32,10 +32,17 @@ class Cache(Generic[K, V]):
     """Up to `limit` values; the one that was not used for longest goes first.
 
     group_of: the group that a key belongs to (its app, say), so that `forget_group()` costs nothing per value.
+    dropped(key, value): called when a value has to go for another one, not when it is forgotten.
     """
 
-    def __init__(self, limit: int, group_of: Callable[[K], Hashable] | None = None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        group_of: Callable[[K], Hashable] | None = None,
+        dropped: Callable[[K, V], None] | None = None,
+    ) -> None:
         self._limit = limit
+        self._dropped = dropped
         self._group_of = group_of or (lambda key: None)
         self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._epochs: dict[Hashable, int] = {}
@@ -122,4 +129,6 @@ class Cache(Generic[K, V]):
         self._values[key] = (value, self._epochs.get(self._group_of(key), 0))
         self._values.move_to_end(key)
         while len(self._values) > self._limit:
-            self._values.popitem(last=False)
+            dropped, (value, _) = self._values.popitem(last=False)
+            if self._dropped is not None:
+                self._dropped(dropped, value)

@@ -67,7 +67,11 @@ class Code(IntEnum):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """command is set with COMMAND only; error and message with an error code only; retry_after_s 0: no hint."""
+    """command is set with COMMAND only; error and message with an error code only; retry_after_s 0: no hint.
+
+    told: grows when dfud has decided anew, so that a transport that tells only what is new (observe) tells the same command
+    again; 0: nothing to compare.
+    """
 
     code: Code
     command: str = ""
@@ -76,6 +80,7 @@ class Reply(msgspec.Struct, frozen=True):
     error: str = ""
     message: str = ""
     retry_after_s: int = 0
+    told: int = 0
 
 
 class Chunks(msgspec.Struct, frozen=True):

@@ -60,6 +60,23 @@ class DeviceSeen(msgspec.Struct, frozen=True):
     at_s: float
 
 
+class DeviceAddress(msgspec.Struct, frozen=True):
+    """A device said how it is from this address: its own, or that of the gateway that speaks for it."""
+
+    app: str
+    device: str
+    address: str
+
+
+class DeviceDenied(msgspec.Struct, frozen=True):
+    """Somebody was turned away. app, device: as they were named, perhaps empty, perhaps anything; reason: one of a few words."""
+
+    reason: str
+    app: str
+    device: str
+    peer: str
+
+
 class Telemetry(msgspec.Struct, frozen=True):
     """A device published on a channel. sender is the authenticated device, device the one it spoke for."""
 

@@ -14,8 +14,8 @@ from dfud.api.events import Bus
 from dfud.errors import BugError
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
-from dfud.model.names import EVERYTHING, Selector
 from dfud.model.resources import App, Device
+from dfud.model.selectors import EVERYTHING, Selector
 
 
 class Capability(StrEnum):
@@ -52,13 +52,15 @@ class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutFirmware(msgspec.Struct, frozen=True, tag=True):
-    """create: the version must not exist yet. The blob firmware.sha256 must be stored before."""
+    """create: the version must not exist yet. The blob firmware.sha256 must be stored, its BlobWriter still open."""
 
     firmware: Firmware
     create: bool = True
 
 
 class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
+    """The blob goes with its last record, once that is durable."""
+
     app: str
     version: str
 
@@ -68,7 +70,10 @@ class PutActual(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutDeployment(msgspec.Struct, frozen=True, tag=True):
-    """Stores the deployment and, if given, appends what happened to the device's history."""
+    """Stores the deployment and, if given, appends what happened to the device's history.
+
+    A store bounds both per device: the oldest history entries and the oldest finished deployments go in the same commit.
+    """
 
     deployment: Deployment
     entry: HistoryEntry | None = None
@@ -88,6 +93,13 @@ class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
+class TrimDocuments(msgspec.Struct, frozen=True, tag=True):
+    """Forgets the documents of a collection but for the `keep` with the highest keys."""
+
+    collection: str
+    keep: int
+
+
 Change = (
     PutApp
     | DeleteApp
@@ -99,11 +111,15 @@ Change = (
     | PutDeployment
     | PutDocument
     | DeleteDocument
+    | TrimDocuments
 )
 
 
 class DeviceView(msgspec.Struct, frozen=True):
-    """A device with what it last said and its newest deployment."""
+    """A device with what it last said and its newest deployment: the one with the highest number, never the latest by clock.
+
+    Where numbers are equal (0: made before they were counted), the one that was created last.
+    """
 
     device: Device
     actual: Actual | None = None
@@ -111,7 +127,12 @@ class DeviceView(msgspec.Struct, frozen=True):
 
 
 class BlobWriter(abc.ABC):
-    """Takes the bytes of one blob. Without commit() nothing remains."""
+    """Takes the bytes of one blob, and holds the blob from commit() until aclose().
+
+    A blob lives while a firmware record of any app names its SHA-256, or a BlobWriter that committed it is open: close it
+    after the commit of PutFirmware. A blob that nobody needs is gone when the change that let go of it has returned. Nobody
+    deletes blobs otherwise.
+    """
 
     @abc.abstractmethod
     async def write(self, data: bytes) -> None:
@@ -123,14 +144,18 @@ class BlobWriter(abc.ABC):
 
     @abc.abstractmethod
     async def aclose(self) -> None:
-        """Give up what is not committed. May be called at any time, more than once."""
+        """Give up what is not committed, and the hold on what is. May be called at any time, more than once."""
 
 
 class Store(abc.ABC):
     """Keeps everything that outlives the process. One per daemon.
 
     Every method may raise StoreError, and then has changed nothing. Cancelling a commit() leaves it either done whole or
-    not at all. A commit() that has returned survives `kill -9` and a power cut.
+    not at all. A commit() that has returned survives `kill -9` and a power cut. A change that cannot be stored (an integer
+    out of range, a lone surrogate, a number that is not finite, deep nesting) fails its own commit() and no other.
+
+    A stored record that cannot be read costs that record only: what asks for it by name raises UnreadableError, lists leave
+    it out and name it in the log. Put and Delete do not read it, so they repair it.
     """
 
     name: str
@@ -146,9 +171,19 @@ class Store(abc.ABC):
         """Return what /metrics shows of this store: a name with optional labels (`x_total{kind="a"}`) to its value."""
         return {}
 
+    def problem(self) -> str:
+        """Return in a few words why the store cannot serve now, or "". /readyz shows it; must cost nothing."""
+        return ""
+
+    async def check(self) -> None:  # noqa: B027 - a store without anything to check is whole
+        """Raise ConfigError or StoreError for what would keep run() from starting. Changes nothing; for `check-config`."""
+
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the store, report started, serve until cancelled, then close. Publishes changes made elsewhere on `bus`."""
+        """Open the store, report started, serve until cancelled, then close. Publishes changes made elsewhere on `bus`.
+
+        Raises StoreError when it can no longer serve; dfud then ends, to be started again by the service manager.
+        """
 
     @abc.abstractmethod
     async def commit(self, changes: Sequence[Change]) -> None:
@@ -193,11 +228,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
-        """A device's deployments, newest first."""
+        """A device's deployments, newest first: by number, then by when they were created."""
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first."""
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:
@@ -217,11 +252,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def blob(self, sha256: str) -> Path | None:
-        """Return a local file with the blob's bytes, or None. The file does not change, and stays until delete_blob()."""
+        """Return a local file with the blob's bytes, or None. The file does not change while it is there.
 
-    @abc.abstractmethod
-    async def delete_blob(self, sha256: str) -> None:
-        """Forget a blob; no error if it is not there."""
+        It may go at any time if no record names it; who has opened it may read on.
+        """
 
     @abc.abstractmethod
     def backup(self) -> AsyncIterator[bytes]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from dfud.cli.client import Session
-from dfud.cli.resources import labels_of, pass_session, print_table, table
-
-
-def _path(session: Session) -> str:
-    return f"/api/dfu/v1/apps/{session.app}/claims"
+from dfud.cli.resources import new_labels, pass_session
+from dfud.cli.show import Table, confirm, print_table, yes_option
+from dfud.model.names import check_name
 
 
 @click.group()
@@ -27,25 +24,27 @@ def claim() -> None:
 @click.option("-l", "--label", "labels", multiple=True, help="KEY=VALUE that its devices get; may be repeated.")
 @pass_session
 def claim_create(session: Session, uses: int, hours: int, device_name: str, labels: tuple[str, ...]) -> None:
-    """Make a claim code and show it, the only time."""
-    body: dict[str, Any] = {"uses": uses, "hours": hours, "device": device_name, "labels": labels_of(labels)}
-    found = session.request("POST", _path(session), json=body)
+    """Make a claim code and show it once."""
+    if device_name:
+        check_name("device", device_name)
+    body: dict[str, Any] = {"uses": uses, "hours": hours, "device": device_name, "labels": new_labels(labels)}
+    found = session.request("POST", session.api("claims"), json=body)
     if session.json:
         session.show(found)
         return
-    click.echo("The claim code; it is not shown again:", err=True)
-    click.echo(found["code"])
+    session.say("The claim code (shown once):", err=True)
+    session.say(found["code"])
 
 
 @claim.command("list")
 @pass_session
 def claim_list(session: Session) -> None:
     """List the app's claims, without what is secret in them."""
-    found = session.request("GET", _path(session))
+    found = session.request("GET", session.api("claims"))
     if session.json:
         session.show(found)
         return
-    rows = table("ID", "LEFT", "EXPIRES", "DEVICE", "LABELS", "BY")
+    rows = Table("ID", "LEFT", "EXPIRES", "DEVICE", "LABELS", "BY")
     for one in found:
         labels = ",".join(f"{key}={value}" for key, value in sorted(one.get("labels", {}).items()))
         left = f"{one['left']} of {one['uses']}"
@@ -55,8 +54,10 @@ def claim_list(session: Session) -> None:
 
 @claim.command("delete")
 @click.argument("claim_id", metavar="ID")
+@yes_option
 @pass_session
-def claim_delete(session: Session, claim_id: str) -> None:
+def claim_delete(session: Session, claim_id: str, yes: bool) -> None:
     """End the claim ID. Devices that have used it stay."""
-    session.request("DELETE", f"{_path(session)}/{quote(claim_id, safe='')}")
+    confirm(f"End claim {claim_id} of app {session.app}?", yes)
+    session.request("DELETE", session.api("claims", claim_id))
     session.done(f"Claim {claim_id} ended.", claim=claim_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -15,16 +14,30 @@ import httpx
 import tomlkit
 
 from dfud.errors import DfudError
+from dfud.model.names import path_of
+from dfud.model.text import visible, visible_json
 
 TIMEOUT_S = 60.0
+PAGE = 1000  # the most that a list gives at once
+API = "/api/dfu/v1"
+APPS = "/api/registry/v1alpha1/apps"
+TRANSIENT = (429, 502, 503, 504)
 
 
 class CliError(DfudError):
-    """What the user is told, in one sentence."""
+    """What the user is told, in one sentence. status: of the answer, 0 if there was none.
+
+    transient: the same may succeed later, since the registry is away, restarting or busy.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, transient: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.transient = transient
 
 
 class Contexts:
-    """The registries that the user has logged in to; a file that only he can read."""
+    """The registries that the user has logged in to; a file that only they can read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,10 +83,23 @@ class Session:
 
     @property
     def app(self) -> str:
-        found = self._app or self.contexts.current(self._context)[1].get("app")
+        """The app that a command is about. It needs no login: signing and packaging ask no registry."""
+        found = self._app
+        if not found:
+            data = self.contexts.read()
+            chosen = self._context or data.get("current")
+            found = data.get("contexts", {}).get(chosen, {}).get("app")
         if not found:
             raise CliError("which app? give --app, or set one for good with `dfuctl context --app NAME`")
         return str(found)
+
+    def api(self, *names: str) -> str:
+        """Return the path of dfud's own API for the app, with `names` encoded behind it."""
+        return path_of(API, "apps", self.app, *names)
+
+    def registry(self, *names: str) -> str:
+        """Return the path of the app in the registry, with `names` encoded behind it."""
+        return path_of(APPS, self.app, *names)
 
     @contextmanager
     def client(self, *, timeout_s: float | None = TIMEOUT_S) -> Iterator[httpx.Client]:
@@ -86,25 +112,38 @@ class Session:
             with httpx.Client(base_url=url, headers=headers, timeout=timeout_s, verify=verify) as client:
                 yield client
         except httpx.TimeoutException:
-            raise CliError(f"{url} did not answer in time") from None
-        except httpx.HTTPError as error:
-            raise CliError(f"{url} cannot be reached: {error}") from None
+            raise CliError(f"{url} did not answer in time", transient=True) from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise CliError(f"{url} cannot be reached: {error}", transient=True) from None
 
     def request(self, method: str, path: str, **options: Any) -> Any:
         """Send one request; return the decoded JSON, or None if there is no body."""
         with self.client() as client:
             return checked(client.request(method, path, **options))
 
+    def pages(self, path: str, **params: Any) -> Iterator[list[dict[str, Any]]]:
+        """Yield a whole list, page by page; no page is empty."""
+        offset = 0
+        while page := self.request("GET", path, params={**params, "limit": PAGE, "offset": offset}):
+            yield page
+            if len(page) < PAGE:
+                return
+            offset += PAGE
+
     def done(self, message: str, **fields: Any) -> None:
         """Say that something was done: a sentence on standard error, or `fields` as JSON."""
         if self.json:
             self.show(fields)
         else:
-            click.echo(message, err=True)
+            self.say(message, err=True)
 
     def show(self, value: Any) -> None:
         """Print as JSON for `-o json`."""
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        click.echo(visible_json(value, 2))
+
+    def say(self, text: str, *, err: bool = False) -> None:
+        """Print one line. What is hidden in it is shown as an escape, whoever chose it."""
+        click.echo(visible(text), err=err)
 
 
 def checked(answer: httpx.Response) -> Any:
@@ -112,9 +151,9 @@ def checked(answer: httpx.Response) -> Any:
     if answer.is_success:
         return answer.json() if answer.content and "json" in answer.headers.get("content-type", "") else None
     try:
-        message = answer.json()["message"]
+        message = str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):
         message = f"HTTP {answer.status_code}"
     if answer.status_code == 403 and message == "Authentication failed":
         message = "the token is not accepted; run `dfuctl login URL`"
-    raise CliError(message)
+    raise CliError(message, status=answer.status_code, transient=answer.status_code in TRANSIENT)

@@ -23,7 +23,8 @@ from dfud.cli import pkcs11
 from dfud.cli.client import CliError, Session
 from dfud.cli.resources import pass_session
 from dfud.model.espimage import check_esp_image_untrusted
-from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, key_id, sign_with
+from dfud.model.names import check_name
+from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, floor_too_high, key_id, sign_with
 
 PASSPHRASE_MIN = 8
 _SEQUENCE = click.IntRange(0, (1 << 32) - 1)
@@ -87,7 +88,7 @@ def _tell(session: Session, public: bytes) -> None:
     if session.json:
         session.show({"public": text, "id": key_id(public).hex()})
     else:
-        click.echo(text)
+        session.say(text)
 
 
 @click.group()
@@ -141,10 +142,16 @@ def key_show(session: Session, where: str, passphrase_file: Path | None) -> None
 @click.argument("image", type=_FILE)
 @click.option("--key", "key_file", required=True, help="File that `dfuctl key new` wrote, or PKCS#11 URI.")
 @passphrase_file
+@click.option("--app", "app_name", help="App that it is for; as `dfuctl --app`. No login is needed.")
 @click.option("--version", required=True, help="Version of the firmware.")
 @click.option("--hardware", required=True, help="What it is made for, such as esp32c3.")
 @click.option("--sequence", type=_SEQUENCE, required=True, help="Orders the versions; a lower one is a downgrade.")
-@click.option("--floor", type=_SEQUENCE, default=0, help="From now on nothing below this sequence is taken.")
+@click.option(
+    "--floor",
+    type=_SEQUENCE,
+    default=0,
+    help="From now on nothing below this sequence is taken; at most the firmware's own.",
+)
 @click.option("--allow-downgrade", is_flag=True, help="Say in the manifest that a device may go back to this one.")
 @click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
 @click.option(
@@ -163,6 +170,7 @@ def sign_image(
     image: Path,
     key_file: str,
     passphrase_file: Path | None,
+    app_name: str | None,
     version: str,
     hardware: str,
     sequence: int,
@@ -174,12 +182,17 @@ def sign_image(
     to: Path | None,
 ) -> None:
     """Write the signed manifest of IMAGE, for `dfuctl firmware publish --manifest`. Asks dfud nothing."""
+    app = check_name("app", app_name or session.app)
+    check_name("version", version)
+    check_name("hardware", hardware)
+    if floor > sequence:
+        raise CliError(floor_too_high(floor, sequence))
     data = image.read_bytes()
     if not raw:
         with image.open("rb") as file:
             check_esp_image_untrusted(file, len(data), hardware)
     manifest = Manifest(
-        session.app,
+        app,
         version,
         hardware,
         sequence,
@@ -197,4 +210,4 @@ def sign_image(
     if session.json:
         session.show({"manifest": str(target), "key": key_id(public).hex(), "sha256": manifest.sha256.hex()})
     else:
-        click.echo(f"Signed {version} for {hardware}, sequence {sequence}: {target}")
+        session.say(f"Signed {version} for {hardware}, sequence {sequence}: {target}")

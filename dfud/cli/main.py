@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
+import signal
 import sys
 from pathlib import Path
 
 import click
 
 from dfud import __version__
+from dfud.cli.audit import audit
 from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
-from dfud.cli.firmware import cancel, firmware, history, retry, status, update
+from dfud.cli.devices import device
+from dfud.cli.firmware import firmware
 from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
 from dfud.cli.recover import recover
-from dfud.cli.resources import app, audit, command, context, device, login, token
+from dfud.cli.resources import app, command, context, login, token
+from dfud.cli.updates import cancel, history, retry, status, update
 from dfud.errors import DfudError
+from dfud.model.text import visible
 
 ENTRY_POINTS = "dfuctl"  # group of entry points whose objects are click commands; each gets a Session as ctx.obj
 
@@ -43,8 +49,10 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except DfudError as error:
-            click.echo(f"dfuctl: {error}", err=True)
+            click.echo(f"dfuctl: {visible(str(error))}", err=True)
             sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             sys.exit(1)
 
@@ -70,13 +78,18 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
 
     \b
     dfuctl login http://127.0.0.1:8881           # with the token of `dfud init`
-    dfuctl app create lamps
+    dfuctl app create lamps --unsigned           # for trying out; with signatures: dfuctl key, dfuctl sign
     dfuctl context --app lamps
     dfuctl device create lamp1                   # shows the device's secret, once
     dfuctl firmware publish lamp.bin --version 1.1 --hardware esp32c3
     dfuctl update lamp1 1.1                      # or: dfuctl update -l site=attic 1.1
     dfuctl status lamp1 --watch
+    \b
+    Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command line, 3 and 4 of --watch: see `dfuctl update --help`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows few characters is no error
     ctx.obj = Session(Contexts(config_path), context_name, app_name, output)
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from dfud.cli import picture
 from dfud.cli.client import CliError, Session
-from dfud.cli.resources import pass_session, print_table, table
+from dfud.cli.resources import pass_session
+from dfud.cli.show import Table, print_table, progress_bar, say
 from dfud.errors import PeerError
 from dfud.package.apply import apply_package
 from dfud.package.build import build_package
@@ -40,20 +39,6 @@ _TO = click.option(
 @click.group()
 def package() -> None:
     """Packages as files: make them, apply them, see where their bytes go. Needs no dfud."""
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error while there is somebody to see it; yields progress(done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield progress
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -153,7 +138,7 @@ def package_make(
         raise CliError("a package of these kinds starts from an image: give it with --base")
     try:
         running = base.read_bytes() if base else None
-        with _bar(f"Making {to.name}") as progress:
+        with progress_bar(f"Making {to.name}") as progress:
             made = build_package(
                 image,
                 running,
@@ -181,7 +166,7 @@ def package_make(
 def package_apply(session: Session, file: Path, base: Path | None, to: Path) -> None:
     """Make the image that PACKAGE holds, as a device does, and check it."""
     found = _read(file)
-    with _bar(f"Applying {file.name}") as progress:
+    with progress_bar(f"Applying {file.name}") as progress:
         image, _ = _applied(file, found, base, progress)
     _write(to, image)
     told = f"Wrote {to}: {len(image)} bytes, SHA-256 {found.sha256.hex()}."
@@ -205,7 +190,7 @@ def package_inspect(session: Session, file: Path, base: Path | None, to: Path | 
         raise CliError(f"picture {to}: expected a name that ends in .png or .svg")
     found = _read(file)
     image = origin = None
-    with _bar(f"Reading {file.name}") as progress:
+    with progress_bar(f"Reading {file.name}") as progress:
         if base is not None or found.base_sha256 is None:
             image, origin = _applied(file, found, base, progress)
         try:
@@ -222,27 +207,27 @@ def package_inspect(session: Session, file: Path, base: Path | None, to: Path | 
     _tell_parts(report)
     picture.show(strip, Console(highlight=False))
     if not report.mapped_known:
-        click.echo("Give --base to tell mapped bytes from copied ones, and to see the segments.")
+        say("Give --base to tell mapped bytes from copied ones, and to see the segments.")
     if chunks:
         _tell_chunks(report)
 
 
 def _tell(report: Report) -> None:
     base = f"from the image {report.base_sha256[:16]}…" if report.base_sha256 else "from nothing"
-    click.echo(f"Package {report.id}: kind {report.kind} ({NAMES[Kind(report.kind)]}), {base}")
+    say(f"Package {report.id}: kind {report.kind} ({NAMES[Kind(report.kind)]}), {base}")
     share = 100 * report.bytes / report.size
-    click.echo(
+    say(
         f"Image {report.sha256[:16]}…, {report.size} bytes; {_chunks(len(report.chunks))}, {report.bytes} bytes, {share:.2f} %"
     )
     payloads = [chunk.payload for chunk in report.chunks]
-    click.echo(
+    say(
         f"Payloads of {min(payloads)} to {max(payloads)} bytes; {report.sequences} sequences, "
         f"{report.literals} literals, {report.matched} bytes matched"
     )
 
 
 def _tell_parts(report: Report) -> None:
-    rows = table("PART", "BYTES", *(name.upper() for name in ORIGINS), "COSTS", "OF PACKAGE")
+    rows = Table("PART", "BYTES", *(name.upper() for name in ORIGINS), "COSTS", "OF PACKAGE", right=True)
 
     def add(name: str, size: int | str, origins: list[int] | list[str], cost: float) -> None:
         numbers = [str(one) for one in (size, *origins)]
@@ -254,13 +239,11 @@ def _tell_parts(report: Report) -> None:
     if report.table_bytes:
         add("address table", "", nothing, report.table_bytes)
     add("heads, tables", "", nothing, report.overhead_bytes)
-    for column in rows.columns[1:]:
-        column.justify = "right"
     print_table(rows)
 
 
 def _tell_chunks(report: Report) -> None:
-    rows = table("CHUNK", "PAGE", "PAGES", "PAYLOAD", "SEQUENCES", "LITERALS", "MATCHED")
+    rows = Table("CHUNK", "PAGE", "PAGES", "PAYLOAD", "SEQUENCES", "LITERALS", "MATCHED")
     for one in report.chunks:
         numbers = (one.number, one.page, one.pages, one.payload, one.sequences, one.literals, one.matched)
         rows.add_row(*(str(number) for number in numbers))

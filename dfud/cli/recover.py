@@ -15,8 +15,8 @@ import msgspec
 import serial  # type: ignore[import-untyped]  # it ships no annotations
 
 from dfud.cli.client import CliError, Session
-from dfud.cli.firmware import progress_bar
 from dfud.cli.resources import pass_session
+from dfud.cli.show import TRANSFER, progress_bar, say
 from dfud.errors import PeerError
 from dfud.model.espimage import check_esp_image_untrusted
 from dfud.package.build import build_package
@@ -145,11 +145,16 @@ class Line:
         return sorted(whole, key=lambda r: int.from_bytes(r[4:8], "little"))
 
     def install(self, slot: int, package: PackageFile, envelope: bytes, done: Callable[[int], object]) -> None:
-        """Send the package into the slot. After an error the slot holds no image that boots, the other is untouched."""
+        """Send the package into the slot; `done` is told how many bytes have gone.
+
+        After an error the slot holds no image that boots, the other is untouched.
+        """
         self.request(BEGIN, bytes([slot, package.kind]) + (package.base_sha256 or b"\xff" * 32) + envelope)
+        sent = 0
         for chunk in package.chunks:
             self.request(CHUNK, chunk)
-            done(len(chunk))
+            sent += len(chunk)
+            done(sent)
         self.request(FINISH)
 
     def boot(self) -> None:
@@ -186,11 +191,11 @@ def _show(session: Session, state: State) -> None:
     if session.json:
         session.show(msgspec.to_builtins(state))
         return
-    click.echo(f"Waiting because: {state.reason}. Keys: {state.keys}. Flash: {state.flash_bytes >> 20} MB.")
+    say(f"Waiting because: {state.reason}. Keys: {state.keys}. Flash: {state.flash_bytes >> 20} MB.")
     for number, slot in enumerate(state.slots):
         mark = "*" if number == state.current else " "
         what = f"{slot.version or 'an image without a manifest'}, sequence {slot.sequence}"
-        click.echo(f"{mark} slot {number}: {ERRORS.get(slot.error, slot.error) if slot.error else what}")
+        say(f"{mark} slot {number}: {ERRORS.get(slot.error, slot.error) if slot.error else what}")
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -247,16 +252,16 @@ def recover(
             if diagnostics is not None:
                 records = line.diagnostics()
                 diagnostics.write_bytes(b"".join(records))
-                click.echo(f"{len(records)} diagnostics records: {diagnostics}", err=session.json)
+                say(f"{len(records)} diagnostics records: {diagnostics}", err=session.json)
             if package is not None:
                 if len(data) > state.image_max_bytes:
                     raise CliError(f"the image has {len(data)} bytes, a slot holds {state.image_max_bytes}")
                 target = slot if slot is not None else 1 - state.current if state.current is not None else 0
-                with progress_bar() as bar:
-                    task = bar.add_task(f"slot {target}", total=package.total_bytes)
-                    line.install(target, package, envelope, lambda n: bar.advance(task, n))
+                total = package.total_bytes
+                with progress_bar(f"slot {target}", TRANSFER, total=total) as progress:
+                    line.install(target, package, envelope, lambda sent: progress(sent, total))
                 if boot:
                     line.boot()
-                    click.echo("Installed; the device boots it on trial.", err=session.json)
+                    say("Installed; the device boots it on trial.", err=session.json)
         except serial.SerialException as error:
             raise CliError(f"{port}: {error}") from None

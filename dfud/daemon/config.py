@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from dfud.api import Config, ConfigError, Secret, Section
+
+
+class ConfigErrors(ConfigError):
+    """Everything that is wrong with a configuration: `messages`, a sentence each."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = tuple(messages)
 
 
 class DaemonConfig(msgspec.Struct, frozen=True):
@@ -31,6 +39,9 @@ class DaemonConfig(msgspec.Struct, frozen=True):
             description="how long a stopping dfud waits for answers under way", ge=0, le=600, extra={"unit": "s"}
         ),
     ] = 10.0
+    audit_max: Annotated[
+        int, msgspec.Meta(description="entries of the audit log that are kept", ge=1000, le=1_000_000_000)
+    ] = 1_000_000
 
 
 class PluginsConfig(msgspec.Struct, frozen=True):
@@ -58,20 +69,41 @@ def read_file(path: Path) -> dict[str, Any]:
 def enabled_plugins(document: Mapping[str, Any], path: str) -> list[str]:
     """Return the plugins that the file asks for; it is read before their sections are known."""
     table = document.get("plugins", {})
-    section = _section(Section("plugins", PluginsConfig), table, path)
+    problems: list[str] = []
+    section = _section(Section("plugins", PluginsConfig), table, path, problems)
+    if problems:
+        raise ConfigErrors(problems)
     return list(section.enabled)
 
 
 def build(document: Mapping[str, Any], sections: Iterable[Section], path: str) -> Config:
-    """Turn the file's tables into the declared sections. Raises ConfigError for anything unknown or out of range."""
+    """Turn the file's tables into the declared sections. Raises ConfigErrors for what is unknown or out of range."""
+    config, problems = read(document, sections, path)
+    if problems:
+        raise ConfigErrors(problems)
+    return config
+
+
+def read(
+    document: Mapping[str, Any], sections: Iterable[Section], path: str, *, strangers: bool = False
+) -> tuple[Config, list[str]]:
+    """Return the configuration as far as it can be read, and a sentence for each thing that is wrong with it.
+
+    A key that is wrong has its default there; a section that lacks a key it needs is missing. strangers: tables that nobody
+    declared are not told of, for not every plugin could be loaded.
+    """
+    problems: list[str] = []
     declared: dict[str, Section] = {}
     for section in sections:
         if section.name in declared:
-            raise ConfigError(f"{path}: section [{section.name}] is declared twice, by two plugins")
+            problems.append(f"{path}: section [{section.name}] is declared twice, by two plugins")
         declared[section.name] = section
     tables: dict[str, Mapping[str, Any]] = {}
-    _collect(document, "", declared, tables, path)
-    return Config({n: _section(s, tables.get(n, {}), path) for n, s in declared.items()}, path)
+    for problem, unknown in _collect(document, "", declared, tables, path):
+        if not (unknown and strangers):
+            problems.append(problem)
+    found = {n: _section(s, tables.get(n, {}), path, problems) for n, s in declared.items()}
+    return Config({name: section for name, section in found.items() if section is not None}, path), problems
 
 
 def _collect(
@@ -80,43 +112,46 @@ def _collect(
     declared: Mapping[str, Section],
     tables: dict[str, Mapping[str, Any]],
     path: str,
-) -> None:
+) -> Iterator[tuple[str, bool]]:
+    """Sort the file's tables into `tables`; yield what is wrong, and whether it is a table that nobody declared."""
     for key, value in document.items():
         name = f"{prefix}{key}"
         if name in declared and isinstance(value, Mapping):
             tables[name] = value
         elif isinstance(value, Mapping) and any(n.startswith(name + ".") for n in declared):
-            _collect(value, name + ".", declared, tables, path)
+            yield from _collect(value, name + ".", declared, tables, path)
         elif isinstance(value, Mapping):
-            raise ConfigError(f"{path}: table [{name}] is unknown{_suggest(name, declared)}")
+            yield f"{path}: table [{name}] is unknown{_suggest(name, declared)}", True
         else:
             where = f"[{prefix[:-1]}] " if prefix else ""
-            raise ConfigError(f"{path}: {where}{key} stands outside of any section, expected it in a table")
+            yield f"{path}: {where}{key} stands outside of any section, expected it in a table", False
 
 
-def _section(section: Section, table: Any, path: str) -> Any:
+def _section(section: Section, table: Any, path: str, problems: list[str]) -> Any:
+    """Return the section, with defaults for what is wrong, or None where a key is needed and not given."""
     if not isinstance(table, Mapping):
-        raise ConfigError(f"{path}: [{section.name}] is {type(table).__name__}, expected a table")
+        problems.append(f"{path}: [{section.name}] is {type(table).__name__}, expected a table")
+        table = {}
     fields = {f.encode_name: f for f in msgspec.structs.fields(section.type)}
     for key in table:
         if key not in fields:
-            raise ConfigError(f"{path}: [{section.name}] {key} is unknown{_suggest(key, fields)}")
+            problems.append(f"{path}: [{section.name}] {key} is unknown{_suggest(key, fields)}")
     values = {}
+    whole = True
     for key, field in fields.items():
-        if key not in table:
-            if field.required:
-                raise ConfigError(
+        try:
+            if key in table:
+                values[field.name] = msgspec.convert(table[key], field.type, dec_hook=_secret)
+            elif field.required:
+                whole = False
+                problems.append(
                     f"{path}: [{section.name}] {key} is missing, expected {expected(section.type, field.name)}"
                 )
-            continue
-        try:
-            values[field.name] = msgspec.convert(table[key], field.type, dec_hook=_secret)
         except msgspec.ValidationError:
+            whole = whole and not field.required
             shown = "the value given" if _is_secret(field.type) else repr(table[key])[:80]
-            raise ConfigError(
-                f"{path}: [{section.name}] {key} {shown}, expected {expected(section.type, field.name)}"
-            ) from None
-    return section.type(**values)
+            problems.append(f"{path}: [{section.name}] {key} {shown}, expected {expected(section.type, field.name)}")
+    return section.type(**values) if whole else None
 
 
 def _secret(kind: type, value: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+
+from dfud.model.text import visible, visible_json, visible_lines
 
 JOURNAL = "/run/systemd/journal/socket"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -26,7 +27,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         head = {"time": at, "level": record.levelname.lower(), "part": record.name, "event": record.getMessage()}
-        return json.dumps({**head, **fields(record)}, ensure_ascii=False)
+        return visible_json({**head, **fields(record)})
 
 
 class TextFormatter(logging.Formatter):
@@ -34,9 +35,9 @@ class TextFormatter(logging.Formatter):
         at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
         found = fields(record)
         traceback = found.pop("traceback", "")
-        told = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in found.items())
-        line = f"{at} {record.levelname.lower():7} {record.name}: {record.getMessage()} {told}".rstrip()
-        return f"{line}\n{traceback}" if traceback else line
+        told = " ".join(f"{key}={visible_json(value)}" for key, value in found.items())
+        line = f"{at} {record.levelname.lower():7} {record.name}: {visible(record.getMessage())} {told}".rstrip()
+        return "\n".join([line, *visible_lines(traceback)])
 
 
 class JournalHandler(logging.Handler):
@@ -49,7 +50,7 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         told = {
-            "MESSAGE": record.getMessage(),
+            "MESSAGE": visible(record.getMessage()),
             "PRIORITY": str(_PRIORITY.get(record.levelno, 6)),
             "DFUD_PART": record.name,
         }
@@ -59,6 +60,10 @@ class JournalHandler(logging.Handler):
             self._socket.sendto(data[:200_000], self._path)
         except OSError:
             self.handleError(record)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
 
 
 def _field(key: str, value: str) -> bytes:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import click
 import trio
 
 from dfud import __version__
-from dfud.api import Config, DfudError
-from dfud.controller.config import SECTION as CONTROLLER
+from dfud.api import DfudError
 from dfud.daemon import config as configuration
-from dfud.daemon.config import DaemonConfig
+from dfud.daemon.config import ConfigErrors, DaemonConfig
+from dfud.daemon.parts import SECTIONS, build, examine, load
 from dfud.daemon.plugins import Plugins, available
-from dfud.endpoint.config import SECTION as ENDPOINT
-from dfud.registry.config import SECTION as REGISTRY
-from dfud.registry.oidc import SECTION as OIDC
-from dfud.registry.oidc import Oidc, OidcConfig
 
 DEFAULT = "dfud.toml"
 PATH_OPTION = click.option(
@@ -41,14 +37,23 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except DfudError as error:
-            click.echo(f"dfud: {error}", err=True)
+            _tell(error)
             sys.exit(2)
         except BaseExceptionGroup as group:
+            _, others = group.split(SystemExit)
+            if others is None:
+                sys.exit(1)  # asked twice to stop
             own = _own(group)
             if own is None:
                 raise
-            click.echo(f"dfud: {own}", err=True)
+            _tell(own)
             sys.exit(2)
+
+
+def _tell(error: DfudError) -> None:
+    """Show an error, and each of several on a line of its own."""
+    for line in error.messages if isinstance(error, ConfigErrors) else (str(error),):
+        click.echo(f"dfud: {line}", err=True)
 
 
 def _own(group: BaseExceptionGroup[BaseException]) -> DfudError | None:
@@ -73,14 +78,6 @@ def main() -> None:
     """
 
 
-def load(path: Path) -> tuple[Config, Plugins]:
-    """Read the configuration and load its plugins. Raises ConfigError, PluginError."""
-    document = configuration.read_file(path)
-    plugins = Plugins(configuration.enabled_plugins(document, str(path)))
-    sections = [*configuration.CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, ENDPOINT, *plugins.sections()]
-    return configuration.build(document, sections, str(path)), plugins
-
-
 @main.command()
 @PATH_OPTION
 def run(path: Path) -> None:
@@ -88,28 +85,39 @@ def run(path: Path) -> None:
     from dfud.daemon.logs import configure
     from dfud.daemon.service import Service
 
-    config, plugins = load(path)
-    daemon = config.section("daemon", DaemonConfig)
+    parts = build(path)
+    daemon = parts.config.section("daemon", DaemonConfig)
     configure(daemon.log_format, daemon.log_level, os.environ)
-    service = Service(config, plugins, __version__, os.environ)
+    service = Service(parts, __version__, os.environ)
     trio.run(service.run, lambda: load(path)[0])
+    if service.failure is not None:
+        sys.exit(1)
 
 
 @main.command()
 @PATH_OPTION
-@click.option("--user", default="admin", show_default=True, help="Name of the first administrator.")
+@click.option("--user", default="admin", show_default=True, help="Name of the administrator.")
 @click.option("--days", default=365, show_default=True, type=click.IntRange(1, 3650), help="Life of the token.")
-def init(path: Path, user: str, days: int) -> None:
+@click.option(
+    "--new-admin", is_flag=True, help="Make one more admin token, for whoever has lost theirs; dfud is stopped."
+)
+@click.option(
+    "--accept-key",
+    is_flag=True,
+    help="Take the credential key as this database's: devices with other secrets are lost.",
+)
+def init(path: Path, user: str, days: int, new_admin: bool, accept_key: bool) -> None:
     """Make the key of device secrets and the first admin token, which is shown once. Safe to repeat."""
-    from dfud.daemon.service import initialise
+    from dfud.daemon.init import initialise
 
     config, plugins = load(path)
     store = plugins.store(config, config.section("daemon", DaemonConfig).store)
-    token = trio.run(initialise, config, store, user, days)
+    token = trio.run(partial(initialise, config, store, user, days, new_admin=new_admin, accept_key=accept_key))
     if token is None:
-        click.echo("There is an admin token already; nothing was changed.", err=True)
+        click.echo("There is an admin token already; no new one was made. If it is lost: --new-admin.", err=True)
         return
-    click.echo("The token of the first administrator; it is not shown again:", err=True)
+    kind = "new" if new_admin else "first"
+    click.echo(f"The token of the {kind} administrator; it is not shown again:", err=True)
     click.echo(token)
 
 
@@ -117,21 +125,14 @@ def init(path: Path, user: str, days: int) -> None:
 @PATH_OPTION
 @click.option("--full", is_flag=True, help="Print every section and key of all installed plugins with its default.")
 def check_config(path: Path, full: bool) -> None:
-    """Read the configuration as `run` would, and say whether it is right."""
+    """Do what `run` does before it opens anything, and say everything that is wrong. Exit code 2 if something is."""
     if full:
         names = sorted(available())
-        everything = [REGISTRY, OIDC, CONTROLLER, ENDPOINT, *Plugins(names).sections()]
-        click.echo(configuration.sample([*configuration.CORE_SECTIONS, *everything], enabled=names), nl=False)
+        click.echo(configuration.sample([*SECTIONS, *Plugins(names).sections()], enabled=names), nl=False)
         return
-    config, plugins = load(path)
-    plugins.store(config, config.section("daemon", DaemonConfig).store)
-    plugins.transports(config)
-    plugins.dialects(config)
-    plugins.event_sinks(config)
-    plugins.user_routes(config)
-    issuer = config.section("oidc", OidcConfig)
-    if issuer.issuer:
-        Oidc(issuer, time.time)
+    note = trio.run(examine, path)
+    if note:
+        click.echo(f"dfud: note: {note}", err=True)
     click.echo(f"{path}: right")
 
 

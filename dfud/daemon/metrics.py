@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from dfud.api import ActualChanged, Bus, DeploymentChanged, Telemetry, faults
+from dfud.api import ActualChanged, Bus, DeploymentChanged, DeviceDenied, Telemetry, faults
 
 
 class Metrics:
@@ -22,10 +22,12 @@ class Metrics:
         )
         reports = Counter("dfud_device_news", "Devices that said something new of themselves", registry=self._registry)
         telemetry = Counter("dfud_telemetry", "Events that devices published", registry=self._registry)
+        denied = Counter("dfud_devices_denied", "Requests that were turned away", ["reason"], registry=self._registry)
         gauge = Gauge("dfud_devices_waiting", "Devices that wait for a command", registry=self._registry)
         gauge.set_function(parked)
         bus.subscribe(DeploymentChanged, lambda e: changes.labels(str(e.deployment.state)).inc())
         bus.subscribe(ActualChanged, lambda e: reports.inc())
+        bus.subscribe(DeviceDenied, lambda e: denied.labels(e.reason).inc())
         bus.subscribe(Telemetry, lambda e: telemetry.inc())
 
     def text(self) -> bytes:

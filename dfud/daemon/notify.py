@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -30,8 +30,8 @@ class Notifier:
         ):
             sock.sendto("\n".join(lines).encode(), address)
 
-    async def keep_alive(self) -> None:
-        """Feed the watchdog at half its time, as long as trio runs."""
-        while self.watchdog_s:
+    async def keep_alive(self, healthy: Callable[[], bool] = lambda: True) -> None:
+        """Feed the watchdog at half its time, as long as trio runs and dfud is `healthy()`; return when it is not."""
+        while self.watchdog_s and healthy():
             self.tell("WATCHDOG=1")
             await trio.sleep(self.watchdog_s / 2)

@@ -12,6 +12,7 @@ import pluggy
 
 from dfud.api import (
     Config,
+    DfudError,
     Dialect,
     EventSink,
     Hooks,
@@ -56,19 +57,23 @@ class Plugins:
         """Load `names`. Raises PluginError for an unknown plugin or a broken one."""
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Hooks)
-        known = available()
         for name in names:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1, 0.5)
-                hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
-                raise PluginError(f"[plugins] enabled: plugin {name!r} is not installed, {hint}")
-            if self._manager.has_plugin(name):
-                raise PluginError(f"[plugins] enabled: plugin {name!r} stands there twice")
-            try:
-                module = known[name].entry.load()
-            except Exception as error:
-                raise PluginError(f"plugin {name} ({known[name].where}) cannot be loaded: {error!r}") from error
-            self.add(name, module)
+            self.load(name)
+
+    def load(self, name: str) -> None:
+        """Load one more. Raises PluginError as above."""
+        known = available()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
+            raise PluginError(f"[plugins] enabled: plugin {name!r} is not installed, {hint}")
+        if self._manager.has_plugin(name):
+            raise PluginError(f"[plugins] enabled: plugin {name!r} stands there twice")
+        try:
+            module = known[name].entry.load()
+        except Exception as error:
+            raise PluginError(f"plugin {name} ({known[name].where}) cannot be loaded: {error!r}") from error
+        self.add(name, module)
 
     def add(self, name: str, module: Any) -> None:
         """Register a module (or object) of hook implementations. Raises PluginError."""
@@ -105,10 +110,10 @@ class Plugins:
             try:
                 result = implementation.function(*(arguments[name] for name in implementation.argnames))
                 items = [] if result is None else list(result)
-            except PluginError:
+            except DfudError:
                 raise
-            except TypeError as error:
-                raise PluginError(f"{where} failed or returned no iterable: {error}") from error
+            except Exception as error:
+                raise PluginError(f"{where} failed or returned no iterable: {error!r}") from error
             for item in items:
                 if not isinstance(item, kind):
                     raise PluginError(f"{where} returned {type(item).__name__}, expected {kind.__name__}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from dfud.api import Code, Reply, Waiting
+from dfud.api import Code, Reply, Waiting, contained
 
 DEVICES_MAX = 100_000
 
@@ -20,7 +20,7 @@ class _Kept(msgspec.Struct):
 
 
 class Commands:
-    """Delivers each command once. `now` only moves forward."""
+    """Delivers each command once. now: a clock that only moves forward, so not the wall's."""
 
     def __init__(self, queue_length: int, expire_s: float, now: Callable[[], float]) -> None:
         self._length = queue_length
@@ -103,14 +103,16 @@ class _Waiter(Waiting):
         commands._add(self)
 
     def offer(self, reply: Reply) -> bool:
-        """Take `reply` if none was taken yet."""
+        """Take `reply` if none was taken yet; return whether it is on its way."""
         if self._reply is not None:
             return False
         self._reply = reply
         self._commands._remove(self)
-        if self._wake is not None:
+        if self._wake is None:
+            return True
+        with contained("endpoint.command", app=self.key[0], device=self.key[1]) as guard:
             self._wake(reply)
-        return True
+        return guard.error is None
 
     def listen(self, wake: Wake) -> None:
         self._wake = wake

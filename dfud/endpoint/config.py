@@ -28,6 +28,18 @@ class EndpointConfig(msgspec.Struct, frozen=True):
             description="wrong credentials for one device in a minute before they are turned away", ge=1, le=1_000_000
         ),
     ] = 10
+    slow_checks: Annotated[
+        int, Meta(description="checks of bcrypt and sha512-crypt passwords at a time; others wait", ge=1, le=256)
+    ] = 2
+    events_s: Annotated[
+        float,
+        Meta(
+            description="time that all sinks have to take an event before its device is told to try again",
+            ge=0.1,
+            le=86400,
+            extra={"unit": "s"},
+        ),
+    ] = 120.0
     commands_queued: Annotated[
         int, Meta(description="commands kept for one device that is not waiting; 0: none are kept", ge=0, le=1000)
     ] = 8

@@ -1,4 +1,4 @@
-"""The endpoint behind every transport."""
+"""The endpoint behind every transport. Whatever happens in one request, its methods answer it and raise nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import trio
 from dfud.api import (
     AppChanged,
     Bus,
+    Cache,
     Chunks,
     Code,
     Credentials,
+    DeploymentChanged,
+    DeviceAddress,
     DeviceChanged,
     Dialect,
     Endpoint,
@@ -27,30 +30,39 @@ from dfud.api import (
     StoreError,
     Telemetry,
     Waiting,
+    contained,
 )
 from dfud.controller.controller import Controller
-from dfud.endpoint.auth import Authenticator, Denied, Enroller, Session, TooMany
+from dfud.endpoint.auth import Authenticator, Enroller, Session
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.denials import Denied, Reason
 from dfud.endpoint.dialects import Conversation
+from dfud.endpoint.limits import TooMany
+from dfud.endpoint.parked import ACCEPTED, Parked, Parking
+from dfud.endpoint.sinking import AWAY, Sinks
+from dfud.model.deployment import Event
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
-from dfud.wire.messages import Type, decode_status_untrusted, encode_command
+from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_command
 
 DFU = "dfu"
 ENROL = "enrol"  # the channel of devices that nobody knows yet
 WAKING_AT_ONCE = 256
+POLLS_MAX = 500_000
 CHUNKS_PER_REQUEST_MAX = 64
 CHUNK_BYTES_PER_REQUEST_MAX = 1 << 18
 
 DENIED = Reply(Code.DENIED, error="AuthenticationError", message="Authentication failed")
 TOO_MANY = Reply(Code.TOO_MANY, error="TooManyRequests", message="Too many failed attempts", retry_after_s=60)
 NOT_FOUND = Reply(Code.NOT_FOUND, error="NotFound", message="No such package or chunk for this device")
-AWAY = Reply(Code.AWAY, error="ServiceUnavailable", message="Try again later", retry_after_s=10)
-ACCEPTED = Reply(Code.ACCEPTED)
+FAILED = Reply(Code.FAILED, error="InternalError", message="The request failed; the log of dfud says why")
 
 
 class _Poll(msgspec.Struct):
-    """The last status of a session and its answer, as long as nothing has happened that could change it."""
+    """The last status of a session and its answer, as long as nothing has happened that could change it.
+
+    until_s: on the monotonic clock.
+    """
 
     body: bytes
     reply: Reply
@@ -59,7 +71,10 @@ class _Poll(msgspec.Struct):
 
 
 class DeviceEndpoint(Endpoint):
-    """Authenticates, decodes, hands to the controller, parks. `run()` must be running for parked devices to be woken."""
+    """Authenticates, decodes, hands to the controller, parks. `run()` must be running for parked devices to be woken.
+
+    now: the wall clock, for what is told. clock: one that only moves forward, for what is remembered.
+    """
 
     def __init__(
         self,
@@ -74,6 +89,7 @@ class DeviceEndpoint(Endpoint):
         sinks: Sequence[EventSink],
         seen_s: float,
         now: Callable[[], float],
+        clock: Callable[[], float] = trio.current_time,
         enroller: Enroller | None = None,
     ) -> None:
         self._store = store
@@ -83,18 +99,20 @@ class DeviceEndpoint(Endpoint):
         self.commands = commands
         self._config = config
         self._dialects = dialects
-        self._sinks = sinks
+        self.sinks = Sinks(sinks, config.events_s)
         self._seen_s = seen_s
         self._now = now
+        self._clock = clock
         self._enroller = enroller
-        self._parked: dict[tuple[str, str], set[_Parked]] = {}
-        self._sessions_of_app: dict[str, set[tuple[str, str]]] = {}
-        self._polls: dict[tuple[str, str], _Poll] = {}
+        self._parking = Parking()
+        self._polls: Cache[tuple[str, str], _Poll] = Cache(POLLS_MAX, lambda key: key[0])
+        self._sent: Cache[tuple[str, str], int] = Cache(POLLS_MAX)
+        self._sends = 0
         self._draining = False
-        self._wake_in, self._wake = trio.open_memory_channel[_Parked](1_000_000)
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(AppChanged, lambda e: self._app_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._app_changed(e.firmware.app))
+        bus.subscribe(DeploymentChanged, self._stepped)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look again at parked devices for which something changed, until cancelled."""
@@ -105,60 +123,89 @@ class DeviceEndpoint(Endpoint):
             task_status.started()
 
     async def _reconsider_all(self) -> None:
-        async for parked in self._wake:
-            if parked.open:
+        while True:
+            parked = await self._parking.next()
+            with contained("endpoint.wake", app=parked.app, device=parked.device) as guard:
                 await self._reconsider(parked)
+            if guard.error is not None:
+                parked.answer(FAILED)
 
     def drain(self) -> None:
         """Answer everybody who is parked, and park nobody any more."""
         self._draining = True
         self.commands.drain()
-        for group in list(self._parked.values()):
-            for parked in tuple(group):
-                parked.answer(ACCEPTED)
+        for parked in tuple(self._parking):
+            parked.answer(ACCEPTED)
 
     def _changed(self, app: str, device: str) -> None:
-        self._polls.pop((app, device), None)
-        for parked in tuple(self._parked.get((app, device), ())):
-            self._wake_in.send_nowait(parked)
+        self._polls.forget((app, device))
+        self._parking.device_changed(app, device)
 
     def _app_changed(self, app: str) -> None:
-        for key in [k for k in self._polls if k[0] == app]:
-            del self._polls[key]
-        for key, group in list(self._parked.items()):
-            if key[0] == app:
-                for parked in tuple(group):
-                    self._wake_in.send_nowait(parked)
+        self._polls.forget_group(app)
+        self._parking.app_changed(app)
 
-    async def _reconsider(self, parked: _Parked) -> None:
+    def _stepped(self, event: DeploymentChanged) -> None:
+        if event.entry.event == Event.SENT:
+            self._sends += 1
+            self._sent.put((event.entry.app, event.entry.device), self._sends)
+
+    def _command(self, app: str, device: str, command: Command) -> Reply:
+        """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
+        told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
+        return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
+
+    async def _reconsider(self, parked: Parked) -> None:
+        request = parked.request
         try:
-            status = decode_status_untrusted(parked.body)
-            command = await self._controller.status(parked.app, parked.device, status, parked.transport, patience_s=0.0)
-        except (NotFoundError, StoreError):
+            if parked.again:
+                parked.again = False
+                await self._auth.session(request.peer, request.credentials, request.as_device)
+            status = decode_status_untrusted(request.body)
+            command = await self._controller.status(
+                parked.app, parked.device, status, request.transport, patience_s=0.0
+            )
+        except (Denied, NotFoundError):
+            parked.answer(DENIED)
+            return
+        except TooMany:
+            parked.answer(TOO_MANY)
+            return
+        except StoreError:
             parked.answer(AWAY)
             return
         if command.type in (Type.UPDATE, Type.STOP):
-            parked.answer(Reply(Code.COMMAND, DFU, encode_command(command)))
+            parked.answer(self._command(parked.app, parked.device, command))
         elif command.type is Type.WAIT and command.poll_s < parked.poll_s:
             # Something is being made for it: it asks again at the time that it is told.
-            parked.answer(Reply(Code.COMMAND, DFU, encode_command(command)))
+            parked.answer(self._command(parked.app, parked.device, command))
 
     # Publishing
 
     def quick(self, request: Request) -> Reply | Waiting | None:
+        with contained("endpoint.quick", transport=request.transport):
+            return self._quick(request)
+        return FAILED
+
+    def _quick(self, request: Request) -> Reply | Waiting | None:
         if request.channel != DFU:
             return None
         session = self._auth.known(request.credentials, request.as_device)
         if session is None:
             return None
         poll = self._polls.get((session.app, session.device))
-        if poll is None or poll.body != request.body or self._now() >= poll.until_s:
+        if poll is None or poll.body != request.body or self._clock() >= poll.until_s:
             return None
         if request.timeout_s <= 0 or self._draining:
             return poll.reply
         return self._park(session, request, poll.poll_s)
 
     async def post(self, request: Request) -> Reply | Waiting:
+        with contained("endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer):
+            return await self._post(request)
+        return FAILED
+
+    async def _post(self, request: Request) -> Reply | Waiting:
         try:
             if request.channel == ENROL:
                 return await self._enrol(request)
@@ -166,25 +213,24 @@ class DeviceEndpoint(Endpoint):
             if request.channel == DFU:
                 return await self._status(session, request)
             return await self._publish(session, request)
-        except Denied:
+        except (Denied, NotFoundError):
             return DENIED
         except TooMany:
             return TOO_MANY
         except PeerError as error:
             return Reply(Code.MALFORMED, error="InvalidFormat", message=str(error))
-        except NotFoundError:
-            return DENIED
         except StoreError:
             return AWAY
 
     async def _enrol(self, request: Request) -> Reply:
         if self._enroller is None:
-            raise Denied
+            raise Denied(Reason.CODE)
         enrolment = decode_enrolment_untrusted(request.body)
         await self._auth.enrol(request.peer, enrolment, self._enroller)
         return Reply(Code.COMMAND, ENROL, encode_enrolled(enrolment.device))
 
     async def _status(self, session: Session, request: Request) -> Reply | Waiting:
+        self._bus.publish(DeviceAddress(session.app, session.device, request.peer))
         body = request.body
         if body and (0x80 <= body[0] <= 0x8F or body[0] == 0xDE):
             status = decode_status_untrusted(body)
@@ -197,39 +243,40 @@ class DeviceEndpoint(Endpoint):
                     return await dialect.answer(request, conversation)
             status = decode_status_untrusted(body)
         patience_s = min(request.timeout_s, self._config.poll_max_s) or 5.0
-        command = await self._controller.status(
-            session.app, session.device, status, request.transport, patience_s=patience_s
-        )
-        reply = Reply(Code.COMMAND, DFU, encode_command(command))
         key = (session.app, session.device)
-        calm = command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
-        if calm:
-            if len(self._polls) > 500_000:
-                self._polls.clear()
-            self._polls[key] = _Poll(body, reply, self._now() + min(self._seen_s, command.poll_s), command.poll_s)
-        else:
-            self._polls.pop(key, None)
+        reading = self._polls.begin(key)
+        try:
+            command = await self._controller.status(
+                session.app, session.device, status, request.transport, patience_s=patience_s
+            )
+            reply = self._command(session.app, session.device, command)
+            calm = command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
+            if calm:
+                until_s = self._clock() + min(self._seen_s, command.poll_s)
+                self._polls.end(reading, _Poll(body, reply, until_s, command.poll_s))
+            else:
+                self._polls.forget(key)
+        finally:
+            self._polls.give_up(reading)
         if command.type in (Type.UPDATE, Type.STOP) or request.timeout_s <= 0 or self._draining or not calm:
             return reply
-        return self._park(session, request, command.poll_s)
-
-    def _park(self, session: Session, request: Request, poll_s: int) -> Waiting:
-        timeout_s = min(request.timeout_s, self._config.poll_max_s, poll_s)
-        parked = _Parked(self, session.app, session.device, request.body, request.transport, timeout_s, poll_s)
-        self._parked.setdefault((session.app, session.device), set()).add(parked)
+        parked = self._park(session, request, command.poll_s)
+        if reading.stale:
+            # What changed while its status was taken came too early to wake it.
+            parked.again = True
+            self._parking.look_again(parked)
         return parked
 
-    def forget(self, parked: _Parked) -> None:
-        group = self._parked.get((parked.app, parked.device))
-        if group is not None:
-            group.discard(parked)
-            if not group:
-                del self._parked[(parked.app, parked.device)]
+    def _park(self, session: Session, request: Request, poll_s: int) -> Parked:
+        timeout_s = min(request.timeout_s, self._config.poll_max_s, poll_s)
+        parked = Parked(self._parking, session.app, session.device, request, timeout_s=timeout_s, poll_s=poll_s)
+        self._parking.add(parked)
+        return parked
 
     @property
     def parked(self) -> int:
         """How many devices wait."""
-        return sum(len(group) for group in self._parked.values())
+        return len(self._parking)
 
     async def _publish(self, session: Session, request: Request) -> Reply | Waiting:
         """Take telemetry. Whoever waits does so before the event is out, so that no quick answer to it is lost."""
@@ -243,23 +290,27 @@ class DeviceEndpoint(Endpoint):
                 gateway = await self._auth.session(request.peer, request.credentials)
                 sender = gateway.device
             telemetry = Telemetry(
-                session.app,
-                session.device,
-                sender,
-                request.channel,
-                request.body,
-                request.content_type,
-                request.data_schema,
-                self._now(),
-                str(uuid.uuid4()),
+                app=session.app,
+                device=session.device,
+                sender=sender,
+                channel=request.channel,
+                body=request.body,
+                content_type=request.content_type,
+                data_schema=request.data_schema,
+                at_s=self._now(),
+                id=str(uuid.uuid4()),
             )
-            for sink in self._sinks:
-                await sink.take(telemetry)
-            self._bus.publish(telemetry)
+            problem = await self.sinks.take(telemetry)
+            if problem is None:
+                self._bus.publish(telemetry)
         except BaseException:
             if waiting is not None:
                 waiting.cancel()
             raise
+        if problem is not None:
+            if waiting is not None:
+                waiting.cancel()
+            return problem
         kept = self.commands.take(session.app, session.device)
         if kept is not None:
             if waiting is not None:
@@ -272,6 +323,11 @@ class DeviceEndpoint(Endpoint):
     def quick_chunks(
         self, peer: str, credentials: Credentials, package: str, first: int, last: int
     ) -> Chunks | Reply | None:
+        with contained("endpoint.quick_chunks", peer=peer):
+            return self._quick_chunks(credentials, package, first, last)
+        return FAILED
+
+    def _quick_chunks(self, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply | None:
         session = self._auth.known(credentials)
         if session is None:
             return None
@@ -282,6 +338,11 @@ class DeviceEndpoint(Endpoint):
         return self._cut(session, allowed, package, found.chunks, first, last)
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
+        with contained("endpoint.chunks", peer=peer):
+            return await self._chunks(peer, credentials, package, first, last)
+        return FAILED
+
+    async def _chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         try:
             session = await self._auth.session(peer, credentials)
             allowed = await self._controller.load_package_of(session.app, session.device)
@@ -314,61 +375,14 @@ class DeviceEndpoint(Endpoint):
     # Keys
 
     async def key_for(self, transport: str, identity: str) -> bytes | None:
-        try:
-            return await self._auth.psk(identity)
-        except StoreError:
-            return None
+        with contained("endpoint.key_for", transport=transport):
+            try:
+                return await self._auth.psk(identity)
+            except StoreError:
+                return None
+        return None
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
-        return self._auth.psk_cached(identity)
-
-
-class _Parked(Waiting):
-    """A device that waits for something new."""
-
-    __slots__ = ("_endpoint", "_reply", "_wake", "app", "body", "device", "open", "poll_s", "timeout_s", "transport")
-
-    def __init__(
-        self,
-        endpoint: DeviceEndpoint,
-        app: str,
-        device: str,
-        body: bytes,
-        transport: str,
-        timeout_s: float,
-        poll_s: int,
-    ) -> None:
-        self._endpoint = endpoint
-        self.app = app
-        self.device = device
-        self.body = body
-        self.transport = transport
-        self.timeout_s = timeout_s
-        self.poll_s = poll_s
-        self.open = True
-        self._wake: Callable[[Reply], None] | None = None
-        self._reply: Reply | None = None
-
-    def answer(self, reply: Reply) -> None:
-        if not self.open:
-            return
-        self._close()
-        self._reply = reply
-        if self._wake is not None:
-            self._wake(reply)
-
-    def _close(self) -> None:
-        self.open = False
-        self._endpoint.forget(self)
-
-    def listen(self, wake: Callable[[Reply], None]) -> None:
-        self._wake = wake
-        if self._reply is not None:
-            wake(self._reply)
-
-    def expire(self) -> Reply:
-        self._close()
-        return self._reply or ACCEPTED
-
-    def cancel(self) -> None:
-        self._close()
+        with contained("endpoint.key_for", transport=transport):
+            return self._auth.psk_cached(identity)
+        return None

@@ -11,9 +11,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -22,6 +24,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 PSK_BYTES = 16
 SEALED = "sealed"  # in place of `key` in a psk that this module has sealed
 KEYED = "dfud"  # the password form that this module writes: {"pass": {"dfud": "<salt>.<mac>"}}
+FORMS_MAX = 64  # passwords of one device, or of one of its users, that are looked at
+SLOW_FORMS_MAX = 4
+BCRYPT_COST_MAX = 13  # 2^13 rounds take about half a second; 31 would take days
+_BCRYPT = re.compile(r"\$2[abxy]?\$([0-9]{2})\$")
 _DECOY = {KEYED: "AAAAAAAAAAAA." + "A" * 43 + "="}  # what is compared where there is nothing: as dear, and never right
 
 
@@ -106,12 +112,30 @@ def passwords(spec: Mapping[str, Any], username: str | None) -> Iterator[Any]:
             yield user.get("password")
 
 
+def _slow(stored: Any) -> bool:
+    return isinstance(stored, Mapping) and KEYED not in stored and ("bcrypt" in stored or "sha512" in stored)
+
+
+def is_slow(spec: Mapping[str, Any], username: str | None) -> bool:
+    """Say whether verify() may take milliseconds."""
+    return any(_slow(stored) for stored in islice(passwords(spec, username), FORMS_MAX))
+
+
 def verify(spec: Mapping[str, Any], username: str | None, password: str, key: bytes) -> bool:
-    """Say whether `password` is right. Constant time for keyed hashes; compares at least once, whatever is stored."""
+    """Say whether `password` is right. Constant time for keyed hashes; compares at least once, whatever is stored.
+
+    What it costs is bounded, whatever is stored: FORMS_MAX forms are looked at, SLOW_FORMS_MAX of them slow ones, and none that
+    asks for more work than BCRYPT_COST_MAX or ROUNDS_MAX.
+    """
     right = False
     compared = False
-    for stored in passwords(spec, username):
+    slow = 0
+    for stored in islice(passwords(spec, username), FORMS_MAX):
         compared = True
+        if _slow(stored):
+            slow += 1
+            if slow > SLOW_FORMS_MAX:
+                continue
         right |= _matches(stored, password, key)
     if not compared:
         _matches(_DECOY, password, key)
@@ -144,6 +168,9 @@ def _matches(stored: Any, password: str, key: bytes) -> bool:
 def _bcrypt(given: bytes, stored: str) -> bool:
     import bcrypt  # here: an extra of those who bring Drogue's credentials along
 
+    cost = _BCRYPT.match(stored)
+    if cost is None or int(cost[1]) > BCRYPT_COST_MAX:
+        return False
     try:
         return bool(bcrypt.checkpw(given[:72], stored.encode()))
     except ValueError:

@@ -6,6 +6,7 @@ alone; in a stored resource it is empty, and the registry fills it in when someb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -52,3 +53,9 @@ class Device(msgspec.Struct, frozen=True):
     @property
     def app(self) -> str:
         return self.metadata.application
+
+
+def is_disabled(spec: Mapping[str, Any]) -> bool:
+    """Say whether the spec of an app or a device refuses it: `core.disabled` is true."""
+    core = spec.get("core")
+    return isinstance(core, Mapping) and core.get("disabled") is True

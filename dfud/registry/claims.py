@@ -22,12 +22,16 @@ from dfud.api import (
     NotFoundError,
     PeerError,
     PutDocument,
+    RefusedError,
     Store,
+    note,
 )
 from dfud.model.credentials import KEYED, passwords, verify
-from dfud.model.names import check_device_name, check_labels
+from dfud.model.names import check_device_name
+from dfud.model.resources import is_disabled
 from dfud.registry import audit
 from dfud.registry.registry import Registry
+from dfud.registry.rules import RecordLimits, check_metadata_untrusted
 
 CLAIMS, USES = "claim", "claim-use"
 USES_MAX = 1000
@@ -65,11 +69,19 @@ def new_code() -> tuple[str, str]:
 class Claims:
     """Owns the claim codes of a store. credential_key: under which device secrets are hashed."""
 
-    def __init__(self, registry: Registry, store: Store, credential_key: bytes, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        store: Store,
+        credential_key: bytes,
+        now: Callable[[], float],
+        limits: RecordLimits | None = None,
+    ) -> None:
         self._registry = registry
         self._store = store
         self._key = credential_key
         self._now = now
+        self._limits = limits or RecordLimits()
 
     async def create(
         self,
@@ -80,8 +92,12 @@ class Claims:
         hours: int = 24,
         device: str = "",
         labels: dict[str, str] | None = None,
+        most: int | None = None,
     ) -> tuple[Claim, str]:
-        """Make a code; return what is stored and the code itself, which nobody can show again. Raises PeerError."""
+        """Make a code; return what is stored and the code itself, which nobody can show again.
+
+        most: codes that the app may have, used up and expired ones included. Raises PeerError, RefusedError.
+        """
         if not 1 <= uses <= USES_MAX:
             raise PeerError(f"uses {uses}: expected 1 to {USES_MAX}")
         if not 1 <= hours <= HOURS_MAX:
@@ -90,7 +106,9 @@ class Claims:
             check_device_name(device)
             if uses != 1:
                 raise PeerError("a claim for one device has one use")
-        check_labels(labels or {})
+        check_metadata_untrusted(Metadata("", labels=labels or {}), self._limits)
+        if most is not None and await self._count(app) >= most:
+            raise RefusedError(f"app {app} has {most} claim codes already, the most that it may have; delete one first")
         parent = await self._registry.app(app)
         now_s = self._now()
         name, code = new_code()
@@ -108,12 +126,12 @@ class Claims:
         parent = await self._registry.app(app)
         found: list[tuple[Claim, int]] = []
         after = ""
-        while documents := await self._store.documents(CLAIMS, prefix=f"{app}/", after=after):
+        while documents := await self._store.documents(CLAIMS, prefix=f"{app}/", after=after or f"{app}/"):
             after = documents[-1][0]
-            for _, value in documents:
-                claim = msgspec.json.decode(value, type=Claim)
-                if claim.app_uid == parent.metadata.uid:
-                    found.append((claim, len(await self._uses(claim))))
+            for key, value in documents:
+                claim = _read(key, value)
+                if claim is not None and claim.app_uid == parent.metadata.uid:
+                    found.append((claim, len(await self._uses(claim.app, claim.id))))
         return found
 
     async def delete(self, app: str, name: str, by: str) -> None:
@@ -122,9 +140,8 @@ class Claims:
             stored = await self._store.document(CLAIMS, f"{app}/{name}")
             if stored is None:
                 break
-            claim = msgspec.json.decode(stored, type=Claim)
             changes: list[Change] = [DeleteDocument(CLAIMS, f"{app}/{name}")]
-            changes += [DeleteDocument(USES, key) for key in await self._uses(claim)]
+            changes += [DeleteDocument(USES, key) for key in await self._uses(app, name)]
             try:
                 await self._store.commit([*changes, audit.entry(self._now(), by, "delete-claim", f"{app}/{name}")])
             except NotFoundError:
@@ -135,13 +152,16 @@ class Claims:
     async def enrol(self, app: str, device: str, code: str, secret: str) -> bool:
         """Make `device` with `secret`, or find it made so before (the answer was lost); else return False, for any reason.
 
-        One use of the claim is spent together with the making, or not at all. Raises StoreError.
+        One use of the claim is spent together with the making, or not at all. Raises PeerError for a name that no new device may
+        have, StoreError.
         """
+        check_device_name(device)
         parent = await self._store.app(app)
-        stored = await self._store.document(CLAIMS, f"{app}/{code[:_ID_LENGTH]}")
-        claim = msgspec.json.decode(stored, type=Claim) if stored is not None else None
+        key = f"{app}/{code[:_ID_LENGTH]}"
+        stored = await self._store.document(CLAIMS, key)
+        claim = _read(key, stored) if stored is not None else None
         right = hmac.compare_digest(_hash(code), claim.sha3 if claim is not None else "0" * 128)
-        if parent is None or parent.metadata.deletion_timestamp or _disabled(parent.spec):
+        if parent is None or parent.metadata.deletion_timestamp or is_disabled(parent.spec):
             return False
         if await self._store.find_alias(app, device) is not None:
             return await self._made_before(app, device, secret)
@@ -153,7 +173,7 @@ class Claims:
             Metadata(device, app, labels=claim.labels), {"authentication": {"credentials": [{"pass": secret}]}}
         )
         for _ in range(TRIES):
-            left = await self._uses(claim)
+            left = await self._uses(claim.app, claim.id)
             if not left:
                 return False
             spend = DeleteDocument(USES, secrets.choice(left))
@@ -168,18 +188,30 @@ class Claims:
 
     async def _made_before(self, app: str, device: str, secret: str) -> bool:
         view = await self._store.device(app, device)
-        if view is None or _disabled(view.device.spec):
+        if view is None or is_disabled(view.device.spec):
             return False
         # Whoever enrolled has a keyed hash; comparing a slow form here would cost everybody's thread.
         if any(not (isinstance(p, dict) and KEYED in p) for p in passwords(view.device.spec, None)):
             return False
         return verify(view.device.spec, None, secret, self._key)
 
-    async def _uses(self, claim: Claim) -> list[str]:
-        found = await self._store.documents(USES, prefix=f"{claim.app}/{claim.id}/", limit=USES_MAX)
-        return [key for key, _ in found]
+    async def _uses(self, app: str, name: str) -> list[str]:
+        prefix = f"{app}/{name}/"
+        return [key for key, _ in await self._store.documents(USES, prefix=prefix, after=prefix, limit=USES_MAX)]
+
+    async def _count(self, app: str) -> int:
+        found = 0
+        after = f"{app}/"
+        while documents := await self._store.documents(CLAIMS, prefix=f"{app}/", after=after):
+            after = documents[-1][0]
+            found += len(documents)
+        return found
 
 
-def _disabled(spec: dict[str, object]) -> bool:
-    core = spec.get("core")
-    return isinstance(core, dict) and core.get("disabled") is True
+def _read(key: str, stored: bytes) -> Claim | None:
+    """Return a stored claim, or None for one that cannot be read: it lets nobody in, and can be deleted."""
+    try:
+        return msgspec.json.decode(stored, type=Claim)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        note("claims.read", error, claim=key)
+        return None

@@ -6,11 +6,15 @@ from typing import Annotated
 
 import msgspec
 
-from dfud.api import Section
+from dfud.api import ConfigError, Section
+from dfud.model.address import Networks, networks
+from dfud.model.selectors import SELECTOR_MAX_BYTES, SELECTOR_MAX_TERMS
+from dfud.model.untrusted import ENCODED_MAX_BYTES
 
 Meta = msgspec.Meta
 S = {"unit": "s"}
 BYTES = {"unit": "bytes"}
+METADATA_MAX_BYTES = 1 << 14
 
 
 class RegistryConfig(msgspec.Struct, frozen=True):
@@ -39,15 +43,57 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     connections_per_address: Annotated[
         int, Meta(description="connections of one address at one time", ge=1, le=1_000_000)
     ] = 200
+    trusted_proxies: Annotated[
+        list[str],
+        Meta(description="addresses or networks of proxies whose X-Forwarded-For says who asks; nobody else's does"),
+    ] = msgspec.field(default_factory=list)
     requests_per_minute: Annotated[
-        int, Meta(description="requests of one address in a minute before it is turned away", ge=1, le=10_000_000)
+        int,
+        Meta(
+            description="requests of one token, or of one address without a right one, in a minute before they are refused",
+            ge=1,
+            le=10_000_000,
+        ),
     ] = 6000
     failures_per_minute: Annotated[
-        int, Meta(description="wrong tokens of one address in a minute before it is turned away", ge=1, le=1_000_000)
+        int, Meta(description="wrong tokens of one address in a minute before no more are tried", ge=1, le=1_000_000)
     ] = 30
+    spec_max_bytes: Annotated[
+        int, Meta(description="largest spec of an app or a device, as JSON", ge=1024, le=1 << 20, extra=BYTES)
+    ] = ENCODED_MAX_BYTES
+    metadata_max_bytes: Annotated[
+        int,
+        Meta(description="most labels, annotations and finalizers of one, as JSON", ge=1024, le=1 << 20, extra=BYTES),
+    ] = METADATA_MAX_BYTES
+    selector_max_bytes: Annotated[
+        int, Meta(description="longest label selector", ge=64, le=SELECTOR_MAX_BYTES, extra=BYTES)
+    ] = SELECTOR_MAX_BYTES
+    selector_max_terms: Annotated[int, Meta(description="terms of one label selector", ge=1, le=SELECTOR_MAX_TERMS)] = (
+        SELECTOR_MAX_TERMS
+    )
+    lists: Annotated[int, Meta(description="lists that are sent at one time; others wait", ge=1, le=10_000)] = 32
+    lists_per_user: Annotated[int, Meta(description="of them, lists of one token", ge=1, le=10_000)] = 8
+    list_wait_s: Annotated[
+        float, Meta(description="how long a list waits for its turn before it is refused", ge=0, le=600, extra=S)
+    ] = 30.0
+    list_page_bytes: Annotated[
+        int, Meta(description="about how much of a list is in memory at one time", ge=4096, le=1 << 26, extra=BYTES)
+    ] = 1 << 20
+    tokens_per_user: Annotated[int, Meta(description="access tokens of one user", ge=1, le=100_000)] = 100
+    claims_per_app: Annotated[int, Meta(description="claim codes of one app", ge=1, le=100_000)] = 100
     token_days: Annotated[
         int, Meta(description="life of a new token unless its maker says otherwise", ge=1, le=3650)
     ] = 365
 
 
 SECTION = Section("registry", RegistryConfig, "What users talk to.")
+
+
+def proxies_of(config: RegistryConfig) -> Networks:
+    """Return [registry] trusted_proxies. Raises ConfigError."""
+    try:
+        return networks(config.trusted_proxies)
+    except ValueError as error:
+        raise ConfigError(
+            f"[registry] trusted_proxies {str(error)!r}, expected an address or a network such as 10.0.0.0/8"
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import trio
@@ -21,14 +21,28 @@ from dfud.api import (
     PutFirmware,
     RefusedError,
     Store,
+    StoreError,
+    UnreadableError,
 )
 from dfud.model.desired import desired_of
 from dfud.model.espimage import check_esp_image_untrusted
-from dfud.model.names import HARDWARE_MAX_BYTES, VERSION_MAX_BYTES, check_text
-from dfud.registry import audit
+from dfud.model.names import check_name
+from dfud.model.untrusted import check_json_untrusted
+from dfud.registry import audit, guards
 from dfud.registry.status import timestamp
-from dfud.wire.manifest import FLAG_RAW, Manifest, decode_envelope_untrusted, unsigned, verify
+from dfud.wire.manifest import (
+    FLAG_DOWNGRADE,
+    FLAG_RAW,
+    Manifest,
+    decode_envelope_untrusted,
+    key_id,
+    unsigned,
+    verify,
+)
+from dfud.wire.trust import Trust, signing_of, trust_of
 
+NOTES_MAX_BYTES = 4096
+TRIES = 8
 KINDS = ("esp-image", "raw")
 
 
@@ -57,14 +71,20 @@ class FirmwareRegistry:
     async def publish(self, app_name: str, upload: Upload, body: AsyncIterable[bytes], by: str) -> Firmware:
         """Store one image and its record. On any error nothing remains.
 
+        The same image again, under the same version: a manifest that says something else (signature, sequence, floor, keys)
+        replaces the one there is, which keeps its place in time; the same again gives the record there is.
+
         Raises PeerError for an image that is not what it should be, RefusedError for one that may not be published,
-        ConflictError for a version that exists with another image; publishing the same again gives the record there is.
+        ConflictError for a version that exists with another image.
         """
         app = await self._app(app_name)
         manifest = _manifest_of(app, upload)
-        version = check_text("version", manifest.version if manifest else upload.version, VERSION_MAX_BYTES)
-        hardware = check_text("hardware", manifest.hardware if manifest else upload.hardware, HARDWARE_MAX_BYTES)
-        signed = _signed(app, upload.envelope)
+        check_name("version", manifest.version if manifest else upload.version)
+        check_name("hardware", manifest.hardware if manifest else upload.hardware)
+        if len(upload.notes.encode("utf-8", "surrogatepass")) > NOTES_MAX_BYTES:
+            raise PeerError(f"notes: expected at most {NOTES_MAX_BYTES} bytes")
+        check_json_untrusted(upload.notes, "notes", max_bytes=6 * NOTES_MAX_BYTES + 2)
+        _check_signature(app, upload.envelope)
         writer = await self._store.new_blob()
         try:
             size = 0
@@ -76,9 +96,6 @@ class FirmwareRegistry:
             if not size:
                 raise PeerError("the firmware is empty")
             sha256 = await writer.commit()
-        finally:
-            await writer.aclose()
-        try:
             if upload.sha256 and upload.sha256.lower() != sha256:
                 raise PeerError(f"the image arrived with SHA-256 {sha256}, expected {upload.sha256.lower()}")
             if manifest is not None and (manifest.sha256.hex() != sha256 or manifest.size != size):
@@ -86,39 +103,67 @@ class FirmwareRegistry:
             raw = bool(manifest.flags & FLAG_RAW) if manifest else upload.kind == "raw"
             if not raw:
                 path = await self._store.blob(sha256)
-                assert path is not None
+                if path is None:
+                    raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
+                hardware = manifest.hardware if manifest else upload.hardware
                 await trio.to_thread.run_sync(_check_image, path, size, hardware)
-            existing = await self._store.firmware(app_name, version)
-            if existing is not None:
-                if existing.sha256 == sha256:
-                    return existing
+            return await self._record(app_name, upload, manifest, size, sha256, raw, by)
+        finally:
+            await writer.aclose()  # only now: it holds the image until the record does
+
+    async def _record(
+        self, app_name: str, upload: Upload, manifest: Manifest | None, size: int, sha256: str, raw: bool, by: str
+    ) -> Firmware:
+        """Make or replace the record of an image that is stored; read again whenever somebody else was in between."""
+        version = manifest.version if manifest else upload.version
+        target = f"{app_name}/{version}"
+        for _ in range(TRIES):
+            # The keys of the app may have changed while the image came in, and the number of a firmware be given away.
+            guarded = await guards.take(self._store, f"firmware {app_name}")
+            app = await self._app(app_name)
+            signed = _check_signature(app, upload.envelope)
+            existing = await self._existing(app_name, version)
+            if existing is not None and existing.sha256 != sha256:
                 raise ConflictError(f"firmware {version} of app {app_name} exists already, with another image")
-            sequence = manifest.sequence if manifest else await self._sequence(app_name, upload.sequence)
-            envelope = upload.envelope or unsigned(
-                Manifest(app_name, version, hardware, sequence, size, bytes.fromhex(sha256), FLAG_RAW if raw else 0)
-            )
+            if existing is not None and not _replaces(existing, upload, manifest, raw):
+                return existing
             firmware = Firmware(
-                app_name,
-                version,
-                hardware,
-                sequence,
-                size,
-                sha256,
-                envelope,
-                "raw" if raw else "esp-image",
-                signed,
-                timestamp(self._now()),
-                by,
-                upload.notes[:4096],
+                app=app_name,
+                version=version,
+                hardware=manifest.hardware if manifest else upload.hardware,
+                sequence=manifest.sequence if manifest else await self._sequence(app_name, upload.sequence),
+                size_bytes=size,
+                sha256=sha256,
+                manifest=upload.envelope,
+                kind="raw" if raw else "esp-image",
+                signed=signed,
+                created=existing.created if existing is not None else timestamp(self._now()),
+                uploaded_by=by,
+                notes=upload.notes or (existing.notes if existing is not None else ""),
             )
-            entry = audit.entry(self._now(), by, "publish", f"{app_name}/{version}", sha256)
-            await self._store.commit([PutFirmware(firmware), entry])
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._drop_blob(sha256)
-            raise
-        self._bus.publish(FirmwareChanged(firmware))
-        return firmware
+            if not firmware.manifest:
+                firmware = msgspec.structs.replace(firmware, manifest=_unsigned(firmware))
+            if existing is None:
+                entry = audit.entry(self._now(), by, "publish", target, f"{sha256}, {_told(firmware)}")
+            else:
+                changed = f"{sha256}: {_told(existing)} -> {_told(firmware)}"
+                entry = audit.entry(self._now(), by, "replace-manifest", target, changed)
+            try:
+                await self._store.commit([PutFirmware(firmware, create=existing is None), *guarded, entry])
+            except (ConflictError, NotFoundError):
+                continue
+            self._bus.publish(FirmwareChanged(firmware))
+            return firmware
+        raise ConflictError(f"firmware of app {app_name} is being published by others; try again")
+
+    async def _existing(self, app: str, version: str) -> Firmware | None:
+        """Return the record of a version, or None. Raises RefusedError for one that cannot be read."""
+        try:
+            return await self._store.firmware(app, version)
+        except UnreadableError:
+            raise RefusedError(
+                f"the record of firmware {version} cannot be read: delete it, then publish it again"
+            ) from None
 
     async def adopt(
         self,
@@ -140,15 +185,17 @@ class FirmwareRegistry:
         said = Upload(version, hardware, sequence, kind, sha256, notes, envelope)  # type: ignore[arg-type]  # checked above
         return await self.publish(app, said, body, by)
 
-    async def list(self, app: str) -> list[Firmware]:
-        await self._app(app)
-        return await self._store.firmwares(app)
+    async def list(self, app_name: str) -> list[Firmware]:
+        """Return all firmware of an app, newest sequence first, `signed` as the app's keys make of it now."""
+        app = await self._app(app_name)
+        return [_as_now(app, firmware) for firmware in await self._store.firmwares(app_name)]
 
-    async def get(self, app: str, version: str) -> Firmware:
-        found = await self._store.firmware(app, version)
+    async def get(self, app_name: str, version: str) -> Firmware:
+        """Return one firmware as list() does. Raises NotFoundError, UnreadableError."""
+        found = await self._store.firmware(app_name, version)
         if found is None:
-            raise NotFoundError(f"no firmware {version} in app {app}")
-        return found
+            raise NotFoundError(f"no firmware {version} in app {app_name}")
+        return _as_now(await self._app(app_name), found)
 
     async def image(self, app: str, version: str) -> Path:
         path = await self._store.blob((await self.get(app, version)).sha256)
@@ -161,8 +208,16 @@ class FirmwareRegistry:
 
         In a store without Capability.DELETE_FIRMWARE the version's name stays taken for ever.
         """
-        firmware = await self.get(app_name, version)
         app = await self._app(app_name)
+        try:
+            firmware = await self.get(app_name, version)
+        except UnreadableError:
+            # Nobody can be sent it; whoever wants it is told that it is not published.
+            entry = audit.entry(
+                self._now(), by, "delete-firmware", f"{app_name}/{version}", "the record could not be read"
+            )
+            await self._store.commit([DeleteFirmware(app_name, version), entry])
+            return
         users = [f"device {name}" for name in await self._store.users_of(app_name, version)]
         if desired_of(app.spec, {}).version == version:
             users.insert(0, f"app {app_name}")
@@ -172,18 +227,7 @@ class FirmwareRegistry:
             )
         entry = audit.entry(self._now(), by, "delete-firmware", f"{app_name}/{version}", firmware.sha256)
         await self._store.commit([DeleteFirmware(app_name, version), entry])
-        await self._drop_blob(firmware.sha256)
         self._bus.publish(FirmwareChanged(firmware, deleted=True))
-
-    async def _drop_blob(self, sha256: str) -> None:
-        """Forget an image unless another record has it."""
-        offset = 0
-        while apps := await self._store.apps(limit=500, offset=offset):
-            offset += len(apps)
-            for app in apps:
-                if await self._store.firmware_by_digest(app.name, sha256) is not None:
-                    return
-        await self._store.delete_blob(sha256)
 
     async def _app(self, name: str) -> App:
         app = await self._store.app(name)
@@ -203,23 +247,19 @@ def _check_image(path: Path, size: int, hardware: str) -> None:
         check_esp_image_untrusted(file, size, hardware)
 
 
-def signing_of(app: App) -> tuple[bool, list[bytes]]:
-    """Return whether the app insists on signatures, and its public keys: spec.signing {"mode", "keys"}."""
-    section: Any = app.spec.get("signing")
-    section = section if isinstance(section, dict) else {}
-    keys: list[bytes] = []
-    for text in section.get("keys", []) if isinstance(section.get("keys"), list) else []:
-        try:
-            key = msgspec.convert(text, bytes)  # base64
-        except msgspec.ValidationError:
-            continue
-        if len(key) == 32:
-            keys.append(key)
-    return section.get("mode") != "optional", keys
+def trust_shown(firmware: Firmware) -> Trust:
+    """Return what users read of the trust in a firmware that list() or get() gave."""
+    # Without keys nothing is signed; so this tells one that has no signature from one whose key the app does not have.
+    return Trust.SIGNED if firmware.signed else trust_of({}, firmware.manifest)
 
 
-def _signed(app: App, envelope: bytes) -> bool:
-    required, keys = signing_of(app)
+def _as_now(app: App, firmware: Firmware) -> Firmware:
+    return msgspec.structs.replace(firmware, signed=trust_of(app.spec, firmware.manifest) is Trust.SIGNED)
+
+
+def _check_signature(app: App, envelope: bytes) -> bool:
+    """Return whether the envelope is signed by a key of the app. Raises RefusedError if the app does not take it."""
+    required, keys = signing_of(app.spec)
     if not envelope:
         if required:
             raise RefusedError(
@@ -235,6 +275,59 @@ def _signed(app: App, envelope: bytes) -> bool:
     except PeerError as error:
         raise RefusedError(f"app {app.name}: {error}") from None
     return True
+
+
+def _replaces(existing: Firmware, upload: Upload, manifest: Manifest | None, raw: bool) -> bool:
+    """Say whether what is given for an image that is published says something new, which then replaces the record.
+
+    Raises ConflictError for what would make it another firmware, RefusedError where its signature would be lost.
+    """
+    hardware = manifest.hardware if manifest else upload.hardware
+    kind = "raw" if raw else "esp-image"
+    for what, given, held in (("hardware", hardware, existing.hardware), ("kind", kind, existing.kind)):
+        if given != held:
+            raise ConflictError(f"firmware {existing.version} exists already: {what} {held!r}, {given!r} was given")
+    if upload.envelope == existing.manifest:
+        return False
+    if trust_of({}, existing.manifest) is not Trust.UNSIGNED and not (
+        upload.envelope and decode_envelope_untrusted(upload.envelope)[0].signature
+    ):
+        raise RefusedError(
+            f"firmware {existing.version} is published with a signature; unsigned it does not replace that"
+        )
+    if not upload.envelope:
+        return upload.sequence not in (None, existing.sequence)
+    return True
+
+
+def _told(firmware: Firmware) -> str:
+    """Say what a manifest says, for the audit log."""
+    try:
+        envelope, manifest = decode_envelope_untrusted(firmware.manifest)
+    except PeerError:
+        return "a manifest that cannot be read"
+    told = [f"signed by {envelope.key.hex()}" if envelope.signature else "unsigned", f"sequence {manifest.sequence}"]
+    if manifest.floor:
+        told.append(f"floor {manifest.floor}")
+    if manifest.flags & FLAG_DOWNGRADE:
+        told.append("downgrade allowed")
+    told += [f"adds key {key_id(key).hex()}" for key in manifest.add]
+    told += [f"revokes key {key.hex()}" for key in manifest.revoke]
+    return " ".join(told)
+
+
+def _unsigned(f: Firmware) -> bytes:
+    flags = FLAG_RAW if f.kind == "raw" else 0
+    manifest = Manifest(
+        app=f.app,
+        version=f.version,
+        hardware=f.hardware,
+        sequence=f.sequence,
+        size=f.size_bytes,
+        sha256=bytes.fromhex(f.sha256),
+        flags=flags,
+    )
+    return unsigned(manifest)
 
 
 def _manifest_of(app: App, upload: Upload) -> Manifest | None:

@@ -6,7 +6,7 @@ somebody shows a token, and never more often than every FETCH_AGAIN_S.
 
 from __future__ import annotations
 
-import ipaddress
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +17,8 @@ import httpx
 import msgspec
 import trio
 
-from dfud.api import ConfigError, Section, StoreError
+from dfud.api import Cache, ConfigError, Section, StoreError
+from dfud.model.address import is_loopback
 from dfud.registry.users import ROLES, Role, User
 
 log = logging.getLogger("dfud.registry")
@@ -27,6 +28,8 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 TOKEN_MAX_BYTES = 8192
 DOCUMENT_MAX_BYTES = 1 << 18
 KEYS_MAX = 64
+KNOWN_MAX = 10_000
+CHUNK_BYTES = 1 << 14
 FETCH_AGAIN_S = 30.0
 USER_MAX = 200
 
@@ -105,17 +108,51 @@ class Oidc:
         self._fetched_s = -math.inf
         self._tried_s = -math.inf
         self._fetching = trio.Lock()
+        # What was judged right, with its end: judging again costs a signature. New keys end it, as they may leave one out.
+        self._known: Cache[bytes, tuple[User, float]] = Cache(KNOWN_MAX)
 
     def _make_client(self) -> httpx.AsyncClient:
         # Redirects are not followed: the keys come from where the issuer says, and from nowhere else.
-        return httpx.AsyncClient(verify=self._config.ca or True, timeout=self._config.fetch_s)
+        # Nothing compressed is asked for: a kilobyte of it could be a gigabyte.
+        return httpx.AsyncClient(
+            verify=self._config.ca or True, timeout=self._config.fetch_s, headers={"accept-encoding": "identity"}
+        )
+
+    def known(self, token: str) -> User | None:
+        """Return whom a token speaks for that was judged before and is still good, at the cost of a hash."""
+        if len(token) > TOKEN_MAX_BYTES:
+            return None
+        found = self._known.get(_digest(token))
+        if found is None or self._now() >= found[1] or self._due() or self._too_old():
+            return None
+        return found[0]
+
+    def _age_s(self, at_s: float) -> float:
+        """Return how long ago that was; a clock that was set back since makes it for ever."""
+        age_s = self._now() - at_s
+        return age_s if age_s >= 0 else math.inf
+
+    def _due(self) -> bool:
+        """Say whether the keys are to be fetched again before anything is judged by them."""
+        return self._age_s(self._fetched_s) >= self._config.keys_s and self._age_s(self._tried_s) >= FETCH_AGAIN_S
+
+    def _too_old(self) -> bool:
+        """Say whether the issuer was away for so long that its keys count no more: who is away takes no key back either."""
+        return self._age_s(self._fetched_s) >= 2 * self._config.keys_s
 
     async def user(self, token: str) -> User | None:
         """Return whom the token speaks for, or None. Raises StoreError(retryable) if the keys cannot be had."""
-        from joserfc import errors, jws, jwt
-
         if len(token) > TOKEN_MAX_BYTES:
             return None
+        if (before := self.known(token)) is not None:
+            return before
+        found = await self._judge(token)
+        return found[0] if found is not None else None
+
+    async def _judge(self, token: str) -> tuple[User, float] | None:
+        """Return whom the token speaks for and until when, or None. Raises StoreError."""
+        from joserfc import errors, jws, jwt
+
         try:
             header = jws.extract_compact(token.encode("ascii")).headers()
             algorithm, kid = header.get("alg"), header.get("kid")
@@ -135,7 +172,12 @@ class Oidc:
             ).validate(claims)
         except (errors.JoseError, ValueError, TypeError, KeyError, RecursionError):
             return None  # why is nobody's business; which library calls which of them is its own
-        return self._user(claims)
+        user, expires = self._user(claims), claims.get("exp")
+        if user is None or not isinstance(expires, int | float) or not math.isfinite(expires):
+            return None
+        found = (user, float(expires) + int(self._config.leeway_s))
+        self._known.put(_digest(token), found)  # nothing was awaited since its key was found
+        return found
 
     def _user(self, claims: Mapping[str, Any]) -> User | None:
         name = claims.get(self._config.user_claim)
@@ -154,14 +196,12 @@ class Oidc:
 
     async def _key(self, kid: str | None) -> Any:
         """Return the key of this name, fetching if it is unknown or what there is has become old."""
-        if self._now() - self._fetched_s >= self._config.keys_s or self._find(kid) is None:
+        if self._due() or self._find(kid) is None:
             async with self._fetching:
-                stale = self._now() - self._fetched_s >= self._config.keys_s
-                if (stale or self._find(kid) is None) and self._now() - self._tried_s >= FETCH_AGAIN_S:
+                if self._due() or (self._find(kid) is None and self._age_s(self._tried_s) >= FETCH_AGAIN_S):
                     self._tried_s = self._now()
                     await self._fetch()
-        if self._now() - self._fetched_s >= 2 * self._config.keys_s:
-            # An issuer that cannot be asked cannot take a key back either: not for ever.
+        if self._too_old():
             raise StoreError("the issuer of the tokens cannot be reached", retryable=True)
         return self._find(kid)
 
@@ -186,6 +226,7 @@ class Oidc:
             log.warning("the issuer's keys were not fetched", extra={"issuer": self._issuer, "error": str(error)[:200]})
             return
         self._fetched_s = self._now()
+        self._known.forget_all()
         log.info("the issuer's keys were fetched", extra={"issuer": self._issuer, "keys": len(self._keys)})
 
     def _usable(self, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,6 +250,10 @@ class Oidc:
         return found
 
 
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
 def looks_like_jwt(token: str) -> bool:
     return token.count(".") == 2
 
@@ -218,8 +263,10 @@ async def _document(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
     async with client.stream("GET", url) as answer:
         if answer.status_code != 200:
             raise ValueError(f"{url} answered {answer.status_code}")
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise ValueError(f"{url} answered compressed, which was not asked for")
         data = bytearray()
-        async for piece in answer.aiter_bytes():
+        async for piece in answer.aiter_raw(CHUNK_BYTES):
             data += piece
             if len(data) > DOCUMENT_MAX_BYTES:
                 raise ValueError(f"{url} answered more than {DOCUMENT_MAX_BYTES} bytes")
@@ -241,8 +288,4 @@ def _trustworthy(url: str) -> bool:
         return False
     if parts.scheme == "https":
         return bool(host)
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    return parts.scheme == "http" and local
+    return parts.scheme == "http" and is_loopback(host)

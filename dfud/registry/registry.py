@@ -1,14 +1,15 @@
 """The registry's rules, without HTTP: apps and devices, and which firmware they should run.
 
-Every change is committed together with its audit entry, then told on the bus. `by` is the name of the user.
+Every change is committed together with its audit entry, then told on the bus. `by` is the name of the user. What is read and
+written back is written only if it did not change meanwhile; where the user named no version it is read again.
 """
 
 from __future__ import annotations
 
-import base64
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -32,16 +33,26 @@ from dfud.api import (
     RefusedError,
     Selector,
     Store,
+    UnreadableError,
 )
-from dfud.model.anchors import subjects_of
 from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
-from dfud.model.names import check_app_name, check_device_name, check_labels
+from dfud.model.names import check_app_name, check_device_name
 from dfud.registry import audit
+from dfud.registry.device_secrets import with_psk, with_secret
+from dfud.registry.naming import Naming
+from dfud.registry.rules import (
+    RecordLimits,
+    check_metadata_untrusted,
+    check_spec_untrusted,
+    firmware_changed,
+    what_changed,
+)
 from dfud.registry.status import firmware_status, timestamp
+from dfud.registry.users import Forbidden
 
-SPEC_MAX_BYTES = 1 << 18
 DEVICES_PER_COMMIT = 200
+TRIES = 8
 
 
 class Precondition(msgspec.Struct, frozen=True):
@@ -50,15 +61,38 @@ class Precondition(msgspec.Struct, frozen=True):
     uid: str = ""
     resource_version: str = ""
 
+    def __bool__(self) -> bool:
+        return bool(self.uid or self.resource_version)
+
+
+class GroupUpdate(msgspec.Struct, frozen=True):
+    """Which devices were changed, and why others that were meant were not."""
+
+    changed: list[str]
+    left_out: dict[str, str]
+
+
+class _Overtaken(Exception):
+    """What was read has changed before it was written back: nothing was written."""
+
 
 class Registry:
     """All writing of apps and devices. `credential_key`: under which device passwords are hashed."""
 
-    def __init__(self, store: Store, bus: Bus, credential_key: bytes, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        credential_key: bytes,
+        now: Callable[[], float],
+        limits: RecordLimits | None = None,
+    ) -> None:
         self._store = store
         self._bus = bus
         self._key = credential_key
         self._now = now
+        self._limits = limits or RecordLimits()
+        self._naming = Naming(store)
 
     # Reading
 
@@ -68,21 +102,16 @@ class Registry:
             raise NotFoundError(f"no app {name}")
         return found
 
-    async def apps(self, selector: Selector, limit: int, offset: int) -> list[App]:
-        return await self._store.apps(selector, limit=limit, offset=offset)
-
     async def device(self, app: str, name: str) -> Device:
         """Return a device with its status filled in."""
         parent = await self.app(app)
+        return await self.with_status(parent, await self._view(app, name))
+
+    async def _view(self, app: str, name: str) -> DeviceView:
         view = await self._store.device(app, name)
         if view is None:
             raise NotFoundError(f"no device {name} in app {app}")
-        return await self.with_status(parent, view)
-
-    async def devices(self, app: str, selector: Selector, limit: int, offset: int) -> list[Device]:
-        parent = await self.app(app)
-        views = await self._store.devices(app, selector, limit=limit, offset=offset)
-        return [await self.with_status(parent, view) for view in views]
+        return view
 
     async def with_status(self, app: App, view: DeviceView) -> Device:
         version = desired_of(app.spec, view.device.spec).version
@@ -93,53 +122,71 @@ class Registry:
 
     async def create_app(self, given: App, by: str) -> App:
         check_app_name(given.name)
-        app = App(self._new_metadata(given.metadata, ""), _checked_spec(given.spec))
-        await self._check_anchors(app)
-        await self._commit([PutApp(app, expect="")], by, "create", app.name)
+        check_spec_untrusted(given.spec, self._limits)
+        app = App(self._new_metadata(given.metadata, ""), given.spec)
+        async with self._naming.anchors(app):
+            await self._commit([PutApp(app, expect="")], by, "create", app.name, what_changed({}, app.spec))
         self._bus.publish(AppChanged(app.name))
         return app
 
-    async def update_app(self, name: str, given: App, by: str) -> None:
+    async def update_app(self, name: str, given: App, by: str, *, may_sign: bool = True) -> None:
+        """Replace what users say of an app. may_sign: `by` may change who signs; else that raises Forbidden."""
         if given.name != name:
             raise PeerError(f"the body names app {given.name!r}, the path {name!r}")
-        old = await self.app(name)
+        await _retried(lambda: self._update_app(name, given, by, may_sign), f"app {name}")
+
+    async def _update_app(self, name: str, given: App, by: str, may_sign: bool) -> None:
+        try:
+            old = await self.app(name)
+        except UnreadableError:
+            await self._replace_app(name, given, by, may_sign)
+            return
+        _may_sign(may_sign, given.spec.get("signing") == old.spec.get("signing"))
+        check_spec_untrusted(given.spec, self._limits, old.spec)
         metadata = self._next_metadata(old.metadata, given.metadata, given.spec != old.spec)
-        app = App(metadata, _checked_spec(given.spec))
+        app = App(metadata, given.spec)
         if _same(old.metadata, given.metadata) and app.spec == old.spec:
             return
+        version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
-            await self._commit([DeleteApp(name, old.metadata.resource_version)], by, "delete", name)
+            await self._write([DeleteApp(name, version)], by, "delete", name)
             self._bus.publish(AppChanged(name, deleted=True))
             return
-        if app.spec.get("trustAnchors") != old.spec.get("trustAnchors"):
-            await self._check_anchors(app)
-        await self._commit(
-            [PutApp(app, old.metadata.resource_version)], by, "update", name, _what_changed(old.spec, app.spec)
-        )
+        same_anchors = app.spec.get("trustAnchors") == old.spec.get("trustAnchors")
+        async with nullcontext() if same_anchors else self._naming.anchors(app):
+            await self._write([PutApp(app, version)], by, "update", name, _detail(old, app))
         self._bus.publish(AppChanged(name))
 
-    async def _check_anchors(self, app: App) -> None:
-        """Raise ConflictError if another app has an anchor of the same name: its devices would be taken for this app's."""
-        wanted = subjects_of(app.spec)
-        offset = 0
-        while wanted and (apps := await self._store.apps(limit=500, offset=offset)):
-            offset += len(apps)
-            for other in apps:
-                taken = wanted & subjects_of(other.spec) if other.name != app.name else ()
-                if taken:
-                    raise ConflictError(f"spec.trustAnchors: {min(taken)} is the anchor of another app already")
+    async def _replace_app(self, name: str, given: App, by: str, may_sign: bool) -> None:
+        """Put an app in place of a record that cannot be read; its devices and firmware stay."""
+        _may_sign(may_sign, False)
+        _no_condition(Precondition(given.metadata.uid, given.metadata.resource_version), f"app {name}")
+        check_spec_untrusted(given.spec, self._limits)
+        app = App(self._new_metadata(given.metadata, ""), given.spec)
+        async with self._naming.anchors(app):
+            await self._commit([PutApp(app)], by, "replace", name, "the record could not be read")
+        self._bus.publish(AppChanged(name))
 
     async def delete_app(self, name: str, condition: Precondition, by: str) -> None:
-        old = await self.app(name)
-        _check(old.metadata, condition, f"app {name}")
-        if old.metadata.deletion_timestamp:
-            raise NotFoundError(f"no app {name}")
-        if old.metadata.finalizers:
-            app = App(self._deleting(old.metadata), old.spec)
-            await self._commit([PutApp(app, old.metadata.resource_version)], by, "delete", name, "waits for finalizers")
-            self._bus.publish(AppChanged(name))
-            return
-        await self._commit([DeleteApp(name, old.metadata.resource_version)], by, "delete", name)
+        await _retried(lambda: self._delete_app(name, condition, by), f"app {name}")
+
+    async def _delete_app(self, name: str, condition: Precondition, by: str) -> None:
+        version: str | None = None
+        try:
+            old = await self.app(name)
+        except UnreadableError:
+            _no_condition(condition, f"app {name}")
+        else:
+            _check(old.metadata, condition, f"app {name}")
+            if old.metadata.deletion_timestamp:
+                raise NotFoundError(f"no app {name}")
+            version = old.metadata.resource_version
+            if old.metadata.finalizers:
+                put = PutApp(App(self._deleting(old.metadata), old.spec), version)
+                await self._write([put], by, "delete", name, "waits for finalizers")
+                self._bus.publish(AppChanged(name))
+                return
+        await self._write([DeleteApp(name, version)], by, "delete", name)
         self._bus.publish(AppChanged(name, deleted=True))
 
     # Devices
@@ -152,140 +199,178 @@ class Registry:
         if given.app not in ("", app):
             raise PeerError(f"the body names app {given.app!r}, the path {app!r}")
         await self.app(app)
-        await self._names_are_free(app, given.name, {given.name, *_aliases(given.spec)})
-        device = Device(self._new_metadata(given.metadata, app), protect(_checked_spec(given.spec), self._key))
-        await self._commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}")
+        check_spec_untrusted(given.spec, self._limits)
+        device = Device(self._new_metadata(given.metadata, app), protect(given.spec, self._key))
+        async with self._naming.names(app, given.name, {given.name, *_aliases(given.spec)}):
+            told = what_changed({}, device.spec)
+            await self._commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}", told)
         self._bus.publish(DeviceChanged(app, device.name))
         return device
 
     async def update_device(self, app: str, name: str, given: Device, by: str) -> None:
         if given.name != name or given.app not in ("", app):
             raise PeerError("the body names another device than the path")
-        view = await self._store.device(app, name)
-        if view is None:
-            raise NotFoundError(f"no device {name} in app {app}")
-        old = view.device
-        await self._names_are_free(app, name, _aliases(given.spec) - _aliases(old.spec))
-        spec = protect(_checked_spec(given.spec), self._key)
+        await _retried(lambda: self._update_device(app, name, given, by), f"device {name} of app {app}")
+
+    async def _update_device(self, app: str, name: str, given: Device, by: str) -> None:
+        try:
+            old = (await self._view(app, name)).device
+        except UnreadableError:
+            await self._replace_device(app, name, given, by)
+            return
+        check_spec_untrusted(given.spec, self._limits, old.spec)
+        spec = protect(given.spec, self._key)
         metadata = self._next_metadata(old.metadata, given.metadata, spec != old.spec)
         if _same(old.metadata, given.metadata) and spec == old.spec:
             return
-        target = f"{app}/{name}"
         version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
-            await self._commit([DeleteDevice(app, name, version)], by, "delete", target)
+            await self._write([DeleteDevice(app, name, version)], by, "delete", f"{app}/{name}")
             self._bus.publish(DeviceChanged(app, name, deleted=True))
             return
-        await self._commit(
-            [PutDevice(Device(metadata, spec), version)], by, "update", target, _what_changed(old.spec, spec)
-        )
+        await self._put_device(Device(metadata, spec), old, by, "update")
+
+    async def _put_device(self, device: Device, old: Device, by: str, what: str) -> None:
+        """Write a device that was made from `old`. Raises _Overtaken."""
+        app, name = device.app, device.name
+        async with self._naming.names(app, name, _aliases(device.spec) - _aliases(old.spec)):
+            put = PutDevice(device, old.metadata.resource_version)
+            await self._write([put], by, what, f"{app}/{name}", _detail(old, device))
         self._bus.publish(DeviceChanged(app, name))
 
-    async def _names_are_free(self, app: str, device: str, names: set[str]) -> None:
-        """Raise ConflictError if another device of the app is known by one of these names already."""
-        for name in sorted(names):
-            other = await self._store.find_alias(app, name)
-            if other not in (None, device):
-                raise ConflictError(f"{name!r} is the name or an alias of device {other} of app {app} already")
+    async def _replace_device(self, app: str, name: str, given: Device, by: str) -> None:
+        """Put a device in place of a record that cannot be read."""
+        _no_condition(Precondition(given.metadata.uid, given.metadata.resource_version), f"device {name}")
+        check_spec_untrusted(given.spec, self._limits)
+        device = Device(self._new_metadata(given.metadata, app), protect(given.spec, self._key))
+        async with self._naming.names(app, name, _aliases(device.spec)):
+            await self._commit([PutDevice(device)], by, "replace", f"{app}/{name}", "the record could not be read")
+        self._bus.publish(DeviceChanged(app, name))
 
     async def delete_device(self, app: str, name: str, condition: Precondition, by: str) -> None:
-        view = await self._store.device(app, name)
-        if view is None or view.device.metadata.deletion_timestamp:
-            raise NotFoundError(f"no device {name} in app {app}")
-        old = view.device
-        _check(old.metadata, condition, f"device {name}")
-        if old.metadata.finalizers:
-            device = Device(self._deleting(old.metadata), old.spec)
-            await self._commit([PutDevice(device, old.metadata.resource_version)], by, "delete", f"{app}/{name}")
-            self._bus.publish(DeviceChanged(app, name))
-            return
-        await self._commit([DeleteDevice(app, name, old.metadata.resource_version)], by, "delete", f"{app}/{name}")
+        await _retried(lambda: self._delete_device(app, name, condition, by), f"device {name} of app {app}")
+
+    async def _delete_device(self, app: str, name: str, condition: Precondition, by: str) -> None:
+        version: str | None = None
+        try:
+            old = (await self._view(app, name)).device
+        except UnreadableError:
+            _no_condition(condition, f"device {name}")
+        else:
+            if old.metadata.deletion_timestamp:
+                raise NotFoundError(f"no device {name} in app {app}")
+            _check(old.metadata, condition, f"device {name}")
+            version = old.metadata.resource_version
+            if old.metadata.finalizers:
+                put = PutDevice(Device(self._deleting(old.metadata), old.spec), version)
+                await self._write([put], by, "delete", f"{app}/{name}", "waits for finalizers")
+                self._bus.publish(DeviceChanged(app, name))
+                return
+        await self._write([DeleteDevice(app, name, version)], by, "delete", f"{app}/{name}")
         self._bus.publish(DeviceChanged(app, name, deleted=True))
 
     async def new_secret(self, app: str, name: str, by: str, *, keep: int = 1) -> str:
-        """Give a device a fresh secret beside the `keep` newest it has; return it, the only time that it is shown.
+        """Give a device a fresh secret beside the `keep` newest it has; return it, which is shown once.
 
         The old one goes on working until the next rotation, so that a device that misses the news is not lost.
         """
-        view = await self._store.device(app, name)
-        if view is None:
-            raise NotFoundError(f"no device {name} in app {app}")
         secret = new_secret()
-        section = view.device.spec.get("authentication")
-        held = section.get("credentials", []) if isinstance(section, dict) else []
-        others = [c for c in held if not (isinstance(c, dict) and "pass" in c)]
-        mine = [c for c in held if isinstance(c, dict) and "pass" in c]
-        kept = mine[-keep:] if keep else []
-        spec = {**view.device.spec, "authentication": {"credentials": [*others, *kept, {"pass": secret}]}}
-        spec = protect(spec, self._key)
-        metadata = self._next_metadata(view.device.metadata, view.device.metadata, True)
-        put = PutDevice(Device(metadata, spec), view.device.metadata.resource_version)
-        await self._commit([put], by, "rotate-secret", f"{app}/{name}")
-        self._bus.publish(DeviceChanged(app, name))
+        await self._change_spec(app, name, lambda spec: with_secret(spec, secret, keep), by, "rotate-secret")
         return secret
 
     async def new_psk(self, app: str, name: str, by: str) -> bytes:
-        """Give a device a fresh pre-shared key in place of all it has; return it, the only time that it is shown.
+        """Give a device a fresh pre-shared key in place of all it has; return it, which is shown once.
 
         The old ones end at once: a security context has one key, so there is no going over from one to another.
         """
-        view = await self._store.device(app, name)
-        if view is None:
-            raise NotFoundError(f"no device {name} in app {app}")
         psk = secrets.token_bytes(PSK_BYTES)
-        section = view.device.spec.get("authentication")
-        held = section.get("credentials", []) if isinstance(section, dict) else []
-        others = [c for c in held if not (isinstance(c, dict) and "psk" in c)]
-        fresh = {"psk": {"key": base64.b64encode(psk).decode()}}
-        spec = protect({**view.device.spec, "authentication": {"credentials": [*others, fresh]}}, self._key)
-        metadata = self._next_metadata(view.device.metadata, view.device.metadata, True)
-        put = PutDevice(Device(metadata, spec), view.device.metadata.resource_version)
-        await self._commit([put], by, "rotate-psk", f"{app}/{name}")
-        self._bus.publish(DeviceChanged(app, name))
+        await self._change_spec(app, name, lambda spec: with_psk(spec, psk), by, "rotate-psk")
         return psk
+
+    async def _change_spec(
+        self, app: str, name: str, change: Callable[[dict[str, Any]], dict[str, Any]], by: str, what: str
+    ) -> None:
+        """Change one part of a device's spec; whoever else changes it meanwhile keeps his change."""
+
+        async def once() -> None:
+            old = (await self._view(app, name)).device
+            spec = protect(change(old.spec), self._key)
+            if spec == old.spec:
+                return
+            check_spec_untrusted(spec, self._limits, old.spec)
+            await self._put_device(Device(self._next_metadata(old.metadata, old.metadata, True), spec), old, by, what)
+
+        await _retried(once, f"device {name} of app {app}")
 
     # Desired firmware
 
     async def set_firmware(self, app: str, device: str | None, firmware: dict[str, Any] | None, by: str) -> None:
         """Set spec.firmware of an app (device None) or a device; None removes it."""
-        if device is None:
-            parent = await self.app(app)
-            await self.update_app(app, App(parent.metadata, _with_firmware(parent.spec, firmware)), by)
+        if device is not None:
+            await self._change_spec(app, device, lambda spec: _with_firmware(spec, firmware), by, "update")
             return
-        view = await self._store.device(app, device)
-        if view is None:
-            raise NotFoundError(f"no device {device} in app {app}")
-        await self.update_device(
-            app, device, Device(view.device.metadata, _with_firmware(view.device.spec, firmware)), by
-        )
 
-    async def update_group(self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str) -> list[str]:
-        """Set spec.firmware of every device that the selector matches; return their names.
+        async def once() -> None:
+            old = await self.app(app)
+            await self._update_app(app, App(old.metadata, _with_firmware(old.spec, firmware)), by, True)
 
-        Committed in pieces of DEVICES_PER_COMMIT; a device that somebody changes meanwhile is tried once more.
+        await _retried(once, f"app {app}")
+
+    async def update_group(self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str) -> GroupUpdate:
+        """Set spec.firmware of every device that the selector matches; tell what became of them.
+
+        Committed in pieces of DEVICES_PER_COMMIT; a device that somebody changes meanwhile is changed by itself.
         """
         await self._published(app, firmware)
         changed: list[str] = []
+        left_out: dict[str, str] = {}
         after = ""
         while views := await self._store.devices(app, selector, limit=DEVICES_PER_COMMIT, after=after):
             after = views[-1].device.name
-            devices = [v.device for v in views if _with_firmware(v.device.spec, firmware) != v.device.spec]
-            puts: list[Change] = [self._put_firmware(device, firmware) for device in devices]
-            if not puts:
-                continue
-            try:
-                await self._commit(puts, by, "update-group", app, f"{len(puts)} devices")
-            except (ConflictError, NotFoundError):
-                for device in devices:
-                    await self.set_firmware(app, device.name, firmware, by)
-            for device in devices:
-                self._bus.publish(DeviceChanged(app, device.name))
-            changed += [device.name for device in devices]
-        return changed
+            puts: dict[str, PutDevice] = {}
+            told: set[str] = set()
+            for old in (view.device for view in views):
+                spec = _with_firmware(old.spec, firmware)
+                if spec == old.spec:
+                    continue
+                try:
+                    check_spec_untrusted(spec, self._limits, old.spec)
+                except PeerError as error:
+                    left_out[old.name] = str(error)
+                    continue
+                metadata = self._next_metadata(old.metadata, old.metadata, True)
+                puts[old.name] = PutDevice(Device(metadata, spec), old.metadata.resource_version)
+                told.add(firmware_changed(old.spec, spec))
+            if puts:
+                changed += await self._put_group(app, puts, told, firmware, by, left_out)
+        return GroupUpdate(changed, left_out)
 
-    def _put_firmware(self, device: Device, firmware: dict[str, Any] | None) -> PutDevice:
-        metadata = self._next_metadata(device.metadata, device.metadata, True)
-        return PutDevice(Device(metadata, _with_firmware(device.spec, firmware)), device.metadata.resource_version)
+    async def _put_group(
+        self,
+        app: str,
+        puts: dict[str, PutDevice],
+        told: Iterable[str],
+        firmware: dict[str, Any] | None,
+        by: str,
+        left_out: dict[str, str],
+    ) -> list[str]:
+        """Commit one piece of a group update; return whom it changed."""
+        detail = f"spec.firmware{', '.join(sorted(told))[:400]} of {len(puts)} devices: {', '.join(puts)}"
+        try:
+            await self._commit(list(puts.values()), by, "update-group", app, detail[:4000])
+        except (ConflictError, NotFoundError):
+            changed = []
+            for name in puts:
+                try:
+                    await self.set_firmware(app, name, firmware, by)
+                except (ConflictError, NotFoundError, PeerError) as error:
+                    left_out[name] = str(error)
+                else:
+                    changed.append(name)
+            return changed
+        for name in puts:
+            self._bus.publish(DeviceChanged(app, name))
+        return list(puts)
 
     async def _published(self, app: str, firmware: dict[str, Any] | None) -> None:
         version = (firmware or {}).get("version")
@@ -295,23 +380,22 @@ class Registry:
     # Metadata
 
     def _new_metadata(self, given: Metadata, app: str) -> Metadata:
-        check_labels(given.labels)
+        check_metadata_untrusted(given, self._limits)
         return Metadata(
-            given.name,
-            app,
-            str(uuid.uuid4()),
-            timestamp(self._now()),
-            1,
-            str(uuid.uuid4()),
-            "",
-            given.finalizers,
-            given.labels,
-            given.annotations,
+            name=given.name,
+            application=app,
+            uid=str(uuid.uuid4()),
+            creation_timestamp=timestamp(self._now()),
+            generation=1,
+            resource_version=str(uuid.uuid4()),
+            finalizers=given.finalizers,
+            labels=given.labels,
+            annotations=given.annotations,
         )
 
     def _next_metadata(self, old: Metadata, given: Metadata, spec_changed: bool) -> Metadata:
         _check(old, Precondition(given.uid, given.resource_version), old.name)
-        check_labels(given.labels)
+        check_metadata_untrusted(given, self._limits, old)
         return msgspec.structs.replace(
             old,
             generation=old.generation + spec_changed,
@@ -326,8 +410,30 @@ class Registry:
             old, deletion_timestamp=timestamp(self._now()), resource_version=str(uuid.uuid4())
         )
 
+    # Writing
+
     async def _commit(self, changes: list[Change], by: str, what: str, target: str, detail: str = "") -> None:
         await self._store.commit([*changes, audit.entry(self._now(), by, what, target, detail)])
+
+    async def _write(self, changes: list[Change], by: str, what: str, target: str, detail: str = "") -> None:
+        """Commit what expects the version that was read. Raises _Overtaken."""
+        try:
+            await self._commit(changes, by, what, target, detail)
+        except ConflictError as error:
+            raise _Overtaken(str(error)) from error
+
+
+async def _retried(once: Callable[[], Awaitable[None]], what: str) -> None:
+    """Read and write until nobody was in between; a user's own precondition fails when it is read again."""
+    told = ""
+    for _ in range(TRIES):
+        try:
+            await once()
+        except _Overtaken as error:
+            told = str(error)
+        else:
+            return
+    raise ConflictError(told or f"{what} is being changed by others; try again")
 
 
 def _check(old: Metadata, condition: Precondition, what: str) -> None:
@@ -335,18 +441,20 @@ def _check(old: Metadata, condition: Precondition, what: str) -> None:
         raise ConflictError(f"{what} has changed since it was read")
 
 
+def _no_condition(condition: Precondition, what: str) -> None:
+    if condition:
+        raise ConflictError(
+            f"the record of {what} cannot be read: replace or delete it without uid and resourceVersion"
+        )
+
+
+def _may_sign(may_sign: bool, same: bool) -> None:
+    if not (may_sign or same):
+        raise Forbidden("spec.signing: this needs the role admin of the app")
+
+
 def _same(old: Metadata, given: Metadata) -> bool:
     return (old.labels, old.annotations, old.finalizers) == (given.labels, given.annotations, given.finalizers)
-
-
-def _checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    if len(msgspec.json.encode(spec)) > SPEC_MAX_BYTES:
-        raise PeerError(f"spec: more than {SPEC_MAX_BYTES} bytes")
-    firmware = spec.get("firmware")
-    problem = desired_of({}, spec).problem if isinstance(firmware, dict) and "version" in firmware else ""
-    if problem:
-        raise PeerError(problem)
-    return spec
 
 
 def _aliases(spec: dict[str, Any]) -> set[str]:
@@ -359,7 +467,12 @@ def _with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dic
     return rest if firmware is None else {**rest, "firmware": firmware}
 
 
-def _what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Name the changed keys of a spec, never their values: they may be secrets."""
-    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    return "spec." + ", spec.".join(keys) if keys else ""
+def _detail(old: App | Device, new: App | Device) -> str:
+    """Say what a change is about, without values that may be secrets."""
+    told = [what_changed(old.spec, new.spec)]
+    told += [
+        f"metadata.{name}"
+        for name in ("labels", "annotations", "finalizers")
+        if getattr(old.metadata, name) != getattr(new.metadata, name)
+    ]
+    return ", ".join(filter(None, told))

@@ -31,7 +31,13 @@ def register(app: QuartTrio, services: Services) -> None:
         who = require("manager", app)
         given = await read_json(_ClaimRequest, services.config.body_max)
         claim, code = await claims.create(
-            app, who.name, uses=given.uses, hours=given.hours, device=given.device, labels=given.labels
+            app,
+            who.name,
+            uses=given.uses,
+            hours=given.hours,
+            device=given.device,
+            labels=given.labels,
+            most=services.config.claims_per_app,
         )
         return json_response({**_claim_json(claim, claim.uses), "code": code}, 201)
 

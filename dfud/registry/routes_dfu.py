@@ -21,7 +21,7 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.registry import audit
-from dfud.registry.firmware import KINDS, Upload
+from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
 from dfud.registry.web import error_response, json_response, read_body, read_json, require, user
@@ -113,8 +113,9 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             selector = parse_selector_untrusted(given.selector)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
-            changed = await services.registry.update_group(app, selector, given.firmware, who.name)
-            return json_response({"changed": changed})
+            done = await services.registry.update_group(app, selector, given.firmware, who.name)
+            left_out = {"leftOut": done.left_out} if done.left_out else {}
+            return json_response({"changed": done.changed, **left_out})
         await services.registry.set_firmware(app, given.device, given.firmware, who.name)
         return json_response({"changed": [given.device] if given.device is not None else []})
 
@@ -278,6 +279,7 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
         "sha256": f.sha256,
         "kind": f.kind,
         "signed": f.signed,
+        "trust": trust_shown(f),
         "created": f.created,
         "uploadedBy": f.uploaded_by,
         "manifest": msgspec.to_builtins(f.manifest),

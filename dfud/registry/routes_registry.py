@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -9,10 +10,12 @@ import msgspec
 from quart import Response
 from quart_trio import QuartTrio
 
-from dfud.api import App, Device, NotFoundError, PeerError
+from dfud.api import App, Device, DeviceView, NotFoundError, Selector, Store
+from dfud.registry.lists import Lists, Page
 from dfud.registry.registry import Precondition
 from dfud.registry.services import Services
-from dfud.registry.web import error_response, json_response, page, read_body, read_json, require, user
+from dfud.registry.users import EVERY_APP, User
+from dfud.registry.web import error_response, json_response, page, read_json, require, user
 
 BASE = "/api/registry/v1alpha1/apps"
 
@@ -28,21 +31,16 @@ class _DeleteBody(msgspec.Struct):
 
 def register(app: QuartTrio, services: Services) -> None:
     registry, limit = services.registry, services.config.body_max
+    lists = Lists(services.config)
 
     async def precondition() -> Precondition:
-        body = await read_body(limit)
-        try:
-            found = msgspec.json.decode(body, type=_DeleteBody) if body.strip() else _DeleteBody()
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise PeerError(f"the body is not what it should be: {error}") from None
+        found = await read_json(_DeleteBody, limit, empty=_DeleteBody())
         return Precondition(found.preconditions.uid, found.preconditions.resource_version)
 
     @app.get(BASE)
     async def list_apps() -> Response:
-        selector, count, offset = page()
-        who = user()
-        found = [a for a in await registry.apps(selector, count, offset) if who.sees(a.name)]
-        return json_response([resource(a) for a in found])
+        selector, count, offset = page(services.config)
+        return await lists.answer(_apps(services.store, user(), selector, offset), _app_json, count, lambda a: a.name)
 
     @app.post(BASE)
     async def create_app() -> Response:
@@ -60,9 +58,7 @@ def register(app: QuartTrio, services: Services) -> None:
     async def put_app(name: str) -> Response:
         who = require("manager", name)
         given = await read_json(App, limit)
-        if given.spec.get("signing") != (await registry.app(name)).spec.get("signing"):
-            require("admin", name)
-        await registry.update_app(name, given, who.name)
+        await registry.update_app(name, given, who.name, may_sign=who.may("admin", name))
         return Response("", 204)
 
     @app.delete(f"{BASE}/<name>")
@@ -74,11 +70,21 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.get(f"{BASE}/<name>/devices")
     async def list_devices(name: str) -> Response:
         require("reader", name)
+        selector, count, offset = page(services.config)
         try:
-            devices = await registry.devices(name, *page())
+            parent = await registry.app(name)
         except NotFoundError:
             return no_such_reference()
-        return json_response([resource(d) for d in devices])
+
+        async def read(last: DeviceView | None, rows: int) -> Sequence[DeviceView]:
+            if last is None:
+                return await services.store.devices(name, selector, limit=rows, offset=offset)
+            return await services.store.devices(name, selector, limit=rows, after=last.device.name)
+
+        async def encode(view: DeviceView) -> bytes:
+            return msgspec.json.encode(resource(await registry.with_status(parent, view)))
+
+        return await lists.answer(read, encode, count, lambda view: view.device.name)
 
     @app.post(f"{BASE}/<name>/devices")
     async def create_device(name: str) -> Response:
@@ -107,6 +113,39 @@ def register(app: QuartTrio, services: Services) -> None:
         who = require("manager", name)
         await registry.delete_device(name, device, await precondition(), who.name)
         return Response("", 204)
+
+
+def _apps(store: Store, who: User, selector: Selector, offset: int) -> Page[App]:
+    """Return how to read the apps that `who` sees, from the one at `offset` on."""
+    seen = offset
+
+    async def every(last: App | None, rows: int) -> Sequence[App]:
+        nonlocal seen
+        found = await store.apps(selector, limit=rows, offset=seen)
+        seen += len(found)
+        return found
+
+    async def named(last: App | None, rows: int) -> Sequence[App]:
+        nonlocal seen
+        found: list[App] = []
+        names = sorted(name for name in who.roles if name != EVERY_APP)
+        for name in names if last is None else names[names.index(last.name) + 1 :]:
+            app = await store.app(name)
+            if app is None or not selector.matches(app.metadata.labels):
+                continue
+            if last is None and seen:
+                seen -= 1
+                continue
+            found.append(app)
+            if len(found) == rows:
+                break
+        return found
+
+    return every if EVERY_APP in who.roles else named
+
+
+async def _app_json(app: App) -> bytes:
+    return msgspec.json.encode(resource(app))
 
 
 def no_such_reference() -> Response:

@@ -6,11 +6,12 @@ import msgspec
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from dfud.api import PeerError, open_to_all
+from dfud.api import PeerError
+from dfud.registry.admission import Denials, probe
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
-from dfud.registry.users import ROLES, Role, Token
-from dfud.registry.web import Forbidden, json_response, read_body, require, user
+from dfud.registry.users import ROLES, Forbidden, Role, Token
+from dfud.registry.web import json_response, read_json, require, user
 
 TOKENS = "/api/tokens/v1alpha1"
 
@@ -24,7 +25,7 @@ class _TokenRequest(msgspec.Struct, forbid_unknown_fields=True):
     description: str = ""
 
 
-def register(app: QuartTrio, services: Services) -> None:
+def register(app: QuartTrio, services: Services, denials: Denials) -> None:
     users = services.users
 
     @app.post(TOKENS)
@@ -33,11 +34,7 @@ def register(app: QuartTrio, services: Services) -> None:
         if who.token == "":
             # It would outlive what the issuer says of him.
             raise Forbidden("users of an OpenID Connect issuer make no access tokens")
-        body = await read_body(services.config.body_max)
-        try:
-            given = msgspec.json.decode(body, type=_TokenRequest) if body.strip() else _TokenRequest()
-        except msgspec.DecodeError as error:
-            raise PeerError(f"the body is not what it should be: {error}") from None
+        given = await read_json(_TokenRequest, services.config.body_max, empty=_TokenRequest())
         wanted = given.roles if given.roles is not None else dict(who.roles)
         roles: dict[str, Role] = {}
         for name, role in wanted.items():
@@ -53,7 +50,13 @@ def register(app: QuartTrio, services: Services) -> None:
             raise PeerError(f"days {days}: expected 1 to 3650")
         description = given.description or request.args.get("description", "")
         token, text = await users.create(
-            given.user or who.name, roles, by=who.name, now_s=services.now(), days=days, description=description
+            given.user or who.name,
+            roles,
+            by=who.name,
+            now_s=services.now(),
+            days=days,
+            description=description,
+            most=services.config.tokens_per_user,
         )
         return json_response({"prefix": token.prefix, "token": text})
 
@@ -72,12 +75,12 @@ def register(app: QuartTrio, services: Services) -> None:
         return Response("", 204)
 
     @app.get("/healthz")
-    @open_to_all
+    @probe
     async def healthz() -> Response:
         return json_response({"status": "alive", "version": services.version})
 
     @app.get("/readyz")
-    @open_to_all
+    @probe
     async def readyz() -> Response:
         why_not = services.ready()
         return json_response({"status": why_not or "ready"}, 503 if why_not else 200)
@@ -85,7 +88,7 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         require("reader", None)
-        return Response(services.metrics(), content_type="text/plain; version=0.0.4")
+        return Response(services.metrics() + denials.metrics(), content_type="text/plain; version=0.0.4")
 
 
 def _token_json(t: Token) -> dict[str, object]:

@@ -6,7 +6,6 @@ without it.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,9 +20,9 @@ from hypercorn.trio.run import worker_serve
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import wrap_app
 
-from dfud.api import ConfigError
-from dfud.model.address import limited
-from dfud.registry.config import RegistryConfig
+from dfud.api import ConfigError, contained
+from dfud.model.address import Networks, is_in, is_loopback, limited
+from dfud.registry.config import RegistryConfig, proxies_of
 from dfud.registry.tls import RedirectPlain, Tls
 
 log = logging.getLogger("dfud.registry")
@@ -45,9 +44,8 @@ class GuardedServer(TCPServer):
             await trio.aclose_forcefully(self.stream)
             return
         try:
-            await super().run()
-        except* Exception as group:
-            log.warning("a connection was dropped", extra={"error": repr(group.exceptions[0])[:200]})
+            with contained("users.connection", peer=limited(peer)):
+                await super().run()
         finally:
             if isinstance(self.config, _Settings):
                 self.config.leave(peer)
@@ -55,7 +53,7 @@ class GuardedServer(TCPServer):
     def _peer(self) -> str:
         transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
         try:
-            return limited(str(transport.socket.getpeername()[0]))
+            return str(transport.socket.getpeername()[0])
         except OSError:
             return ""
 
@@ -119,19 +117,23 @@ class _Settings(HypercornConfig):
     tls: Tls | None = None
     connections = 1000
     connections_per_address = 200
+    proxies: Networks = ()  # each of them stands for many
 
     def __init__(self) -> None:
         super().__init__()
         self._open: Counter[str] = Counter()
 
-    def enter(self, peer: str) -> bool:
-        """Say whether one more connection of `peer` may be served; then leave() must follow."""
-        if self._open.total() >= self.connections or self._open[peer] >= self.connections_per_address:
+    def enter(self, address: str) -> bool:
+        """Say whether one more connection of `address` may be served; then leave() must follow."""
+        peer = limited(address)
+        many = self._open[peer] >= self.connections_per_address and not is_in(address, self.proxies)
+        if self._open.total() >= self.connections or many:
             return False
         self._open[peer] += 1
         return True
 
-    def leave(self, peer: str) -> None:
+    def leave(self, address: str) -> None:
+        peer = limited(address)
         self._open[peer] -= 1
         if self._open[peer] <= 0:
             del self._open[peer]
@@ -148,7 +150,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
     """Return hypercorn's settings. Raises ConfigError for a plain listener that is not loopback and not allowed."""
     if not config.certificate and (config.key or config.redirect_port):
         raise ConfigError("[registry] key and redirect_port need a certificate")
-    if not config.certificate and not config.allow_plain and not _loopback(config.host):
+    if not config.certificate and not config.allow_plain and not is_loopback(config.host):
         raise ConfigError(
             f"[registry] host {config.host} is not loopback and there is no certificate: "
             "expected certificate and key, or allow_plain = true"
@@ -164,6 +166,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
             settings.insecure_bind = [f"{host}:{config.redirect_port}"]
     settings.connections = config.connections
     settings.connections_per_address = config.connections_per_address
+    settings.proxies = proxies_of(config)
     settings.graceful_timeout = graceful_s
     settings.keep_alive_timeout = IDLE_S
     settings.read_timeout = None  # its timer also runs while an answer is being made, and leaves the connection deaf
@@ -199,10 +202,3 @@ async def serve(
         app = RedirectPlain(app, sockets.secure_sockets[0].getsockname()[1], config.external_url)
     wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
     await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -9,7 +9,7 @@ from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, Sta
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
 from dfud.model.desired import desired_of
 from dfud.wire.messages import Code
-from dfud.wire.trust import trust_problem
+from dfud.wire.trust import refusal
 
 
 def timestamp(at_s: float) -> str:
@@ -21,7 +21,7 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict
     """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
     desired = desired_of(app.spec, view.device.spec)
     actual, deployment = view.actual, _that_matters(view, target)
-    barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
+    barred = refusal(app.spec, target.manifest) if target is not None else ""
     conditions = [_in_sync(desired, actual, deployment, target, barred)]
     if deployment is not None and not deployment.final:
         message = f"{progress_percent(deployment)}"

@@ -7,10 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from dfud.api import ConfigError
+from dfud.api import server_context
 from dfud.registry.config import RegistryConfig
-
-CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # with forward secrecy and authenticated; TLS 1.3 has no others
 
 
 class Tls:
@@ -23,15 +21,7 @@ class Tls:
 
     def _load(self) -> ssl.SSLContext:
         c = self._config
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers(CIPHERS)
-        context.set_alpn_protocols(["http/1.1"])
-        try:
-            context.load_cert_chain(c.certificate, c.key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"[registry] certificate {c.certificate}: {error}") from error
-        return context
+        return server_context("registry", c.certificate, c.key, protocols=["http/1.1"])
 
     def reload(self) -> None:
         """Read the files again. Raises ConfigError, and then goes on with the old ones."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import zlib
 from collections.abc import Mapping
@@ -14,14 +15,37 @@ from typing import Literal
 
 import msgspec
 
-from dfud.api import DeleteDocument, NotFoundError, PeerError, PutDocument, RefusedError, Store
-from dfud.registry import audit
+from dfud.api import (
+    Change,
+    ConflictError,
+    DeleteDocument,
+    DfudError,
+    NotFoundError,
+    PeerError,
+    PutDocument,
+    RefusedError,
+    Store,
+    note,
+)
+from dfud.model.names import check_app_name, check_name
+from dfud.model.text import hidden
+from dfud.registry import audit, guards
 
 COLLECTION = "token"
+GUARD = "admin-tokens"
+DESCRIPTION_MAX_BYTES = 255
+ROLES_MAX = 100
+TRIES = 8
+PREFIX_LENGTH = 10
+_PREFIX = re.compile(r"drg_[0-9A-Za-z]{6}")
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 Role = Literal["reader", "manager", "admin"]
 ROLES: tuple[Role, ...] = ("reader", "manager", "admin")
 EVERY_APP = "*"
+
+
+class Forbidden(DfudError):
+    """Not with this token."""
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -78,33 +102,54 @@ class Users:
         self._store = store
 
     async def create(
-        self, user: str, roles: dict[str, Role], *, by: str, now_s: float, days: int, description: str = ""
+        self,
+        user: str,
+        roles: dict[str, Role],
+        *,
+        by: str,
+        now_s: float,
+        days: int,
+        description: str = "",
+        most: int | None = None,
     ) -> tuple[Token, str]:
         """Make a token; return what is stored and the token itself, which nobody can show again.
 
-        Its audit entry is committed with it.
+        most: tokens that the user may have, expired ones included. Its audit entry is committed with it.
         """
-        if not user or len(user) > 255 or ":" in user or not user.isprintable():
-            raise PeerError("user name: expected 1 to 255 printable characters without a colon")
-        if len(description) > 255:
-            raise PeerError("description: expected at most 255 characters")
+        check_name("user", user)
+        if len(description.encode("utf-8", "surrogatepass")) > DESCRIPTION_MAX_BYTES or any(map(hidden, description)):
+            raise PeerError(f"description: expected at most {DESCRIPTION_MAX_BYTES} bytes of printable characters")
+        if len(roles) > ROLES_MAX:
+            raise PeerError(f"roles: {len(roles)}, expected at most {ROLES_MAX}")
         for app, role in roles.items():
+            if app != EVERY_APP:
+                check_app_name(app)
             if role not in ROLES:
                 raise PeerError(f"role {role!r} for {app}: expected one of {', '.join(ROLES)}")
+        if most is not None and len(await self.tokens(user)) >= most:
+            raise RefusedError(f"user {user} has {most} tokens already, the most that one may have; delete one first")
         prefix, text = new_token_text()
         token = Token(prefix, user, _hash(text), roles, now_s, now_s + days * 86400.0, description)
         put = PutDocument(COLLECTION, prefix, msgspec.json.encode(token), create=True)
-        await self._store.commit([put, audit.entry(now_s, by, "create-token", prefix, user)])
+        told = (
+            f"{user}: {', '.join(f'{role} of {app}' for app, role in sorted(roles.items())) or 'no roles'}, {days} days"
+        )
+        await self._store.commit([put, audit.entry(now_s, by, "create-token", prefix, told)])
         return token, text
 
     async def of_token(self, text: str, now_s: float, claimed: str | None = None) -> User | None:
         """Return the user of a token, or None; `claimed` is the name given beside it."""
-        stored = await self._store.document(COLLECTION, text[:10]) if len(text) < 128 else None
-        token = msgspec.json.decode(stored, type=Token) if stored is not None else None
+        prefix = text[:PREFIX_LENGTH]
+        looked_up = len(text) < 128 and _PREFIX.fullmatch(prefix) is not None
+        token = await self._token(prefix) if looked_up else None
         right = hmac.compare_digest(_hash(text), token.sha3 if token is not None else "0" * 128)
         if token is None or not right or now_s >= token.expires_s or claimed not in (None, "", token.user):
             return None
         return User(token.user, token.roles, token.prefix)
+
+    async def _token(self, prefix: str) -> Token | None:
+        stored = await self._store.document(COLLECTION, prefix)
+        return _read(prefix, stored) if stored is not None else None
 
     async def tokens(self, user: str | None = None) -> list[Token]:
         """Return the tokens of `user`, or all."""
@@ -112,18 +157,51 @@ class Users:
         after = ""
         while documents := await self._store.documents(COLLECTION, after=after):
             after = documents[-1][0]
-            found += [msgspec.json.decode(value, type=Token) for _, value in documents]
+            found += [token for prefix, value in documents if (token := _read(prefix, value)) is not None]
         return [t for t in found if user is None or t.user == user]
 
     async def delete(self, prefix: str, by: User, now_s: float) -> None:
-        """Forget a token. Whoever is not admin of everything may delete his own only."""
-        stored = await self._store.document(COLLECTION, prefix)
-        token = msgspec.json.decode(stored, type=Token) if stored is not None else None
-        if token is None or (token.user != by.name and not by.may("admin", None)):
-            raise NotFoundError(f"no token {prefix}")
-        if token.roles.get(EVERY_APP) == "admin" and prefix == by.token:
-            others = [t for t in await self.tokens() if t.roles.get(EVERY_APP) == "admin" and t.prefix != prefix]
-            if not others:
-                raise RefusedError("this is the last admin token; make another one first")
-        entry = audit.entry(now_s, by.name, "delete-token", prefix, token.user)
-        await self._store.commit([DeleteDocument(COLLECTION, prefix), entry])
+        """Forget a token: oneself's, one of one's own that may no more than this one, or as admin of everything any.
+
+        Never the last admin token that is still good: nobody could make another. Raises NotFoundError, Forbidden, RefusedError.
+        """
+        for _ in range(TRIES):
+            # Taken before anything is read: of two admins who end each other's token, one comes second.
+            guard = await guards.take(self._store, GUARD)
+            stored = await self._store.document(COLLECTION, prefix) if _PREFIX.fullmatch(prefix) else None
+            token = _read(prefix, stored) if stored is not None else None
+            if stored is not None and token is None and by.may("admin", None):
+                token = Token(prefix, "", "", {}, now_s, now_s)  # it cannot be read, and so may nothing
+            if token is None or (token.user != by.name and not by.may("admin", None)):
+                raise NotFoundError(f"no token {prefix[:40]!r}")
+            if prefix != by.token and not _at_most(token.roles, by):
+                raise Forbidden(f"token {prefix} may more than the one that you use: only an admin deletes it")
+            changes: list[Change] = [DeleteDocument(COLLECTION, prefix)]
+            if _is_admin(token, now_s):
+                if not any(_is_admin(other, now_s) for other in await self.tokens() if other.prefix != prefix):
+                    raise RefusedError("this is the last admin token; make another one first")
+                changes += guard
+            entry = audit.entry(now_s, by.name, "delete-token", prefix, token.user)
+            try:
+                await self._store.commit([*changes, entry])
+            except (ConflictError, NotFoundError):
+                continue  # the token or the guard is not what it was
+            return
+        raise ConflictError("tokens are being deleted by others; try again")
+
+
+def _is_admin(token: Token, now_s: float) -> bool:
+    return token.roles.get(EVERY_APP) == "admin" and now_s < token.expires_s
+
+
+def _at_most(roles: Mapping[str, Role], by: User) -> bool:
+    return all(by.may(role, None if app == EVERY_APP else app) for app, role in roles.items())
+
+
+def _read(prefix: str, stored: bytes) -> Token | None:
+    """Return a stored token, or None for one that cannot be read: it is nobody's."""
+    try:
+        return msgspec.json.decode(stored, type=Token)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        note("users.token", error, token=prefix)
+        return None

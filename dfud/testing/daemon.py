@@ -13,6 +13,7 @@ import httpx
 import trio
 
 START_S = 30.0
+SHOWN_LINES = 60
 SHOWN_ONCE = ("secret", "token", "code", "psk")
 
 
@@ -125,8 +126,18 @@ port = {self.ports["http"]}
                         ready = True
                         starting.deadline = float("inf")
                         task_status.started()
+        if rest:
+            self._hear(rest)
         if not ready:
-            raise RuntimeError(f"dfud did not start: {self.lines[-5:]} {rest.decode('utf-8', 'replace')}")
+            with trio.move_on_after(5):
+                await process.wait()
+            raise RuntimeError(self._no_start(process.returncode, before, starting.cancelled_caught))
+
+    def _no_start(self, code: int | None, before: int, late: bool) -> str:
+        """Say why it did not start, in its own words."""
+        how = f"was not ready within {START_S:.0f} s" if late else f"ended with exit code {code} before it was ready"
+        said = [_shown(line) for line in self.lines[before:]]
+        return f"dfud in {self.directory} {how}; it said:\n" + ("\n".join(said[-SHOWN_LINES:]) or "nothing")
 
     def _hear(self, line: bytes) -> None:
         try:
@@ -160,3 +171,11 @@ port = {self.ports["http"]}
         found = answer.json()
         if isinstance(found, dict) and answer.is_success:
             self.secrets |= {str(found[key]) for key in SHOWN_ONCE if key in found}
+
+
+def _shown(line: dict[str, Any]) -> str:
+    """Return a log line for people: its event, the fields that are not on every line, a traceback below."""
+    rest = {key: value for key, value in line.items() if key not in ("time", "level", "part", "event", "traceback")}
+    head = " ".join(str(line[key]) for key in ("level", "part", "event") if key in line)
+    fields = " ".join(f"{key}={value}" for key, value in rest.items())
+    return "\n".join(filter(None, (f"  {head} {fields}".rstrip(), line.get("traceback", ""))))

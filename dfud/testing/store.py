@@ -7,13 +7,15 @@
             await nursery.start(store.run, Bus())
             yield store
 
+        def new_store(self, directory):  # to have it closed and opened again, and killed
+            return MyStore(directory)
+
 Needs pytest and pytest-trio. A capability that the store does not declare is not tested.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import msgspec
 import pytest
@@ -28,9 +30,6 @@ from dfud.api import (
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
-    Deployment,
-    Device,
-    Firmware,
     HistoryEntry,
     Metadata,
     NotFoundError,
@@ -42,36 +41,17 @@ from dfud.api import (
     PutFirmware,
     State,
     Store,
+    TrimDocuments,
     parse_selector_untrusted,
 )
+from dfud.testing.store_blobs import BlobConformance
+from dfud.testing.store_faults import FaultConformance
+from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app
+
+__all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app"]
 
 
-def an_app(name: str = "app1", version: str = "1", **labels: str) -> App:
-    return App(Metadata(name, uid=f"uid-{name}", resource_version=version, labels=labels))
-
-
-def a_device(name: str = "dev1", app: str = "app1", version: str = "1", spec: Any = None, **labels: str) -> Device:
-    return Device(Metadata(name, app, uid=f"uid-{name}", resource_version=version, labels=labels), spec or {})
-
-
-def a_firmware(sha256: str, version: str = "1.0", app: str = "app1", sequence: int = 1) -> Firmware:
-    return Firmware(app, version, "esp32c3", sequence, 4, sha256, b"envelope", "raw")
-
-
-def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "dev1") -> Deployment:
-    return Deployment(f"{number:032x}", "app1", device, "1.0", "00" * 32, state, 1000.0 + number, 1000.0 + number)
-
-
-async def put_blob(store: Store, data: bytes) -> str:
-    writer = await store.new_blob()
-    try:
-        await writer.write(data)
-        return await writer.commit()
-    finally:
-        await writer.aclose()
-
-
-class StoreConformance:
+class StoreConformance(BlobConformance, FaultConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:
@@ -187,9 +167,9 @@ class StoreConformance:
         assert await store.find_alias("app1", "y") is None
 
     async def test_deleting_an_app_takes_everything_along(self, store: Store) -> None:
-        sha256 = await put_blob(store, b"data")
         await store.commit([PutApp(an_app()), PutDevice(a_device(spec={"alias": ["x"]}, l="v"))])
-        await store.commit([PutFirmware(a_firmware(sha256)), PutDeployment(a_deployment())])
+        async with a_blob(store, b"data") as sha256:
+            await store.commit([PutFirmware(a_firmware(sha256)), PutDeployment(a_deployment())])
         await store.commit([DeleteApp("app1")])
         assert await store.app("app1") is None
         assert await store.device("app1", "dev1") is None
@@ -202,11 +182,11 @@ class StoreConformance:
         assert found.deployment is None
 
     async def test_firmware_has_one_record_a_version(self, store: Store) -> None:
-        sha256 = await put_blob(store, b"data")
-        assert sha256 == hashlib.sha256(b"data").hexdigest()
         await store.commit([PutApp(an_app())])
-        first, second = a_firmware(sha256), a_firmware(sha256, "2.0", sequence=2)
-        await store.commit([PutFirmware(first), PutFirmware(second)])
+        async with a_blob(store, b"data") as sha256:
+            assert sha256 == hashlib.sha256(b"data").hexdigest()
+            first, second = a_firmware(sha256), a_firmware(sha256, "2.0", sequence=2)
+            await store.commit([PutFirmware(first), PutFirmware(second)])
         assert await store.firmware("app1", "1.0") == first
         assert [f.version for f in await store.firmwares("app1")] == ["2.0", "1.0"]
         found = await store.firmware_by_digest("app1", sha256)
@@ -218,13 +198,14 @@ class StoreConformance:
     async def test_a_deleted_firmware_may_come_again(self, store: Store) -> None:
         if Capability.DELETE_FIRMWARE not in store.capabilities:
             pytest.skip("the store does not declare delete-firmware")
-        sha256 = await put_blob(store, b"data")
-        await store.commit([PutApp(an_app()), PutFirmware(a_firmware(sha256))])
-        await store.commit([DeleteFirmware("app1", "1.0")])
-        assert await store.firmware("app1", "1.0") is None
-        with pytest.raises(NotFoundError):
+        async with a_blob(store, b"data") as sha256:
+            await store.commit([PutApp(an_app()), PutFirmware(a_firmware(sha256))])
             await store.commit([DeleteFirmware("app1", "1.0")])
-        await store.commit([PutFirmware(a_firmware(sha256))])
+            assert await store.firmware("app1", "1.0") is None
+            with pytest.raises(NotFoundError):
+                await store.commit([DeleteFirmware("app1", "1.0")])
+            await store.commit([PutFirmware(a_firmware(sha256))])
+        assert await store.blob(sha256) is not None
 
     async def test_a_device_comes_with_what_it_said_and_its_newest_deployment(self, store: Store) -> None:
         await store.commit([PutApp(an_app()), PutDevice(a_device())])
@@ -236,6 +217,19 @@ class StoreConformance:
         assert found.actual == actual
         assert found.deployment == a_deployment(2)
         assert await store.devices("app1") == [found]
+
+    async def test_the_newest_deployment_is_the_one_with_the_highest_number(self, store: Store) -> None:
+        """A clock that was set back, and deployments from before they were counted, change nothing about that."""
+        await store.commit([PutApp(an_app()), PutDevice(a_device())])
+        made = [
+            msgspec.structs.replace(a_deployment(n), number=number, created_s=created_s)
+            for n, (number, created_s) in enumerate([(0, 9000.0), (0, 9500.0), (2, 50.0), (1, 60.0)])
+        ]
+        for number in (2, 0, 3, 1):
+            await store.commit([PutDeployment(made[number])])
+        assert await store.deployments("app1", "dev1") == [made[2], made[3], made[1], made[0]]
+        found = await store.device("app1", "dev1")
+        assert found is not None and found.deployment == made[2]
 
     async def test_history_grows_and_is_read_newest_first(self, store: Store) -> None:
         await store.commit([PutApp(an_app()), PutDevice(a_device())])
@@ -274,19 +268,15 @@ class StoreConformance:
         await store.commit([DeleteDocument("c", "k1")])
         assert [k for k, _ in await store.documents("c")] == ["k0", "k2", "k3", "k4"]
 
-    async def test_a_blob_that_was_not_committed_is_not_there(self, store: Store) -> None:
-        writer = await store.new_blob()
-        await writer.write(b"half")
-        await writer.aclose()
-        assert await store.blob(hashlib.sha256(b"half").hexdigest()) is None
-        sha256 = await put_blob(store, b"whole")
-        path = await store.blob(sha256)
-        assert path is not None
-        assert await trio.Path(path).read_bytes() == b"whole"
-        assert await put_blob(store, b"whole") == sha256
-        await store.delete_blob(sha256)
-        await store.delete_blob(sha256)
-        assert await store.blob(sha256) is None
+    async def test_a_collection_is_trimmed_from_its_lowest_key(self, store: Store) -> None:
+        await store.commit([PutDocument("c", f"k{n}", b"") for n in range(5)])
+        await store.commit([PutDocument("other", "k0", b""), TrimDocuments("c", 2)])
+        assert [k for k, _ in await store.documents("c")] == ["k3", "k4"]
+        await store.commit([TrimDocuments("c", 2), TrimDocuments("nothing", 2)])
+        assert [k for k, _ in await store.documents("c")] == ["k3", "k4"]
+        await store.commit([TrimDocuments("c", 0)])
+        assert await store.documents("c") == []
+        assert await store.document("other", "k0") is not None
 
     async def test_a_cancelled_commit_leaves_the_store_usable(self, store: Store) -> None:
         with trio.move_on_after(0):

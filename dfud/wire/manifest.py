@@ -87,7 +87,17 @@ def decode_manifest_untrusted(data: bytes) -> Manifest:
     )
     if encode(dict(sorted(m.items()))) != data:
         raise PeerError("manifest: not canonical")
+    if manifest.floor > manifest.sequence:
+        raise PeerError(floor_too_high(manifest.floor, manifest.sequence))
     return manifest
+
+
+def floor_too_high(floor: int, sequence: int) -> str:
+    """Say why no manifest may have this floor: it holds for the image itself as soon as that is confirmed."""
+    return (
+        f"manifest.floor: {floor}, expected at most the firmware's own sequence, {sequence}: "
+        "a device that has confirmed this firmware would not boot it again; sign it with a lower floor or a higher sequence"
+    )
 
 
 def _keys(m: dict[Any, Any], key: int, what: str, size: int) -> tuple[bytes, ...]:

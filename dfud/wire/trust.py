@@ -1,8 +1,12 @@
-"""Whether an app's keys vouch for a firmware now: judged from what is stored, whenever it is used. Pure."""
+"""What the signature of a firmware is worth now: judged by the keys that its app has at this moment. Pure.
+
+spec.signing of an app: {"mode": "required" or "optional", "keys": [base64 of Ed25519 public keys]}.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
@@ -11,14 +15,22 @@ import msgspec
 from dfud.errors import PeerError
 from dfud.wire.manifest import decode_envelope_untrusted, verify
 
+JUDGED_MAX = 4096
 
-def signing_of_spec(spec: Mapping[str, Any]) -> tuple[bool, tuple[bytes, ...]]:
-    """Return whether the app insists on signatures, and its public keys: spec.signing {"mode", "keys"}."""
-    section = spec.get("signing")
-    section = section if isinstance(section, dict) else {}
-    held = section.get("keys")
+
+class Trust(StrEnum):
+    SIGNED = "signed"  # by a key that the app has
+    UNTRUSTED = "untrusted"  # by a key that the app does not have, or has no longer; or it is not readable
+    UNSIGNED = "unsigned"
+
+
+def signing_of(spec: Mapping[str, Any]) -> tuple[bool, tuple[bytes, ...]]:
+    """Return whether an app insists on signatures, and its public keys; what is no key is left out."""
+    section: Any = spec.get("signing")
+    section = section if isinstance(section, Mapping) else {}
+    listed = section.get("keys")
     keys: list[bytes] = []
-    for text in held if isinstance(held, list) else []:
+    for text in listed if isinstance(listed, list) else []:
         try:
             key = msgspec.convert(text, bytes)  # base64
         except msgspec.ValidationError:
@@ -28,23 +40,28 @@ def signing_of_spec(spec: Mapping[str, Any]) -> tuple[bool, tuple[bytes, ...]]:
     return section.get("mode") != "optional", tuple(keys)
 
 
-def trust_problem(spec: Mapping[str, Any], version: str, envelope: bytes) -> str:
-    """Say why a firmware of an app with this spec may not be sent, or ""."""
-    required, keys = signing_of_spec(spec)
-    found = _judge(required, keys, envelope)
-    return f"firmware {version} is not sent: {found}" if found else ""
+def trust_of(spec: Mapping[str, Any], envelope: bytes) -> Trust:
+    """Judge an envelope by the spec of its app. Costs a signature the first time, a look-up after that."""
+    return _judge(envelope, signing_of(spec)[1])
 
 
-@lru_cache(maxsize=4096)  # of values alone, so it cannot be out of date
-def _judge(required: bool, keys: tuple[bytes, ...], envelope: bytes) -> str:
+def refusal(spec: Mapping[str, Any], envelope: bytes) -> str:
+    """Return why this firmware may not be sent to devices of the app now, or ""."""
+    trust = trust_of(spec, envelope)
+    if trust is Trust.UNTRUSTED:
+        return "it is signed by a key that the app does not trust, or no longer"
+    if trust is Trust.UNSIGNED and signing_of(spec)[0]:
+        return "it is not signed, and the app takes signed firmware only"
+    return ""
+
+
+@lru_cache(JUDGED_MAX)
+def _judge(envelope: bytes, keys: tuple[bytes, ...]) -> Trust:
     try:
         decoded, _ = decode_envelope_untrusted(envelope)
-    except PeerError as error:
-        return f"its {error}"
-    if not decoded.signature:
-        return "it is not signed, and its app takes signed firmware only (spec.signing.mode)" if required else ""
-    try:
+        if not decoded.signature:
+            return Trust.UNSIGNED
         verify(decoded, keys)
     except PeerError:
-        return f"key {decoded.key.hex()} signed it, which is none of its app's (spec.signing.keys); sign it again"
-    return ""
+        return Trust.UNTRUSTED
+    return Trust.SIGNED

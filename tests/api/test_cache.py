@@ -98,3 +98,13 @@ def test_it_never_gives_what_was_true_before(steps: list[tuple[str, str, int]], 
         c.end(reading, seen)
     for key, value in truth.items():
         assert c.get(key) in (None, value)
+
+
+def test_what_has_to_go_for_another_is_told_and_what_is_forgotten_is_not() -> None:
+    dropped: list[tuple[str, int]] = []
+    cache: Cache[str, int] = Cache(2, dropped=lambda key, value: dropped.append((key, value)))
+    for number, key in enumerate("abc"):
+        cache.put(key, number)
+    cache.forget("b")
+    cache.forget_all()
+    assert dropped == [("a", 0)]

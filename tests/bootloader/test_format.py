@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from bootloader.sim.boot import ELF
-from bootloader.size import LIMIT_BYTES, foreign_instructions
+from bootloader.size import FREE_BYTES, LIMIT_BYTES, foreign_instructions, uses_of_gp
 from devicefw.sim.flash import PARTITIONS
 from tests.bootloader.core import core
 from tests.real_parts import require
@@ -67,8 +67,9 @@ def test_magics_and_error_numbers_are_the_documents() -> None:
 def test_the_bootloader_fits_and_holds_only_rv32imc() -> None:
     require("riscv-gcc")
     binary = ELF.with_name("bootloader.bin")
-    assert binary.stat().st_size <= LIMIT_BYTES
+    assert binary.stat().st_size <= LIMIT_BYTES - FREE_BYTES
     assert foreign_instructions(ELF) == {}
+    assert uses_of_gp(ELF) == 0
 
 
 def test_a_foreign_instruction_would_be_found(tmp_path: Path) -> None:
@@ -78,6 +79,15 @@ def test_a_foreign_instruction_would_be_found(tmp_path: Path) -> None:
     command = ["riscv64-unknown-elf-gcc", "-march=rv32imafc", "-mabi=ilp32f", "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     assert {m.split(".")[0] for m in foreign_instructions(target)} >= {"amoadd", "fmul"}
+
+
+def test_a_use_of_gp_would_be_found(tmp_path: Path) -> None:
+    require("riscv-gcc")
+    source, target = tmp_path / "x.S", tmp_path / "x.o"
+    source.write_text("lw a0, 4(gp)\naddi sp, sp, -16\n")
+    command = ["riscv64-unknown-elf-gcc", "-march=rv32imc", "-mabi=ilp32", "-c", str(source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    assert uses_of_gp(target) == 1
 
 
 def test_esptool_takes_it_for_a_bootloader_of_the_chip() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -152,5 +153,5 @@ def test_decoding_takes_no_more_than_16_kilobytes() -> None:
 def _symbols() -> dict[str, int]:
     """Return the sizes of the shipped ELF's objects."""
     with ELF.open("rb") as file:
-        table = ELFFile(file).get_section_by_name(".symtab")
+        table: Any = ELFFile(file).get_section_by_name(".symtab")
         return {s.name: s["st_size"] for s in table.iter_symbols() if s["st_info"]["type"] == "STT_OBJECT"}

@@ -6,6 +6,7 @@ import base64
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from bootloader.provision import main
@@ -16,8 +17,8 @@ from tests.bootloader.machine import boot
 FIRMWARE = image("factory", 20000)
 
 
-def provision(tmp_path: Path, *arguments: str, code: int = 0) -> str:
-    (tmp_path / "image").write_bytes(FIRMWARE)
+def provision(tmp_path: Path, *arguments: str, code: int = 0, firmware: bytes = FIRMWARE) -> str:
+    (tmp_path / "image").write_bytes(firmware)
     found = CliRunner().invoke(main, [str(tmp_path / "image"), "-O", str(tmp_path / "out"), *arguments])
     assert found.exit_code == code, found.output
     return found.output
@@ -67,4 +68,18 @@ def test_what_would_not_boot_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "manifest").write_bytes(envelope(FIRMWARE[:-1], signer=key(1)))
     assert "another image" in provision(tmp_path, "--manifest", str(tmp_path / "manifest"), "--key", text, code=1)
     assert "expected the base64" in provision(tmp_path, "--key", "x", code=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [1_765_376, 1_765_392, 1_848_416])
+def test_an_image_larger_than_a_slot_is_refused_with_the_numbers(tmp_path: Path, size: int) -> None:
+    """1,848,416 bytes: a real build with displays. It reached into the other slot."""
+    firmware = image("large", size - 144)
+    assert len(firmware) == size
+    if size == 1_765_376:
+        assert flashed(provision(tmp_path, firmware=firmware)).read(0x1BF000 - 32, 64) == firmware[-32:] + b"\xff" * 32
+        return
+    told = " ".join(provision(tmp_path, firmware=firmware, code=1).split())
+    assert f"{size} bytes, {size - 1_765_376} more than a slot holds: expected at most 1765376" in told
+    assert "build a smaller image" in told
     assert not (tmp_path / "out").exists()

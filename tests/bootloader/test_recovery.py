@@ -214,7 +214,12 @@ def test_a_port_that_vanishes_with_the_answer_to_boot_is_no_failure() -> None:
     tty.setraw(ends[1])
     with serial.Serial(os.ttyname(ends[1]), timeout=0.1) as port:
         os.close(ends[1])
-        device = threading.Thread(target=lambda: (os.read(ends[0], 100), os.close(ends[0])))
+
+        def hang_up() -> None:
+            os.read(ends[0], 100)
+            os.close(ends[0])
+
+        device = threading.Thread(target=hang_up)
         device.start()
         Line(port).boot()
         device.join(timeout=30)

@@ -16,15 +16,23 @@ from dfud.testing.daemon import DaemonProcess
 
 
 class Dfuctl:
+    """Runs dfuctl without a terminal. `daemon` is the one that it is logged in to, if the fixture made it."""
+
+    daemon: DaemonProcess
+
     def __init__(self, directory: Path) -> None:
         self.config = directory / "config.toml"
 
-    async def __call__(self, *arguments: str, fails: bool = False) -> str:
+    async def __call__(self, *arguments: str, fails: bool = False, code: int | None = None, given: str = "") -> str:
+        """Return what it prints; with what it says on standard error if it fails: with exit code 1, or with `code`."""
         command = [sys.executable, "-m", "dfud.cli", "--config", str(self.config), *arguments]
-        run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-        told = run.stdout.decode() + (run.stderr.decode() if fails else "")
-        assert (run.returncode == 1) is fails, f"{arguments}: {told} {run.stderr.decode()}"
-        assert "Traceback" not in told
+        run = await trio.run_process(
+            command, capture_stdout=True, capture_stderr=True, check=False, stdin=given.encode(), start_new_session=True
+        )
+        expected = code if code is not None else int(fails)
+        told = run.stdout.decode() + (run.stderr.decode() if expected else "")
+        assert run.returncode == expected, f"{arguments}: {run.returncode} {told} {run.stderr.decode()}"
+        assert "Traceback" not in run.stderr.decode()
         if {"device", "claim", "token"} & {*arguments} and {"create", "secret", "psk"} & {*arguments}:
             for daemon in DaemonProcess.started:  # what was shown once is searched for in the logs afterwards
                 daemon.secrets.add(told.strip())
@@ -37,6 +45,7 @@ async def dfuctl(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Dfuctl]
     await daemon.init()
     await nursery.start(daemon.run)
     command = Dfuctl(tmp_path)
+    command.daemon = daemon
     assert await command("login", daemon.urls["registry"], "--token", daemon.token) == (
         f"Logged in to {daemon.urls['registry']} as admin."
     )
@@ -55,7 +64,9 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     published = await dfuctl("firmware", "publish", str(tmp_path / "lamp.bin"), "--version", "1.1", "--hardware", "esp32c3")
     assert f"Published 1.1 for esp32c3, {len(image)} bytes, sequence 1." in published
     assert await dfuctl("update", "lamp1", "1.1") == "lamp1 should run 1.1."
-    assert await dfuctl("update", "-l", "site=cellar", "1.1") == "1 devices should run 1.1."
+    assert await dfuctl("update", "-l", "site=cellar", "1.1") == (
+        "1 device should run 1.1: 1 changed, 0 unchanged, 0 refused."
+    )
     assert "should run 1.1" in await dfuctl("update", "--app-default", "1.1")
     assert await dfuctl("status", "lamp1") == "lamp1: ? -> 1.1: NeverSeen"
     listed = json.loads(await dfuctl("-o", "json", "device", "list", "-l", "site=attic"))
@@ -63,7 +74,7 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert "lamp2" in await dfuctl("device", "list")
     await dfuctl("firmware", "download", "1.1", "-O", str(tmp_path / "copy.bin"))
     assert (tmp_path / "copy.bin").read_bytes() == image
-    assert "wanted by app lamps" in await dfuctl("firmware", "delete", "1.1", fails=True)
+    assert "wanted by app lamps" in await dfuctl("firmware", "delete", "--yes", "1.1", fails=True)
     await dfuctl("command", "lamp1", "blink", "-p", "{}")
     await dfuctl("device", "label", "lamp1", "site=roof", "ring=1")
     assert "ring=1,site=roof" in await dfuctl("device", "list")
@@ -76,7 +87,7 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     await dfuctl("cancel", "lamp1")
     for arguments in (
         ("device", "label", "lamp2", "a=b"),
-        ("device", "delete", "lamp2"),
+        ("device", "delete", "lamp2", "--yes"),
         ("retry", "lamp1"),
         ("command", "lamp1", "x"),
         ("update", "lamp1", "1.1"),

@@ -50,6 +50,16 @@ async def test_a_manifest_carries_downgrade_floor_and_keys(tmp_path: Path) -> No
     await run("--app", "a", "sign", image, *about, fails=True)
 
 
+async def test_a_floor_above_the_firmwares_own_sequence_is_not_signed(tmp_path: Path) -> None:
+    run, (key, secret, image) = Dfuctl(tmp_path), _files(tmp_path)
+    await run("key", "new", key, "--passphrase-file", secret)
+    about = ("--key", key, "--passphrase-file", secret, "--version", "1.0", "--hardware", "esp32c3", "--sequence", "7")
+    told = await run("--app", "a", "sign", image, *about, "--floor", "8", fails=True)
+    assert "manifest.floor: 8, expected at most the firmware's own sequence, 7" in told.replace("\n", " ")
+    assert not Path(image + ".manifest").exists()
+    await run("--app", "a", "sign", image, *about, "--floor", "7")
+
+
 async def test_signed_firmware_is_published_and_a_strangers_is_refused(dfuctl: Dfuctl, tmp_path: Path) -> None:
     key, secret, image = _files(tmp_path)
     public = await dfuctl("key", "new", key, "--passphrase-file", secret)

@@ -148,7 +148,7 @@ async def test_a_firmware_whose_key_the_app_has_no_longer_is_not_sent(autojump_c
     world.put_app({"signing": {"mode": "optional", "keys": []}})
     stopped = await world.poll(progress=Progress(command.package, 3))
     assert stopped.type is Type.STOP
-    assert "none of its app's" in stopped.reason
+    assert "a key that the app does not trust" in stopped.reason
     assert (await world.poll("1.1")).type is Type.SYNC, "one that runs it is not told otherwise"
     world.put_app({"signing": {"mode": "required", "keys": [public]}})
     assert (await world.poll()).type is Type.UPDATE

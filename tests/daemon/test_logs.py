@@ -7,7 +7,10 @@ import logging
 import socket
 from pathlib import Path
 
+import pytest
+
 from dfud.daemon.logs import JournalHandler, JsonFormatter, TextFormatter
+from dfud.model.text import hidden
 
 
 def record(message: str, **extra: object) -> logging.LogRecord:
@@ -21,6 +24,8 @@ def test_journald_gets_fields(tmp_path: Path) -> None:
     handler = JournalHandler(str(tmp_path / "journal"))
     handler.emit(record("deployment", device="lamp\nPRIORITY=0", app="ü"))
     data = journal.recv(10_000)
+    handler.close()
+    journal.close()
     fields = {}
     while data:
         name, _, rest = data.partition(b"\n")
@@ -57,3 +62,14 @@ def test_a_traceback_is_a_field() -> None:
         found = record("failed")
         found.exc_info = (ValueError, error, error.__traceback__)
     assert "ValueError: x" in json.loads(JsonFormatter().format(found))["traceback"]
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_what_a_device_says_does_not_reach_a_terminal_raw(formatter: logging.Formatter) -> None:
+    told = "a\x1b]0;x\x07b\x9b31m\u202ec"
+    try:
+        raise ValueError(told)
+    except ValueError as error:
+        found = record(told, device=told)
+        found.exc_info = (ValueError, error, error.__traceback__)
+    assert not [c for c in formatter.format(found) if hidden(c) and c != "\n"]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import trio
 
-from dfud.daemon.main import load
+from dfud.daemon.parts import load
 from dfud.testing.daemon import DaemonProcess
 from tests.real_parts import require
 
@@ -33,9 +33,15 @@ def test_the_full_configuration_is_what_the_code_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dfud.toml", "conf/dfud.toml", "conf/dfud.full.toml"])
-def test_the_configurations_that_come_along_are_right(name: str) -> None:
-    run = dfud("check-config", "--config", str(ROOT / name))
-    assert (run.returncode, run.stdout.strip()[-5:]) == (0, "right"), run.stderr
+def test_the_configurations_that_come_along_are_right_once_init_was_run(tmp_path: Path, name: str) -> None:
+    text = (ROOT / name).read_text().replace("/var/", f"{tmp_path}/var/")
+    (tmp_path / "dfud.toml").write_text(text)
+    before = dfud("check-config", cwd=tmp_path)
+    assert before.returncode == 2
+    assert [line.split(";")[1] for line in before.stderr.splitlines()] == [" `dfud init` makes it"]
+    assert dfud("init", cwd=tmp_path).returncode == 0
+    run = dfud("check-config", cwd=tmp_path)
+    assert (run.returncode, run.stdout.strip()[-5:], run.stderr) == (0, "right", "")
 
 
 def test_the_unit_file_is_clean(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ class Protected:
 async def test_oscore_proves_itself_once_and_believes_nothing_that_is_not_protected(tmp_path: Path) -> None:
     lies = [{"payload": b"gotcha", "command": True}, {"code": CHANGED}, {"payload": bytes(20), "oscore": b"", "code": CHANGED}]
     forged = Protected(lambda m: [raw(m, **lie) for lie in lies])
-    steps = [["status", "6162", 0], ["status", "6364", 0], ["close"], ["status", "6566", 0]]
+    steps: list[list[Any]] = [["status", "6162", 0], ["status", "6364", 0], ["close"], ["status", "6566", 0]]
     results, script = await played(tmp_path, forged, *steps, psk="00" * 16)
     assert [r[2] for r in results if r] == ["6261", "6463", "6665"]
     assert forged.asked == [b"ab", b"cd", b"ef"]

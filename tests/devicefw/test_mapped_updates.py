@@ -58,8 +58,8 @@ def run(interpreter: str, cases: list[Case], tmp_path: Path) -> list[tuple[str, 
     """Return for each case: what was said, CRC-32 of the slot, operations on it, writes outside of it, chunks asked for."""
     uses = Counter(text for one in cases for text in (one["base"], *one["chunks"]))
     pool = {text: i for i, text in enumerate(text for text, count in uses.items() if count > 1)}
-    said = [one | {"base": pool.get(one["base"], one["base"]), "chunks": [pool.get(c, c) for c in one["chunks"]]} for one in cases]
-    (tmp_path / "cases").write_text("".join(json.dumps(line) + "\n" for line in [list(pool), *said]))
+    shared = [one | {"base": pool.get(one["base"], one["base"]), "chunks": [pool.get(c, c) for c in one["chunks"]]} for one in cases]
+    (tmp_path / "cases").write_text("".join(json.dumps(line) + "\n" for line in [list(pool), *shared]))
     arguments = [str(Path(__file__).with_name("mcheck.py")), str(ROOT / "devicefw"), str(tmp_path / "cases")]
     program = [require("micropython"), "-X", "heapsize=16M"] if interpreter == "micropython" else [sys.executable]
     done = subprocess.run([*program, *arguments], capture_output=True, text=True)

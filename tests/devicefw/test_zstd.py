@@ -93,8 +93,7 @@ def test_mutilated_frames_are_refused_or_decode_as_the_reference_does(interprete
     answers = decode_all(interpreter, cases, tmp_path)
     refused = 0
     for number, (one, answer) in enumerate(zip(cases, answers, strict=True)):
-        frame, size = bytes.fromhex(str(one["frame"])), one["size"]
-        assert isinstance(size, int)
+        frame, size = bytes.fromhex(str(one["frame"])), int(str(one["size"]))
         try:
             reference = decode_frame_untrusted(frame, prefix, size)
         except PeerError:

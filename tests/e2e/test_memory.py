@@ -32,14 +32,12 @@ async def main():
         await asyncio.sleep_ms(20)
 dfu.run(main())
 """
-# Bytes on 64-bit MicroPython, whose objects are larger than a chip's. A package's table may have 4096 bytes, and takes 1 KB to find
-# one's way in it.
+# Bytes on 64-bit MicroPython, whose objects are larger than a chip's; tests/devicefw/test_heap32.py counts those of 32 bits.
 DATA_MAX = 36 * 1024
 CODE_MAX = 50 * 1024
-TABLE_MAX = 5 * 1024
 
 
-async def test_what_the_agent_holds_fits_64_kb_and_its_code_50(tmp_path: Path) -> None:
+async def test_what_the_agent_holds_fits_36_kb_and_its_code_50(tmp_path: Path) -> None:
     require("micropython")
     require("riscv-gcc")
     require("esptool")
@@ -63,4 +61,3 @@ async def test_what_the_agent_holds_fits_64_kb_and_its_code_50(tmp_path: Path) -
     assert len(counted["chunk"]) >= 2 and len(counted["running"]) > 20
     assert code < CODE_MAX
     assert data < DATA_MAX
-    assert DATA_MAX + TABLE_MAX <= 64 * 1024

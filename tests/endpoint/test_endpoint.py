@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +13,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from dfud_local.store import LocalStore
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,93 +23,25 @@ from dfud.api import (
     Chunks,
     Code,
     Credentials,
-    Device,
+    Deployment,
+    DeploymentChanged,
     DeviceChanged,
     EventSink,
+    HistoryEntry,
     Metadata,
     PutApp,
     PutDevice,
     Reply,
     Request,
+    State,
     Telemetry,
     Waiting,
 )
-from dfud.controller.config import ControllerConfig
-from dfud.controller.controller import Controller
-from dfud.controller.packages import Packages
-from dfud.endpoint.auth import Authenticator, parse_basic_untrusted
-from dfud.endpoint.commands import Commands
-from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.basic import parse_basic_untrusted
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.model.credentials import protect
-from dfud.wire.messages import Status, Type, decode_command_untrusted, encode_status
-
-KEY = b"k" * 32
-
-
-def basic(text: str) -> bytes:
-    return b"Basic " + base64.b64encode(text.encode())
-
-
-class World:
-    def __init__(self, endpoint: DeviceEndpoint, store: LocalStore, bus: Bus) -> None:
-        self.endpoint = endpoint
-        self.store = store
-        self.bus = bus
-        self.now_s = 1_800_000_000.0
-        self.telemetry: list[Telemetry] = []
-        bus.subscribe(Telemetry, self.telemetry.append)
-
-    async def put(self, name: str, spec: dict[str, Any], app: str = "app1") -> None:
-        await self.store.commit([PutDevice(Device(Metadata(name, app), protect(spec, KEY)))])
-        self.bus.publish(DeviceChanged(app, name))
-
-    async def post(self, credentials: Credentials, *, channel: str = "temp", **more: Any) -> Reply | Waiting:
-        peer = more.pop("peer", "127.0.0.1")
-        body = more.pop("body", b"x")
-        return await self.endpoint.post(Request("http", peer, credentials, channel, body, **more))
-
-    async def code(self, authorization: bytes, **more: Any) -> Code:
-        names = {key: more.pop(key) for key in ("application", "device") if key in more}
-        found = await self.post(Credentials(authorization, **names), **more)
-        assert isinstance(found, Reply)
-        return found.code
-
-
-@pytest.fixture
-async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
-    bus = Bus()
-    store = LocalStore(tmp_path / "state")
-    await nursery.start(store.run, bus)
-    packages = Packages(store, tmp_path / "packages", disk_bytes=1 << 30, memory_bytes=1 << 20, workers=1)
-    await nursery.start(packages.run)
-    clock = [1_800_000_000.0]
-
-    def now() -> float:
-        return clock[0]
-
-    controller = Controller(store, bus, packages, ControllerConfig(), now)
-    await nursery.start(controller.run)
-    config = EndpointConfig(failures_per_address=20, failures_per_device=5)
-    endpoint = DeviceEndpoint(
-        store,
-        bus,
-        controller,
-        Authenticator(store, bus, config, KEY, now),
-        Commands(2, 60.0, now),
-        config,
-        dialects=(),
-        sinks=(),
-        seen_s=900,
-        now=now,
-    )
-    await nursery.start(endpoint.run)
-    await store.commit([PutApp(App(Metadata("app1")))])
-    found = World(endpoint, store, bus)
-    found.clock = clock  # type: ignore[attr-defined]  # for the tests that let time pass
-    await found.put("dev1", {"authentication": {"credentials": [{"pass": "pw"}]}, "alias": ["nick", "CN=dev1,O=x"]})
-    yield found
-    nursery.cancel_scope.cancel()
+from dfud.wire.messages import Command, Type, decode_command_untrusted
+from tests.endpoint.world import KEY, World, a_status, basic
 
 
 @pytest.mark.parametrize(
@@ -164,7 +93,7 @@ async def test_guessing_is_limited_per_device_and_per_address(world: World) -> N
     assert codes == [Code.DENIED] * 20 + [Code.TOO_MANY] * 2, "one subscriber, however many addresses he has"
     same = [await world.code(basic(f"nobody@app1:{n}"), peer=f"10.1.0.{n}") for n in range(7)]
     assert same == [Code.DENIED] * 5 + [Code.TOO_MANY] * 2, "a device that does not exist is not told apart"
-    world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
+    world.let_pass(61)
     assert await world.code(basic("dev1@app1:pw")) is Code.ACCEPTED
 
 
@@ -184,7 +113,9 @@ async def test_a_gateway_speaks_for_those_that_name_it(world: World) -> None:
     assert await world.code(basic("dev1@app1:new"), as_device="sensor", channel="dfu", body=body) is Code.DENIED
 
 
-def certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def certificate(
+    subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey
+) -> x509.Certificate:
     start = datetime.datetime.fromtimestamp(1_799_000_000, datetime.UTC)
     ca = x509.BasicConstraints(ca=subject == issuer, path_length=None)
     return (
@@ -221,7 +152,7 @@ async def test_a_client_certificate_is_judged_by_the_anchors_of_the_app(world: W
     drogues = certificate("OU=app1,O=Drogue IoT,CN=d", "CN=anchor", device, ours).public_bytes(Encoding.DER)
     assert await code(drogues) is Code.ACCEPTED
     assert world.telemetry[-1].device == "other"
-    world.clock[0] += 200 * 86400  # type: ignore[attr-defined]  # see the fixture
+    world.let_pass(200 * 86400)
     world.bus.publish(AppChanged("app1"))
     assert await code(good) is Code.DENIED, "it has expired"
 
@@ -241,7 +172,7 @@ async def test_commands_reach_who_waits_and_are_kept_for_who_does_not(world: Wor
     found = await world.post(me)
     assert isinstance(found, Reply)
     assert (found.code, found.command, found.body) == (Code.COMMAND, "kept", b"2")
-    world.clock[0] += 61  # type: ignore[attr-defined]  # see the fixture
+    world.let_pass(61)
     found = await world.post(me)
     assert isinstance(found, Reply)
     assert found.code is Code.ACCEPTED, "the other one has expired"
@@ -259,11 +190,13 @@ class Answering(EventSink):
         task_status.started()
 
     async def take(self, telemetry: Telemetry) -> None:
-        assert self.endpoint.commands.send(telemetry.app, telemetry.device, "quick", b"", expires_s=0), "it waits already"
+        assert self.endpoint.commands.send(telemetry.app, telemetry.device, "quick", b"", expires_s=0), (
+            "it waits already"
+        )
 
 
 async def test_a_command_that_answers_the_event_itself_is_not_lost(world: World) -> None:
-    world.endpoint._sinks = (Answering(world.endpoint),)
+    world.sinks(Answering(world.endpoint))
     waiting = await world.post(Credentials(basic("dev1@app1:pw")), timeout_s=30.0)
     assert isinstance(waiting, Waiting)
     got: list[Reply] = []
@@ -280,10 +213,6 @@ async def test_a_command_for_a_peer_that_has_just_gone_is_kept(world: World) -> 
     found = await world.post(me)
     assert isinstance(found, Reply)
     assert found.command == "late"
-
-
-def a_status(**changes: Any) -> bytes:
-    return encode_status(Status("1.0", bytes(32), "esp32c3", 2, 4160, 1 << 20, **changes))
 
 
 async def test_a_poll_that_says_nothing_new_is_answered_from_memory(world: World) -> None:
@@ -309,7 +238,9 @@ async def test_a_parked_poll_is_woken_by_a_change_and_drained_at_the_end(world: 
     world.endpoint.drain()
     assert [r.code for r in got] == [Code.ACCEPTED]
     assert world.endpoint.parked == 0
-    assert isinstance(await world.post(me, channel="dfu", body=a_status(), timeout_s=60.0), Reply), "nobody parks any more"
+    assert isinstance(await world.post(me, channel="dfu", body=a_status(), timeout_s=60.0), Reply), (
+        "nobody parks any more"
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"\x80", b"\xa1", b"\x81\x00\x02", a_status() + b"x", b"{}", bytes(5000)])
@@ -362,6 +293,28 @@ async def test_a_pre_shared_key_ends_with_its_validity(world: World) -> None:
     psk = {"key": "a2V5", "validity": {"notAfter": "2027-01-15T08:00:10Z"}}  # ten seconds after the clock of this world
     await world.put("d", {"authentication": {"credentials": [{"psk": psk}]}})
     assert await world.endpoint.key_for("coap", "d@app1") == b"key"
-    world.clock[0] += 301  # type: ignore[attr-defined]
+    world.let_pass(301)
     assert world.endpoint.key_for_cached("coap", "d@app1") is None
     assert await world.endpoint.key_for("coap", "d@app1") is None
+
+
+async def test_a_repeated_wish_is_told_apart_from_the_first_and_the_same_one_is_not(world: World) -> None:
+    def sent(event: str, device: str = "dev1") -> None:
+        deployment = Deployment(
+            id="d", app="app1", device=device, version="1.1", sha256="ab", state=State.NOTIFIED, created_s=1.0, updated_s=1.0
+        )
+        entry = HistoryEntry("d", "app1", device, 1.0, State.NOTIFIED, "1.1", event)
+        world.bus.publish(DeploymentChanged(deployment, entry))
+
+    def told() -> int:
+        return world.endpoint._command("app1", "dev1", Command(Type.UPDATE, package=bytes(16))).told
+
+    sent("sent")
+    first = told()
+    sent("sent", "another")
+    sent("chunk")
+    assert first and told() == first
+    sent("cancel")
+    sent("sent")
+    assert told() > first
+    assert world.endpoint._command("app1", "dev1", Command(Type.SYNC, 60)).told == 0

@@ -74,8 +74,8 @@ class Tls:
         context = ssl.create_default_context(cafile=str(self.files / "server.pem"))
         if name:
             context.load_cert_chain(self.files / f"{name}.pem", self.files / f"{name}.key")
-        with httpx.Client(verify=context, timeout=60) as client:
-            return client.post(self.dfud.http + path, content=b"{}", auth=auth)
+        with httpx.Client(verify=context, timeout=60, auth=auth) as client:
+            return client.post(self.dfud.http + path, content=b"{}")
 
 
 @pytest.fixture(scope="module")

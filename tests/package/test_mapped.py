@@ -308,8 +308,8 @@ def test_a_table_too_large_to_share_a_chunk_travels_alone() -> None:
     front = build.table_front(encode_table(table, segments(base)))
     assert len(front) > 1000
     noise = rng.randbytes(9000)
-    chunks = list(build.cut(noise, lambda a, b: noise[a:b], 4112, front=len(front)))
-    assert [(c.number, c.page, c.pages) for c in chunks] == [(0, 0, 0), (1, 0, 1), (2, 1, 1), (3, 2, 1)]
+    cut = list(build.cut(noise, lambda a, b: noise[a:b], 4112, front=len(front)))
+    assert [(c.number, c.page, c.pages) for c in cut] == [(0, 0, 0), (1, 0, 1), (2, 1, 1), (3, 2, 1)]
 
 
 @settings(deadline=None, max_examples=300)

@@ -20,12 +20,18 @@ class Issuer:
         self.keys: dict[str, Any] = {}
         self.extra_keys: list[dict[str, Any]] = []
         self.answers: dict[str, tuple[int, bytes]] = {}  # instead of the right ones
+        self.more_headers = ""  # whole lines
         self.add_key("first")
 
     def add_key(self, kid: str, kind: str = "EC") -> None:
-        made = {"EC": lambda: jwk.ECKey.generate_key("P-256"), "RSA": lambda: jwk.RSAKey.generate_key(2048)}.get(
-            kind, lambda: jwk.OKPKey.generate_key("Ed25519")
-        )()
+        made: Any
+        match kind:
+            case "EC":
+                made = jwk.ECKey.generate_key("P-256")
+            case "RSA":
+                made = jwk.RSAKey.generate_key(2048)
+            case _:
+                made = jwk.OKPKey.generate_key("Ed25519")
         self.keys[kid] = made
 
     def public(self) -> list[dict[str, Any]]:
@@ -62,7 +68,8 @@ class Issuer:
             "/keys": {"keys": self.public()},
         }
         status, body = self.answers.get(path) or (200, json.dumps(documents.get(path)).encode())
-        head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\nconnection: close\r\nlocation: {self.url}/keys\r\n\r\n"
+        head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\nconnection: close\r\nlocation: {self.url}/keys\r\n"
+        head += f"{self.more_headers}\r\n"
         try:
             await stream.send_all(head.encode() + body)
         except trio.BrokenResourceError:

@@ -15,6 +15,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from bootloader.sim.images import envelope
 from devicefw.sim.firmware import build
 from dfud.testing.daemon import DaemonProcess
 from dfud.wire.manifest import Manifest, sign
@@ -232,6 +233,19 @@ async def test_unsigned_firmware_is_refused_unless_the_app_says_otherwise(api: A
     assert (made["signed"], made["sequence"]) == (True, 7)
 
 
+async def test_a_manifest_that_would_leave_a_device_nothing_to_boot_is_refused(api: Api) -> None:
+    """Signed by the app's own key, by another tool than ours: the registry is the last one who can say so to the publisher."""
+    key = Ed25519PrivateKey.generate()
+    text = base64.b64encode(key.public_key().public_bytes_raw()).decode()
+    await api.app(signing={"keys": [text]})
+    for floor, status in ((8, 400), (7, 201)):
+        signed = base64.b64encode(envelope(IMAGE, signer=key, app="a", sequence=7, floor=floor)).decode()
+        told = await api.publish(status, headers={"dfud-manifest": signed})
+        if status == 400:
+            assert "manifest.floor: 8, expected at most the firmware's own sequence, 7" in told["message"]
+            assert await api.ask(200, "GET", f"{DFU}/firmware") == []
+
+
 async def test_a_group_is_updated_in_one_call(api: Api) -> None:
     await api.app()
     await api.publish()
@@ -377,7 +391,7 @@ async def test_firmware_beyond_the_configured_size_is_refused_and_leaves_nothing
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
     text = daemon.config.read_text().replace("[registry]\n", "[registry]\nfirmware_max = 100000\n")
-    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]  # once
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]  # once
     await nursery.start(daemon.run)
     async with daemon.client() as client:
         api = Api(daemon, client)

@@ -30,6 +30,7 @@ from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
 from dfud.registry import audit
 from dfud.registry.audit import Filter
+from dfud.registry.registry import Registry
 from dfud.registry.users import User, Users
 from tests.cli.test_dfuctl import Dfuctl, dfuctl
 
@@ -141,6 +142,90 @@ async def test_more_entries_than_a_page_are_searched(store: WatchedStore, monkey
     await store.commit([audit.entry(T0 + n, "eve" if n % 5 else "bob", "x", "a") for n in range(20)])
     assert [e.at_s - T0 for _, e in await audit.read(store, Filter(by="bob"))] == [0, 5, 10, 15]
     assert len(await audit.read(store)) == 20
+
+
+async def numbers(store: WatchedStore, **options: Any) -> list[str]:
+    return [e.what for _, e in await audit.read_newest(store, **options)]
+
+
+async def test_a_clock_that_is_set_back_hides_no_entry_and_changes_no_order(store: WatchedStore) -> None:
+    """Keys went by the clock: what was done after it was set back stood before what was read already."""
+    for number, at_s in enumerate((T0, T0 - 300 * 86400, T0 - 300 * 86400 + 5, T0 + 1, 0.0, -1.0)):
+        await store.commit([audit.entry(at_s, "eve", str(number), "a")])
+    everything = await audit.read(store)
+    assert [e.what for _, e in everything] == list("012345")
+    assert await numbers(store) == list("543210")
+    seen = everything[2][0]
+    assert [e.what for _, e in await audit.read(store, after=seen)] == list("345"), "whoever reads on misses nothing"
+    assert [e.what for _, e in await audit.read(store, Filter(since_s=T0))] == list("03")
+    assert [e.what for _, e in await audit.read(store, Filter(until_s=T0))] == list("1245")
+    assert await numbers(store, wanted=Filter(since_s=T0)) == list("30")
+
+
+async def test_a_restart_with_a_clock_set_back_goes_on_behind_what_is_stored(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.commit([audit.entry(T0 + n, "eve", str(n), "a") for n in range(3)])
+    monkeypatch.setattr(audit, "_numbers", audit._Numbers())
+    await audit.follow(store)
+    await store.commit([audit.entry(T0 - 1e6, "eve", "3", "a")])
+    assert [e.what for _, e in await audit.read(store)] == list("0123")
+    assert await numbers(store) == list("3210")
+
+
+async def test_the_newest_are_found_behind_gaps_and_in_crowds(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "PAGE", 4)
+    monkeypatch.setattr(audit, "_numbers", audit._Numbers())
+    times = [T0 - 20 * 365 * 86400, *(T0 + n * 1e-6 for n in range(30)), T0 + 86400, *(T0 + 90000 + n for n in range(30))]
+    await store.commit([audit.entry(at_s, "eve" if n % 3 else "bob", str(n), "a") for n, at_s in enumerate(times)])
+    backwards = [str(n) for n in reversed(range(len(times)))]
+    assert await numbers(store) == backwards
+    assert await numbers(store, limit=7) == backwards[:7]
+    assert await numbers(store, wanted=Filter(by="bob"), limit=200) == [n for n in backwards if int(n) % 3 == 0]
+    # In pieces: each begins before the last key of the one before it.
+    found: list[str] = []
+    before = ""
+    while piece := await audit.read_newest(store, limit=5, before=before):
+        before = piece[-1][0]
+        found += [e.what for _, e in piece]
+    assert found == backwards
+    # Another process wrote what this one does not know of.
+    monkeypatch.setattr(audit, "_numbers", audit._Numbers())
+    assert await numbers(store, limit=3) == backwards[:3]
+
+
+async def test_an_entry_that_cannot_be_read_hides_no_other(store: WatchedStore) -> None:
+    await store.commit([audit.entry(T0, "eve", "0", "a")])
+    await store.commit([PutDocument(audit.COLLECTION, f"{int(T0 * 1e6) + 1:020d}-00000000", b"{")])
+    await store.commit([audit.entry(T0 + 1, "eve", "1", "a")])
+    assert [e.what for _, e in await audit.read(store)] == ["0", "1"]
+    assert await numbers(store) == ["1", "0"]
+
+
+async def test_the_entry_of_a_change_says_which_keys_and_which_versions(store: WatchedStore) -> None:
+    registry = Registry(store, Bus(), bytes(32), lambda: T0)
+    await registry.create_app(App(Metadata("a")), "eve")
+    await registry.create_device("a", Device(Metadata("d"), {"alias": ["x"]}), "eve")
+    await registry.set_firmware("a", "d", {"version": "1.0"}, "eve")
+    await registry.set_firmware("a", "d", {"version": "1.1", "hold": True}, "eve")
+    await registry.set_firmware("a", "d", None, "eve")
+    await registry.set_firmware("a", None, {"version": "1.2"}, "eve")
+    secret = await registry.new_secret("a", "d", "eve")
+    await registry.update_device("a", "d", Device(Metadata("d", labels={"l": "v"}), {"x": "y"}), "eve")
+    found = [e.detail for _, e in await audit.read(store)]
+    assert found == [
+        "",
+        "spec.alias",
+        "spec.firmware (none -> 1.0)",
+        "spec.firmware (1.0 -> 1.1 hold)",
+        "spec.firmware (1.1 hold -> none)",
+        "spec.firmware (none -> 1.2)",
+        "spec.authentication",
+        "spec.alias, spec.authentication, spec.x, metadata.labels",
+    ]
+    assert not any(secret in detail for detail in found)
 
 
 async def test_the_command_line_has_the_filters_and_an_apps_admin_sees_his_app(dfuctl: Dfuctl, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ async def test_everything_is_on_record_and_nothing_secret_is(desk: Desk) -> None
 async def test_a_claim_that_cannot_be_is_refused(desk: Desk) -> None:
     for wrong in ({"uses": 0}, {"uses": 1001}, {"hours": 0}, {"device": "d", "uses": 2}, {"device": "\n"}, {"labels": {"": "x"}}):
         with pytest.raises(PeerError):
-            await desk.claims.create("a", "admin", **wrong)  # type: ignore[arg-type]  # wrong on purpose
+            await desk.claims.create("a", "admin", **wrong)  # wrong on purpose
     with pytest.raises(NotFoundError):
         await desk.claims.create("nothing", "admin")
     with pytest.raises(NotFoundError, match="no claim dfc_x in app a"):
@@ -197,8 +197,8 @@ async def test_a_device_makes_itself_known_over_http(nursery: trio.Nursery, tmp_
     (listed,) = json.loads(await run("-o", "json", "--app", "a", "claim", "list"))
     assert (listed["uses"], listed["left"], listed["labels"]) == (2, 0, {"site": "attic"})
     assert "0 of 2" in await run("--app", "a", "claim", "list")
-    await run("--app", "a", "claim", "delete", listed["id"])
-    assert "no claim" in await run("--app", "a", "claim", "delete", listed["id"], fails=True)
+    await run("--app", "a", "claim", "delete", "--yes", listed["id"])
+    assert "no claim" in await run("--app", "a", "claim", "delete", "--yes", listed["id"], fails=True)
     told = json.dumps(daemon.lines)
     assert SECRET not in told and code[11:] not in told
     await _readers_see_no_claims(daemon)

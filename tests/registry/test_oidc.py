@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import resource
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -90,6 +92,61 @@ async def test_a_token_that_is_not_meant_for_us_or_now_is_nobodys(issuer: Issuer
     judge = Judge(issuer)
     assert await judge(issuer.token()) is not None
     assert await judge(issuer.token(**changes)) is None
+
+
+async def test_a_token_is_verified_once_and_known_until_its_end_or_its_keys(issuer: Issuer) -> None:
+    judge = Judge(issuer, keys_s=30.0, leeway_s=0.0)
+    token = issuer.token()
+    assert judge.oidc.known(token) is None, "nobody is known by what he says"
+    user = await judge(token)
+    assert judge.oidc.known(token) == user is not None
+    assert judge.oidc.known(token[:-2]) is None
+    judge.now_s += 29
+    assert judge.oidc.known(token) == user
+    judge.now_s += 1
+    assert judge.oidc.known(token) is None, "its keys are to be fetched first"
+    issuer.keys.clear()
+    issuer.add_key("second")
+    assert await judge(token) is None
+    assert judge.oidc.known(token) is None
+    last = issuer.token("second", exp=NOW_S + 60)
+    assert await judge(last) is not None
+    judge.now_s = NOW_S + 60.0
+    assert judge.oidc.known(last) is None
+    assert await judge(last) is None
+
+
+async def test_keys_that_are_taken_back_while_a_token_is_judged_end_it(issuer: Issuer) -> None:
+    judge = Judge(issuer)
+    token = issuer.token()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(judge, token)
+        nursery.start_soon(judge, issuer.token(header={"alg": "ES256", "kid": "unknown"}))
+    assert await judge(token) is not None
+
+
+async def test_a_small_answer_that_would_be_a_large_one_is_refused(issuer: Issuer) -> None:
+    """A gigabyte of zeros is a megabyte of gzip."""
+    judge = Judge(issuer)
+    assert await judge(issuer.token()) is not None
+    issuer.more_headers = "content-encoding: gzip\r\n"
+    issuer.answers["/keys"] = (200, gzip.compress(bytes(150 << 20)))
+    judge.now_s += 3600
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert await judge(issuer.token(exp=NOW_S + 9000)) is not None, "the old keys are good for a while"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+    assert len(issuer.asked) > 2
+
+
+async def test_a_clock_that_is_set_back_does_not_stop_fetching(issuer: Issuer) -> None:
+    judge = Judge(issuer)
+    judge.now_s += 300 * 86400
+    assert await judge(issuer.token(exp=NOW_S + 301 * 86400)) is not None
+    judge.now_s = float(NOW_S)
+    asked = len(issuer.asked)
+    issuer.add_key("new")
+    assert await judge(issuer.token("new")) is not None
+    assert len(issuer.asked) == asked + 2
 
 
 async def test_a_forged_token_is_nobodys(issuer: Issuer) -> None:

@@ -165,6 +165,21 @@ def test_plain_http_is_for_loopback_unless_allowed() -> None:
     hypercorn_config(RegistryConfig(host="0.0.0.0", allow_plain=True), 1)
 
 
+def test_what_is_no_network_of_proxies_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trusted_proxies 'proxy.example.com', expected an address or a network"):
+        hypercorn_config(RegistryConfig(trusted_proxies=["10.0.0.0/8", "proxy.example.com"]), 1)
+
+
+def test_a_trusted_proxy_has_as_many_connections_as_there_are() -> None:
+    config = RegistryConfig(connections=5, connections_per_address=2, trusted_proxies=["10.0.0.0/8"])
+    settings = hypercorn_config(config, 1)
+    assert isinstance(settings, server._Settings)
+    assert [settings.enter("192.0.2.1") for _ in range(3)] == [True, True, False]
+    assert [settings.enter("10.0.0.1") for _ in range(4)] == [True, True, True, False]
+    settings.leave("10.0.0.1")
+    assert settings.enter("10.0.0.1")
+
+
 async def test_a_port_that_is_taken_is_a_clear_error(served: Served) -> None:
     with pytest.raises(ConfigError, match="cannot listen on 127"):
         await serve(None, RegistryConfig(port=served.port), graceful_s=1, shutdown=trio.Event())

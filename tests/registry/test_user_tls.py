@@ -110,7 +110,7 @@ async def test_a_new_certificate_is_taken_up_by_sighup_and_a_wrong_one_leaves_th
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
     text = daemon.config.read_text().replace("[registry]\n", f'[registry]\ncertificate = "{certificate}"\nkey = "{key}"\n')
-    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]  # once
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]  # once
     await nursery.start(daemon.run)
     served = Served([daemon.urls["registry"]], tmp_path, old)
 

@@ -6,13 +6,14 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 import trio
 from quart_trio import QuartTrio
 
-from dfud.registry import routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
+from dfud.registry.application import own_routes
 from dfud.testing.daemon import DaemonProcess
 
 APPS = "/api/registry/v1alpha1/apps"
@@ -33,10 +34,7 @@ def routes() -> set[tuple[str, str]]:
     """Return (method, rule) of every route that dfud itself has."""
     app = QuartTrio("routes", static_folder=None)
     services: Any = _Anything()
-    routes_registry.register(app, services)
-    routes_dfu.register(app, services, trio.Event())
-    for module in (routes_service, routes_claims, routes_audit):
-        module.register(app, services)
+    own_routes(app, services, trio.Event(), services)
     rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint != "static"]
     return {(m, r.rule) for r in rules for m in (r.methods or set()) - {"HEAD", "OPTIONS"}}
 
@@ -60,6 +58,9 @@ class Asker:
         for client in self._clients.values():
             await client.aclose()
 
+    async def read(self, who: str, path: str) -> Any:
+        return (await self._clients[who].get(path)).json()
+
     async def status(self, who: str, method: str, path: str, **options: Any) -> int:
         async with self._clients[who].stream(method, path, **options) as answer:  # events never end by themselves
             return answer.status_code
@@ -70,7 +71,7 @@ async def asker(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Asker]:
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
     text = daemon.config.read_text().replace("[registry]\n", "[registry]\nfailures_per_minute = 1000\n")
-    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign,return-value]  # once
+    daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]  # once
     await nursery.start(daemon.run)
     tokens = {"admin": daemon.token}
     async with daemon.client() as admin:
@@ -139,6 +140,40 @@ async def test_no_token_makes_one_that_may_more(asker: Asker) -> None:
         body = {"roles": {app: role}}
         assert await asker.status(who, "POST", "/api/tokens/v1alpha1", json=body) == 403, (who, role, app)
     assert await asker.status("app admin", "POST", "/api/tokens/v1alpha1", json={"user": "admin"}) == 403
+
+
+async def test_nobody_undoes_the_record(asker: Asker) -> None:
+    """Every route, by every method, with the audit log's own keys in every place, by the one who may do everything."""
+
+    async def record() -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = await asker.read("admin", "/api/dfu/v1/audit?limit=1000")
+        return entries[:before]
+
+    before = 1000
+    kept = await record()
+    before = len(kept)
+    assert before >= 6
+    keys = [kept[0]["key"], kept[-1]["key"], f"../audit/{kept[0]['key']}", "audit", "*", ""]
+    methods = ("POST", "PUT", "PATCH", "DELETE")
+    tried = 0
+    for key in keys:
+        named = quote(key, safe="").replace(".", "%2E")
+        for ending in (f"/{named}", "", f"?after={named}", f"?key={named}"):
+            for method in methods:
+                found = await asker.status("admin", method, f"/api/dfu/v1/audit{ending}", json={"key": key})
+                assert found in (400, 403, 404, 405), (method, ending)
+                tried += 1
+        for method, rule in sorted(routes() - OPEN):
+            if method not in methods or (rule.startswith(f"{APPS}/<name>") and rule.count("/") == 5):
+                continue  # the app itself: it goes last
+            path = re.sub(r"<[^>]*>", named, re.sub(r"<(app|name)>", "a", rule, count=1))
+            assert await asker.status("admin", method, path, json={"metadata": {"name": key}}) < 500, (method, path)
+            tried += 1
+    assert tried > 150
+    assert await record() == kept
+    for path in (f"{APPS}/a", f"{APPS}/b"):
+        assert await asker.status("admin", "DELETE", path) == 204
+    assert await record() == kept, "what is gone has been, and who made it is on record"
 
 
 async def test_a_manager_neither_changes_who_may_sign_nor_deletes_the_app(asker: Asker) -> None:

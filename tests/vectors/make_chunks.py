@@ -32,7 +32,7 @@ def main() -> None:
                 "chunks": [chunk.hex() for chunk in package.chunks],
             }
         )
-    chunk = decode_chunk_untrusted(bytes.fromhex(packages[0]["chunks"][0]))
+    chunk = decode_chunk_untrusted(package.chunks[0])
     payload = chunk.payload
 
     def bad(why: str, payload: bytes, **changes: int) -> dict[str, str]:

@@ -257,7 +257,7 @@ def main() -> None:
         case(f"rubble {seed}", old, Table(rng.randrange(1, 8), (), starts, [rng.randrange(-6000, 6000) for _ in starts]))
 
     rng = random.Random(6)
-    seed = rng.random()
+    noise = rng.random()
     text = b"".join(rng.choice([b"valve ", b"pump ", b"motor ", b"ok "]) for _ in range(150))
     # so many bytes that instructions lie over the borders of pages, and that the code's end is not a whole instruction
     def image(moved: int) -> bytes:

@@ -143,7 +143,8 @@ class Observers:
         if o.ended:
             return
         if reply.code is Code.COMMAND:
-            if (reply.command, reply.body) != (o.last.command, o.last.body):
+            # `told` differs when the same was decided once more: cancelled and wished again, say, while nobody looked.
+            if (reply.command, reply.body, reply.told) != (o.last.command, o.last.body, o.last.told):
                 o.last = reply
                 o.pause_s = PAUSE_S
                 self._notify(o, reply, lambda arrived: self._arrived(o, arrived))

@@ -32,6 +32,10 @@ class WebhookConfig(msgspec.Struct, frozen=True):
     url: Annotated[str, Meta(description="where each event is sent as a CloudEvent; empty: nowhere")] = ""
     secret_file: Annotated[str, Meta(description="file with the key that events are signed with; needed with url")] = ""
     timeout_s: Annotated[float, Meta(description="time for one attempt", ge=0.1, le=600, extra=S)] = 10.0
+    answer_max: Annotated[
+        int,
+        Meta(description="of an answer that is read before its connection is closed", ge=0, le=1 << 30, extra=BYTES),
+    ] = 65536
     attempts: Annotated[int, Meta(description="attempts before the device is told to try again", ge=1, le=20)] = 3
     retry_s: Annotated[
         float, Meta(description="pause before the second attempt, doubled each time", ge=0.0, le=60, extra=S)

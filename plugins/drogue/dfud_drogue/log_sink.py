@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from dfud.api import Bus, EventSink, StoreError, Telemetry
+from dfud.api import Bus, EventSink, StoreError, Telemetry, note
 from dfud_drogue.cloudevents import cloud_event
 from dfud_drogue.config import EventLogConfig
 
@@ -47,9 +47,12 @@ class LogSink(EventSink):
                     break
             try:
                 await trio.to_thread.run_sync(self._append, b"".join(line.text for line in lines))
-            except OSError as error:
+            except Exception as error:
+                # Costs these lines, whose devices send them again; the sink goes on.
+                if not isinstance(error, OSError):
+                    note("sink.log", error)
                 for line in lines:
-                    line.error = error.strerror or "the disk failed"
+                    line.error = getattr(error, "strerror", None) or type(error).__name__
             for line in lines:
                 line.done.set()
 

@@ -6,6 +6,7 @@ Signed as the Standard Webhooks specification 1.0 says: HMAC-SHA256 over `id.tim
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import time
@@ -20,6 +21,7 @@ from dfud_drogue.cloudevents import cloud_event
 from dfud_drogue.config import WebhookConfig
 
 SECRET_MIN_BYTES = 16
+DRAIN_S = 1.0  # for the rest of an answer whose status is known
 
 
 def signature(secret: bytes, identity: str, timestamp: int, body: bytes) -> str:
@@ -80,7 +82,22 @@ class WebhookSink(EventSink):
             "webhook-signature": signature(self._secret, identity, timestamp, body),
         }
         try:
-            answer = await self._client.post(self._config.url, content=body, headers=headers)
-        except httpx.HTTPError as error:
+            # httpx limits the time of each step; a server that drips would take any number of them.
+            with trio.fail_after(self._config.timeout_s):
+                status = await self._ask(self._client, body, headers)
+        except trio.TooSlowError:
+            return f"no answer in {self._config.timeout_s:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             return type(error).__name__
-        return "" if 200 <= answer.status_code < 300 else f"answered {answer.status_code}"
+        return "" if 200 <= status < 300 else f"answered {status}"
+
+    async def _ask(self, client: httpx.AsyncClient, body: bytes, headers: dict[str, str]) -> int:
+        """Return the status. The rest of the answer is of no use: a short one is read, so that the connection can be kept."""
+        async with client.stream("POST", self._config.url, content=body, headers=headers) as answer:
+            read = 0
+            with trio.move_on_after(DRAIN_S), contextlib.suppress(httpx.HTTPError, httpx.StreamError):
+                async for data in answer.aiter_raw():
+                    read += len(data)
+                    if read > self._config.answer_max:
+                        break
+            return answer.status_code

@@ -6,7 +6,7 @@ Unknown fields are ignored: hawkBit adds some with every version.
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -77,9 +77,20 @@ class Page(msgspec.Struct, frozen=True):
     size: int = 0
 
 
+class Rows(msgspec.Struct, Generic[T]):
+    """A page of a list. sent: how many rows it had; total: rows of all pages; unread: why rows are left out of `rows`."""
+
+    rows: list[T]
+    sent: int
+    total: int
+    unread: list[Exception]
+
+
 class Target(msgspec.Struct, frozen=True, rename="camel"):
     controller_id: str
     update_status: str = ""
+    description: str | None = None
+    request_attributes: bool = False
 
 
 class Assigned(msgspec.Struct, frozen=True, rename="camel"):
@@ -107,12 +118,16 @@ class _Base(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What hawkBit wants of one device now. kind: "" for nothing, "update", "cancel" or "confirm"; path: where it stands."""
+    """What hawkBit wants of one device now. kind: "" for nothing, "update", "cancel" or "confirm"; path: where it stands.
+
+    attributes: it asks for the device's attributes besides.
+    """
 
     kind: str = ""
     action: int = 0
     path: str = ""
     sleep_s: float = 0.0
+    attributes: bool = False
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -162,13 +177,17 @@ def decode_untrusted(body: bytes, kind: type[T], what: str) -> T:
         raise PeerError(f"hawkBit's {what} is not what it should be: {str(error)[:200]}") from None
 
 
-def decode_rows_untrusted(body: bytes, kind: type[T], what: str) -> tuple[list[T], int]:
-    """Read a page. Return its rows and how many there are in all. Raises PeerError."""
+def decode_rows_untrusted(body: bytes, kind: type[T], what: str) -> Rows[T]:
+    """Read a page; a row that is not what it should be costs that row alone. Raises PeerError."""
     page = decode_untrusted(body, Page, what)
-    try:
-        return [msgspec.convert(row, kind) for row in page.content], page.total
-    except msgspec.ValidationError as error:
-        raise PeerError(f"hawkBit's {what} has a row that is not what it should be: {str(error)[:200]}") from None
+    rows: list[T] = []
+    unread: list[Exception] = []
+    for row in page.content:
+        try:
+            rows.append(msgspec.convert(row, kind))
+        except (msgspec.ValidationError, RecursionError) as error:
+            unread.append(error)
+    return Rows(rows, len(page.content), page.total, unread)
 
 
 def decode_error_untrusted(body: bytes) -> tuple[str, str]:
@@ -184,6 +203,7 @@ def decode_offer_untrusted(body: bytes) -> Offer:
     """Read a DDI base answer. Raises PeerError."""
     base = decode_untrusted(body, _Base, "answer to a poll")
     sleep_s = sleep_untrusted(base.config.polling.sleep)
+    asks = "configData" in base.links
     for key, kind in (("cancelAction", "cancel"), ("confirmationBase", "confirm"), ("deploymentBase", "update")):
         link = base.links.get(key)
         if isinstance(link, Link):
@@ -191,8 +211,8 @@ def decode_offer_untrusted(body: bytes) -> Offer:
             found = re.search(rf"/{key}/(\d{{1,18}})$", parts.path)
             if found:
                 query = f"?{parts.query}" if parts.query else ""
-                return Offer(kind, int(found[1]), f"/{key}/{found[1]}{query}", sleep_s)
-    return Offer(sleep_s=sleep_s)
+                return Offer(kind, int(found[1]), f"/{key}/{found[1]}{query}", sleep_s, asks)
+    return Offer(sleep_s=sleep_s, attributes=asks)
 
 
 def decode_order_untrusted(body: bytes) -> Order:

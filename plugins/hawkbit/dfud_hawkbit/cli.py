@@ -23,7 +23,10 @@ def status(session: Any) -> None:
     if session.json:
         session.show(found)
         return
-    click.echo(f"hawkBit at {found['url']}: {found['away'] or 'answers'}")
+    answered = f"answered last at {found['answered']}" if found["answered"] else "has not been asked yet"
+    click.echo(f"hawkBit at {found['url']}: {found['away'] or answered}")
+    if found["away"]:
+        click.echo(answered)
     click.echo(f"waiting to be told: {found['waiting']['devices']} devices, {found['waiting']['firmware']} firmware")
     for what, problem in found["problems"].items():
         click.echo(f"{what}: {problem}")
@@ -41,11 +44,27 @@ def reconcile(session: Any, dry_run: bool) -> None:
         return
     for row in found["rows"]:
         versions = f"dfud {row['desired'] or '-'}  hawkBit {row['hawkbit'] or '-'}  device {row['actual'] or '-'}"
-        click.echo(f"{row['device']:24} {row['finding']:22} {versions}  {row['action']}")
+        click.echo(f"{row['device']:24} {row['finding']:22} {versions}  {row['result'] or row['action']}")
+    under_way = sum(row["result"] == "under way" for row in found["rows"])
     click.echo(
-        f"{found['devices']} devices, {found['inSync']} in sync, {len(found['rows'])} differ, {found['mended']} mended",
+        f"{found['devices']} devices, {found['inSync']} in sync, {len(found['rows'])} differ; "
+        f"{found['mended']} mended, {under_way} under way, {found['failed']} still differ",
         err=True,
     )
+
+
+@hawkbit.command("take-over")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.pass_obj
+def take_over(session: Any, yes: bool) -> None:
+    """Take over the app's targets that another dfud speaks for, for instance one whose records are lost.
+
+    That other dfud leaves them alone from its next full list on (resync_s). Needs the role admin.
+    """
+    if not yes:
+        click.confirm(f"Take over the targets of app {session.app} from the dfud that has them?", abort=True)
+    found = session.request("POST", f"{BASE}/apps/{session.app}/take-over")
+    session.done(f"{len(found['targets'])} targets are taken over", **found)
 
 
 @hawkbit.command()

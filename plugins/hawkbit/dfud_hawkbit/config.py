@@ -64,7 +64,15 @@ class HawkbitConfig(msgspec.Struct, frozen=True):
     retry_max_s: Annotated[float, Meta(description="longest wait when hawkBit is away", ge=0.05, le=3600, extra=S)] = (
         60.0
     )
-    timeout_s: Annotated[float, Meta(description="time hawkBit has to answer", ge=0.1, le=600, extra=S)] = 30.0
+    timeout_s: Annotated[
+        float,
+        Meta(
+            description="time hawkBit has for a whole answer; for each part of an upload or a download",
+            ge=0.1,
+            le=600,
+            extra=S,
+        ),
+    ] = 10.0
     connections: Annotated[int, Meta(description="requests to hawkBit at the same time", ge=1, le=64)] = 8
     module_type: Annotated[str, Meta(description="key of the software module type that holds our image")] = "os"
     set_type: Annotated[str, Meta(description="key of the distribution set type that dfud makes")] = "os"

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from dfud.api import DeviceView
+from dfud_hawkbit.text import acceptable, cut
 
 ATTRIBUTES_MAX = 100  # hawkBit's quota, of 128 characters each
 ATTRIBUTE_CHARS = 128
+OWNER = "dfud.owner"
 HOLD = "waits to be confirmed in hawkBit"
 
 
@@ -41,9 +43,12 @@ def with_mode(spec: dict[str, Any], version: str | None, mode: str) -> dict[str,
     return {**rest, "firmware": firmware}
 
 
-def attributes_of(view: DeviceView) -> dict[str, str]:
-    """Return what hawkBit shows of a device: what dfud knows first, then its own attributes, then the user's labels."""
-    found: dict[str, str] = {}
+def attributes_of(view: DeviceView, owner: str) -> dict[str, str]:
+    """Return what hawkBit shows of a device: what dfud knows first, then its own attributes, then the user's labels.
+
+    owner: the mark of the dfud that speaks for it.
+    """
+    found: dict[str, str] = {OWNER: owner}
     actual = view.actual
     if actual is not None:
         found |= {
@@ -56,8 +61,12 @@ def attributes_of(view: DeviceView) -> dict[str, str]:
             str(key): str(value) for key, value in sorted(actual.attributes.items()) if not key.startswith("dfud.")
         }
     found |= {f"label.{key}": value for key, value in sorted(view.device.metadata.labels.items())}
-    kept = [(k, v[:ATTRIBUTE_CHARS]) for k, v in found.items() if k and len(k) <= ATTRIBUTE_CHARS and v]
+    kept = [(k, cut(acceptable(v), ATTRIBUTE_CHARS)) for k, v in found.items() if v and _is_key(k)]
     return dict(kept[:ATTRIBUTES_MAX])
+
+
+def _is_key(text: str) -> bool:
+    return text == acceptable(text) == cut(text, ATTRIBUTE_CHARS)
 
 
 def digest_of(attributes: Mapping[str, str]) -> str:

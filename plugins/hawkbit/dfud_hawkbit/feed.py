@@ -11,14 +11,17 @@ from collections.abc import Callable
 
 import trio
 
-from dfud.api import Bus, DeviceSeen
-from dfud_hawkbit.answers import Action
-from dfud_hawkbit.batch import Worker
-from dfud_hawkbit.client import Away, Client, Refused
+from dfud.api import Bus, DeviceSeen, contained, note
+from dfud_hawkbit.answers import Action, Target
+from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
-from dfud_hawkbit.names import target_id
+from dfud_hawkbit.http import Away, Refused
+from dfud_hawkbit.known import Known
+from dfud_hawkbit.names import app_of, target_id
+from dfud_hawkbit.owner import Ownership
 from dfud_hawkbit.records import device_key
 from dfud_hawkbit.sync import DeviceSync
+from dfud_hawkbit.worker import Worker
 
 log = logging.getLogger("dfud.hawkbit")
 
@@ -29,12 +32,16 @@ class Feed:
         client: Client,
         worker: Worker,
         devices: DeviceSync,
+        owner: Ownership,
+        known: Known,
         config: HawkbitConfig,
         now: Callable[[], float],
     ) -> None:
         self._client = client
         self._worker = worker
         self._devices = devices
+        self._owner = owner
+        self._known = known
         self._config = config
         self._now = now
         self._open: dict[str, set[int]] = {}
@@ -43,7 +50,6 @@ class Feed:
         self._resynced_s = -1e9
         self._seen: dict[str, None] = {}
         self._seen_wake = trio.Event()
-        devices.others = self.others
 
     def others(self, target: str, action: int) -> bool:
         """Say whether a target has another open action than this one, which is over."""
@@ -73,12 +79,13 @@ class Feed:
         query = f"lastModifiedAt=ge={int(since_s * 1000)}"
         offset, clock_s = 0, 0.0
         while True:
-            rows, total, date_s = await self._client.actions(query, offset)
+            page, date_s = await self._client.actions(query, offset)
             clock_s = clock_s or date_s
-            for row in rows:
-                self._hear(row)
-            offset += len(rows)
-            if not rows or offset >= total:
+            for row in page.rows:
+                with contained("hawkbit.feed", action=row.id):
+                    self._hear(row)
+            offset += page.sent
+            if not page.sent or offset >= page.total:
                 break
         self._since_s = clock_s or self._now()
         oldest_ms = (since_s - self._config.overlap_s) * 1000
@@ -90,7 +97,7 @@ class Feed:
         if self._rows.get(row.id) == news:
             return
         self._rows[row.id] = news
-        key = self._worker.targets.get(row.target)
+        key = self._known.targets.get(row.target)
         if key is None:
             return  # somebody else's device lives in the same hawkBit
         found = self._open.setdefault(row.target, set())
@@ -100,7 +107,7 @@ class Feed:
             found.discard(row.id)
             if not found:
                 del self._open[row.target]
-        if row.active or self._worker.bound.get(key) == row.id:
+        if (row.active or self._known.bound.get(key) == row.id) and key not in self._known.foreign:
             self.look(key)
 
     def look(self, key: str) -> None:
@@ -113,27 +120,49 @@ class Feed:
         offset, clock_s = 0, 0.0
         found: dict[str, set[int]] = {}
         while True:
-            rows, total, date_s = await self._client.actions("active==true", offset)
+            page, date_s = await self._client.actions("active==true", offset)
             clock_s = clock_s or date_s
-            for row in rows:
-                if row.active and row.target in self._worker.targets:
+            for row in page.rows:
+                if row.active and row.target in self._known.targets:
                     found.setdefault(row.target, set()).add(row.id)
-            offset += len(rows)
-            if not rows or offset >= total:
+            offset += page.sent
+            if not page.sent or offset >= page.total:
                 break
-        for target, key in list(self._worker.targets.items()):
-            there, bound = found.get(target, set()), self._worker.bound.get(key, 0)
+        for target, key in list(self._known.targets.items()):
+            there, bound = found.get(target, set()), self._known.bound.get(key, 0)
             if (bound and bound not in there) or (there and (not bound or there != self._open.get(target))):
                 self.look(key)
         self._open = found
         self._since_s = clock_s or self._now()
+        await self._targets()
         self._resynced_s = trio.current_time()
+
+    async def _targets(self) -> None:
+        """List the targets of each app: whose they are, and which hawkBit wants the attributes of."""
+        for app in sorted({app_of(target) for target in self._known.targets}):
+            query = f"controllerId=={app}:*"
+            try:
+                async for rows in self._client.pages("targets", "/targets", Target, q=query, sort="id:ASC"):
+                    for row in rows:
+                        key = self._known.targets.get(row.controller_id)
+                        if key is not None:
+                            self._target(app, key, row)
+            except Refused as refused:
+                note("hawkbit.targets", refused, app=app)
+
+    def _target(self, app: str, key: str, row: Target) -> None:
+        foreign = bool(self._owner.other(row.description))
+        if foreign != (key in self._known.foreign) or self._owner.unmarked(app, row.description):
+            self._known.recheck.add(key)
+            self._worker.work.poke(key, self._now())
+        elif row.request_attributes and not foreign:
+            self.look(key)
 
     async def windows(self) -> None:
         """Look at actions that wait for their window or for confirmation: no time of a row moves when that is over."""
         while True:
             await trio.sleep(self._config.window_s)
-            for key in tuple(self._worker.windows):
+            for key in tuple(self._known.windows):
                 self.look(key)
 
     async def seen(self, bus: Bus) -> None:
@@ -153,20 +182,24 @@ class Feed:
                 while self._seen:
                     key = next(iter(self._seen))
                     del self._seen[key]
-                    await self._see(key)
+                    with contained("hawkbit.seen", device=key):
+                        await self._see(key)
                     await trio.sleep(1.0 / self._config.seen_per_s)
         finally:
             end()
 
     async def _see(self, key: str) -> None:
         target = target_id(*key.split("/", 1))
-        if target not in self._worker.targets:
+        if target not in self._known.targets or key in self._known.foreign:
             return
         try:
-            offer = await self._client.offer(target)
-        except (Away, Refused):
-            self._seen.setdefault(key, None)
-            await trio.sleep(self._config.retry_max_s)
+            offer = await self._client.offer(target, self._known.addresses.get(key, ""))
+        except Refused:
+            return  # it is this one; its next contact comes
+        except Away as away:
+            if away.everywhere:
+                self._seen.setdefault(key, None)
+                await trio.sleep(self._config.retry_max_s)
             return
-        if offer.action != self._worker.bound.get(key, 0):
+        if offer.attributes or offer.action != self._known.bound.get(key, 0):
             self.look(key)

@@ -1,7 +1,7 @@
 """A deployment as hawkBit's feedback. Pure.
 
-hawkBit's limits: 50 details of 512 characters in one feedback; a 51st makes it refuse the whole, and a `closed` that is
-refused leaves the action open. `timestamp` is left out: a stale one leaves the target pending for ever.
+hawkBit's limits: 50 messages of 512 characters in one feedback, of which the code is one; more make it refuse the whole, and
+a `closed` that is refused leaves the action open. `timestamp` is left out: a stale one leaves the target pending for ever.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dfud.api import Deployment, HistoryEntry, State
+from dfud_hawkbit.text import acceptable, pieces
 
-DETAILS_MAX = 50
+MESSAGES_MAX = 50
 DETAIL_CHARS = 512
+CODE_MAX = (1 << 31) - 1  # a Java int
 STEPS = 10  # progress is told in tenths
 
 # How each state of a deployment reads in hawkBit; what is not here says nothing new.
@@ -28,17 +30,16 @@ EXECUTION = {
 }
 
 
-def details(lines: Iterable[str]) -> list[str]:
+def details(lines: Iterable[str], most: int = MESSAGES_MAX) -> list[str]:
     """Cut `lines` to what hawkBit takes; what was left out is said. Nothing that stands first or last is lost."""
-    pieces: list[str] = []
+    found: list[str] = []
     for line in lines:
-        text = " ".join(line.split()) or "-"
-        pieces += [text[at : at + DETAIL_CHARS] for at in range(0, len(text), DETAIL_CHARS)]
-    if len(pieces) <= DETAILS_MAX:
-        return pieces
-    half = DETAILS_MAX // 2
-    left_out = len(pieces) - (DETAILS_MAX - 1)
-    return [*pieces[: half - 1], f"({left_out} lines are left out)", *pieces[-half:]]
+        found += pieces(acceptable(line), DETAIL_CHARS)
+    if len(found) <= most:
+        return found
+    half = most // 2
+    left_out = len(found) - (most - 1)
+    return [*found[: half - 1], f"({left_out} lines are left out)", *found[len(found) - (most - half) :]]
 
 
 def body(
@@ -48,10 +49,17 @@ def body(
     result: dict[str, Any] = {"finished": finished}
     if of:
         result["progress"] = {"cnt": done, "of": of}
-    status: dict[str, Any] = {"execution": execution, "result": result, "details": details(lines)}
+    status: dict[str, Any] = {"execution": execution, "result": result}
+    status["details"] = details(lines, MESSAGES_MAX - (code is not None))
     if code is not None:
-        status["code"] = code
+        status["code"] = min(code, CODE_MAX)
     return {"status": status}
+
+
+def bare(told: Any) -> Any:
+    """Return a feedback with what decides alone: nothing in it is of a stranger's making."""
+    status = told["status"]
+    return {"status": {"execution": status["execution"], "result": {"finished": status["result"]["finished"]}}}
 
 
 def step(deployment: Deployment) -> int:
@@ -59,9 +67,18 @@ def step(deployment: Deployment) -> int:
     return STEPS * deployment.chunks_done // deployment.chunks_total if deployment.chunks_total else 0
 
 
-def _line(entry: HistoryEntry) -> str:
-    at = datetime.fromtimestamp(entry.at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return f"{at} {entry.state} ({entry.event}) {entry.text}".rstrip()
+def at(time_s: float) -> str:
+    """Return a time as people read it: UTC, to the second; "?" for one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return "?"
+
+
+def line(entry: HistoryEntry, version: str = "") -> str:
+    """Return one state with its time, and its version where that is not `version`."""
+    of = f" {entry.version}:" if version and entry.version != version else ""
+    return f"{at(entry.at_s)}{of} {entry.state} ({entry.event}) {entry.text}".rstrip()
 
 
 def diagnostics(d: Deployment) -> list[str]:
@@ -79,11 +96,11 @@ def diagnostics(d: Deployment) -> list[str]:
 
 
 def of_deployment(d: Deployment, news: Sequence[HistoryEntry]) -> Any | None:
-    """Return the feedback for the state that `d` is in. news: its history that hawkBit has not heard, oldest first.
+    """Return the feedback for the state that `d` is in. news: history that hawkBit has not heard, oldest first.
 
     None: there is nothing to say. PENDING says something only after an attempt failed.
     """
-    lines = [_line(entry) for entry in news]
+    lines = [line(entry, d.version) for entry in news]
     if d.state is State.DONE:
         return body("closed", "success", [f"{d.version} runs and is confirmed", *lines])
     if d.state in (State.ROLLED_BACK, State.FAILED):
@@ -93,6 +110,8 @@ def of_deployment(d: Deployment, news: Sequence[HistoryEntry]) -> Any | None:
     execution = EXECUTION.get(d.state)
     if execution is None:
         return None
-    if d.state is State.FETCHING:
-        lines.append(f"{d.chunks_done} of {d.chunks_total} chunks")
+    if d.state is State.FETCHING and d.chunks_total:
+        # hawkBit takes `progress` and drops it: people read it here.
+        percent = 100 * d.chunks_done // d.chunks_total
+        lines.append(f"{percent} % ({d.chunks_done} of {d.chunks_total} chunks)")
     return body(execution, "none", lines, done=d.chunks_done, of=d.chunks_total)

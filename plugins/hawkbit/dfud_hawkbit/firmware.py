@@ -14,8 +14,9 @@ import trio
 from dfud.api import DfudError, Firmware, StoreError
 from dfud_hawkbit import records
 from dfud_hawkbit.answers import Action, Artifact, Chunk, Named, Order, StoredArtifact
-from dfud_hawkbit.client import Away, Client, Refused
+from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
+from dfud_hawkbit.http import Away, Refused
 from dfud_hawkbit.records import FirmwareSet
 
 MANIFEST = "dfud.manifest"  # metadata: base64 of the envelope of docs/protocol.md

@@ -7,6 +7,7 @@ over is written as `_` and two hexadecimal digits of UTF-8. A name with capitals
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 
 TARGET_ID_MAX = 256  # hawkBit's column
 _SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-")
@@ -34,3 +35,13 @@ def app_of(target: str) -> str:
 def quoted(text: str) -> str:
     """Return `text` as a value of hawkBit's query language. A `*` in it stays a wildcard: compare what comes back."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def forwarded(address: str) -> str:
+    """Return an address as hawkBit's X-Forwarded-For takes it, "" for what is none: it knows IPv6 in full length only."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped) if mapped is not None else found.exploded

@@ -1,8 +1,11 @@
-"""Drift: what dfud wants, what hawkBit wants, what the device runs; compared for a whole app, and mended where that is plain."""
+"""Drift: what dfud wants, what hawkBit wants, what the device runs; compared for a whole app, and mended where that is plain.
+
+What was mended is compared again afterwards: only what no longer differs counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import msgspec
@@ -11,15 +14,18 @@ import trio
 from dfud.api import App, DeviceView, NotFoundError, State, StoreError
 from dfud_hawkbit import records
 from dfud_hawkbit.answers import Named, Target
-from dfud_hawkbit.client import Refused
 from dfud_hawkbit.desire import wish_of
+from dfud_hawkbit.http import Refused
 from dfud_hawkbit.names import target_id
 from dfud_hawkbit.records import FirmwareSet, Link
 from dfud_hawkbit.store import HawkbitStore
 
 
 class Row(msgspec.Struct, rename="camel"):
-    """One device where the three differ. action: what reconcile does about it, or why nothing."""
+    """One device where the three differ. action: what reconcile does about it, or why nothing.
+
+    result: "mended", "under way", or why it still differs; "" where nothing was tried.
+    """
 
     device: str
     desired: str
@@ -27,13 +33,23 @@ class Row(msgspec.Struct, rename="camel"):
     actual: str
     finding: str
     action: str
+    result: str = ""
 
 
 class Report(msgspec.Struct, rename="camel"):
     devices: int = 0
     in_sync: int = 0
     mended: int = 0
+    failed: int = 0
     rows: list[Row] = []
+
+
+MENDED = "mended"
+UNDER_WAY = "under way"
+STILL = "still differs"
+STILL_S = 10.0  # what makes no step for so long is left under way
+MOST_S = 50.0  # below the time that dfuctl waits for its answer
+SOON_S = 1.5  # a step that follows so soon is awaited
 
 
 class _Hawkbit(msgspec.Struct):
@@ -57,36 +73,86 @@ class Reconciler:
             raise NotFoundError(f"no app {app_name}")
         if not dry_run:
             await self._parts.feed.resync()
-        try:
-            hawkbit = await self._read(app_name)
-        except* StoreError as group:
-            # One sentence for the user, out of as many as there were requests under way.
-            raise _first(group) from None
+        hawkbit = await self._hawkbit(app_name)
         report = Report(rows=[])
-        for name, problem in sorted(self._parts.worker.problems.items()):
+        mending: list[tuple[str, Row]] = []  # under "APP/DEVICE", or "firmware APP/VERSION"
+        for name, problem in sorted(self._parts.known.problems.items()):
             if name.startswith(f"firmware {app_name}/"):
-                report.rows.append(Row(name, "", "", "", "refused", f"will try again: {problem}"))
+                row = Row(name, "", "", "", "refused", f"will try again: {problem}")
+                report.rows.append(row)
+                mending.append((name, row))
         if not dry_run:
-            report.mended += await self._parts.worker.retry_firmware(app_name)
+            await self._parts.worker.retry_firmware(app_name)
         known: set[str] = set()
         async for view in self._views(app_name):
             target = target_id(app_name, view.device.name)
             known.add(target)
             report.devices += 1
-            row = await self._compare(app, view, target, hawkbit)
-            if row is None:
+            found = await self._compare(app, view, target, hawkbit)
+            if found is None:
                 report.in_sync += 1
                 continue
-            report.rows.append(row)
-            if not dry_run and row.action.startswith("will "):
-                report.mended += await self._mend(app, view, target, row)
+            report.rows.append(found)
+            if not dry_run and found.action.startswith("will "):
+                try:
+                    if await self._mend(app, view, target, found):
+                        mending.append((records.device_key(app_name, view.device.name), found))
+                except Refused as refused:
+                    found.result = f"{STILL}: {refused}"
+        if not dry_run:
+            await self._verify(app, mending)
+            report.mended = sum(row.result == MENDED for row in report.rows)
+            report.failed = sum(row.result not in ("", MENDED, UNDER_WAY) for row in report.rows)
         for target in sorted(set(hawkbit.status) - known):
-            found = hawkbit.assigned.get(target, "")
+            there = hawkbit.assigned.get(target, "")
             row = Row(
-                target, "", found, "", "target-without-device", "none: make the device in dfud, or delete the target"
+                target, "", there, "", "target-without-device", "none: make the device in dfud, or delete the target"
             )
             report.rows.append(row)
         return report
+
+    async def _verify(self, app: App, mending: list[tuple[str, Row]]) -> None:
+        """Wait for the worker, compare again, and say of each row what became of it."""
+        if not mending:
+            return
+        under_way = await self._worked({key for key, _ in mending})
+        targets = [target_id(*records.split(key)) for key, _ in mending if not key.startswith("firmware ")]
+        hawkbit = await self._hawkbit(app.name, targets) if targets else _Hawkbit()
+        for key, row in mending:
+            again = None
+            problem = self._parts.known.problems.get(key, "")
+            if not key.startswith("firmware "):
+                name = records.split(key)[1]
+                view = await self._records.device(app.name, name)
+                again = await self._compare(app, view, target_id(app.name, name), hawkbit) if view else None
+            if key in under_way:
+                row.result = UNDER_WAY
+            elif again is not None or problem:
+                row.result = f"{STILL}: {problem or (again.finding if again is not None else '')}"
+            else:
+                row.result = MENDED
+
+    async def _worked(self, keys: set[str]) -> set[str]:
+        """Wait until the worker has done these, as long as it makes progress; return what is left."""
+        worker = self._parts.worker
+        left, since_s = keys, trio.current_time()
+        with trio.move_on_after(MOST_S):
+            while left and trio.current_time() - since_s < STILL_S:
+                soon_s = self._store.now() + SOON_S
+                now = worker.work.due(keys, soon_s)
+                now |= {key for key in keys if worker.firmware_work.due([key.removeprefix("firmware ")], soon_s)}
+                if len(now) < len(left):
+                    since_s = trio.current_time()
+                left = now
+                await trio.sleep(0.05)
+        return left
+
+    async def _hawkbit(self, app: str, only: Collection[str] = ()) -> _Hawkbit:
+        try:
+            return await self._read(app, only)
+        except* StoreError as group:
+            # One sentence for the user, out of as many as there were requests under way.
+            raise _first(group) from None
 
     async def _views(self, app: str) -> AsyncIterator[DeviceView]:
         after = ""
@@ -95,20 +161,22 @@ class Reconciler:
                 yield view
             after = found[-1].device.name
 
-    async def _read(self, app: str) -> _Hawkbit:
+    async def _read(self, app: str, only: Collection[str] = ()) -> _Hawkbit:
         client = self._parts.client
         out = _Hawkbit({}, {}, {})
         query = f"controllerId=={app}:*"
         async for rows in client.pages("reconcile", "/targets", Target, q=query, sort="id:ASC"):
-            out.status |= {row.controller_id: row.update_status for row in rows}
+            out.status |= {
+                row.controller_id: row.update_status for row in rows if not only or row.controller_id in only
+            }
         sets = await self._records.documents(records.SETS, prefix=f"{app}/", limit=1_000_000)
-        known = [(records.split(key)[1], msgspec.msgpack.decode(value, type=FirmwareSet)) for key, value in sets]
-        versions = {found.set_id: version for version, found in known if found.set_id}
+        known = [(key, records.decoded(records.SETS, key, value, FirmwareSet)) for key, value in sets]
+        versions = {found.set_id: records.split(key)[1] for key, found in known if found is not None and found.set_id}
 
         async def ask(target: str, what: str, place: dict[str, str]) -> None:
             async with limiter:
                 try:
-                    answer = await client.mgmt("reconcile", "GET", f"/targets/{target}/{what}")
+                    answer = await client.mgmt("reconcile", "GET", f"/targets/{target}/{what}", expect=(200, 204))
                 except Refused as refused:
                     if refused.status != 404:  # deleted while dfud was asking
                         raise
@@ -141,6 +209,8 @@ class Reconciler:
         def row(finding: str, action: str) -> Row:
             return Row(view.device.name, desired, assigned, shown, finding, action)
 
+        if link.foreign:
+            return row("of-another-dfud", f"none: {link.problem}")
         if link.problem:
             return row("refused", f"will try again: {link.problem}")
         if target not in hawkbit.status:
@@ -164,7 +234,8 @@ class Reconciler:
             return row("installed-differs", "will tell what runs")
         return None
 
-    async def _mend(self, app: App, view: DeviceView, target: str, row: Row) -> int:
+    async def _mend(self, app: App, view: DeviceView, target: str, row: Row) -> bool:
+        """Have the worker bring one device in line; return whether there is something that it can do."""
         key = records.device_key(app.name, view.device.name)
         link = await records.get(self._records, records.LINKS, key, Link) or Link()
         match row.finding:
@@ -176,7 +247,7 @@ class Reconciler:
                 known = await records.get(self._records, records.SETS, place, FirmwareSet)
                 if known is None or not known.set_id:
                     row.action = "none: hawkBit does not have what runs"
-                    return 0
+                    return False
                 path = f"/distributionsets/{known.set_id}/assignedTargets"
                 await self._parts.client.mgmt("reconcile", "POST", path, [{"id": target, "type": "forced"}])
                 link = msgspec.structs.replace(link, wish="", deployment="", installed="")
@@ -191,7 +262,7 @@ class Reconciler:
         finally:
             self._parts.devices.look.add(key)
             work.release({key: 0.0})
-        return 1
+        return True
 
 
 def _first(group: BaseExceptionGroup[StoreError]) -> StoreError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
 import msgspec
 
-from dfud.api import DeleteDocument, PutDocument, Store
+from dfud.api import DeleteDocument, PutDocument, Store, note
 
 LINKS = "hawkbit.link"  # app/device -> Link
 DIRTY = "hawkbit.dirty"  # app/device -> b"": hawkBit has yet to be told; app/ for a whole app
 DIRTY_FIRMWARE = "hawkbit.dirty-firmware"  # app/version -> b"": the same for a firmware
 SETS = "hawkbit.set"  # app/version -> FirmwareSet
+INSTANCE = "hawkbit.instance"  # "mark" -> the mark of this dfud, as text
 GONE = "hawkbit.gone"  # app/version -> b"": deleted; hawkBit keeps the name
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -32,10 +34,11 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
 
     wish: the version that both sides agreed on last; whoever differs from it has changed. mode: what a hawkBit action put
     beside the version ("", "download", "window", "confirm"). action: the one that is open; version, sha256: what it is about,
-    deployment: dfud's record of it, kind: "update" or "confirm", retried: hawkBit asks once more for what had failed.
+    deployment: dfud's record of it, kind: "update" or "confirm".
     sent, step, said_s, told_s: intermediate feedbacks, the last progress step, until when history was told, when.
-    installed: what hawkBit believes to run; attributes: digest of what was sent, and attributes_s when. problem: what
-    hawkBit refused, for people.
+    installed: what hawkBit believes to run; attributes: digest of what was sent, and attributes_s when. address: where the
+    device was when hawkBit was last told. owed: a deployment that dfud has made an assignment for, whose history belongs to
+    the action that comes of it. problem: what hawkBit refused, for people; foreign: the mark of the dfud that the target belongs to.
     """
 
     registered: bool = False
@@ -57,6 +60,10 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     attributes: str = ""
     attributes_s: float = 0.0
     problem: str = ""
+    address: str = ""
+    owed: str = ""
+    since_s: float = 0.0
+    foreign: str = ""
 
 
 def device_key(app: str, device: str) -> str:
@@ -76,9 +83,27 @@ def put(collection: str, key: str, value: msgspec.Struct) -> PutDocument:
     return PutDocument(collection, key, msgspec.msgpack.encode(value))
 
 
+def decoded(collection: str, key: str, value: bytes, kind: type[T]) -> T | None:
+    """Return a document as a value. One that cannot be read costs that one: it is as if it were not there, logged, counted."""
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        note("hawkbit.record", error, collection=collection, key=key)
+        return None
+
+
 async def get(store: Store, collection: str, key: str, kind: type[T]) -> T | None:
     found = await store.document(collection, key)
-    return None if found is None else msgspec.msgpack.decode(found, type=kind)
+    return None if found is None else decoded(collection, key, found, kind)
+
+
+async def every(store: Store, collection: str, prefix: str = "") -> AsyncIterator[tuple[str, bytes]]:
+    """Yield the documents of a collection by key."""
+    after = ""
+    while found := await store.documents(collection, prefix=prefix, after=after):
+        for pair in found:
+            yield pair
+        after = found[-1][0]
 
 
 async def forget(store: Store, collection: str, key: str) -> list[DeleteDocument]:

@@ -9,6 +9,7 @@ from quart import Response, g, request
 
 from dfud.api import NotFoundError, RefusedError, UserRoutes
 from dfud_hawkbit import feedback, records
+from dfud_hawkbit.http import Answering
 from dfud_hawkbit.names import target_id
 from dfud_hawkbit.reconcile import Reconciler, plain
 from dfud_hawkbit.records import Link
@@ -30,13 +31,16 @@ class HawkbitRoutes(UserRoutes):
         async def hawkbit_status() -> Response:
             if not g.user.may("reader", None):
                 return _forbidden("reader")
-            worker = store.parts.worker
+            worker, answering = store.parts.worker, store.parts.client.answering
             return _json(
                 {
                     "url": store.config.url,
-                    "away": worker.health.problem,
+                    "away": worker.health.problem or silence(answering),
+                    "answered": feedback.at(answering.answered_s) if answering.answered_s else "",
+                    "unansweredSince": feedback.at(answering.since_s) if answering.silent_s() else "",
+                    "owner": store.parts.owner.mark,
                     "waiting": {"devices": len(worker.work), "firmware": len(worker.firmware_work)},
-                    "problems": dict(sorted(worker.problems.items())[:100]),
+                    "problems": dict(sorted(store.parts.known.problems.items())[:100]),
                     "requests": dict(sorted(store.parts.client.requests.items())),
                     "failures": dict(sorted(store.parts.client.failures.items())),
                 }
@@ -49,6 +53,12 @@ class HawkbitRoutes(UserRoutes):
             if not g.user.may(role, name):
                 return _forbidden(role)
             return _json(plain(await Reconciler(store).run(name, dry_run=dry_run)))
+
+        @app.post(f"{BASE}/apps/<name>/take-over")  # type: ignore[untyped-decorator]  # as above
+        async def hawkbit_take_over(name: str) -> Response:
+            if not g.user.may("admin", name):
+                return _forbidden("admin")
+            return _json({"app": name, "targets": await take_over(store, name)})
 
         @app.post(f"{BASE}/apps/<name>/confirm/<path:device>")  # type: ignore[untyped-decorator]  # as above
         async def hawkbit_confirm(name: str, device: str) -> Response:
@@ -65,6 +75,26 @@ class HawkbitRoutes(UserRoutes):
             await store.parts.client.feedback(target_id(name, device), "confirmationBase", link.action, told)
             store.parts.feed.look(key)
             return _json({"device": device, "version": link.version, "confirmation": word})
+
+
+def silence(answering: Answering) -> str:
+    """Say that hawkBit takes requests and does not answer them, or nothing."""
+    silent_s = answering.silent_s()
+    return f"has not answered for {silent_s:.0f} s, since {feedback.at(answering.since_s)}" if silent_s else ""
+
+
+async def take_over(store: HawkbitStore, app: str) -> list[str]:
+    """Make those targets of an app this dfud's that were another's; return them."""
+    taken = []
+    async for key, value in records.every(store.inner, records.LINKS, f"{app}/"):
+        link = records.decoded(records.LINKS, key, value, Link)
+        if link is not None and link.foreign:
+            target = target_id(*records.split(key))
+            await store.parts.owner.take(app, target)
+            store.parts.known.recheck.add(key)
+            store.parts.feed.look(key)
+            taken.append(target)
+    return taken
 
 
 def _forbidden(role: str) -> Response:

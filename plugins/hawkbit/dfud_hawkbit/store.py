@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dfud.api import (
     DeleteDevice,
     DeleteFirmware,
     Deployment,
+    DeviceAddress,
     DeviceView,
     Firmware,
     HistoryEntry,
@@ -35,16 +37,21 @@ from dfud.api import (
     Selector,
     Store,
     StoreError,
+    forever,
 )
 from dfud_hawkbit import feedback, records
-from dfud_hawkbit.batch import Worker
+from dfud_hawkbit.bulk import Bulk
 from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.desire import attributes_of, digest_of, wish_of
 from dfud_hawkbit.feed import Feed
 from dfud_hawkbit.firmware import FirmwareSync
+from dfud_hawkbit.known import Known
+from dfud_hawkbit.owner import Ownership
 from dfud_hawkbit.records import Link
 from dfud_hawkbit.sync import DeviceSync
+from dfud_hawkbit.worker import Worker
+from dfud_hawkbit.writeback import WriteBack
 
 EVERYTHING = Selector()
 
@@ -53,11 +60,17 @@ class Parts:
     """What talks to hawkBit, once the records are known."""
 
     def __init__(self, store: Store, config: HawkbitConfig, now: Callable[[], float]) -> None:
-        self.client = Client(config, *config.secrets())
+        look: set[str] = set()
+        self.known = Known()
+        self.client = Client(config, *config.secrets(), now)
+        self.owner = Ownership(store, self.client)
         self.firmware = FirmwareSync(store, self.client, config)
-        self.devices = DeviceSync(store, self.client, self.firmware, config, now)
-        self.worker = Worker(store, self.client, self.firmware, self.devices, config, now)
-        self.feed = Feed(self.client, self.worker, self.devices, config, now)
+        self.write_back = WriteBack(store, self.client, self.owner, config, now, look)
+        self.devices = DeviceSync(store, self.client, self.firmware, self.write_back, self.known, config, now, look)
+        self.bulk = Bulk(self.client, self.firmware, self.devices, self.write_back, self.owner, self.known, now)
+        self.worker = Worker(store, self.client, self.firmware, self.devices, self.bulk, self.known, config, now)
+        self.feed = Feed(self.client, self.worker, self.devices, self.owner, self.known, config, now)
+        self.write_back.others = self.feed.others
 
 
 class HawkbitStore(Store):
@@ -69,7 +82,7 @@ class HawkbitStore(Store):
     def __init__(self, config: HawkbitConfig, now: Callable[[], float] = time.time) -> None:
         self.config = config
         self.records = config.records
-        self._now = now
+        self.now = self._now = now
         self._records: Store | None = None
         self._parts: Parts | None = None
         self._connected = trio.Event()
@@ -114,7 +127,9 @@ class HawkbitStore(Store):
                 await nursery.start(keep)
                 async with parts.client.open(), trio.open_nursery() as working:
                     parts.devices.bus = bus
+                    await parts.owner.load()
                     await parts.worker.load()
+                    bus.subscribe(DeviceAddress, parts.known.heard)
                     working.start_soon(parts.worker.run)
                     working.start_soon(self._follow, bus)
                     task_status.started()
@@ -124,10 +139,11 @@ class HawkbitStore(Store):
 
     async def _follow(self, bus: Bus) -> None:
         await self._connected.wait()
+        feed = self.parts.feed
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.parts.feed.run)
-            nursery.start_soon(self.parts.feed.windows)
-            nursery.start_soon(self.parts.feed.seen, bus)
+            nursery.start_soon(forever, "hawkbit.feed", feed.run)
+            nursery.start_soon(forever, "hawkbit.windows", feed.windows)
+            nursery.start_soon(forever, "hawkbit.seen", partial(feed.seen, bus))
 
     def counters(self) -> Mapping[str, float]:
         parts = self.parts
@@ -139,8 +155,15 @@ class HawkbitStore(Store):
         }
         found["dfud_hawkbit_waiting"] = float(len(parts.worker.work) + len(parts.worker.firmware_work))
         found["dfud_hawkbit_away"] = float(bool(parts.worker.health.problem))
+        found["dfud_hawkbit_unanswered_seconds"] = parts.client.answering.silent_s()
         found["dfud_hawkbit_downloads_total"] = float(parts.firmware.downloads)
         return found | dict(self.inner.counters())
+
+    def problem(self) -> str:
+        return self.inner.problem()
+
+    async def check(self) -> None:
+        await self.inner.check()
 
     # Writing
 
@@ -149,7 +172,10 @@ class HawkbitStore(Store):
         devices: dict[str, float] = {}
         firmwares: dict[str, float] = {}
         for change in changes:
-            await self._consequences(change, extra, devices, firmwares)
+            try:
+                await self._consequences(change, extra, devices, firmwares)
+            except (ValueError, OverflowError, RecursionError) as error:  # what no store could take
+                raise StoreError(f"this cannot be stored: {error!r}") from error
         extra += [PutDocument(records.DIRTY, key, b"") for key in devices]
         extra += [PutDocument(records.DIRTY_FIRMWARE, key, b"") for key in firmwares]
         if not extra:
@@ -219,7 +245,7 @@ class HawkbitStore(Store):
             return
         link = await records.get(self.inner, records.LINKS, key, Link)
         news = view.actual is None or (view.actual.sha256, view.actual.trial) != (actual.sha256, actual.trial)
-        said = digest_of(attributes_of(DeviceView(view.device, actual)))
+        said = digest_of(attributes_of(DeviceView(view.device, actual), self.parts.owner.mark))
         if news or link is None:
             devices[key] = self._now()
         elif said != link.attributes:
@@ -227,9 +253,6 @@ class HawkbitStore(Store):
 
     async def new_blob(self) -> BlobWriter:
         return await self.inner.new_blob()
-
-    async def delete_blob(self, sha256: str) -> None:
-        await self.inner.delete_blob(sha256)
 
     # Reading: the records answer, whether hawkBit is there or not.
 

@@ -57,6 +57,10 @@ class Work:
             self._due.pop(key, None)
             self._generation.pop(key, None)
 
+    def due(self, keys: Iterable[str], at_s: float) -> set[str]:
+        """Return which of the keys are to be worked on at `at_s` or before, or are held."""
+        return {key for key in keys if self._held[key] or self._due.get(key, math.inf) <= at_s}
+
     def later(self, key: str, at_s: float) -> None:
         """Put the key off, whatever it was due at."""
         if key in self._due:

@@ -26,12 +26,25 @@ class HttpConfig(msgspec.Struct, frozen=True):
         str, Meta(description="PEM file of CAs whose client certificates are looked at; the app's anchors decide")
     ] = ""
     client_required: Annotated[bool, Meta(description="refuse connections without a client certificate")] = False
-    connections: Annotated[int, Meta(description="connections in total", ge=1, le=1_000_000)] = 20_000
+    connections: Annotated[
+        int, Meta(description="connections in total, with those whose TLS handshake is not done", ge=1, le=1_000_000)
+    ] = 20_000
     connections_per_address: Annotated[int, Meta(description="connections from one address", ge=1, le=1_000_000)] = (
         10_000
     )
     header_max: Annotated[int, Meta(description="request line and headers", ge=512, le=1 << 20, extra=BYTES)] = 8192
     body_max: Annotated[int, Meta(description="body of a request", ge=4096, le=1 << 26, extra=BYTES)] = 65536
+    headers: Annotated[int, Meta(description="header lines in a request", ge=8, le=10_000)] = 100
+    body_pieces: Annotated[int, Meta(description="chunks that a chunked body may come in", ge=1, le=1_000_000)] = 1024
+    held_max: Annotated[
+        int,
+        Meta(
+            description="requests that are on their way or wait for their turn, all connections together, beyond 8 KB each",
+            ge=1 << 20,
+            le=1 << 40,
+            extra=BYTES,
+        ),
+    ] = 1 << 26
     request_s: Annotated[
         float, Meta(description="time a peer has to send a whole request", ge=0.05, le=3600, extra=S)
     ] = 30.0
@@ -39,5 +52,9 @@ class HttpConfig(msgspec.Struct, frozen=True):
         float, Meta(description="time a connection may be silent between requests", ge=0.05, le=86400, extra=S)
     ] = 400.0
     send_s: Annotated[float, Meta(description="time a peer has to take an answer", ge=0.05, le=3600, extra=S)] = 60.0
-    handshake_s: Annotated[float, Meta(description="time for a TLS handshake", ge=0.05, le=600, extra=S)] = 10.0
+    handshake_s: Annotated[
+        float, Meta(description="time for a TLS handshake, from its turn on", ge=0.05, le=600, extra=S)
+    ] = 10.0
+    handshakes: Annotated[int, Meta(description="TLS handshakes at a time; others wait", ge=1, le=10_000)] = 64
+    handshakes_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=10_000)] = 32
     pipelined: Annotated[int, Meta(description="requests a peer may send ahead of their answers", ge=1, le=1000)] = 16

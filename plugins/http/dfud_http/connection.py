@@ -7,12 +7,15 @@ import math
 
 import trio
 
-from dfud.api import Chunks, Code, Credentials, Endpoint, Reply, Request, Waiting
+from dfud.api import Chunks, Code, Credentials, Endpoint, Reply, Request, Waiting, contained
 from dfud_http.answer import CONTINUE, encode_chunks, encode_plain, encode_reply, etag
+from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
 from dfud_http.parse import HttpRequest, RequestReader, split_target_untrusted
 
 RECEIVE_BYTES = 16384
+FAILED = "the request failed; the log of dfud says why"
+NO_ROOM = "too many large requests at a time"
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
@@ -20,11 +23,13 @@ class Connection:
     """Owns the stream's traffic, not its closing."""
 
     __slots__ = (
+        "_budget",
         "_certificate",
         "_config",
         "_draining",
         "_encrypted",
         "_endpoint",
+        "_held",
         "_peer",
         "_reader",
         "_scope",
@@ -33,7 +38,15 @@ class Connection:
     )
 
     def __init__(
-        self, stream: Stream, peer: str, endpoint: Endpoint, config: HttpConfig, *, certificate: bytes, encrypted: bool
+        self,
+        stream: Stream,
+        peer: str,
+        endpoint: Endpoint,
+        config: HttpConfig,
+        budget: Budget,
+        *,
+        certificate: bytes,
+        encrypted: bool,
     ) -> None:
         self._stream = stream
         self._peer = peer
@@ -41,7 +54,9 @@ class Connection:
         self._config = config
         self._certificate = certificate
         self._encrypted = encrypted
-        self._reader = RequestReader(config.header_max, config.body_max)
+        self._budget = budget
+        self._held = 0
+        self._reader = RequestReader(config)
         self._scope = trio.CancelScope()
         self._draining = False
         self.busy = False
@@ -73,6 +88,20 @@ class Connection:
                     await self._stream.send_all(late)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
+        finally:
+            self._budget.change(self._held, 0)
+
+    def _feed(self, data: bytes) -> bool:
+        """Take what the peer sent; return whether there is room for it."""
+        self._reader.feed(data)
+        return self._account()
+
+    def _account(self) -> bool:
+        held = self._reader.held
+        if not self._budget.change(self._held, held):
+            return False
+        self._held = held
+        return True
 
     async def _serve_one(self) -> bytes | None:
         """Take and answer one request; return None to go on, what is still to be sent before closing, or b""."""
@@ -81,12 +110,17 @@ class Connection:
             end = await self._read_request()
             if end is not None:
                 return end
-        request = reader.requests.popleft()
+        request = reader.take()
         self.busy = True
         keep_alive = request.keep_alive and not self._draining
         self._scope.deadline = math.inf
-        answer = await self._answer(request, keep_alive)
+        answer: bytes | Waiting = b""
+        with contained("http.request", peer=self._peer) as guard:
+            answer = await self._answer(request, keep_alive)
+        if guard.error is not None:
+            answer = encode_plain(500, FAILED, keep_alive=keep_alive)
         del request
+        self._account()
         if isinstance(answer, Waiting):
             reply = await self._wait(answer)
             if reply is None:
@@ -108,7 +142,8 @@ class Connection:
             data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
                 return b""
-            reader.feed(bytes(data))
+            if not self._feed(bytes(data)):
+                return encode_plain(503, NO_ROOM, headers=b"retry-after: 10\r\n")
             if reader.requests:
                 break
             if not started:

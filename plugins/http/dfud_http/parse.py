@@ -12,6 +12,9 @@ from urllib.parse import parse_qs, unquote
 import httptools
 import msgspec
 
+from dfud_http.budget import HEADER_COST_BYTES, REQUEST_COST_BYTES
+from dfud_http.config import HttpConfig
+
 TARGET_MAX_BYTES = 2048
 
 
@@ -28,30 +31,44 @@ class HttpRequest(msgspec.Struct):
     headers: dict[bytes, bytes]
     body: bytes
     keep_alive: bool
+    cost: int = 0
 
 
 class RequestReader:
-    """Feed it what the peer sends; take whole requests from `requests`."""
+    """Feed it what the peer sends; take whole requests from `requests` with `take()`.
+
+    held: what the whole and the unfinished requests cost in bytes, whatever they were made of.
+    """
 
     __slots__ = (
+        "_ahead",
         "_body",
         "_body_max",
+        "_cost",
         "_done",
         "_header_max",
         "_header_size",
         "_headers",
+        "_headers_max",
+        "_lines",
         "_parser",
-        "_size",
+        "_pieces",
+        "_pieces_max",
         "_target",
         "expects_continue",
         "fault",
+        "held",
         "mid_request",
         "requests",
     )
 
-    def __init__(self, header_max: int, body_max: int) -> None:
-        self._header_max = header_max
-        self._body_max = body_max
+    def __init__(self, config: HttpConfig) -> None:
+        self._header_max = config.header_max
+        self._headers_max = config.headers
+        self._body_max = config.body_max
+        self._pieces_max = config.body_pieces
+        self._ahead = config.pipelined
+        self.held = 0
         self._parser = httptools.HttpRequestParser(self)
         self.requests: deque[HttpRequest] = deque()
         self.fault: Fault | None = None
@@ -62,8 +79,11 @@ class RequestReader:
     def _reset(self) -> None:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._size = 0
+        # One buffer, not a list: a body may come in pieces of one byte, each of which would be an object.
+        self._body = bytearray()
+        self._pieces = 0
+        self._lines = 0
+        self._cost = 0
         self._header_size = 0
         self._done = False
 
@@ -74,13 +94,23 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.requests.pop()
+            self.held -= self.requests.pop().cost
             self.fault = Fault(400, "upgrades are not supported")
         except httptools.HttpParserError:
             self.fault = self.fault or Fault(400, "not HTTP/1.1")
         if before and self.mid_request and not self._done:
             # The parser tells of a header when it is whole; one that never ends is bounded here.
             self._count(len(data))
+
+    def take(self) -> HttpRequest:
+        """Return the oldest whole request, which is then no longer held."""
+        request = self.requests.popleft()
+        self.held -= request.cost
+        return request
+
+    def _hold(self, size: int) -> None:
+        self._cost += size
+        self.held += size
 
     def _count(self, size: int) -> None:
         self._header_size += size
@@ -92,17 +122,26 @@ class RequestReader:
     def on_message_begin(self) -> None:
         self._reset()
         self.mid_request = True
+        if len(self.requests) >= self._ahead:
+            self.fault = self.fault or Fault(429, f"more than {self._ahead} requests ahead of their answers")
+        self._stop()
+        self._hold(REQUEST_COST_BYTES)
 
     def on_url(self, url: bytes) -> None:
         self._target += url
         self._count(len(url))
+        self._hold(len(url))
         if len(self._target) > TARGET_MAX_BYTES:
             self.fault = self.fault or Fault(414, "the target is too long")
         self._stop()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
+        self._lines += 1
+        if self._lines > self._headers_max:
+            self.fault = self.fault or Fault(431, f"more than {self._headers_max} headers")
         self._stop()
+        self._hold(len(name) + len(value) + HEADER_COST_BYTES)
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -116,23 +155,29 @@ class RequestReader:
             self.expects_continue = True
 
     def on_body(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size > self._body_max:
+        if len(self._body) + len(data) > self._body_max:
             self.fault = Fault(413, f"the body is longer than {self._body_max} bytes")
             self._stop()
-        self._body.append(data)
+        self._body += data
+        self._hold(len(data))
+
+    def on_chunk_header(self) -> None:
+        self._pieces += 1
+        if self._pieces > self._pieces_max:
+            self.fault = Fault(413, f"the body comes in more than {self._pieces_max} chunks")
+            self._stop()
 
     def on_message_complete(self) -> None:
         self.mid_request = False
         self.expects_continue = False
-        body = self._body
         self.requests.append(
             HttpRequest(
-                self._parser.get_method(),
-                self._target,
-                self._headers,
-                body[0] if len(body) == 1 else b"".join(body),
-                self._parser.should_keep_alive(),
+                method=self._parser.get_method(),
+                target=self._target,
+                headers=self._headers,
+                body=bytes(self._body),
+                keep_alive=self._parser.should_keep_alive(),
+                cost=self._cost,
             )
         )
         # A request that is parked for minutes should not be held here, too.

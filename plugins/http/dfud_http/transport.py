@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import re
 import socket
 import ssl
@@ -12,8 +11,9 @@ from collections import Counter
 
 import trio
 
-from dfud.api import ConfigError, Endpoint, Transport
+from dfud.api import ConfigError, Endpoint, Transport, Turns, contained, is_loopback, limited, note, server_context
 from dfud_http.answer import encode_plain
+from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
 from dfud_http.connection import Connection, Stream
 from dfud_http.parse import RequestReader
@@ -33,12 +33,15 @@ class HttpTransport(Transport):
     def __init__(self, config: HttpConfig) -> None:
         self._config = config
         self._tls = self._load_tls()
-        if self._tls is None and not config.allow_plain and not _loopback(config.host):
+        if self._tls is None and not config.allow_plain and not is_loopback(config.host):
             raise ConfigError(
                 f"[transport.http] host {config.host} is not loopback and there is no certificate: "
                 "expected certificate and key, or allow_plain = true"
             )
         self._connections: set[Connection] = set()
+        self._open = 0  # connections, from accepting to closing
+        self._budget = Budget(config.held_max)
+        self._handshakes = Turns(config.handshakes, config.handshakes_per_address)
         self._addresses: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
         self._gone = trio.Event()
@@ -49,17 +52,9 @@ class HttpTransport(Transport):
             if c.client_ca or c.client_required or c.redirect_port:
                 raise ConfigError("[transport.http] client_ca, client_required and redirect_port need a certificate")
             return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-        try:
-            context.load_cert_chain(c.certificate, c.key or None)
-            if c.client_ca:
-                context.load_verify_locations(c.client_ca)
-                context.verify_mode = ssl.CERT_REQUIRED if c.client_required else ssl.CERT_OPTIONAL
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"[transport.http] certificate {c.certificate}: {error}") from error
-        return context
+        return server_context(
+            "transport.http", c.certificate, c.key, client_ca=c.client_ca, client_required=c.client_required
+        )
 
     def reload(self) -> None:
         if self._tls is not None:
@@ -68,35 +63,38 @@ class HttpTransport(Transport):
     async def run(
         self, endpoint: Endpoint, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        listeners = await self._open(self._config.port)
-        port = listeners[0].socket.getsockname()[1]
-        scheme = "https" if self._tls else "http"
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        urls = [f"{scheme}://{host}:{port}"]
-        # The connections live in the outer nursery: draining ends the accepting only.
-        async with trio.open_nursery() as nursery:
+        with contextlib.ExitStack() as sockets:
+            listeners = await self._listen(self._config.port, sockets)
+            port = listeners[0].socket.getsockname()[1]
+            scheme = "https" if self._tls else "http"
+            host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+            urls = [f"{scheme}://{host}:{port}"]
             redirects: list[trio.SocketListener] = []
             if self._config.redirect_port:
-                redirects = await self._open(self._config.redirect_port)
+                redirects = await self._listen(self._config.redirect_port, sockets)
                 urls.append(f"http://{host}:{self._config.redirect_port}")
-            task_status.started(urls)
-            with self._accepting:
-                async with trio.open_nursery() as accepting:
-                    for listener in listeners:
-                        accepting.start_soon(self._accept, listener, nursery, endpoint, None)
-                    for listener in redirects:
-                        accepting.start_soon(self._accept, listener, nursery, endpoint, port)
-            for listener in (*listeners, *redirects):
-                await listener.aclose()
-            await trio.sleep_forever()
+            # The connections live in the outer nursery: draining ends the accepting only.
+            async with trio.open_nursery() as nursery:
+                task_status.started(urls)
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(self._accept, listener, nursery, endpoint, None)
+                        for listener in redirects:
+                            accepting.start_soon(self._accept, listener, nursery, endpoint, port)
+                sockets.close()
+                await trio.sleep_forever()
 
-    async def _open(self, port: int) -> list[trio.SocketListener]:
+    async def _listen(self, port: int, sockets: contextlib.ExitStack) -> list[trio.SocketListener]:
         try:
-            return await trio.open_tcp_listeners(port, host=self._config.host, backlog=BACKLOG)
+            listeners = await trio.open_tcp_listeners(port, host=self._config.host, backlog=BACKLOG)
         except OSError as error:
             raise ConfigError(
                 f"[transport.http] cannot listen on {self._config.host}:{port}: {error.strerror}"
             ) from error
+        for listener in listeners:
+            sockets.callback(listener.socket.close)
+        return listeners
 
     async def _accept(
         self, listener: trio.SocketListener, nursery: trio.Nursery, endpoint: Endpoint, redirect: int | None
@@ -104,57 +102,83 @@ class HttpTransport(Transport):
         while True:
             try:
                 stream = await listener.accept()
+            except trio.ClosedResourceError:
+                return
             except OSError as error:
+                # Out of something, or what befell a connection before it was accepted: neither ends the listener.
                 if error.errno not in OUT_OF:
-                    raise
+                    note("http.accept", error)
                 await trio.sleep(OUT_OF_PAUSE_S)
                 continue
             nursery.start_soon(self._serve, stream, endpoint, redirect)
 
     async def _serve(self, stream: trio.SocketStream, endpoint: Endpoint, redirect: int | None) -> None:
+        """Serve one connection to its end, whatever comes; it counts from its first moment on, handshake and all."""
         try:
             peer = str(stream.socket.getpeername()[0])
         except OSError:
             await trio.aclose_forcefully(stream)
             return
-        full = len(self._connections) >= self._config.connections
-        if full or self._addresses[peer] >= self._config.connections_per_address:
-            await self._refuse(stream)
-            return
-        self._addresses[peer] += 1
-        connection: Connection | None = None
+        address = limited(peer)
+        self._open += 1
+        self._addresses[address] += 1
         try:
-            if redirect is not None:
-                await self._redirect(stream, redirect)
-                return
-            channel: Stream = stream
-            certificate = b""
-            if self._tls is not None:
-                secured = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
-                with trio.fail_after(self._config.handshake_s):
-                    await secured.do_handshake()
-                certificate = secured.getpeercert(True) or b""
-                channel = secured
-            with contextlib.suppress(OSError):
-                stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(
-                channel, peer, endpoint, self._config, certificate=certificate, encrypted=self._tls is not None
-            )
-            self._connections.add(connection)
+            with contained("http.connection", peer=peer):
+                try:
+                    full = self._open > self._config.connections
+                    if full or self._addresses[address] > self._config.connections_per_address:
+                        await self._refuse(stream)
+                    elif redirect is not None:
+                        await self._redirect(stream, redirect)
+                    else:
+                        await self._serve_one(stream, peer, endpoint)
+                except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
+                    pass  # the peer broke off, or never got as far as a handshake
+        finally:
+            self._open -= 1
+            self._addresses[address] -= 1
+            if not self._addresses[address]:
+                del self._addresses[address]
+            await trio.aclose_forcefully(stream)
+
+    async def _serve_one(self, stream: trio.SocketStream, peer: str, endpoint: Endpoint) -> None:
+        channel: Stream = stream
+        certificate = b""
+        if self._tls is not None:
+            channel = await self._secure(stream, self._tls, peer)
+            certificate = channel.getpeercert(True) or b""
+        with contextlib.suppress(OSError):
+            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(
+            channel,
+            peer,
+            endpoint,
+            self._config,
+            self._budget,
+            certificate=certificate,
+            encrypted=self._tls is not None,
+        )
+        self._connections.add(connection)
+        try:
             await connection.serve()
             if self._tls is not None:
                 with trio.move_on_after(1):
                     await channel.aclose()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
-            return  # the peer broke off, or never got as far as a handshake
         finally:
-            if connection is not None:
-                self._connections.discard(connection)
-                self._gone.set()
-            self._addresses[peer] -= 1
-            if not self._addresses[peer]:
-                del self._addresses[peer]
-            await trio.aclose_forcefully(stream)
+            self._connections.discard(connection)
+            self._gone.set()
+
+    async def _secure(
+        self, stream: trio.SocketStream, context: ssl.SSLContext, peer: str
+    ) -> trio.SSLStream[trio.SocketStream]:
+        """Shake hands, when it is this peer's turn. Whoever has said nothing yet gets none: silence costs no turn."""
+        with trio.fail_after(self._config.handshake_s):
+            await trio.lowlevel.wait_readable(stream.socket)
+        async with self._handshakes.turn(limited(peer)):
+            secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+            with trio.fail_after(self._config.handshake_s):
+                await secured.do_handshake()
+        return secured
 
     async def _refuse(self, stream: trio.SocketStream) -> None:
         with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError):
@@ -167,13 +191,13 @@ class HttpTransport(Transport):
 
         Its credentials have been shown in clear already, so nothing else is done with it.
         """
-        reader = RequestReader(self._config.header_max, self._config.body_max)
+        reader = RequestReader(self._config)
         with trio.fail_after(self._config.request_s):
             while not reader.requests and reader.fault is None:
                 data = await stream.receive_some(4096)
                 if not data:
                     return
-                reader.feed(data)
+                reader.feed(bytes(data))
             if reader.fault is not None:
                 await stream.send_all(encode_plain(reader.fault.status, reader.fault.message))
                 return
@@ -194,10 +218,3 @@ class HttpTransport(Transport):
         while self._connections:
             self._gone = trio.Event()
             await self._gone.wait()
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

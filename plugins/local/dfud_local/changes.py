@@ -6,8 +6,6 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from dfud.api import (
     Change,
     ConflictError,
@@ -15,6 +13,7 @@ from dfud.api import (
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
+    Deployment,
     NotFoundError,
     PutActual,
     PutApp,
@@ -22,90 +21,143 @@ from dfud.api import (
     PutDevice,
     PutDocument,
     PutFirmware,
+    TrimDocuments,
 )
+from dfud_local.limits import Limits
 
 Cursor = sqlite3.Connection
-encode = msgspec.msgpack.encode
 
 
-def apply(db: Cursor, change: Change, blob_exists: Callable[[str], bool]) -> None:
-    """Apply one change; raises ConflictError or NotFoundError, and sqlite3.Error."""
-    match change:
-        case PutApp(app, expect):
-            _check(expect, _version(db, "SELECT version FROM app WHERE name=?", app.name), f"app {app.name}")
-            db.execute(
-                "INSERT INTO app VALUES (?,?,?) ON CONFLICT DO UPDATE SET version=excluded.version, body=excluded.body",
-                (app.name, app.metadata.resource_version, encode(app)),
-            )
-            db.execute("DELETE FROM app_label WHERE app=?", (app.name,))
-            db.executemany(
-                "INSERT INTO app_label VALUES (?,?,?)", [(app.name, k, v) for k, v in app.metadata.labels.items()]
-            )
-        case DeleteApp(name, expect):
-            found = _version(db, "SELECT version FROM app WHERE name=?", name)
-            _exists(found, f"app {name}")
-            _check(expect, found, f"app {name}")
-            db.execute("DELETE FROM app WHERE name=?", (name,))
-            for table in _APP_TABLES:
-                db.execute(f"DELETE FROM {table} WHERE app=?", (name,))  # noqa: S608 - names from the tuple below
-        case PutDevice(device, expect):
-            _app(db, device.app)
-            _put_device(db, change)
-        case DeleteDevice(app, name, expect):
-            found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", app, name)
-            _exists(found, f"device {name}")
-            _check(expect, found, f"device {name}")
-            db.execute("DELETE FROM device WHERE app=? AND name=?", (app, name))
-            for table in _DEVICE_TABLES:
-                db.execute(f"DELETE FROM {table} WHERE app=? AND device=?", (app, name))  # noqa: S608 - as above
-        case PutFirmware(firmware, create):
-            _app(db, firmware.app)
-            if not blob_exists(firmware.sha256):
-                raise NotFoundError(f"no image {firmware.sha256} is stored")
-            verb = "INSERT" if create else "INSERT OR REPLACE"
-            try:
+class Changes:
+    """Applies changes to one database. `freed` takes the digests of the images that have lost a record."""
+
+    def __init__(self, db: Cursor, blob_exists: Callable[[str], bool], limits: Limits) -> None:
+        self._db = db
+        self._blob_exists = blob_exists
+        self._limits = limits
+        self.freed: set[str] = set()
+
+    def blob_needed(self, sha256: str) -> bool:
+        """Say whether a firmware record of any app names this image."""
+        return blob_needed(self._db, sha256)
+
+    def apply(self, change: Change, bodies: tuple[bytes, ...]) -> None:
+        """Apply one change, whose encoded bodies are given; raises ConflictError, NotFoundError, and sqlite3.Error."""
+        db = self._db
+        match change:
+            case PutApp(app, expect):
+                _check(expect, _version(db, "SELECT version FROM app WHERE name=?", app.name), f"app {app.name}")
                 db.execute(
-                    f"{verb} INTO firmware VALUES (?,?,?,?,?)",
-                    (firmware.app, firmware.version, firmware.sha256, firmware.sequence, encode(firmware)),
+                    "INSERT INTO app VALUES (?,?,?) ON CONFLICT DO UPDATE SET version=excluded.version, body=excluded.body",
+                    (app.name, app.metadata.resource_version, *bodies),
                 )
-            except sqlite3.IntegrityError:
-                raise ConflictError(f"firmware {firmware.version} of app {firmware.app} exists already") from None
-        case DeleteFirmware(app, version):
-            if not db.execute("DELETE FROM firmware WHERE app=? AND version=?", (app, version)).rowcount:
-                raise NotFoundError(f"no firmware {version} in app {app}")
-        case PutActual(actual):
-            _device(db, actual.app, actual.device)
-            db.execute(
-                "INSERT INTO actual VALUES (?,?,?) ON CONFLICT DO UPDATE SET body=excluded.body",
-                (actual.app, actual.device, encode(actual)),
-            )
-        case PutDeployment(d, entry):
-            _device(db, d.app, d.device)
-            db.execute(
-                "INSERT INTO deployment VALUES (?,?,?,?,?,?,?) "
-                "ON CONFLICT DO UPDATE SET open=excluded.open, body=excluded.body",
-                (d.id, d.app, d.device, d.version, d.created_s, not d.final, encode(d)),
-            )
-            if entry is not None:
+                db.execute("DELETE FROM app_label WHERE app=?", (app.name,))
+                db.executemany(
+                    "INSERT INTO app_label VALUES (?,?,?)", [(app.name, k, v) for k, v in app.metadata.labels.items()]
+                )
+            case DeleteApp(name, expect):
+                found = _version(db, "SELECT version FROM app WHERE name=?", name)
+                _exists(found, f"app {name}")
+                _check(expect, found, f"app {name}")
+                self.freed.update(row[0] for row in db.execute("SELECT sha256 FROM firmware WHERE app=?", (name,)))
+                db.execute("DELETE FROM app WHERE name=?", (name,))
+                for table in _APP_TABLES:
+                    db.execute(f"DELETE FROM {table} WHERE app=?", (name,))  # noqa: S608 - names from the tuple below
+            case PutDevice(device, expect):
+                _app(db, device.app)
+                _put_device(db, change, bodies[0])
+            case DeleteDevice(app, name, expect):
+                found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", app, name)
+                _exists(found, f"device {name}")
+                _check(expect, found, f"device {name}")
+                db.execute("DELETE FROM device WHERE app=? AND name=?", (app, name))
+                for table in _DEVICE_TABLES:
+                    db.execute(f"DELETE FROM {table} WHERE app=? AND device=?", (app, name))  # noqa: S608 - as above
+            case PutFirmware(firmware, create):
+                _app(db, firmware.app)
+                if not self._blob_exists(firmware.sha256):
+                    raise NotFoundError(f"no image {firmware.sha256} is stored")
+                if not create:
+                    self._free(firmware.app, firmware.version)
+                verb = "INSERT" if create else "INSERT OR REPLACE"
+                try:
+                    db.execute(
+                        f"{verb} INTO firmware VALUES (?,?,?,?,?)",
+                        (firmware.app, firmware.version, firmware.sha256, firmware.sequence, *bodies),
+                    )
+                except sqlite3.IntegrityError:
+                    raise ConflictError(f"firmware {firmware.version} of app {firmware.app} exists already") from None
+            case DeleteFirmware(app, version):
+                self._free(app, version)
+                if not db.execute("DELETE FROM firmware WHERE app=? AND version=?", (app, version)).rowcount:
+                    raise NotFoundError(f"no firmware {version} in app {app}")
+            case PutActual(actual):
+                _device(db, actual.app, actual.device)
                 db.execute(
-                    "INSERT INTO history (app, device, body) VALUES (?,?,?)", (entry.app, entry.device, encode(entry))
+                    "INSERT INTO actual VALUES (?,?,?) ON CONFLICT DO UPDATE SET body=excluded.body",
+                    (actual.app, actual.device, *bodies),
                 )
-        case PutDocument(collection, key, value, create):
-            verb = "INSERT" if create else "INSERT OR REPLACE"
-            try:
-                db.execute(f"{verb} INTO document VALUES (?,?,?)", (collection, key, value))
-            except sqlite3.IntegrityError:
-                raise ConflictError(f"{collection} {key} exists already") from None
-        case DeleteDocument(collection, key):
-            if not db.execute("DELETE FROM document WHERE collection=? AND key=?", (collection, key)).rowcount:
-                raise NotFoundError(f"no {collection} {key}")
+            case PutDeployment(deployment, entry):
+                self._put_deployment(deployment, bodies[0])
+                if entry is not None:
+                    self._append(entry.app, entry.device, bodies[1])
+            case PutDocument(collection, key, value, create):
+                verb = "INSERT" if create else "INSERT OR REPLACE"
+                try:
+                    db.execute(f"{verb} INTO document VALUES (?,?,?)", (collection, key, value))
+                except sqlite3.IntegrityError:
+                    raise ConflictError(f"{collection} {key} exists already") from None
+            case DeleteDocument(collection, key):
+                if not db.execute("DELETE FROM document WHERE collection=? AND key=?", (collection, key)).rowcount:
+                    raise NotFoundError(f"no {collection} {key}")
+            case TrimDocuments(collection, keep):
+                db.execute(
+                    "DELETE FROM document WHERE collection=?1 AND key<="
+                    "(SELECT key FROM document WHERE collection=?1 ORDER BY key DESC LIMIT 1 OFFSET ?2)",
+                    (collection, keep),
+                )
+
+    def _free(self, app: str, version: str) -> None:
+        row = self._db.execute("SELECT sha256 FROM firmware WHERE app=? AND version=?", (app, version)).fetchone()
+        if row is not None:
+            self.freed.add(row[0])
+
+    def _put_deployment(self, d: Deployment, body: bytes) -> None:
+        db = self._db
+        _device(db, d.app, d.device)
+        row = (not d.final, d.number, body, d.id)
+        if db.execute("UPDATE deployment SET open=?, number=?, body=? WHERE id=?", row).rowcount:
+            return
+        db.execute(
+            "INSERT INTO deployment (id, app, device, version, created, open, number, body) VALUES (?,?,?,?,?,?,?,?)",
+            (d.id, d.app, d.device, d.version, d.created_s, not d.final, d.number, body),
+        )
+        # A device begins an update far more seldom than it reports, so the walk over its index costs nothing that counts.
+        db.execute(
+            "DELETE FROM deployment WHERE NOT open AND id IN (SELECT id FROM deployment WHERE app=? AND device=? "
+            "ORDER BY number DESC, created DESC LIMIT -1 OFFSET ?)",
+            (d.app, d.device, self._limits.deployments_per_device),
+        )
+
+    def _append(self, app: str, device: str, body: bytes) -> None:
+        """Append to a device's history. Its entries are counted, so the one that has to go is found without a walk."""
+        query = "SELECT number FROM history WHERE app=? AND device=? ORDER BY number DESC LIMIT 1"
+        newest = self._db.execute(query, (app, device)).fetchone()
+        number = 1 if newest is None else newest[0] + 1
+        self._db.execute(
+            "INSERT INTO history (app, device, number, body) VALUES (?,?,?,?)", (app, device, number, body)
+        )
+        self._db.execute(
+            "DELETE FROM history WHERE app=? AND device=? AND number<=?",
+            (app, device, number - self._limits.history_per_device),
+        )
 
 
 _DEVICE_TABLES = ("device_label", "alias", "actual", "deployment", "history")
 _APP_TABLES = ("app_label", "device", "firmware", *_DEVICE_TABLES)
 
 
-def _put_device(db: Cursor, change: PutDevice) -> None:
+def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
     device = change.device
     key = (device.app, device.name)
     found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", *key)
@@ -115,7 +167,7 @@ def _put_device(db: Cursor, change: PutDevice) -> None:
     db.execute(
         "INSERT INTO device VALUES (?,?,?,?,?) "
         "ON CONFLICT DO UPDATE SET version=excluded.version, wants=excluded.wants, body=excluded.body",
-        (*key, device.metadata.resource_version, wants if isinstance(wants, str) else "", encode(device)),
+        (*key, device.metadata.resource_version, wants if isinstance(wants, str) else "", body),
     )
     if found is not None:
         db.execute("DELETE FROM device_label WHERE app=? AND device=?", key)
@@ -161,3 +213,7 @@ def _app(db: Cursor, app: str) -> None:
 
 def _device(db: Cursor, app: str, device: str) -> None:
     _exists(_version(db, "SELECT '' FROM device WHERE app=? AND name=?", app, device), f"device {device} in app {app}")
+
+
+def blob_needed(db: Cursor, sha256: str) -> bool:
+    return db.execute("SELECT 1 FROM firmware WHERE sha256=? LIMIT 1", (sha256,)).fetchone() is not None

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from dfud.api import Config, Section, Store, hookimpl
+from dfud_local.limits import Limits
 from dfud_local.store import LocalStore
 
 
@@ -25,6 +26,12 @@ class LocalConfig(
             description="the database refuses to grow beyond this; 0: no limit", ge=0, extra={"unit": "bytes"}
         ),
     ] = 0
+    history_per_device: Annotated[
+        int, msgspec.Meta(description="entries of a device's history that are kept", ge=1, le=1_000_000)
+    ] = 1000
+    deployments_per_device: Annotated[
+        int, msgspec.Meta(description="finished deployments of a device that are kept", ge=1, le=100_000)
+    ] = 100
 
 
 @hookimpl
@@ -35,4 +42,7 @@ def dfud_config_sections() -> Iterable[Section]:
 @hookimpl
 def dfud_stores(config: Config) -> Iterable[Store]:
     section = config.section("store.local", LocalConfig)
-    return [LocalStore(Path(section.path), database_max_bytes=section.database_max_bytes)]
+    limits = Limits(
+        history_per_device=section.history_per_device, deployments_per_device=section.deployments_per_device
+    )
+    return [LocalStore(Path(section.path), database_max_bytes=section.database_max_bytes, limits=limits)]

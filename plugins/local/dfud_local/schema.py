@@ -33,7 +33,27 @@ MIGRATIONS = (
     """
     CREATE TABLE document (collection TEXT, key TEXT, value BLOB NOT NULL, PRIMARY KEY (collection, key)) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE deployment ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX deployment_of;
+    CREATE INDEX deployment_of ON deployment (app, device, number, created);
+    ALTER TABLE history ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+    UPDATE history SET number = counted.number FROM
+        (SELECT id, row_number() OVER (PARTITION BY app, device ORDER BY id) AS number FROM history) AS counted
+        WHERE counted.id = history.id;
+    DROP INDEX history_of;
+    CREATE UNIQUE INDEX history_of ON history (app, device, number);
+    CREATE INDEX firmware_blob ON firmware (sha256);
+    """,
 )
+
+
+def version_of(database: sqlite3.Connection) -> int:
+    """Return the version of a database's schema. Raises StoreError if it is newer than this program."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StoreError(f"the database has schema version {version}, this dfud knows up to {len(MIGRATIONS)}")
+    return int(version)
 
 
 def migrate(database: sqlite3.Connection) -> int:
@@ -41,9 +61,7 @@ def migrate(database: sqlite3.Connection) -> int:
 
     Raises StoreError if it is newer than this program. On any error the database is as before.
     """
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
-        raise StoreError(f"the database has schema version {version}, this dfud knows up to {len(MIGRATIONS)}")
+    version = version_of(database)
     if version < len(MIGRATIONS):
         database.execute("BEGIN IMMEDIATE")
         try:
@@ -56,4 +74,4 @@ def migrate(database: sqlite3.Connection) -> int:
             database.execute("ROLLBACK")
             raise
         database.execute("COMMIT")
-    return int(version)
+    return version

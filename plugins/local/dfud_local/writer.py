@@ -1,29 +1,42 @@
 """The one writer of the database: a thread that commits what has gathered while it wrote the last batch.
 
-There is no timer: an idle store commits at once, a busy one shares one sync among everybody who waits.
+There is no timer: an idle store commits at once, a busy one shares one sync among everybody who waits. Whatever one job
+raises fails that job alone. If the thread ends all the same, every job that waits and every later one fails with StoreError.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import trio
 
-from dfud.api import Change, DfudError, StoreError
-from dfud_local.changes import apply
+from dfud.api import Change, DfudError, StoreError, contained, note
+from dfud_local.blobs import Blobs
+from dfud_local.changes import Changes, blob_needed
+from dfud_local.encoding import encode
+from dfud_local.limits import Limits
 
+log = logging.getLogger("dfud.store")
 BATCH_MAX = 1000  # transactions that share one sync
+STUCK_S = 30.0  # a batch takes milliseconds, a checkpoint on a slow disk a second
 
 
 class _Job:
-    __slots__ = ("changes", "done", "error")
+    """One commit; or, with `freed` and no changes, a look whether somebody still needs these images."""
 
-    def __init__(self, changes: Sequence[Change]) -> None:
+    __slots__ = ("changes", "done", "error", "freed")
+
+    def __init__(
+        self, changes: Sequence[tuple[Change, tuple[bytes, ...]]], freed: frozenset[str] = frozenset()
+    ) -> None:
         self.changes = changes
+        self.freed = freed
         self.done = trio.Event()
         self.error: DfudError | None = None
 
@@ -31,32 +44,67 @@ class _Job:
 class Writer:
     """Owns the writing connection; `commit()` from the trio thread, everything else in its own thread."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], blobs: Path) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], blobs: Blobs, limits: Limits) -> None:
         self._connect = connect
         self._blobs = blobs
+        self._limits = limits
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # nothing is put into the queue once it was emptied for ever
+        self._closed = ""
+        self._began_s = 0.0
+        self._ended = trio.Event()
+        self._death: BaseException | None = None
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._run, name="dfud-store", daemon=True)
-        self._closed = False
         self._thread.start()
 
     async def commit(self, changes: Sequence[Change]) -> None:
-        if self._closed:
-            raise StoreError("the store is closed")
-        job = _Job(changes)
-        self._queue.put(job)
+        await self._do(_Job([(change, encode(change)) for change in changes]))
+
+    async def release(self, sha256: str) -> None:
+        """Remove an image unless a record names it. A writer that has ended leaves that to the next start."""
+        with contextlib.suppress(StoreError):
+            await self._do(_Job((), frozenset({sha256})))
+
+    async def _do(self, job: _Job) -> None:
+        with self._lock:
+            if self._closed:
+                raise StoreError(self._closed)
+            self._queue.put(job)
         await job.done.wait()
         if job.error is not None:
             raise job.error
 
+    def problem(self) -> str:
+        """Return why nothing is written, or ""."""
+        if self._death is not None:
+            return self._closed
+        began_s = self._began_s
+        waited_s = time.monotonic() - began_s if began_s else 0.0
+        return f"the store has been writing for {waited_s:.0f} s" if waited_s > STUCK_S else ""
+
+    async def serve(self) -> None:
+        """Return when the thread has ended by itself; raises StoreError that says why."""
+        await self._ended.wait()
+        raise StoreError(self._closed) from self._death
+
     async def close(self) -> None:
-        """Write what was accepted, then end the thread."""
-        self._closed = True
-        self._queue.put(None)
+        """Write what was accepted, bring it all into the database file, then end the thread."""
+        with self._lock:
+            self._closed = self._closed or "the store is closed"
+            self._queue.put(None)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._thread.join)
 
+    # The thread
+
     def _run(self) -> None:
+        try:
+            self._write_all()
+        except BaseException as error:
+            self._die(error)
+
+    def _write_all(self) -> None:
         database = self._connect()
         try:
             while True:
@@ -71,44 +119,108 @@ class Writer:
                     except queue.Empty:
                         break
                 if batch:
-                    self._write(database, batch)
-                    self._token.run_sync_soon(_wake, batch)
+                    self._began_s = time.monotonic()
+                    try:
+                        self._write(database, batch)
+                    except BaseException as error:
+                        _fail(batch, StoreError(f"the writer of the database has ended: {error!r}"))
+                        raise
+                    finally:
+                        self._wake(batch)
+                    self._began_s = 0.0
                 if job is None:
+                    _checkpoint(database)
                     return
         finally:
             database.close()
 
     def _write(self, database: sqlite3.Connection, batch: list[_Job]) -> None:
         """Write the batch in one transaction; if the whole cannot be written, none of it is."""
+        changes = Changes(database, lambda sha256: self._blobs.find(sha256) is not None, self._limits)
         try:
-            database.execute("BEGIN IMMEDIATE")
-            for job in batch:
-                self._write_one(database, job)
-            database.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+            if any(job.changes for job in batch):
+                database.execute("BEGIN IMMEDIATE")
+                for job in batch:
+                    self._write_one(database, changes, job)
+                database.execute("COMMIT")
+        except Exception as error:
+            if not isinstance(error, (sqlite3.Error, OSError)):
+                note("store.commit", error)
             if database.in_transaction:
                 database.execute("ROLLBACK")
-            for job in batch:
-                job.error = job.error or _store_error(error)
+            _fail(batch, StoreError(f"the database could not be written: {error}", retryable=True))
+            return
+        with contained("store.images"):  # the records are stored; what is not removed now is left for the next start
+            freed = changes.freed.union(*(job.freed for job in batch))
+            # Nobody else writes records: what none names here, none will, unless its writer is still open.
+            self._blobs.remove([sha256 for sha256 in freed if not blob_needed(database, sha256)])
 
-    def _write_one(self, database: sqlite3.Connection, job: _Job) -> None:
+    def _write_one(self, database: sqlite3.Connection, changes: Changes, job: _Job) -> None:
+        """Write one job. Raises only if the whole batch is lost with it."""
         database.execute("SAVEPOINT job")
         try:
-            for change in job.changes:
-                apply(database, change, self._blob_exists)
-        except DfudError as error:
-            job.error = error
+            for change, bodies in job.changes:
+                changes.apply(change, bodies)
+        except Exception as error:
+            job.error = _of_one(error)
             database.execute("ROLLBACK TO job")
         database.execute("RELEASE job")
 
-    def _blob_exists(self, sha256: str) -> bool:
-        return (self._blobs / sha256[:2] / sha256).exists()
+    def _wake(self, batch: list[_Job]) -> None:
+        try:
+            self._token.run_sync_soon(_set, batch)
+        except trio.RunFinishedError:
+            return  # nobody is left who could wait
+
+    def _die(self, error: BaseException) -> None:
+        reason = f"the writer of the database has ended: {error!r}"
+        log.critical("the writer of the database has ended", exc_info=error)
+        rest: list[_Job] = []
+        with self._lock:
+            self._death = error
+            self._closed = reason
+            while True:
+                try:
+                    job = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if job is not None:
+                    rest.append(job)
+        _fail(rest, StoreError(reason))
+        self._wake(rest)
+        try:
+            self._token.run_sync_soon(self._ended.set)
+        except trio.RunFinishedError:
+            return
 
 
-def _wake(batch: list[_Job]) -> None:
+def _set(batch: list[_Job]) -> None:
     for job in batch:
         job.done.set()
 
 
-def _store_error(error: Exception) -> StoreError:
-    return StoreError(f"the database could not be written: {error}", retryable=True)
+def _fail(batch: list[_Job], error: StoreError) -> None:
+    for job in batch:
+        job.error = job.error or error
+
+
+def _of_one(error: Exception) -> DfudError:
+    """What the one job is told whose change raised."""
+    if isinstance(error, DfudError):
+        return error
+    if isinstance(error, (sqlite3.OperationalError, OSError)):
+        return StoreError(f"the database could not be written: {error}", retryable=True)
+    if not isinstance(error, (OverflowError, UnicodeError, sqlite3.Error)):
+        note("store.change", error)
+    return StoreError(f"this cannot be stored: {error}".encode("utf-8", "backslashreplace").decode())
+
+
+def _checkpoint(database: sqlite3.Connection) -> None:
+    """Bring everything into the database file, so that the file alone is a copy of what was stored."""
+    try:
+        busy, _, _ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        log.warning("the write-ahead log stays beside the database", extra={"error": str(error)})
+        return
+    if busy:
+        log.warning("the write-ahead log stays beside the database", extra={"error": "somebody still reads"})

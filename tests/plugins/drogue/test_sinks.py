@@ -36,6 +36,26 @@ def test_an_event_has_the_attributes_of_drogues() -> None:
     }  # fmt: skip
 
 
+DEEP = b"[" * 500 + b"]" * 500
+ODD = [b"1e999", b"-1e999", b'{"a":[1e400]}', b"NaN", DEEP, b"[" * 60_000, b"[" * 60_000 + b"]" * 60_000, b"\xff\xfe", b"9" * 5000]
+
+
+@pytest.mark.parametrize("body", ODD)
+def test_what_no_json_reader_takes_travels_as_bytes(body: bytes) -> None:
+    event = json.loads(cloud_event(telemetry(body), "here"))
+    assert "data" not in event and base64.b64decode(event["data_base64"]) == body
+
+
+@pytest.mark.parametrize("body", [b'"\\ud800"', b'{"\\udfff":1}'])
+def test_half_a_character_arrives_as_it_was_sent(body: bytes) -> None:
+    assert json.loads(cloud_event(telemetry(body), "here"))["data"] == json.loads(body)
+
+
+@given(st.text(max_size=30), st.binary(max_size=30))
+def test_no_header_makes_an_event_fail(content_type: str, body: bytes) -> None:
+    json.loads(cloud_event(telemetry(body, content_type), "here"))
+
+
 @given(st.binary(max_size=40), st.sampled_from(["", "application/json", "text/plain", "a/b+json; x=y"]))
 def test_no_body_is_lost_in_an_event(body: bytes, content_type: str) -> None:
     event = json.loads(cloud_event(telemetry(body, content_type), "here"))
@@ -95,6 +115,55 @@ async def test_what_the_disk_did_not_take_is_told_and_taken_out_again(
             await sink.take(telemetry(number=2))
     await sink.take(telemetry(number=3))
     assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == ["id-1", "id-3"]
+
+
+async def test_an_error_that_nobody_foresaw_costs_its_lines_and_not_the_sink(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e"
+    sink = LogSink(EventLogConfig(str(path)), "here")
+    await nursery.start(sink.run, Bus())
+
+    def fail(fd: int) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", fail)
+        with pytest.raises(StoreError, match="RuntimeError"):
+            await sink.take(telemetry(number=1))
+    await sink.take(telemetry(number=2))
+
+
+@pytest.mark.parametrize("headers", [b"transfer-encoding: chunked\r\n", b""])
+async def test_of_an_endless_answer_only_the_beginning_is_read(
+    nursery: trio.Nursery, tmp_path: Path, headers: bytes
+) -> None:
+    """The sink's client talks to a server that answers with as many bytes as anybody takes."""
+    sent = [0]
+    closed = trio.Event()
+    piece = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        try:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n")
+            while True:
+                await stream.send_all(piece)
+                sent[0] += len(piece)
+        except trio.BrokenResourceError:
+            closed.set()
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, serve, [listener])
+    (tmp_path / "secret").write_bytes(b"0123456789abcdef")
+    url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
+    sink = WebhookSink(WebhookConfig(url, str(tmp_path / "secret")), "here")
+    await nursery.start(sink.run, Bus())
+    with trio.fail_after(60):
+        await sink.take(telemetry())
+        await closed.wait()
+    assert sent[0] < 32 << 20, "what fits into the sockets' buffers, and no more"
+    nursery.cancel_scope.cancel()
 
 
 def webhook(tmp_path: Path, answers: list[int], **options: object) -> tuple[WebhookSink, list[httpx.Request]]:

@@ -42,15 +42,31 @@ class Server(Protocol):
     tenant: str
 
 
-async def until(what: str, ask: Callable[[], Awaitable[Any]], *, timeout_s: float = PATIENCE_S) -> Any:
-    """Wait until `ask()` gives something true, and return that."""
+async def until(
+    what: str,
+    ask: Callable[[], Awaitable[Any]],
+    *,
+    timeout_s: float = PATIENCE_S,
+    moving: Callable[[], Any] | None = None,
+) -> Any:
+    """Wait until `ask()` gives something true, and return that.
+
+    moving: what changes while things go on, such as a count of what is left: it may take any time as long as that moves, and
+    fails when it has not for `timeout_s`.
+    """
     found: Any = None
-    with trio.move_on_after(timeout_s):
+    before: Any = None
+    with trio.move_on_after(timeout_s) as scope:
         while True:
             found = await ask()
             if found:
                 return found
+            if moving is not None and (now := moving()) != before:
+                before = now
+                scope.deadline = trio.current_time() + timeout_s
             await trio.sleep(0.05)
+    if moving is not None:
+        raise AssertionError(f"{what}: nothing moved for {timeout_s} s at {before!r}; last: {found!r}")
     raise AssertionError(f"not after {timeout_s} s: {what}; last: {found!r}")
 
 
@@ -175,10 +191,12 @@ async def person_at(server: Server) -> AsyncIterator[Person]:
 class Harness:
     """One dfud with one app of its own. It may be stopped and started: what it knows is in its directory."""
 
-    def __init__(self, server: Server, directory: Path, nursery: trio.Nursery, **config: Any) -> None:
+    def __init__(
+        self, server: Server, directory: Path, nursery: trio.Nursery, *, app: str = "", **config: Any
+    ) -> None:
         self.server = server
         self.directory = directory
-        self.app = f"app-{uuid.uuid4().hex[:10]}"
+        self.app = app or f"app-{uuid.uuid4().hex[:10]}"
         self._outer = nursery
         self._config = config
         self._scope: trio.CancelScope | None = None
@@ -326,7 +344,11 @@ class Harness:
             worker = self.store.parts.worker
             return not worker.work and not worker.firmware_work and not self.store.parts.devices.look
 
-        await until("nothing waits for hawkBit", ask)
+        def left() -> tuple[int, int]:
+            worker = self.store.parts.worker
+            return len(worker.work) + len(worker.firmware_work), len(self.store.parts.devices.look)
+
+        await until("nothing waits for hawkBit", ask, moving=left)
 
     async def deployed(self, name: str, state: State) -> None:
         async def ask() -> bool:

@@ -24,7 +24,7 @@ import httpx
 from tests.plugins.hawkbit.model import HawkbitModel
 from tests.real_parts import require
 
-START_S = 240.0
+STILL_S = 120.0  # a start that logs nothing for so long has failed
 ANSWER_S = 60.0
 READS = 10  # requests a second that hawkBit takes from one client
 
@@ -198,20 +198,23 @@ class JarHawkbit(Hawkbit):
         self._wait()
 
     def _wait(self) -> None:
-        until = time.monotonic() + START_S
-        while time.monotonic() < until:
+        """Wait until it answers what every build answers: a login. It has as long as its log grows."""
+        log, size, moved_s = self._directory / "log", 0, time.monotonic()
+        while time.monotonic() < moved_s + STILL_S:
             assert self._process is not None
             if self._process.poll() is not None:
                 break
             try:
-                if httpx.get(f"{self.url}/actuator/health", timeout=5, trust_env=False).status_code == 200:
+                if self.mgmt("GET", "/targets?limit=1").status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
+            if (now := log.stat().st_size) != size:
+                size, moved_s = now, time.monotonic()
             time.sleep(0.2)
-        tail = (self._directory / "log").read_text(errors="replace")[-3000:]
+        tail = log.read_text(errors="replace")[-3000:]
         self.kill()
-        raise RuntimeError(f"hawkBit did not start from {self._jar.name} within {START_S:.0f} s:\n{tail}")
+        raise RuntimeError(f"hawkBit did not start from {self._jar.name}: ended, or silent for {STILL_S:.0f} s:\n{tail}")
 
     def kill(self) -> None:
         if self._process is not None:

@@ -245,7 +245,7 @@ async def test_a_full_hawkbit_is_named_and_tried_again_on_request(hawkbit: Hawkb
         await harness.device()
         await harness.publish("2.0", NEW)
         await harness.want("2.0")
-        problems = harness.store.parts.worker.problems
+        problems = harness.store.parts.known.problems
 
         async def named() -> bool:
             return "Storage quota exceeded" in problems.get(f"firmware {harness.app}/2.0", "")
@@ -357,7 +357,8 @@ async def test_ten_thousand_idle_devices_cost_what_the_guide_says(hawkbit: Hawkb
         for first in range(0, len(names), 500):
             puts = [PutDevice(Device(Metadata(name, harness.app))) for name in names[first : first + 500]]
             await harness.store.commit(puts)
-        await until("all are registered", lambda: registered(harness, len(names)), timeout_s=250)
+        known = harness.store.parts.known
+        await until("all are registered", lambda: registered(harness, len(names)), moving=lambda: len(known.targets))
         await harness.quiet()
         client = harness.store.parts.client
         before = client.requests.copy()
@@ -372,4 +373,4 @@ async def test_ten_thousand_idle_devices_cost_what_the_guide_says(hawkbit: Hawkb
 
 
 async def registered(harness: Harness, count: int) -> bool:
-    return len(harness.store.parts.worker.targets) >= count
+    return len(harness.store.parts.known.targets) >= count

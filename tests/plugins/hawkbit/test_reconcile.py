@@ -11,6 +11,8 @@ from dfud_hawkbit.reconcile import Reconciler, Report
 from dfud.api import NotFoundError, PutDocument, State
 from dfud.wire.messages import Type
 from tests.plugins.hawkbit.harness import Harness, Person, Server, harness_at, person_at, until, whole_way
+from tests.plugins.hawkbit.model.routes import Response
+from tests.plugins.hawkbit.server import Hawkbit
 
 NEW = b"new image " * 3000
 
@@ -159,3 +161,59 @@ async def test_a_target_without_a_device_is_only_told(hawkbit: Server, tmp_path:
         report = await drift(harness, dry_run=False)
         assert findings(report) == {stray: "target-without-device"}
         assert (await person.ddi("GET", stray)).status_code == 200
+
+
+async def test_what_hawkbit_goes_on_refusing_is_not_called_mended(hawkbit: Hawkbit, tmp_path: Path) -> None:
+    model = hawkbit.model
+    if model is None:
+        pytest.skip("a real hawkBit does not refuse on request")
+    no = b'{"errorCode": "hawkbit.server.error.repo.constraintViolation", "message": "not this one"}'
+    refusal = Response(400, no, {"content-type": "application/json"})
+    async with harness_at(hawkbit, tmp_path) as harness:
+        await harness.device()
+        await harness.publish("2.0", NEW)
+        await harness.quiet()
+        model.fail_next("POST", "/assignedTargets", refusal, times=100_000)
+        try:
+            await harness.want("2.0")
+
+            async def refused() -> bool:
+                link = await harness.link()
+                return link is not None and "not this one" in link.problem
+
+            await until("it is refused", refused)
+            report = await drift(harness, dry_run=False)
+            assert (report.mended, report.failed, findings(report)) == (0, 1, {"d1": "refused"})
+            assert report.rows[0].result.startswith("still differs: ") and "not this one" in report.rows[0].result
+        finally:
+            model.fail_next_clear()
+        report = await drift(harness, dry_run=False)
+        assert (report.mended, report.failed, report.rows[0].result) == (1, 0, "mended")
+        assert await in_sync(harness)
+
+
+async def test_what_is_still_under_way_is_not_called_mended(hawkbit: Hawkbit, tmp_path: Path) -> None:
+    model = hawkbit.model
+    if model is None:
+        pytest.skip("a real hawkBit is not away on request")
+    async with harness_at(hawkbit, tmp_path, retry_s=0.05, retry_max_s=0.05) as harness, person_at(hawkbit) as person:
+        await harness.device()
+        await harness.quiet()
+        await person.ask("DELETE", f"/targets/{harness.target()}")
+        model.fail_next("POST", "/rest/v1/targets", Response(503), times=100_000)
+        try:
+            report = await drift(harness, dry_run=False)
+        finally:
+            model.fail_next_clear()
+        assert (report.mended, report.failed) == (0, 0)
+        assert [row.result for row in report.rows] == ["under way"]
+        await until("it is mended later", lambda: in_sync(harness))
+
+
+async def test_a_deleted_target_is_made_again_and_called_so_only_then(hawkbit: Server, tmp_path: Path) -> None:
+    async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
+        await harness.device()
+        await person.ask("DELETE", f"/targets/{harness.target()}")
+        report = await drift(harness, dry_run=False)
+        assert [(row.finding, row.result) for row in report.rows] == [("target-missing", "mended")]
+        assert await in_sync(harness), "it was so when it was said"

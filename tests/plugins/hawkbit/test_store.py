@@ -21,7 +21,7 @@ from dfud.api import (
     Store,
     StoreError,
 )
-from dfud.testing.store import StoreConformance, a_firmware, an_app, put_blob
+from dfud.testing.store import StoreConformance, a_blob, a_firmware, an_app
 from tests.plugins.hawkbit.harness import Harness, Server, harness_at
 
 
@@ -67,9 +67,10 @@ def test_what_is_wrong_with_the_configuration_is_named(tmp_path: Path) -> None:
 async def test_a_refused_commit_leaves_no_note_for_hawkbit(hawkbit: Server, tmp_path: Path) -> None:
     async with harness_at(hawkbit, tmp_path) as harness:
         await harness.quiet()
-        sha256 = await put_blob(harness.store, b"image")
-        with pytest.raises(NotFoundError):
-            await harness.store.commit([PutFirmware(a_firmware(sha256, app=harness.app)), DeleteFirmware(harness.app, "9")])
+        async with a_blob(harness.store, b"image") as sha256:
+            refused = [PutFirmware(a_firmware(sha256, app=harness.app)), DeleteFirmware(harness.app, "9")]
+            with pytest.raises(NotFoundError):
+                await harness.store.commit(refused)
         assert await harness.records.documents("hawkbit.dirty-firmware") == []
         await harness.quiet()
-        assert not harness.store.parts.worker.problems
+        assert not harness.store.parts.known.problems

@@ -76,7 +76,7 @@ async def test_another_image_under_the_same_name_in_hawkbit_is_not_overwritten(h
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
         await person.module(harness.app, "2.0", {"x.bin": b"somebody's"})
         await harness.publish("2.0", NEW)
-        problems = harness.store.parts.worker.problems
+        problems = harness.store.parts.known.problems
 
         async def told() -> bool:
             return "another image" in problems.get(f"firmware {harness.app}/2.0", "")

@@ -336,7 +336,7 @@ async def test_a_thousand_mutilated_requests_do_not_end_the_listener(nursery: tr
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=12))
 def test_the_reader_never_raises(pieces: list[bytes]) -> None:
-    reader = RequestReader(512, 4096)
+    reader = RequestReader(HttpConfig(header_max=512, body_max=4096))
     for piece in pieces:
         reader.feed(piece)
     for request in reader.requests:

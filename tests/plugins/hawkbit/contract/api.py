@@ -145,8 +145,6 @@ class Api:
 
     def _send(self, request: dict[str, Any]) -> Answer:
         prefix = "/rest/v1" if request["api"] == "mgmt" else f"/{self.server.tenant}/controller/v1"
-        if request["api"] == "plain":
-            prefix = ""
         headers = {"accept": "application/hal+json", **request.get("headers", {})}
         options: dict[str, Any] = {"headers": headers}
         self._authorize(request["auth"], options)
@@ -248,14 +246,6 @@ class Api:
         """Return a target as the Management API shows it."""
         found: dict[str, Any] = self.mgmt("GET", f"/targets/{cid}").body
         return found
-
-    def plain(self, method: str, path: str) -> Answer:
-        """Ask something that is no part of either interface, without a login."""
-        return self._do(
-            {"api": "plain", "method": method, "path": path, "auth": "nobody", "headers": {"accept": "*/*"}},
-            None,
-            {"quiet": True},
-        )
 
     def repeat(self, times: int, method: str, cid: str, path: str, body: Any) -> None:
         """Send the same request to the device interface so many times; kept as one."""

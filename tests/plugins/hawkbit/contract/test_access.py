@@ -74,7 +74,3 @@ def test_a_client_that_asks_too_often_gets_a_429_without_a_word(api: Api) -> Non
     # Others are not concerned.
     assert api.mgmt("GET", path, headers={"x-forwarded-for": "127.0.0.1"}, quiet=True).status == 200
     assert api.mgmt("GET", path, quiet=True).status == 200
-
-
-def test_health_is_told_to_everybody(api: Api) -> None:
-    assert api.plain("GET", "/actuator/health").status == 200

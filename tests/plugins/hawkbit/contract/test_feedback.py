@@ -145,3 +145,33 @@ def test_a_device_downloads_only_while_its_action_is_open(api: Api) -> None:
     assert [a["filename"] for a in listed.body] == ["image.bin"]
     api.feedback(cid, action, "closed", "success", quiet=True)
     assert api.ddi("GET", cid, path).status == 404
+
+
+def test_a_message_that_holds_a_tag_is_refused_with_all_of_its_feedback(api: Api) -> None:
+    """As every traceback of MicroPython does; what only looks like one is taken."""
+    cid = api.target()
+    _, ds = api.firmware()
+    action = api.assign(ds, cid)
+    trace = ["Traceback (most recent call last):", '  File "main.py", line 3, in <module>', "ValueError: no"]
+    for execution, finished in (("proceeding", "none"), ("closed", "failure")):
+        refused = api.feedback(cid, action, execution, finished, details=trace)
+        assert (refused.status, refused.body["errorCode"]) == (400, "hawkbit.server.error.repo.constraintViolation")
+    for text in ("<!-- x -->", "a <b> c", "<br/>", "<?php?>"):
+        assert api.feedback(cid, action, "proceeding", details=[text], quiet=True).status == 400, text
+    assert api.action(cid, action)["active"] is True
+    for text in ("a < b > c", "1<2", "\u2039module\u203a", "a & b"):
+        assert api.feedback(cid, action, "proceeding", details=[text], quiet=True).status == 200, text
+    assert api.feedback(cid, action, "closed", "failure").status == 200
+    assert api.action(cid, action)["status"] == "error"
+
+
+def test_a_cancel_is_answered_without_tags_too(api: Api) -> None:
+    cid = api.target()
+    _, ds = api.firmware()
+    action = api.assign(ds, cid)
+    assert api.mgmt("DELETE", f"/targets/{cid}/actions/{action}").status == 204
+    refused = api.feedback(cid, action, "closed", "success", kind="cancelAction", details=["in <module>"])
+    assert refused.status == 400
+    assert api.action(cid, action)["status"] == "canceling"
+    assert api.feedback(cid, action, "closed", "failure", details=["rolled back"]).status == 200
+    assert api.action(cid, action)["status"] == "error"

@@ -15,6 +15,15 @@ from tests.plugins.hawkbit.contract.conftest import RECORDED
 from tests.plugins.hawkbit.server import ModelHawkbit
 
 FILES = sorted(RECORDED.glob("*.json"))
+# Scenarios that no real hawkBit has been recorded with yet; what the model does there was read in hawkBit's source at 1.0.4.
+# They run against a real one as all the others do (HAWKBIT_URL, HAWKBIT_JAR), and HAWKBIT_RECORD=1 takes them off this list.
+READ_IN_SOURCE = {
+    "test_a_message_that_holds_a_tag_is_refused_with_all_of_its_feedback": "ValidStringValidator, RestConfiguration",
+    "test_a_cancel_is_answered_without_tags_too": "ValidStringValidator, JpaControllerManagement",
+    "test_a_poll_tells_the_address_of_the_device_that_it_is_for": "IpUtil",
+    "test_attributes_that_the_management_asks_for_are_asked_of_the_device": "MgmtTargetResource, DataConversionHelper",
+    "test_a_target_keeps_the_description_that_it_is_given": "MgmtTargetResource",
+}
 WAIT_S = 60.0
 LIMIT_BYTES = 300_000
 
@@ -78,7 +87,8 @@ def test_every_scenario_of_the_suite_is_recorded_and_nothing_else() -> None:
             text = path.read_text()
             scenarios |= set(re.findall(r"^def (test_\w+)\(", text, re.MULTILINE))
     recorded = {path.stem for path in FILES}
-    assert recorded == scenarios
+    assert recorded.isdisjoint(READ_IN_SOURCE), "recorded by now: take it off the list"
+    assert recorded | set(READ_IN_SOURCE) == scenarios
 
 
 def test_recordings_are_small_and_say_nothing_of_where_they_were_made() -> None:

@@ -130,3 +130,33 @@ def test_attributes_are_merged_replaced_and_removed(api: Api) -> None:
         "data": {"z": "1"},
     }
     assert api.ddi("PUT", cid, "/configData", other).status == 200
+
+
+def test_a_poll_tells_the_address_of_the_device_that_it_is_for(api: Api) -> None:
+    cid = api.target()
+    for forwarded, shown in (
+        ("203.0.113.7", "http://203.0.113.7"),
+        ("203.0.113.7, 10.0.0.1", "http://203.0.113.7"),
+        ("2001:0db8:0000:0000:0000:0000:0000:0001", "http://[2001:0db8:0000:0000:0000:0000:0000:0001]"),
+    ):
+        assert api.ddi("GET", cid, headers={"x-forwarded-for": forwarded}, quiet=True).status == 200
+        assert api.look(cid)["address"] == shown
+
+
+def test_attributes_that_the_management_asks_for_are_asked_of_the_device(api: Api) -> None:
+    cid = api.target()
+    assert api.ddi("PUT", cid, "/configData", {"data": {"a": "1"}}).status == 200
+    assert api.ddi("GET", cid).body.get("_links") is None
+    assert api.mgmt("PUT", f"/targets/{cid}", {"requestAttributes": True}, quiet=True).status == 200
+    assert set(api.ddi("GET", cid).body["_links"]) == {"configData"}
+    assert api.look(cid)["requestAttributes"] is True
+    assert api.ddi("PUT", cid, "/configData", {"data": {"a": "1"}}).status == 200
+    assert api.look(cid)["requestAttributes"] is False
+
+
+def test_a_target_keeps_the_description_that_it_is_given(api: Api) -> None:
+    cid = api.name("dev")
+    assert api.mgmt("POST", "/targets", [{"controllerId": cid, "description": "one"}], quiet=True).status == 201
+    assert api.look(cid)["description"] == "one"
+    assert api.mgmt("PUT", f"/targets/{cid}", {"description": "two"}, quiet=True).status == 200
+    assert api.look(cid)["description"] == "two"

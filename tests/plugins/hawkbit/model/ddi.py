@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
 from tests.plugins.hawkbit.model import entities as e
+from tests.plugins.hawkbit.model import markup
 from tests.plugins.hawkbit.model.ranges import served
 from tests.plugins.hawkbit.model.routes import Request, Response, Routes, answer, bad_body
 from tests.plugins.hawkbit.model.state import SERVER, State
@@ -34,6 +36,14 @@ def _base(request: Request, cid: str) -> str:
     return f"{request.base}/{tenant}/controller/v1/{quote(cid, safe='')}"
 
 
+def _address(forwarded: str) -> str:
+    """Return what hawkBit keeps as a target's address. Source: IpUtil of 1.0.4, which knows IPv6 in full length only."""
+    four = re.search(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", forwarded)
+    six = re.search(r"(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}", forwarded)
+    host = four[0] if four else f"[{six[0]}]" if six else "127.0.0.1"
+    return f"http://{host}"
+
+
 def _hash(action: e.Action, state: State) -> int:
     """A number that changes when what is offered does."""
     return hash((action.id, action.status, action.force_type, action.weight)) & 0x7FFFFFFF
@@ -42,7 +52,7 @@ def _hash(action: e.Action, state: State) -> int:
 @ROUTES.add("GET", "/{cid}")
 def base(state: State, request: Request, cid: str) -> Response:
     request.only()
-    target = state.poll(cid, "http://" + request.headers.get("x-forwarded-for", "127.0.0.1"))
+    target = state.poll(cid, _address(request.headers.get("x-forwarded-for", "")))
     action = state.top(target)
     at = _base(request, cid)
     links: dict[str, Any] = {}
@@ -177,6 +187,7 @@ def feedback(state: State, request: Request, cid: str, aid: int) -> Response:
             if finished == "failure"
             else ("finished", "Target reported CLOSED with OK!")
         )
+    markup.check(details, "addUpdateActionStatus")
     state.feedback(action, kind, details or [SERVER + said + "."], code, at)
     return Response(200)
 
@@ -210,6 +221,7 @@ def cancel_feedback(state: State, request: Request, cid: str, aid: int) -> Respo
     messages += details
     if code is not None:
         messages.append(f"Device reported status code: {code}")
+    markup.check(messages, "addCancelActionStatus")
     state.cancel_feedback(action, kind, messages, code, at)
     return Response(200)
 

@@ -34,6 +34,7 @@ class Failure:
     contains: str
     response: Response | None  # None: the connection is cut, after the request was carried out
     carried_out: bool
+    says: bytes = b""  # what the request's body must hold
 
 
 class HawkbitModel:
@@ -60,6 +61,7 @@ class HawkbitModel:
         self.log: deque[tuple[str, str, int]] = deque(maxlen=5000)
         self.latency_s = 0.0
         self.outage: int | None = None  # a status that everything is answered with
+        self.frozen = False  # requests are taken and not answered, as by a process that is stopped
         self.client_limit = 10  # requests a second of one client that X-Forwarded-For names, with others than 127.*
         self._clients: Counter[tuple[str, int]] = Counter()
         self.limit_requests: int | None = None  # so many more are let through, then 429 with an empty body
@@ -101,14 +103,26 @@ class HawkbitModel:
     stop = kill
 
     def fail_next(
-        self, method: str, contains: str, response: Response | None = None, *, carried_out: bool = False, times: int = 1
+        self,
+        method: str,
+        contains: str,
+        response: Response | None = None,
+        *,
+        carried_out: bool = False,
+        times: int = 1,
+        says: bytes = b"",
     ) -> None:
         """Answer the next request of this method whose path contains this with `response` (None: cut the connection).
 
         carried_out: the request has its effect all the same, only its answer is lost.
         """
         with self._lock:
-            self._failures += [Failure(method, contains, response, carried_out)] * times
+            self._failures += [Failure(method, contains, response, carried_out, says)] * times
+
+    def fail_next_clear(self) -> None:
+        """Answer again as ever."""
+        with self._lock:
+            self._failures.clear()
 
     # HTTP
 
@@ -146,6 +160,8 @@ class HawkbitModel:
                     request, keep = reader.done.popleft()
                     if self.latency_s:
                         await trio.sleep(self.latency_s)
+                    while self.frozen:
+                        await trio.sleep(0.02)
                     response = self.handle(request)
                     if response is None:
                         return
@@ -162,7 +178,12 @@ class HawkbitModel:
         """Answer one request; None: cut the connection."""
         with self._lock:
             failure = next(
-                (f for f in self._failures if f.method == request.method and f.contains in request.path), None
+                (
+                    f
+                    for f in self._failures
+                    if f.method == request.method and f.contains in request.path and f.says in request.body
+                ),
+                None,
             )
             if failure is not None:
                 self._failures.remove(failure)
@@ -213,8 +234,6 @@ class HawkbitModel:
 
     def _routed(self, request: Request) -> Response:
         path = request.path
-        if path == "/actuator/health":
-            return Response(200, b'{"status":"UP"}', {"content-type": "application/vnd.spring-boot.actuator.v3+json"})
         if path.startswith("/rest/v1/"):
             self.requests[f"{request.method} mgmt"] += 1
             if not self._logged_in(request):

@@ -1,0 +1,101 @@
+"""What a device's status says, in a few words, and whether an update of it has ended. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Outcome(StrEnum):
+    """How an update of one device ended, as far as somebody watches it."""
+
+    IN_SYNC = "in sync"
+    WRITTEN = "written"  # as it was asked for: download only
+    ROLLED_BACK = "rolled back"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    IMPOSSIBLE = "cannot be done"  # the condition says why
+    SUPERSEDED = "superseded"  # something else is wanted of the device by now
+    GONE = "deleted"
+    WAITING = "not finished"  # when the time was over
+
+
+GOOD = frozenset({Outcome.IN_SYNC, Outcome.WRITTEN})
+_FINAL = {
+    "rolled-back": Outcome.ROLLED_BACK,
+    "failed": Outcome.FAILED,
+    "cancelled": Outcome.CANCELLED,
+    "done": Outcome.ROLLED_BACK,  # done, and yet it runs something else: it went back later
+}
+_IMPOSSIBLE = frozenset({"BadSpec", "NotPublished", "NothingDesired"})
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """outcome None: it goes on. why: a few words, or ""."""
+
+    outcome: Outcome | None
+    why: str = ""
+
+
+def in_sync(firmware: dict[str, Any]) -> dict[str, Any]:
+    """Return the condition InSync of a status.firmware; an empty one if it has none."""
+    found: dict[str, Any] = next((c for c in firmware.get("conditions", ()) if c.get("type") == "InSync"), {})
+    return found
+
+
+def concerned(firmware: dict[str, Any]) -> dict[str, Any]:
+    """Return the deployment if it is about the target; {} if it is an older one, about another version."""
+    found: dict[str, Any] = firmware.get("deployment") or {}
+    return found if found.get("version") == firmware.get("target") else {}
+
+
+def judge(firmware: dict[str, Any], version: str | None = None, *, download_only: bool = False) -> Judged:
+    """Say whether the update of a device to `version` (None: to whatever it should run) has ended, and how.
+
+    An older deployment, one of another version or one that a retry has let go, says nothing about this one.
+    """
+    condition = in_sync(firmware)
+    target = firmware.get("target", "")
+    if version is not None and target != version:
+        return Judged(Outcome.SUPERSEDED, f"it should run {target} now" if target else "nothing is wanted of it now")
+    if condition.get("status") == "True":
+        return Judged(Outcome.IN_SYNC)
+    reason = condition.get("reason", "")
+    if reason in _IMPOSSIBLE:
+        return Judged(Outcome.IMPOSSIBLE, condition.get("message", "") or reason)
+    deployment = concerned(firmware)
+    state = deployment.get("state", "")
+    if download_only and state == "written":
+        return Judged(Outcome.WRITTEN)
+    # One that does not block the image is followed by another attempt.
+    if state in _FINAL and deployment.get("blocked"):
+        return Judged(_FINAL[state], condition.get("message", "") or result_text(deployment))
+    return Judged(None)
+
+
+def state_text(firmware: dict[str, Any]) -> str:
+    """Say in a few words how far a device is."""
+    condition = in_sync(firmware)
+    if condition.get("status") == "True":
+        return "in sync"
+    deployment = concerned(firmware)
+    if deployment.get("state") == "fetching":
+        return f"fetching {deployment['progress']:.0f} %"
+    return str(condition.get("reason") or condition.get("status") or "unknown")
+
+
+def line(firmware: dict[str, Any]) -> str:
+    return f"{firmware.get('current') or '?'} -> {firmware.get('target') or '?'}: {state_text(firmware)}"
+
+
+def result_text(deployment: dict[str, Any]) -> str:
+    """Return the reason of a deployment's end in a few words, or ""."""
+    result = deployment.get("result")
+    if not result:
+        return ""
+    crashes = result.get("crashes", 0)
+    return (
+        f"{result['reason']} after {crashes} {'crash' if crashes == 1 else 'crashes'}" if crashes else result["reason"]
+    )

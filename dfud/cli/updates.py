@@ -1,0 +1,200 @@
+"""update, status, retry, cancel, history: what devices should run, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dfud.cli.client import CliError, Session
+from dfud.cli.resources import pass_session
+from dfud.cli.show import Table, print_table, say
+from dfud.cli.state import line
+from dfud.cli.watch import EXIT_OTHERWISE, Watch, exit_code, firmware_of, show_result, tell_outcomes
+from dfud.model.text import visible_lines
+
+WATCH_S = 3600.0
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0),
+    default=WATCH_S,
+    show_default=True,
+    help="With --watch: seconds after which to give up, exit code 4; 0: never.",
+)
+
+
+class Group:
+    """The devices of a selector, or (`own` False) those of the app that follow its default, as they are now."""
+
+    def __init__(self, session: Session, labels: str, *, own: bool = True) -> None:
+        self.targets: dict[str, str] = {}
+        for page in session.pages(session.registry("devices"), labels=labels):
+            for one in page:
+                if own or "firmware" not in one["spec"]:
+                    self.targets[one["metadata"]["name"]] = one["status"]["firmware"]["target"]
+        if own and not self.targets:
+            raise CliError(f"no device of app {session.app} matches {labels!r}")
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="[DEVICE] VERSION")
+@click.option("-l", "--selector", help="All devices with these labels, such as site=attic.")
+@click.option("--app-default", is_flag=True, help="All devices of the app that have no wish of their own.")
+@click.option("--hold", is_flag=True, help="Decide now, send later.")
+@click.option("--download-only", is_flag=True, help="Have it written, not booted.")
+@click.option("-w", "--watch", is_flag=True, help="Stay until it has ended everywhere; the exit code says how.")
+@timeout_option
+@pass_session
+@click.pass_context
+def update(
+    ctx: click.Context,
+    session: Session,
+    arguments: tuple[str, ...],
+    selector: str | None,
+    app_default: bool,
+    hold: bool,
+    download_only: bool,
+    watch: bool,
+    timeout_s: float,
+) -> None:
+    """Say that DEVICE, or all that a selector matches, should run VERSION.
+
+    \b
+    Exit codes: 0 done; 1 refused, or no device matches; 3 with --watch: a device did not get there
+    (rolled back, failed, cancelled, ...), or some were refused; 4 with --watch: the time was over before.
+    """
+    one = len(arguments) == 2
+    if len(arguments) > 2 or one == bool(selector or app_default) or (selector and app_default):
+        raise CliError("name a device, or give -l SELECTOR, or --app-default; and the version last")
+    if hold and watch:
+        raise CliError("--hold and --watch: what is on hold does not end; leave one of them out")
+    version = arguments[-1]
+    wanted: dict[str, Any] = {"version": version}
+    wanted |= {"hold": True} if hold else {}
+    wanted |= {"downloadOnly": True} if download_only else {}
+    body: dict[str, Any] = {"firmware": wanted}
+    if one:
+        body["device"] = arguments[0]
+    elif selector:
+        body["selector"] = selector
+    refused: dict[str, str] = {}
+    if selector:
+        names, refused = _update_group(session, selector, body)
+    else:
+        found = session.request("POST", session.api("update"), json=body)
+        names = [arguments[0]] if one else []
+        if session.json:
+            session.show(found)
+        elif one:
+            say(f"{arguments[0]} should run {version}.")
+        else:
+            say(f"Devices of {session.app} without a wish of their own should run {version}.")
+    if watch:
+        if app_default:
+            names = list(Group(session, "", own=False).targets)
+        seen = Watch(
+            session, names, labels=selector or "", version=version, download_only=download_only, timeout_s=timeout_s
+        )
+        outcomes = seen.run()
+        tell_outcomes(session, outcomes, seen.found)
+        ctx.exit(exit_code(outcomes.values()) or (EXIT_OTHERWISE if refused else 0))
+    ctx.exit(EXIT_OTHERWISE if refused else 0)
+
+
+def _update_group(session: Session, selector: str, body: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Update a group and say what changed; return (devices that should run it now, those that were refused and why)."""
+    version = body["firmware"]["version"]
+    before = Group(session, selector)
+    try:
+        found = session.request("POST", session.api("update"), json=body)
+    except CliError as error:
+        if error.status in (400, 403, 404):
+            raise  # it was refused whole
+        # It is committed in pieces: some may have been.
+        now = Group(session, selector).targets
+        reached = sum(target == version for target in now.values())
+        raise CliError(f"{error}; {reached} of {len(now)} devices should run {version} now: say it again") from None
+    changed: list[str] = found["changed"]
+    refused: dict[str, str] = found.get("refused", {})
+    names = [*changed, *(name for name in before.targets if name not in {*changed, *refused})]
+    unchanged = len(names) - len(changed)
+    if session.json:
+        session.show({**found, "unchanged": [n for n in names if n not in set(changed)], "refused": refused})
+        return names, refused
+    total = len(names) + len(refused)
+    counts = f"{len(changed)} changed, {unchanged} unchanged, {len(refused)} refused"
+    say(f"{total} {'device' if total == 1 else 'devices'} should run {version}: {counts}.")
+    for name, why in sorted(refused.items()):
+        say(f"  {name}: {why}")
+    return names, refused
+
+
+@click.command()
+@click.argument("device_name", metavar="[DEVICE]", required=False)
+@click.option("-l", "--selector", help="All devices with these labels, such as site=attic.")
+@click.option("-w", "--watch", is_flag=True, help="Stay, and print every change, until the update has ended.")
+@timeout_option
+@pass_session
+@click.pass_context
+def status(
+    ctx: click.Context, session: Session, device_name: str | None, selector: str | None, watch: bool, timeout_s: float
+) -> None:
+    """Show what a device runs, what it should run, and how its last update went.
+
+    \b
+    Exit codes with --watch: 0 in sync; 3 a device did not get there (rolled back, failed, cancelled, ...);
+    4 the time was over before.
+    """
+    if bool(device_name) == bool(selector):
+        raise CliError("name a device, or give -l SELECTOR")
+    names = [device_name] if device_name else list(Group(session, selector or "").targets)
+    if watch:
+        seen = Watch(session, names, labels=selector or "", timeout_s=timeout_s)
+        outcomes = seen.run()
+        tell_outcomes(session, outcomes, seen.found)
+        ctx.exit(exit_code(outcomes.values()))
+    found = {name: firmware_of(session, name) for name in names}
+    if session.json:
+        session.show(found[device_name] if device_name else found)
+        return
+    for name, firmware in found.items():
+        say(f"{name}: {line(firmware)}")
+        show_result(firmware)
+
+
+def _ask(session: Session, what: str, device_name: str) -> None:
+    session.request("POST", session.api(what, device_name))
+    session.done("Accepted.", device=device_name, asked=what)
+
+
+@click.command()
+@click.argument("device_name", metavar="DEVICE")
+@pass_session
+def retry(session: Session, device_name: str) -> None:
+    """Let a device try again what it left, or what failed."""
+    _ask(session, "retry", device_name)
+
+
+@click.command()
+@click.argument("device_name", metavar="DEVICE")
+@pass_session
+def cancel(session: Session, device_name: str) -> None:
+    """End a device's update, unless it runs on trial already. The version is not sent to it again until `retry`."""
+    _ask(session, "cancel", device_name)
+
+
+@click.command()
+@click.argument("device_name", metavar="DEVICE")
+@pass_session
+def history(session: Session, device_name: str) -> None:
+    """Show what happened to a device's updates, newest last."""
+    found = session.request("GET", session.api("history", device_name))
+    if session.json:
+        session.show(found)
+        return
+    rows = Table("AT", "VERSION", "STATE", "EVENT", "TEXT")
+    for one in reversed(found):
+        text = visible_lines(one.get("text") or "")
+        rows.add_row(one["at"], one["version"], one["state"], one.get("event", ""), text[-1] if text else "")
+    print_table(rows)

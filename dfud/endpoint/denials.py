@@ -1,0 +1,72 @@
+"""Who was turned away, and why: a line in the log at a bounded rate, and an event for the metrics. Never the secret."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import StrEnum
+
+from dfud.api import Bus, DeviceDenied
+
+log = logging.getLogger("dfud.endpoint")
+WINDOW_S = 60.0
+LINES_PER_WINDOW = 60
+NAME_MAX = 64
+
+
+class Reason(StrEnum):
+    """What was wrong. Told to operators only: a peer hears the same in every case."""
+
+    MALFORMED = "malformed"  # credentials that cannot be read, or none
+    UNKNOWN = "unknown"  # no such app or device
+    DISABLED = "disabled"  # the app or the device is
+    PASSWORD = "password"  # not the device's, or no longer  # noqa: S105 - a word, no password
+    CERTIFICATE = "certificate"  # no app's anchor issued it, or not for now
+    GATEWAY = "gateway"  # the other device does not name this one as its gateway
+    CODE = "code"  # a claim code that is not right
+    LIMIT = "limit"  # too many wrong ones in this minute
+
+
+class Denied(Exception):
+    """The credentials are not right; the peer is not told why. app, device: as they were named."""
+
+    def __init__(self, reason: Reason, app: str = "", device: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.app = app
+        self.device = device
+
+
+class Denials:
+    """Tells the bus of each denial, and the log of each kind once a minute, of LINES_PER_WINDOW kinds."""
+
+    def __init__(self, bus: Bus, clock: Callable[[], float]) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._window = -1
+        self._told: set[tuple[str, str, str]] = set()
+        self._unlogged = 0
+
+    def tell(self, reason: Reason, app: str, device: str, peer: str) -> None:
+        app, device = _shown(app), _shown(device)
+        self._bus.publish(DeviceDenied(str(reason), app, device, peer))
+        window = int(self._clock() / WINDOW_S)
+        if window != self._window:
+            self._window = window
+            self._told.clear()
+        kind = (str(reason), app, device)
+        if kind in self._told or len(self._told) >= LINES_PER_WINDOW:
+            self._unlogged += 1
+            return
+        self._told.add(kind)
+        extra: dict[str, object] = {"reason": str(reason), "app": app, "device": device, "peer": peer}
+        if self._unlogged:
+            extra["unlogged_before"] = self._unlogged
+            self._unlogged = 0
+        log.warning("a device was denied", extra=extra)
+
+
+def _shown(name: str) -> str:
+    """Return a name that anybody could have sent, fit for a line of the log."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[: NAME_MAX + 1])
+    return text if len(text) <= NAME_MAX else text[:NAME_MAX] + "..."

@@ -1,0 +1,92 @@
+"""The user plane's application: every route, who may ask at all, and how errors read. The one place that puts it together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import trio
+from quart import Response, g
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from dfud.api import (
+    ConflictError,
+    DfudError,
+    NotFoundError,
+    PeerError,
+    RefusedError,
+    StoreError,
+    UnreadableError,
+    UserRoutes,
+    note,
+)
+from dfud.registry import boundary, routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
+from dfud.registry.admission import Admission, Denials
+from dfud.registry.services import Services
+from dfud.registry.users import Forbidden, User
+from dfud.registry.web import Busy, TooLarge, error_response
+
+
+def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
+    """Return the application with dfud's own routes and the plugins'. Raises ConfigError."""
+    app = QuartTrio("dfud", static_folder=None)
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.config.update(
+        MAX_CONTENT_LENGTH=None,
+        BODY_TIMEOUT=services.config.body_s,
+        RESPONSE_TIMEOUT=None,
+        PROVIDE_AUTOMATIC_OPTIONS=False,
+    )
+    boundary.enclose(app)
+    denials = Denials(services.now)
+    app.before_request(Admission(services, denials).before)
+
+    async def failed(error: Exception) -> Response:
+        return _answer(error, denials)
+
+    app.register_error_handler(Exception, failed)
+    own_routes(app, services, shutdown, denials)
+    for plugin in routes:
+        plugin.register(app, services)
+    return app
+
+
+def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials: Denials) -> None:
+    """Register the routes that dfud has itself."""
+    routes_registry.register(app, services)
+    routes_dfu.register(app, services, shutdown)
+    routes_service.register(app, services, denials)
+    routes_claims.register(app, services)
+    routes_audit.register(app, services)
+
+
+_STATUS: tuple[tuple[type[DfudError], int, str], ...] = (
+    (Forbidden, 403, "Forbidden"),
+    (NotFoundError, 404, "NotFound"),
+    (ConflictError, 409, "Conflict"),
+    (RefusedError, 409, "Refused"),
+    (TooLarge, 413, "TooLarge"),
+    (PeerError, 400, "InvalidRequest"),
+    (Busy, 503, "ServiceUnavailable"),
+    (UnreadableError, 500, "Unreadable"),
+    (StoreError, 503, "ServiceUnavailable"),
+)
+
+
+def _answer(error: Exception, denials: Denials) -> Response:
+    """Return what a user reads of an error of his request."""
+    for kind, status, name in _STATUS:
+        if isinstance(error, kind):
+            if kind is Forbidden:
+                who: User = g.user
+                denials.add("not-allowed", g.peer, who.name, who.token)
+            response = error_response(status, name, str(error))
+            if kind is Busy:
+                response.headers["retry-after"] = "5"
+            return response
+    if isinstance(error, HTTPException):
+        code = error.code or 500
+        return error_response(code, (error.name or "Error").replace(" ", ""), error.description or "")
+    note("users.request", error)
+    return error_response(500, "InternalError", boundary.FAILED)

@@ -1,0 +1,152 @@
+"""What users may store: limits and forms of specs and metadata, judged before anything is stored. Pure.
+
+What a resource holds already under an older rule is not judged again while it stays as it is, so that it can be changed and
+deleted; but for what cannot be stored at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from dfud.api import Metadata, PeerError
+from dfud.model.credentials import ROUNDS_MAX
+from dfud.model.desired import desired_of
+from dfud.model.names import check_labels, check_name
+from dfud.model.text import visible
+from dfud.model.untrusted import ENCODED_MAX_BYTES, check_json_untrusted
+from dfud.registry.config import METADATA_MAX_BYTES
+
+ALIASES_MAX = 32
+CREDENTIALS_MAX = 32
+ANCHORS_MAX = 16
+KEYS_MAX = 16
+FINALIZERS_MAX = 32
+BCRYPT_COST_MAX = 12  # a quarter of a second on a server; each step doubles it
+_BCRYPT = re.compile(r"\$2[abxy]?\$(\d\d)\$[./A-Za-z0-9]{53}")
+_SHA512 = re.compile(r"\$6\$(?:rounds=(\d{1,9})\$)?[^$]{0,16}\$[./A-Za-z0-9]{86}")
+
+
+class RecordLimits(msgspec.Struct, frozen=True):
+    """[registry] spec_max_bytes and metadata_max_bytes."""
+
+    spec_max_bytes: int = ENCODED_MAX_BYTES
+    metadata_max_bytes: int = METADATA_MAX_BYTES
+
+
+def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Mapping[str, Any] | None = None) -> None:
+    """Raise PeerError that names the place unless a resource may have this spec. held: the spec that it has."""
+    held = held or {}
+    check_json_untrusted(spec, "spec", max_bytes=max(limits.spec_max_bytes, _size(held)))
+    changed = {key: value for key, value in spec.items() if key not in held or held[key] != value}
+    firmware = changed.get("firmware")
+    if isinstance(firmware, dict) and "version" in firmware and (problem := desired_of({}, changed).problem):
+        raise PeerError(problem)
+    if "alias" in changed:
+        _check_aliases(changed["alias"], held.get("alias"))
+    for place in ("authentication", "credentials"):
+        if place in changed:
+            _check_credentials(changed[place], f"spec.{place}")
+    _at_most(changed, ("trustAnchors", "anchors"), ANCHORS_MAX)
+    _at_most(changed, ("signing", "keys"), KEYS_MAX)
+
+
+def check_metadata_untrusted(given: Metadata, limits: RecordLimits, held: Metadata | None = None) -> None:
+    """Raise PeerError unless a resource may have these labels, annotations and finalizers."""
+    mine = {"labels": given.labels, "annotations": given.annotations, "finalizers": given.finalizers}
+    old = {"labels": held.labels, "annotations": held.annotations, "finalizers": held.finalizers} if held else {}
+    check_json_untrusted(mine, "metadata", max_bytes=max(limits.metadata_max_bytes, _size(old)))
+    check_labels(given.labels, held.labels if held else None)
+    if len(given.finalizers) > FINALIZERS_MAX:
+        raise PeerError(f"metadata.finalizers: {len(given.finalizers)}, expected at most {FINALIZERS_MAX}")
+
+
+def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name the changed keys of a spec, and the firmware's versions; never other values: they may be secrets."""
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    told = [f"spec.{visible(key)}" + (firmware_changed(old, new) if key == "firmware" else "") for key in keys]
+    return ", ".join(told)[:2000]
+
+
+def firmware_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    return f" ({_firmware(old)} -> {_firmware(new)})"
+
+
+def _firmware(spec: Mapping[str, Any]) -> str:
+    firmware = spec.get("firmware")
+    if firmware is None:
+        return "none"
+    version = firmware.get("version") if isinstance(firmware, Mapping) else None
+    if not isinstance(version, str):
+        return "no version"
+    flags = [key for key in ("hold", "downloadOnly") if firmware.get(key) is True]
+    return " ".join([visible(version[:80]), *flags])
+
+
+def _size(held: Mapping[str, Any]) -> int:
+    try:
+        return len(msgspec.json.encode(held))
+    except (RecursionError, ValueError, TypeError):
+        return 0
+
+
+def _at_most(spec: Mapping[str, Any], path: tuple[str, str], limit: int) -> None:
+    section = spec.get(path[0])
+    items = section.get(path[1]) if isinstance(section, Mapping) else None
+    if isinstance(items, list) and len(items) > limit:
+        raise PeerError(f"spec.{path[0]}.{path[1]}: {len(items)}, expected at most {limit}")
+
+
+def _check_aliases(aliases: Any, held: Any) -> None:
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        raise PeerError("spec.alias: expected a list of text")
+    known = held if isinstance(held, list) else []
+    if len(aliases) > max(ALIASES_MAX, len(known)):
+        raise PeerError(f"spec.alias: {len(aliases)} names, expected at most {ALIASES_MAX}")
+    for index, alias in enumerate(aliases):
+        if alias not in known:
+            try:
+                check_name("alias", alias)
+            except PeerError as error:
+                raise PeerError(f"spec.alias[{index}]: {error}") from None
+
+
+def _check_credentials(section: Any, what: str) -> None:
+    """Refuse what would be dear to compare with: devices are checked against these forms when strangers guess."""
+    items = section.get("credentials") if isinstance(section, Mapping) else None
+    if not isinstance(items, list):
+        return
+    if len(items) > CREDENTIALS_MAX:
+        raise PeerError(f"{what}.credentials: {len(items)}, expected at most {CREDENTIALS_MAX}")
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            continue
+        user = item.get("user")
+        for name, form in (("pass", item.get("pass")), ("user.password", _password(user))):
+            if isinstance(form, Mapping):
+                _check_form(form, f"{what}.credentials[{index}].{name}")
+
+
+def _password(user: Any) -> Any:
+    return user.get("password") if isinstance(user, Mapping) else None
+
+
+def _check_form(form: Mapping[str, Any], what: str) -> None:
+    dear = [kind for kind in ("bcrypt", "sha512") if kind in form]
+    if dear and len(form) != 1:
+        raise PeerError(f"{what}: {dear[0]} and something else, expected one form alone")
+    if "bcrypt" in form:
+        bcrypt = form["bcrypt"]
+        found = _BCRYPT.fullmatch(bcrypt) if isinstance(bcrypt, str) else None
+        if found is None or not 4 <= int(found[1]) <= BCRYPT_COST_MAX:
+            cost = f"cost {found[1]}" if found else "another form"
+            raise PeerError(f"{what}.bcrypt: {cost}, expected a bcrypt hash of cost 4 to {BCRYPT_COST_MAX}")
+    if "sha512" in form:
+        sha512 = form["sha512"]
+        crypt = _SHA512.fullmatch(sha512) if isinstance(sha512, str) else None
+        if crypt is None or int(crypt[1] or 5000) > ROUNDS_MAX:
+            rounds = f"{crypt[1]} rounds" if crypt else "another form"
+            raise PeerError(f"{what}.sha512: {rounds}, expected a crypt(3) $6$ hash of at most {ROUNDS_MAX} rounds")

@@ -1,0 +1,114 @@
+"""The promise of dfud.api.BlobWriter: an image lives exactly as long as somebody needs it. Part of StoreConformance."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+
+import pytest
+import trio
+
+from dfud.api import (
+    DeleteApp,
+    DeleteFirmware,
+    NotFoundError,
+    PutApp,
+    PutFirmware,
+    Store,
+    StoreError,
+)
+from dfud.testing.store_values import a_blob, a_firmware, an_app
+
+RACES = 40
+PUBLISHERS = 6
+
+
+async def there(store: Store, sha256: str) -> bool:
+    path = await store.blob(sha256)
+    return path is not None and hashlib.sha256(await trio.Path(path).read_bytes()).hexdigest() == sha256
+
+
+class BlobConformance:
+    async def test_a_blob_that_was_not_committed_is_not_there(self, store: Store) -> None:
+        writer = await store.new_blob()
+        await writer.write(b"half")
+        await writer.aclose()
+        await writer.aclose()
+        assert await store.blob(hashlib.sha256(b"half").hexdigest()) is None
+        with pytest.raises(StoreError):
+            await writer.commit()
+
+    async def test_a_blob_lives_while_its_writer_is_open(self, store: Store) -> None:
+        await store.commit([PutApp(an_app())])
+        async with a_blob(store, b"whol") as sha256:
+            assert await there(store, sha256)
+            async with a_blob(store, b"whol") as again:
+                assert again == sha256
+                await store.commit([PutFirmware(a_firmware(sha256, "2.0"))])
+            assert await there(store, sha256), "another writer of the same image has closed, this one has not"
+            await store.commit([DeleteFirmware("app1", "2.0")])
+            assert await there(store, sha256), "its only record was deleted, but the writer is open"
+        assert await store.blob(sha256) is None
+        with pytest.raises(NotFoundError):
+            await store.commit([PutFirmware(a_firmware(sha256))])
+
+    async def test_a_blob_lives_while_a_record_of_any_app_names_it(self, store: Store) -> None:
+        await store.commit([PutApp(an_app("app1")), PutApp(an_app("app2")), PutApp(an_app("app3"))])
+        async with a_blob(store, b"imag") as sha256:
+            await store.commit(
+                [PutFirmware(a_firmware(sha256, app="app1")), PutFirmware(a_firmware(sha256, app="app2"))]
+            )
+            await store.commit([PutFirmware(a_firmware(sha256, "2.0", app="app3"))])
+        await store.commit([DeleteFirmware("app1", "1.0")])
+        assert await there(store, sha256)
+        await store.commit([DeleteApp("app2")])
+        assert await there(store, sha256)
+        async with a_blob(store, b"othe") as other:
+            await store.commit([PutFirmware(a_firmware(other, "2.0", app="app3"), create=False)])
+        assert await there(store, other)
+        assert await store.blob(sha256) is None, "its last record names another image now"
+        await store.commit([DeleteApp("app3")])
+        assert await store.blob(other) is None
+
+    async def test_a_refused_commit_lets_go_of_nothing(self, store: Store) -> None:
+        await store.commit([PutApp(an_app())])
+        async with a_blob(store, b"imag") as sha256:
+            await store.commit([PutFirmware(a_firmware(sha256))])
+        with pytest.raises(NotFoundError):
+            await store.commit([DeleteFirmware("app1", "1.0"), DeleteFirmware("app1", "missing")])
+        assert await there(store, sha256)
+
+    async def test_an_answered_publish_keeps_its_image_whatever_others_do(self, store: Store) -> None:
+        """Publishers and deleters of one image in several apps, and publishers who give up, all at once."""
+        seed = int.from_bytes(os.urandom(4), "big")
+        rng = random.Random(seed)
+        await store.commit([PutApp(an_app(f"app{n}")) for n in range(PUBLISHERS)])
+        for number in range(RACES):
+            image = b"%04d" % number
+            kept: list[str] = []
+
+            async def pause() -> None:
+                for _ in range(rng.choice((0, 1, 3, 30, 100))):
+                    await trio.lowlevel.checkpoint()
+
+            async def publish(app: str, version: str, fate: str, image: bytes, kept: list[str]) -> None:
+                await pause()
+                async with a_blob(store, image) as sha256:
+                    await pause()
+                    if fate == "give up":
+                        return
+                    await store.commit([PutFirmware(a_firmware(sha256, version, app=app))])
+                assert await there(store, sha256), f"seed {seed} version {version}"
+                await pause()
+                if fate == "delete":
+                    await store.commit([DeleteFirmware(app, version)])
+                else:
+                    kept.append(app)
+
+            async with trio.open_nursery() as nursery:
+                for n in range(PUBLISHERS):
+                    fate = rng.choice(("keep", "delete", "give up"))
+                    nursery.start_soon(publish, f"app{n}", f"1.{number}", fate, image, kept)
+            sha256 = hashlib.sha256(image).hexdigest()
+            assert await there(store, sha256) == bool(kept), f"seed {seed} race {number}"

@@ -1,0 +1,36 @@
+"""Values that fit a store, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dfud.api import App, Deployment, Device, Firmware, Metadata, State, Store
+
+
+def an_app(name: str = "app1", version: str = "1", **labels: str) -> App:
+    return App(Metadata(name, uid=f"uid-{name}", resource_version=version, labels=labels))
+
+
+def a_device(name: str = "dev1", app: str = "app1", version: str = "1", spec: Any = None, **labels: str) -> Device:
+    return Device(Metadata(name, app, uid=f"uid-{name}", resource_version=version, labels=labels), spec or {})
+
+
+def a_firmware(sha256: str, version: str = "1.0", app: str = "app1", sequence: int = 1) -> Firmware:
+    return Firmware(app, version, "esp32c3", sequence, 4, sha256, b"envelope", "raw")
+
+
+def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "dev1") -> Deployment:
+    return Deployment(f"{number:032x}", "app1", device, "1.0", "00" * 32, state, 1000.0 + number, 1000.0 + number)
+
+
+@asynccontextmanager
+async def a_blob(store: Store, data: bytes) -> AsyncIterator[str]:
+    """Store a blob and yield its SHA-256; it is held until the block ends."""
+    writer = await store.new_blob()
+    try:
+        await writer.write(data)
+        yield await writer.commit()
+    finally:
+        await writer.aclose()

@@ -1,0 +1,285 @@
+"""What is remembered is true, whatever changes while it is found out: changes are put between any two steps of it."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dfud.api import Bus, Code, Credentials, DeviceChanged, Reply, Request, StoreError, Waiting
+from dfud.endpoint.auth import Authenticator, Session
+from dfud.endpoint.commands import Commands
+from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.denials import Denied
+from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.model.credentials import keyed_hash, keys_of, protect
+from dfud.wire.messages import Command, Status, Type, decode_command_untrusted, encode_status
+from tests.endpoint.scheduled import GatedStore, Gates
+
+KEY = b"k" * 32
+CONFIG = EndpointConfig(failures_per_address=10_000, failures_per_device=10_000)
+# A seed is printed when one fails: every choice of the test comes out of it.
+RANDOMS = st.integers(0, 1 << 48).map(Random)
+MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SALT = b"123456789"
+
+
+def basic(text: str) -> Credentials:
+    return Credentials(b"Basic " + base64.b64encode(text.encode()))
+
+
+def spec_of(password: str, *, psk: str = "a2V5", gateway: str = "", disabled: bool = False) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "authentication": {"credentials": [{"pass": {"dfud": keyed_hash(password, KEY, SALT)}}, {"psk": {"key": psk}}]}
+    }
+    if gateway:
+        found["gatewaySelector"] = {"matchNames": [gateway]}
+    if disabled:
+        found["core"] = {"disabled": True}
+    return protect(found, KEY)
+
+
+class AuthWorld:
+    """Two passwords, two devices, an alias that moves, a gateway, an app that is disabled now and then."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.logging_in = 0
+        self.logged_in = 0
+        self.gates = Gates(random)
+        self.bus = Bus()
+        self.store = GatedStore(self.gates, self.bus)
+        self.store.put_app("a", {})
+        self.passwords = {"d1": "p1", "d2": "p2"}
+        for name, password in self.passwords.items():
+            self.store.put("a", name, spec_of(password))
+        self.store.aliases["a", "nick"] = "d1"
+        self.auth = Authenticator(self.store, self.bus, CONFIG, KEY, lambda: 1.8e9)  # type: ignore[arg-type]  # what it asks of a store
+
+    def change(self) -> None:
+        name, password = self.random.choice(("d1", "d2")), self.random.choice(("p1", "p2"))
+        match self.random.randrange(8):
+            case 0:
+                self.store.put("a", name, None)
+            case 1:
+                self.store.put("a", name, spec_of(password, disabled=True))
+            case 2:
+                self.store.move_alias("a", "nick", name)
+            case 3 | 4:
+                self.store.put_app("a", {"core": {"disabled": self.random.random() < 0.5}})
+            case 5:
+                self.store.put("a", name, spec_of(password, gateway=self.random.choice(("d1", "d2"))))
+            case _:
+                self.store.put("a", name, spec_of(password, psk=self.random.choice(("a2V5", "b3RoZXI="))))
+
+    def truth(self, named: str, password: str, as_device: str) -> str | None:
+        """Return the device that these credentials stand for now."""
+        app = self.store.app_specs["a"]
+        name = named if ("a", named) in self.store.specs else self.store.aliases.get(("a", named), "")
+        spec = self.store.specs.get(("a", name))
+        if spec is None or app.get("core", {}).get("disabled") or spec.get("core", {}).get("disabled"):
+            return None
+        if keyed_hash(password, KEY, SALT) != spec["authentication"]["credentials"][0]["pass"]["dfud"]:
+            return None
+        if not as_device or as_device == name:
+            return name
+        other = self.store.specs.get(("a", as_device))
+        if other is None or other.get("core", {}).get("disabled"):
+            return None
+        return as_device if name in other.get("gatewaySelector", {}).get("matchNames", ()) else None
+
+    async def log_in(self, named: str, password: str, as_device: str) -> None:
+        self.logging_in += 1
+        try:
+            session = await self.auth.session("10.0.0.1", basic(f"{named}@a:{password}"), as_device)
+        except (Denied, StoreError):
+            return
+        finally:
+            self.logging_in -= 1
+        assert session.device == self.truth(named, password, as_device), "accepted by what is no longer so"
+        self.logged_in += 1
+
+    def check_what_is_remembered(self) -> None:
+        for named in ("d1", "d2", "nick"):
+            for password in ("p1", "p2"):
+                for as_device in ("", "d1", "d2"):
+                    known = self.auth.known(basic(f"{named}@a:{password}"), as_device)
+                    assert known is None or known.device == self.truth(named, password, as_device)
+
+
+@pytest.fixture
+def slow_gates(monkeypatch: pytest.MonkeyPatch) -> list[Gates]:
+    gates: list[Gates] = []
+
+    async def run_sync(function: Any, *arguments: Any, **options: Any) -> Any:
+        await gates[-1].pass_()
+        found = function(*arguments)
+        await gates[-1].pass_()
+        return found
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    monkeypatch.setattr("dfud.endpoint.auth.is_slow", lambda spec, username: True)
+    return gates
+
+
+def test_sessions_that_are_true_are_had() -> None:
+    """The tests below would pass if nobody ever got in."""
+
+    async def run() -> None:
+        world = AuthWorld(Random(1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.log_in, "nick", "p1", "")
+            await world.gates.settle()
+        assert world.logged_in == 1 and world.auth.known(basic("nick@a:p1")) == Session("a", "d1")
+
+    trio.run(run)
+
+
+@MANY
+@given(random=RANDOMS)
+def test_no_session_is_accepted_or_kept_that_is_no_longer_true(slow_gates: list[Gates], random: Random) -> None:
+    async def run() -> None:
+        world = AuthWorld(random)
+        slow_gates.append(world.gates)
+        async with trio.open_nursery() as nursery:
+            for _ in range(150):
+                match random.randrange(8):
+                    case 0 if world.logging_in < 4:
+                        named, password = random.choice(("d1", "d2", "nick")), random.choice(("p1", "p2"))
+                        nursery.start_soon(world.log_in, named, password, random.choice(("", "", "d1", "d2")))
+                    case 1:
+                        world.change()
+                    case _:
+                        await world.gates.step()
+                world.check_what_is_remembered()
+            await world.gates.settle()
+            world.check_what_is_remembered()
+        auth = world.auth
+        assert not auth._sessions._under_way and not auth._sessions._cache._readings, "nothing is left behind"
+
+    trio.run(run)
+
+
+@MANY
+@given(random=RANDOMS)
+def test_no_pre_shared_key_is_kept_that_is_no_longer_the_devices(random: Random) -> None:
+    async def run() -> None:
+        world = AuthWorld(random)
+        names = ("d1@a", "d2@a", "nick@a")
+
+        def keys(identity: str) -> list[bytes]:
+            named = identity.partition("@")[0]
+            name = named if ("a", named) in world.store.specs else world.store.aliases.get(("a", named), "")
+            spec = world.store.specs.get(("a", name), {})
+            off = world.store.app_specs["a"].get("core", {}).get("disabled") or spec.get("core", {}).get("disabled")
+            return [] if off else keys_of(spec, datetime.fromtimestamp(1.8e9, UTC), KEY)
+
+        async def ask(identity: str) -> None:
+            found = await world.auth.psk(identity)
+            assert found is None or found in keys(identity)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                match random.randrange(4):
+                    case 0:
+                        nursery.start_soon(ask, random.choice(names))
+                    case 1:
+                        world.change()
+                    case _:
+                        await world.gates.step()
+                for identity in names:
+                    assert (kept := world.auth.psk_cached(identity)) is None or kept in keys(identity)
+            await world.gates.settle()
+
+    trio.run(run)
+
+
+class FakeController:
+    """Decides by `version` alone; every status waits before and after it is looked at."""
+
+    def __init__(self, gates: Gates) -> None:
+        self._gates = gates
+        self.version = 0
+        self.poll_s = 60
+
+    async def status(
+        self, app: str, device: str, status: Status, transport: str, *, patience_s: float = 0.0
+    ) -> Command:
+        await self._gates.pass_()
+        version = self.version
+        await self._gates.pass_()
+        if version % 2:
+            return Command(Type.UPDATE, 0, str(version), package=bytes(16))
+        return Command(Type.SYNC, 3600, str(version))
+
+
+class KnownAuth:
+    """Lets everybody in; the credentials are none of this test's business."""
+
+    def known(self, credentials: Credentials, as_device: str = "") -> Session:
+        return Session("a", "d")
+
+    async def session(self, peer: str, credentials: Credentials, as_device: str = "") -> Session:
+        return Session("a", "d")
+
+
+@MANY
+@given(random=RANDOMS)
+def test_no_change_is_missed_by_a_device_that_polls_or_waits(random: Random) -> None:
+    async def run() -> None:
+        gates, bus = Gates(random), Bus()
+        controller = FakeController(gates)
+        endpoint = DeviceEndpoint(
+            None,  # type: ignore[arg-type]  # not asked for anything
+            bus,
+            controller,  # type: ignore[arg-type]  # the part of it that is asked
+            KnownAuth(),  # type: ignore[arg-type]  # the same
+            Commands(1, 60.0, trio.current_time),
+            CONFIG,
+            dialects=(),
+            sinks=(),
+            seen_s=900,
+            now=lambda: 1.8e9,
+        )
+        body = encode_status(Status("1.0", bytes(32), "esp32c3", 2, 4160, 1 << 20))
+        parked: list[tuple[Waiting, list[Reply]]] = []
+
+        def request(timeout_s: float) -> Request:
+            return Request("http", "10.0.0.1", basic("d@a:p"), "dfu", body, timeout_s=timeout_s)
+
+        async def post(timeout_s: float) -> None:
+            found = await endpoint.post(request(timeout_s))
+            assert not isinstance(found, Reply) or found.code is Code.COMMAND
+            if isinstance(found, Waiting):
+                woken: list[Reply] = []
+                found.listen(woken.append)
+                parked.append((found, woken))
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(endpoint.run)
+            for _ in range(50):
+                match random.randrange(4):
+                    case 0:
+                        nursery.start_soon(post, random.choice((0.0, 300.0)))
+                    case 1:
+                        controller.version += 1
+                        bus.publish(DeviceChanged("a", "d"))
+                    case _:
+                        await gates.step()
+                found = endpoint.quick(request(0.0))
+                if isinstance(found, Reply):
+                    assert decode_command_untrusted(found.body).version == str(controller.version)
+            await gates.settle()
+            if controller.version % 2:
+                assert all(woken for _, woken in parked), "there is something to do, and somebody waits on"
+                assert not endpoint.parked
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)

@@ -1,0 +1,98 @@
+"""The build of the clients: it has all the time that it needs while it gets on, and a run that was cut off is continued."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.interop import build
+
+
+@pytest.fixture(autouse=True)
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, path in (("TOOLS", tmp_path), ("SOURCES", tmp_path / "src"), ("TARGETS", tmp_path / "target")):
+        monkeypatch.setattr(build, name, path)
+    monkeypatch.setattr(build, "LOOK_S", 0.01)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "target").mkdir()
+    return tmp_path
+
+
+def test_a_command_that_stands_still_is_ended_with_all_that_it_started(tools: Path) -> None:
+    script = f"sleep 1000 & echo $! > {tools}/child; wait"
+    with pytest.raises(build.Failed, match="nothing moved"):
+        build.run("sh", "-c", script, cwd=tools, still_s=0.5)
+    child = int((tools / "child").read_text())
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("sign", ["print", "file"])
+def test_a_command_that_gets_on_has_longer_than_it_may_stand_still(tools: Path, sign: str) -> None:
+    """Ten steps, each of a tenth of the time that it may stand still: by far more in all on a machine with load."""
+    step = "print(n, flush=True)" if sign == "print" else f"open(f'{tools}/target/{{n}}', 'w')"
+    script = f"import time\nfor n in range(10):\n {step}\n time.sleep(0.3)"
+    build.run(sys.executable, "-c", script, cwd=tools, still_s=2.5)
+
+
+def test_what_a_command_says_of_its_failure_is_kept(tools: Path) -> None:
+    with pytest.raises(build.Failed, match="error: no such crate"):
+        build.run("sh", "-c", "echo note; echo 'error: no such crate'; exit 3", cwd=tools)
+    assert "note" in (tools / "failed.log").read_text()
+
+
+def a_cargo(tools: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a cargo first on the path that writes down what it is asked, and builds unless it is told not to."""
+    bin_ = tools / "path"
+    bin_.mkdir()
+    script = f"""#!{sys.executable}
+import os, pathlib, sys
+tools = pathlib.Path({str(tools)!r})
+with open(tools / "asked", "a") as log:
+    log.write(" ".join(sys.argv[1:2]) + " " + os.path.basename(os.getcwd()) + "\\n")
+if sys.argv[1] == "build":
+    out = pathlib.Path(sys.argv[sys.argv.index("--target-dir") + 1]) / "debug"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "half").touch()
+    if (tools / "cut").exists():
+        sys.exit("error: cut off")
+    (out / os.path.basename(os.getcwd())).write_text("binary")
+"""
+    (bin_ / "cargo").write_text(script)
+    (bin_ / "cargo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    home = tools / "home"
+    source = home / "registry" / "src" / "index" / "drg-0.11.0"
+    source.mkdir(parents=True)
+    (source / "Cargo.toml").write_text("published")
+    monkeypatch.setenv("CARGO_HOME", str(home))
+    return tools / "asked"
+
+
+def test_a_build_that_was_cut_off_goes_on_with_what_it_had(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = a_cargo(tools, monkeypatch)
+    monkeypatch.setattr(build, "CLIENTS", (("drg", "drg 0.11.0", build.fetch_drg, build.build_drg),))
+    (tools / "cut").touch()
+    assert build.main() == 1
+    half, source = tools / "target" / "drg" / "debug" / "half", tools / "src" / "drg" / "Cargo.toml"
+    made = (half.stat().st_ino, source.stat().st_ino)
+    (tools / "cut").unlink()
+    binary = tools / "bin" / "drg"
+    kept: list[tuple[int, int]] = []
+    keep = build.keep
+
+    def noting(path: Path) -> None:
+        kept.append((half.stat().st_ino, source.stat().st_ino))
+        keep(path)
+
+    monkeypatch.setattr(build, "keep", noting)
+    assert build.main() == 0
+    assert kept == [made], "the second run had what the first had made"
+    assert binary.read_text() == "binary"
+    assert asked.read_text().split("\n").count("info " + tools.name) == 1, "it is unpacked once"
+    assert not (tools / "target").exists() and not (tools / "src").exists(), "nothing is left when all is there"
+    assert build.main() == 0
+    assert asked.read_text().count("build ") == 2
