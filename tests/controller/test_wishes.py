@@ -163,3 +163,18 @@ async def test_a_change_of_another_device_disturbs_nobody(autojump_clock: MockCl
     before = world.store.commits
     assert (await world.poll()).type is Type.UPDATE
     assert world.store.commits - before <= 2
+
+
+async def test_a_status_is_heard_once_though_it_is_looked_at_again(autojump_clock: MockClock, world: World) -> None:
+    command = await world.poll()
+    await world.poll(progress=Progress(command.package, 4))
+    await world.poll()
+    await world.poll(progress=Progress(command.package, 4))
+
+    async def gate() -> None:
+        await trio.lowlevel.checkpoint()
+        world.bus.publish(DeviceChanged("app", "dev"))
+
+    world.packages.gate = gate
+    assert (await world.poll()).type is Type.UPDATE
+    assert (world.deployment.stalls, world.deployment.attempts) == (1, 0)
