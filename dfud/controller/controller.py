@@ -148,7 +148,7 @@ class Controller:
         """Return the package to send and note that it goes out, or have the device wait."""
         found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
         if isinstance(found, PackageFile):
-            sent(verdict, found, self._config, now_s)
+            sent(verdict, order.target, found, self._config, now_s)
             return found
         verdict.action, verdict.reason = Action.WAIT, "its package is being made"
         if isinstance(found, StoreError) and not isinstance(found, Busy):
