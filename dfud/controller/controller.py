@@ -137,7 +137,7 @@ class Controller:
                     continue
             if not changed:
                 return command
-        return msgspec.structs.replace(command, poll_s=min(command.poll_s, self._config.busy_poll_s))
+        return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())

@@ -30,7 +30,7 @@ from dfud.api import (
     Store,
 )
 from dfud.model.desired import desired_of
-from dfud.wire.trust import refusal
+from dfud.wire.trust import trust_problem
 
 APPS_MAX = 10_000
 FIRMWARES_MAX = 20_000
@@ -181,5 +181,4 @@ class Memory:
 
 def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desired:
     """Return `desired` with the problem that keeps its target from being sent, if there is one."""
-    told = refusal(spec, target.manifest)
-    return msgspec.structs.replace(desired, problem=f"firmware {target.version} is not sent: {told}" if told else "")
+    return msgspec.structs.replace(desired, problem=trust_problem(spec, target.version, target.manifest))

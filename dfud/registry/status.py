@@ -10,7 +10,7 @@ from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, Sta
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
 from dfud.model.desired import desired_of
 from dfud.wire.messages import Code
-from dfud.wire.trust import refusal
+from dfud.wire.trust import trust_problem
 
 
 def timestamp(at_s: float) -> str:
@@ -22,7 +22,7 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict
     """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
     desired = desired_of(app.spec, view.device.spec)
     actual, deployment = view.actual, _that_matters(view, target)
-    barred = refusal(app.spec, target.manifest) if target is not None else ""
+    barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
     conditions = [_in_sync(desired, actual, deployment, target, barred)]
     if deployment is not None and not deployment.final:
         message = f"{progress_percent(deployment)}"

@@ -148,7 +148,7 @@ async def test_a_firmware_whose_key_the_app_has_no_longer_is_not_sent(autojump_c
     world.put_app({"signing": {"mode": "optional", "keys": []}})
     stopped = await world.poll(progress=Progress(command.package, 3))
     assert stopped.type is Type.STOP
-    assert "a key that the app does not trust" in stopped.reason
+    assert "none of its app's" in stopped.reason
     assert (await world.poll("1.1")).type is Type.SYNC, "one that runs it is not told otherwise"
     world.put_app({"signing": {"mode": "required", "keys": [public]}})
     assert (await world.poll()).type is Type.UPDATE
@@ -178,3 +178,21 @@ async def test_a_status_is_heard_once_though_it_is_looked_at_again(autojump_cloc
     world.packages.gate = gate
     assert (await world.poll()).type is Type.UPDATE
     assert (world.deployment.stalls, world.deployment.attempts) == (1, 0)
+
+
+async def test_what_goes_on_changing_is_not_answered_with_what_it_was(
+    autojump_clock: MockClock, world: World
+) -> None:
+    flips = 0
+
+    async def pause() -> None:
+        nonlocal flips
+        await trio.lowlevel.checkpoint()
+        flips += 1
+        world.want(("1.1", "1.2")[flips % 2])
+
+    world.store.pause = pause
+    command = await world.poll()
+    assert (command.type, command.poll_s) == (Type.WAIT, world.policy.busy_poll_s)
+    world.store.pause = trio.lowlevel.checkpoint
+    assert (await world.poll()).type is Type.UPDATE
