@@ -76,7 +76,7 @@ class Server:
         self._respond = answering.respond
         self._finish = answering.finish
         self._is_trusted = answering.is_trusted
-        self._work = Work(config.under_way, answering, spawn=spawn, now=now)
+        self._work = Work(config.under_way, config.under_way_per_address, answering, spawn=spawn, now=now)
         self.waiting = WaitingRoom(config.waiting, config.waiting_per_address, answering, now=now)
         self.securing = Securing(
             endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall

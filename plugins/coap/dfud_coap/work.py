@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -16,12 +17,20 @@ T = TypeVar("T")
 
 
 class Work:
-    """What is under way, `count_max` at most. `spawn` starts a task."""
+    """What is under way: `count_max` at most, `address_max` of one address. `spawn` starts a task."""
 
     def __init__(
-        self, count_max: int, answering: Answering, *, spawn: Callable[..., None], now: Callable[[], float]
+        self,
+        count_max: int,
+        address_max: int,
+        answering: Answering,
+        *,
+        spawn: Callable[..., None],
+        now: Callable[[], float],
     ) -> None:
         self._count_max = count_max
+        self._address_max = address_max
+        self._of_address: Counter[str] = Counter()
         self._answering = answering
         self._spawn = spawn
         self._now = now
@@ -32,7 +41,8 @@ class Work:
     ) -> None:
         """Have `then` called with what `work` gives; acknowledge meanwhile if that takes long."""
         answering = self._answering
-        if self.count >= self._count_max:
+        address = exchange.peer.counted
+        if self.count >= self._count_max or self._of_address[address] >= self._address_max:
             answering.respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(1))]), now_s)
             return
         if exchange.code != Code.GET:
@@ -40,6 +50,7 @@ class Work:
         if exchange.confirmable and exchange.late is None:
             exchange.late = answering.timers.at(now_s + ACK_LATEST_S, lambda now: answering.acknowledge(exchange))
         self.count += 1
+        self._of_address[address] += 1
         self._spawn(self._run, exchange, work, then)
 
     async def _run(self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None]) -> None:
@@ -50,4 +61,7 @@ class Work:
                 self._answering.failed(exchange)
         finally:
             self.count -= 1
+            self._of_address[exchange.peer.counted] -= 1
+            if not self._of_address[exchange.peer.counted]:
+                del self._of_address[exchange.peer.counted]
             self._answering.changed()

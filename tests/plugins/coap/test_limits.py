@@ -143,6 +143,18 @@ def test_too_many_requests_at_a_time_are_told_to_come_later() -> None:
     assert codes([d for _, d in w.sent]) == [Code.UNAVAILABLE, Code.CONTENT]
 
 
+def test_one_address_with_many_requests_leaves_room_for_another() -> None:
+    w = Virtual(under_way=4, under_way_per_address=2)
+    w.endpoint.quickly = False
+    other = w.new_peer(("192.0.2.99", 1))
+    for number in range(6):
+        w.server.datagram(w.peer, post(number, AUTH, body=b"%d" % number))
+    w.server.datagram(other, post(1, AUTH, body=b"other"))
+    w.settle()
+    assert codes([d for _, d in w.sent]) == [Code.UNAVAILABLE] * 4 + [Code.CONTENT] * 3
+    assert w.server.idle and not w.server._work._of_address
+
+
 def test_a_slow_request_is_acknowledged_in_time_and_answered_later() -> None:
     w = Virtual()
     w.endpoint.quickly = False
