@@ -31,6 +31,7 @@ from dfud.api import (
     Telemetry,
     Waiting,
     contained,
+    note,
 )
 from dfud.controller.controller import Controller
 from dfud.endpoint.auth import Authenticator, Enroller, Session
@@ -183,9 +184,12 @@ class DeviceEndpoint(Endpoint):
     # Publishing
 
     def quick(self, request: Request) -> Reply | Waiting | None:
-        with contained("endpoint.quick", transport=request.transport):
+        # Not contained(): this is what a poll costs.
+        try:
             return self._quick(request)
-        return FAILED
+        except Exception as error:
+            note("endpoint.quick", error, transport=request.transport, peer=request.peer)
+            return FAILED
 
     def _quick(self, request: Request) -> Reply | Waiting | None:
         if request.channel != DFU:
@@ -323,9 +327,11 @@ class DeviceEndpoint(Endpoint):
     def quick_chunks(
         self, peer: str, credentials: Credentials, package: str, first: int, last: int
     ) -> Chunks | Reply | None:
-        with contained("endpoint.quick_chunks", peer=peer):
+        try:
             return self._quick_chunks(credentials, package, first, last)
-        return FAILED
+        except Exception as error:
+            note("endpoint.quick_chunks", error, peer=peer)
+            return FAILED
 
     def _quick_chunks(self, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply | None:
         session = self._auth.known(credentials)
@@ -383,6 +389,8 @@ class DeviceEndpoint(Endpoint):
         return None
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
-        with contained("endpoint.key_for", transport=transport):
+        try:
             return self._auth.psk_cached(identity)
-        return None
+        except Exception as error:
+            note("endpoint.key_for", error, transport=transport)
+            return None
