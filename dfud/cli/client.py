@@ -93,6 +93,10 @@ class Session:
             raise CliError("which app? give --app, or set one for good with `dfuctl context --app NAME`")
         return str(found)
 
+    def path(self, base: str, *names: str) -> str:
+        """Return `base` with `names` behind it, each encoded whole."""
+        return path_of(base, *names)
+
     def api(self, *names: str) -> str:
         """Return the path of dfud's own API for the app, with `names` encoded behind it."""
         return path_of(API, "apps", self.app, *names)
