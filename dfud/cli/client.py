@@ -153,7 +153,12 @@ class Session:
 def checked(answer: httpx.Response) -> Any:
     """Return the decoded body; raise CliError with the registry's own sentence for an error."""
     if answer.is_success:
-        return answer.json() if answer.content and "json" in answer.headers.get("content-type", "") else None
+        if not answer.content or "json" not in answer.headers.get("content-type", ""):
+            return None
+        try:
+            return answer.json()
+        except ValueError:
+            raise CliError("the registry's answer ended before it was whole; try again", transient=True) from None
     try:
         message = str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):

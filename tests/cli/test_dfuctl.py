@@ -13,6 +13,7 @@ import trio
 
 from devicefw.sim.firmware import build
 from dfud.testing.daemon import DaemonProcess
+from dfud.wire.manifest import decode_envelope_untrusted
 
 
 class Dfuctl:
@@ -136,6 +137,21 @@ async def test_a_mistake_is_one_sentence(dfuctl: Dfuctl, arguments: tuple[str, .
 
 async def test_without_a_login_the_way_is_shown(tmp_path: Path) -> None:
     assert "run `dfuctl login URL`" in await Dfuctl(tmp_path)("app", "list", fails=True)
+
+
+async def test_signing_asks_no_registry(tmp_path: Path) -> None:
+    dfuctl, key, image = Dfuctl(tmp_path), str(tmp_path / "key.pem"), tmp_path / "lamp.bin"
+    image.write_bytes(build("print(1)\n", "1.1"))
+    (tmp_path / "passphrase").write_text("a passphrase of a publisher")
+    passphrase = ("--passphrase-file", str(tmp_path / "passphrase"))
+    await dfuctl("key", "new", key, *passphrase)
+    about = (str(image), "--key", key, *passphrase, "--version", "1.1", "--hardware", "esp32c3", "--sequence", "1")
+    assert "which app? give --app" in await dfuctl("sign", *about, fails=True)
+    assert "Signed 1.1 for esp32c3" in await dfuctl("sign", *about, "--app", "lamps")
+    signed = image.with_name("lamp.bin.manifest").read_bytes()
+    assert decode_envelope_untrusted(signed)[1].app == "lamps"
+    await dfuctl("--app", "lamps", "sign", *about)
+    assert image.with_name("lamp.bin.manifest").read_bytes() == signed
 
 
 def test_help_teaches() -> None:
