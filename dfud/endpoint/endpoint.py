@@ -43,6 +43,7 @@ from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.sinking import AWAY, Sinks
 from dfud.model.deployment import Event
+from dfud.model.names import check_name
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
 from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_command
 
@@ -284,6 +285,7 @@ class DeviceEndpoint(Endpoint):
 
     async def _publish(self, session: Session, request: Request) -> Reply | Waiting:
         """Take telemetry. Whoever waits does so before the event is out, so that no quick answer to it is lost."""
+        check_name("channel", request.channel)
         waiting = None
         if request.timeout_s > 0 and not self._draining:
             timeout_s = min(request.timeout_s, self._config.poll_max_s)
