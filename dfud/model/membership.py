@@ -27,8 +27,3 @@ def share_of_count(places: Iterable[int], count: int) -> int:
     """Return the place below which exactly the first `count` of `places` are; all of them if there are no more."""
     first = heapq.nsmallest(count + 1, places)
     return first[count] if len(first) > count else UNIT
-
-
-def wave_of(place: int, shares: Iterable[int]) -> int | None:
-    """Return the number of the first wave whose share holds `place`, or None. shares: ascending, one a wave."""
-    return next((number for number, end in enumerate(shares) if place < end), None)
