@@ -23,6 +23,7 @@ from dfud.api import (
     PutFirmware,
     TrimDocuments,
 )
+from dfud_local.encoding import text
 from dfud_local.limits import Limits
 
 Cursor = sqlite3.Connection
@@ -59,7 +60,9 @@ class Changes:
                 found = _version(db, "SELECT version FROM app WHERE name=?", name)
                 _exists(found, f"app {name}")
                 _check(expect, found, f"app {name}")
-                self.freed.update(row[0] for row in db.execute("SELECT sha256 FROM firmware WHERE app=?", (name,)))
+                self.freed.update(
+                    text(row[0]) for row in db.execute("SELECT sha256 FROM firmware WHERE app=?", (name,))
+                )
                 db.execute("DELETE FROM app WHERE name=?", (name,))
                 for table in _APP_TABLES:
                     db.execute(f"DELETE FROM {table} WHERE app=?", (name,))  # noqa: S608 - names from the tuple below
@@ -120,7 +123,7 @@ class Changes:
     def _free(self, app: str, version: str) -> None:
         row = self._db.execute("SELECT sha256 FROM firmware WHERE app=? AND version=?", (app, version)).fetchone()
         if row is not None:
-            self.freed.add(row[0])
+            self.freed.add(text(row[0]))
 
     def _put_deployment(self, d: Deployment, body: bytes) -> None:
         db = self._db
@@ -184,13 +187,13 @@ def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
             db.execute("INSERT OR FAIL INTO alias VALUES (?,?,?)", (device.app, alias, device.name))
         except sqlite3.IntegrityError:
             (owner,) = db.execute("SELECT device FROM alias WHERE app=? AND alias=?", (device.app, alias)).fetchone()
-            if owner != device.name:
-                raise ConflictError(f"alias {alias} belongs to device {owner}") from None
+            if text(owner) != device.name:
+                raise ConflictError(f"alias {alias} belongs to device {text(owner)}") from None
 
 
 def _version(db: Cursor, query: str, *key: str) -> str | None:
     row: Any = db.execute(query, key).fetchone()
-    return None if row is None else str(row[0])
+    return None if row is None else text(row[0])
 
 
 def _check(expect: str | None, found: str | None, what: str) -> None:

@@ -13,7 +13,17 @@ from dfud_local.schema import version_of
 
 
 def check_directory(directory: Path) -> None:
-    """Raise StoreError for a directory that cannot be made or written, a database of a newer dfud, or one that is in use."""
+    """Raise StoreError for a directory that cannot be made or written, a database of a newer dfud, or one that is in use.
+
+    That it is in use is the one error that is retryable.
+    """
+    try:
+        _check(directory)
+    except OSError as error:
+        raise StoreError(f"[store.local] path {directory}: {error.strerror} for user {os.getuid()}") from error
+
+
+def _check(directory: Path) -> None:
     found = directory
     while not found.exists() and found != found.parent:
         found = found.parent

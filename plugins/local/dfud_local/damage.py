@@ -45,6 +45,11 @@ class Damage:
             return []
         return [key[-1] for key in self._known if key[:-1] == prefix]
 
+    def read(self, *key: str) -> None:
+        """A record was read: whatever was wrong with it has been repaired, perhaps by hand."""
+        if self._known:
+            self._known.pop(key, None)
+
     def mended(self, changes: Iterable[Change]) -> None:
         """These changes are stored: what they replaced or deleted is whole again."""
         if not self._known:

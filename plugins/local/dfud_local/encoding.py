@@ -85,3 +85,8 @@ def decode(what: str, kind: type[T], body: Any) -> T:
 
 def unreadable(what: str, why: str) -> UnreadableError:
     return UnreadableError(f"the record of {what} cannot be read ({why}): put it again, delete it, or restore a backup")
+
+
+def text(stored: bytes) -> str:
+    """Return a text column. A wrong byte in it makes it another text, never an error."""
+    return stored.decode("utf-8", "replace")

@@ -158,6 +158,16 @@ async def test_a_list_with_unreadable_records_has_its_pages_full(store: LocalSto
         await store.commit([DeleteDevice("app1", "d0")])
 
 
+async def test_a_record_that_was_repaired_by_hand_is_in_the_list_once_it_was_read(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    flip(tmp_path, "device", "name='d2'", lambda body: bytes([body[0] ^ 0xFF]) + body[1:])
+    assert len(await store.devices("app1")) == 4
+    flip(tmp_path, "device", "name='d2'", lambda body: bytes([body[0] ^ 0xFF]) + body[1:])
+    assert await store.device("app1", "d2") is not None
+    assert len(await store.devices("app1")) == 5
+
+
 async def test_a_record_that_speaks_of_another_device_is_not_taken_for_it(store: LocalStore, tmp_path: Path) -> None:
     flip(tmp_path, "device", "name='d2'", lambda body: body.replace(b"\xa2d2", b"\xa2d3"))
     with pytest.raises(UnreadableError, match="another name"):
@@ -193,6 +203,8 @@ async def test_an_app_and_a_firmware_cost_themselves_only(store: LocalStore, tmp
     flip(tmp_path, "app", "name='app0'", torn)
     assert [f.version for f in await store.firmwares("app1")] == ["1.0"]
     assert [a.name for a in await store.apps(limit=1)] == ["app1"]
+    found = await store.firmware_by_digest("app1", sha256)
+    assert found is not None and found.version == "1.0", "the one that can be read, although the other is newer"
     with pytest.raises(UnreadableError, match="firmware 2.0 of app app1"):
         await store.firmware("app1", "2.0")
     with pytest.raises(UnreadableError, match="app app0"):

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,34 @@ async def test_a_second_process_is_refused_and_told_who_has_it(nursery: trio.Nur
     assert (tmp_path / "dfud.lock").read_text() == f"{os.getpid()}\n"
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-async def test_check_says_what_is_not_writable(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(StoreError, match=r"\[store.local\] path .*closed is not writable"):
-        await LocalStore(tmp_path / "closed" / "state").check()
+_CHECKER = """
+import os, sys, trio
+from pathlib import Path
+from dfud.api import StoreError
+from dfud_local.store import LocalStore
+if os.getuid() == 0:
+    os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        trio.run(LocalStore(Path(path)).check)
+    except StoreError as error:
+        print(error)
+"""
+
+
+async def test_check_says_what_is_not_writable() -> None:
+    """As the user that asks: in a process of its own, for root may write everywhere."""
+    with tempfile.TemporaryDirectory() as name:
+        closed, hidden = Path(name) / "closed", Path(name) / "hidden"
+        for path, mode in ((Path(name), 0o755), (closed, 0o555), (hidden, 0o000)):
+            path.mkdir(exist_ok=True)
+            path.chmod(mode)
+        command = [sys.executable, "-c", _CHECKER, str(closed / "state"), str(hidden / "state" / "deep")]
+        run = await trio.run_process(command, capture_stdout=True)
+        told = run.stdout.decode().splitlines()
+    assert len(told) == 2, told
+    assert told[0].startswith(f"[store.local] path {closed}/state: {closed} is not writable for user ")
+    assert told[1].startswith(f"[store.local] path {hidden}/state/deep: Permission denied for user ")
 
 
 async def test_check_says_what_is_no_directory_and_no_database_and_changes_nothing(tmp_path: Path) -> None:
