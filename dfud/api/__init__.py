@@ -30,10 +30,12 @@ from dfud.api.plugins import (
     open_to_all,
 )
 from dfud.api.store import (
+    AddCounts,
     BlobWriter,
     Capability,
     Change,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
@@ -72,6 +74,7 @@ from dfud.model.selectors import Selector, parse_selector_untrusted
 __all__ = [
     "Actual",
     "ActualChanged",
+    "AddCounts",
     "App",
     "AppChanged",
     "BlobWriter",
@@ -88,6 +91,7 @@ __all__ = [
     "ConflictError",
     "Credentials",
     "DeleteApp",
+    "DeleteCounts",
     "DeleteDevice",
     "DeleteDocument",
     "DeleteFirmware",

@@ -80,12 +80,16 @@ class PutDeployment(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutDocument(msgspec.Struct, frozen=True, tag=True):
-    """A small value of dfud's own (tokens, audit, queues). create: the key must not exist yet."""
+    """A small value of dfud's own (tokens, audit, rollouts, queues).
+
+    create: the key must not exist yet. expect: compare and set: what is stored must be these bytes.
+    """
 
     collection: str
     key: str
     value: bytes
     create: bool = False
+    expect: bytes | None = None
 
 
 class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
@@ -100,6 +104,19 @@ class TrimDocuments(msgspec.Struct, frozen=True, tag=True):
     keep: int
 
 
+class AddCounts(msgspec.Struct, frozen=True, tag=True):
+    """Adds to counters of a scope: integers by name, 0 before the first change. For what would take a scan to count again."""
+
+    scope: str
+    add: dict[str, int]
+
+
+class DeleteCounts(msgspec.Struct, frozen=True, tag=True):
+    """Forgets the counters of a scope; no error if there are none."""
+
+    scope: str
+
+
 Change = (
     PutApp
     | DeleteApp
@@ -112,6 +129,8 @@ Change = (
     | PutDocument
     | DeleteDocument
     | TrimDocuments
+    | AddCounts
+    | DeleteCounts
 )
 
 
@@ -246,6 +265,10 @@ class Store(abc.ABC):
         self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
     ) -> list[tuple[str, bytes]]:
         """Documents by key (bytewise)."""
+
+    @abc.abstractmethod
+    async def counts(self, scope: str) -> dict[str, int]:
+        """Return the counters of a scope that are not 0."""
 
     @abc.abstractmethod
     async def new_blob(self) -> BlobWriter: ...

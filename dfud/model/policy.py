@@ -15,7 +15,7 @@ import msgspec
 
 from dfud.errors import PeerError
 from dfud.model.deployment import Deployment
-from dfud.model.desired import Desired, desired_of
+from dfud.model.desired import Desired, Held, desired_of
 from dfud.model.membership import place, share, share_of_count
 from dfud.model.rollout import Facts, Mode, Plan, Rollout, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
@@ -24,26 +24,6 @@ from dfud.model.schedule import is_open, next_opening, read_zone_untrusted
 from dfud.model.selectors import Selector, parse_selector_untrusted
 
 RULES_MAX = 200
-
-
-class Held(msgspec.Struct, frozen=True):
-    """Why a rollout does not tell a device yet. code: stable, for programs; until_s: when that may change, 0: nobody knows."""
-
-    code: str
-    until_s: float = 0.0
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """desired: the version, with its origin. rollout, wave: uid and number of the rollout that asks for it, "" and 0 if none does.
-
-    held: what keeps a device that was not told from being told. back: it is on its way back from this rollout.
-    """
-
-    desired: Desired
-    rollout: str = ""
-    wave: int = 0
-    held: Held | None = None
-    back: bool = False
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -59,9 +39,8 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    number: int
     selector: Selector
-    spec: dict[str, Any]
+    desired: Desired
 
 
 def read_rules_untrusted(value: object) -> tuple[Rule, ...]:
@@ -81,10 +60,10 @@ def read_rules_untrusted(value: object) -> tuple[Rule, ...]:
             selector = parse_selector_untrusted(entry["selector"])
         except PeerError as error:
             raise PeerError(f"{where}.selector: {error}") from None
-        spec = {"firmware": entry["firmware"]}
-        if problem := desired_of(spec, {}).problem:
-            raise PeerError(f"{where}: {problem}")
-        rules.append(Rule(number, selector, spec))
+        desired = desired_of({"firmware": entry["firmware"]}, {})
+        if desired.problem or not desired.version:
+            raise PeerError(f"{where}: {desired.problem or 'firmware says no version'}")
+        rules.append(Rule(selector, msgspec.structs.replace(desired, origin=f"rule {number + 1}")))
     return tuple(rules)
 
 
@@ -118,50 +97,57 @@ class Policy:
 
     def wanted(
         self, device_spec: Mapping[str, Any], facts: Facts, deployment: Deployment | None, now_s: float
-    ) -> Wanted:
-        """Return what this device should run now. deployment: its newest one."""
+    ) -> Desired:
+        """Return what this device should run now; never raises. deployment: its newest one."""
         if "firmware" in device_spec:
-            return Wanted(desired_of({}, device_spec))
+            return desired_of({}, device_spec)
         for running in self._active:
             found = self._of_rollout(running, facts, deployment, now_s)
             if found is not None:
                 return found
         for running in self._ended:
             if _took(running, facts, deployment):
-                return Wanted(_desired(running), running.uid, deployment.wave if deployment is not None else 0)
+                return _desired(running, deployment.wave if deployment is not None else 0)
         for rule in self._rules:
             if rule.selector.matches(facts.labels):
-                desired = desired_of(rule.spec, {})
-                return Wanted(msgspec.structs.replace(desired, origin=f"rule {rule.number + 1}"))
-        return Wanted(desired_of(self._app_spec, {}))
+                return rule.desired
+        return desired_of(self._app_spec, {})
 
-    def _of_rollout(self, running: Running, facts: Facts, deployment: Deployment | None, now_s: float) -> Wanted | None:
+    def _of_rollout(
+        self, running: Running, facts: Facts, deployment: Deployment | None, now_s: float
+    ) -> Desired | None:
         """Return what one rollout says of a device, or None if it does not speak for it."""
         rollout, plan = running.rollout, running.plan
         told = deployment is not None and deployment.rollout == running.uid
         if rollout.status.state is State.REVERTING:
             return _back(running, facts, deployment) if told else None
         if told and deployment is not None and not deployment.final:
-            return Wanted(_desired(running), running.uid, deployment.wave)  # what has begun goes on
+            return _desired(running, deployment.wave)  # what has begun goes on
         if not is_member(plan, running.uid, rollout.status.started_s, facts):
             return None
         wave = _wave(running, facts)
         if wave is None:
             return None
         if told and deployment is not None:
-            return Wanted(_desired(running), running.uid, wave)
+            return _desired(running, wave)
         actual = facts.actual
         if actual is not None and actual.version == plan.version:
-            return Wanted(_desired(running), running.uid, wave)
+            return _desired(running, wave)
         if wave > rollout.status.wave or rollout.status.state not in ACTIVE:
             return None  # till its turn, whatever else speaks for it does
-        return Wanted(_desired(running), running.uid, wave, _held(plan, facts, now_s))
+        return _desired(running, wave, _held(plan, facts, now_s))
 
 
-def _desired(running: Running) -> Desired:
-    plan, name = running.plan, running.rollout.name
-    download_only = plan.mode is Mode.DOWNLOAD_ONLY and not plan.activate
-    return Desired(plan.version, download_only=download_only, origin=f"rollout {name}")
+def _desired(running: Running, wave: int, held: Held | None = None) -> Desired:
+    plan = running.plan
+    return Desired(
+        version=plan.version,
+        download_only=plan.mode is Mode.DOWNLOAD_ONLY and not plan.activate,
+        origin=f"rollout {running.rollout.name}",
+        rollout=running.uid,
+        wave=wave,
+        held=held,
+    )
 
 
 def _wave(running: Running, facts: Facts) -> int | None:
@@ -183,13 +169,18 @@ def _took(running: Running, facts: Facts, deployment: Deployment | None) -> bool
     return facts.actual.sha256 == deployment.sha256 and facts.actual.version == running.plan.version
 
 
-def _back(running: Running, facts: Facts, deployment: Deployment | None) -> Wanted | None:
+def _back(running: Running, facts: Facts, deployment: Deployment | None) -> Desired | None:
     """Return what a device that took the version of a rollout goes back to."""
     if deployment is None or not deployment.from_version:
         return None
     version = deployment.version if deployment.back else deployment.from_version
-    desired = Desired(version, origin=f"rollout {running.rollout.name} (going back)")
-    return Wanted(desired, running.uid, deployment.wave, back=True)
+    return Desired(
+        version=version,
+        origin=f"rollout {running.rollout.name}, going back",
+        rollout=running.uid,
+        wave=deployment.wave,
+        back=True,
+    )
 
 
 def zone_of(plan: Plan, facts: Facts) -> ZoneInfo:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,7 +29,6 @@ SILENT_S = 7 * 86400.0
 
 class Mode(StrEnum):
     FORCED = "forced"
-    OFFER = "offer"  # the device's may_update(), or its user, decides
     DOWNLOAD_ONLY = "download-only"  # written, and not switched to before somebody says activate
 
 
@@ -97,7 +97,6 @@ class Plan(msgspec.Struct, frozen=True):
 
     version: str
     mode: Mode = Mode.FORCED
-    offer_until_s: float = 0.0
     activate: bool = False
     whom: Whom = Whom()
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -157,11 +156,14 @@ class Rollout(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What decides whether a device is a member. told: uid of the rollout of its newest deployment, "" if none."""
+    """What decides whether a device is a member. told: uid of the rollout of its newest deployment, "" if none.
+
+    created: when it was registered, RFC 3339.
+    """
 
     device: str
     labels: Mapping[str, str]
-    created_s: float = 0.0
+    created: str = ""
     actual: Actual | None = None
     told: str = ""
 
@@ -173,7 +175,7 @@ def is_member(plan: Plan, uid: str, started_s: float, facts: Facts) -> bool:
         return facts.device in whom.devices
     if not whom.selector.matches(facts.labels):
         return False
-    if not whom.dynamic and started_s and facts.created_s > started_s:
+    if not whom.dynamic and started_s and _epoch_s(facts.created) > started_s:
         return False
     actual = facts.actual
     if whom.running and facts.told != uid:
@@ -183,3 +185,10 @@ def is_member(plan: Plan, uid: str, started_s: float, facts: Facts) -> bool:
         return False
     found = actual.attributes if actual is not None else {}
     return all(found.get(key) == value for key, value in whom.attributes)
+
+
+def _epoch_s(created: str) -> float:
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -40,7 +40,6 @@ def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
     plan = Plan(
         version=version,
         mode=Mode(fields.choice("mode", tuple(Mode), Mode.FORCED)),
-        offer_until_s=fields.time("offerUntil"),
         activate=fields.flag("activate"),
         whom=_whom(fields.object("devices")),
         waves=_waves(fields.take("waves")),
@@ -58,8 +57,6 @@ def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
     fields.end()
     if plan.end_s and plan.end_s <= plan.start_s:
         raise PeerError("spec.end: not behind spec.start, so it could never run")
-    if plan.offer_until_s and plan.mode is not Mode.OFFER:
-        raise PeerError(f"spec.offerUntil: the mode is {plan.mode}, expected offer")
     if plan.activate and plan.mode is not Mode.DOWNLOAD_ONLY:
         raise PeerError(f"spec.activate: the mode is {plan.mode}, expected download-only")
     return plan

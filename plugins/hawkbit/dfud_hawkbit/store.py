@@ -294,6 +294,9 @@ class HawkbitStore(Store):
     async def users_of(self, app: str, version: str) -> list[str]:
         return await self.inner.users_of(app, version)
 
+    async def counts(self, scope: str) -> dict[str, int]:
+        return await self.inner.counts(scope)
+
     async def document(self, collection: str, key: str) -> bytes | None:
         return await self.inner.document(collection, key)
 
