@@ -5,7 +5,7 @@ TRANSPORT ?= http
 # Test files side by side; each test starts its own daemons on free ports.
 WORKERS ?= 2
 
-.PHONY: help bootloader demo test exhaustive setup lock lint audit clean
+.PHONY: help bootloader demo test exhaustive setup lock lint audit clean distclean
 help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make test                        everything that CI runs"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock (what runs) and requirements-test.lock (all)"
+	@echo "make clean | distclean           remove what is built | and the environment; var, dfud's state, stays"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
 	@echo "make bench-delta                 what updates weigh beside other tools (PAIRS=directory, QUICK=1)"
 
@@ -54,7 +55,12 @@ lock:
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--extra users -c requirements-test.lock pyproject.toml -o requirements.lock
 
+# What is built; never `var`, where `dfud run` from a checkout keeps its database and key.
 clean:
-	rm -rf build var
+	rm -rf build
+
+# Everything that is not in the repository but the state in `var`.
+distclean: clean
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 -include bench/*.mk tests/*/*.mk tests/plugins/*/*.mk

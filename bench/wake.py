@@ -71,7 +71,7 @@ async def main(count: int, profiled: bool) -> None:
                 now=time.time,
             )
             await nursery.start(endpoint.run)
-            await store.commit([PutApp(App(Metadata("a")))])
+            await store.commit([PutApp(App(Metadata("a"), {"signing": {"mode": "optional"}}))])
             spec = protect({"authentication": {"credentials": [{"pass": "pw"}]}}, KEY)
             for first in range(0, count, 500):
                 await store.commit([PutDevice(Device(Metadata(f"d{n}", "a"), spec)) for n in range(first, min(count, first + 500))])

@@ -43,7 +43,7 @@ class Cache(Generic[K, V]):
     ) -> None:
         self._limit = limit
         self._dropped = dropped
-        self._group_of = group_of or (lambda key: None)
+        self._group_of = group_of
         self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._epochs: dict[Hashable, int] = {}
         self._readings: dict[Hashable, set[Reading]] = {}
@@ -56,16 +56,16 @@ class Cache(Generic[K, V]):
         found = self._values.get(key)
         if found is None:
             return default
-        value, epoch = found
-        if epoch != self._epochs.get(self._group_of(key), 0):
+        # Read for every datagram: without groups there is nothing to look up.
+        if self._group_of is not None and found[1] != self._epochs.get(self._group_of(key), 0):
             del self._values[key]
             return default
         self._values.move_to_end(key)
-        return value
+        return found[0]
 
     def begin(self, key: K) -> Reading:
         """Say that `key` is being read from now on; give the result to `end()`, or the reading to `give_up()`."""
-        reading = Reading(key, self._group_of(key))
+        reading = Reading(key, self._group_of(key) if self._group_of is not None else None)
         self._readings.setdefault(key, set()).add(reading)
         return reading
 
@@ -126,7 +126,8 @@ class Cache(Generic[K, V]):
                 reading.stale = True
 
     def _keep(self, key: K, value: V) -> None:
-        self._values[key] = (value, self._epochs.get(self._group_of(key), 0))
+        epoch = self._epochs.get(self._group_of(key), 0) if self._group_of is not None else 0
+        self._values[key] = (value, epoch)
         self._values.move_to_end(key)
         while len(self._values) > self._limit:
             dropped, (value, _) = self._values.popitem(last=False)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -12,9 +10,6 @@ import click
 from dfud.cli.client import API, PAGE, Session
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table
-
-# The registry tells the oldest first. The newest are looked for in the last hour, then in more and more time before it.
-WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=30), None)
 
 
 @click.command()
@@ -52,19 +47,23 @@ def audit(session: Session, /, of_app: bool, limit: int, **filters: str) -> None
 
 
 def _newest(session: Session, params: dict[str, str], limit: int) -> list[dict[str, Any]]:
-    found: deque[dict[str, Any]] = deque(maxlen=limit)
-    for window in (None,) if "since" in params or "until" in params else WINDOWS:
-        since = {"since": (datetime.now(UTC) - window).isoformat()} if window else {}
-        found.clear()
-        found.extend(_entries(session, params | since))
-        if len(found) == limit:
+    """Return the newest entries, the newest last."""
+    found: list[dict[str, Any]] = []
+    before = ""
+    while len(found) < limit:
+        asked = min(PAGE, limit - len(found))
+        at = {"before": before} if before else {}
+        page = session.request("GET", f"{API}/audit", params={**params, **at, "order": "newest", "limit": asked})
+        found += page
+        if len(page) < asked:
             break
-    return list(found)
+        before = page[-1]["key"]
+    return found[::-1]
 
 
 def _entries(session: Session, params: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Yield all entries, oldest first."""
-    after = params.get("after", "")
+    """Yield all entries behind the one that params["after"] names, oldest first."""
+    after = params["after"]
     while page := session.request("GET", f"{API}/audit", params={**params, "after": after, "limit": PAGE}):
         yield from page
         if len(page) < PAGE:

@@ -29,7 +29,7 @@ _FINAL = {
     "cancelled": Outcome.CANCELLED,
     "done": Outcome.ROLLED_BACK,  # done, and yet it runs something else: it went back later
 }
-_IMPOSSIBLE = frozenset({"BadSpec", "NotPublished", "NothingDesired"})
+_IMPOSSIBLE = frozenset({"BadSpec", "NotPublished", "NothingDesired", "NotTrusted", "NotPackaged"})
 
 
 class Judged(msgspec.Struct, frozen=True):

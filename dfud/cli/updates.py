@@ -116,11 +116,12 @@ def _update_group(session: Session, selector: str, body: dict[str, Any]) -> tupl
         reached = sum(target == version for target in now.values())
         raise CliError(f"{error}; {reached} of {len(now)} devices should run {version} now: say it again") from None
     changed: list[str] = found["changed"]
-    refused: dict[str, str] = found.get("refused", {})
+    refused: dict[str, str] = found.get("leftOut", {})
     names = [*changed, *(name for name in before.targets if name not in {*changed, *refused})]
     unchanged = len(names) - len(changed)
     if session.json:
-        session.show({**found, "unchanged": [n for n in names if n not in set(changed)], "refused": refused})
+        told = {"changed": changed, "unchanged": [n for n in names if n not in set(changed)], "refused": refused}
+        session.show(told)
         return names, refused
     total = len(names) + len(refused)
     counts = f"{len(changed)} changed, {unchanged} unchanged, {len(refused)} refused"

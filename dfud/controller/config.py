@@ -43,6 +43,15 @@ class ControllerConfig(msgspec.Struct, frozen=True):
     packages_memory_bytes: Annotated[
         int, Meta(description="prepared packages kept in memory", ge=1 << 20, extra={"unit": "bytes"})
     ] = 128 << 20
+    packages_waiting: Annotated[
+        int, Meta(description="packages that may wait to be prepared; one for each device at most", ge=1, le=100_000)
+    ] = 256
+    history_per_hour: Annotated[
+        int,
+        Meta(
+            description="entries of history that one device may cause in an hour; beyond them it is told to wait", ge=20
+        ),
+    ] = 600
     workers: Annotated[
         int, Meta(description="processes that prepare packages; 0: one less than cores", ge=0, le=256)
     ] = 0

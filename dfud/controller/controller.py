@@ -23,24 +23,33 @@ from dfud.api import (
     DeviceChanged,
     DeviceSeen,
     Firmware,
+    HistoryEntry,
     ProgressChanged,
     PutActual,
     PutDeployment,
+    RefusedError,
     RetryRequested,
     State,
     Store,
     StoreError,
 )
+from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Action, Verdict, decide, entry_of
+from dfud.controller.hear import explained
+from dfud.controller.images import Images
 from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory
-from dfud.controller.packages import Packages
+from dfud.controller.observe import are_twins, health_of, twins_of
+from dfud.controller.packages import Busy, Packages
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
+from dfud.controller.wishes import cancelled, retried
 from dfud.model.deployment import Event
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Status, Type
+from dfud.wire.messages import Command, Outcome, Status, Type
+from dfud.wire.trust import trust_problem
 
+OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
 
 
@@ -57,6 +66,8 @@ class Controller:
         self._now = now
         self._memory = Memory(store, bus, config.cache_devices, config.seen_s)
         self._jobs = Jobs()
+        self._images = Images(store)
+        self._budget = Budget(config.history_per_hour)
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -93,8 +104,22 @@ class Controller:
                 now_s = self._now()
                 if look and hold.known.status not in (None, status):
                     return Command(Type.WAIT, self._config.busy_poll_s, reason="it has said something newer")
+                actual = _actual(app, device, status, transport, now_s)
+                if not look:
+                    actual = self._observed(hold, actual, status, now_s)
+                elif hold.known.actual is not None:
+                    actual = hold.known.actual
                 verdict = decide(
-                    app, device, status, hold.known.deployment, desired, target, self._config, now_s, heard=look > 0
+                    app,
+                    device,
+                    status,
+                    hold.known.deployment,
+                    desired,
+                    target,
+                    self._config,
+                    now_s,
+                    heard=look > 0,
+                    twins=are_twins(actual.twins, now_s),
                 )
                 package, order = None, None
                 if verdict.action is Action.SEND:
@@ -102,8 +127,8 @@ class Controller:
                     order = order_of(status, verdict.deployment, target, await self._base(status, app))
                     package = self._take(verdict, order, made, now_s)
                 hold.known.status = status
-                actual = _actual(app, device, status, transport, now_s)
-                await self._keep(hold, actual, verdict, now_s)
+                older = await self._older(hold, status, now_s) if not look else []
+                await self._keep(hold, actual, verdict, now_s, older)
                 command = command_of(verdict, target, desired, package)
                 changed = hold.changed
             waits = order is not None and package is None and (made is None or made[0] != order)
@@ -127,10 +152,32 @@ class Controller:
             sent(verdict, found, self._config, now_s)
             return found
         verdict.action, verdict.reason = Action.WAIT, "its package is being made"
-        if isinstance(found, StoreError):
+        if isinstance(found, StoreError) and not isinstance(found, Busy):
             verdict.reason = "its package cannot be made"
             verdict.poll_s = self._config.poll_s if not found.retryable else self._config.retry_s or 1
+            assert verdict.deployment is not None
+            verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=str(found)[:500])
         return None
+
+    def _observed(self, hold: Hold, actual: Actual, status: Status, now_s: float) -> Actual:
+        """Add what the row of statuses says of the board, this one among them."""
+        known = hold.known.actual
+        health = health_of(known, status, now_s)
+        twins = twins_of(known, status, hold.known.deployment, now_s)
+        return msgspec.structs.replace(actual, health=health, twins=twins)
+
+    async def _older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
+        """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
+        result, newest = status.result, hold.known.deployment
+        if result is None or newest is None or result.outcome == Outcome.CONFIRMED:
+            return []
+        if result.digest.hex() == newest.sha256:
+            return []
+        for found in await self._store.deployments(newest.app, newest.device, limit=OLDER_MAX):
+            if found.sha256 == result.digest.hex() and found.final:
+                after = explained(found, result, now_s)
+                return [after] if after is not None else []
+        return []
 
     async def _make(
         self, order: Order, device: tuple[str, str], deadline: float
@@ -142,14 +189,28 @@ class Controller:
                 return order, error
         return None
 
-    async def _keep(self, hold: Hold, actual: Actual, verdict: Verdict, now_s: float) -> None:
-        """Store what changed in one commit, then say so."""
+    async def _keep(
+        self,
+        hold: Hold,
+        actual: Actual,
+        verdict: Verdict,
+        now_s: float,
+        older: Sequence[tuple[Deployment, HistoryEntry]] = (),
+    ) -> None:
+        """Store what changed in one commit, then say so. Raises StoreError also where the device has changed too often."""
         known, now = hold.known, trio.current_time()
         news = known.actual is None or _unaged(known.actual) != _unaged(actual)
-        changes: list[Change] = [PutDeployment(d, e) for d, e in verdict.steps]
-        if not changes and verdict.deployment is not None and known.deployment is not None:
-            moved = verdict.deployment.chunks_done != known.deployment.chunks_done
-            if moved and now - known.progress_at >= self._config.progress_s:
+        steps = [*older, *verdict.steps]
+        if _newly_twins(known.actual, actual, now_s) and verdict.deployment is not None:
+            text = "two boards use this identity: what runs contradicts what was sent"
+            steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
+        self._budget.spend(actual.app, actual.device, len(steps))
+        changes: list[Change] = [PutDeployment(d, e) for d, e in steps]
+        last = steps[-1][0] if verdict.steps else known.deployment
+        if verdict.deployment is not None and verdict.deployment is not last:
+            due = now - known.progress_at >= self._config.progress_s
+            moved = last is None or verdict.deployment.chunks_done != last.chunks_done
+            if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
         if news or changes or now - known.seen_at >= self._config.seen_s:
@@ -159,7 +220,7 @@ class Controller:
             known.seen_at = now
         known.actual = actual
         known.deployment = verdict.deployment
-        for deployment, entry in verdict.steps:
+        for deployment, entry in steps:
             self._bus.publish(DeploymentChanged(deployment, entry))
         if news:
             self._bus.publish(ActualChanged(actual))
@@ -182,20 +243,39 @@ class Controller:
             if target is not None and pinned and target.version not in (pinned, actual.version):
                 found = await self._memory.firmware(actual.app, pinned)
                 if found is not None:
-                    desired, target = Desired(pinned, origin=desired.origin), found
+                    problem = trust_problem((await self._memory.app(actual.app)).spec, found.version, found.manifest)
+                    desired, target = Desired(pinned, problem=problem, origin=desired.origin), found
             now_s = self._now()
             status = translate(hold.known.deployment, target)
+            said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
+            said = self._observed(hold, said, status, now_s)
             verdict = decide(
-                actual.app, actual.device, status, hold.known.deployment, desired, target, self._config, now_s
+                actual.app,
+                actual.device,
+                status,
+                hold.known.deployment,
+                desired,
+                target,
+                self._config,
+                now_s,
+                twins=are_twins(said.twins, now_s),
             )
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
-            if send and target is not None:
-                offset = status.progress.next if status.progress is not None and target.version == pinned else None
-                offered(verdict, target, offset, now_s)
+            if send and target is not None and verdict.deployment is not None:
+                problem = await self._images.problem(target)
+                if problem:
+                    send = False
+                    verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=problem)
+                else:
+                    offset = status.progress.next if status.progress is not None and target.version == pinned else None
+                    offered(verdict, target, offset, now_s)
             hold.known.status = status
-            said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
             await self._keep(hold, said, verdict, now_s)
             return send
+
+    async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:
+        """Return a piece of an image. Raises StoreError if it is missing, damaged or unreadable."""
+        return await self._images.read(firmware, offset, size)
 
     async def published(self, app: str, version: str) -> Firmware | None:
         """Return a firmware by its version."""
@@ -267,33 +347,37 @@ class Controller:
         self._jobs.soon(key, lambda: self.cancel(event.app, event.device, event.by))
 
     async def retry(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
-        """Let a device try again what it left, or what failed, or what waits for its next attempt.
+        """Let a device try again what it left, or what failed, or what waits for its next attempt. Said of an update under way,
+        its end will not block the next one.
 
         `also` is committed with it; alone if there is nothing to try again.
         """
         async with self._memory.hold(app, device, self._now()) as hold:
-            deployment = hold.known.deployment
-            if deployment is None or not (deployment.blocks or deployment.not_before_s > self._now()):
+            after = retried(hold.known.deployment, self._now())
+            if after is None:
                 if also:
                     await self._store.commit(also)
                 return
-            changes = {"blocks": False, "not_before_s": 0.0, "updated_s": self._now()}
-            await self._change(hold, msgspec.structs.replace(deployment, **changes), f"retry by {by}", also)
+            await self._change(hold, after, f"retry by {by}", also)
         self._bus.publish(DeviceChanged(app, device))
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
-        """End a device's open deployment; the same image is not sent again until somebody retries or asks for another.
+        """End a device's deployment, or the one that it would begin with its next status; the same image is not sent again
+        until somebody retries or asks for another.
 
-        `also` is committed with it; alone if there is nothing to end.
+        `also` is committed with it; alone if there is nothing to end. Raises RefusedError where it cannot be done: on trial
+        the device decides, and what is not published cannot be named.
         """
         async with self._memory.hold(app, device, self._now()) as hold:
-            deployment = hold.known.deployment
-            if deployment is None or deployment.final or deployment.state is State.TRIAL:
-                # On trial the device decides: cancelling would only make dfud's picture wrong.
+            desired, target = await self._memory.wanted(hold)
+            if desired.version and target is None:
+                raise RefusedError(f"{desired.problem}; to cancel, change what device {device} should run")
+            known = hold.known
+            after = cancelled(app, device, known.deployment, known.actual, target, by, self._now())
+            if after is None:
                 if also:
                     await self._store.commit(also)
                 return
-            after = deployment.step(Event.CANCEL, self._now(), text=f"cancelled by {by}", blocks=True)
             await self._change(hold, after, Event.CANCEL, also)
         self._bus.publish(DeviceChanged(app, device))
 
@@ -302,6 +386,14 @@ class Controller:
         await self._store.commit([PutDeployment(deployment, entry), *also])
         hold.known.deployment = deployment
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+
+def _unmoved(deployment: Deployment) -> Deployment:
+    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
+
+
+def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
+    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
 
 
 def _unaged(actual: Actual) -> Actual:

@@ -6,8 +6,8 @@ import hashlib
 
 import msgspec
 
-from dfud.controller.case import Case
-from dfud.model.deployment import Deployment, Event, State
+from dfud.controller.case import Case, entry_of
+from dfud.model.deployment import Deployment, Event, HistoryEntry, State
 from dfud.wire.messages import Code, Outcome, Phase, Result
 
 # The device, the network or the package may be better next time; with the others it would be the same again.
@@ -17,6 +17,8 @@ REPEATS_MAX = 10
 STALLS_MAX = 3  # restarts in a row without getting further that make one failed attempt
 SERVED_MAX = 3  # times the package's chunks, and SERVED_MORE: fetched more often, it will never be whole
 SERVED_MORE = 32
+# What a result says, where there is none.
+_NOTHING: dict[str, object] = {"code": 0, "text": "", "crashes": 0, "reset_reason": 0, "record": b""}
 
 
 def fingerprint(result: Result) -> str:
@@ -67,8 +69,10 @@ def _told(result: Result) -> dict[str, object]:
 def _hear_late(case: Case, newest: Deployment, result: Result | None) -> None:
     """It is over, and yet: a confirmed image may be left later, and a reason may come behind a verdict."""
     if case.digest == newest.sha256:
-        if newest.state in (State.ROLLED_BACK, State.FAILED) and not case.status.trial and not case.twins:
-            case.step(Event.CONFIRMED, code=0, text="", blocks=False)
+        # Of two boards, this one does not outweigh what the other one says outright.
+        believed = not case.twins or not newest.judged
+        if newest.state in (State.ROLLED_BACK, State.FAILED) and not case.status.trial and believed:
+            case.step(Event.CONFIRMED, blocks=False, **_NOTHING)
         return
     if result is not None and result.outcome == Outcome.ROLLED_BACK:
         # A reason that comes late does not undo what a user said meanwhile.
@@ -79,7 +83,8 @@ def _hear_late(case: Case, newest: Deployment, result: Result | None) -> None:
     went_back = newest.state is State.DONE and case.digest == newest.from_sha256
     if went_back and target is not None and target.sha256 == newest.sha256 and not case.twins:
         # Sent again it would go round for ever.
-        case.step(Event.LEFT, blocks=True, code=0, text="it ran this firmware and then its old one again")
+        text = "it ran this firmware and then its old one again"
+        case.step(Event.LEFT, blocks=True, **(_NOTHING | {"text": text, "judged": ""}))
 
 
 def _hear_open(case: Case, current: Deployment, result: Result | None) -> None:
@@ -94,12 +99,13 @@ def _hear_open(case: Case, current: Deployment, result: Result | None) -> None:
         if case.twins and not status.trial and current.state in (State.PENDING, State.NOTIFIED, State.FETCHING):
             return  # the other board, which has it already
         # Whatever an earlier attempt said is outdated by an image that runs.
-        case.step(Event.BOOTED if status.trial else Event.CONFIRMED, code=0, text="", problem="")
+        case.step(Event.BOOTED if status.trial else Event.CONFIRMED, problem="", **_NOTHING)
         return
     if current.state is State.TRIAL:
         if not case.twins:
             text = "it runs its old image again and does not say why"
-            case.step(Event.LEFT, blocks=not current.pardoned, code=int(Code.CRASHED), text=text)
+            told = _NOTHING | {"code": int(Code.CRASHED), "text": text, "judged": ""}
+            case.step(Event.LEFT, blocks=not current.pardoned, **told)
         return
     _hear_progress(case, current)
 
@@ -162,3 +168,15 @@ def failed_attempt(case: Case, current: Deployment, told: dict[str, object]) -> 
 def wait_s(first_s: float, longest_s: float, number: int) -> float:
     """Return how long to wait after the failure of this number, from 1: doubled each time up to the longest."""
     return min(first_s * 2.0 ** min(number - 1, 30), longest_s)
+
+
+def explained(older: Deployment, result: Result, now_s: float) -> tuple[Deployment, HistoryEntry] | None:
+    """Return an older, final deployment with what a result says of it, or None if that was judged before."""
+    if older.judged == fingerprint(result):
+        return None
+    told = _told(result) | {"updated_s": now_s}
+    event = "told"
+    if result.outcome == Outcome.ROLLED_BACK:
+        told["state"], event = State.ROLLED_BACK, str(Event.LEFT)
+    after = msgspec.structs.replace(older, **told)
+    return after, entry_of(after, event)

@@ -29,6 +29,7 @@ from dfud.api import (
     Store,
 )
 from dfud.model.desired import desired_of
+from dfud.wire.trust import trust_problem
 
 APPS_MAX = 10_000
 FIRMWARES_MAX = 20_000
@@ -163,14 +164,16 @@ class Memory:
         return Known(view.device, view.actual, view.deployment, trio.current_time() - ago_s)
 
     async def wanted(self, hold: Hold) -> tuple[Desired, Firmware | None]:
-        """Return what should run on a held device, and that firmware if it is published."""
+        """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that."""
         app = hold.known.device.app
         hold.readings.append(self._apps.begin(app))
-        desired = desired_of((await self.app(app)).spec, hold.known.device.spec)
+        spec = (await self.app(app)).spec
+        desired = desired_of(spec, hold.known.device.spec)
         if not desired.version:
             return desired, None
         hold.readings.append(self._firmwares.begin((app, desired.version)))
         target = await self.firmware(app, desired.version)
         if target is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
-        return desired, target
+        problem = trust_problem(spec, target.version, target.manifest)
+        return msgspec.structs.replace(desired, problem=problem), target

@@ -24,6 +24,13 @@ NAMES_MAX = 10_000
 TOUCHED_S = 600.0  # how exact "used last" is on disk
 
 
+class Busy(StoreError):
+    """It is not the package's turn yet; nothing is wrong with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
+
+
 class _Making:
     """A package that is being made, for all who wait for it."""
 
@@ -143,9 +150,9 @@ class Packages:
         making = self._making.get(key)
         if making is None:
             if any(device in other.devices for other in self._making.values()):
-                raise StoreError("another package is being made for this device", retryable=True)
+                raise Busy("another package is being made for this device")
             if len(self._making) >= self._waiting_max:
-                raise StoreError(f"{len(self._making)} packages are being made already", retryable=True)
+                raise Busy(f"{len(self._making)} packages are being made already")
             making = self._making[key] = _Making()
             if self._nursery is None:
                 raise BugError("packages are asked for before they run")

@@ -119,6 +119,7 @@ class Service:
             disk_bytes=policy.packages_max_bytes,
             memory_bytes=policy.packages_memory_bytes,
             workers=policy.workers,
+            waiting_max=policy.packages_waiting,
         )
         await keep(nursery, "packages.run", packages.run)
         controller = Controller(self._store, self._bus, packages, policy, time.time)

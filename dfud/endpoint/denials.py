@@ -7,9 +7,10 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from dfud.api import Bus, DeviceDenied
+from dfud.model.text import visible
+from dfud.model.windows import WINDOW_S
 
 log = logging.getLogger("dfud.endpoint")
-WINDOW_S = 60.0
 LINES_PER_WINDOW = 60
 NAME_MAX = 64
 
@@ -68,5 +69,4 @@ class Denials:
 
 def _shown(name: str) -> str:
     """Return a name that anybody could have sent, fit for a line of the log."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[: NAME_MAX + 1])
-    return text if len(text) <= NAME_MAX else text[:NAME_MAX] + "..."
+    return visible(name[:NAME_MAX]) + ("..." if len(name) > NAME_MAX else "")

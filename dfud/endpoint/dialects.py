@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-import trio
-
-from dfud.api import Actual, Deployment, Desired, DialectSession, Firmware, NotFoundError, State, Store, StoreError
+from dfud.api import Actual, Deployment, Desired, DialectSession, Firmware, State, Store
 from dfud.controller.controller import Controller
 from dfud.wire.messages import PAYLOAD_MIN_BYTES, Code, Kind, Outcome, Phase, Progress, Result, Status
 
@@ -57,19 +55,7 @@ class Conversation(DialectSession):
         return desired, firmware
 
     async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:
-        path = await self._store.blob(firmware.sha256)
-        if path is None:
-            raise NotFoundError(f"the image of {firmware.version} is missing from the store")
-
-        def read() -> bytes:
-            with path.open("rb") as file:
-                file.seek(offset)
-                return file.read(size)
-
-        try:
-            return await trio.to_thread.run_sync(read)
-        except OSError as error:
-            raise StoreError(f"the image cannot be read: {error.strerror}", retryable=True) from error
+        return await self._controller.image(firmware, offset, size)
 
     def poll_s(self) -> int:
         return self._controller.poll_s

@@ -174,6 +174,10 @@ class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     crashed_s: float = 0.0
 
 
+TWINS_AFTER = 2  # contradictions that make a duplicate identity; one may be somebody with a cable
+TWINS_S = 86400.0  # after the last contradiction it is taken for one board again
+
+
 class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Signs that two boards use one identity. before: the digest that ran before the current one, hexadecimal.
 

@@ -24,7 +24,7 @@ from dfud.registry import boundary, routes_audit, routes_claims, routes_dfu, rou
 from dfud.registry.admission import Admission, Denials
 from dfud.registry.services import Services
 from dfud.registry.users import Forbidden, User
-from dfud.registry.web import Busy, TooLarge, error_response
+from dfud.registry.web import Busy, TooLarge, TooSlow, error_response
 
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
@@ -33,7 +33,7 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.config.update(
-        MAX_CONTENT_LENGTH=None,
+        MAX_CONTENT_LENGTH=None,  # each view reads up to its own limit, and no more is taken than is read
         BODY_TIMEOUT=services.config.body_s,
         RESPONSE_TIMEOUT=None,
         PROVIDE_AUTOMATIC_OPTIONS=False,
@@ -67,6 +67,7 @@ _STATUS: tuple[tuple[type[DfudError], int, str], ...] = (
     (ConflictError, 409, "Conflict"),
     (RefusedError, 409, "Refused"),
     (TooLarge, 413, "TooLarge"),
+    (TooSlow, 408, "TooSlow"),
     (PeerError, 400, "InvalidRequest"),
     (Busy, 503, "ServiceUnavailable"),
     (UnreadableError, 500, "Unreadable"),
@@ -88,5 +89,7 @@ def _answer(error: Exception, denials: Denials) -> Response:
     if isinstance(error, HTTPException):
         code = error.code or 500
         return error_response(code, (error.name or "Error").replace(" ", ""), error.description or "")
+    if isinstance(error, trio.TooSlowError):
+        return error_response(408, "TooSlow", "the body did not arrive in time")
     note("users.request", error)
     return error_response(500, "InternalError", boundary.FAILED)

@@ -5,19 +5,23 @@ Wraps the application; knows no route.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
+import trio
 from quart import request
 from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers.request import TrioBody, TrioRequest
 from werkzeug.routing import PathConverter, UnicodeConverter
 
 from dfud.api import contained
 
 AT_END = "dfud.at_end"
+UNREAD_MAX_BYTES = 1 << 16
 FAILED = "dfud failed; its log says why"
 Send = Callable[[Any], Awaitable[None]]
 
@@ -82,6 +86,75 @@ def canonical(scope: Any) -> tuple[str, str]:
         return "", "path: not UTF-8 after percent-decoding"
 
 
+class BoundedBody(TrioBody):
+    """A body of which only so much is in memory as nobody has read yet."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self._read = trio.Event()
+        self._wanted_whole = False
+        self._discarded = False
+
+    async def __anext__(self) -> bytes:
+        data = await super().__anext__()
+        self._read.set()
+        return data
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        self._wanted_whole = True  # by a view of a plugin: up to MAX_CONTENT_LENGTH
+        self._read.set()
+        return super().__await__()
+
+    def append(self, data: bytes) -> None:
+        if not self._discarded:
+            super().append(data)
+
+    def discard(self) -> None:
+        """Nobody will read more: keep nothing, and hold nothing up."""
+        self._discarded = True
+        self._data.clear()
+        self._read.set()
+
+    async def until_read(self) -> None:
+        """Wait until somebody has read what is here."""
+        while len(self._data) > UNREAD_MAX_BYTES and not self._wanted_whole:
+            self._read = trio.Event()
+            await self._read.wait()
+
+
+class BoundedRequest(TrioRequest):
+    body_class = BoundedBody
+
+
+class BoundedConnection(TrioASGIHTTPConnection):
+    """Takes a body as fast as it is read, where quart-trio takes it as fast as it comes, however large.
+
+    A request whose body nobody reads for body_s is ended. What comes once the answer is on its way is dropped.
+    """
+
+    def _create_request_from_scope(self, send: Any) -> Any:
+        request = super()._create_request_from_scope(send)
+        self._body: Any = request.body  # a BoundedBody
+        return request
+
+    async def _send_response(self, send: Any, response: Any) -> None:
+        self._body.discard()
+        await super()._send_response(send, response)
+
+    async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:  # type: ignore[override]
+        unread_s = self.app.config["BODY_TIMEOUT"]
+        while (message := await receive())["type"] == "http.request":
+            request.body.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                request.body.set_complete()
+                continue
+            with trio.move_on_after(unread_s) as scope:
+                await request.body.until_read()
+            if scope.cancelled_caught:
+                break
+        nursery.cancel_scope.cancel()
+
+
 class _Segment(UnicodeConverter):
     def to_python(self, value: str) -> str:
         return unquote(value)
@@ -95,4 +168,6 @@ class _Path(PathConverter):
 def enclose(app: QuartTrio) -> None:
     """Put the boundary around `app`, before any route is made: rules see encoded paths, views the names in them."""
     app.url_map.converters.update({"default": _Segment, "string": _Segment, "path": _Path})
+    app.request_class = BoundedRequest
+    app.asgi_http_class = BoundedConnection
     app.asgi_app = Boundary(app.asgi_app)  # type: ignore[method-assign]  # as Quart's documentation says

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
@@ -13,11 +14,10 @@ from quart import Response, g
 from dfud.api import note
 from dfud.registry.boundary import at_end
 from dfud.registry.config import RegistryConfig
+from dfud.registry.paging import Paging
 from dfud.registry.web import Busy
 
 T = TypeVar("T")
-FIRST_ROWS = 8  # what is read before it is known how large the rows of a list are
-ROWS_MAX = 200
 MAKING_MAX = 2  # pages that are read and encoded at one time: as objects they are many times as large
 
 Page = Callable[[T | None, int], Awaitable[Sequence[T]]]
@@ -64,29 +64,29 @@ class Lists:
         first = await anext(pages, b"")
 
         async def body() -> AsyncIterator[bytes]:
-            yield b"[" + first
-            async for data in pages:
-                yield b"," + data
-            yield b"]"
+            async with aclosing(pages):
+                yield b"[" + first
+                async for data in pages:
+                    yield b"," + data
+                yield b"]"
 
         return Response(body(), 200, content_type="application/json")
 
     async def _pages(
         self, page: Page[T], encode: Callable[[T], Awaitable[bytes]], limit: int, name: Callable[[T], str]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         last: T | None = None
-        want = FIRST_ROWS
+        paging = Paging(self._config.list_page_bytes)
         left = limit
         while left > 0:
-            asked = min(want, left)
+            asked = min(paging.rows, left)
             async with self._making:
                 rows = await page(last, asked)
                 parts = [await self._part(row, encode, name) for row in rows]
             if not rows:
                 return
             left -= len(rows)
-            size = sum(map(len, parts))
-            want = max(1, min(ROWS_MAX, len(rows) * self._config.list_page_bytes // max(1, size)))
+            paging.read(len(rows), sum(map(len, parts)))
             last = rows[-1]
             done = len(rows) < asked
             data = b",".join(parts)

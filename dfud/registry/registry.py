@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,7 +30,6 @@ from dfud.api import (
     PeerError,
     PutApp,
     PutDevice,
-    RefusedError,
     Selector,
     Store,
     UnreadableError,
@@ -40,18 +39,17 @@ from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
 from dfud.registry import audit
 from dfud.registry.device_secrets import with_psk, with_secret
+from dfud.registry.groups import Groups, GroupUpdate, with_firmware
 from dfud.registry.naming import Naming
 from dfud.registry.rules import (
     RecordLimits,
     check_metadata_untrusted,
     check_spec_untrusted,
-    firmware_changed,
     what_changed,
 )
 from dfud.registry.status import firmware_status, timestamp
 from dfud.registry.users import Forbidden
 
-DEVICES_PER_COMMIT = 200
 TRIES = 8
 
 
@@ -63,13 +61,6 @@ class Precondition(msgspec.Struct, frozen=True):
 
     def __bool__(self) -> bool:
         return bool(self.uid or self.resource_version)
-
-
-class GroupUpdate(msgspec.Struct, frozen=True):
-    """Which devices were changed, and why others that were meant were not."""
-
-    changed: list[str]
-    left_out: dict[str, str]
 
 
 class _Overtaken(Exception):
@@ -93,6 +84,7 @@ class Registry:
         self._now = now
         self._limits = limits or RecordLimits()
         self._naming = Naming(store)
+        self._groups = Groups(store, bus, now, self._limits, put=self._put, one=self.set_firmware)
 
     # Reading
 
@@ -307,75 +299,23 @@ class Registry:
     async def set_firmware(self, app: str, device: str | None, firmware: dict[str, Any] | None, by: str) -> None:
         """Set spec.firmware of an app (device None) or a device; None removes it."""
         if device is not None:
-            await self._change_spec(app, device, lambda spec: _with_firmware(spec, firmware), by, "update")
+            await self._change_spec(app, device, lambda spec: with_firmware(spec, firmware), by, "update")
             return
 
         async def once() -> None:
             old = await self.app(app)
-            await self._update_app(app, App(old.metadata, _with_firmware(old.spec, firmware)), by, True)
+            await self._update_app(app, App(old.metadata, with_firmware(old.spec, firmware)), by, True)
 
         await _retried(once, f"app {app}")
 
     async def update_group(self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str) -> GroupUpdate:
-        """Set spec.firmware of every device that the selector matches; tell what became of them.
+        """Set spec.firmware of every device that the selector matches; tell what became of them."""
+        return await self._groups.update(app, selector, firmware, by)
 
-        Committed in pieces of DEVICES_PER_COMMIT; a device that somebody changes meanwhile is changed by itself.
-        """
-        await self._published(app, firmware)
-        changed: list[str] = []
-        left_out: dict[str, str] = {}
-        after = ""
-        while views := await self._store.devices(app, selector, limit=DEVICES_PER_COMMIT, after=after):
-            after = views[-1].device.name
-            puts: dict[str, PutDevice] = {}
-            told: set[str] = set()
-            for old in (view.device for view in views):
-                spec = _with_firmware(old.spec, firmware)
-                if spec == old.spec:
-                    continue
-                try:
-                    check_spec_untrusted(spec, self._limits, old.spec)
-                except PeerError as error:
-                    left_out[old.name] = str(error)
-                    continue
-                metadata = self._next_metadata(old.metadata, old.metadata, True)
-                puts[old.name] = PutDevice(Device(metadata, spec), old.metadata.resource_version)
-                told.add(firmware_changed(old.spec, spec))
-            if puts:
-                changed += await self._put_group(app, puts, told, firmware, by, left_out)
-        return GroupUpdate(changed, left_out)
-
-    async def _put_group(
-        self,
-        app: str,
-        puts: dict[str, PutDevice],
-        told: Iterable[str],
-        firmware: dict[str, Any] | None,
-        by: str,
-        left_out: dict[str, str],
-    ) -> list[str]:
-        """Commit one piece of a group update; return whom it changed."""
-        detail = f"spec.firmware{', '.join(sorted(told))[:400]} of {len(puts)} devices: {', '.join(puts)}"
-        try:
-            await self._commit(list(puts.values()), by, "update-group", app, detail[:4000])
-        except (ConflictError, NotFoundError):
-            changed = []
-            for name in puts:
-                try:
-                    await self.set_firmware(app, name, firmware, by)
-                except (ConflictError, NotFoundError, PeerError) as error:
-                    left_out[name] = str(error)
-                else:
-                    changed.append(name)
-            return changed
-        for name in puts:
-            self._bus.publish(DeviceChanged(app, name))
-        return list(puts)
-
-    async def _published(self, app: str, firmware: dict[str, Any] | None) -> None:
-        version = (firmware or {}).get("version")
-        if isinstance(version, str) and await self._store.firmware(app, version) is None:
-            raise RefusedError(f"firmware {version} is not published in app {app}")
+    def _put(self, old: Device, spec: dict[str, Any]) -> PutDevice:
+        """Return the change of a device's spec, which holds while nobody else has changed the device."""
+        metadata = self._next_metadata(old.metadata, old.metadata, True)
+        return PutDevice(Device(metadata, spec), old.metadata.resource_version)
 
     # Metadata
 
@@ -460,11 +400,6 @@ def _same(old: Metadata, given: Metadata) -> bool:
 def _aliases(spec: dict[str, Any]) -> set[str]:
     found = spec.get("alias")
     return {alias for alias in found if isinstance(alias, str)} if isinstance(found, list) else set()
-
-
-def _with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dict[str, Any]:
-    rest = {key: value for key, value in spec.items() if key != "firmware"}
-    return rest if firmware is None else {**rest, "firmware": firmware}
 
 
 def _detail(old: App | Device, new: App | Device) -> str:

@@ -18,13 +18,12 @@ from dfud.api import (
     NotFoundError,
     PeerError,
     ProgressChanged,
-    parse_selector_untrusted,
 )
 from dfud.registry import audit
 from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
-from dfud.registry.web import error_response, json_response, read_body, read_json, require, user
+from dfud.registry.web import error_response, json_response, read_body, read_json, require, selector_of, user
 
 BASE = "/api/dfu/v1/apps/<app>"
 EVENTS_BEHIND_MAX = 1000
@@ -110,7 +109,7 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         if isinstance(version, str):
             await services.firmware.get(app, version)
         if given.selector is not None and given.device is None:
-            selector = parse_selector_untrusted(given.selector)
+            selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
             done = await services.registry.update_group(app, selector, given.firmware, who.name)

@@ -40,7 +40,7 @@ class RecordLimits(msgspec.Struct, frozen=True):
 def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Mapping[str, Any] | None = None) -> None:
     """Raise PeerError that names the place unless a resource may have this spec. held: the spec that it has."""
     held = held or {}
-    check_json_untrusted(spec, "spec", max_bytes=max(limits.spec_max_bytes, _size(held)))
+    check_json_untrusted(spec, "spec", max_bytes=max(limits.spec_max_bytes, size_of(held)))
     changed = {key: value for key, value in spec.items() if key not in held or held[key] != value}
     firmware = changed.get("firmware")
     if isinstance(firmware, dict) and "version" in firmware and (problem := desired_of({}, changed).problem):
@@ -58,9 +58,9 @@ def check_metadata_untrusted(given: Metadata, limits: RecordLimits, held: Metada
     """Raise PeerError unless a resource may have these labels, annotations and finalizers."""
     mine = {"labels": given.labels, "annotations": given.annotations, "finalizers": given.finalizers}
     old = {"labels": held.labels, "annotations": held.annotations, "finalizers": held.finalizers} if held else {}
-    check_json_untrusted(mine, "metadata", max_bytes=max(limits.metadata_max_bytes, _size(old)))
+    check_json_untrusted(mine, "metadata", max_bytes=max(limits.metadata_max_bytes, size_of(old)))
     check_labels(given.labels, held.labels if held else None)
-    if len(given.finalizers) > FINALIZERS_MAX:
+    if len(given.finalizers) > max(FINALIZERS_MAX, len(held.finalizers) if held else 0):
         raise PeerError(f"metadata.finalizers: {len(given.finalizers)}, expected at most {FINALIZERS_MAX}")
 
 
@@ -86,7 +86,8 @@ def _firmware(spec: Mapping[str, Any]) -> str:
     return " ".join([visible(version[:80]), *flags])
 
 
-def _size(held: Mapping[str, Any]) -> int:
+def size_of(held: Mapping[str, Any]) -> int:
+    """Return how many bytes it has as JSON, 0 for what JSON cannot hold."""
     try:
         return len(msgspec.json.encode(held))
     except (RecursionError, ValueError, TypeError):

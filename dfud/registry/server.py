@@ -86,6 +86,9 @@ class ShieldedSends:
 
     Cure: an answer that is given before the body was read ends the connection without saying so; a client that sends its next
     request on it finds it closed.
+
+    Cure: hypercorn tells the application that the request is over through the queue that its body comes in. Once nobody reads
+    that, a body that is longer than the queue holds the connection for ever.
     """
 
     def __init__(self, app: Any) -> None:
@@ -93,22 +96,35 @@ class ShieldedSends:
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         headers = dict(scope.get("headers", ()))
+        over = scope["type"] != "http"
         whole = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
 
         async def receiving() -> Any:
-            nonlocal whole
+            nonlocal whole, over
             event = await receive()
+            over = over or event["type"] == "http.disconnect"
             if event["type"] == "http.request" and not event.get("more_body", False):
                 whole = True
             return event
 
         async def shielded(event: Any) -> None:
-            if event["type"] == "http.response.start" and not whole:
+            if event is not None and event["type"] == "http.response.start" and not whole:
                 event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * SEND_S):
                 await send(event)
 
         await self._app(scope, receiving, shielded)
+        if over:
+            return
+        with trio.move_on_after(SEND_S):
+            async with trio.open_nursery() as nursery:
+
+                async def discard() -> None:
+                    while not over:
+                        await receiving()
+
+                nursery.start_soon(discard)
+                await shielded(None)  # what hypercorn sends itself then: the end, unless that was sent already
 
 
 class _Settings(HypercornConfig):
@@ -175,6 +191,7 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
     settings.accesslog = None
     settings.errorlog = None
     settings.backlog = BACKLOG
+    settings.max_app_queue_size = 2  # pieces of a body that wait for the application, up to 64 KiB each
     return settings
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from dfud.api import App, Deployment, Desired, DeviceView, Firmware, State
+from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
+from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
 from dfud.model.desired import desired_of
 from dfud.wire.messages import Code
+from dfud.wire.trust import trust_problem
 
 
 def timestamp(at_s: float) -> str:
@@ -18,11 +20,14 @@ def timestamp(at_s: float) -> str:
 def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict[str, Any]:
     """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
     desired = desired_of(app.spec, view.device.spec)
-    actual, deployment = view.actual, view.deployment
-    conditions = [_in_sync(desired, view, target)]
+    actual, deployment = view.actual, _that_matters(view, target)
+    barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
+    conditions = [_in_sync(desired, actual, deployment, target, barred)]
     if deployment is not None and not deployment.final:
         message = f"{progress_percent(deployment)}"
         conditions.append(_condition("UpdateProgress", "True", deployment.state, message, deployment.updated_s))
+    if actual is not None:
+        conditions += _of_the_board(actual)
     out: dict[str, Any] = {
         "conditions": conditions,
         "current": actual.version if actual is not None else "",
@@ -41,6 +46,8 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict
         }
         if actual.attributes:
             out["actual"]["attributes"] = actual.attributes
+        if actual.health is not None:
+            out["actual"]["health"] = health_json(actual.health)
         if actual.defer_reason:
             out["actual"]["deferred"] = {"reason": actual.defer_reason, "until": timestamp(actual.defer_until_s)}
     if desired.hold:
@@ -74,6 +81,8 @@ def deployment_json(d: Deployment) -> dict[str, Any]:
         out["notBefore"] = timestamp(d.not_before_s)
     if d.blocks:
         out["blocked"] = True
+    if d.problem:
+        out["problem"] = d.problem
     if d.code or d.text or d.crashes:
         out["result"] = {
             "code": d.code,
@@ -94,8 +103,52 @@ def code_name(code: int) -> str:
         return f"code-{code}"
 
 
-def _in_sync(desired: Desired, view: DeviceView, target: Firmware | None) -> dict[str, Any]:
+def health_json(h: Health) -> dict[str, Any]:
+    """Return how a device fares: over its life, and since the running image was first seen."""
+    out: dict[str, Any] = {
+        "starts": h.starts,
+        "crashes": h.crashes,
+        "image": {"starts": h.starts - h.starts_before, "crashes": h.crashes - h.crashes_before},
+        "reset": h.reset_reason,
+    }
+    if h.text:
+        out["text"] = h.text
+    if h.crashed_s:
+        out["crashed"] = timestamp(h.crashed_s)
+    return out
+
+
+def _of_the_board(actual: Actual) -> list[dict[str, Any]]:
+    """Return the conditions Healthy, where the device counts its crashes, and DuplicateIdentity, where there is a sign of it."""
+    out = []
+    health, twins = actual.health, actual.twins
+    if health is not None:
+        crashes, starts = health.crashes - health.crashes_before, health.starts - health.starts_before
+        if crashes > 0:
+            last = health.text.strip().rpartition("\n")[2]
+            told = f"{crashes} of {starts} starts of {actual.version} ended in a crash" + (f": {last}" if last else "")
+            out.append(_condition("Healthy", "False", "Crashed", told, health.crashed_s))
+        else:
+            out.append(_condition("Healthy", "True", "", "", actual.seen_s))
+    if twins is not None and twins.contradictions >= TWINS_AFTER and abs(actual.seen_s - twins.at_s) < TWINS_S:
+        told = "two boards use this identity: what runs contradicts what was sent; give each its own"
+        out.append(_condition("DuplicateIdentity", "True", "Contradiction", told, twins.at_s))
+    return out
+
+
+def _that_matters(view: DeviceView, target: Firmware | None) -> Deployment | None:
+    """Return the newest deployment, but not a verdict about an image that is wanted no longer, or that runs after all."""
     actual, deployment = view.actual, view.deployment
+    if deployment is None or deployment.state not in (State.ROLLED_BACK, State.FAILED):
+        return deployment
+    if actual is not None and actual.sha256 == deployment.sha256:
+        return None
+    return deployment if target is not None and target.sha256 == deployment.sha256 else None
+
+
+def _in_sync(
+    desired: Desired, actual: Actual | None, deployment: Deployment | None, target: Firmware | None, barred: str
+) -> dict[str, Any]:
     at_s = deployment.updated_s if deployment is not None else actual.seen_s if actual is not None else 0.0
     if desired.problem:
         return _condition("InSync", "Unknown", "BadSpec", desired.problem, at_s)
@@ -103,19 +156,27 @@ def _in_sync(desired: Desired, view: DeviceView, target: Firmware | None) -> dic
         return _condition("InSync", "Unknown", "NothingDesired", "spec.firmware says nothing", at_s)
     if target is None:
         return _condition("InSync", "False", "NotPublished", f"firmware {desired.version} is not published", at_s)
-    if actual is None:
-        return _condition("InSync", "Unknown", "NeverSeen", "the device has not reported yet", at_s)
-    if actual.sha256 == target.sha256:
+    if actual is not None and actual.sha256 == target.sha256:
         if actual.trial:
             return _condition("InSync", "False", "Trial", "runs the target, unconfirmed", at_s)
         return _condition("InSync", "True", "", "", at_s)
-    if deployment is not None and deployment.sha256 == target.sha256 and deployment.final:
+    if barred:
+        return _condition("InSync", "False", "NotTrusted", barred, at_s)
+    ours = deployment if deployment is not None and deployment.sha256 == target.sha256 else None
+    if ours is not None and ours.final:
         # Done, and yet it runs something else: it went back by itself, later.
-        state = State.ROLLED_BACK if deployment.state is State.DONE else deployment.state
-        return _condition("InSync", "False", state, deployment.text or code_name(deployment.code), at_s)
+        state = State.ROLLED_BACK if ours.state is State.DONE else ours.state
+        if ours.blocks or ours.state is State.DONE:
+            return _condition("InSync", "False", state, ours.text or code_name(ours.code), at_s)
+        return _condition("InSync", "False", State.PENDING, f"was {state}, may be tried again", at_s)
+    if actual is None:
+        return _condition("InSync", "Unknown", "NeverSeen", "the device has not reported yet", at_s)
     if desired.hold:
         return _condition("InSync", "False", "Hold", desired.reason or "on hold", at_s)
-    return _condition("InSync", "False", deployment.state if deployment else State.PENDING, "", at_s)
+    if ours is not None and ours.problem:
+        return _condition("InSync", "False", "NotPackaged", ours.problem, at_s)
+    # A deployment of another image ends with the device's next status.
+    return _condition("InSync", "False", ours.state if ours is not None else State.PENDING, "", at_s)
 
 
 def _condition(kind: str, status: str, reason: str, message: str, at_s: float) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
-from quart import Response, g, request
+import trio
+from quart import Response, current_app, g, request
 
 from dfud.api import DfudError, NotFoundError, PeerError, Selector, parse_selector_untrusted
 from dfud.model.names import check_app_name
@@ -25,6 +26,10 @@ class Busy(DfudError):
 
 class TooLarge(PeerError):
     """A body beyond its limit."""
+
+
+class TooSlow(PeerError):
+    """A body that does not arrive in time."""
 
 
 def user() -> User:
@@ -49,15 +54,19 @@ def require(role: Role, app: str | None) -> User:
 
 
 async def read_body(limit: int) -> bytes:
-    """Read the body, up to `limit` bytes. Raises PeerError."""
+    """Read the body, up to `limit` bytes and for [registry] body_s. Raises PeerError."""
     length = request.content_length
     if length is not None and length > limit:
         raise TooLarge(f"the body has {length} bytes, expected at most {limit}")
     out = bytearray()
-    async for data in request.body:
-        out += data
-        if len(out) > limit:
-            raise TooLarge(f"the body has more than {limit} bytes")
+    limit_s = current_app.config["BODY_TIMEOUT"]
+    with trio.move_on_after(limit_s) as scope:
+        async for data in request.body:
+            out += data
+            if len(out) > limit:
+                raise TooLarge(f"the body has more than {limit} bytes")
+    if scope.cancelled_caught:
+        raise TooSlow(f"the body took longer than {limit_s:g} s")
     return bytes(out)
 
 

@@ -42,26 +42,29 @@ def signing_of(spec: Mapping[str, Any]) -> tuple[bool, tuple[bytes, ...]]:
 
 def trust_of(spec: Mapping[str, Any], envelope: bytes) -> Trust:
     """Judge an envelope by the spec of its app. Costs a signature the first time, a look-up after that."""
-    return _judge(envelope, signing_of(spec)[1])
+    return _judge(envelope, signing_of(spec)[1])[0]
 
 
-def refusal(spec: Mapping[str, Any], envelope: bytes) -> str:
-    """Return why this firmware may not be sent to devices of the app now, or ""."""
-    trust = trust_of(spec, envelope)
-    if trust is Trust.UNTRUSTED:
-        return "it is signed by a key that the app does not trust, or no longer"
-    if trust is Trust.UNSIGNED and signing_of(spec)[0]:
-        return "it is not signed, and the app takes signed firmware only"
-    return ""
+def trust_problem(spec: Mapping[str, Any], version: str, envelope: bytes) -> str:
+    """Say why a firmware may not be sent to devices of an app with this spec now, or ""."""
+    required, keys = signing_of(spec)
+    trust, found = _judge(envelope, keys)
+    if trust is Trust.UNSIGNED and required:
+        found = "it is not signed, and its app takes signed firmware only (spec.signing.mode)"
+    return f"firmware {version} is not sent: {found}" if found else ""
 
 
-@lru_cache(JUDGED_MAX)
-def _judge(envelope: bytes, keys: tuple[bytes, ...]) -> Trust:
+@lru_cache(JUDGED_MAX)  # of values alone, so it cannot be out of date
+def _judge(envelope: bytes, keys: tuple[bytes, ...]) -> tuple[Trust, str]:
     try:
         decoded, _ = decode_envelope_untrusted(envelope)
-        if not decoded.signature:
-            return Trust.UNSIGNED
+    except PeerError as error:
+        return Trust.UNTRUSTED, f"its manifest cannot be read: {error}"
+    if not decoded.signature:
+        return Trust.UNSIGNED, ""
+    try:
         verify(decoded, keys)
     except PeerError:
-        return Trust.UNTRUSTED
-    return Trust.SIGNED
+        why = f"key {decoded.key.hex()} signed it, which is none of its app's (spec.signing.keys); sign it again"
+        return Trust.UNTRUSTED, why
+    return Trust.SIGNED, ""

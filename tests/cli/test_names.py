@@ -14,6 +14,7 @@ from dfud_local.store import LocalStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devicefw.sim.firmware import build
 from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice, PutDocument
 from dfud.errors import PeerError
 from dfud.model.names import Kind, check_name, path_of
@@ -78,6 +79,25 @@ async def test_what_leads_elsewhere_deletes_nothing(dfuctl: Dfuctl) -> None:
         assert "expected" in told and len(told.splitlines()) == 1, told
 
 
+@pytest.mark.parametrize("version", ["release/1.2", "a/image", "1.2 beta?#%2F"])
+async def test_a_version_may_hold_what_paths_do_not(dfuctl: Dfuctl, version: str) -> None:
+    await dfuctl("app", "create", "lamps", "--unsigned")
+    await dfuctl("context", "--app", "lamps")
+    await dfuctl("device", "create", "hall/3")
+    image = build("print(1)\n", "1.2")
+    dfuctl.config.with_name("lamp.bin").write_bytes(image)
+    await dfuctl("firmware", "publish", str(dfuctl.config.with_name("lamp.bin")), "--version", version, "--hardware", "esp32c3")
+    assert json.loads(await dfuctl("firmware", "show", version))["version"] == version
+    copy = dfuctl.config.with_name("copy.bin")
+    await dfuctl("firmware", "download", version, "-O", str(copy))
+    assert copy.read_bytes() == image
+    assert await dfuctl("update", "hall/3", version) == f"hall/3 should run {version}."
+    assert f"hall/3: ? -> {version}: " in await dfuctl("status", "hall/3")
+    await dfuctl("device", "delete", "--yes", "hall/3")
+    await dfuctl("firmware", "delete", "--yes", version)
+    assert json.loads(await dfuctl("-o", "json", "firmware", "list")) == []
+
+
 async def test_a_deletion_is_asked_for(dfuctl: Dfuctl) -> None:
     await dfuctl("app", "create", "lamps", "--unsigned")
     await dfuctl("context", "--app", "lamps")
@@ -119,7 +139,7 @@ async def test_what_was_called_so_before_is_shown_and_deleted(nursery: trio.Nurs
         entry = '{"atS": 1, "by": "somebody", "what": "old", "target": "%s"}'
         for first in range(0, ENTRIES, 100):
             await store.commit(
-                [PutDocument("audit", f"{at + n:020d}-0", (entry % n).encode()) for n in range(first, first + 100)]
+                [PutDocument("audit", f"{at + n:020d}-{n:08x}", (entry % n).encode()) for n in range(first, first + 100)]
             )
         writing.cancel_scope.cancel()
     await nursery.start(daemon.run)

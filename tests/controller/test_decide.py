@@ -31,7 +31,11 @@ def deployment(state: State = State.FETCHING, **changes: object) -> Deployment:
 
 
 def run(
-    said: Status, held: Deployment | None = None, want: Desired = WANT, target: Firmware | None = TARGET, now_s: float = 100
+    said: Status,
+    held: Deployment | None = None,
+    want: Desired = WANT,
+    target: Firmware | None = TARGET,
+    now_s: float = 100,
 ) -> Verdict:
     return decide("app", "dev", said, held, want, target, POLICY, now_s)
 

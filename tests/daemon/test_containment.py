@@ -15,6 +15,8 @@ import msgspec
 import pytest
 import trio
 import trio.lowlevel
+from dfud_coap.transport import CoapTransport
+from dfud_http.transport import HttpTransport
 from dfud_local.store import LocalStore
 
 from dfud.api import Bus, Endpoint, EventSink, PutApp, StoreError, Telemetry, Transport, faults
@@ -123,6 +125,46 @@ async def test_a_transport_and_a_sink_that_raise_are_started_again_and_the_rest_
     assert {where: after[where] - before.get(where, 0) for where in expected} == expected
     told = [getattr(r, "url", "") for r in caplog.records if r.getMessage() == "devices are served"]
     assert "misbehaving://3" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [(HttpTransport, "_accept"), (CoapTransport, "_receive"), (CoapTransport, "_run_timers")]
+)
+async def test_dfuds_own_transports_serve_again_after_what_nobody_foresaw(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: type[Any], where: str
+) -> None:
+    caplog.set_level("INFO")
+    real = getattr(kind, where)
+    falls = 2
+
+    async def falling(*arguments: Any) -> None:
+        nonlocal falls
+        if falls:
+            falls -= 1
+            raise ZeroDivisionError("once in a blue moon")
+        await real(*arguments)
+
+    monkeypatch.setattr(kind, where, falling)
+    daemon = DaemonProcess(tmp_path, plugins=("local", "http", "coap"))
+    await daemon.init()
+
+    def served() -> list[str]:
+        told = [r for r in caplog.records if r.getMessage() == "devices are served"]
+        return [r.url for r in told if r.transport == kind.name]  # type: ignore[attr-defined]
+
+    async with serving(build(daemon.config), {}) as (service, _):
+        await eventually(lambda: not falls and len(served()) == 3, "started again")
+        port = int(served()[-1].rpartition(":")[2])
+        if kind is HttpTransport:
+            async with httpx.AsyncClient() as client:
+                answer = await client.post(f"http://127.0.0.1:{port}/v1/telemetry", content=b"x", auth=("d@a", "guess"))
+            assert 400 <= answer.status_code < 500
+        else:
+            sock = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with sock, trio.fail_after(30):
+                await sock.sendto(b"\x40\x00\x12\x34", ("127.0.0.1", port))  # an empty CON, "CoAP ping"
+                assert (await sock.recv(100))[:4] == b"\x70\x00\x12\x34"  # RFC 7252 section 4.3: it is reset
+        assert service.failure is None
 
 
 @pytest.mark.parametrize("error", [StoreError("the disk is gone"), ZeroDivisionError("odd"), None])

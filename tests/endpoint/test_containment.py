@@ -164,14 +164,17 @@ async def test_a_sink_that_never_answers_holds_nobody_for_ever(world: World) -> 
     assert len(other.taken) == 1
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"1e999", b"[" * 60_000 + b"]" * 60_000, b"[" * 900 + b"]" * 900, b"NaN", b"\xff", b"1" * 9000, b'"\\ud800"', b"-1e999"],
-)
+BODIES = [
+    *(b"1e999", b"-1e999", b"NaN", b"1" * 9000, b"\xff", b'"\\ud800"'),
+    *(b"[" * 30_000 + b"]" * 30_000, b"[" * 900 + b"]" * 900, b"[" * 60_000),
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
 async def test_no_telemetry_ends_anything(nursery: trio.Nursery, world: World, tmp_path: Path, body: bytes) -> None:
     sink = LogSink(EventLogConfig(str(tmp_path / "events")), "here")
     await nursery.start(sink.run, Bus())
     world.sinks(sink)
-    for content_type in ("", "application/json", "text/plain"):
+    for content_type in ("", "application/json", "a/b+json; x=y", "text/plain"):
         assert await world.code(ME.authorization, body=body, content_type=content_type) is Code.ACCEPTED
-    assert len([json.loads(line) for line in (tmp_path / "events").read_bytes().splitlines()]) == 3
+    assert len([json.loads(line) for line in (tmp_path / "events").read_bytes().splitlines()]) == 4

@@ -164,7 +164,7 @@ def test_forms_beyond_what_one_guess_may_cost_are_not_looked_at(monkeypatch: pyt
         (Credentials(), "malformed", ("", "")),
         (Credentials(certificate=b"no DER"), "malformed", ("", "")),
         (Credentials(identity="gone@app1"), "unknown", ("app1", "gone")),
-        (Credentials(basic("\x1b[31m\n" + "x" * 99 + "@app1:pw")), "unknown", ("app1", "\ufffd[31m\ufffd" + "x" * 58 + "...")),
+        (Credentials(basic("\x1b[31m\n" + "x" * 99 + "@app1:pw")), "unknown", ("app1", r"\x1b[31m\n" + "x" * 58 + "...")),
     ],
 )
 async def test_a_denied_device_leaves_a_line_and_a_count_and_never_its_secret(

@@ -26,6 +26,7 @@ from dfud.api import (
     Store,
     Telemetry,
     Waiting,
+    forever,
 )
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
@@ -96,7 +97,7 @@ async def start_world(nursery: trio.Nursery, tmp_path: Path, wrap: Any = None, *
     await nursery.start(packages.run)
     clock, monotonic = [1_800_000_000.0], [1000.0]
     controller = Controller(store, bus, packages, ControllerConfig(), lambda: clock[0])
-    await nursery.start(controller.run)
+    nursery.start_soon(forever, "controller", controller.run)
     config = EndpointConfig(**{"failures_per_address": 20, "failures_per_device": 5, **options})
     endpoint = DeviceEndpoint(
         store,

@@ -6,18 +6,71 @@ import base64
 import json
 import os
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
 import trio
 
 from devicefw.sim.firmware import build
+from dfud.api import Code, Reply, Transport
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.device import HttpDevice, SimulatedDevice
+from dfud.testing.transport import AUTHORIZATION, Publish, TransportContainment, TransportPeer
 from dfud.wire.messages import Type
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
+
+
+class FramesPeer(TransportPeer):
+    """A device behind the gateway of the document."""
+
+    async def _ask(self, url: str, frame: dict[str, object]) -> bytes:
+        stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+        async with stream:
+            await stream.send_all(json.dumps(frame).encode() + b"\n")
+            data = b""
+            while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+                more = await stream.receive_some(65536)
+                assert more, "closed without an answer"
+                data += more
+            return data[4:]
+
+    async def publish(self, url: str, publish: Publish) -> Reply:
+        status = base64.b64encode(publish.body).decode()
+        body = await self._ask(url, {"auth": publish.authorization.decode(), "status": status})
+        return Reply(Code.COMMAND, "dfu", body)
+
+    async def fetch(
+        self, url: str, package: str, first: int, last: int, *, authorization: bytes = AUTHORIZATION
+    ) -> tuple[Code, bytes]:
+        body = await self._ask(url, {"auth": authorization.decode(), "package": package, "chunk": first})
+        return Code.COMMAND, body
+
+    def samples(self) -> list[bytes]:
+        status = {"auth": AUTHORIZATION.decode(), "status": "gQAB"}
+        chunk = {"auth": "x", "package": "p", "chunk": 7}
+        strange = [b'{"auth":"x","package":"p","chunk":1e999}\n', b'{"auth":"x","package":"p","chunk":18446744073709551616}\n']
+        return [json.dumps(frame).encode() + b"\n" for frame in (status, chunk)] + [*strange, b"[" * 60_000 + b"\n"]
+
+
+class TestTheDocumentsTransport(TransportContainment):
+    @pytest.fixture
+    def transport(self) -> Transport:
+        (code,) = blocks("python")
+        sys.modules["dfud_frames"] = ModuleType("dfud_frames")  # msgspec looks up annotations there
+        exec(compile(code, "docs/plugins.md", "exec"), vars(sys.modules["dfud_frames"]))
+        module = vars(sys.modules["dfud_frames"])
+        transport: Transport = module["FramesTransport"](module["FramesConfig"](port=0))
+        return transport
+
+    @pytest.fixture
+    def peer(self) -> FramesPeer:
+        return FramesPeer()
+
+
 OLD, NEW = build("print(1)\n", "1.0"), build("print(2)\n" * 50, "1.1", bytes(range(256)) * 300)
 APP = "/api/dfu/v1/apps/a"
 

@@ -69,7 +69,7 @@ async def test_what_may_not_be_stored_is_named_by_its_place(daemon: DaemonProces
             for method, path, name in (("POST", "", "new"), ("PUT", "/good", "good")):
                 # Not by the encoder of this process, which has limits of its own.
                 body = msgspec.json.encode({"metadata": {"name": name}, "spec": spec if spec != DEEP else 0})
-                content = body.replace(b'"spec":0', b'"spec":{"a":' + b"[" * 976 + b"]" * 976 + b"}")
+                content = body.replace(b'"spec":0', b'"spec":{"a":' + b"[" * 300 + b"]" * 300 + b"}")
                 found = await ask(admin, 400, method, f"{APPS}/a/devices{path}", content=content)
                 assert message in found["message"]
 
@@ -127,6 +127,38 @@ async def test_what_was_stored_larger_than_is_allowed_now_can_still_be_updated(d
         found["spec"]["x"] = "y" * 200_000
         del found["metadata"]["resourceVersion"]
         await ask(admin, 400, "PUT", f"{APPS}/a/devices/large", json=found)
+
+
+async def test_a_firmware_that_cannot_be_read_is_left_out_and_can_be_deleted(nursery: trio.Nursery, tmp_path: Path) -> None:
+    app = App(Metadata("a", resource_version="1"), {"signing": {"mode": "optional"}})
+    daemon = await prepared(tmp_path / "dfud", "", [[PutApp(app)]])
+    stop = trio.CancelScope()
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        with stop:
+            await daemon.run(task_status=task_status)
+        stopped.set()
+
+    stopped = trio.Event()
+    await nursery.start(run)
+    async with daemon.client() as admin:
+        for version in ("1", "2"):
+            params = {"version": version, "hardware": "x", "kind": "raw"}
+            await ask(admin, 201, "POST", f"{DFU}/firmware", params=params, content=b"image")
+    stop.cancel()
+    await stopped.wait()
+    with database(tmp_path / "dfud") as rows:
+        rows.execute("UPDATE firmware SET body=? WHERE version='1'", (b"\xc1",))
+    await nursery.start(daemon.run)
+    async with daemon.client() as admin:
+        assert [f["version"] for f in await ask(admin, 200, "GET", f"{DFU}/firmware")] == ["2"]
+        assert (await ask(admin, 500, "GET", f"{DFU}/firmware/1"))["error"] == "Unreadable"
+        params = {"version": "1", "hardware": "x", "kind": "raw"}
+        found = await ask(admin, 409, "POST", f"{DFU}/firmware", params=params, content=b"image")
+        assert "cannot be read: delete it" in found["message"]
+        await ask(admin, 204, "DELETE", f"{DFU}/firmware/1")
+        await ask(admin, 201, "POST", f"{DFU}/firmware", params=params, content=b"image")
+    nursery.cancel_scope.cancel()
 
 
 async def test_an_odd_device_does_not_stop_a_group(daemon: DaemonProcess) -> None:

@@ -52,7 +52,11 @@ class CoapConfig(msgspec.Struct, frozen=True):
     session_idle_s: Annotated[
         float, Meta(description="time a DTLS session may be silent", ge=0.05, le=86400, extra=S)
     ] = 1800.0
-    handshake_s: Annotated[float, Meta(description="time for a DTLS handshake", ge=0.05, le=600, extra=S)] = 30.0
+    handshake_s: Annotated[
+        float, Meta(description="time for a DTLS handshake, from its turn on", ge=0.05, le=600, extra=S)
+    ] = 30.0
+    handshakes: Annotated[int, Meta(description="DTLS handshakes at a time; others wait", ge=1, le=10_000)] = 64
+    handshakes_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=10_000)] = 32
     errors_per_address: Annotated[
         int, Meta(description="errors told to strangers at one address in a minute; then silence", ge=1, le=1_000_000)
     ] = 600

@@ -6,7 +6,6 @@ endpoint's slow methods runs in tasks that `spawn` starts.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dfud.api import Chunks, Endpoint, Reply, Request, Waiting
+from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, contained, note
 from dfud.api import Code as Outcome
 from dfud_coap.answering import cancel
 from dfud_coap.block import Block, BlockError, Bodies, cut
@@ -35,7 +34,6 @@ from dfud_coap.translate import (
     is_acceptable,
 )
 
-log = logging.getLogger("dfud.coap")
 ACK_LATEST_S = 1.0  # below every peer's ACK_TIMEOUT_S
 RETRY_S = 10
 OBSERVE_MARGIN_S = 100
@@ -77,7 +75,7 @@ class Server(Securing):
         self._wall = wall
         self._bodies = Bodies(config.transfers, config.transfers_per_address, config.body_max)
         self._contexts = Contexts(config.contexts)
-        self._asks: dict[tuple[Hashable, int, bytes], Ask] = {}
+        self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(ASKS_MAX)
         self._parked: dict[tuple[Hashable, bytes], _Parked] = {}
         self._holding: Counter[str] = Counter()
         self._held = 0
@@ -131,15 +129,24 @@ class Server(Securing):
                 peer.send(before)
             return
         exchange = Exchange(peer, kind, code, message_id, data[4:at], data)
-        tail = data[at:]
-        if code == Code.GET:
-            ask = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
-        else:
-            ask = self._asks.get((peer.scope, code, tail))
-        if ask is None:
-            ask = self._read(exchange, at, now_s)
-        if ask is not None:
-            self._act(exchange, ask, now_s)
+        try:
+            tail = data[at:]
+            if code == Code.GET:
+                ask = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
+            else:
+                ask = self._asks.get((peer.scope, code, tail))
+            if ask is None:
+                ask = self._read(exchange, at, now_s)
+            if ask is not None:
+                self._act(exchange, ask, now_s)
+        except Exception as error:
+            note("coap.datagram", error, peer=peer.address)
+            self._failed(exchange)
+
+    def _failed(self, exchange: Exchange) -> None:
+        """Answer a request that ended in an exception, if that can be done."""
+        with contained("coap.answer", peer=exchange.peer.address):
+            self.respond(exchange, Answer(Code.FAILED), self._now())
 
     def _signal(self, peer: Peer, kind: int, code: int, message_id: int, empty: bool) -> None:
         """An acknowledgement or a reset; a ping, or something that cannot be understood (RFC 7252, 4.2 and 4.3)."""
@@ -174,9 +181,7 @@ class Server(Securing):
         if ask is not None and ask.request is None:
             peer.fetching = Fetching.of(ask, exchange.data[at:]) if len(exchange.data) <= ASK_MAX_BYTES else None
         elif ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
-            if len(self._asks) >= ASKS_MAX:
-                self._asks.clear()
-            self._asks[(peer.scope, exchange.code, exchange.data[at:])] = ask
+            self._asks.put((peer.scope, exchange.code, exchange.data[at:]), ask)
         return ask
 
     # Requests
@@ -259,10 +264,10 @@ class Server(Securing):
 
     async def _work(self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None]) -> None:
         try:
-            then(await work())
-        except Exception:
-            log.exception("a request failed", extra={"peer": exchange.peer.address})
-            self.respond(exchange, Answer(Code.FAILED), self._now())
+            with contained("coap.request", peer=exchange.peer.address) as guard:
+                then(await work())
+            if guard.error is not None:
+                self._failed(exchange)
         finally:
             self._under_way -= 1
             self._changed()
@@ -417,10 +422,11 @@ class Server(Securing):
             return
 
         async def post() -> None:
-            try:
+            with contained("coap.observation", peer=request.peer) as guard:
                 then(await self._endpoint.post(request))
-            except Exception:
-                log.exception("an observation failed")
+            if guard.error is not None:
+                with contained("coap.observation", peer=request.peer):
+                    then(Reply(Outcome.FAILED))  # asked again later
 
         self._spawn(post)
 

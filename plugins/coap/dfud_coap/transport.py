@@ -18,7 +18,7 @@ from typing import Any
 import trio
 from OpenSSL import SSL, crypto
 
-from dfud.api import ConfigError, Endpoint, Transport
+from dfud.api import Cache, ConfigError, Endpoint, Transport, Turns, contained, note
 from dfud_coap.config import CoapConfig
 from dfud_coap.message import DATAGRAM_MAX_BYTES
 from dfud_coap.peer import Peer, counted
@@ -51,6 +51,7 @@ class CoapTransport(Transport):
         self._gone = trio.Event()
         self._sooner = trio.Event()
         self._sessions: Counter[str] = Counter()
+        self._handshakes = Turns(config.handshakes, config.handshakes_per_address)
         self._random = random.SystemRandom()
 
     def _load_tls(self) -> SSL.Context | None:
@@ -138,7 +139,7 @@ class CoapTransport(Transport):
 
     async def _receive(self, sock: socket.socket, server: Server) -> None:
         """Take up to AT_ONCE datagrams for each time the socket is readable: that is most of what a datagram costs."""
-        peers: dict[Any, Peer] = {}
+        peers: Cache[Any, Peer] = Cache(PEERS_MAX)
         receive, datagram = sock.recvfrom, server.datagram
         while True:
             await trio.lowlevel.wait_readable(sock)
@@ -149,18 +150,17 @@ class CoapTransport(Transport):
                     break
                 except OSError:
                     continue  # a peer's port is closed; the system reports it here
-                peer = peers.get(address)
-                if peer is None:
-                    if len(peers) >= PEERS_MAX:
-                        peers.clear()
-                    peer = peers[address] = Peer(
-                        address, _plain_address(address[0]), _sender(sock, address), self._random.getrandbits(16)
-                    )
-                if len(data) <= DATAGRAM_MAX_BYTES:
-                    try:
-                        datagram(peer, data)
-                    except Exception:
-                        log.exception("a datagram failed", extra={"peer": peer.address})
+                if len(data) > DATAGRAM_MAX_BYTES:
+                    continue
+                try:
+                    peer = peers.get(address)
+                    if peer is None:
+                        number = self._random.getrandbits(16)
+                        peer = Peer(address, _plain_address(address[0]), _sender(sock, address), number)
+                        peers.put(address, peer)
+                    datagram(peer, data)
+                except Exception as error:
+                    note("coap.datagram", error, peer=address[0])
 
     async def _run_timers(self, server: Server) -> None:
         while True:
@@ -168,10 +168,9 @@ class CoapTransport(Transport):
             next_s = server.timers.next_s()
             with trio.move_on_at(math.inf if next_s is None else next_s):
                 await self._sooner.wait()
-            try:
+            # One that fails has been taken out; the others follow in the next round.
+            with contained("coap.timer"):
                 server.timers.run(trio.current_time())
-            except Exception:
-                log.exception("a timer failed")
 
     # DTLS
 
@@ -184,16 +183,15 @@ class CoapTransport(Transport):
             return
         self._sessions[counts] += 1
         try:
-            await self._serve_session(channel, address, server)
-        except _BROKEN_OFF:
-            pass  # it never got as far as a handshake
-        except Exception:
-            log.exception("a DTLS session failed", extra={"peer": address})
+            with contained("coap.session", peer=address), contextlib.suppress(*_BROKEN_OFF):
+                # What is suppressed never got as far as a handshake.
+                await self._serve_session(channel, address, server)
         finally:
             self._sessions[counts] -= 1
             if not self._sessions[counts]:
                 del self._sessions[counts]
-            channel.close()
+            with contained("coap.session", peer=address):
+                channel.close()
 
     async def _serve_session(self, channel: trio.DTLSChannel, address: str, server: Server) -> None:
         # trio's endpoint takes one context for good, and has no public way to the connection or its certificate.
@@ -201,8 +199,9 @@ class CoapTransport(Transport):
         assert self._tls is not None
         if connection.get_context() is not self._tls:
             connection.set_context(self._tls)  # the certificate has been exchanged since
-        with trio.fail_after(self._config.handshake_s):
-            await channel.do_handshake()
+        async with self._handshakes.turn(counted(address)):
+            with trio.fail_after(self._config.handshake_s):
+                await channel.do_handshake()
         outgoing, queue = trio.open_memory_channel[bytes](DTLS_QUEUE)
 
         def send(data: bytes) -> None:

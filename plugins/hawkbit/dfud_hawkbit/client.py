@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -75,7 +75,7 @@ class Client:
             f"mgmt {kind}", method, f"/rest/v1{path}", headers, expect=expect, auth=self._auth, **options
         )
 
-    async def pages(self, kind: str, path: str, row: type[T], **query: Any) -> AsyncIterator[list[T]]:
+    async def pages(self, kind: str, path: str, row: type[T], **query: Any) -> AsyncGenerator[list[T], None]:
         """Yield the rows of a list page by page, by ascending id. Rows that cannot be read are left out."""
         offset = 0
         while True:
@@ -131,10 +131,11 @@ class Client:
     async def first(self, kind: str, path: str, name: str, version: str, key: str = "") -> Named | None:
         """Return the module or set of this name, version and (with key) type; exactly that, whatever the query matched."""
         query = f"name=={quoted(name)};version=={quoted(version)}"
-        async for rows in self.pages(kind, path, Named, q=query, sort="id:ASC"):
-            for row in rows:
-                if (row.name, row.version) == (name, version) and not row.deleted and key in ("", row.type):
-                    return row
+        async with aclosing(self.pages(kind, path, Named, q=query, sort="id:ASC")) as pages:
+            async for rows in pages:
+                for row in rows:
+                    if (row.name, row.version) == (name, version) and not row.deleted and key in ("", row.type):
+                        return row
         return None
 
     # The device interface

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import trio
 
 from dfud.api import DfudError, Firmware, StoreError
@@ -16,6 +17,7 @@ from dfud_hawkbit import records
 from dfud_hawkbit.answers import Action, Artifact, Chunk, Named, Order, StoredArtifact
 from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
+from dfud_hawkbit.desire import digest_of
 from dfud_hawkbit.http import Away, Refused
 from dfud_hawkbit.records import FirmwareSet
 
@@ -71,6 +73,28 @@ def said_of(chunk: Chunk, config: HawkbitConfig) -> dict[str, Any]:
     }
 
 
+def _said(f: Firmware) -> list[tuple[str, str]]:
+    """Return what a module's metadata says of a firmware. Raises Unusable."""
+    said = [("dfud.hardware", f.hardware), ("dfud.sequence", str(f.sequence)), ("dfud.kind", f.kind)]
+    if f.signed:
+        text = base64.b64encode(f.manifest).decode()
+        if len(text) > VALUE_MAX:
+            raise Unusable(f"the manifest has {len(text)} characters, hawkBit holds {VALUE_MAX}")
+        said.append((MANIFEST, text))
+    return said
+
+
+def _ours(known: FirmwareSet, f: Firmware) -> bool:
+    """Say whether dfud made a set, by its name; one that somebody else made is left alone."""
+    return (known.name, known.set_version) == (f.app, f.version)
+
+
+def _digest(f: Firmware) -> str:
+    return digest_of(
+        {"hardware": f.hardware, "sequence": str(f.sequence), "kind": f.kind, "manifest": f.manifest.hex()}
+    )
+
+
 class FirmwareSync:
     """One at a time per app, so that a thousand devices of a rollout have an artifact downloaded once."""
 
@@ -90,15 +114,20 @@ class FirmwareSync:
         """Bring a firmware into hawkBit, going on where an earlier attempt stopped. Raises Away, Refused, Unusable."""
         async with self._locks.setdefault(app, trio.Lock()):
             known = await records.get(self._store, records.SETS, records.firmware_key(app, version), FirmwareSet)
-            if known is not None and known.set_id:
-                return known
             firmware = await self._store.firmware(app, version)
             if firmware is None:
-                raise Unusable(f"firmware {version} of app {app} is not published any more")
+                raise Unusable(f"firmware {version} of app {app} is no longer published")
+            if known is not None and known.set_id and (known.said == _digest(firmware) or not _ours(known, firmware)):
+                return known
             try:
-                made = await self._push(firmware)
+                made = (
+                    await self._push(firmware)
+                    if known is None or not known.set_id
+                    else await self._again(known, firmware)
+                )
             except (Refused, Unusable) as error:
-                put = records.put(records.SETS, records.firmware_key(app, version), FirmwareSet(problem=str(error)))
+                left = msgspec.structs.replace(known or FirmwareSet(), problem=str(error))
+                put = records.put(records.SETS, records.firmware_key(app, version), left)
                 await self._store.commit([put])
                 raise
             await self._store.commit([records.put(records.SETS, records.firmware_key(app, version), made)])
@@ -106,19 +135,22 @@ class FirmwareSync:
 
     async def _push(self, f: Firmware) -> FirmwareSet:
         config = self._config
-        said = [("dfud.hardware", f.hardware), ("dfud.sequence", str(f.sequence)), ("dfud.kind", f.kind)]
-        if f.signed:
-            text = base64.b64encode(f.manifest).decode()
-            if len(text) > VALUE_MAX:
-                raise Unusable(f"the manifest has {len(text)} characters, hawkBit holds {VALUE_MAX}")
-            said.append((MANIFEST, text))
+        said = _said(f)
         module = await self._made("/softwaremodules", f, config.module_type, {"vendor": "dfud"})
         if not await self._has_artifact(module, f):
             await self._upload(module, f)
+        await self._say(module, said)
+        made = await self._made("/distributionsets", f, config.set_type, {"modules": [{"id": module}]})
+        return FirmwareSet(made, f.app, f.version, module, f.sha256, said=_digest(f))
+
+    async def _again(self, known: FirmwareSet, f: Firmware) -> FirmwareSet:
+        """Say anew what a firmware is whose manifest was replaced; the image is the same."""
+        await self._say(known.module, _said(f))
+        return msgspec.structs.replace(known, said=_digest(f), problem="")
+
+    async def _say(self, module: int, said: list[tuple[str, str]]) -> None:
         body = [{"key": key, "value": value, "targetVisible": True} for key, value in said]
         await self._client.mgmt("publish", "POST", f"/softwaremodules/{module}/metadata", body)
-        made = await self._made("/distributionsets", f, config.set_type, {"modules": [{"id": module}]})
-        return FirmwareSet(made, f.app, f.version, module, f.sha256)
 
     async def _made(self, path: str, f: Firmware, key: str, more: dict[str, Any]) -> int:
         """Make a module or set of this firmware's name, or find the one that an earlier attempt made."""

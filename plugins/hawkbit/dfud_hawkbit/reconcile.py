@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
-from dfud.api import App, DeviceView, NotFoundError, State, StoreError
+from dfud.api import App, DeviceView, NotFoundError, State, StoreError, UnreadableError
 from dfud_hawkbit import records
 from dfud_hawkbit.answers import Named, Target
 from dfud_hawkbit.desire import wish_of
@@ -88,7 +88,10 @@ class Reconciler:
             target = target_id(app_name, view.device.name)
             known.add(target)
             report.devices += 1
-            found = await self._compare(app, view, target, hawkbit)
+            try:
+                found = await self._compare(app, view, target, hawkbit)
+            except UnreadableError as error:
+                found = Row(view.device.name, "", "", "", "unreadable", f"none: {error}")
             if found is None:
                 report.in_sync += 1
                 continue

@@ -19,7 +19,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class FirmwareSet(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a firmware is in hawkBit. name, set_version: of the distribution set, which a person may have named."""
+    """Where a firmware is in hawkBit. name, set_version: of the distribution set, which a person may have named.
+
+    said: digest of what its module's metadata says; "" where a person made the module.
+    """
 
     set_id: int = 0
     name: str = ""
@@ -27,6 +30,7 @@ class FirmwareSet(msgspec.Struct, frozen=True, omit_defaults=True):
     module: int = 0
     sha256: str = ""
     problem: str = ""
+    said: str = ""
 
 
 class Link(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,7 +39,8 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     wish: the version that both sides agreed on last; whoever differs from it has changed. mode: what a hawkBit action put
     beside the version ("", "download", "window", "confirm"). action: the one that is open; version, sha256: what it is about,
     deployment: dfud's record of it, kind: "update" or "confirm".
-    sent, step, said_s, told_s: intermediate feedbacks, the last progress step, until when history was told, when.
+    sent, step, told_s: intermediate feedbacks, the last progress step, when. said_s, told: until when history was told, and
+    the deployment that the last of it was of.
     installed: what hawkBit believes to run; attributes: digest of what was sent, and attributes_s when. address: where the
     device was when hawkBit was last told. owed: a deployment that dfud has made an assignment for, whose history belongs to
     the action that comes of it. problem: what hawkBit refused, for people; foreign: the mark of the dfud that the target belongs to.
@@ -55,6 +60,7 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     step: int = 0
     said_s: float = 0.0
     told_s: float = 0.0
+    told: str = ""
     full: bool = False
     installed: str = ""
     attributes: str = ""

@@ -20,7 +20,6 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
-    ConflictError,
     DeleteApp,
     DeleteDevice,
     DeleteFirmware,
@@ -34,9 +33,11 @@ from dfud.api import (
     PutDevice,
     PutDocument,
     PutFirmware,
+    RefusedError,
     Selector,
     Store,
     StoreError,
+    UnreadableError,
     forever,
 )
 from dfud_hawkbit import feedback, records
@@ -202,7 +203,10 @@ class HawkbitStore(Store):
                 if pulled is not None and wish_of(device.spec).version == pulled.wish:
                     extra.append(records.put(records.LINKS, key, pulled))
                     return
-                old = await self.inner.device(device.app, device.name)
+                try:
+                    old = await self.inner.device(device.app, device.name)
+                except UnreadableError:
+                    old = None  # this repairs it
                 before = None if old is None else (old.device.spec.get("firmware"), old.device.metadata.labels)
                 if before != (device.spec.get("firmware"), device.metadata.labels):
                     devices[key] = now_s
@@ -213,7 +217,7 @@ class HawkbitStore(Store):
             case PutFirmware(firmware, create):
                 key = records.firmware_key(firmware.app, firmware.version)
                 if create and await self.inner.document(records.GONE, key) is not None:
-                    raise ConflictError(
+                    raise RefusedError(
                         f"firmware {firmware.version} of app {firmware.app} was deleted, and hawkBit keeps its name: "
                         "publish it under another version"
                     )
@@ -240,7 +244,10 @@ class HawkbitStore(Store):
     async def _said(self, change: PutActual, devices: dict[str, float]) -> None:
         actual = change.actual
         key = records.device_key(actual.app, actual.device)
-        view = await self.inner.device(actual.app, actual.device)
+        try:
+            view = await self.inner.device(actual.app, actual.device)
+        except UnreadableError:
+            return
         if view is None or key in devices:
             return
         link = await records.get(self.inner, records.LINKS, key, Link)

@@ -211,12 +211,12 @@ class DeviceSync:
             ours = newest is not None and newest.sha256 == firmware.sha256
             if newest is not None and ours and newest.id == before.owed:
                 # dfud asked for this action: it gets every state since hawkBit heard something last.
-                since_s = max(before.said_s, before.since_s) or newest.created_s - 1
-                case.set(deployment=newest.id, said_s=min(since_s, newest.created_s - 1))
+                since_s = max(before.said_s, before.since_s) or newest.created_s
+                case.set(deployment=newest.id, said_s=since_s)
             elif newest is not None and ours:
                 case.set(said_s=now_s)
                 if not newest.final:
-                    case.set(deployment=newest.id, said_s=newest.created_s - 1)
+                    case.set(deployment=newest.id, told="")
                 elif newest.blocks:
                     self.bus.publish(RetryRequested(case.app, case.device, "hawkBit"))
             else:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 import trio
 
-from dfud.api import Change, NotFoundError, Store, StoreError, contained, note
+from dfud.api import Change, NotFoundError, Store, StoreError, UnreadableError, contained, note
 from dfud_hawkbit import records
 from dfud_hawkbit.bulk import Bulk
 from dfud_hawkbit.case import Case, Postponed
@@ -76,7 +77,7 @@ class Worker:
         found = []
         async for key, value in records.every(self._store, records.SETS, f"{app}/" if app else ""):
             known = records.decoded(records.SETS, key, value, FirmwareSet)
-            if known is None or not known.set_id:
+            if known is None or not known.set_id or known.problem:
                 self.firmware_work.poke(key, self._now())
                 found.append(key)
         return found
@@ -123,11 +124,11 @@ class Worker:
         for key, generation in self.firmware_work.take(self._now(), BATCH):
             try:
                 await self._firmware_one(key, generation)
-            except StoreError:
-                raise
             except Exception as error:
+                if isinstance(error, StoreError) and not isinstance(error, UnreadableError):
+                    raise
                 note("hawkbit.firmware", error, firmware=key)
-                self._known.problems[f"firmware {key}"] = f"{type(error).__name__}, see the log"
+                self._known.problems[f"firmware {key}"] = _why(error)
                 self.firmware_work.failed(key, self._now(), self._config.retry_max_s, self._config.retry_max_s)
 
     async def _firmware_one(self, key: str, generation: int) -> None:
@@ -173,10 +174,17 @@ class Worker:
             if not device:
                 await self._app(key, app, generation)
                 continue
+            case = Case(key, generation, None, Link())
+            try:
+                case.view = await self._store.device(app, device)
+            except UnreadableError as error:
+                self._stumbled(case, error)
+                continue
             link = await records.get(self._store, records.LINKS, key, Link) or Link()
             if key in self._known.recheck:
                 link = msgspec.structs.replace(link, registered=False)
-            cases.append(Case(key, generation, await self._store.device(app, device), link))
+            case.link = link
+            cases.append(case)
         living = [case for case in cases if case.view is not None]
         await self._bulk(self._bulk_steps.register, [c for c in living if not c.link.registered])
         await self._bulk(self._bulk_steps.assign, [c for c in living if c.link.registered])
@@ -200,9 +208,9 @@ class Worker:
             if away.everywhere:
                 raise
             await self._apart(step, cases, away)
-        except StoreError:
-            raise
         except Exception as error:
+            if isinstance(error, StoreError) and not isinstance(error, UnreadableError):
+                raise
             await self._apart(step, cases, error)
 
     async def _apart(self, step: BulkStep, cases: list[Case], error: Exception) -> None:
@@ -221,7 +229,7 @@ class Worker:
         else:
             # A defect must not take the others along, nor be tried in a loop.
             note("hawkbit.device", error, target=case.target)
-            why = f"{type(error).__name__}, see the log"
+            why = _why(error)
             first_s = self._config.retry_max_s
         self._known.problems[case.key] = why
         self.work.failed(case.key, self._now(), first_s, self._config.retry_max_s)
@@ -239,6 +247,8 @@ class Worker:
                     problems.append(away)
                 else:
                     self._stumbled(case, away)
+            except UnreadableError as error:
+                self._stumbled(case, error)
             except StoreError as error:
                 problems.append(error)
             except Exception as error:
@@ -308,11 +318,18 @@ class Worker:
         """An app was deleted, and perhaps made again: whatever of it is not there any more goes."""
         now_s = self._now()
         async for device_key, _ in records.every(self._store, records.LINKS, key):
-            if await self._store.device(*records.split(device_key)) is None:
-                self.work.poke(device_key, now_s)
+            with suppress(UnreadableError):  # it is there
+                if await self._store.device(*records.split(device_key)) is None:
+                    self.work.poke(device_key, now_s)
         async for firmware_key, _ in records.every(self._store, records.SETS, key):
-            if await self._store.firmware(*records.split(firmware_key)) is None:
-                self.firmware_work.poke(firmware_key, now_s)
+            with suppress(UnreadableError):
+                if await self._store.firmware(*records.split(firmware_key)) is None:
+                    self.firmware_work.poke(firmware_key, now_s)
         if self.work.unchanged(key, generation):
             await self._store.commit(await records.forget(self._store, records.DIRTY, key))
         self.work.finish(key, generation)
+
+
+def _why(error: Exception) -> str:
+    """Say for people what went wrong; what is no error of ours in words is in the log."""
+    return str(error) if isinstance(error, UnreadableError) else f"{type(error).__name__}, see the log"

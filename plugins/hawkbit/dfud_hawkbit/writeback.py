@@ -83,23 +83,33 @@ class WriteBack:
         case.set(deployment=current.id)
         if current.state is State.CANCELLED:
             return await self._withdraw_cancelled(case)
-        news = [entry for entry in await self._news(case, current) if entry.at_s > link.said_s]
+        news = await self._news(case, current)
         told = feedback.of_deployment(current, news)
         if told is None:
             return
         if current.final:
             if await self._close(case, told, success=current.state is State.DONE):
                 if news:
-                    case.set(said_s=news[-1].at_s)
+                    case.set(said_s=news[-1].at_s, told=current.id)
                 if view.deployment is not None and view.deployment.id != current.id:
                     case.later(self._now())  # what came after it has yet to be told
             return
         await self._intermediate(case, current, news, told)
 
     async def _news(self, case: Case, current: Deployment) -> list[HistoryEntry]:
-        """Return the history of a deployment, oldest first, and before it what came and went since hawkBit was told last."""
-        found = await self._store.history(case.app, case.device, limit=HISTORY_MAX)
-        return [e for e in reversed(found) if e.deployment == current.id or e.at_s < current.created_s]
+        """Return the history of a deployment that hawkBit has not heard, oldest first, behind what came and went before it.
+
+        Two states may have the same time, as when the end of one deployment begins the next.
+        """
+        link, fresh = case.link, case.link.told != current.id
+        found = []
+        for entry in reversed(await self._store.history(case.app, case.device, limit=HISTORY_MAX)):
+            own = entry.deployment == current.id
+            if (own and (fresh or entry.at_s > link.said_s)) or (
+                not own and link.said_s < entry.at_s <= current.created_s
+            ):
+                found.append(entry)
+        return found
 
     async def _intermediate(self, case: Case, current: Deployment, news: list[HistoryEntry], told: Any) -> None:
         link, now_s, step = case.link, self._now(), feedback.step(current)
@@ -117,7 +127,7 @@ class WriteBack:
             return case.set(full=True, problem=str(refused))
         case.set(sent=link.sent + 1, step=step, told_s=now_s, state=str(current.state))
         if news:
-            case.set(said_s=news[-1].at_s)
+            case.set(said_s=news[-1].at_s, told=current.id)
         if not open_still or ends:
             if ends:
                 case.set(action=0, kind="")

@@ -63,6 +63,7 @@ class HttpTransport(Transport):
     async def run(
         self, endpoint: Endpoint, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
+        self._accepting = trio.CancelScope()  # one for each run: dfud starts a transport again that has raised
         with contextlib.ExitStack() as sockets:
             listeners = await self._listen(self._config.port, sockets)
             port = listeners[0].socket.getsockname()[1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from dfud_hawkbit.records import LINKS, SETS
 
-from dfud.api import Device, Metadata, PutDocument, faults
+from dfud.api import Device, Metadata, PutDevice, PutDocument, UnreadableError, faults
 from tests.plugins.hawkbit.harness import Server, harness_at, person_at, until, whole_way
 from tests.plugins.hawkbit.model.routes import Response
 from tests.plugins.hawkbit.server import Hawkbit
@@ -186,3 +186,34 @@ async def test_a_defect_of_the_feed_is_not_its_end(
         await until("it is counted", seen)
         await person.assign(await person.simple_set("2.0", NEW), harness.target())
         await until("the feed goes on", lambda: harness.is_wanted("2.0"))
+
+
+async def test_a_device_whose_record_cannot_be_read_is_that_device(
+    hawkbit: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with harness_at(hawkbit, tmp_path) as harness:
+        for name in ("d1", "d2"):
+            await harness.device(name)
+        await harness.publish("2.0", NEW)
+        await harness.quiet()
+        read, broken = harness.records.device, [True]
+
+        async def odd(app: str, device: str) -> Any:
+            if device == "d1" and broken:
+                raise UnreadableError("device d1 of app a: not a record")
+            return await read(app, device)
+
+        monkeypatch.setattr(harness.records, "device", odd)
+        harness.store.parts.feed.look(f"{harness.app}/d1")
+        await harness.want("2.0", "d2")
+        await harness.action_of("d2")
+
+        async def told() -> bool:
+            return "not a record" in harness.store.parts.known.problems.get(f"{harness.app}/d1", "")
+
+        await until("it is told", told)
+        assert not harness.store.parts.worker.health.problem
+        # Writing it again repairs it, and is not refused for what it was.
+        await harness.store.commit([PutDevice(Device(Metadata("d1", harness.app), {"firmware": {"version": "2.0"}}))])
+        broken.clear()
+        await harness.action_of("d1")

@@ -17,6 +17,7 @@ from dfud_hawkbit.names import target_id
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.device import HttpDevice
 from tests.plugins.hawkbit.harness import Server, person_at, until, whole_way
+from tests.plugins.hawkbit.server import Hawkbit
 
 NEW = b"new image " * 3000
 
@@ -52,19 +53,20 @@ class Users:
         assert answer.is_success, answer.text
         return answer.json() if answer.content and "json" in answer.headers["content-type"] else answer.text
 
-    async def dfuctl(self, *arguments: str) -> str:
+    async def dfuctl(self, *arguments: str, text: bool = False) -> str:
         config = self.daemon.directory / "dfuctl.toml"
         config.write_text(
             f'current = "t"\n[contexts.t]\nurl = "{self.daemon.urls["registry"]}"\n'
             f'token = "{self.daemon.token}"\napp = "{self.app}"\n'
         )
-        command = [sys.executable, "-m", "dfud.cli", "--config", str(config), "-o", "json", *arguments]
+        form = [] if text else ["-o", "json"]
+        command = [sys.executable, "-m", "dfud.cli", "--config", str(config), *form, *arguments]
         run = await trio.run_process(command, capture_stdout=True, stderr=subprocess.STDOUT, check=False)
         assert run.returncode == 0, run.stdout.decode()
         return run.stdout.decode()
 
 
-async def test_the_daemon_goes_the_whole_way_and_survives_being_killed(hawkbit: Server, tmp_path: Path) -> None:
+async def test_the_daemon_goes_the_whole_way_and_survives_being_killed(hawkbit: Hawkbit, tmp_path: Path) -> None:
     app = f"app-{uuid.uuid4().hex[:10]}"
     target = target_id(app, "d1")
     daemon = daemon_at(hawkbit, tmp_path / "dfud")
@@ -103,11 +105,24 @@ async def test_the_daemon_goes_the_whole_way_and_survives_being_killed(hawkbit: 
                 await whole_way(device)
             assert device.image == NEW
             await until("the action is finished", lambda: person.finished(target, action))
+
+            async def placed() -> bool:
+                # What the model calls the address of whoever asks without naming a device's is the same; so ask what was sent.
+                return bool((await person.ask("GET", f"/targets/{target}"))["address"] == "http://127.0.0.1")
+
+            await until("it has the device's address", placed)
+            if hawkbit.model is not None:
+                assert "127.0.0.1" in hawkbit.model.forwarded
             metrics = await users.ask("GET", "/metrics")
             assert 'dfud_hawkbit_requests_total{kind="mgmt feed"}' in metrics
             assert "dfud_hawkbit_away 0" in metrics
             status = json.loads(await users.dfuctl("hawkbit", "status"))
             assert status["away"] == "" and status["requests"]["ddi feedback"] >= 1
+            assert status["answered"].endswith("Z") and status["unansweredSince"] == "" and len(status["owner"]) == 16
+            assert "dfud_hawkbit_unanswered_seconds 0" in metrics
+            assert "answered last at 20" in await users.dfuctl("hawkbit", "status", text=True)
+            assert "0 mended, 0 under way, 0 still differ" in await users.dfuctl("hawkbit", "reconcile", text=True)
+            assert json.loads(await users.dfuctl("hawkbit", "take-over", "--yes"))["targets"] == []
             assert "confirm" in await users.dfuctl("hawkbit", "--help")
             nursery.cancel_scope.cancel()
     told = "\n".join(json.dumps(line) for line in daemon.lines)
@@ -127,6 +142,7 @@ async def test_users_need_the_role_for_what_they_ask_of_hawkbit(hawkbit: Server,
             for method, path in (
                 ("GET", "/api/hawkbit/v1/status"),
                 ("POST", "/api/hawkbit/v1/apps/a/reconcile"),
+                ("POST", "/api/hawkbit/v1/apps/a/take-over"),
                 ("POST", "/api/hawkbit/v1/apps/a/confirm/d1"),
             ):
                 answer = await client.request(method, path, headers=headers)

@@ -13,11 +13,11 @@ from dfud_hawkbit.store import HawkbitStore
 from dfud.api import (
     Capability,
     ConfigError,
-    ConflictError,
     DeleteFirmware,
     NotFoundError,
     PutApp,
     PutFirmware,
+    RefusedError,
     Store,
     StoreError,
 )
@@ -40,7 +40,7 @@ async def test_the_name_of_a_deleted_firmware_stays_taken(hawkbit: Server, tmp_p
         await harness.publish("1.0", b"image")
         await harness.quiet()
         await harness.firmware.delete(harness.app, "1.0", "test")
-        with pytest.raises(ConflictError, match="hawkBit keeps its name"):
+        with pytest.raises(RefusedError, match="hawkBit keeps its name"):
             await harness.publish("1.0", b"another")
         await harness.publish("1.1", b"another")
 

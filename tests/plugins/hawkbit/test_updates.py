@@ -347,3 +347,32 @@ async def test_a_deleted_device_takes_its_target_along(hawkbit: Server, tmp_path
         await harness.quiet()
         listed = await person.ask("GET", "/targets", params={"q": f"controllerId=={harness.app}:*"})
         assert listed["content"] == []
+
+
+async def test_a_manifest_that_is_replaced_is_replaced_in_hawkbit(hawkbit: Server, tmp_path: Path) -> None:
+    """The same image signed once more, as for a higher floor: the module says so, also after it was locked."""
+    async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
+        key = Ed25519PrivateKey.generate()
+        app = await harness.registry.app(harness.app)
+        spec = {"signing": {"keys": [base64.b64encode(key.public_key().public_bytes_raw()).decode()]}}
+        await harness.registry.update_app(harness.app, App(app.metadata, spec), "test")
+        await harness.device()
+
+        async def body():  # type: ignore[no-untyped-def]
+            yield NEW
+
+        said: list[bytes] = []
+        for sequence in (7, 8):
+            manifest = Manifest(harness.app, "2.0", "esp32c3", sequence, len(NEW), bytes.fromhex(digest(NEW)), FLAG_RAW)
+            envelope = sign(manifest, key)
+            await harness.firmware.publish(harness.app, Upload(envelope=envelope), body(), "test")
+            await harness.want("2.0")
+            await harness.action_of()
+            await harness.quiet()
+            (found,) = (await person.ask("GET", "/distributionsets", params={"q": f"name=={harness.app}"}))["content"]
+            path = f"/softwaremodules/{found['modules'][0]['id']}/metadata"
+            rows = {row["key"]: row["value"] for row in (await person.ask("GET", path))["content"]}
+            said.append(base64.b64decode(rows["dfud.manifest"]))
+            assert said[-1] == envelope and rows["dfud.sequence"] == str(sequence)
+        assert said[0] != said[1]
+        assert harness.store.parts.known.problems == {}

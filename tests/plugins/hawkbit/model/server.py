@@ -59,6 +59,7 @@ class HawkbitModel:
         self.errors: list[str] = []
         self.requests: Counter[str] = Counter()
         self.log: deque[tuple[str, str, int]] = deque(maxlen=5000)
+        self.forwarded: set[str] = set()  # what X-Forwarded-For has named
         self.latency_s = 0.0
         self.outage: int | None = None  # a status that everything is answered with
         self.frozen = False  # requests are taken and not answered, as by a process that is stopped
@@ -204,6 +205,7 @@ class HawkbitModel:
 
     def _limited(self, request: Request) -> bool:
         client = request.headers.get("x-forwarded-for", "127.0.0.1")
+        self.forwarded |= {client} if "x-forwarded-for" in request.headers else set()
         if client.startswith("127."):
             return False
         key = (client, int(self.state.clock()))

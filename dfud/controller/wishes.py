@@ -1,0 +1,66 @@
+"""What users ask of a device's update, as a change of its deployment: stored, it outlives everything. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dfud.api import Actual, Deployment, Firmware, RefusedError, State
+from dfud.controller.case import new_deployment
+from dfud.model.deployment import Event
+
+
+def retried(deployment: Deployment | None, now_s: float) -> Deployment | None:
+    """Return the deployment after "retry", or None if nothing holds the device back.
+
+    An open one begins to count anew; and as the user may know more than dfud has heard, its verdict will not block.
+    """
+    if deployment is None or (deployment.final and not deployment.blocks):
+        return None
+    return msgspec.structs.replace(
+        deployment,
+        blocks=False,
+        pardoned=not deployment.final,
+        attempts=0,
+        stalls=0,
+        repeats=0,
+        not_before_s=0.0,
+        updated_s=now_s,
+    )
+
+
+def cancelled(
+    app: str,
+    device: str,
+    deployment: Deployment | None,
+    actual: Actual | None,
+    target: Firmware | None,
+    by: str,
+    now_s: float,
+) -> Deployment | None:
+    """Return the deployment after "cancel", or None if there is nothing to end.
+
+    A device that is away has no deployment of what it should run yet: it gets one that has ended, which blocks. Raises
+    RefusedError for a device on trial: it decides, and cancelling would only make dfud's picture wrong.
+    """
+    text = f"cancelled by {by}"
+    if deployment is not None and deployment.state is State.TRIAL:
+        raise RefusedError(
+            f"device {device} runs {deployment.version} on trial: it confirms it or goes back by itself; "
+            "to replace it, say which firmware should run"
+        )
+    if deployment is not None and not deployment.final:
+        return deployment.step(Event.CANCEL, now_s, text=text, blocks=True)
+    if target is None or (actual is not None and actual.sha256 == target.sha256):
+        return None
+    if deployment is not None and deployment.blocks and deployment.sha256 == target.sha256:
+        return None
+    made = new_deployment(
+        app,
+        device,
+        target,
+        deployment,
+        now_s,
+        version=actual.version if actual is not None else "",
+        sha256=actual.sha256 if actual is not None else "",
+    )
+    return made.step(Event.CANCEL, now_s, text=text, blocks=True)

@@ -1,0 +1,190 @@
+"""Making packages: whole images only, turn about, bounded; and what is kept of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from dfud.api import Deployment, State, StoreError
+from dfud.controller.fair import FairLimiter
+from dfud.controller.images import Images
+from dfud.controller.packages import Busy, Packages
+from dfud.controller.sending import PAYLOADS, Order, order_of
+from dfud.wire.messages import Kind
+from tests.controller.world import Records, World, a_firmware, a_status
+
+FULL = 1 << Kind.FULL
+OLD, NEW = b"old" * 2000, random.Random(1).randbytes(60_000)
+
+
+class Made(Packages):
+    """Counts what is asked to be made, and makes it when `gate` opens."""
+
+    def __init__(self, store: Records, path: Path, **more: int) -> None:
+        super().__init__(store, path, **{"disk_bytes": 1 << 30, "memory_bytes": 1 << 20, "workers": 1, **more})
+        self.asked: list[Order] = []
+        self.gate = trio.Event()
+
+    async def _make(self, key: str, order: Order) -> None:
+        self.asked.append(order)
+        async with self._workers.turn(order.target.app):
+            await self.gate.wait()
+        raise StoreError("not today")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Records:
+    found = Records()
+    for image in (OLD, NEW):
+        path = tmp_path / hashlib.sha256(image).hexdigest()
+        path.write_bytes(image)
+        found.images[path.name] = path
+    return found
+
+
+def order(payload: int = 4112, version: str = "2", sha256: str = "", base: bytes | None = None, kinds: int = FULL) -> Order:
+    target = msgspec.structs.replace(a_firmware(version, size=len(NEW)), sha256=sha256 or hashlib.sha256(NEW).hexdigest())
+    old = None
+    if base is not None:
+        old = msgspec.structs.replace(a_firmware("1"), sha256=hashlib.sha256(base).hexdigest())
+    return Order(target, old, kinds, payload)
+
+
+async def test_one_device_has_one_package_in_the_making_and_the_rest_waits_in_a_bounded_line(
+    store: Records, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    packages = Made(store, tmp_path / "p", waiting_max=3)
+    await nursery.start(packages.run)
+
+    async def ask(what: Order, device: str) -> None:
+        with pytest.raises(StoreError):
+            await packages.get(what, ("app", device))
+
+    nursery.start_soon(ask, order(512), "a")
+    await wait_all_tasks_blocked(0.05)
+    with pytest.raises(Busy, match="for this device"):
+        await packages.get(order(768), ("app", "a"))
+    nursery.start_soon(ask, order(512), "b")
+    nursery.start_soon(ask, order(1024), "c")
+    nursery.start_soon(ask, order(2048), "d")
+    await wait_all_tasks_blocked(0.05)
+    with pytest.raises(Busy, match="3 packages"):
+        await packages.get(order(3072), ("app", "e"))
+    assert len(packages.asked) == 3
+    packages.gate.set()
+    await wait_all_tasks_blocked(0.05)
+    nursery.cancel_scope.cancel()
+
+
+async def test_apps_take_turns(autojump_clock: MockClock) -> None:
+    limiter, served = FairLimiter(1), []
+
+    async def work(group: str) -> None:
+        async with limiter.turn(group):
+            await trio.sleep(1)
+            served.append(group)
+
+    async with trio.open_nursery() as nursery:
+        for group in ["greedy"] * 20 + ["small"]:
+            nursery.start_soon(work, group)
+            await wait_all_tasks_blocked()
+    assert served.index("small") <= 2
+    assert len(served) == 21
+    with trio.move_on_after(0):
+        async with limiter.turn("cancelled"):
+            await trio.sleep(1)
+    async with limiter.turn("after"):
+        assert limiter.waiting == 0
+
+
+async def test_a_waiter_that_is_cancelled_keeps_no_place(autojump_clock: MockClock) -> None:
+    limiter = FairLimiter(1)
+
+    async def wait() -> None:
+        async with limiter.turn("x"):
+            await trio.sleep_forever()
+
+    async with limiter.turn("first"):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            assert limiter.waiting == 3
+            nursery.cancel_scope.cancel()
+    with trio.fail_after(1):
+        async with limiter.turn("next"):
+            assert limiter.waiting == 0
+
+
+def test_payloads_are_few() -> None:
+    deployment = None
+    seen = set()
+    for payload in range(512, 65537):
+        deployment = deployment or Deployment("id", "app", "dev", "2", "00" * 32, State.PENDING, 0.0, 0.0)
+        made = order_of(a_status(payload=payload, kinds=0xFFFF_FFFF), deployment, a_firmware("2"), None)
+        assert made.payload <= payload
+        seen.add((made.payload, made.kinds))
+    assert seen == {(payload, FULL) for payload in PAYLOADS}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+async def test_a_damaged_image_is_never_packed(store: Records, tmp_path: Path, nursery: trio.Nursery, damage: str) -> None:
+    packages = Packages(store, tmp_path / "p", disk_bytes=1 << 30, memory_bytes=1 << 20, workers=1)
+    await nursery.start(packages.run)
+    path = store.images[hashlib.sha256(NEW).hexdigest()]
+    path.write_bytes(NEW[:-1] if damage == "truncated" else NEW[:-1] + b"\0")
+    with pytest.raises(StoreError, match="damaged") as caught:
+        await packages.get(order(), ("app", "a"))
+    assert not caught.value.retryable
+    assert list((tmp_path / "p").glob("*.dfup")) == []
+    path.write_bytes(NEW)
+    base = store.images[hashlib.sha256(OLD).hexdigest()]
+    base.write_bytes(b"other")
+    made = await packages.get(order(base=OLD, kinds=FULL | 1 << Kind.DELTA), ("app", "a"))
+    assert made.kind == Kind.FULL, "a damaged base is done without"
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_used_stays_and_names_go_with_what_they_name(
+    store: Records, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    directory = tmp_path / "p"
+    packages = Packages(store, directory, disk_bytes=1 << 30, memory_bytes=1 << 20, workers=1)
+    await nursery.start(packages.run)
+    used = await packages.get(order(4112), ("app", "a"))
+    unused = await packages.get(order(16384), ("app", "a"))
+    for number, name in enumerate((used, unused)):
+        os.utime(directory / f"{name.id.hex()}.dfup", (1000 + number, 1000 + number))
+    fresh = Packages(store, directory, disk_bytes=used.total_bytes + 200, memory_bytes=1 << 20, workers=1)
+    assert (await fresh.get(order(4112), ("app", "a"))).id == used.id
+    (directory / ".new-torn").write_bytes(b"x")
+    await nursery.start(fresh.run)
+    assert [p.stem for p in directory.glob("*.dfup")] == [used.id.hex()], "the older one, and used last"
+    assert len(list(directory.glob("*.key"))) == 1
+    assert not (directory / ".new-torn").exists()
+    nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_read_out_of_a_damaged_image(store: Records) -> None:
+    images = Images(store)
+    firmware = msgspec.structs.replace(a_firmware("2"), sha256=hashlib.sha256(NEW).hexdigest())
+    assert await images.read(firmware, 10, 5) == NEW[10:15]
+    store.images[firmware.sha256].write_bytes(NEW[:100])
+    with pytest.raises(StoreError, match="damaged"):
+        await images.read(firmware, 10, 5)
+    assert "damaged" in await images.problem(firmware)
+
+
+async def test_one_device_that_states_many_sizes_makes_few_packages(autojump_clock: MockClock) -> None:
+    world = World()
+    world.want("1.1")
+    for payload in range(512, 65536, 61):
+        await world.poll(payload=payload)
+    assert len({o.payload for o in world.packages.made}) <= len(PAYLOADS)

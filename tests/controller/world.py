@@ -1,0 +1,280 @@
+"""A controller in front of records in memory, with a chance to do something at every await of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from dfud.api import (
+    Actual,
+    App,
+    AppChanged,
+    BlobWriter,
+    Bus,
+    Change,
+    ConflictError,
+    Deployment,
+    DeploymentChanged,
+    Device,
+    DeviceChanged,
+    DeviceView,
+    Firmware,
+    FirmwareChanged,
+    HistoryEntry,
+    Metadata,
+    NotFoundError,
+    PutActual,
+    PutApp,
+    PutDeployment,
+    PutDevice,
+    PutDocument,
+    PutFirmware,
+    Selector,
+    Store,
+    StoreError,
+)
+from dfud.controller.config import ControllerConfig
+from dfud.controller.controller import Controller
+from dfud.controller.packages import Packages
+from dfud.controller.sending import Order
+from dfud.package.file import PackageFile, make
+from dfud.wire.manifest import Manifest, unsigned
+from dfud.wire.messages import Command, Kind, Status
+
+T0 = 1_800_000_000.0
+ANY = Selector()
+
+
+class Records(Store):
+    """Keeps records in dictionaries. `pause` is awaited before and after everything; `broken`: commits fail."""
+
+    name = "records"
+
+    def __init__(self) -> None:
+        self.apps_: dict[str, App] = {}
+        self.devices_: dict[tuple[str, str], Device] = {}
+        self.firmwares_: dict[tuple[str, str], Firmware] = {}
+        self.actuals: dict[tuple[str, str], Actual] = {}
+        self.deployments_: dict[str, Deployment] = {}
+        self.entries: list[HistoryEntry] = []
+        self.documents_: dict[tuple[str, str], bytes] = {}
+        self.images: dict[str, Path] = {}
+        self.commits = 0
+        self.broken = False
+        self.pause: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+
+    async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        await self.pause()
+        if self.broken:
+            raise StoreError("broken", retryable=True)
+        self.commits += 1
+        for change in changes:
+            match change:
+                case PutApp(app, _):
+                    self.apps_[app.name] = app
+                case PutDevice(device, expect):
+                    held = self.devices_.get((device.app, device.name))
+                    if expect and (held is None or held.metadata.resource_version != expect):
+                        raise ConflictError("changed")
+                    self.devices_[device.app, device.name] = device
+                case PutFirmware(firmware, _):
+                    self.firmwares_[firmware.app, firmware.version] = firmware
+                case PutActual(actual):
+                    self.actuals[actual.app, actual.device] = actual
+                case PutDeployment(deployment, entry):
+                    if (deployment.app, deployment.device) not in self.devices_:
+                        raise NotFoundError("no device")
+                    self.deployments_[deployment.id] = deployment
+                    self.entries += [entry] if entry is not None else []
+                case PutDocument(collection, key, value, _):
+                    self.documents_[collection, key] = value
+                case _:
+                    raise AssertionError(change)
+        await self.pause()
+
+    async def _read(self, found: Callable[[], Any]) -> Any:
+        await self.pause()
+        value = found()
+        await self.pause()
+        return value
+
+    async def app(self, name: str) -> App | None:
+        found: App | None = await self._read(lambda: self.apps_.get(name))
+        return found
+
+    async def apps(self, selector: Selector = ANY, *, limit: int = 1000, offset: int = 0) -> list[App]:
+        return list(self.apps_.values())[offset : offset + limit]
+
+    def newest(self, app: str, device: str) -> Deployment | None:
+        found = [d for d in self.deployments_.values() if (d.app, d.device) == (app, device)]
+        return max(found, key=lambda d: d.number, default=None)
+
+    async def device(self, app: str, device: str) -> DeviceView | None:
+        def view() -> DeviceView | None:
+            found = self.devices_.get((app, device))
+            if found is None:
+                return None
+            return DeviceView(found, self.actuals.get((app, device)), self.newest(app, device))
+
+        made: DeviceView | None = await self._read(view)
+        return made
+
+    async def devices(
+        self, app: str, selector: Selector = ANY, *, limit: int = 1000, offset: int = 0, after: str = ""
+    ) -> list[DeviceView]:
+        names = sorted(name for place, name in self.devices_ if place == app and name > after)
+        found = [await self.device(app, name) for name in names[offset : offset + limit]]
+        return [view for view in found if view is not None]
+
+    async def find_alias(self, app: str, alias: str) -> str | None:
+        return alias if (app, alias) in self.devices_ else None
+
+    async def firmware(self, app: str, version: str) -> Firmware | None:
+        found: Firmware | None = await self._read(lambda: self.firmwares_.get((app, version)))
+        return found
+
+    async def firmwares(self, app: str) -> list[Firmware]:
+        return [f for (place, _), f in self.firmwares_.items() if place == app]
+
+    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
+        every = self.firmwares_.values()
+        found: Firmware | None = await self._read(
+            lambda: next((f for f in every if (f.app, f.sha256) == (app, sha256)), None)
+        )
+        return found
+
+    async def deployment(self, deployment_id: str) -> Deployment | None:
+        return self.deployments_.get(deployment_id)
+
+    async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
+        await self.pause()
+        found = [d for d in self.deployments_.values() if (d.app, d.device) == (app, device)]
+        return sorted(found, key=lambda d: -d.number)[:limit]
+
+    async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
+        return [e for e in reversed(self.entries) if (e.app, e.device) == (app, device)][:limit]
+
+    async def users_of(self, app: str, version: str) -> list[str]:
+        return []
+
+    async def document(self, collection: str, key: str) -> bytes | None:
+        return self.documents_.get((collection, key))
+
+    async def documents(
+        self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[tuple[str, bytes]]:
+        return [(k, v) for (c, k), v in sorted(self.documents_.items()) if c == collection][:limit]
+
+    async def new_blob(self) -> BlobWriter:
+        raise StoreError("only records are kept here")
+
+    async def blob(self, sha256: str) -> Path | None:
+        await self.pause()
+        return self.images.get(sha256)
+
+    async def delete_blob(self, sha256: str) -> None:
+        self.images.pop(sha256, None)
+
+    def backup(self) -> AsyncIterator[bytes]:
+        raise StoreError("only records are kept here")
+
+
+class QuickPackages(Packages):
+    """Makes a package of ten chunks as soon as `gate` lets it; counts what is made."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store, Path("/nonexistent"), disk_bytes=0, memory_bytes=0, workers=1)
+        self.gate: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.fault: StoreError | None = None
+        self.made: list[Order] = []
+
+    def ready(self, order: Order) -> PackageFile | None:
+        return None
+
+    async def get(self, order: Order, device: tuple[str, str]) -> PackageFile:
+        await self.gate()
+        if self.fault is not None:
+            raise self.fault
+        self.made.append(order)
+        chunks = [f"{order.target.sha256} {number}".encode() for number in range(10)]
+        return make(Kind.FULL, order.target.size_bytes, bytes.fromhex(order.target.sha256), None, chunks)
+
+
+def digest(version: str) -> str:
+    return hashlib.sha256(version.encode()).hexdigest()
+
+
+def a_firmware(version: str, *, hardware: str = "esp32c3", size: int = 1000, manifest: bytes = b"") -> Firmware:
+    sha256 = digest(version)
+    made = unsigned(Manifest("app", version, hardware, 1, size, bytes.fromhex(sha256)))
+    return Firmware("app", version, hardware, 1, size, sha256, manifest or made)
+
+
+def a_status(version: str = "1.0", **changes: Any) -> Status:
+    said = Status(version, bytes.fromhex(digest(version)), "esp32c3", 2, 4160, 100_000)
+    return msgspec.structs.replace(said, **changes)
+
+
+class World:
+    """One app that takes unsigned firmware, device `dev`, versions 1.0 to 1.3; `wall` is the clock that people set."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.store = Records()
+        self.bus = Bus()
+        self.packages = QuickPackages(self.store)
+        self.policy = ControllerConfig(**{"retry_s": 10, "retry_max_s": 100, **policy})
+        self.wall = T0
+        self.told: list[DeploymentChanged] = []
+        self.bus.subscribe(DeploymentChanged, self.told.append)
+        self.controller = self.restarted()
+        self.store.apps_["app"] = App(Metadata("app"), {"signing": {"mode": "optional"}})
+        self.store.devices_["app", "dev"] = Device(Metadata("dev", "app", resource_version="1"))
+        for version in ("1.0", "1.1", "1.2", "1.3"):
+            self.store.firmwares_["app", version] = a_firmware(version)
+
+    def restarted(self) -> Controller:
+        """As after a restart: nothing is remembered but what is stored."""
+        self.controller = Controller(
+            self.store, self.bus, self.packages, self.policy, lambda: self.wall + trio.current_time()
+        )
+        return self.controller
+
+    def want(self, version: str | None, **more: Any) -> None:
+        spec = {"firmware": {"version": version, **more}} if version is not None else {}
+        self.put_device(spec)
+
+    def put_device(self, spec: dict[str, Any]) -> None:
+        held = self.store.devices_["app", "dev"]
+        self.store.devices_["app", "dev"] = msgspec.structs.replace(held, spec=spec)
+        self.bus.publish(DeviceChanged("app", "dev"))
+
+    def put_app(self, spec: dict[str, Any]) -> None:
+        self.store.apps_["app"] = App(Metadata("app"), spec)
+        self.bus.publish(AppChanged("app"))
+
+    def publish(self, firmware: Firmware) -> None:
+        self.store.firmwares_["app", firmware.version] = firmware
+        self.bus.publish(FirmwareChanged(firmware))
+
+    def withdraw(self, version: str) -> None:
+        gone = self.store.firmwares_.pop(("app", version), None)
+        if gone is not None:
+            self.bus.publish(FirmwareChanged(gone, deleted=True))
+
+    @property
+    def deployment(self) -> Deployment:
+        found = self.store.newest("app", "dev")
+        assert found is not None
+        return found
+
+    async def poll(self, version: str = "1.0", *, patience_s: float = 1.0, **said: Any) -> Command:
+        return await self.controller.status("app", "dev", a_status(version, **said), "http", patience_s=patience_s)

@@ -1,0 +1,98 @@
+"""A state that a failing disk or an older dfud has left: what cannot be read costs itself, and users can repair it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+import trio
+
+from dfud.testing.daemon import DaemonProcess
+
+APPS = "/api/registry/v1alpha1/apps"
+
+
+def change(path: Path, table: str, name: str, changed: Callable[[bytes], bytes]) -> None:
+    database = sqlite3.connect(path / "state" / "dfud.sqlite3")
+    with database:
+        (body,) = database.execute(f"SELECT body FROM {table} WHERE name=?", (name,)).fetchone()
+        database.execute(f"UPDATE {table} SET body=? WHERE name=?", (changed(body), name))
+    database.close()
+
+
+def torn(body: bytes) -> bytes:
+    return b"\xc1" + body[1:]
+
+
+def deep(body: bytes) -> bytes:
+    """Return the device as an older dfud stored it: with a spec of 976 levels."""
+    device = msgspec.msgpack.decode(body)
+    device["spec"] = msgspec.Raw(b"\x81\xa1x" * 976 + b"\x80")
+    return msgspec.msgpack.encode(device)
+
+
+async def make_device(client: httpx.AsyncClient, name: str) -> str:
+    made = {"metadata": {"name": name, "application": "app"}}
+    assert (await client.post(f"{APPS}/app/devices", json=made)).status_code == 201
+    return str((await client.post(f"/api/dfu/v1/apps/app/secret/{name}")).json()["secret"])
+
+
+async def test_one_wrong_byte_costs_one_record_of_a_running_fleet(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    await daemon.init()
+    secrets: dict[str, str] = {}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        async with daemon.client() as client:
+            for name in ("app", "other"):
+                assert (await client.post(APPS, json={"metadata": {"name": name}})).status_code == 201
+            for name in ("good", "torn", "deep"):
+                secrets[name] = await make_device(client, name)
+            # What no store can hold is refused, and nobody waits for it.
+            odd = b'{"metadata": {"name": "odd", "application": "app"}, "spec": {"x": %d}}' % (1 << 64)
+            headers = {"content-type": "application/json"}
+            answer = await client.post(f"{APPS}/app/devices", content=odd, headers=headers)
+            assert 400 <= answer.status_code < 500
+            assert (await client.get(f"{APPS}/app")).status_code == 200
+        nursery.cancel_scope.cancel()
+    change(tmp_path, "device", "torn", torn)
+    change(tmp_path, "device", "deep", deep)
+    change(tmp_path, "app", "other", torn)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"]) as devices:
+
+            async def publishes(name: str, secret: str) -> int:
+                auth = (f"{name}@app", secret)
+                return (await devices.post("/v1/telemetry", content=b"x", auth=auth)).status_code
+
+            for _ in range(3):
+                for name in ("torn", "deep"):
+                    # A stranger who names it, and the device itself.
+                    assert await publishes(name, "guess") >= 400
+                    assert await publishes(name, secrets[name]) >= 400
+                assert await publishes("good", secrets["good"]) == 202
+            listed = (await client.get(f"{APPS}/app/devices")).json()
+            assert [d["metadata"]["name"] for d in listed] == ["good"]
+            assert [a["metadata"]["name"] for a in (await client.get(APPS)).json()] == ["app"]
+            answer = await client.get(f"{APPS}/app/devices/torn")
+            assert answer.status_code == 500
+            assert "torn" in answer.text
+            assert b"dfud_store_unreadable_records 3" in (await client.get("/metrics")).content
+            # Put again, or deleted: repaired.
+            put = {"metadata": {"name": "torn", "application": "app"}}
+            assert (await client.put(f"{APPS}/app/devices/torn", json=put)).status_code == 204
+            assert (await client.delete(f"{APPS}/app/devices/deep")).status_code == 204
+            assert (await client.delete(f"{APPS}/other")).status_code == 204
+            listed = (await client.get(f"{APPS}/app/devices")).json()
+            assert [d["metadata"]["name"] for d in listed] == ["good", "torn"]
+            assert b"dfud_store_unreadable_records 0" in (await client.get("/metrics")).content
+            secret = (await client.post("/api/dfu/v1/apps/app/secret/torn")).json()["secret"]
+            assert await publishes("torn", secret) == 202
+            assert (await client.get("/readyz")).status_code == 200
+        nursery.cancel_scope.cancel()
+    named = [line["error"] for line in daemon.lines if line.get("event") == "a stored record cannot be read"]
+    assert len(named) == 3, named

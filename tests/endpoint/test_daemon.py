@@ -1,0 +1,126 @@
+"""A whole dfud, from outside: what once ended it costs the one who sent it, or whom it befell."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import bcrypt
+import httpx
+import trio
+
+from dfud.testing.daemon import DaemonProcess
+from tests.endpoint.test_containment import BODIES
+
+REGISTRY = "/api/registry/v1alpha1/apps"
+
+
+async def prepare(daemon: DaemonProcess, names: list[str]) -> dict[str, str]:
+    """Make the app a with these devices; return their secrets."""
+    secrets = {}
+    async with daemon.client() as admin:
+        (await admin.post(REGISTRY, json={"metadata": {"name": "a"}})).raise_for_status()
+        for name in names:
+            (await admin.post(f"{REGISTRY}/a/devices", json={"metadata": {"name": name}})).raise_for_status()
+            secrets[name] = str((await admin.post(f"/api/dfu/v1/apps/a/secret/{name}")).json()["secret"])
+    return secrets
+
+
+async def publish(daemon: DaemonProcess, user: str, secret: str, body: bytes = b"1") -> int:
+    async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=(user, secret), timeout=60) as client:
+        return (await client.post("/v1/temp", content=body)).status_code
+
+
+async def test_no_telemetry_of_one_device_ends_dfud(nursery: trio.Nursery, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    extra = f'[events.log]\npath = "{path}"\n'
+    daemon = DaemonProcess(tmp_path / "dfud", plugins=("local", "http", "drogue"), extra=extra)
+    await daemon.init()
+    await nursery.start(daemon.run)
+    secrets = await prepare(daemon, ["d", "e"])
+    for body in BODIES:
+        assert await publish(daemon, "d@a", secrets["d"], body) == 202
+    assert await publish(daemon, "e@a", secrets["e"]) == 202
+    assert len([json.loads(line) for line in path.read_bytes().splitlines()]) == len(BODIES) + 1
+    nursery.cancel_scope.cancel()
+
+
+def too_deep(body: bytes) -> bytes:
+    """Nest a value of the record's spec, which is msgpack, 2000 deep."""
+    at = body.index(b"\xa4spec") + 5
+    assert 0x80 <= body[at] < 0x8F
+    return body[:at] + bytes([body[at] + 1]) + b"\xa4deep" + b"\x91" * 2000 + b"\x90" + body[at + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "wrong": lambda body: b"x" + body[1:],
+    "last": lambda body: body[:-1] + b"\xc1",
+    "half": lambda body: body[: len(body) // 2],
+    "deep": too_deep,
+}
+
+
+async def test_a_stranger_who_names_a_damaged_device_ends_nothing(nursery: trio.Nursery, tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path / "dfud")
+    await daemon.init()
+    async with trio.open_nursery() as running:
+        await running.start(daemon.run)
+        secrets = await prepare(daemon, [*DAMAGES, "sound"])
+        running.cancel_scope.cancel()
+    (database,) = (tmp_path / "dfud" / "state").glob("dfud.sqlite3")
+    records = sqlite3.connect(database)
+    for name, damage in DAMAGES.items():
+        (body,) = records.execute("SELECT body FROM device WHERE name = ?", (name,)).fetchone()
+        records.execute("UPDATE device SET body = ? WHERE name = ?", (damage(bytes(body)), name))
+    records.commit()
+    records.close()
+    await nursery.start(daemon.run)
+    for name in DAMAGES:
+        for secret in ("guess", secrets[name]):
+            assert await publish(daemon, f"{name}@a", secret) in (403, 500, 503)
+        assert await publish(daemon, "sound@a", secrets["sound"]) == 202
+    async with daemon.client() as admin:
+        assert (await admin.get("/healthz")).status_code == 200
+    assert daemon.exit_code is None
+    nursery.cancel_scope.cancel()
+
+
+async def test_slow_hashes_do_not_hold_up_a_stop_and_denials_are_counted(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path / "dfud")
+    await daemon.init()
+    slow = bcrypt.hashpw(b"pw", bcrypt.gensalt(4)).decode()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        secrets = await prepare(daemon, ["d"])
+        async with daemon.client() as admin:
+            for name, cost in (("dear", "13"), ("planted", "31")):
+                spec = {"authentication": {"credentials": [{"pass": {"bcrypt": slow.replace("$04$", f"${cost}$")}}]}}
+                body = {"metadata": {"name": name}, "spec": spec}
+                await admin.post(f"{REGISTRY}/a/devices", json=body)
+        async with trio.open_nursery() as guessing:
+            for number in range(40):
+                guessing.start_soon(publish, daemon, "planted@a", f"guess {number}")
+        assert await publish(daemon, "d@a", secrets["d"]) == 202
+        async with daemon.client() as admin:
+            metrics = (await admin.get("/metrics")).text
+        assert 'dfud_devices_denied_total{reason="limit"}' in metrics
+        denied = [line for line in daemon.lines if line.get("event") == "a device was denied"]
+        assert denied and all((line["app"], line["device"]) == ("a", "planted") for line in denied)
+        async with trio.open_nursery() as guessing:
+            for number in range(10):
+                guessing.start_soon(_guess, daemon, number)
+            await trio.sleep(0.2)
+            nursery.cancel_scope.cancel()
+    assert daemon.exit_code == 0
+
+
+async def _guess(daemon: DaemonProcess, number: int) -> None:
+    header = base64.b64encode(f"dear@a:{number}".encode()).decode()
+    try:
+        async with httpx.AsyncClient(base_url=daemon.urls["http"]) as client:
+            await client.post("/v1/temp", content=b"1", headers={"authorization": f"Basic {header}"})
+    except httpx.HTTPError:
+        return
