@@ -14,8 +14,10 @@ from dfud.api.events import (
     DeviceDenied,
     DeviceSeen,
     FirmwareChanged,
+    PolicyChanged,
     ProgressChanged,
     RetryRequested,
+    RolloutChanged,
     Telemetry,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
@@ -69,6 +71,7 @@ from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
 from dfud.model.resources import App, Device, Metadata
+from dfud.model.rollout import Rollout
 from dfud.model.selectors import Selector, parse_selector_untrusted
 
 __all__ = [
@@ -118,6 +121,7 @@ __all__ = [
     "NotFoundError",
     "PeerError",
     "PluginError",
+    "PolicyChanged",
     "ProgressChanged",
     "PutActual",
     "PutApp",
@@ -131,6 +135,8 @@ __all__ = [
     "Request",
     "RequestError",
     "RetryRequested",
+    "Rollout",
+    "RolloutChanged",
     "Secret",
     "Section",
     "Selector",

@@ -23,6 +23,7 @@ class Capability(StrEnum):
 
     DELETE_FIRMWARE = "delete-firmware"  # a deleted version's name may be used again
     EXTERNAL_DESIRED = "external-desired"  # the desired state may also be changed in the store's own system
+    OWN_ROLLOUTS = "own-rollouts"  # rollouts are made in the store's own system; dfud's are refused
     APP_FIRMWARE = "app-firmware"  # spec.firmware at the app reaches devices that have none of their own
 
 

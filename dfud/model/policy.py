@@ -17,7 +17,7 @@ from dfud.errors import PeerError
 from dfud.model.deployment import Deployment
 from dfud.model.desired import Desired, Held, desired_of
 from dfud.model.membership import place, share, share_of_count
-from dfud.model.rollout import Facts, Mode, Plan, Rollout, is_member
+from dfud.model.rollout import Facts, Plan, Rollout, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIVE, FINAL, State
 from dfud.model.schedule import is_open, next_opening, read_zone_untrusted
@@ -125,7 +125,7 @@ class Policy:
             return _desired(running, deployment.wave)  # what has begun goes on
         if not is_member(plan, running.uid, rollout.status.started_s, facts):
             return None
-        wave = _wave(running, facts)
+        wave = wave_of(plan, running.uid, running.shares, facts)
         if wave is None:
             return None
         if told and deployment is not None:
@@ -142,7 +142,6 @@ def _desired(running: Running, wave: int, held: Held | None = None) -> Desired:
     plan = running.plan
     return Desired(
         version=plan.version,
-        download_only=plan.mode is Mode.DOWNLOAD_ONLY and not plan.activate,
         origin=f"rollout {running.rollout.name}",
         rollout=running.uid,
         wave=wave,
@@ -150,14 +149,14 @@ def _desired(running: Running, wave: int, held: Held | None = None) -> Desired:
     )
 
 
-def _wave(running: Running, facts: Facts) -> int | None:
-    """Return which wave a member is in, or None."""
-    where = place(running.uid, facts.device)
-    for number, wave in enumerate(running.plan.waves):
+def wave_of(plan: Plan, uid: str, shares: Sequence[int], facts: Facts) -> int | None:
+    """Return which wave a member is in, from 0, or None. shares: one place a wave (shares_of)."""
+    where = place(uid, facts.device)
+    for number, wave in enumerate(plan.waves):
         if wave.selector is not None:
             if wave.selector.matches(facts.labels):
                 return number
-        elif number < len(running.shares) and where < running.shares[number]:
+        elif number < len(shares) and where < shares[number]:
             return number
     return None
 

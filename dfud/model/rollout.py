@@ -27,11 +27,6 @@ ERROR_PERCENT = 5.0
 SILENT_S = 7 * 86400.0
 
 
-class Mode(StrEnum):
-    FORCED = "forced"
-    DOWNLOAD_ONLY = "download-only"  # written, and not switched to before somebody says activate
-
-
 class OnError(StrEnum):
     PAUSE = "pause"
     REVERT = "revert"  # devices that took it go back to what they ran
@@ -96,8 +91,6 @@ class Plan(msgspec.Struct, frozen=True):
     """
 
     version: str
-    mode: Mode = Mode.FORCED
-    activate: bool = False
     whom: Whom = Whom()
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     start_s: float = 0.0
@@ -108,11 +101,21 @@ class Plan(msgspec.Struct, frozen=True):
     zone_attribute: str = ""
     rate: int = 0
     transfers: int = 0
-    attempts: int = 0
-    retry_s: int = 0
     on_error: OnError = OnError.PAUSE
     promote: bool = False
     priority: int = 0
+
+
+class Happened(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One transition of a rollout. by: the user, "" for dfud itself."""
+
+    at_s: float
+    event: str
+    state: State
+    wave: int = 0
+    code: str = ""
+    reason: str = ""
+    by: str = ""
 
 
 class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -137,6 +140,7 @@ class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     author: str = ""
     approved: str = ""
     forgiven: tuple[int, ...] = ()
+    history: tuple[Happened, ...] = ()
 
 
 class Rollout(msgspec.Struct, frozen=True):

@@ -15,7 +15,6 @@ from dfud.model.rollout import (
     ERROR_PERCENT,
     SILENT_S,
     SUCCESS_PERCENT,
-    Mode,
     OnError,
     Plan,
     Threshold,
@@ -39,16 +38,12 @@ def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
     version = check_name("version", fields.text("firmware"))
     plan = Plan(
         version=version,
-        mode=Mode(fields.choice("mode", tuple(Mode), Mode.FORCED)),
-        activate=fields.flag("activate"),
         whom=_whom(fields.object("devices")),
         waves=_waves(fields.take("waves")),
         start_s=fields.time("start"),
         end_s=fields.time("end"),
         rate=fields.integer("perMinute", 0, RATE_MAX),
         transfers=fields.integer("transfers", 0, RATE_MAX),
-        attempts=fields.integer("attempts", 0, 100),
-        retry_s=fields.integer("retryS", 0, SECONDS_MAX),
         on_error=OnError(fields.choice("onError", tuple(OnError), OnError.PAUSE)),
         promote=fields.flag("promote"),
         priority=fields.integer("priority", -PRIORITY_MAX, PRIORITY_MAX),
@@ -57,8 +52,6 @@ def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
     fields.end()
     if plan.end_s and plan.end_s <= plan.start_s:
         raise PeerError("spec.end: not behind spec.start, so it could never run")
-    if plan.activate and plan.mode is not Mode.DOWNLOAD_ONLY:
-        raise PeerError(f"spec.activate: the mode is {plan.mode}, expected download-only")
     return plan
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfud.errors import PeerError
-from dfud.model.rollout import DEFAULT_WAVES, Mode, OnError, Threshold
+from dfud.model.rollout import DEFAULT_WAVES, OnError, Threshold
 from dfud.model.rollout_spec import read_plan_untrusted
 
 
@@ -17,14 +17,13 @@ def test_what_is_left_out_is_safe() -> None:
     plan = read_plan_untrusted({"firmware": "1.1"})
     assert [w.percent for w in plan.waves] == [1, 10, 100]
     assert all(w.error == Threshold(5.0, at_least=3) for w in DEFAULT_WAVES)
-    assert plan.mode is Mode.FORCED and plan.on_error is OnError.PAUSE and not plan.promote and not plan.whom.dynamic
+    assert plan.on_error is OnError.PAUSE and not plan.promote and not plan.whom.dynamic
 
 
 def test_a_whole_spec_is_read() -> None:
     plan = read_plan_untrusted(
         {
             "firmware": "1.3",
-            "mode": "download-only",
             "devices": {"selector": "zone=eu", "running": ["1.0", "1.1"], "attributes": {"rev": "b"}, "dynamic": True},
             "waves": [
                 {"selector": "canary", "soakS": 3600, "approval": True},
@@ -69,8 +68,7 @@ def test_a_whole_spec_is_read() -> None:
         ({"timeZone": {"label": "tz", "attribute": "tz"}}, "spec.timeZone: expected a label or an attribute"),
         ({"start": "2026-12-01T08:00:00"}, "spec.start: .* expected a time with its offset"),
         ({"start": "2026-12-02T08:00:00Z", "end": "2026-12-01T08:00:00Z"}, "spec.end: not behind spec.start"),
-        ({"mode": "asap"}, "spec.mode: 'asap', expected one of forced, download-only"),
-        ({"activate": True}, "spec.activate: the mode is forced"),
+        ({"onError": "explode"}, "spec.onError: 'explode', expected one of pause, revert"),
         ({"devices": {"names": ["a"], "selector": "x"}}, "spec.devices.names: an explicit list stands alone"),
         ({"devices": {"names": []}}, "spec.devices.names"),
         ({"devices": {"running": "1.0"}}, "spec.devices.running: '1.0', expected a list"),

@@ -78,7 +78,7 @@ class HawkbitStore(Store):
     """connect() must be called for hawkBit's wishes to reach devices; without it (`dfud init`) dfud's still reach hawkBit."""
 
     name = "hawkbit"
-    capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE})
+    capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE, Capability.OWN_ROLLOUTS})
 
     def __init__(self, config: HawkbitConfig, now: Callable[[], float] = time.time) -> None:
         self.config = config
