@@ -24,6 +24,7 @@ from dfud.api import (
     FirmwareChanged,
     NotFoundError,
     PeerError,
+    PolicyChanged,
     Reply,
     Request,
     Store,
@@ -113,6 +114,7 @@ class DeviceEndpoint(Endpoint):
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(AppChanged, lambda e: self._app_changed(e.app))
+        bus.subscribe(PolicyChanged, lambda e: self._app_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._app_changed(e.firmware.app))
         bus.subscribe(DeploymentChanged, self._stepped)
 

@@ -16,6 +16,7 @@ from dfud.api import Metadata, PeerError
 from dfud.model.credentials import BCRYPT_COST_MAX, ROUNDS_MAX
 from dfud.model.desired import desired_of
 from dfud.model.names import check_labels, check_name
+from dfud.model.policy import read_rules_untrusted
 from dfud.model.text import visible
 from dfud.model.untrusted import ENCODED_MAX_BYTES, check_json_untrusted
 from dfud.registry.config import METADATA_MAX_BYTES
@@ -44,6 +45,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
     firmware = changed.get("firmware")
     if isinstance(firmware, dict) and "version" in firmware and (problem := desired_of({}, changed).problem):
         raise PeerError(problem)
+    if "rules" in changed:
+        read_rules_untrusted(changed["rules"])
     if "alias" in changed:
         _check_aliases(changed["alias"], held.get("alias"))
     for place in ("authentication", "credentials"):

@@ -8,7 +8,6 @@ from typing import Any
 
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
-from dfud.model.desired import desired_of
 from dfud.wire.messages import Code
 from dfud.wire.trust import trust_problem
 
@@ -18,9 +17,8 @@ def timestamp(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict[str, Any]:
+def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired: Desired) -> dict[str, Any]:
     """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
-    desired = desired_of(app.spec, view.device.spec)
     actual, deployment = view.actual, _that_matters(view, target)
     barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
     conditions = [_in_sync(desired, actual, deployment, target, barred)]

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from dfud.api import (
+    AddCounts,
     Change,
     ConflictError,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
@@ -105,7 +107,13 @@ class Changes:
                 self._put_deployment(deployment, bodies[0])
                 if entry is not None:
                     self._append(entry.app, entry.device, bodies[1])
-            case PutDocument(collection, key, value, create):
+            case PutDocument(collection, key, value, create, expect):
+                if expect is not None:
+                    row = db.execute(
+                        "SELECT value FROM document WHERE collection=? AND key=?", (collection, key)
+                    ).fetchone()
+                    if row is None or bytes(row[0]) != expect:
+                        raise ConflictError(f"{collection} {key} has changed since it was read")
                 verb = "INSERT" if create else "INSERT OR REPLACE"
                 try:
                     db.execute(f"{verb} INTO document VALUES (?,?,?)", (collection, key, value))
@@ -114,6 +122,13 @@ class Changes:
             case DeleteDocument(collection, key):
                 if not db.execute("DELETE FROM document WHERE collection=? AND key=?", (collection, key)).rowcount:
                     raise NotFoundError(f"no {collection} {key}")
+            case AddCounts(scope, add):
+                db.executemany(
+                    "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number",
+                    [(scope, name, number) for name, number in add.items()],
+                )
+            case DeleteCounts(scope):
+                db.execute("DELETE FROM count WHERE scope=?", (scope,))
             case TrimDocuments(collection, keep):
                 db.execute(
                     "DELETE FROM document WHERE collection=?1 AND key<="

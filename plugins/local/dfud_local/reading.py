@@ -230,6 +230,10 @@ class ReadingStore(Store):
         )
         return [(text(row[0]), bytes(row[1])) for row in rows]
 
+    async def counts(self, scope: str) -> dict[str, int]:
+        rows = await self._reader.rows("SELECT name, number FROM count WHERE scope=? AND number<>0", scope)
+        return {text(row[0]): int(row[1]) for row in rows}
+
 
 _DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
 _NEWEST = "ORDER BY number DESC, created DESC, id DESC "

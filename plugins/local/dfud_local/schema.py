@@ -42,6 +42,9 @@ MIGRATIONS = (
     CREATE INDEX history_of ON history (app, device, number);
     CREATE INDEX firmware_blob ON firmware (sha256);
     """,
+    """
+    CREATE TABLE count (scope TEXT, name TEXT, number INTEGER NOT NULL, PRIMARY KEY (scope, name)) WITHOUT ROWID;
+    """,
 )
 
 
