@@ -80,7 +80,7 @@ class HawkbitStore(Store):
     """connect() must be called for hawkBit's wishes to reach devices; without it (`dfud init`) dfud's still reach hawkBit."""
 
     name = "hawkbit"
-    capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE})
+    capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE, Capability.OWN_ROLLOUTS})
 
     def __init__(self, config: HawkbitConfig, now: Callable[[], float] = time.time) -> None:
         self.config = config
@@ -302,6 +302,9 @@ class HawkbitStore(Store):
 
     async def users_of(self, app: str, version: str) -> list[str]:
         return await self.inner.users_of(app, version)
+
+    async def counts(self, scope: str) -> dict[str, int]:
+        return await self.inner.counts(scope)
 
     async def document(self, collection: str, key: str) -> bytes | None:
         return await self.inner.document(collection, key)
