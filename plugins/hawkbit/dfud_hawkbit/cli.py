@@ -44,12 +44,12 @@ def reconcile(session: Any, dry_run: bool) -> None:
     if session.json:
         session.show(found)
     else:
-        _show(found)
+        _show(session, found)
     if found["failed"]:
         click.get_current_context().exit(1)
 
 
-def _show(found: Any) -> None:
+def _show(session: Any, found: Any) -> None:
     for row in found["rows"]:
         versions = f"dfud {row['desired'] or '-'}  hawkBit {row['hawkbit'] or '-'}  device {row['actual'] or '-'}"
         session.say(f"{row['device']:24} {row['finding']:22} {versions}  {row['result'] or row['action']}")
