@@ -47,13 +47,13 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.testing.store_blobs import BlobConformance
-from dfud.testing.store_faults import FaultConformance
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app
+from dfud.testing.store_walk import WalkConformance
 
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app"]
 
 
-class StoreConformance(BlobConformance, FaultConformance):
+class StoreConformance(BlobConformance, WalkConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:
