@@ -334,9 +334,11 @@ class Controller:
             known.deployment = msgspec.structs.replace(
                 deployment,
                 chunks_done=max(number, deployment.chunks_done),
-                served=deployment.served + 1,
+                # A chunk that comes in blocks, or comes again because it was lost, is one chunk.
+                served=deployment.served + (number != known.fetched),
                 updated_s=self._now(),
             )
+            known.fetched = number
             if now - known.progress_at >= self._config.progress_s:
                 known.progress_at = now
                 self._jobs.soon(("progress", app, device), lambda: self._store_progress(app, device))

@@ -42,7 +42,8 @@ Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired
 class Known(msgspec.Struct):
     """One device in memory: what is stored of it, and the progress within one transfer.
 
-    seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last, by identity.
+    seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last; fetched: the chunk that
+    was asked for last.
     """
 
     device: Device
@@ -51,6 +52,7 @@ class Known(msgspec.Struct):
     seen_at: float
     progress_at: float = float("-inf")
     status: object = None
+    fetched: int = -1
 
 
 class Hold:

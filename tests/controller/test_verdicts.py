@@ -172,6 +172,21 @@ async def test_chunks_that_are_fetched_over_and_over_come_to_an_end(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_chunk_that_is_fetched_in_blocks_is_one_chunk(
+    autojump_clock: MockClock, world: World, nursery: trio.Nursery
+) -> None:
+    await nursery.start(world.controller.run)
+    command = await world.poll()
+    for number in range(10):
+        for _ in range(64):
+            world.controller.fetched("app", "dev", command.package.hex(), number)
+        await trio.sleep(10)
+        await world.poll(progress=Progress(command.package, number))
+    await world.poll(progress=Progress(command.package, 10, Phase.WRITTEN))
+    assert (world.deployment.state, world.deployment.attempts) == (State.WRITTEN, 0)
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_verdict_ends_with_its_cause(autojump_clock: MockClock, world: World) -> None:
     world.publish(a_firmware("1.1", size=200_000))
     assert (await world.poll()).type is Type.WAIT
