@@ -25,6 +25,7 @@ from dfud.api import (
     DeviceSeen,
     Firmware,
     HistoryEntry,
+    NotFoundError,
     ProgressChanged,
     PutActual,
     PutDeployment,
@@ -37,6 +38,7 @@ from dfud.api import (
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Action, Verdict, decide, entry_of
+from dfud.controller.explain import Explanation, explain
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
 from dfud.controller.jobs import Jobs
@@ -48,6 +50,7 @@ from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
 from dfud.model.counts import difference
 from dfud.model.deployment import Event
+from dfud.model.rollout_states import FINAL
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status, Type
 
@@ -96,6 +99,18 @@ class Controller:
         now_s = self._now()
         async with self._memory.hold(app, device, now_s) as hold:
             return await self._memory.wanted(hold, hold.known.actual, now_s)
+
+    async def explain(self, app: str, device: str) -> Explanation:
+        """Return why a device runs what it runs, from what is stored. Raises NotFoundError, StoreError."""
+        view = await self._store.device(app, device)
+        if view is None:
+            raise NotFoundError(f"no device {device} in app {app}")
+        now_s = self._now()
+        desired, target = await self._memory.judge(view, now_s)
+        running = await self._memory.image(app, view.actual.sha256) if view.actual is not None else None
+        active = [r for r in self.rollouts.all_of(app) if r.status.state not in FINAL]
+        published = running is not None
+        return explain(view, desired, target, self._config, now_s, rollouts=active, published=published)
 
     # Statuses
 

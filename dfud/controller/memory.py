@@ -23,6 +23,7 @@ from dfud.api import (
     Desired,
     Device,
     DeviceChanged,
+    DeviceView,
     Firmware,
     FirmwareChanged,
     NotFoundError,
@@ -180,15 +181,23 @@ class Memory:
         app = known.device.app
         hold.readings.append(self._apps.begin(app))
         resource = await self.app(app)
-        spec = resource.spec
         desired = self._wants(resource, known.device, actual, known.deployment, now_s)
+        if desired.version:
+            hold.readings.append(self._firmwares.begin((app, desired.version)))
+        return await self._target(resource, desired)
+
+    async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:
+        """As wanted(), of what is stored of a device that nobody holds."""
+        app = await self.app(view.device.app)
+        return await self._target(app, self._wants(app, view.device, view.actual, view.deployment, now_s))
+
+    async def _target(self, app: App, desired: Desired) -> tuple[Desired, Firmware | None]:
         if not desired.version:
             return desired, None
-        hold.readings.append(self._firmwares.begin((app, desired.version)))
-        target = await self.firmware(app, desired.version)
+        target = await self.firmware(app.name, desired.version)
         if target is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
-        return barred(desired, spec, target), target
+        return barred(desired, app.spec, target), target
 
 
 def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desired:

@@ -131,6 +131,11 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         await known(app, device)
         return json_response([deployment_json(d) for d in await services.store.deployments(app, device)])
 
+    @app.get(f"{BASE}/explain/{_PATHS}")
+    async def explain(app: str, device: str) -> Response:
+        require("reader", app)
+        return json_response(msgspec.to_builtins(await services.updates.explain(app, device)))
+
     @app.get(f"{BASE}/history/{_PATHS}")
     async def history(app: str, device: str) -> Response:
         require("reader", app)

@@ -31,6 +31,9 @@ class Updates(Protocol):
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None: ...
 
+    async def explain(self, app: str, device: str) -> msgspec.Struct:
+        """Return why it runs what it runs: code, sentences, todo, values."""
+
 
 class RolloutDesk(Protocol):
     """Owns the rollouts; the controller's. `also` is committed with what is asked or not at all."""
