@@ -20,6 +20,7 @@ from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, command, context, login, token
+from dfud.cli.rollouts import channel, rollout
 from dfud.cli.updates import cancel, history, retry, status, update
 from dfud.errors import DfudError
 from dfud.model.text import visible
@@ -95,6 +96,6 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
 
 
 _RESOURCES = (login, context, app, device, claim, command, token, audit)
-_FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image, recover, package)
+_FIRMWARE = (firmware, rollout, channel, update, status, retry, cancel, history, key, sign_image, recover, package)
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

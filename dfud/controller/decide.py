@@ -10,12 +10,17 @@ from dfud.controller.case import Case, cause_of, entry_of
 from dfud.controller.config import ControllerConfig
 from dfud.controller.hear import hear
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State
-from dfud.model.desired import Desired
+from dfud.model.desired import Desired, Held
 from dfud.model.firmware import Firmware
 from dfud.wire.messages import Code, Status
 
 __all__ = ["FULL_AFTER", "Action", "Verdict", "decide", "entry_of"]
 
+HELD_TEXT = {
+    "window": "waits for its maintenance window",
+    "rate": "waits for its turn: the rollout tells so many a minute",
+    "ceiling": "waits for its turn: so many are being updated at one time",
+}
 # After these the next attempt gets the package that depends on nothing.
 FULL_AFTER = frozenset({Code.IMAGE_HASH, Code.CHUNK, Code.BASE})
 
@@ -86,12 +91,15 @@ def _next(case: Case, desired: Desired) -> tuple[Action, int, str]:
     if current is None:
         if held := _held_back(case, target):
             return stop, policy.poll_s, held
+        if desired.held is not None:
+            # Nothing is stored of a device before it is its turn.
+            return stop, _until(desired.held, policy, case.now_s), held_text(desired.held)
         if problem := _unfit(status, target):
-            case.start(target)
+            case.start(target, desired)
             case.step(Event.GIVEN_UP, code=int(problem[0]), text=problem[1], blocks=True)
             return Action.WAIT, policy.poll_s, problem[1]
         again = case.deployment is not None and case.deployment.sha256 == target.sha256
-        case.start(target)
+        case.start(target, desired)
         if case.twins and again and case.deployment is not None:
             # Nothing blocks it, so that at least time stands between one board's update and the next one's.
             later_s = case.now_s + policy.retry_max_s
@@ -120,6 +128,16 @@ def _open(case: Case, current: Deployment, desired: Desired) -> tuple[Action, in
     if desired.download_only and current.state is State.WRITTEN:
         return Action.WAIT, policy.poll_s, "download only"
     return Action.SEND, policy.busy_poll_s, ""
+
+
+def held_text(held: Held) -> str:
+    return HELD_TEXT[held.code]
+
+
+def _until(held: Held, policy: ControllerConfig, now_s: float) -> int:
+    """Return when to ask again: when the device's turn may have come, and not later than anybody who has nothing to do."""
+    left_s = held.until_s - now_s if held.until_s else float(policy.poll_s)
+    return max(1, min(policy.poll_s, int(left_s) + 1))
 
 
 def _held_back(case: Case, target: Firmware) -> str:

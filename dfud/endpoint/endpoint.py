@@ -24,6 +24,7 @@ from dfud.api import (
     FirmwareChanged,
     NotFoundError,
     PeerError,
+    PolicyChanged,
     Reply,
     Request,
     Store,
@@ -31,6 +32,7 @@ from dfud.api import (
     Telemetry,
     Waiting,
     contained,
+    note,
 )
 from dfud.controller.controller import Controller
 from dfud.endpoint.auth import Authenticator, Enroller, Session
@@ -112,6 +114,7 @@ class DeviceEndpoint(Endpoint):
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(AppChanged, lambda e: self._app_changed(e.app))
+        bus.subscribe(PolicyChanged, lambda e: self._app_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._app_changed(e.firmware.app))
         bus.subscribe(DeploymentChanged, self._stepped)
 
@@ -184,9 +187,12 @@ class DeviceEndpoint(Endpoint):
     # Publishing
 
     def quick(self, request: Request) -> Reply | Waiting | None:
-        with contained("endpoint.quick", transport=request.transport):
+        # Not contained(): this is what a poll costs.
+        try:
             return self._quick(request)
-        return FAILED
+        except Exception as error:
+            note("endpoint.quick", error, transport=request.transport, peer=request.peer)
+            return FAILED
 
     def _quick(self, request: Request) -> Reply | Waiting | None:
         if request.channel != DFU:
@@ -325,9 +331,11 @@ class DeviceEndpoint(Endpoint):
     def quick_chunks(
         self, peer: str, credentials: Credentials, package: str, first: int, last: int
     ) -> Chunks | Reply | None:
-        with contained("endpoint.quick_chunks", peer=peer):
+        try:
             return self._quick_chunks(credentials, package, first, last)
-        return FAILED
+        except Exception as error:
+            note("endpoint.quick_chunks", error, peer=peer)
+            return FAILED
 
     def _quick_chunks(self, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply | None:
         session = self._auth.known(credentials)
@@ -385,6 +393,8 @@ class DeviceEndpoint(Endpoint):
         return None
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
-        with contained("endpoint.key_for", transport=transport):
+        try:
             return self._auth.psk_cached(identity)
-        return None
+        except Exception as error:
+            note("endpoint.key_for", error, transport=transport)
+            return None

@@ -35,6 +35,14 @@ class NVS:
         except OSError:
             self._values = {}
 
+    def set_i32(self, key, value):
+        self._values[key] = value
+
+    def get_i32(self, key):
+        if key not in self._values:
+            raise OSError(-0x1102)
+        return self._values[key]
+
     def set_blob(self, key, value):
         self._values[key] = list(value)
 

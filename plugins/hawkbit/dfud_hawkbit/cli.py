@@ -35,12 +35,21 @@ def status(session: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what differs.")
 @click.pass_obj
 def reconcile(session: Any, dry_run: bool) -> None:
-    """Compare what dfud wants, what hawkBit wants and what each device runs; mend what can be mended."""
+    """Compare what dfud wants, what hawkBit wants and what each device runs; mend what can be mended.
+
+    Exit code 1: something that was to be mended still differs.
+    """
     query = "?dryRun=true" if dry_run else ""
     found = session.request("POST", f"{BASE}/apps/{session.app}/reconcile{query}")
     if session.json:
         session.show(found)
-        return
+    else:
+        _show(session, found)
+    if found["failed"]:
+        click.get_current_context().exit(1)
+
+
+def _show(session: Any, found: Any) -> None:
     for row in found["rows"]:
         versions = f"dfud {row['desired'] or '-'}  hawkBit {row['hawkbit'] or '-'}  device {row['actual'] or '-'}"
         session.say(f"{row['device']:24} {row['finding']:22} {versions}  {row['result'] or row['action']}")
