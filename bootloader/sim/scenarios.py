@@ -194,6 +194,18 @@ def worn(make: Callable[..., Scenario], at: int, kind: str) -> Scenario:
     return scenario
 
 
+def rotten(make: Callable[..., Scenario], size: int) -> Scenario:
+    """The scenario after `size` bytes around the newest state record have lost bits: what stands before them counts."""
+    scenario = make()
+    flash = scenario.flash
+    places = [STATE_AT + 32 * i for i in range(256) if flash.read(STATE_AT + 32 * i, 4) == b"DFUS"]
+    at = max(places, key=lambda place: struct.unpack("<I", flash.read(place + 4, 4))) // size * size
+    flash.put(at, bytes(b & 0xB6 for b in flash.read(at, size)))
+    scenario.name += f", {size} rotten bytes at {at:#x}"
+    scenario.good_ends |= {"old"}
+    return scenario
+
+
 def revert(**logs: int) -> Scenario:
     """The agent goes back by request."""
 
@@ -270,4 +282,7 @@ WORN: tuple[Callable[[], Scenario], ...] = tuple(
     for at in places
     for kind in KINDS
     if (at, kind) != (KEYS_AT, UNREADABLE)  # the only record: nothing is trusted, and recovery is all there is
+) + tuple(
+    partial(rotten, make, size)
+    for make, size in ((confirmed, 32), (crashing, 32), (changed, 32), (changed, SECTOR), (full, 32), (full, SECTOR))
 )

@@ -47,7 +47,7 @@ def write(part, offset, data):
         room = min(SECTOR - offset % SECTOR, len(view))
         part.writeblocks(offset // SECTOR, view[:room], offset % SECTOR)
         if not holds(part, offset, view[:room]):
-            raise OSError("flash: 0x%x does not keep what is written" % offset)
+            raise OSError("flash: 0x%x is not as written" % offset)
         view = view[room:]
         offset += room
 
@@ -105,9 +105,9 @@ class Log:
         best = self.newest()
         seq, at = best[:2] if best else (0, 0)
         if self.unread:
-            raise OSError("flash: a sector of the log cannot be read, so nothing is written over it")
+            raise OSError("flash: a sector of the log cannot be read")  # it may hold a newer record
         if follows is not None and follows != seq:
-            raise OSError("flash: the log's newest record is %d, expected %d" % (seq, follows))
+            raise OSError("flash: newest record is %d, expected %d" % (seq, follows))
         record = struct.pack("<II", self.magic, seq + 1) + body
         record += struct.pack("<I", crc32(record))
         sector = at // self.places
@@ -119,7 +119,7 @@ class Log:
                         return seq + 1
             sector = (sector + 1) % self.sectors
             at = sector * self.places
-        raise OSError("flash: no place of the log takes a record")
+        raise OSError("flash: the log takes no record")
 
     def _erased(self, sector):
         try:
@@ -165,11 +165,9 @@ class State:
         record, and what stands here, are then as before.
         """
         values = {name: getattr(self, name) for name in self.FIELDS}
-        for name in changes:
-            if name not in values:
-                raise ValueError("state record: no field " + name)
-        values.update(changes)
-        values["writer"] = AGENT
+        values.update(changes, writer=AGENT)
+        if len(values) != len(self.FIELDS):
+            raise ValueError("state: no such field in %r" % changes)
         values["floor"] = min(values["floor"], values["accept"])
         if (values["slot"], values["phase"]) == (self.slot, self.phase):
             values["previous"] |= self.starts << 1

@@ -96,7 +96,7 @@ def test_no_power_cut_on_worn_flash_brings_an_old_floor_back(states: int) -> Non
 def test_an_append_that_failed_changed_nothing_here_either() -> None:
     flash = WornFlash(filled(128), {FIRST + 1: "program ignored"})
     found = agent_state(flash)
-    with pytest.raises(OSError, match="no place of the log takes a record"):
+    with pytest.raises(OSError, match="the log takes no record"):
         found.append(phase=1, floor=500, accept=500)
     assert (found.phase, found.floor, found.seq) == (0, 127, 128)
     flash.faults = {FIRST: UNREADABLE}

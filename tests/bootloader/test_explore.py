@@ -46,6 +46,7 @@ def test_states_drawn_from_everywhere_end_with_an_image_that_verifies(name: str)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in SMALL])
 def test_every_state_of_a_trial(name: str) -> None:
     assert explored(BY_NAME[name]()).closed
@@ -61,11 +62,17 @@ def test_worn_flash_loses_no_record_and_boots_a_whole_image() -> None:
     assert sum(explored(make(), limit=12, sample=SEED).boots for make in WORN) > 8 * len(WORN)
 
 
-@pytest.mark.slow
-def test_every_state_on_worn_flash(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require("riscv-gcc")
-    elf = short_trial(tmp_path)
-    assert all(explored(make(), elf).closed for make in WORN)
+    return short_trial(tmp_path_factory.mktemp("short"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("number", range(len(WORN)))
+def test_every_state_on_worn_flash(number: int, short: Path) -> None:
+    assert explored(WORN[number](), short).closed
 
 
 SEEDED: tuple[Callable[[], Scenario], ...] = (

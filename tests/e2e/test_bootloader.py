@@ -137,6 +137,32 @@ async def test_an_image_that_never_reaches_the_agent_is_left_and_told_unconfirme
         assert bytes.fromhex(result["record"])[12:16] == bytes.fromhex("02000cdf")
 
 
+@pytest.mark.parametrize("kind", ["program refused", "program ignored"])
+async def test_a_board_whose_state_wears_out_starts_no_trial_and_goes_on(tmp_path: Path, kind: str) -> None:
+    """Nothing could count such a trial. The old image runs, and the server hears from it."""
+    require("micropython")
+    require("riscv-gcc")
+    async with fleet(tmp_path) as f:
+        old = firmware("good", "1.0")
+        await f.publish(old, "1.0")
+        await f.publish(firmware("unconfirmed", "1.1"), "1.1")
+        board = await f.board("lamp1", old, confirm_s=60)
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        with trio.fail_after(200):
+            while "dfud boot: boot on trial slot 1" not in board.console:
+                await trio.sleep(0.05)
+            first = partition("dfu_state")[0] // 4096
+            board.flash.faults = {first: kind, first + 1: kind}
+            for _ in range(3):
+                starts = len(board.boots)
+                while len(board.boots) == starts:
+                    board.reset(POWER_ON)
+                    await trio.sleep(0.05)
+                assert board.boots[-1].slot == 0, board.console
+        assert "dfud boot: the state cannot be written" in board.console
+
+
 async def test_a_board_with_no_bootable_slot_is_recovered_over_its_line(tmp_path: Path) -> None:
     require("micropython")
     require("riscv-gcc")

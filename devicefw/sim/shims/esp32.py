@@ -21,6 +21,7 @@ _start = board()
 _flash = open(_start["flash"], "r+b")
 _at = open(sys.argv[1] + "/operations", "r+b")
 _count = [_start["operations"], _start["cut_at"], _start["cut_how"]]
+_faults = {int(number): kind for number, kind in _start.get("faults", {}).items()}  # of sectors: devicefw/sim/flash.py
 del _start
 
 
@@ -91,7 +92,9 @@ class Partition:
         return self._info[2] + at
 
     def readblocks(self, block, buffer, offset=0):
-        self._seek(block, offset, len(buffer))
+        at = self._seek(block, offset, len(buffer))
+        if _faults and _faults.get(at // _SECTOR) == "unreadable":
+            raise OSError(5)
         _flash.readinto(buffer)
 
     def writeblocks(self, block, buffer, offset=None):
@@ -111,6 +114,11 @@ class Partition:
 
     def _operate(self, at, view, size):
         # Program `view`, or erase if it is None: whole, or the half of it and no more, or nothing.
+        kind = _faults.get(at // _SECTOR, "") if _faults else ""
+        if kind.startswith("erase" if view is None else "program"):
+            if kind.endswith("refused"):
+                raise OSError(5)
+            return
         _count[0] += 1
         cut = _count[0] == _count[1]
         if cut:
