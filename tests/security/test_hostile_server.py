@@ -30,6 +30,7 @@ FALLBACK, RUNNING = firmware("1.0"), firmware("1.1")
 NEWER = build(program("good", "1.2"), "1.2", code(60_000, 5))
 FLOOR = 3
 LONG = [(2, ""), (3, ""), (4, "bootloader")]
+EXHAUSTIVE = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 
 
 def signed(data: bytes, **fields: Any) -> bytes:
@@ -172,7 +173,7 @@ async def fuzz(directory: Path, seed: int, rounds: int, server: type[HttpServer 
 
 
 @pytest.mark.parametrize(
-    ("seed", "rounds", "install"), [(1, 700, ""), *(pytest.param(s, 20_000, i, marks=pytest.mark.slow) for s, i in LONG)]
+    ("seed", "rounds", "install"), [(1, 700, ""), *(pytest.param(s, 20_000, i, marks=EXHAUSTIVE) for s, i in LONG)]
 )
 async def test_nothing_that_a_server_sends_resets_a_device_or_gets_past_a_signature(
     tmp_path: Path, seed: int, rounds: int, install: str
@@ -180,7 +181,7 @@ async def test_nothing_that_a_server_sends_resets_a_device_or_gets_past_a_signat
     await fuzz(tmp_path, seed, rounds, HttpServer, install=install)
 
 
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 400), *(pytest.param(s, 10_000, marks=pytest.mark.slow) for s in (2, 3))])
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 400), *(pytest.param(s, 10_000, marks=EXHAUSTIVE) for s in (2, 3))])
 async def test_nothing_that_a_coap_server_sends_resets_a_device_or_gets_past_a_signature(
     tmp_path: Path, seed: int, rounds: int
 ) -> None:
