@@ -84,6 +84,7 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
     dfuctl firmware publish lamp.bin --version 1.1 --hardware esp32c3
     dfuctl update lamp1 1.1                      # or: dfuctl update -l site=attic 1.1
     dfuctl status lamp1 --watch
+
     \b
     Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command line, 3 and 4 of --watch: see `dfuctl update --help`.
     """

@@ -39,7 +39,7 @@ from dfud.controller.decide import Action, Verdict, decide, entry_of
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
 from dfud.controller.jobs import Jobs
-from dfud.controller.memory import Hold, Memory
+from dfud.controller.memory import Hold, Memory, barred
 from dfud.controller.observe import are_twins, health_of, twins_of
 from dfud.controller.packages import Busy, Packages
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
@@ -47,7 +47,6 @@ from dfud.controller.wishes import cancelled, retried
 from dfud.model.deployment import Event
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status, Type
-from dfud.wire.trust import trust_problem
 
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
@@ -138,7 +137,7 @@ class Controller:
                     continue
             if not changed:
                 return command
-        return msgspec.structs.replace(command, poll_s=min(command.poll_s, self._config.busy_poll_s))
+        return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())
@@ -149,7 +148,7 @@ class Controller:
         """Return the package to send and note that it goes out, or have the device wait."""
         found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
         if isinstance(found, PackageFile):
-            sent(verdict, found, self._config, now_s)
+            sent(verdict, order.target, found, self._config, now_s)
             return found
         verdict.action, verdict.reason = Action.WAIT, "its package is being made"
         if isinstance(found, StoreError) and not isinstance(found, Busy):
@@ -243,8 +242,8 @@ class Controller:
             if target is not None and pinned and target.version not in (pinned, actual.version):
                 found = await self._memory.firmware(actual.app, pinned)
                 if found is not None:
-                    problem = trust_problem((await self._memory.app(actual.app)).spec, found.version, found.manifest)
-                    desired, target = Desired(pinned, problem=problem, origin=desired.origin), found
+                    spec = (await self._memory.app(actual.app)).spec
+                    desired, target = barred(Desired(pinned, origin=desired.origin), spec, found), found
             now_s = self._now()
             status = translate(hold.known.deployment, target)
             said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)

@@ -6,8 +6,9 @@ may be looked at again before it is given.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import trio
@@ -175,5 +176,9 @@ class Memory:
         target = await self.firmware(app, desired.version)
         if target is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
-        problem = trust_problem(spec, target.version, target.manifest)
-        return msgspec.structs.replace(desired, problem=problem), target
+        return barred(desired, spec, target), target
+
+
+def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desired:
+    """Return `desired` with the problem that keeps its target from being sent, if there is one."""
+    return msgspec.structs.replace(desired, problem=trust_problem(spec, target.version, target.manifest))

@@ -23,6 +23,7 @@ from dfud.model.resources import is_disabled
 from dfud.wire.enrol import Enrolment
 
 SESSIONS_MAX = 200_000
+WAITING_PER_ADDRESS = 20_000  # as many as there may be connections
 PSK_CACHED_S = 300.0  # a key's validity may end meanwhile
 ROUNDS = 3  # how often a judgement is made anew because its records changed while it was made
 Key = tuple[bytes, bytes, str, str, str]
@@ -75,8 +76,9 @@ class Authenticator:
         self._clock = clock
         self._sessions: Remembered[Key, Session] = Remembered(SESSIONS_MAX)
         self._psk: Remembered[str, _Known] = Remembered(SESSIONS_MAX)
-        self._addresses = Attempts(config.failures_per_address, clock)
-        self._devices = Attempts(config.failures_per_device, clock)
+        # Behind one address may be a fleet; one device has no reason to log in many times at once.
+        self._addresses = Attempts(config.failures_per_address, clock, waiting_max=WAITING_PER_ADDRESS)
+        self._devices = Attempts(config.failures_per_device, clock, waiting_max=config.failures_per_device)
         self._anchors = TrustAnchors(store)
         self._denials = Denials(bus, clock)
         # Not of the pool that the store and the packages use, and left behind when dfud stops.

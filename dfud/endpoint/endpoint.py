@@ -31,6 +31,7 @@ from dfud.api import (
     Telemetry,
     Waiting,
     contained,
+    note,
 )
 from dfud.controller.controller import Controller
 from dfud.endpoint.auth import Authenticator, Enroller, Session
@@ -42,6 +43,7 @@ from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.sinking import AWAY, Sinks
 from dfud.model.deployment import Event
+from dfud.model.names import check_name
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
 from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_command
 
@@ -183,9 +185,12 @@ class DeviceEndpoint(Endpoint):
     # Publishing
 
     def quick(self, request: Request) -> Reply | Waiting | None:
-        with contained("endpoint.quick", transport=request.transport):
+        # Not contained(): this is what a poll costs.
+        try:
             return self._quick(request)
-        return FAILED
+        except Exception as error:
+            note("endpoint.quick", error, transport=request.transport, peer=request.peer)
+            return FAILED
 
     def _quick(self, request: Request) -> Reply | Waiting | None:
         if request.channel != DFU:
@@ -280,6 +285,7 @@ class DeviceEndpoint(Endpoint):
 
     async def _publish(self, session: Session, request: Request) -> Reply | Waiting:
         """Take telemetry. Whoever waits does so before the event is out, so that no quick answer to it is lost."""
+        check_name("channel", request.channel)
         waiting = None
         if request.timeout_s > 0 and not self._draining:
             timeout_s = min(request.timeout_s, self._config.poll_max_s)
@@ -323,9 +329,11 @@ class DeviceEndpoint(Endpoint):
     def quick_chunks(
         self, peer: str, credentials: Credentials, package: str, first: int, last: int
     ) -> Chunks | Reply | None:
-        with contained("endpoint.quick_chunks", peer=peer):
+        try:
             return self._quick_chunks(credentials, package, first, last)
-        return FAILED
+        except Exception as error:
+            note("endpoint.quick_chunks", error, peer=peer)
+            return FAILED
 
     def _quick_chunks(self, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply | None:
         session = self._auth.known(credentials)
@@ -383,6 +391,8 @@ class DeviceEndpoint(Endpoint):
         return None
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
-        with contained("endpoint.key_for", transport=transport):
+        try:
             return self._auth.psk_cached(identity)
-        return None
+        except Exception as error:
+            note("endpoint.key_for", error, transport=transport)
+            return None

@@ -17,12 +17,14 @@ class TooMany(Exception):
 class Attempts:
     """Guesses, counted before they are judged: never more are under way for a key than may still fail for it.
 
-    The others wait for a result. Right ones cost nothing, so that a fleet behind one address logs in, a few at a time.
+    The others wait for a result, `waiting_max` of them for one key. Right ones cost nothing, so that a fleet behind one address
+    logs in, a few at a time.
     """
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(self, limit: int, clock: Callable[[], float], *, waiting_max: int) -> None:
         self._failures = PerMinute(limit)
         self._clock = clock
+        self._waiting_max = waiting_max
         self._judged: Counter[Hashable] = Counter()
         self._waiting: dict[Hashable, trio.lowlevel.ParkingLot] = {}
 
@@ -35,7 +37,10 @@ class Attempts:
             if self._judged[key] < left:
                 self._judged[key] += 1
                 return
-            await self._waiting.setdefault(key, trio.lowlevel.ParkingLot()).park()
+            lot = self._waiting.setdefault(key, trio.lowlevel.ParkingLot())
+            if len(lot) >= self._waiting_max:
+                raise TooMany
+            await lot.park()
 
     def end(self, key: Hashable, *, failed: bool) -> None:
         if failed:

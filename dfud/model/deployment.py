@@ -126,6 +126,7 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     stalls: int = 0
     served: int = 0
     problem: str = ""
+    manifest: str = ""
 
     @property
     def final(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from dfud.api import Metadata, PeerError
-from dfud.model.credentials import ROUNDS_MAX
+from dfud.model.credentials import BCRYPT_COST_MAX, ROUNDS_MAX
 from dfud.model.desired import desired_of
 from dfud.model.names import check_labels, check_name
 from dfud.model.text import visible
@@ -25,7 +25,6 @@ CREDENTIALS_MAX = 32
 ANCHORS_MAX = 16
 KEYS_MAX = 16
 FINALIZERS_MAX = 32
-BCRYPT_COST_MAX = 12  # a quarter of a second on a server; each step doubles it
 _BCRYPT = re.compile(r"\$2[abxy]?\$(\d\d)\$[./A-Za-z0-9]{53}")
 _SHA512 = re.compile(r"\$6\$(?:rounds=(\d{1,9})\$)?[^$]{0,16}\$[./A-Za-z0-9]{86}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +29,7 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict
         conditions.append(_condition("UpdateProgress", "True", deployment.state, message, deployment.updated_s))
     if actual is not None:
         conditions += _of_the_board(actual)
+        conditions += _of_the_manifest(actual, deployment, target)
     out: dict[str, Any] = {
         "conditions": conditions,
         "current": actual.version if actual is not None else "",
@@ -134,6 +136,21 @@ def _of_the_board(actual: Actual) -> list[dict[str, Any]]:
         told = "two boards use this identity: what runs contradicts what was sent; give each its own"
         out.append(_condition("DuplicateIdentity", "True", "Contradiction", told, twins.at_s))
     return out
+
+
+def _of_the_manifest(actual: Actual, deployment: Deployment | None, target: Firmware | None) -> list[dict[str, Any]]:
+    """Return the condition ManifestCurrent, where a device runs the target under another manifest than it has now."""
+    if target is None or deployment is None or deployment.state is not State.DONE or not deployment.manifest:
+        return []
+    if not actual.sha256 == target.sha256 == deployment.sha256:
+        return []
+    if deployment.manifest == hashlib.sha256(target.manifest).hexdigest():
+        return []
+    told = (
+        f"it keeps the manifest that {target.version} was sent with: floor and keys of the one that replaced it are not in force "
+        "there; publish another image for that"
+    )
+    return [_condition("ManifestCurrent", "False", "Replaced", told, deployment.updated_s)]
 
 
 def _that_matters(view: DeviceView, target: Firmware | None) -> Deployment | None:

@@ -154,6 +154,15 @@ class TransportContainment:
         endpoint.failing = None
         await self.honest(url, peer)
 
+    async def test_it_can_be_run_again_after_it_has_failed(
+        self, transport: Transport, endpoint: FakeEndpoint, peer: TransportPeer
+    ) -> None:
+        for _ in range(2):
+            async with trio.open_nursery() as running:
+                urls = await running.start(transport.run, endpoint)
+                await self.honest(urls[0], peer)
+                running.cancel_scope.cancel()
+
     async def _until(self, true: Callable[[], bool]) -> None:
         """Wait until `true()`, at most answer_time_s; polls, for what is waited for is no event of trio's."""
         with trio.fail_after(self.answer_time_s):

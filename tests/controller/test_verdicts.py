@@ -318,3 +318,14 @@ async def test_a_result_about_an_older_deployment_is_kept_for_people(autojump_cl
     kept = world.store.deployments_[older]
     assert (kept.state, kept.text) == (State.ROLLED_BACK, "late")
     assert [e.text for e in world.store.entries].count("late") == 1
+
+
+async def test_a_manifest_that_replaced_another_is_not_said_to_be_in_force(
+    autojump_clock: MockClock, world: World
+) -> None:
+    await whole_way(world)
+    assert "ManifestCurrent" not in shown(world)
+    other = a_firmware("1.1", size=999).manifest
+    world.publish(msgspec.structs.replace(a_firmware("1.1"), manifest=other))
+    assert (await world.poll("1.1")).type is Type.SYNC
+    assert shown(world)["ManifestCurrent"][:2] == ("False", "Replaced")  # type: ignore[index]

@@ -106,7 +106,7 @@ class ChaosSink(EventSink):
 
 
 async def prepare(world: World, app: str, devices: list[str]) -> None:
-    await world.store.commit([PutApp(App(Metadata(app), {"firmware": {"version": "1.1"}}))])
+    await world.store.commit([PutApp(App(Metadata(app), {"firmware": {"version": "1.1"}, "signing": {"mode": "optional"}}))])
     for version, image in (("1.0", OLD), ("1.1", NEW)):
         async with a_blob(world.store, image) as sha256:
             manifest = unsigned(Manifest(app, version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))

@@ -153,7 +153,6 @@ async def test_a_client_certificate_is_judged_by_the_anchors_of_the_app(world: W
     assert await code(drogues) is Code.ACCEPTED
     assert world.telemetry[-1].device == "other"
     world.let_pass(200 * 86400)
-    world.bus.publish(AppChanged("app1"))
     assert await code(good) is Code.DENIED, "it has expired"
 
 
@@ -243,6 +242,18 @@ async def test_a_parked_poll_is_woken_by_a_change_and_drained_at_the_end(world: 
     )
 
 
+async def test_who_waits_with_a_secret_that_is_revoked_is_denied_and_told_nothing(world: World) -> None:
+    parked = await world.post(Credentials(basic("dev1@app1:pw")), channel="dfu", body=a_status(), timeout_s=60.0)
+    assert isinstance(parked, Waiting)
+    got: list[Reply] = []
+    parked.listen(got.append)
+    await world.put("dev1", {"authentication": {"credentials": [{"pass": "new"}]}, "firmware": {"version": "9"}})
+    with trio.fail_after(10):
+        while not got:
+            await trio.sleep(0.002)
+    assert [r.code for r in got] == [Code.DENIED] and not world.endpoint.parked
+
+
 @pytest.mark.parametrize("body", [b"", b"\x80", b"\xa1", b"\x81\x00\x02", a_status() + b"x", b"{}", bytes(5000)])
 async def test_a_malformed_status_is_refused(world: World, body: bytes) -> None:
     found = await world.post(Credentials(basic("dev1@app1:pw")), channel="dfu", body=body)
@@ -318,3 +329,9 @@ async def test_a_repeated_wish_is_told_apart_from_the_first_and_the_same_one_is_
     sent("sent")
     assert told() > first
     assert world.endpoint._command("app1", "dev1", Command(Type.SYNC, 60)).told == 0
+
+
+@pytest.mark.parametrize("channel", ["..", "a/../b", "", "a\x1b[31m", "a\u202eb", "u\u0308", "x" * 256])
+async def test_a_channel_has_a_name_that_can_be_shown(world: World, channel: str) -> None:
+    assert await world.code(basic("dev1@app1:pw"), channel=channel) is Code.MALFORMED
+    assert await world.code(basic("dev1@app1:pw"), channel="Türen/1") is Code.ACCEPTED

@@ -83,7 +83,7 @@ async def test_a_fleet_behind_one_address_logs_in_though_more_are_under_way_than
 
 
 async def test_attempts_that_are_given_up_give_their_place_away() -> None:
-    attempts = Attempts(1, trio.current_time)
+    attempts = Attempts(1, trio.current_time, waiting_max=3)
     await attempts.begin("a")
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0.01):
@@ -104,6 +104,25 @@ async def test_attempts_that_are_given_up_give_their_place_away() -> None:
         await attempts.begin("a")
     await attempts.begin("b")
     assert not attempts._waiting and list(attempts._judged) == ["b"]
+
+
+async def test_of_those_who_wait_for_one_device_only_a_few_are_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them is a request under way, of which a transport has only so many for everybody."""
+    await world.put("dev1", slow_spec())
+    judge = Judge(monkeypatch)
+    codes: list[Code] = []
+
+    async def guess(number: int) -> None:
+        codes.append(await world.code(basic(f"dev1@app1:{number}"), peer=f"10.0.{number}.1"))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(guess, number)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert codes == [Code.TOO_MANY] * 190, "while the first five are still judged, and five wait"
+        judge.go.set()
 
 
 async def test_a_slow_check_does_not_hold_up_the_end(

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Hashable
 
+from dfud.api import contained
 from dfud_coap.block import Block, BlockError, Kept, cut, szx_of
 from dfud_coap.config import CoapConfig
 from dfud_coap.echo import AMPLIFICATION, Echo, Verified
@@ -20,7 +21,11 @@ _UNKNOWN = frozenset({Code.FORBIDDEN, Code.TOO_MANY, Code.BAD_REQUEST})
 
 
 class Answering:
-    """The half of the server that sends. No request is answered twice, and none by more than one message but on repetition."""
+    """Sends. No request is answered twice, and none by more than one message but on repetition.
+
+    Owns what is remembered for that: timers, the outbox, duplicates, bodies whose later blocks will be asked for, who has proved
+    its address and who has been told too many errors.
+    """
 
     def __init__(
         self,
@@ -34,20 +39,20 @@ class Answering:
     ) -> None:
         self._config = config
         self._now = now
-        self._changed = changed
+        self.changed = changed
         self.timers = Timers(sooner)
         self.outbox = Outbox(self.timers, rng)
-        self._szx = szx_of(config.block_max)
-        self._block_bytes = 16 << self._szx
-        self._duplicates = Duplicates(config.remembered)
-        self._kept: Kept[Answer] = Kept(config.transfers)
-        self._echo = Echo(key)
-        self._verified = Verified(VERIFIED_MAX)
-        self._strangers = Strangers(config.errors_per_address)
+        self.szx = szx_of(config.block_max)
+        self.block_bytes = 16 << self.szx
+        self.duplicates = Duplicates(config.remembered)
+        self.kept: Kept[Answer] = Kept(config.transfers)
+        self.echo = Echo(key)
+        self.verified = Verified(VERIFIED_MAX)
+        self.strangers = Strangers(config.errors_per_address)
 
-    def _cut(self, who: Hashable, ask: Ask, answer: Answer, now_s: float) -> Answer:
+    def cut(self, who: Hashable, ask: Ask, answer: Answer, now_s: float) -> Answer:
         """Return the block of an answer that was asked for, and keep the others. Raises BlockError."""
-        part, block = cut(answer.payload, ask.block2, self._szx)
+        part, block = cut(answer.payload, ask.block2, self.szx)
         if block is None:
             return answer
         options = [*answer.options, (Option.BLOCK2, block.value())]
@@ -55,25 +60,25 @@ class Answering:
             options.append((Option.ETAG, hashlib.sha256(answer.payload).digest()[:8]))
         if block.number == 0 and block.more:
             options.append((Option.SIZE2, uint(len(answer.payload))))
-            self._kept.keep((who, ask.body_key()), answer, now_s)
+            self.kept.keep((who, ask.body_key()), answer, now_s)
         return Answer(answer.code, options, part)
 
-    def _is_trusted(self, exchange: Exchange, ask: Ask, code: int) -> bool:
+    def is_trusted(self, exchange: Exchange, ask: Ask, code: int) -> bool:
         """Whether the endpoint knows this peer's credentials, going by its answer."""
         return exchange.peer.encrypted or (bool(ask.credentials.authorization) and code not in _UNKNOWN)
 
-    def _finish(
+    def finish(
         self, exchange: Exchange, ask: Ask, answer: Answer, now_s: float, *, observe: bytes | None = None
     ) -> None:
         """Answer with what the endpoint said, in blocks if need be."""
-        trusted = self._is_trusted(exchange, ask, answer.code)
+        trusted = self.is_trusted(exchange, ask, answer.code)
         if answer.payload and answer.code < Code.BAD_REQUEST:
             try:
-                answer = self._cut(exchange.who, ask, answer, now_s)
+                answer = self.cut(exchange.who, ask, answer, now_s)
             except BlockError as error:
                 answer = Answer(error.code, [], str(error).encode())
         if ask.block1 is not None:
-            last = Block(ask.block1.number, False, min(ask.block1.szx, self._szx))
+            last = Block(ask.block1.number, False, min(ask.block1.szx, self.szx))
             answer = Answer(answer.code, [*answer.options, (Option.BLOCK1, last.value())], answer.payload)
         self.respond(exchange, answer, now_s, trusted=trusted, observe=observe)
 
@@ -92,17 +97,17 @@ class Answering:
         if exchange.security is not None:
             trusted = True
         elif not (trusted or exchange.peer.encrypted) and answer.code >= Code.BAD_REQUEST:
-            if not self._strangers.may_tell(exchange.peer.counted, now_s):
+            if not self.strangers.may_tell(exchange.peer.counted, now_s):
                 exchange.answered = True
                 cancel(exchange.late)
                 return
             room = AMPLIFICATION * len(exchange.data) - 16 - len(answer.options) * 8
             answer.payload = answer.payload[: max(0, min(room, TEXT_MAX_BYTES))]
         # Numbers of its own from the first on: aiocoap compares them as RFC 7641 compares Observe, and starts from this one.
-        outer = self._protect(exchange, answer, observe, own_iv=observe is not None)
-        self._send(exchange, outer.code, outer.tail(), now_s, trusted=trusted or exchange.peer.encrypted)
+        outer = self.protect(exchange, answer, observe, own_iv=observe is not None)
+        self.send(exchange, outer.code, outer.tail(), now_s, trusted=trusted or exchange.peer.encrypted)
 
-    def _protect(self, exchange: Exchange, answer: Answer, observe: bytes | None, *, own_iv: bool = False) -> Answer:
+    def protect(self, exchange: Exchange, answer: Answer, observe: bytes | None, *, own_iv: bool = False) -> Answer:
         if exchange.security is not None:
             context, request = exchange.security
             if observe is not None:
@@ -112,40 +117,60 @@ class Answering:
             return Answer(answer.code, [*answer.options, (Option.OBSERVE, observe)], answer.payload)
         return answer
 
-    def _send(self, exchange: Exchange, code: int, tail: bytes, now_s: float, *, trusted: bool) -> None:
+    def send(self, exchange: Exchange, code: int, tail: bytes, now_s: float, *, trusted: bool) -> None:
         peer, kind = exchange.peer, exchange.answer_kind
         message_id = exchange.message_id if kind == ACK else peer.new_id()
         data = head(kind, code, message_id, exchange.token) + tail
-        if not trusted and len(data) > AMPLIFICATION * len(exchange.data) and not self._verified.has(peer.key, now_s):
-            self._challenge(exchange, now_s)
+        if not trusted and len(data) > AMPLIFICATION * len(exchange.data) and not self.verified.has(peer.key, now_s):
+            self.challenge(exchange, now_s)
             return
         exchange.answered = True
         if exchange.late is not None:
             exchange.late.cancel()
         if exchange.acknowledged:
-            self.outbox.send(peer.key, message_id, data, now_s, peer.send, lambda arrived: self._changed())
+            self.outbox.send(peer.key, message_id, data, now_s, peer.send, lambda arrived: self.changed())
             return
         if exchange.code != Code.GET:
-            self._duplicates.add((peer.key, exchange.message_id), exchange.data, data, now_s)
+            self.duplicates.add((peer.key, exchange.message_id), exchange.data, data, now_s)
         peer.send(data)
 
-    def _drop(self, exchange: Exchange) -> None:
+    def acknowledge(self, exchange: Exchange) -> None:
+        """Send the empty ACK: the answer will be a message of its own."""
+        if not exchange.confirmable or exchange.acknowledged or exchange.answered:
+            return
+        exchange.acknowledged = True
+        cancel(exchange.late)
+        data = head(ACK, 0, exchange.message_id)
+        self.duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, data, self._now())
+        exchange.peer.send(data)
+
+    def failed(self, exchange: Exchange) -> None:
+        """Answer a request that ended in an exception, if that can be done."""
+        with contained("coap.answer", peer=exchange.peer.address):
+            self.respond(exchange, Answer(Code.FAILED), self._now())
+
+    def drop(self, exchange: Exchange) -> None:
         """Leave a request unanswered, and take it for a new one if it comes again."""
         exchange.answered = True
         cancel(exchange.late)
-        self._duplicates.forget((exchange.peer.key, exchange.message_id))
+        self.duplicates.forget((exchange.peer.key, exchange.message_id))
 
-    def _purpose(self, peer: Peer) -> bytes:
+    def purpose(self, peer: Peer) -> bytes:
         return b"address" + repr(peer.key).encode()
 
-    def _challenge(self, exchange: Exchange, now_s: float) -> None:
+    def proved(self, peer: Peer, echo: bytes, now_s: float) -> None:
+        """Take note of an address that sent an Echo value back, if it is one that it was given."""
+        if self.echo.check_untrusted(echo, self.purpose(peer), now_s) is not None:
+            self.verified.add(peer.key, now_s)
+
+    def challenge(self, exchange: Exchange, now_s: float) -> None:
         """Have the address prove itself before it gets more (RFC 9175, 2.4)."""
-        echo = self._echo.make(self._purpose(exchange.peer), now_s)
+        echo = self.echo.make(self.purpose(exchange.peer), now_s)
         tail = Answer(Code.UNAUTHORIZED, [(Option.ECHO, echo)]).tail()
         if 4 + len(exchange.token) + len(tail) > AMPLIFICATION * len(exchange.data):
             tail = b""
-        if self._strangers.may_tell(exchange.peer.counted, now_s):
-            self._send(exchange, Code.UNAUTHORIZED, tail, now_s, trusted=True)
+        if self.strangers.may_tell(exchange.peer.counted, now_s):
+            self.send(exchange, Code.UNAUTHORIZED, tail, now_s, trusted=True)
 
 
 def cancel(timer: Timer | None) -> None:

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from dfud.api import Endpoint
 from dfud_coap.answering import Answering
+from dfud_coap.echo import Echo
 from dfud_coap.message import Code, Option, Options
 from dfud_coap.oscore import KEY_BYTES, Context, Contexts, Header, OscoreError, read_option_untrusted
 from dfud_coap.peer import Exchange
 from dfud_coap.translate import Answer, Ask, Fault, read_request_untrusted
+from dfud_coap.work import Work
 
-T = TypeVar("T")
 
+class Securing:
+    """Takes protection off, and hands what was asked to `act`. wall: a clock in seconds since the epoch that is never set back."""
 
-class Securing(Answering):
-    """The part of the server that takes protection off."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        answering: Answering,
+        work: Work,
+        act: Callable[[Exchange, Ask, float], None],
+        *,
+        contexts: int,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._endpoint = endpoint
+        self._answering = answering
+        self._echo: Echo = answering.echo
+        self._work = work
+        self._act = act
+        self._now = now
+        self._wall = wall
+        self.contexts = Contexts(contexts)
 
-    _endpoint: Endpoint
-    _contexts: Contexts
-    _wall: Callable[[], float]
-
-    @abc.abstractmethod
-    def _act(self, exchange: Exchange, ask: Ask, now_s: float) -> None: ...
-
-    @abc.abstractmethod
-    def _slow(
-        self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None], now_s: float
-    ) -> None: ...
-
-    def _secured(self, exchange: Exchange, value: bytes, options: Options, payload: bytes, now_s: float) -> None:
+    def take(self, exchange: Exchange, value: bytes, options: Options, payload: bytes, now_s: float) -> None:
         observe = any(number == Option.OBSERVE for number, _ in options)
         try:
             if exchange.code not in (Code.POST, Code.FETCH):
                 raise OscoreError(Code.METHOD_NOT_ALLOWED, "expected POST or FETCH around OSCORE")
             header = read_option_untrusted(value)
-            context = self._contexts.get(header.id_context)
+            context = self.contexts.get(header.id_context)
             if context is not None and context.key == self._endpoint.key_for_cached("coap", header.identity):
                 self._unprotected(
                     exchange, context, *context.unprotect_untrusted(exchange.code, value, payload, observe)
@@ -46,7 +53,7 @@ class Securing(Answering):
         except OscoreError as error:
             self._not_secured(exchange, error, now_s)
             return
-        if self._strangers.is_silenced(exchange.peer.counted, now_s):
+        if self._answering.strangers.is_silenced(exchange.peer.counted, now_s):
             return
 
         def keyed(key: bytes | None) -> None:
@@ -55,15 +62,15 @@ class Securing(Answering):
             except OscoreError as error:
                 self._not_secured(exchange, error, self._now())
 
-        self._slow(exchange, lambda: self._endpoint.key_for("coap", header.identity), keyed, now_s)
+        self._work.start(exchange, lambda: self._endpoint.key_for("coap", header.identity), keyed, now_s)
 
     def _keyed(
         self, exchange: Exchange, header: Header, key: bytes | None, value: bytes, payload: bytes, observe: bool
     ) -> None:
         """Go on with the device's key from the store. Raises OscoreError."""
-        context = self._contexts.get(header.id_context)
+        context = self.contexts.get(header.id_context)
         if context is not None and context.key != key:
-            self._contexts.forget(header.id_context)
+            self.contexts.forget(header.id_context)
             context = None
         if key is None or len(key) != KEY_BYTES:
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
@@ -71,35 +78,35 @@ class Securing(Answering):
             self._unprotected(exchange, context, *context.unprotect_untrusted(exchange.code, value, payload, observe))
             return
         now_s = self._now()
-        context = self._contexts.derive(header, key, self._wall())
+        context = self.contexts.derive(header, key, self._wall())
         if context is None:
             # More first contacts than there are numbers: silence, and the device repeats itself.
-            self._drop(exchange)
+            self._answering.drop(exchange)
             return
         inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
         purpose = b"oscore" + header.id_context
         made_s = self._echo.check_untrusted(inner.first(Option.ECHO), purpose, now_s)
-        if made_s is not None and self._contexts.is_fresh(made_s):
+        if made_s is not None and self.contexts.is_fresh(made_s):
             context.fresh_from(header)
-            self._contexts.establish(context, made_s)
+            self.contexts.establish(context, made_s)
             self._unprotected(exchange, context, inner, request)
             return
         challenge = Answer(Code.UNAUTHORIZED, [(Option.ECHO, self._echo.make(purpose, now_s))])
         outer = context.protect(challenge, request, own_iv=True)
-        self._send(exchange, outer.code, outer.tail(), now_s, trusted=True)
+        self._answering.send(exchange, outer.code, outer.tail(), now_s, trusted=True)
 
     def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any) -> None:
         now_s = self._now()
         exchange.security = (context, request)
-        ask = self._read_ask(exchange, inner.code, inner.options, inner.payload, context.identity, now_s)
+        ask = self.read_ask(exchange, inner.code, inner.options, inner.payload, context.identity, now_s)
         if ask is not None:
             ask.simple = False
             self._act(exchange, ask, now_s)
 
     def _not_secured(self, exchange: Exchange, error: OscoreError, now_s: float) -> None:
-        self.respond(exchange, Answer(error.answer, [(Option.MAX_AGE, b"")], str(error).encode()), now_s)
+        self._answering.respond(exchange, Answer(error.answer, [(Option.MAX_AGE, b"")], str(error).encode()), now_s)
 
-    def _read_ask(
+    def read_ask(
         self, exchange: Exchange, code: int, options: Options, payload: bytes, identity: str, now_s: float
     ) -> Ask | None:
         peer = exchange.peer
@@ -116,5 +123,5 @@ class Securing(Answering):
         except Fault as fault:
             # RFC 7252, 5.4.1: a non-confirmable request with a critical option that is not known is dropped.
             if exchange.confirmable or fault.answer.code != Code.BAD_OPTION:
-                self.respond(exchange, fault.answer, now_s)
+                self._answering.respond(exchange, fault.answer, now_s)
             return None

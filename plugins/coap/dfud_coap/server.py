@@ -7,20 +7,17 @@ endpoint's slow methods runs in tasks that `spawn` starts.
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable
 
 import msgspec
 
 from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, contained, note
 from dfud.api import Code as Outcome
-from dfud_coap.answering import cancel
+from dfud_coap.answering import Answering
 from dfud_coap.block import Block, BlockError, Bodies, cut
 from dfud_coap.config import CoapConfig
 from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, Options, decode_tail_untrusted, head, uint
 from dfud_coap.observe import Observation, Observers
-from dfud_coap.oscore import Contexts
 from dfud_coap.peer import Exchange, Peer
 from dfud_coap.securing import Securing
 from dfud_coap.translate import (
@@ -33,28 +30,21 @@ from dfud_coap.translate import (
     etag,
     is_acceptable,
 )
+from dfud_coap.waiting import RETRY_S, WaitingRoom
+from dfud_coap.work import Work
 
-ACK_LATEST_S = 1.0  # below every peer's ACK_TIMEOUT_S
-RETRY_S = 10
 OBSERVE_MARGIN_S = 100
 ASKS_MAX = 16384
 ASK_MAX_BYTES = 512
-VERIFIED_MAX = 100_000
-# What an endpoint says to those whose credentials it does not know.
-_UNKNOWN = frozenset({Code.FORBIDDEN, Code.TOO_MANY, Code.BAD_REQUEST})
 _MAX_AGE = uint(CHUNK_MAX_AGE_S)
-T = TypeVar("T")
 
 
-class _Parked(msgspec.Struct, eq=False):
-    exchange: Exchange
-    ask: Ask
-    waiting: Waiting
-    timer: Any = None
+class Server:
+    """One for all sockets of a transport. `changed` is called when something has ended; see `idle`.
 
-
-class Server(Securing):
-    """One for all sockets of a transport. `changed` is called when something has ended; see `idle`."""
+    It decides what a message is and asks the endpoint; the parts it is made of take protection off (Securing), do what is slow
+    (Work), keep those who wait (WaitingRoom), tell observers (Observers) and send (Answering).
+    """
 
     def __init__(
         self,
@@ -69,17 +59,30 @@ class Server(Securing):
         sooner: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
     ) -> None:
-        super().__init__(config, now=now, key=key, changed=changed, sooner=sooner, rng=rng)
+        self._config = config
         self._endpoint = endpoint
         self._spawn = spawn
-        self._wall = wall
+        self._now = now
+        self._changed = changed
+        answering = Answering(config, now=now, key=key, changed=changed, sooner=sooner, rng=rng)
+        self._answering = answering
+        self.timers = answering.timers
+        self.outbox = answering.outbox
+        # Looked up for every datagram.
+        self._duplicates = answering.duplicates
+        self._strangers = answering.strangers
+        self._szx = answering.szx
+        self._send = answering.send
+        self._respond = answering.respond
+        self._finish = answering.finish
+        self._is_trusted = answering.is_trusted
+        self._work = Work(config.under_way, config.under_way_per_address, answering, spawn=spawn, now=now)
+        self.waiting = WaitingRoom(config.waiting, config.waiting_per_address, answering, now=now)
+        self.securing = Securing(
+            endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall
+        )
         self._bodies = Bodies(config.transfers, config.transfers_per_address, config.body_max)
-        self._contexts = Contexts(config.contexts)
         self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(ASKS_MAX)
-        self._parked: dict[tuple[Hashable, bytes], _Parked] = {}
-        self._holding: Counter[str] = Counter()
-        self._held = 0
-        self._under_way = 0
         self._draining = False
         self._observe_number = 1
         self.observers = Observers(
@@ -87,7 +90,7 @@ class Server(Securing):
             now,
             self._post_again,
             self._notify,
-            lambda o: self._release(o.carrier[0].peer.counted),
+            lambda o: self.waiting.release(o.carrier[0].peer.counted),
             check_s=config.observe_check_s,
             wait_s=config.observe_check_s,
         )
@@ -95,21 +98,19 @@ class Server(Securing):
     @property
     def idle(self) -> bool:
         """Whether everything that was accepted is answered, and the answers have arrived or been given up."""
-        return not self._under_way and not self._parked and not len(self.outbox)
+        return not self._work.count and not len(self.waiting) and not len(self.outbox)
 
     def drain(self) -> None:
         """Refuse what is new; answer what waits."""
         self._draining = True
         self.observers.end_all()
-        for parked in tuple(self._parked.values()):
-            self._expired(parked)
+        self.waiting.end_all()
 
     def gone(self, peer: Peer) -> None:
         """The peer's session has ended: nobody waits any more."""
-        if self._holding[peer.counted]:
+        if self.waiting.holds(peer.counted):
             self.observers.peer_gone(peer.key)
-            for key in [k for k in self._parked if k[0] == peer.key]:
-                self._unpark(key).waiting.cancel()
+            self.waiting.peer_gone(peer.key)
         self.outbox.forget(peer.key, self._now())
 
     # Messages in
@@ -141,12 +142,7 @@ class Server(Securing):
                 self._act(exchange, ask, now_s)
         except Exception as error:
             note("coap.datagram", error, peer=peer.address)
-            self._failed(exchange)
-
-    def _failed(self, exchange: Exchange) -> None:
-        """Answer a request that ended in an exception, if that can be done."""
-        with contained("coap.answer", peer=exchange.peer.address):
-            self.respond(exchange, Answer(Code.FAILED), self._now())
+            self._answering.failed(exchange)
 
     def _signal(self, peer: Peer, kind: int, code: int, message_id: int, empty: bool) -> None:
         """An acknowledgement or a reset; a ping, or something that cannot be understood (RFC 7252, 4.2 and 4.3)."""
@@ -172,12 +168,12 @@ class Server(Securing):
             return None
         for number, value in options:
             if number == Option.OSCORE:
-                self._secured(exchange, value, options, payload, now_s)
+                self.securing.take(exchange, value, options, payload, now_s)
                 return None
         if not (peer.encrypted or self._config.plain):
-            self.respond(exchange, Answer(Code.UNAUTHORIZED, [], b"OSCORE or DTLS is needed"), now_s)
+            self._respond(exchange, Answer(Code.UNAUTHORIZED, [], b"OSCORE or DTLS is needed"), now_s)
             return None
-        ask = self._read_ask(exchange, exchange.code, options, payload, "", now_s)
+        ask = self.securing.read_ask(exchange, exchange.code, options, payload, "", now_s)
         if ask is not None and ask.request is None:
             peer.fetching = Fetching.of(ask, exchange.data[at:]) if len(exchange.data) <= ASK_MAX_BYTES else None
         elif ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
@@ -188,14 +184,14 @@ class Server(Securing):
 
     def _act(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
         if self._draining:
-            self.respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
+            self._respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
             return
         if exchange.security is None and not exchange.peer.encrypted:
+            answering = self._answering
             if ask.echo is not None:
-                if self._echo.check_untrusted(ask.echo, self._purpose(exchange.peer), now_s) is not None:
-                    self._verified.add(exchange.peer.key, now_s)
-            if self._config.verify_addresses and not self._verified.has(exchange.peer.key, now_s):
-                self._challenge(exchange, now_s)
+                answering.proved(exchange.peer, ask.echo, now_s)
+            if self._config.verify_addresses and not answering.verified.has(exchange.peer.key, now_s):
+                answering.challenge(exchange, now_s)
                 return
         if ask.request is None:
             self._get_chunks(exchange, ask, now_s)
@@ -210,9 +206,7 @@ class Server(Securing):
             self._publish(exchange, ask, request, now_s)
 
     def _publish(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> None:
-        if self._parked and (old := self._parked.get((exchange.who, exchange.token))) is not None:
-            if old.ask.credentials == ask.credentials:
-                self._unpark((exchange.who, exchange.token)).waiting.cancel()
+        self.waiting.superseded(exchange, ask)
         if request.content_type and not is_acceptable(request):
             self._finish(exchange, ask, Answer(Code.NOT_ACCEPTABLE), now_s)
             return
@@ -220,7 +214,7 @@ class Server(Securing):
             self.observers.posted(exchange.who, request)
         found = self._endpoint.quick(request)
         if found is None:
-            self._slow(
+            self._work.start(
                 exchange,
                 lambda: self._endpoint.post(request),
                 lambda found: self._found(exchange, ask, request, found, self._now()),
@@ -231,46 +225,25 @@ class Server(Securing):
 
     def _found(self, exchange: Exchange, ask: Ask, request: Request, found: Reply | Waiting, now_s: float) -> None:
         if isinstance(found, Waiting):
-            self._park(exchange, ask, found, now_s)
+            if self._draining:
+                self._finish(exchange, ask, answer_reply(found.expire()), now_s)
+            else:
+                self.waiting.park(exchange, ask, found, now_s)
         elif found is ask.reply:
             self._send(
                 exchange, ask.answer_code, ask.tail, now_s, trusted=self._is_trusted(exchange, ask, ask.answer_code)
             )
-        elif ask.observe == 0 and found.code is Outcome.COMMAND and self._may_hold(exchange.peer.counted):
+        elif ask.observe == 0 and found.code is Outcome.COMMAND and self.waiting.may_hold(exchange.peer.counted):
             self._observe_number = (self._observe_number + 1) & 0xFFFFFF
             self._finish(exchange, ask, self._notification(found), now_s, observe=uint(self._observe_number))
-            self._hold(exchange.peer.counted)
+            self.waiting.hold(exchange.peer.counted)
             key = (exchange.who, exchange.token)
             self.observers.register(key, exchange.who, (exchange, ask), request, found)
         else:
             answer = answer_reply(found, fetch=ask.code == Code.FETCH)
-            if ask.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._block_bytes:
+            if ask.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._answering.block_bytes:
                 ask.reply, ask.answer_code, ask.tail = found, answer.code, answer.tail()
             self._finish(exchange, ask, answer, now_s)
-
-    def _slow(
-        self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None], now_s: float
-    ) -> None:
-        """Have `then` called with what `work` gives; acknowledge meanwhile if that takes long."""
-        if self._under_way >= self._config.under_way:
-            self.respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(1))]), now_s)
-            return
-        if exchange.code != Code.GET:
-            self._duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, b"", now_s)
-        if exchange.confirmable and exchange.late is None:
-            exchange.late = self.timers.at(now_s + ACK_LATEST_S, lambda now: self._acknowledge(exchange))
-        self._under_way += 1
-        self._spawn(self._work, exchange, work, then)
-
-    async def _work(self, exchange: Exchange, work: Callable[[], Awaitable[T]], then: Callable[[T], None]) -> None:
-        try:
-            with contained("coap.request", peer=exchange.peer.address) as guard:
-                then(await work())
-            if guard.error is not None:
-                self._failed(exchange)
-        finally:
-            self._under_way -= 1
-            self._changed()
 
     # Blocks
 
@@ -289,22 +262,22 @@ class Server(Securing):
             options: Options = []
             if error.code is Code.TOO_LARGE:
                 options = [(Option.SIZE1, uint(self._config.body_max)), (Option.BLOCK1, echoed.value())]
-            self.respond(exchange, Answer(error.code, options, str(error).encode()), now_s)
+            self._respond(exchange, Answer(error.code, options, str(error).encode()), now_s)
             return None
         if body is None:
-            self.respond(exchange, Answer(Code.CONTINUE, [(Option.BLOCK1, echoed.value())]), now_s)
+            self._respond(exchange, Answer(Code.CONTINUE, [(Option.BLOCK1, echoed.value())]), now_s)
             return None
         return msgspec.structs.replace(request, body=body)
 
     def _later_block(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
-        kept = self._kept.get((exchange.who, ask.body_key()), now_s)
+        kept = self._answering.kept.get((exchange.who, ask.body_key()), now_s)
         try:
             if kept is None:
                 raise BlockError(Code.INCOMPLETE, "this answer is not kept any more: ask again from block 0")
-            answer = self._cut(exchange.who, ask, kept, now_s)
+            answer = self._answering.cut(exchange.who, ask, kept, now_s)
         except BlockError as error:
             answer = Answer(error.code, [], str(error).encode())
-        self.respond(exchange, answer, now_s, trusted=kept is not None)
+        self._respond(exchange, answer, now_s, trusted=kept is not None)
 
     def _get_chunks(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
         if len(self.observers):
@@ -312,7 +285,7 @@ class Server(Securing):
         endpoint, address = self._endpoint, exchange.peer.address
         found = endpoint.quick_chunks(address, ask.credentials, ask.package, ask.first, ask.last)
         if found is None:
-            self._slow(
+            self._work.start(
                 exchange,
                 lambda: endpoint.chunks(address, ask.credentials, ask.package, ask.first, ask.last),
                 lambda found: self._send_chunks(exchange, ask, found, self._now()),
@@ -328,13 +301,13 @@ class Server(Securing):
         tag = ask.tag or etag(found)
         if ask.etags and tag in ask.etags:
             options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
-            self.respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, ask, 0))
+            self._respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, ask, 0))
             return
         body = found.bodies[0] if len(found.bodies) == 1 else b"".join(found.bodies)
         try:
             part, block = cut(body, ask.block2, self._szx)
         except BlockError as error:
-            self.respond(exchange, Answer(error.code, [], str(error).encode()), now_s)
+            self._respond(exchange, Answer(error.code, [], str(error).encode()), now_s)
             return
         if exchange.security is None:
             size = len(body) if block is None or block.number == 0 else None
@@ -346,66 +319,7 @@ class Server(Securing):
             options.append((Option.BLOCK2, block.value()))
         if block is None or block.number == 0:
             options.append((Option.SIZE2, uint(len(body))))
-        self.respond(exchange, Answer(Code.CONTENT, options, part), now_s, trusted=self._is_trusted(exchange, ask, 0))
-
-    # Waiting
-
-    def _may_hold(self, address: str) -> bool:
-        return self._held < self._config.waiting and self._holding[address] < self._config.waiting_per_address
-
-    def _hold(self, address: str) -> None:
-        self._held += 1
-        self._holding[address] += 1
-
-    def _release(self, address: str) -> None:
-        self._held -= 1
-        self._holding[address] -= 1
-        if not self._holding[address]:
-            del self._holding[address]
-
-    def _park(self, exchange: Exchange, ask: Ask, waiting: Waiting, now_s: float) -> None:
-        address = exchange.peer.counted
-        if self._draining:
-            self._finish(exchange, ask, answer_reply(waiting.expire()), now_s)
-            return
-        if not self._may_hold(address) or (exchange.who, exchange.token) in self._parked:
-            waiting.cancel()
-            self._finish(exchange, ask, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
-            return
-        self._acknowledge(exchange)
-        if not exchange.confirmable:
-            self._duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, b"", now_s)
-        self._hold(address)
-        parked = _Parked(exchange, ask, waiting)
-        parked.timer = self.timers.at(now_s + waiting.timeout_s, lambda now: self._expired(parked))
-        self._parked[(exchange.who, exchange.token)] = parked
-        waiting.listen(lambda reply: self._woken(parked, reply))
-
-    def _unpark(self, key: tuple[Hashable, bytes]) -> _Parked:
-        parked = self._parked.pop(key)
-        parked.timer.cancel()
-        self._release(parked.exchange.peer.counted)
-        return parked
-
-    def _woken(self, parked: _Parked, reply: Reply) -> None:
-        exchange = parked.exchange
-        if self._parked.get((exchange.who, exchange.token)) is parked:
-            self._unpark((exchange.who, exchange.token))
-            self._finish(exchange, parked.ask, answer_reply(reply), self._now())
-            self._changed()
-
-    def _expired(self, parked: _Parked) -> None:
-        self._woken(parked, parked.waiting.expire())
-
-    def _acknowledge(self, exchange: Exchange) -> None:
-        """Send the empty ACK: the answer will be a message of its own."""
-        if not exchange.confirmable or exchange.acknowledged or exchange.answered:
-            return
-        exchange.acknowledged = True
-        cancel(exchange.late)
-        data = head(ACK, 0, exchange.message_id)
-        self._duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, data, self._now())
-        exchange.peer.send(data)
+        self._respond(exchange, Answer(Code.CONTENT, options, part), now_s, trusted=self._is_trusted(exchange, ask, 0))
 
     # Observing
 
@@ -442,8 +356,8 @@ class Server(Securing):
         if answer.code < Code.BAD_REQUEST:
             self._observe_number = (self._observe_number + 1) & 0xFFFFFF
             observe = uint(self._observe_number)
-            answer = self._cut(exchange.who, ask, answer, now_s)
-        outer = self._protect(exchange, answer, observe, own_iv=True)
+            answer = self._answering.cut(exchange.who, ask, answer, now_s)
+        outer = self._answering.protect(exchange, answer, observe, own_iv=True)
 
         def ended(arrived: bool) -> None:
             then(arrived)

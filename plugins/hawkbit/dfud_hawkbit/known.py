@@ -12,8 +12,9 @@ class Known:
     """targets: the device of each target. bound: the open action of each device that has one.
 
     windows: devices whose action waits for its time, or to be confirmed. foreign: devices whose target is another dfud's.
-    recheck: devices whose target may have come to be another's. addresses: where devices spoke from last.
-    problems: what does not get into hawkBit and why, for people; by device, or "firmware APP/VERSION".
+    recheck: devices whose target may have come to be another's. asked: devices whose attributes hawkBit asks for.
+    addresses: where devices spoke from last. problems: what does not get into hawkBit and why, for people; by device, or
+    "firmware APP/VERSION".
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,7 @@ class Known:
         self.windows: set[str] = set()
         self.foreign: set[str] = set()
         self.recheck: set[str] = set()
+        self.asked: set[str] = set()
         self.addresses: dict[str, str] = {}
         self.problems: dict[str, str] = {}
 
@@ -32,6 +34,7 @@ class Known:
             self.targets.pop(target_id(*records.split(key)), None)
             self.addresses.pop(key, None)
             self.recheck.discard(key)
+            self.asked.discard(key)
             return
         self.targets[target_id(*records.split(key))] = key
         if link.action:

@@ -49,6 +49,7 @@ from dfud_hawkbit.feed import Feed
 from dfud_hawkbit.firmware import FirmwareSync
 from dfud_hawkbit.known import Known
 from dfud_hawkbit.owner import Ownership
+from dfud_hawkbit.publishing import Publishing
 from dfud_hawkbit.records import Link
 from dfud_hawkbit.sync import DeviceSync
 from dfud_hawkbit.worker import Worker
@@ -69,7 +70,8 @@ class Parts:
         self.write_back = WriteBack(store, self.client, self.owner, config, now, look)
         self.devices = DeviceSync(store, self.client, self.firmware, self.write_back, self.known, config, now, look)
         self.bulk = Bulk(self.client, self.firmware, self.devices, self.write_back, self.owner, self.known, now)
-        self.worker = Worker(store, self.client, self.firmware, self.devices, self.bulk, self.known, config, now)
+        self.publishing = Publishing(store, self.firmware, self.known, config, now)
+        self.worker = Worker(store, self.client, self.publishing, self.devices, self.bulk, self.known, config, now)
         self.feed = Feed(self.client, self.worker, self.devices, self.owner, self.known, config, now)
         self.write_back.others = self.feed.others
 
@@ -154,7 +156,7 @@ class HawkbitStore(Store):
         found |= {
             f'dfud_hawkbit_failures_total{{kind="{k}"}}': float(n) for k, n in sorted(parts.client.failures.items())
         }
-        found["dfud_hawkbit_waiting"] = float(len(parts.worker.work) + len(parts.worker.firmware_work))
+        found["dfud_hawkbit_waiting"] = float(len(parts.worker.work) + len(parts.publishing.work))
         found["dfud_hawkbit_away"] = float(bool(parts.worker.health.problem))
         found["dfud_hawkbit_unanswered_seconds"] = parts.client.answering.silent_s()
         found["dfud_hawkbit_downloads_total"] = float(parts.firmware.downloads)
@@ -182,7 +184,7 @@ class HawkbitStore(Store):
         if not extra:
             await self.inner.commit(changes)
             return
-        work, firmware_work = self.parts.worker.work, self.parts.worker.firmware_work
+        work, firmware_work = self.parts.worker.work, self.parts.publishing.work
         work.hold(devices)
         firmware_work.hold(firmwares)
         try:

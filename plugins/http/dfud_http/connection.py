@@ -7,7 +7,7 @@ import math
 
 import trio
 
-from dfud.api import Chunks, Code, Credentials, Endpoint, Reply, Request, Waiting, contained
+from dfud.api import Chunks, Code, Credentials, Endpoint, Reply, Request, Waiting, note
 from dfud_http.answer import CONTINUE, encode_chunks, encode_plain, encode_reply, etag
 from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
@@ -114,10 +114,11 @@ class Connection:
         self.busy = True
         keep_alive = request.keep_alive and not self._draining
         self._scope.deadline = math.inf
-        answer: bytes | Waiting = b""
-        with contained("http.request", peer=self._peer) as guard:
+        try:
             answer = await self._answer(request, keep_alive)
-        if guard.error is not None:
+        except Exception as error:
+            # Not contained(): this is what a poll costs. A group with a cancellation in it ends the connection, which is.
+            note("http.request", error, peer=self._peer)
             answer = encode_plain(500, FAILED, keep_alive=keep_alive)
         del request
         self._account()

@@ -27,6 +27,7 @@ from dfud_local.encoding import text
 from dfud_local.limits import Limits
 
 Cursor = sqlite3.Connection
+TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 
 
 class Changes:
@@ -143,7 +144,10 @@ class Changes:
         )
 
     def _append(self, app: str, device: str, body: bytes) -> None:
-        """Append to a device's history. Its entries are counted, so the one that has to go is found without a walk."""
+        """Append to a device's history. Its entries are counted, so those that have to go are found without a walk.
+
+        Entries from before they were counted have the number 0. A few go with each new one, so that no commit takes long.
+        """
         query = "SELECT number FROM history WHERE app=? AND device=? ORDER BY number DESC LIMIT 1"
         newest = self._db.execute(query, (app, device)).fetchone()
         number = 1 if newest is None else newest[0] + 1
@@ -151,8 +155,9 @@ class Changes:
             "INSERT INTO history (app, device, number, body) VALUES (?,?,?,?)", (app, device, number, body)
         )
         self._db.execute(
-            "DELETE FROM history WHERE app=? AND device=? AND number<=?",
-            (app, device, number - self._limits.history_per_device),
+            "DELETE FROM history WHERE id IN (SELECT id FROM history WHERE app=? AND device=? AND number<=? "
+            "ORDER BY number, id LIMIT ?)",
+            (app, device, number - self._limits.history_per_device, TRIMMED_AT_ONCE),
         )
 
 

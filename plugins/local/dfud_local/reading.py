@@ -193,7 +193,7 @@ class ReadingStore(Store):
         )
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        query = "SELECT number, body FROM history WHERE app=? AND device=? ORDER BY number DESC LIMIT ?"
+        query = "SELECT id, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
         found: list[HistoryEntry] = []
         for number, body in await self._reader.rows(query, app, device, limit):
             try:

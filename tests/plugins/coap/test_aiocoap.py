@@ -109,7 +109,7 @@ async def test_a_restarted_server_is_told_who_it_talks_to(
     """A context that the server has forgotten costs one more round trip and nothing else (RFC 8613, B.1.2)."""
     device = await connect(clients, world.url, tmp_path / "context")
     await device.ask(aiocoap.POST, ["v1", "x"], b"1")
-    world.server._contexts.forget(BOOT + IDENTITY.encode())
+    world.server.securing.contexts.forget(BOOT + IDENTITY.encode())
     await device.ask(aiocoap.POST, ["v1", "x"], b"2")
     assert [r.body for r in world.endpoint.requests] == [b"1", b"2"]
 

@@ -155,7 +155,7 @@ def test_whatever_a_device_protects_is_answered_or_refused(inner: bytes, code: i
     """The bytes inside come from a device that has its key, and may be as wrong."""
     w, d = Virtual(plain=False), Device()
     d.greet(w)
-    context = w.server._contexts.get(d.id_context)
+    context = w.server.securing.contexts.get(d.id_context)
     assert context is not None
     nonce = d._construct_nonce(b"\x09", b"\1", d.alg_aead)
     request_id = type("R", (), {"request_hash": None, "kid": b"\1", "partial_iv": b"\x09"})()

@@ -119,7 +119,7 @@ def test_waiting_is_bounded_in_total_and_for_an_address() -> None:
     assert sent == [[Code.EMPTY], [Code.EMPTY], refused, [Code.EMPTY], refused]
     assert len(w.endpoint.parked) == 3
     w.endpoint.wake(Reply(Outcome.ACCEPTED))
-    assert w.server._held == 0 and not w.server._holding
+    assert w.server.waiting.held == 0 and not w.server.waiting._of_address
     assert codes(w.take(post(2, AUTH, wait, channel="x"), peers[2])) == [Code.EMPTY]
 
 
@@ -141,6 +141,18 @@ def test_too_many_requests_at_a_time_are_told_to_come_later() -> None:
     w.until(0.5)
     w.settle()
     assert codes([d for _, d in w.sent]) == [Code.UNAVAILABLE, Code.CONTENT]
+
+
+def test_one_address_with_many_requests_leaves_room_for_another() -> None:
+    w = Virtual(under_way=4, under_way_per_address=2)
+    w.endpoint.quickly = False
+    other = w.new_peer(("192.0.2.99", 1))
+    for number in range(6):
+        w.server.datagram(w.peer, post(number, AUTH, body=b"%d" % number))
+    w.server.datagram(other, post(1, AUTH, body=b"other"))
+    w.settle()
+    assert codes([d for _, d in w.sent]) == [Code.UNAVAILABLE] * 4 + [Code.CONTENT] * 3
+    assert w.server.idle and not w.server._work._of_address
 
 
 def test_a_slow_request_is_acknowledged_in_time_and_answered_later() -> None:
@@ -192,7 +204,7 @@ def test_a_session_that_ends_leaves_nothing_behind() -> None:
     w.endpoint.last_waiting.answer(Reply(Outcome.COMMAND, "dfu", b"u"))  # type: ignore[union-attr]
     assert len(w.server.outbox) == 1
     w.server.gone(w.peer)
-    assert len(w.server.outbox) == 0 and not w.endpoint.parked and w.server.idle and w.server._held == 0
+    assert len(w.server.outbox) == 0 and not w.endpoint.parked and w.server.idle and w.server.waiting.held == 0
 
 
 def test_what_is_remembered_of_peers_and_requests_goes_by_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +351,7 @@ def test_a_key_that_was_taken_away_ends_its_contexts() -> None:
     w, d = Virtual(plain=False), Device()
     d.greet(w)
     w.endpoint.keys[IDENTITY] = b"n" * 16
-    assert codes(w.take(d.request(5))) == [Code.UNAUTHORIZED] and len(w.server._contexts) == 0
+    assert codes(w.take(d.request(5))) == [Code.UNAUTHORIZED] and len(w.server.securing.contexts) == 0
     w.endpoint.keys.clear()
     assert codes(w.take(d.request(6))) == [Code.UNAUTHORIZED]
     assert len(w.endpoint.requests) == 1
@@ -414,7 +426,7 @@ def test_a_request_of_somebody_else_with_the_same_token_does_not_end_a_wait() ->
     assert len(w.endpoint.parked) == 1
     w.endpoint.authorization = None
     assert codes(w.take(post(3, other, wait, channel="x", token=b"t"))) == [Code.UNAVAILABLE]
-    assert len(w.endpoint.parked) == 1 and w.server._held == 1
+    assert len(w.endpoint.parked) == 1 and w.server.waiting.held == 1
 
 
 # Blocks of several bodies
