@@ -15,7 +15,7 @@ from dfu.errors import INTERNAL, Denied, Gone, UpdateError, forget
 from dfu.pack import UINT32, field, pack, unpack
 from dfu.update import Update
 
-WAIT, SYNC, UPDATE, STOP = range(4)
+UPDATE, STOP = 2, 3  # commands; 0 is wait, 1 is sync
 KINDS = 1 << 1 | 1 << 2 | 1 << 3
 STORE0 = 0x60008050  # esp32c3-boot: bootloader/FORMAT.md, "the agent's mark"
 MARK = 0xDF0C0000
@@ -74,21 +74,14 @@ class Agent:
         if self.enrolment is not None and not hasattr(self.transport, "enrol"):
             raise ValueError("this transport cannot enrol")
         self.update = self.tried = None
-        self.result = self._result()
+        from dfu.result import result
+
+        self.result = result(self.slots)
+        forget("result", "manifest", "slots")
         self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
         self.confirmed = asyncio.Event()
         if not self.trial:
             self.confirmed.set()
-
-    def _result(self):
-        try:
-            from dfu.result import result
-
-            return result(self.slots)
-        except OSError as error:
-            print("dfu: result:", error)  # flash; there is nothing to tell then
-        finally:
-            forget("result", "manifest", "slots")
 
     # The image that runs
 
@@ -164,13 +157,10 @@ class Agent:
         if result is not None and result is self.result:
             self.result = None
             if result[0] != 3 or self.slots.state.outcome == 7:
-                try:
-                    from dfu.result import told
+                from dfu.result import told
 
-                    told(self.slots)
-                    forget("result", "manifest")
-                except OSError as error:
-                    print("dfu: flash:", error)  # told once more after the next start
+                told(self.slots)
+                forget("result", "manifest")
         if not length:
             return None, b""
         raw = bytes(memoryview(self.buffer)[:length])
@@ -183,7 +173,7 @@ class Agent:
         wait_s = 0
         await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
         while True:
-            since = time.ticks_ms()
+            since, failures = time.ticks_ms(), 1
             try:
                 command, raw = await self._exchange(wait_s)
                 wait_s = self.config.get("wait_s", 60)
@@ -212,9 +202,10 @@ class Agent:
                 print("dfu:", error)
                 await self._close()
                 if isinstance(error, Denied):
-                    self.backoff.most(ANSWER)
+                    failures = 7  # what leads to a minute: credentials do not come right by themselves
             wait_s = 0
-            self.backoff.failed(ANSWER)
+            for _ in range(failures):
+                self.backoff.failed(ANSWER)
             await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
 
     async def _close(self):

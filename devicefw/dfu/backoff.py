@@ -46,11 +46,6 @@ class Backoff:
         if not count or FIRST_MS << count - 1 < self.limits[which] and count < 30:
             self._set(which, count + 1)
 
-    def most(self, which):
-        """Count as many failures as lead to the longest pause."""
-        for _ in range(30):
-            self.failed(which)
-
     def good(self, which):
         if self._counts[which]:
             self._set(which, 0)

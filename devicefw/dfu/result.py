@@ -6,7 +6,14 @@ from dfu.manifest import stored
 
 
 def result(slots):
-    """Return it as the status says it (docs/protocol.md, result), or None if there is nothing to tell."""
+    """Return it as the status says it (docs/protocol.md, result), or None if there is nothing to tell, or flash cannot be read."""
+    try:
+        return _result(slots)
+    except OSError as error:
+        print("dfu: flash:", error)
+
+
+def _result(slots):
     state = slots.state
     if state.outcome < 2 or state.outcome == 9 or not state.tried:
         return None
@@ -44,6 +51,9 @@ def result(slots):
 
 
 def told(slots):
-    """The server has the result: forget it. Raises OSError."""
-    slots.state.append(outcome=0, tried=0)
-    slots.diagnostics.clear()
+    """The server has the result: forget it. If flash does not take that, it is told once more after the next start."""
+    try:
+        slots.state.append(outcome=0, tried=0)
+        slots.diagnostics.clear()
+    except OSError as error:
+        print("dfu: flash:", error)

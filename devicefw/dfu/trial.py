@@ -53,9 +53,10 @@ async def watch(agent, fail):
 def confirm(agent):
     """Keep the image. Raises OSError if flash does not take it: the trial goes on then."""
     m, state = agent.slots.manifest, agent.slots.state
-    changes = {"phase": flash.CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0}
+    # Bit 0 of `previous` is the fallback's; behind it the bootloader counts the starts of a trial (bootloader/FORMAT.md).
+    changes = {"phase": flash.CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0, "previous": state.previous & 1}
     if m is not None:
-        changes["floor"] = max(state.floor, m.floor)
+        changes["floor"] = min(max(state.floor, m.floor), m.sequence)
         changes["accept"] = m.sequence
     state.append(**changes)
     agent.trial = False

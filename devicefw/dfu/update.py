@@ -4,7 +4,7 @@ import asyncio
 
 from dfu import flash
 from dfu.errors import CHUNK, FLASH, IMAGE_HASH, PackError, UpdateError, ZstdError, forget
-from dfu.pack import UINT32, chunk_head, field
+from dfu.pack import UINT32, chunk_head, field, unpack
 from dfu.zstd import PAGE
 
 FULL, DELTA, MAPPED = 1, 2, 3
@@ -52,13 +52,13 @@ class Update:
         if len(raw) > flash.MARKS_AT - 12:
             raise PackError("update command of %d bytes, at most %d" % (len(raw), flash.MARKS_AT - 12))
         self.raw = raw
-        self.envelope = field(command, 3, bytes, flash.TRAILER_MAX)
+        envelope = field(command, 3, bytes, flash.TRAILER_MAX)
         self.package, self.kind = field(command, 4, bytes, 16, 16), field(command, 5, int, 255)
         self.size, self.chunks = field(command, 6, int, UINT32), field(command, 7, int, 1 << 20, 1)
         total, self.base = field(command, 8, int, UINT32, 0, 0), field(command, 9, bytes, 32, 0, b"")
         from dfu.manifest import read
 
-        self.manifest = read(self.envelope)
+        self.manifest = read(envelope)
         forget("manifest")
         self.slots, self.config, self.buffer = slots, config, buffer
         self.resume = flash.Resume(slots.stage)
@@ -213,19 +213,24 @@ class Update:
         if flash.digest(slots.idle, self.size, slots.decoder.page) != self.manifest.sha256:
             self.resume.forget()
             raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
-        if flash.envelope_of(slots.idle, slots.size) != self.envelope:
+        envelope = self._envelope()
+        if flash.envelope_of(slots.idle, slots.size) != envelope:
             trailer = slots.size // flash.SECTOR - 1
             if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
                 flash.erase(slots.idle, trailer)
-            flash.write_trailer(slots.idle, slots.size, self.envelope)
+            flash.write_trailer(slots.idle, slots.size, envelope)
         self.written = True
+
+    def _envelope(self):
+        # It stands in the command: no second one is kept.
+        return unpack(self.raw)[3]
 
     @_on_flash
     def switch(self):
         """Have the bootloader boot the new image on trial, or decode the stage first."""
         slots = self.slots
         if self.stage is not None:
-            self.stage.close(self.chunks, self.kind, self.base, self.envelope)
+            self.stage.close(self.chunks, self.kind, self.base, self._envelope())
             slots.state.append(slot=slots.slot, phase=flash.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
             return
         self.resume.forget()

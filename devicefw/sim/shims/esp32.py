@@ -26,15 +26,19 @@ del _start
 
 
 class NVS:
-    """Each commit is whole or not there, as in ESP-IDF."""
+    """Each commit is whole or not there, as in ESP-IDF; whoever opens a namespace sees what others have set in it."""
+
+    _spaces = {}
 
     def __init__(self, namespace):
         self._path = sys.argv[1] + "/nvs-" + namespace + ".json"
-        try:
-            with open(self._path) as file:
-                self._values = json.load(file)
-        except OSError:
-            self._values = {}
+        if namespace not in NVS._spaces:
+            try:
+                with open(self._path) as file:
+                    NVS._spaces[namespace] = json.load(file)
+            except OSError:
+                NVS._spaces[namespace] = {}
+        self._values = NVS._spaces[namespace]
 
     def set_i32(self, key, value):
         self._values[key] = value
