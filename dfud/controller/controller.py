@@ -23,6 +23,7 @@ from dfud.api import (
     Desired,
     DeviceChanged,
     DeviceSeen,
+    DeviceView,
     Firmware,
     HistoryEntry,
     NotFoundError,
@@ -38,6 +39,7 @@ from dfud.api import (
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Action, Verdict, decide, entry_of
+from dfud.controller.drift import Drift, drift
 from dfud.controller.explain import Explanation, explain
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
@@ -105,12 +107,22 @@ class Controller:
         view = await self._store.device(app, device)
         if view is None:
             raise NotFoundError(f"no device {device} in app {app}")
-        now_s = self._now()
+        return (await self._explained(view))[0]
+
+    async def drift(self, app: str) -> Drift:
+        """Return which devices of an app are not where they should be, and why. Raises NotFoundError, StoreError."""
+        await self._memory.app(app)
+        return await drift(self._store, app, self._explained)
+
+    async def _explained(self, view: DeviceView) -> tuple[Explanation, bool]:
+        """Explain a device, and say whether what it runs is a firmware of its app."""
+        app, now_s = view.device.app, self._now()
         desired, target = await self._memory.judge(view, now_s)
         running = await self._memory.image(app, view.actual.sha256) if view.actual is not None else None
         active = [r for r in self.rollouts.all_of(app) if r.status.state not in FINAL]
         published = running is not None
-        return explain(view, desired, target, self._config, now_s, rollouts=active, published=published)
+        found = explain(view, desired, target, self._config, now_s, rollouts=active, published=published)
+        return found, published
 
     # Statuses
 

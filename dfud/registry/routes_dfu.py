@@ -136,6 +136,11 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         require("reader", app)
         return json_response(msgspec.to_builtins(await services.updates.explain(app, device)))
 
+    @app.get(f"{BASE}/drift")
+    async def drift(app: str) -> Response:
+        require("reader", app)
+        return json_response(msgspec.to_builtins(await services.updates.drift(app)))
+
     @app.get(f"{BASE}/history/{_PATHS}")
     async def history(app: str, device: str) -> Response:
         require("reader", app)

@@ -31,6 +31,9 @@ class Updates(Protocol):
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None: ...
 
+    async def drift(self, app: str) -> msgspec.Struct:
+        """Return which devices are not where they should be, by the code that explains them."""
+
     async def explain(self, app: str, device: str) -> msgspec.Struct:
         """Return why it runs what it runs: code, sentences, todo, values."""
 

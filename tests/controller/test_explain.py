@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from dfud.api import App, Metadata, NotFoundError
+from dfud.api import App, Device, Metadata, NotFoundError
 from dfud.controller.decide import HELD_TEXT, Why
 from dfud.controller.explain import NEVER_SEEN, SENTENCES, SILENT
 from dfud.wire.messages import Code, Defer, Outcome, Result, Type
-from tests.controller.world import World, a_firmware, digest
+from tests.controller.world import World, a_firmware, a_status, digest
 
 
 def test_every_code_has_its_sentence() -> None:
@@ -122,6 +122,21 @@ async def test_explaining_changes_nothing(world: World) -> None:
     for _ in range(3):
         await world.controller.explain("app", "dev")
     assert world.store.commits == commits and world.deployment == deployment
+
+
+async def test_drift_counts_every_device_by_its_code(world: World) -> None:
+    for number in range(120):
+        world.store.devices_["app", f"d{number:03}"] = Device(Metadata(f"d{number:03}", "app"), {"firmware": {"version": "1.1"}})
+    for number, version in enumerate(("1.1", "1.1", "1.0", "9.9", "9.9")):
+        await world.controller.status("app", f"d{number:03}", a_status(version), "http")
+    await world.poll("1.1")
+    found = await world.controller.drift("app")
+    assert (found.devices, found.in_sync) == (121, 3)
+    assert {code: group.count for code, group in found.drifting.items()} == {"sent": 3, NEVER_SEEN: 115}
+    assert found.drifting["sent"].devices == ["d002", "d003", "d004"] and len(found.drifting[NEVER_SEEN].devices) == 100
+    assert {version: group.devices for version, group in found.strangers.items()} == {"9.9": ["d003", "d004"]}
+    with pytest.raises(NotFoundError):
+        await world.controller.drift("nowhere")
 
 
 def test_the_document_has_every_code() -> None:
