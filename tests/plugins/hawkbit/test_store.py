@@ -9,6 +9,7 @@ import pytest
 import trio
 from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.store import HawkbitStore
+from dfud_local.store import LocalStore
 
 from dfud.api import (
     Capability,
@@ -32,6 +33,20 @@ class TestHawkbitStore(StoreConformance):
         await harness.start()
         yield harness.store
         await harness.stop()
+
+    def new_store(self, directory: Path) -> Store:
+        """What was answered is in the records: hawkBit is away all the while."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "password").write_text("secret")
+        (directory / "token").write_text("secret")
+        config = HawkbitConfig(
+            url="http://127.0.0.1:1",
+            password_file=str(directory / "password"),
+            gateway_token_file=str(directory / "token"),
+        )
+        store = HawkbitStore(config)
+        store.keep_in(LocalStore(directory / "state"))
+        return store
 
 
 async def test_the_name_of_a_deleted_firmware_stays_taken(hawkbit: Server, tmp_path: Path) -> None:
