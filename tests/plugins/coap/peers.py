@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ CODES = {
 COMMAND, AUTH = 4210, 4209
 
 
-async def in_asyncio(work: Callable[[], Awaitable[T]]) -> T:
+async def in_asyncio(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run `work` under asyncio in a thread; cancelling leaves it behind."""
     return await trio.to_thread.run_sync(lambda: asyncio.run(work()), abandon_on_cancel=True)
 
