@@ -24,7 +24,7 @@ from dfud.api import (
     PutDocument,
     RefusedError,
     Store,
-    note,
+    read_record,
 )
 from dfud.model.credentials import KEYED, passwords, verify
 from dfud.model.names import check_device_name
@@ -210,8 +210,4 @@ class Claims:
 
 def _read(key: str, stored: bytes) -> Claim | None:
     """Return a stored claim, or None for one that cannot be read: it lets nobody in, and can be deleted."""
-    try:
-        return msgspec.json.decode(stored, type=Claim)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        note("claims.read", error, claim=key)
-        return None
+    return read_record("claims.read", stored, Claim, claim=key)
