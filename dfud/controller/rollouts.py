@@ -45,7 +45,7 @@ from dfud.model.policy import Policy, shares_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL, TABLE, Event, State
-from dfud.model.rollout_step import Step, apply, forgive, next_time, step
+from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
 
 log = logging.getLogger("dfud")
 COLLECTION = "rollout"
@@ -224,13 +224,13 @@ class Rollouts:
             if now_s >= plan.start_s:
                 await self._start(entry, plan, now_s)
         else:
-            after, steps = step(plan, status, await self.counts(entry.uid), now_s)
+            after, steps = step(plan, of_now(status, now_s), await self.counts(entry.uid), now_s)
             if any(s.event is Event.NEXT for s in steps):
                 after = await self._opened(entry, plan, after)
             if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
                 assert self._promote is not None
                 await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
-            if steps:
+            if steps or after is not status:
                 await self._save(entry, after, steps)
 
     async def _pause(self, entry: _Entry, code: str, reason: str) -> None:
