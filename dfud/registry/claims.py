@@ -113,7 +113,16 @@ class Claims:
         now_s = self._now()
         name, code = new_code()
         claim = Claim(
-            name, app, parent.metadata.uid, _hash(code), by, now_s, now_s + hours * 3600.0, uses, device, labels or {}
+            id=name,
+            app=app,
+            app_uid=parent.metadata.uid,
+            sha3=_hash(code),
+            by=by,
+            created_s=now_s,
+            expires_s=now_s + hours * 3600.0,
+            uses=uses,
+            device=device,
+            labels=labels or {},
         )
         changes: list[Change] = [PutDocument(CLAIMS, f"{app}/{name}", msgspec.json.encode(claim), create=True)]
         changes += [PutDocument(USES, f"{app}/{name}/{n:04}", b"", create=True) for n in range(uses)]
