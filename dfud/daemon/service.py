@@ -178,6 +178,7 @@ class Service:
             bus=self._bus,
             commands=self._endpoint.commands,
             updates=controller,
+            insight=controller.insight,
             rollouts=controller.rollouts,
             config=config,
             now=time.time,
