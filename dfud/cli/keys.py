@@ -196,16 +196,16 @@ def sign_image(
     if not raw:
         check_application_untrusted(io.BytesIO(data), len(data), hardware)
     manifest = Manifest(
-        app,
-        version,
-        hardware,
-        sequence,
-        len(data),
-        hashlib.sha256(data).digest(),
-        FLAG_DOWNGRADE * allow_downgrade | FLAG_RAW * raw,
-        floor,
-        tuple(_public_key(text) for text in add),
-        tuple(key_id(_public_key(text)) for text in revoke),
+        app=app,
+        version=version,
+        hardware=hardware,
+        sequence=sequence,
+        size=len(data),
+        sha256=hashlib.sha256(data).digest(),
+        flags=FLAG_DOWNGRADE * allow_downgrade | FLAG_RAW * raw,
+        floor=floor,
+        add=tuple(_public_key(text) for text in add),
+        revoke=tuple(key_id(_public_key(text)) for text in revoke),
     )
     with _signer(key_file, passphrase_file) as (public, signer):
         envelope = sign_with(manifest, public, signer)

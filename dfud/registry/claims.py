@@ -24,7 +24,7 @@ from dfud.api import (
     PutDocument,
     RefusedError,
     Store,
-    note,
+    read_record,
 )
 from dfud.model.credentials import KEYED, passwords, verify
 from dfud.model.names import check_device_name
@@ -113,7 +113,16 @@ class Claims:
         now_s = self._now()
         name, code = new_code()
         claim = Claim(
-            name, app, parent.metadata.uid, _hash(code), by, now_s, now_s + hours * 3600.0, uses, device, labels or {}
+            id=name,
+            app=app,
+            app_uid=parent.metadata.uid,
+            sha3=_hash(code),
+            by=by,
+            created_s=now_s,
+            expires_s=now_s + hours * 3600.0,
+            uses=uses,
+            device=device,
+            labels=labels or {},
         )
         changes: list[Change] = [PutDocument(CLAIMS, f"{app}/{name}", msgspec.json.encode(claim), create=True)]
         changes += [PutDocument(USES, f"{app}/{name}/{n:04}", b"", create=True) for n in range(uses)]
@@ -210,8 +219,4 @@ class Claims:
 
 def _read(key: str, stored: bytes) -> Claim | None:
     """Return a stored claim, or None for one that cannot be read: it lets nobody in, and can be deleted."""
-    try:
-        return msgspec.json.decode(stored, type=Claim)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        note("claims.read", error, claim=key)
-        return None
+    return read_record("claims.read", stored, Claim, claim=key)

@@ -21,7 +21,7 @@ from dfud.api import (
     StoreError,
     UnreadableError,
 )
-from dfud_local.damage import Damage
+from dfud_local.damage import Damage, Key
 from dfud_local.encoding import decode, text, unreadable
 from dfud_local.reader import Reader, Row
 
@@ -46,16 +46,20 @@ class ReadingStore(Store):
         row = self._reader.row("SELECT body FROM app WHERE name=?", name)
         return None if row is None else self._app(name, row[0])
 
-    def _app(self, name: str, body: bytes) -> App:
+    def _record(self, key: Key, what: str, kind: type[T], body: bytes, is_its: Callable[[T], bool]) -> T:
+        """Return a record. One that cannot be read, or holds the names of another, is noted under `key`; else it is whole."""
         try:
-            app = decode(f"app {name}", App, body)
-            if app.name != name:
-                raise unreadable(f"app {name}", "it holds another name")
+            record = decode(what, kind, body)
+            if not is_its(record):
+                raise unreadable(what, "it holds another name")
         except UnreadableError as error:
-            self._damage.found(error, "app", name)
+            self._damage.found(error, *key)
             raise
-        self._damage.read("app", name)
-        return app
+        self._damage.read(*key)
+        return record
+
+    def _app(self, name: str, body: bytes) -> App:
+        return self._record(("app", name), f"app {name}", App, body, lambda a: a.name == name)
 
     async def apps(self, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0) -> list[App]:
         where, values = _where(selector, "SELECT 1 FROM app_label WHERE app=a.name")
@@ -89,24 +93,18 @@ class ReadingStore(Store):
 
     def _view(self, app: str, name: str, row: Row) -> DeviceView:
         body, actual, newest = row[:3]
-        what = f"device {name} of app {app}"
-        try:
-            device = decode(what, Device, body)
-            if (device.app, device.name) != (app, name):
-                raise unreadable(what, "it holds another name")
-        except UnreadableError as error:
-            self._damage.found(error, "device", app, name)
-            raise
-        self._damage.read("device", app, name)
+        key, what = ("device", app, name), f"device {name} of app {app}"
+        device = self._record(key, what, Device, body, lambda d: (d.app, d.name) == (app, name))
         return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest))
 
     def _actual(self, app: str, device: str, body: bytes | None) -> Actual | None:
         """What cannot be read was not said: the device says it again."""
-        try:
-            return None if body is None else decode(f"what device {device} of app {app} said", Actual, body)
-        except UnreadableError as error:
-            self._damage.found(error, "actual", app, device)
+        if body is None:
             return None
+        key, what = ("actual", app, device), f"what device {device} of app {app} said"
+        with contextlib.suppress(UnreadableError):
+            return self._record(key, what, Actual, body, lambda a: (a.app, a.device) == (app, device))
+        return None
 
     def _newest(self, app: str, device: str, body: bytes | None) -> Deployment | None:
         """Return the newest deployment that can be read, which is most probably the one whose body is given.
@@ -115,7 +113,9 @@ class ReadingStore(Store):
         cancel, keeps the image off this device, so it does.
         """
         with contextlib.suppress(UnreadableError):
-            return None if body is None else decode("the newest deployment", Deployment, body)
+            newest = None if body is None else decode("the newest deployment", Deployment, body)
+            if newest is None or (newest.app, newest.device) == (app, device):
+                return newest
         passed = 0
         while (row := self._reader.row(_DEPLOYMENTS + _NEWEST + "LIMIT 1 OFFSET ?", app, device, passed)) is not None:
             try:
@@ -171,15 +171,8 @@ class ReadingStore(Store):
 
     def _firmware(self, app: str, row: Row) -> Firmware:
         version, body = text(row[0]), row[1]
-        what = f"firmware {version} of app {app}"
-        try:
-            firmware = decode(what, Firmware, body)
-            if (firmware.app, firmware.version) != (app, version):
-                raise unreadable(what, "it holds another name")
-        except UnreadableError as error:
-            self._damage.found(error, "firmware", app, version)
-            raise
-        return firmware
+        key, what = ("firmware", app, version), f"firmware {version} of app {app}"
+        return self._record(key, what, Firmware, body, lambda f: (f.app, f.version) == (app, version))
 
     async def firmwares(self, app: str) -> list[Firmware]:
         query = "SELECT version, body FROM firmware WHERE app=? ORDER BY sequence DESC, version DESC"
@@ -208,11 +201,9 @@ class ReadingStore(Store):
 
     def _deployment(self, row: Row) -> Deployment:
         deployment_id, app, device = map(text, row[:3])
-        try:
-            return decode(f"deployment {deployment_id} of device {device} of app {app}", Deployment, row[3])
-        except UnreadableError as error:
-            self._damage.found(error, "deployment", app, device, deployment_id)
-            raise
+        key, names = ("deployment", app, device, deployment_id), (app, device, deployment_id)
+        what = f"deployment {deployment_id} of device {device} of app {app}"
+        return self._record(key, what, Deployment, row[3], lambda d: (d.app, d.device, d.id) == names)
 
     async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
         query = f"{_DEPLOYMENTS} AND id NOT IN (SELECT value FROM json_each(?)) {_NEWEST} LIMIT ?"  # noqa: S608

@@ -35,6 +35,12 @@ class TestLocalStore(StoreConformance):
         return LocalStore(directory)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(40))
+async def test_many_random_walks_end_where_the_model_does(tmp_path: Path, number: int) -> None:
+    await TestLocalStore().test_a_random_walk_ends_where_the_model_does(tmp_path)
+
+
 async def open_store(nursery: trio.Nursery, path: Path, **options: Any) -> LocalStore:
     store = LocalStore(path, **options)
     await nursery.start(store.run, Bus())
