@@ -71,7 +71,8 @@ async def test_hawkbit_killed_in_mid_update_hears_all_of_it_afterwards(hawkbit: 
             assert await person.installed(harness.target()) == "2.0"
 
             async def assigned() -> bool:
-                if (await harness.link("d2") or None) is None or not (await harness.link("d2")).registered:  # type: ignore[union-attr]
+                link = await harness.link("d2")
+                if link is None or not link.registered:
                     return False
                 return await person.assigned(harness.target("d2")) == "3.0"
 

@@ -13,6 +13,7 @@ from dfud_local.store import LocalStore
 
 from dfud.api import (
     Capability,
+    Change,
     ConfigError,
     DeleteFirmware,
     NotFoundError,
@@ -83,7 +84,7 @@ async def test_a_refused_commit_leaves_no_note_for_hawkbit(hawkbit: Server, tmp_
     async with harness_at(hawkbit, tmp_path) as harness:
         await harness.quiet()
         async with a_blob(harness.store, b"image") as sha256:
-            refused = [PutFirmware(a_firmware(sha256, app=harness.app)), DeleteFirmware(harness.app, "9")]
+            refused: list[Change] = [PutFirmware(a_firmware(sha256, app=harness.app)), DeleteFirmware(harness.app, "9")]
             with pytest.raises(NotFoundError):
                 await harness.store.commit(refused)
         assert await harness.records.documents("hawkbit.dirty-firmware") == []
