@@ -11,6 +11,7 @@ import trio
 
 from dfud.api import (
     App,
+    AppChanged,
     Change,
     ConflictError,
     Device,
@@ -34,6 +35,7 @@ async def at(tmp_path: Path) -> AsyncIterator[Desk]:
     async with desk(tmp_path) as found:
         await found.registry.create_app(App(Metadata("a"), {"signing": {"mode": "optional"}}), "admin")
         await found.registry.create_device("a", Device(Metadata("d")), "admin")
+        await found.registry.create_app(App(Metadata("b")), "admin")
         yield found
 
 
@@ -67,6 +69,37 @@ async def test_what_dfud_changes_of_a_device_keeps_what_others_changed_meanwhile
     assert "firmware" in found.spec or found.spec["authentication"]["credentials"]
     if isinstance(secret, str):
         assert verify(found.spec, None, secret, KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda at: at.registry.new_secret("a", "d", "eve", keep=0),
+        lambda at: at.registry.set_firmware("a", "d", {"hold": True}, "eve"),
+        lambda at: at.registry.set_firmware("a", None, {"hold": True}, "eve"),
+        lambda at: at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve"),
+        lambda at: at.registry.delete_device("a", "d", Precondition(), "eve"),
+        lambda at: at.registry.create_device("a", Device(Metadata("e")), "eve"),
+        lambda at: at.registry.delete_app("a", Precondition(), "eve"),
+    ],
+)
+async def test_what_a_user_changed_who_hung_up_is_told_to_everybody(
+    at: Desk, change: Callable[[Desk], Awaitable[Any]]
+) -> None:
+    """It was stored and nobody was told: a revoked secret went on working, and a device was not sent what is wanted of it."""
+    told: list[object] = []
+    at.bus.subscribe(DeviceChanged, told.append)
+    at.bus.subscribe(AppChanged, told.append)
+
+    async def hang_up() -> None:
+        scope.cancel()
+
+    at.store.before = hang_up
+    with trio.CancelScope() as scope:
+        await change(at)
+    await at.registry.create_device("b", Device(Metadata("behind")), "bob")
+    entries = [e for _, e in await audit.read(at.store) if e.by == "eve"]
+    assert len(told) - 1 == len(entries) == 1
 
 
 async def test_a_change_that_names_what_it_read_is_refused_when_that_has_changed(at: Desk) -> None:
