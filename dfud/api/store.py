@@ -209,6 +209,9 @@ class Store(abc.ABC):
     async def commit(self, changes: Sequence[Change]) -> None:
         """Apply all changes or none, durably.
 
+        It is not cancelled while it may be done: it returns if it was, and raises if it was not. Whoever has changed something
+        tells others of it before the next checkpoint; otherwise a user who hangs up leaves everybody with what was true before.
+
         Raises ConflictError where an `expect` or `create` does not hold, NotFoundError where something that must exist
         does not (a device's app, what is deleted, a firmware's blob).
         """

@@ -112,7 +112,10 @@ def _update_group(session: Session, selector: str, body: dict[str, Any]) -> tupl
         if error.status in (400, 403, 404):
             raise  # it was refused whole
         # It is committed in pieces: some may have been.
-        now = Group(session, selector).targets
+        try:
+            now = Group(session, selector).targets
+        except CliError:
+            raise CliError(f"{error}; some of the devices may have been changed: say it again") from None
         reached = sum(target == version for target in now.values())
         raise CliError(f"{error}; {reached} of {len(now)} devices should run {version} now: say it again") from None
     changed: list[str] = found["changed"]

@@ -20,6 +20,7 @@ from dfud.api import (
     RefusedError,
     Selector,
     Store,
+    StoreError,
 )
 from dfud.registry import audit
 from dfud.registry.paging import Paging
@@ -60,21 +61,35 @@ class Groups:
     async def update(self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str) -> GroupUpdate:
         """Set spec.firmware of every device that the selector matches; tell what became of them.
 
-        Committed in pieces; a device that somebody changes meanwhile is changed by itself.
+        Committed in pieces; a device that somebody changes meanwhile is changed by itself. A StoreError says how many were
+        changed before it; the same update again changes the others.
         """
         await self._published(app, firmware)
-        changed: list[str] = []
-        left_out: dict[str, str] = {}
+        done = GroupUpdate([], {})
+        try:
+            await self._update(app, selector, firmware, by, done)
+        except StoreError as error:
+            count = (
+                f"{len(done.changed)} {'device was' if len(done.changed) == 1 else 'devices were'} changed before that"
+            )
+            raise StoreError(
+                f"{error}; {count}: repeat the update to change the others", retryable=error.retryable
+            ) from error
+        return done
+
+    async def _update(
+        self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str, done: GroupUpdate
+    ) -> None:
         after = ""
         paging = Paging(GROUP_PAGE_BYTES)
         while True:
             async with self._turns:
                 views = await self._store.devices(app, selector, limit=paging.rows, after=after)
                 if not views:
-                    return GroupUpdate(changed, left_out)
+                    return
                 after = views[-1].device.name
                 paging.read(len(views), sum(size_of(view.device.spec) for view in views))
-                changed += await self._update_page(app, views, firmware, by, left_out)
+                await self._update_page(app, views, firmware, by, done)
 
     async def _update_page(
         self,
@@ -82,9 +97,9 @@ class Groups:
         views: Sequence[DeviceView],
         firmware: dict[str, Any] | None,
         by: str,
-        left_out: dict[str, str],
-    ) -> list[str]:
-        """Change those of a page that are to be changed; return them."""
+        done: GroupUpdate,
+    ) -> None:
+        """Change those of a page that are to be changed."""
         puts: dict[str, PutDevice] = {}
         told: set[str] = set()
         for old in (view.device for view in views):
@@ -95,10 +110,11 @@ class Groups:
                 check_spec_untrusted(spec, self._limits, old.spec)
                 puts[old.name] = self._put(old, spec)
             except PeerError as error:
-                left_out[old.name] = str(error)
+                done.left_out[old.name] = str(error)
                 continue
             told.add(firmware_changed(old.spec, spec))
-        return await self._put_group(app, puts, told, firmware, by, left_out) if puts else []
+        if puts:
+            await self._put_group(app, puts, told, firmware, by, done)
 
     async def _put_group(
         self,
@@ -107,26 +123,25 @@ class Groups:
         told: Iterable[str],
         firmware: dict[str, Any] | None,
         by: str,
-        left_out: dict[str, str],
-    ) -> list[str]:
-        """Commit one piece of a group update; return whom it changed."""
+        done: GroupUpdate,
+    ) -> None:
+        """Commit one piece of a group update."""
         detail = f"spec.firmware{', '.join(sorted(told))[:400]} of {len(puts)} devices: {', '.join(puts)}"
         try:
             entry = audit.entry(self._now(), by, "update-group", app, detail)
             await self._store.commit([*puts.values(), entry])
         except (ConflictError, NotFoundError):
-            changed = []
             for name in puts:
                 try:
                     await self._one(app, name, firmware, by)
                 except (ConflictError, NotFoundError, PeerError) as error:
-                    left_out[name] = str(error)
+                    done.left_out[name] = str(error)
                 else:
-                    changed.append(name)
-            return changed
+                    done.changed.append(name)
+            return
         for name in puts:
             self._bus.publish(DeviceChanged(app, name))
-        return list(puts)
+        done.changed.extend(puts)
 
     async def _published(self, app: str, firmware: dict[str, Any] | None) -> None:
         version = (firmware or {}).get("version")

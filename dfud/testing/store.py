@@ -305,6 +305,25 @@ class StoreConformance(BlobConformance, WalkConformance):
         assert await store.documents("c") == []
         assert await store.document("other", "k0") is not None
 
+    async def test_a_commit_that_is_cancelled_is_done_and_returns_or_is_not_done(self, store: Store) -> None:
+        for steps in range(20):
+            name, returned = f"app{steps}", False
+
+            async def commit(name: str, scope: trio.CancelScope, steps: int) -> None:
+                nonlocal returned
+                with scope:
+                    await store.commit([PutApp(an_app(name))])
+                    returned = True
+
+            scope = trio.CancelScope()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(commit, name, scope, steps)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+            await store.commit([PutApp(an_app("behind"))])
+            assert (await store.app(name) is not None) == returned, f"cancelled after {steps} steps"
+
     async def test_a_cancelled_commit_leaves_the_store_usable(self, store: Store) -> None:
         with trio.move_on_after(0):
             await store.commit([PutApp(an_app("cancelled"))])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import httpx
 import pytest
 
-from dfud.cli.client import CliError, checked
+from dfud.cli.client import CliError, Contexts, Session, checked
+from dfud.cli.updates import _update_group
 
 JSON = {"content-type": "application/json"}
 
@@ -31,6 +35,43 @@ def test_an_error_is_one_sentence(status: int, content: bytes, message: str, tra
     with pytest.raises(CliError) as found:
         checked(httpx.Response(status, headers=JSON, content=content))
     assert (str(found.value), found.value.status, found.value.transient) == (message, status, transient)
+
+
+class HalfDone(Session):
+    """A registry that fails in the middle of a group update. away: and is not there afterwards."""
+
+    def __init__(self, directory: Path, *, away: bool) -> None:
+        super().__init__(Contexts(directory / "contexts.toml"), None, "lamps", "text")
+        self.away = away
+        self.updated = False
+
+    def request(self, method: str, path: str, **options: Any) -> Any:
+        if method == "POST":
+            self.updated = True
+            raise CliError("HTTP 503", status=503, transient=True)
+        if self.updated and self.away:
+            raise CliError("http://x cannot be reached", transient=True)
+        if options["params"]["offset"]:
+            return []
+        targets = ["1.1" if self.updated and n < 2 else "1.0" for n in range(5)]
+        return [
+            {"metadata": {"name": f"d{n}"}, "spec": {}, "status": {"firmware": {"target": target}}}
+            for n, target in enumerate(targets)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("away", "told"),
+    [
+        (False, "HTTP 503; 2 of 5 devices should run 1.1 now: say it again"),
+        (True, "HTTP 503; some of the devices may have been changed: say it again"),
+    ],
+)
+def test_a_group_update_that_fails_in_the_middle_says_how_far_it_came(tmp_path: Path, away: bool, told: str) -> None:
+    body = {"firmware": {"version": "1.1"}, "selector": "site=attic"}
+    with pytest.raises(CliError) as found:
+        _update_group(HalfDone(tmp_path, away=away), "site=attic", body)
+    assert str(found.value) == told
 
 
 def test_what_has_no_body_is_nothing() -> None:

@@ -113,6 +113,15 @@ async def test_what_is_not_right_makes_no_device_and_spends_no_use(desk: Desk) -
     assert await desk.claims.enrol("a", "only", code, SECRET)
 
 
+@pytest.mark.parametrize("name", ["..", ".", "a/../b", "a\u202eb", "a\x1bb", " a", "e\u0301"])
+async def test_a_board_may_not_call_itself_what_leads_elsewhere_or_hides(desk: Desk, name: str) -> None:
+    """A board that enrolled as `..` had its app deleted in its place."""
+    _, code = await desk.claims.create("a", "admin")
+    with pytest.raises(PeerError):
+        await desk.claims.enrol("a", name, code, SECRET)
+    assert await desk.devices() == [] and await desk.left() == 1
+
+
 async def test_a_code_ends_with_its_app_even_if_another_app_gets_the_name(desk: Desk) -> None:
     _, code = await desk.claims.create("a", "admin")
     await desk.registry.delete_app("a", Precondition(), "admin")

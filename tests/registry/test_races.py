@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from dfud.api import App, ConflictError, Device, Metadata, NotFoundError, PutDocument, RefusedError
+from dfud.api import (
+    App,
+    AppChanged,
+    Change,
+    ConflictError,
+    Device,
+    DeviceChanged,
+    Metadata,
+    NotFoundError,
+    PutDocument,
+    RefusedError,
+    StoreError,
+)
 from dfud.model.credentials import verify
 from dfud.model.selectors import EVERYTHING
+from dfud.registry import audit
 from dfud.registry.registry import Precondition
 from dfud.registry.users import COLLECTION, Forbidden, User
 from tests.registry.desk import ADMIN, KEY, T0, Desk, desk
@@ -22,6 +35,7 @@ async def at(tmp_path: Path) -> AsyncIterator[Desk]:
     async with desk(tmp_path) as found:
         await found.registry.create_app(App(Metadata("a"), {"signing": {"mode": "optional"}}), "admin")
         await found.registry.create_device("a", Device(Metadata("d")), "admin")
+        await found.registry.create_app(App(Metadata("b")), "admin")
         yield found
 
 
@@ -55,6 +69,37 @@ async def test_what_dfud_changes_of_a_device_keeps_what_others_changed_meanwhile
     assert "firmware" in found.spec or found.spec["authentication"]["credentials"]
     if isinstance(secret, str):
         assert verify(found.spec, None, secret, KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda at: at.registry.new_secret("a", "d", "eve", keep=0),
+        lambda at: at.registry.set_firmware("a", "d", {"hold": True}, "eve"),
+        lambda at: at.registry.set_firmware("a", None, {"hold": True}, "eve"),
+        lambda at: at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve"),
+        lambda at: at.registry.delete_device("a", "d", Precondition(), "eve"),
+        lambda at: at.registry.create_device("a", Device(Metadata("e")), "eve"),
+        lambda at: at.registry.delete_app("a", Precondition(), "eve"),
+    ],
+)
+async def test_what_a_user_changed_who_hung_up_is_told_to_everybody(
+    at: Desk, change: Callable[[Desk], Awaitable[Any]]
+) -> None:
+    """It was stored and nobody was told: a revoked secret went on working, and a device was not sent what is wanted of it."""
+    told: list[object] = []
+    at.bus.subscribe(DeviceChanged, told.append)
+    at.bus.subscribe(AppChanged, told.append)
+
+    async def hang_up() -> None:
+        scope.cancel()
+
+    at.store.before = hang_up
+    with trio.CancelScope() as scope:
+        await change(at)
+    await at.registry.create_device("b", Device(Metadata("behind")), "bob")
+    entries = [e for _, e in await audit.read(at.store) if e.by == "eve"]
+    assert len(told) - 1 == len(entries) == 1
 
 
 async def test_a_change_that_names_what_it_read_is_refused_when_that_has_changed(at: Desk) -> None:
@@ -110,6 +155,39 @@ async def test_a_group_goes_on_past_who_is_deleted_or_changed_meanwhile(at: Desk
     done = await at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve")
     assert (done.changed, list(done.left_out)) == (["b", "d", "f"], ["e"])
     assert (await device(at)).spec == {"other": 1, "firmware": {"hold": True}}
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+async def test_a_group_that_is_changed_in_part_says_so_and_the_same_again_completes_it(
+    at: Desk, overtaken: bool
+) -> None:
+    names = ["d", *(f"d{n}" for n in range(19))]
+    for name in names[1:]:
+        await at.registry.create_device("a", Device(Metadata(name)), "admin")
+    told: list[str] = []
+    at.bus.subscribe(DeviceChanged, lambda event: told.append(event.device))
+    commits, right = 0, at.store.commit
+
+    async def commit(changes: Sequence[Change]) -> None:
+        nonlocal commits
+        commits += 1
+        if overtaken and commits == 1:
+            raise ConflictError("somebody was in between")  # so that they are changed one by one
+        if commits == (5 if overtaken else 2):
+            raise StoreError("the disk is full", retryable=True)
+        await right(changes)
+
+    at.store.commit = commit  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="the disk is full; (3|8) devices were changed before that: repeat") as caught:
+        await at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve")
+    assert caught.value.retryable
+    held = [name for name in names if "firmware" in (await device(at, name)).spec]
+    assert held == told and len(held) == (3 if overtaken else 8)
+    done = await at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve")
+    assert sorted([*held, *done.changed]) == sorted(names) and not done.left_out
+    if not overtaken:
+        entries = [e.detail for _, e in await audit.read(at.store) if e.what == "update-group"]
+        assert {name for detail in entries for name in detail.rpartition(": ")[2].split(", ")} == set(names)
 
 
 async def test_two_admins_who_end_each_others_token_leave_one(at: Desk) -> None:

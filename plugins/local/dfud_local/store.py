@@ -108,11 +108,7 @@ class LocalStore(ReadingStore):
     async def commit(self, changes: Sequence[Change]) -> None:
         if self._writer is None:
             raise StoreError("the store is not open")
-        try:
-            await self._writer.commit(changes)
-        except trio.Cancelled:
-            self._damage.mended(changes)  # perhaps; what is still wrong will be found again
-            raise
+        await self._writer.commit(changes)
         self._damage.mended(changes)
 
     async def new_blob(self) -> BlobWriter:

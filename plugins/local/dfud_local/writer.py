@@ -71,7 +71,9 @@ class Writer:
             if self._closed:
                 raise StoreError(self._closed)
             self._queue.put(job)
-        await job.done.wait()
+        # It will be done, so nobody goes away without knowing: who was cancelled here would tell no one of what is stored.
+        with trio.CancelScope(shield=True):
+            await job.done.wait()
         if job.error is not None:
             raise job.error
 
