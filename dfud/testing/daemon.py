@@ -109,6 +109,8 @@ port = {self.ports["http"]}
                     await process.wait()
             if process.returncode is None:
                 process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
             self.exit_code = process.returncode
 
     async def _read(self, process: trio.Process, task_status: trio.TaskStatus[None]) -> None:

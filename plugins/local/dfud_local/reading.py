@@ -239,19 +239,26 @@ class ReadingStore(Store):
     async def documents(
         self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
     ) -> list[tuple[str, bytes]]:
-        rows = await self._reader.rows(
-            "SELECT key, value FROM document WHERE collection=? AND key>? AND substr(key, 1, ?)=? ORDER BY key LIMIT ?",
-            collection,
-            after,
-            len(prefix),
-            prefix,
-            limit,
-        )
+        # One range of the primary key: a scan of the collection would read every value of an audit log to list one app.
+        where, values = ("key>?", [after]) if after >= prefix else ("key>=?", [prefix])
+        if beyond := successor(prefix):
+            where, values = f"{where} AND key<?", [*values, beyond]
+        query = f"SELECT key, value FROM document WHERE collection=? AND {where} ORDER BY key LIMIT ?"  # noqa: S608
+        rows = await self._reader.rows(query, collection, *values, limit)
         return [(text(row[0]), bytes(row[1])) for row in rows]
 
     async def counts(self, scope: str) -> dict[str, int]:
         rows = await self._reader.rows("SELECT name, number FROM count WHERE scope=? AND number<>0", scope)
         return {text(row[0]): int(row[1]) for row in rows}
+
+
+def successor(prefix: str) -> str:
+    """Return the least text above every text that begins with `prefix`, "" if there is none. Order: by code point, as UTF-8 sorts."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return ""
+    following = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)  # UTF-8 has no surrogates
 
 
 _DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
