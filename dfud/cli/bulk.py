@@ -189,8 +189,7 @@ class _Import:
                 answer = self._client.post(self._path, content=body, headers={"content-type": "application/json"})
                 header = answer.headers.get("retry-after", "")
                 asked_s = min(WAIT_MAX_S, float(header)) if header.isdecimal() else 0.0
-                found: list[dict[str, Any]] = checked(answer)["results"]
-                return found
+                return _results(checked(answer), len(batch))
             except (httpx.HTTPError, CliError) as error:
                 delay_s = next(delays, None)
                 if isinstance(error, CliError) and not error.transient:
@@ -199,6 +198,14 @@ class _Import:
                     why = f"{type(error).__name__}: {error}" if isinstance(error, httpx.HTTPError) else str(error)
                     raise CliError(f"{why}; run it again: devices that were made are left as they are") from None
             time.sleep(max(delay_s, asked_s))
+
+
+def _results(found: Any, count: int) -> list[dict[str, Any]]:
+    """Return the results of a batch. Raises CliError if that is not what was answered: whether they were made is not known."""
+    results = found.get("results") if isinstance(found, dict) else None
+    if not isinstance(results, list) or len(results) != count:
+        raise CliError("the answer is none of a registry that takes batches: is it dfud, and up to date?")
+    return results
 
 
 class _Entry(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import httpx
 import pytest
 import trio
 
-from dfud.cli import bulk_secrets
+from dfud.cli import bulk, bulk_secrets
 from dfud.cli.bulk_files import read_lines
-from dfud.cli.client import CliError
+from dfud.cli.client import CliError, Contexts, Session
 from dfud.testing.daemon import DaemonProcess
 from tests.cli.test_dfuctl import Dfuctl, dfuctl
 from tests.registry.served import prepared
@@ -200,6 +200,85 @@ async def test_running_it_again_after_an_interruption_at_any_step_has_the_right_
         lamps, "device", "import", str(file), "--secrets", str(secrets)
     )
     assert secrets.read_bytes() == before
+
+
+async def test_an_import_that_is_killed_and_run_again_has_the_secret_of_every_device(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    daemon = await prepared(tmp_path / "dfud", "batch_max = 16")
+    await nursery.start(daemon.run)
+    dfuctl = Dfuctl(tmp_path)
+    await dfuctl("login", daemon.urls["registry"], "--token", daemon.token)
+    await dfuctl("app", "create", "lamps", "--unsigned")
+    file, secrets = tmp_path / "fleet.csv", tmp_path / "secrets"
+    names = [f"d{n}" for n in range(400)]
+    file.write_text("name\n" + "\n".join(names) + "\n")
+    arguments = ("-o", "json", "--app", "lamps", "device", "import", str(file), "--secrets", str(secrets))
+    command = [sys.executable, "-m", "dfud.cli", "--config", str(dfuctl.config), *arguments]
+    killed = 0
+    for lines in (50, 200):
+        process = await trio.lowlevel.open_process(command)
+        while process.returncode is None and not (secrets.exists() and secrets.read_bytes().count(b"\n") > lines):
+            await trio.sleep(0.002)
+        process.kill()
+        killed += await process.wait() != 0
+    told = json.loads(await dfuctl(*arguments))
+    assert killed and (told["created"] + told["exists"], told["refused"]) == (400, [])
+    found = secrets_in(secrets)
+    assert found.keys() == set(names) and not secrets.with_name("secrets.pending").exists()
+    async with daemon.client() as admin:
+        for first in range(0, 400, 16):
+            devices = [
+                {"metadata": {"name": n}, "spec": {"authentication": {"credentials": [{"pass": found[n]}]}}}
+                for n in names[first : first + 16]
+            ]
+            answer = await admin.post(f"{DEVICES}:batch", json={"devices": devices, "dryRun": True})
+            assert all(result.get("sameSecret") for result in answer.json()["results"]), answer.text
+    nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[httpx.Response | Exception]], list[bytes]]:
+    """Import one device, `x`, from a registry that answers so; return the bodies that were sent to it."""
+    slept: list[float] = []
+    monkeypatch.setattr("dfud.cli.bulk.time.sleep", slept.append)
+
+    def run(answers: list[httpx.Response | Exception]) -> list[bytes]:
+        sent: list[bytes] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            sent.append(request.content)
+            found = answers.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        (tmp_path / "x.csv").write_text("name\nx\n")
+        session = Session(Contexts(tmp_path / "config.toml"), None, "a", "text")
+        with (
+            httpx.Client(base_url="http://registry", transport=httpx.MockTransport(answer)) as client,
+            bulk_secrets.opened(tmp_path / "s") as secrets,
+        ):
+            bulk._Import(session, client, secrets, {}, False).run(tmp_path / "x.csv")
+        return sent
+
+    return run
+
+
+def test_a_registry_that_is_away_is_asked_again_with_the_same_secret(importing: Any, tmp_path: Path) -> None:
+    made = httpx.Response(200, json={"results": [{"name": "x", "result": "exists", "sameSecret": True}]})
+    sent = importing([httpx.ReadTimeout("late"), httpx.Response(503), httpx.Response(429, headers={"retry-after": "7"}), made])
+    assert len(sent) == 4 and len(set(sent)) == 1
+    assert secrets_in(tmp_path / "s")["x"].encode() in sent[0], "the first answer was lost, and the device was made then"
+
+
+def test_an_answer_that_does_not_come_leaves_the_secret_waiting(importing: Any, tmp_path: Path) -> None:
+    with pytest.raises(CliError, match="run it again"):
+        importing([httpx.ConnectError("away")] * 6)
+    for nonsense in (httpx.Response(200), httpx.Response(200, json={"results": []}), httpx.Response(404)):
+        with pytest.raises(CliError):
+            importing([nonsense])
+    assert len(set((tmp_path / "s.pending").read_text().splitlines())) == 1, "the same secret every time"
 
 
 async def test_secrets_wait_for_devices_that_the_file_no_longer_holds(lamps: Dfuctl, tmp_path: Path) -> None:
