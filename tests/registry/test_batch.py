@@ -221,6 +221,37 @@ async def test_two_batches_of_the_same_devices_make_each_once(at: Desk) -> None:
     assert all(r.secret for r in results[0]) and not any(r.secret for r in results[1])
 
 
+@pytest.mark.parametrize("exist", [False, True])
+async def test_others_have_their_turn_while_a_batch_is_judged(at: Desk, exist: bool) -> None:
+    batch = [a_device(f"d{n}", password("pw")) for n in range(320)]
+    if exist:
+        await create(at, *batch)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def only_judged(changes: Sequence[Change]) -> None:
+        return
+
+    async def at_once(app: str, names: Sequence[str]) -> dict[str, str]:
+        return {name: name for name in names} if exist else {}
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        # What waits for the disk would let others in anyway.
+        at.store.commit = only_judged  # type: ignore[method-assign]
+        at.store.find_aliases = at_once  # type: ignore[method-assign]
+        before = turns
+        await create(at, *batch)
+        assert turns - before >= (40 if exist else 20) - 2, "once for each 16 devices, in each pass over them"
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_app_that_goes_meanwhile_refuses_the_batch(at: Desk) -> None:
     with pytest.raises(NotFoundError):
         await at.registry.create_devices("b", raw(a_device("x")), "eve")
