@@ -149,7 +149,8 @@ class _Import:
     def _refuse(self, line: int, name: str, error: str) -> None:
         self.refused.append({"line": line, "name": name, "error": error})
         if not self._session.json:
-            self._session.say(f"line {line}: {f'{name}: ' if name else ''}{error}", err=True)
+            # Not click.echo, which writes past the bar: it would take the line with it when it moves.
+            sys.stderr.write(visible(f"line {line}: {f'{name}: ' if name else ''}{error}") + "\n")
 
     def _register(self, batch: list[_Entry]) -> None:
         """Register a batch, in halves if it is too large for the registry."""

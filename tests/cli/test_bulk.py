@@ -6,6 +6,9 @@ import csv
 import fcntl
 import json
 import os
+import pty
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -270,6 +273,41 @@ def test_a_registry_that_is_away_is_asked_again_with_the_same_secret(importing: 
     sent = importing([httpx.ReadTimeout("late"), httpx.Response(503), httpx.Response(429, headers={"retry-after": "7"}), made])
     assert len(sent) == 4 and len(set(sent)) == 1
     assert secrets_in(tmp_path / "s")["x"].encode() in sent[0], "the first answer was lost, and the device was made then"
+
+
+def test_a_line_that_is_refused_stays_above_the_bar_of_a_terminal(tmp_path: Path) -> None:
+    """The bar, which was drawn over it, erased it."""
+    file = tmp_path / "fleet.csv"
+    file.write_text("name\n" + "x,\n" * 3 + "".join(f"d{n}\n" for n in range(600)))
+    program = f"""
+import httpx, json, pathlib
+from dfud.cli.bulk import _Import
+from dfud.cli.client import Contexts, Session
+def answer(request):
+    count = len(json.loads(request.content)["devices"])
+    return httpx.Response(200, json={{"results": [{{"result": "refused", "error": "because"}}] * count}})
+session = Session(Contexts(pathlib.Path({str(tmp_path / "c")!r})), None, "a", "text")
+client = httpx.Client(base_url="http://x", transport=httpx.MockTransport(answer))
+_Import(session, client, None, {{}}, False).run(pathlib.Path({str(file)!r}))
+"""
+    main, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    run = subprocess.Popen([sys.executable, "-c", program], stderr=terminal, env=environment)
+    os.close(terminal)
+    told = b""
+    while True:
+        try:
+            data = os.read(main, 1 << 16)
+        except OSError:  # what Linux says at the end of a terminal
+            break
+        if not data:
+            break
+        told += data
+    os.close(main)
+    assert run.wait() == 0 and b"Registering" in told
+    shown = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", told)
+    lines = [line for line in re.split(rb"[\r\n]+", shown) if b"line " in line]
+    assert len(lines) == 603 and all(line.startswith(b"line ") for line in lines), lines[:5]
 
 
 def test_an_answer_that_does_not_come_leaves_the_secret_waiting(importing: Any, tmp_path: Path) -> None:
