@@ -26,10 +26,10 @@ from dfud.api import (
     Store,
     read_record,
 )
-from dfud.model.credentials import KEYED, passwords, verify
 from dfud.model.names import check_device_name
 from dfud.model.resources import is_disabled
 from dfud.registry import audit
+from dfud.registry.device_secrets import is_secret_of
 from dfud.registry.registry import Registry
 from dfud.registry.rules import RecordLimits, check_metadata_untrusted
 
@@ -199,10 +199,7 @@ class Claims:
         view = await self._store.device(app, device)
         if view is None or is_disabled(view.device.spec):
             return False
-        # Whoever enrolled has a keyed hash; comparing a slow form here would cost everybody's thread.
-        if any(not (isinstance(p, dict) and KEYED in p) for p in passwords(view.device.spec, None)):
-            return False
-        return verify(view.device.spec, None, secret, self._key)
+        return is_secret_of(view.device.spec, secret, self._key)  # whoever enrolled has a keyed hash
 
     async def _uses(self, app: str, name: str) -> list[str]:
         prefix = f"{app}/{name}/"

@@ -172,7 +172,8 @@ port = {self.ports["http"]}
         await answer.aread()
         found = answer.json()
         if isinstance(found, dict) and answer.is_success:
-            self.secrets |= {str(found[key]) for key in SHOWN_ONCE if key in found}
+            shown = [found, *(one for one in found.get("results", ()) if isinstance(one, dict))]
+            self.secrets |= {str(one[key]) for one in shown for key in SHOWN_ONCE if key in one}
 
 
 def _shown(line: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from dfud.api import (
@@ -159,6 +159,16 @@ class ReadingStore(Store):
             lambda row: self._view(app, text(row[3]), row),
         )
 
+    async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
+        query, values = _count(selector)
+        ((number,),) = await self._reader.rows(query, app, *values) or [(0,)]
+        return int(number)
+
+    async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
+        asked = json.dumps(list(names))
+        rows = await self._reader.rows(_ALIASES, asked, app)
+        return {text(name): text(device) for name, device in rows}
+
     async def find_alias(self, app: str, alias: str) -> str | None:
         row = self._reader.row("SELECT name FROM device WHERE app=? AND name=?", app, alias) or self._reader.row(
             "SELECT device FROM alias WHERE app=? AND alias=?", app, alias
@@ -272,6 +282,10 @@ _VIEW = (
     "(SELECT body FROM deployment WHERE app=d.app AND device=d.name ORDER BY number DESC, created DESC, id DESC LIMIT 1)"
 )
 _FROM = "FROM device d LEFT JOIN actual a ON a.app=d.app AND a.device=d.name"
+_ALIASES = (  # CROSS: the names drive, whatever the planner thinks; a device's own name comes last, for it is what stays
+    "SELECT v.value, a.device FROM json_each(?1) v CROSS JOIN alias a ON a.app=?2 AND a.alias=v.value "
+    "UNION ALL SELECT v.value, d.name FROM json_each(?1) v CROSS JOIN device d ON d.app=?2 AND d.name=v.value"
+)
 _DEVICE = f"SELECT {_VIEW} {_FROM} WHERE d.app=? AND d.name=?"
 
 
@@ -287,3 +301,24 @@ def _where(selector: Selector, labels: str) -> tuple[str, list[str]]:
             values.append(json.dumps(r.values))
         clauses.append(f"{'NOT ' if r.operator in ('notin', 'absent') else ''}{test})")
     return " AND ".join(clauses), values
+
+
+def _count(selector: Selector) -> tuple[str, list[str]]:
+    """Return the SQL that counts devices, for an app and the values to bind.
+
+    Devices are walked one by one only where no term says what they have: else the rows of one label are, by its index.
+    """
+    drive = next((r for r in selector.requirements if r.operator in ("in", "exists")), None)
+    if drive is None:
+        where, values = _where(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
+        return f"SELECT COUNT(*) FROM device d WHERE d.app=? AND {where}", values  # noqa: S608 - values are bound
+    rest = Selector(tuple(r for r in selector.requirements if r is not drive))
+    where, values = _where(rest, "SELECT 1 FROM device_label WHERE app=l.app AND device=l.device")
+    mine = [drive.key]
+    having = ""
+    if drive.operator == "in":
+        having = " AND l.value IN (SELECT value FROM json_each(?))"
+        mine.append(json.dumps(drive.values))
+    # A device has one row for each of its keys, so no device is counted twice.
+    query = f"SELECT COUNT(*) FROM device_label l WHERE l.app=? AND l.key=?{having} AND {where}"  # noqa: S608 - as above
+    return query, [*mine, *values]
