@@ -100,6 +100,8 @@ async def test_what_runs_and_what_is_below_the_floor_is_refused_before_a_byte_is
     for offer, why, text in offers:
         result = endpoint.results[offer.name]
         assert (Why(result.code), text in result.text) == (why, True), (offer.name, result.text)
+    numbers = [result.number for result in endpoint.results.values()]
+    assert all(numbers) and len(set(numbers)) == len(numbers), "each is told from the one before"
     assert not endpoint.fetched
     assert flash_of(board) == before
     assert len(board.boots) == 1
@@ -119,7 +121,7 @@ async def test_updates_that_come_to_nothing_are_paused_for_twice_as_long_each_ti
         with trio.fail_after(90):
             while not any(status.defer for status in endpoint.statuses):
                 await trio.sleep(0.05)
-        assert json.loads(kept.read_text()) == {"backoff": 1 << 8}
+        assert json.loads(kept.read_text())["backoff"] == 1 << 8
         assert endpoint.fetched[offer.name] >= 3
         # As if it had gone on so: the seventh time. The board is reset, as a crash of its application would.
         kept.write_text(json.dumps({"backoff": 7 << 8}))
