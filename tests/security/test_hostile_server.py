@@ -93,7 +93,7 @@ async def test_what_runs_and_what_is_below_the_floor_is_refused_before_a_byte_is
         armed(board)
         before = flash_of(board)
         nursery.start_soon(board.run)
-        with trio.fail_after(90):
+        with trio.fail_after(120):
             while not endpoint.done():
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
@@ -118,7 +118,7 @@ async def test_updates_that_come_to_nothing_are_paused_for_twice_as_long_each_ti
         armed(board)
         kept = tmp_path / "nvs-dfud.json"
         nursery.start_soon(board.run)
-        with trio.fail_after(90):
+        with trio.fail_after(120):
             while not any(status.defer for status in endpoint.statuses):
                 await trio.sleep(0.05)
         assert json.loads(kept.read_text())["backoff"] == 1 << 8
@@ -128,7 +128,7 @@ async def test_updates_that_come_to_nothing_are_paused_for_twice_as_long_each_ti
         endpoint.statuses.clear()
         fetched = endpoint.fetched[offer.name]
         board.reset()
-        with trio.fail_after(90):
+        with trio.fail_after(120):
             while len(board.boots) < 2 or not any(status.defer for status in endpoint.statuses):
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
@@ -141,7 +141,7 @@ async def test_updates_that_come_to_nothing_are_paused_for_twice_as_long_each_ti
 async def answered(board: Board, mutator: Mutator, rounds: int) -> None:
     """Let the server answer so many requests; the device may not reset meanwhile, nor stop asking."""
     end = sum(mutator.asked.values()) + rounds
-    with trio.fail_after(60 + rounds):
+    with trio.fail_after(120 + rounds):
         while sum(mutator.asked.values()) < end:
             assert len(board.boots) <= 1, "\n".join(board.console[-40:])
             await trio.sleep(0.02)
