@@ -106,7 +106,7 @@ class Policy:
             if found is not None:
                 return found
         for running in self._ended:
-            if _took(running, facts, deployment):
+            if _keeps(running, facts, deployment):
                 return _desired(running, deployment.wave if deployment is not None else 0)
         for rule in self._rules:
             if rule.selector.matches(facts.labels):
@@ -161,10 +161,12 @@ def wave_of(plan: Plan, uid: str, shares: Sequence[int], facts: Facts) -> int | 
     return None
 
 
-def _took(running: Running, facts: Facts, deployment: Deployment | None) -> bool:
-    """Say whether a rollout that has ended brought this device to what it runs."""
-    if deployment is None or deployment.rollout != running.uid or facts.actual is None:
+def _keeps(running: Running, facts: Facts, deployment: Deployment | None) -> bool:
+    """Say whether a rollout that has ended brought this device to what it runs, or is still bringing it there."""
+    if deployment is None or deployment.rollout != running.uid or deployment.back or facts.actual is None:
         return False
+    if not deployment.final:
+        return True
     return facts.actual.sha256 == deployment.sha256 and facts.actual.version == running.plan.version
 
 

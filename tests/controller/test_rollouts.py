@@ -253,6 +253,22 @@ async def test_what_cannot_come_to_anything_is_refused_by_its_field(autojump_clo
             await at.create("both", {"firmware": "1.2", "priority": 2})
 
 
+async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(60, poll_s=30.0) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "perMinute": 30})
+        with trio.fail_after(3600):
+            while not 10 <= at.fleet.running()["1.1"] < 30:
+                await trio.sleep(1)
+        await at.rollouts.act("app", "r", "abort", "eva", "enough")
+        told = {board.name for board in at.fleet.boards.values() if board.tried["1.1"]}
+        assert len(told) > at.fleet.running()["1.1"], "some are under way"
+        await trio.sleep(86400)
+        assert {board.name for board in at.fleet.boards.values() if board.version == "1.1"} == told
+        at.check("r")
+
+
 async def test_a_version_that_is_withdrawn_pauses_what_sends_it(autojump_clock: trio.testing.MockClock) -> None:
     async with led(40) as at:
         await at.create("r", {"firmware": "1.1", "waves": QUICK})
