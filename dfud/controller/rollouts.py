@@ -204,50 +204,51 @@ class Rollouts:
     async def _look(self) -> None:
         for entry in self._all():
             with contained("rollouts.step", rollout=entry.key):
-                async with self._lock:
-                    current = self._entries.get(entry.rollout.app, {}).get(entry.rollout.name)
-                    if current is not None:
-                        await self._advance(current)
+                if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
+                    await self._advance(entry)
 
     async def _advance(self, entry: _Entry) -> None:
-        status, plan = entry.rollout.status, entry.plan
+        status, plan, raw = entry.rollout.status, entry.plan, entry.raw
         app = await self._store.app(entry.rollout.app)
         if app is None or app.metadata.uid != entry.rollout.metadata.annotations.get("app"):
-            await self._forget(entry, [])
+            async with self._lock:
+                await self._forget(entry, [])
             return
         if status.state in FINAL or status.state in (State.DRAFT, State.APPROVAL, State.PAUSED):
             return
         now_s = self._now()
         if plan is None:
-            await self._pause(entry, "bad-spec", entry.problem)
+            await self._pause(entry, raw, "bad-spec", entry.problem)
         elif await self._store.firmware(app.name, plan.version) is None:
-            await self._pause(entry, "not-published", f"firmware {plan.version} is no longer published")
+            await self._pause(entry, raw, "not-published", f"firmware {plan.version} is no longer published")
         elif status.state is State.SCHEDULED:
             if now_s >= plan.start_s:
-                await self._start(entry, plan, now_s)
+                await self._start(entry, raw, plan, now_s)
         else:
             after, steps = step(plan, status, await self.counts(entry.uid), now_s)
             if any(s.event is Event.NEXT for s in steps):
                 after = await self._opened(entry, plan, after)
+            if entry.raw is not raw:
+                return
             if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
                 assert self._promote is not None
                 await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
             if steps:
-                await self._save(entry, after, steps)
+                await self._led(entry, raw, after, steps)
 
-    async def _pause(self, entry: _Entry, code: str, reason: str) -> None:
+    async def _pause(self, entry: _Entry, raw: bytes, code: str, reason: str) -> None:
         before = entry.rollout.status
         if before.state is State.REVERTING:
             return
         after = apply(before, Event.PAUSE, self._now(), code=code, reason=reason)
-        await self._save(entry, after, [Step(Event.PAUSE, before.state, after.state, code, reason)])
+        await self._led(entry, raw, after, [Step(Event.PAUSE, before.state, after.state, code, reason)])
 
-    async def _start(self, entry: _Entry, plan: Plan, now_s: float) -> None:
+    async def _start(self, entry: _Entry, raw: bytes, plan: Plan, now_s: float) -> None:
         """Fix who is in which wave, and open the first."""
         before = entry.rollout.status
         members = await self._members(entry, plan, now_s)
         if not members:
-            await self._pause(entry, "nobody", "no device matches it now")
+            await self._pause(entry, raw, "nobody", "no device matches it now")
             return
         status = msgspec.structs.replace(
             apply(before, Event.START, now_s),
@@ -257,7 +258,13 @@ class Rollouts:
             shares=tuple(str(s) for s in shares_of(plan, entry.uid, [f.device for f in members])),
         )
         status = msgspec.structs.replace(status, expected=(waiting(plan, entry.uid, status, members, 0),))
-        await self._save(entry, status, [Step(Event.START, before.state, status.state)])
+        await self._led(entry, raw, status, [Step(Event.START, before.state, status.state)])
+
+    async def _led(self, entry: _Entry, raw: bytes, status: RolloutStatus, steps: Sequence[Step]) -> None:
+        """Store what the engine has decided about the rollout as it was at `raw`, unless a user was faster."""
+        async with self._lock:
+            if entry.raw is raw:
+                await self._save(entry, status, steps)
 
     async def _opened(self, entry: _Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:
         """Count the devices of the wave that opens."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dfud.errors import PeerError
 from dfud.model.deployment import Actual, Deployment
 from dfud.model.deployment import State as Deployed
+from dfud.model.label_index import LabelIndex
 from dfud.model.membership import share
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import Policy, read_rules_untrusted
@@ -19,6 +20,7 @@ from dfud.model.resources import Metadata
 from dfud.model.rollout import Facts, Rollout, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIVE, FINAL, State
+from dfud.model.selectors import EVERYTHING, parse_selector_untrusted
 
 APP: dict[str, Any] = {
     "firmware": {"version": "app"},
@@ -140,6 +142,14 @@ def test_two_that_mean_one_device_are_found_to_overlap(first: str, second: str, 
     plans = [read_plan_untrusted({"firmware": "1", "devices": {"selector": s} if s else {}}) for s in (first, second)]
     if all(plan.whom.selector.matches(labels) for plan in plans):
         assert may_overlap(plans[0], plans[1]) and may_overlap(plans[1], plans[0])
+
+
+@given(st.lists(SELECTORS, max_size=8), LABELS)
+def test_the_index_finds_every_selector_that_matches(texts: list[str], labels: dict[str, str]) -> None:
+    selectors = [parse_selector_untrusted(text) if text else EVERYTHING for text in texts]
+    candidates = LabelIndex(selectors).candidates(labels)
+    assert candidates == sorted(set(candidates))
+    assert {n for n, selector in enumerate(selectors) if selector.matches(labels)} <= set(candidates)
 
 
 def test_what_cannot_be_one_device_may_have_one_priority() -> None:
