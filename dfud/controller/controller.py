@@ -14,7 +14,6 @@ import trio
 from dfud.api import (
     Actual,
     ActualChanged,
-    AddCounts,
     Bus,
     CancelRequested,
     Change,
@@ -23,10 +22,8 @@ from dfud.api import (
     Desired,
     DeviceChanged,
     DeviceSeen,
-    DeviceView,
     Firmware,
     HistoryEntry,
-    NotFoundError,
     ProgressChanged,
     PutActual,
     PutDeployment,
@@ -38,21 +35,19 @@ from dfud.api import (
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
+from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, decide, entry_of
-from dfud.controller.drift import Drift, drift
-from dfud.controller.explain import Explanation, explain
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
+from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred
-from dfud.controller.observe import are_twins, health_of, twins_of
+from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
 from dfud.controller.packages import Busy, Packages
-from dfud.controller.rollouts import Promote, Rollouts, scope_of
+from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
-from dfud.model.counts import difference
 from dfud.model.deployment import Event
-from dfud.model.rollout_states import FINAL
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status, Type
 
@@ -79,6 +74,7 @@ class Controller:
         self._now = now
         self.rollouts = Rollouts(store, bus, now, promote)
         self._memory = Memory(store, bus, config.cache_devices, config.seen_s, self.rollouts.desired)
+        self.insight = Insight(store, self._memory, self.rollouts, config, now)
         self._jobs = Jobs()
         self._images = Images(store)
         self._budget = Budget(config.history_per_hour)
@@ -102,28 +98,6 @@ class Controller:
         async with self._memory.hold(app, device, now_s) as hold:
             return await self._memory.wanted(hold, hold.known.actual, now_s)
 
-    async def explain(self, app: str, device: str) -> Explanation:
-        """Return why a device runs what it runs, from what is stored. Raises NotFoundError, StoreError."""
-        view = await self._store.device(app, device)
-        if view is None:
-            raise NotFoundError(f"no device {device} in app {app}")
-        return (await self._explained(view))[0]
-
-    async def drift(self, app: str) -> Drift:
-        """Return which devices of an app are not where they should be, and why. Raises NotFoundError, StoreError."""
-        await self._memory.app(app)
-        return await drift(self._store, app, self._explained)
-
-    async def _explained(self, view: DeviceView) -> tuple[Explanation, bool]:
-        """Explain a device, and say whether what it runs is a firmware of its app."""
-        app, now_s = view.device.app, self._now()
-        desired, target = await self._memory.judge(view, now_s)
-        running = await self._memory.image(app, view.actual.sha256) if view.actual is not None else None
-        active = [r for r in self.rollouts.all_of(app) if r.status.state not in FINAL]
-        published = running is not None
-        found = explain(view, desired, target, self._config, now_s, rollouts=active, published=published)
-        return found, published
-
     # Statuses
 
     async def status(
@@ -140,7 +114,7 @@ class Controller:
         for look in range(LOOKS_MAX):
             async with self._memory.hold(app, device, self._now()) as hold:
                 now_s = self._now()
-                said = _actual(app, device, status, transport, now_s)
+                said = actual_of(app, device, status, transport, now_s)
                 desired, target = await self._memory.wanted(hold, said, now_s)
                 if look and hold.known.status not in (None, status):
                     return Command(Type.WAIT, self._config.busy_poll_s, reason="it has said something newer")
@@ -251,8 +225,8 @@ class Controller:
             if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
-        counted = await self._counted(known.deployment, [d for d, _ in verdict.steps])
-        changes += _counting(counted)
+        counted = await counted_of(self._store, known.deployment, [d for d, _ in verdict.steps])
+        changes += counting(counted)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             changes.append(PutActual(actual))
         if changes:
@@ -430,35 +404,13 @@ class Controller:
             await self._change(hold, after, Event.CANCEL, also)
         self._bus.publish(DeviceChanged(app, device))
 
-    async def _counted(self, before: Deployment | None, steps: Sequence[Deployment]) -> dict[str, int]:
-        """Return what is added to the counters of rollouts when `before` is followed by `steps`, one behind the other."""
-        found: dict[str, int] = {}
-        for after in steps:
-            if after.rollout:
-                if before is not None and before.rollout != after.rollout:
-                    # Perhaps it was in this rollout before; then it is counted there already.
-                    earlier = await self._store.deployments(after.app, after.device)
-                    before = next((d for d in earlier if d.rollout == after.rollout), None)
-                for name, number in difference(before, after).items():
-                    found[name] = found.get(name, 0) + number
-            before = after
-        return {name: number for name, number in found.items() if number}
-
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
-        counted = await self._counted(hold.known.deployment, [deployment])
-        await self._store.commit([PutDeployment(deployment, entry), *_counting(counted), *also])
+        counted = await counted_of(self._store, hold.known.deployment, [deployment])
+        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
-
-
-def _counting(counted: dict[str, int]) -> list[Change]:
-    """Return the changes that add to counters: each rollout has a scope of its own."""
-    by_rollout: dict[str, dict[str, int]] = {}
-    for name, number in counted.items():
-        by_rollout.setdefault(name.partition("/")[0], {})[name] = number
-    return [AddCounts(scope_of(uid), add) for uid, add in by_rollout.items()]
 
 
 def _unmoved(deployment: Deployment) -> Deployment:
@@ -471,23 +423,3 @@ def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
 
 def _unaged(actual: Actual) -> Actual:
     return msgspec.structs.replace(actual, seen_s=0.0, defer_until_s=0.0)
-
-
-def _actual(app: str, device: str, status: Status, transport: str, now_s: float) -> Actual:
-    return Actual(
-        app=app,
-        device=device,
-        version=status.version,
-        sha256=status.digest.hex(),
-        hardware=status.hardware,
-        trial=status.trial,
-        sequence=status.sequence,
-        kinds=status.kinds,
-        payload_bytes=status.payload,
-        capacity_bytes=status.capacity,
-        attributes=status.attributes,
-        defer_reason=status.defer.reason if status.defer else "",
-        defer_until_s=now_s + status.defer.retry_s if status.defer else 0.0,
-        seen_s=now_s,
-        transport=transport,
-    )
