@@ -12,7 +12,7 @@ from dfud.api import Actual, Deployment, Desired, DeviceView, Firmware, Rollout,
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Why, decide
 from dfud.controller.observe import are_twins
-from dfud.wire.messages import Defer, Phase, Progress, Status
+from dfud.wire.messages import Code, Defer, Phase, Progress, Status
 
 NEVER_SEEN = "never-seen"
 SILENT = "silent"
@@ -160,17 +160,25 @@ def _sent(case: _Case) -> tuple[str, str]:
     return f"It is being updated to {case.wanted}: {d.state}, {share}, last moved at {_time(d.updated_s)}.", ""
 
 
+def _last_line(text: str) -> str:
+    """Return what a device said in one line: of a traceback the exception. Its status has all of it."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip().rstrip(".") if lines else ""
+
+
 def _left(case: _Case) -> tuple[str, str]:
     d = case.deployment
     assert d is not None
     case.values |= {"state": str(d.state), "code": d.code, "at": _time(d.updated_s), "crashes": d.crashes}
-    why = f" and said: {d.text}" if d.text else ""
+    why = f" and said: {_last_line(d.text)}" if d.text else ""
     how = {
         State.ROLLED_BACK: "ran it and went back",
         State.FAILED: "could not be brought to it",
         State.CANCELLED: "had it cancelled",
     }.get(d.state, "left it")
     todo = f"Publish a mended version, or let it try again: dfuctl retry {d.device}."
+    if d.code == Code.DOWNGRADE:
+        todo = "Publish it again with a higher sequence (--sequence), or signed with --allow-downgrade."
     return f"{d.version} is not sent again: at {_time(d.updated_s)} the device {how}{why}.", todo
 
 
@@ -190,7 +198,7 @@ def _back_off(case: _Case) -> tuple[str, str]:
     d = case.deployment
     assert d is not None
     case.values |= {"until": _time(d.not_before_s), "attempts": d.attempts, "code": d.code}
-    why = f" ({d.text})" if d.text else ""
+    why = f" ({_last_line(d.text)})" if d.text else ""
     sentence = f"Attempt {d.attempts} came to nothing{why}; the next one is at {_time(d.not_before_s)}."
     return sentence, f"To try at once: dfuctl retry {d.device}."
 
@@ -210,7 +218,10 @@ def _fixed(text: str, todo: str = "") -> Callable[[_Case], tuple[str, str]]:
 SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
     Why.IN_SYNC: _fixed("It runs what it should, {wanted}."),
     Why.TRIAL: _fixed("It runs its image on trial and has not confirmed it yet.", "Its application calls confirm()."),
-    Why.NOTHING_WANTED: _fixed("Nothing is wanted of it.", "dfuctl update DEVICE VERSION."),
+    Why.NOTHING_WANTED: lambda case: (
+        "Nothing is wanted of it.",
+        f"Say what it should run: dfuctl update {case.view.device.name} VERSION.",
+    ),
     Why.BAD_SPEC: _fixed("{reason}.", "Correct the spec, or publish that version."),
     Why.BARRED: _fixed("{reason}."),
     Why.LEFT: _left,

@@ -69,6 +69,15 @@ def read_rules_untrusted(value: object) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def rules_for(app_spec: Mapping[str, Any], version: str) -> list[str]:
+    """Return the names of the app's rules that ask for a version; of rules that cannot be read, none."""
+    try:
+        rules = read_rules_untrusted(app_spec.get("rules"))
+    except PeerError:
+        return []
+    return [f"{rule.desired.origin} of the app" for rule in rules if rule.desired.version == version]
+
+
 class Policy:
     """What an app's spec and its rollouts say, read once for all its devices."""
 

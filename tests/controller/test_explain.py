@@ -76,10 +76,21 @@ async def test_what_stands_in_its_way(world: World, autojump_clock: trio.testing
     assert found.code == "back-off" and "Attempt 1 came to nothing (torn)" in found.sentences[0]
     await trio.sleep(60)
     await world.poll("1.0")
-    await world.poll("1.0", result=Result(Outcome.ROLLED_BACK, bytes.fromhex(digest("1.1")), 1, "boom", 3))
+    text = "Traceback:\n  File main.py\nboom\n"
+    await world.poll("1.0", result=Result(Outcome.ROLLED_BACK, bytes.fromhex(digest("1.1")), 1, text, 3))
     found = await world.controller.insight.explain("app", "dev")
-    assert found.code == "left" and "ran it and went back and said: boom" in found.sentences[0]
+    assert found.code == "left" and "ran it and went back and said: boom." in found.sentences[0]
     assert "dfuctl retry dev" in found.todo
+
+
+async def test_a_downgrade_that_was_refused_is_not_tried_again_but_published_again(world: World) -> None:
+    await world.poll("1.0")
+    text = "sequence 1, at least 2 is accepted"
+    result = Result(Outcome.FAILED, bytes.fromhex(digest("1.1")), int(Code.DOWNGRADE), text)
+    await world.poll("1.0", result=result)
+    found = await world.controller.insight.explain("app", "dev")
+    assert found.code == "left" and text in found.sentences[0]
+    assert "--sequence" in found.todo and "--allow-downgrade" in found.todo and "retry" not in found.todo
 
 
 async def test_what_can_never_be_and_what_may_not_be(world: World) -> None:
