@@ -135,18 +135,8 @@ class Controller:
                 actual = hold.known.actual if look and hold.known.actual is not None else said
                 if not look:
                     actual = self._observed(hold, said, status, now_s)
-                verdict = decide(
-                    app,
-                    device,
-                    status,
-                    hold.known.deployment,
-                    desired,
-                    target,
-                    self._config,
-                    now_s,
-                    heard=look > 0,
-                    twins=are_twins(actual.twins, now_s),
-                )
+                twins = are_twins(actual.twins, now_s)
+                verdict, desired = self._decided(hold, status, desired, target, now_s, heard=look > 0, twins=twins)
                 package, order = None, None
                 if verdict.action is Action.SEND:
                     assert verdict.deployment is not None and target is not None
@@ -165,6 +155,41 @@ class Controller:
             if not changed:
                 return command
         return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
+
+    def _decided(
+        self,
+        hold: Hold,
+        status: Status,
+        desired: Desired,
+        target: Firmware | None,
+        now_s: float,
+        *,
+        heard: bool = False,
+        twins: bool = False,
+    ) -> tuple[Verdict, Desired]:
+        """Decide; a rollout's deployment begins only with a place in it, which is kept until the hold ends."""
+        device, known = hold.known.device, hold.known.deployment
+        while True:
+            verdict = decide(
+                device.app,
+                device.name,
+                status,
+                known,
+                desired,
+                target,
+                self._config,
+                now_s,
+                heard=heard,
+                twins=twins,
+            )
+            began = verdict.deployment
+            if began is None or began.back or began.rollout in ("", known.rollout if known is not None else ""):
+                return verdict, desired
+            held = self.rollouts.take(began.rollout, now_s)
+            if held is None:
+                hold.at_end.append(lambda: self.rollouts.give_back(began.rollout))
+                return verdict, desired
+            desired = msgspec.structs.replace(desired, held=held)
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())
@@ -247,12 +272,6 @@ class Controller:
             await self._store.commit(changes)
             known.seen_at = now
         self.rollouts.counted(counted)
-        if (
-            verdict.deployment is not None
-            and verdict.deployment.rollout
-            and (known.deployment is None or known.deployment.id != verdict.deployment.id)
-        ):
-            self.rollouts.told(verdict.deployment, now_s)
         known.actual = actual
         known.deployment = verdict.deployment
         for deployment, entry in steps:
@@ -284,17 +303,7 @@ class Controller:
             status = translate(hold.known.deployment, target)
             said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
             said = self._observed(hold, said, status, now_s)
-            verdict = decide(
-                actual.app,
-                actual.device,
-                status,
-                hold.known.deployment,
-                desired,
-                target,
-                self._config,
-                now_s,
-                twins=are_twins(said.twins, now_s),
-            )
+            verdict, _ = self._decided(hold, status, desired, target, now_s, twins=are_twins(said.twins, now_s))
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
             if send and target is not None and verdict.deployment is not None:
                 problem = await self._images.problem(target)

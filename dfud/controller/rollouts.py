@@ -40,6 +40,7 @@ from dfud.api import (
 from dfud.controller.pace import Pace
 from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, waiting
 from dfud.model.counts import WaveCounts, read_counts
+from dfud.model.desired import Held
 from dfud.model.names import check_name
 from dfud.model.policy import Policy, shares_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
@@ -121,10 +122,14 @@ class Rollouts:
             return found
         return msgspec.structs.replace(found, held=self._pace.held(found.rollout, plan, now_s))
 
-    def told(self, deployment: Deployment, now_s: float) -> None:
-        """Note that a rollout's deployment begins: it counts against the rate."""
-        if (plan := self._plans.get(deployment.rollout)) is not None:
-            self._pace.spend(deployment.rollout, plan, now_s)
+    def take(self, uid: str, now_s: float) -> Held | None:
+        """Take a place in a rollout for a device that it is about to tell, or say why there is none now."""
+        plan = self._plans.get(uid)
+        return self._pace.take(uid, plan, now_s) if plan is not None else None
+
+    def give_back(self, uid: str) -> None:
+        """End what take() began: the device is counted by now, or was not told."""
+        self._pace.give_back(uid)
 
     def counted(self, difference: dict[str, int]) -> None:
         """Note what was counted in a commit that is done: counter to what was added (dfud.model.counts)."""

@@ -11,12 +11,13 @@ from zoneinfo import ZoneInfo
 import pytest
 import trio
 
-from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, RolloutChanged
+from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, RolloutChanged, StoreError
 from dfud.controller.rollouts import scope_of
 from dfud.model.counts import counter_of
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import State
 from dfud.model.schedule import is_open
+from dfud.wire.messages import Type
 from tests.controller.fleet import Fleet
 from tests.controller.world import World
 
@@ -96,7 +97,13 @@ class Led:
 
 @asynccontextmanager
 async def led(
-    count: int, seed: int = 1, *, online: float = 1.0, poll_s: float = 300.0, bad: dict[str, float] | None = None
+    count: int,
+    seed: int = 1,
+    *,
+    online: float = 1.0,
+    poll_s: float = 300.0,
+    bad: dict[str, float] | None = None,
+    ask: bool = True,
 ) -> AsyncIterator[Led]:
     world = World()
     world.store.apps_["app"] = App(
@@ -106,8 +113,9 @@ async def led(
     async with trio.open_nursery() as nursery:
         found = Led(world, fleet, nursery)
         await found.start()
-        nursery.start_soon(fleet.live, poll_s)
-        await trio.sleep(poll_s * 2)  # everybody has reported once
+        if ask:
+            nursery.start_soon(fleet.live, poll_s)
+            await trio.sleep(poll_s * 2)  # everybody has reported once
         yield found
         nursery.cancel_scope.cancel()
 
@@ -176,6 +184,41 @@ async def test_no_more_are_told_a_minute_and_at_one_time_than_may_be(autojump_cl
         assert len(times) == 120
         for first, later in zip(times, times[14:], strict=False):
             assert later - first >= 60.0 - 1e-6, "twelve a minute, and a burst of two"
+
+
+@pytest.mark.parametrize("limit", ["transfers", "perMinute"])
+async def test_devices_that_ask_at_the_same_moment_do_not_share_one_place(
+    autojump_clock: trio.testing.MockClock, limit: str
+) -> None:
+    async with led(20, poll_s=1e6, ask=False) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], limit: 2})
+        await trio.sleep(90)
+        asked: list[Any] = []
+
+        async def ask(name: str) -> None:
+            asked.append(await at.fleet.say(at.fleet.boards[name]))
+
+        async with trio.open_nursery() as nursery:
+            for name in at.fleet.boards:
+                nursery.start_soon(ask, name)
+        told = [command for command in asked if command.type is Type.UPDATE]
+        assert len(told) == (2 if limit == "transfers" else 1)
+        at.check("r")
+
+
+async def test_a_place_of_a_deployment_that_could_not_be_stored_is_free_again(
+    autojump_clock: trio.testing.MockClock
+) -> None:
+    async with led(3, poll_s=1e6, ask=False) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "transfers": 1})
+        await trio.sleep(90)
+        first, second, _ = at.fleet.boards.values()
+        at.world.store.broken = True
+        with pytest.raises(StoreError):
+            await at.fleet.say(first)
+        at.world.store.broken = False
+        assert (await at.fleet.say(second)).type is Type.UPDATE
+        assert (await at.fleet.say(first)).type is not Type.UPDATE
 
 
 @pytest.mark.parametrize("seed", [1, 2])
