@@ -6,7 +6,9 @@ remembered of a device is a cache of the store plus the progress within one tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import msgspec
 import trio
@@ -14,7 +16,6 @@ import trio
 from dfud.api import (
     Actual,
     ActualChanged,
-    AddCounts,
     Bus,
     CancelRequested,
     Change,
@@ -34,6 +35,7 @@ from dfud.api import (
     State,
     Store,
     StoreError,
+    UnreadableError,
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
@@ -45,16 +47,17 @@ from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred
 from dfud.controller.observe import are_twins, health_of, twins_of
 from dfud.controller.packages import Busy, Packages
-from dfud.controller.rollouts import Promote, Rollouts, scope_of
+from dfud.controller.rollouts import Promote, Rollouts, counting
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
-from dfud.model.counts import difference
+from dfud.model.counts import departed, difference
 from dfud.model.deployment import Event
 from dfud.model.rollout_states import FINAL
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status, Type
 
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
+DEPLOYMENTS_MAX = 100  # of a device, among which its rollouts are looked for when it is deleted
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
 
 
@@ -187,7 +190,7 @@ class Controller:
                 return verdict, desired
             held = self.rollouts.take(began.rollout, now_s)
             if held is None:
-                hold.at_end.append(lambda: self.rollouts.give_back(began.rollout))
+                hold.at_end.append(partial(self.rollouts.give_back, began.rollout))
                 return verdict, desired
             desired = msgspec.structs.replace(desired, held=held)
 
@@ -265,7 +268,7 @@ class Controller:
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
         counted = await self._counted(known.deployment, [d for d, _ in verdict.steps])
-        changes += _counting(counted)
+        changes += counting(counted)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             changes.append(PutActual(actual))
         if changes:
@@ -427,6 +430,16 @@ class Controller:
             await self._change(hold, after, Event.CANCEL, also)
         self._bus.publish(DeviceChanged(app, device))
 
+    @asynccontextmanager
+    async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
+        """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
+        async with self._memory.hold(app, device, self._now()):
+            counted: dict[str, int] = {}
+            with suppress(UnreadableError):
+                counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))
+            yield counting(counted)
+        self.rollouts.counted(counted)
+
     async def _counted(self, before: Deployment | None, steps: Sequence[Deployment]) -> dict[str, int]:
         """Return what is added to the counters of rollouts when `before` is followed by `steps`, one behind the other."""
         found: dict[str, int] = {}
@@ -444,18 +457,10 @@ class Controller:
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await self._counted(hold.known.deployment, [deployment])
-        await self._store.commit([PutDeployment(deployment, entry), *_counting(counted), *also])
+        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
-
-
-def _counting(counted: dict[str, int]) -> list[Change]:
-    """Return the changes that add to counters: each rollout has a scope of its own."""
-    by_rollout: dict[str, dict[str, int]] = {}
-    for name, number in counted.items():
-        by_rollout.setdefault(name.partition("/")[0], {})[name] = number
-    return [AddCounts(scope_of(uid), add) for uid, add in by_rollout.items()]
 
 
 def _unmoved(deployment: Deployment) -> Deployment:

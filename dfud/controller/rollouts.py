@@ -6,6 +6,7 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ import trio
 
 from dfud.api import (
     Actual,
+    AddCounts,
     App,
     AppChanged,
     Bus,
@@ -25,6 +27,7 @@ from dfud.api import (
     Deployment,
     Desired,
     Device,
+    FirmwareChanged,
     Metadata,
     NotFoundError,
     PeerError,
@@ -80,6 +83,14 @@ def scope_of(uid: str) -> str:
     return f"rollout/{uid}"
 
 
+def counting(counted: dict[str, int]) -> list[Change]:
+    """Return the changes that add to counters: each rollout has a scope of its own."""
+    by_rollout: dict[str, dict[str, int]] = {}
+    for name, number in counted.items():
+        by_rollout.setdefault(name.partition("/")[0], {})[name] = number
+    return [AddCounts(scope_of(uid), add) for uid, add in by_rollout.items()]
+
+
 class Rollouts:
     """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
 
@@ -94,11 +105,18 @@ class Rollouts:
         self._pace = Pace()
         self._lock = trio.Lock()
         self._news = trio.Event()
+        self._orphans: list[_Entry] = []
         bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(FirmwareChanged, self._firmware_changed)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._policies.pop(event.app, None)
-        if event.deleted and self._entries.get(event.app):
+        if event.deleted and (left := self._entries.pop(event.app, None)):
+            self._orphans += left.values()
+            self._news.set()
+
+    def _firmware_changed(self, event: FirmwareChanged) -> None:
+        if event.deleted and self._entries.get(event.firmware.app):
             self._news.set()
 
     # Deciding
@@ -207,6 +225,9 @@ class Rollouts:
         return entry
 
     async def _look(self) -> None:
+        with contained("rollouts.step"):
+            async with self._lock:
+                await self._forget_orphans()
         for entry in self._all():
             with contained("rollouts.step", rollout=entry.key):
                 async with self._lock:
@@ -225,7 +246,7 @@ class Rollouts:
         now_s = self._now()
         if plan is None:
             await self._pause(entry, "bad-spec", entry.problem)
-        elif await self._store.firmware(app.name, plan.version) is None:
+        elif status.state is not State.REVERTING and await self._store.firmware(app.name, plan.version) is None:
             await self._pause(entry, "not-published", f"firmware {plan.version} is no longer published")
         elif status.state is State.SCHEDULED:
             if now_s >= plan.start_s:
@@ -336,9 +357,17 @@ class Rollouts:
         else:
             self._remember(entry.key, raw)
 
+    async def _forget_orphans(self) -> None:
+        """Forget the rollouts of apps that are deleted. Until then their names stay taken in the store."""
+        while self._orphans:
+            with contextlib.suppress(NotFoundError):
+                await self._forget(self._orphans[0], [])
+            self._orphans.pop(0)
+
     async def _forget(self, entry: _Entry, also: Sequence[Change]) -> None:
         await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
-        self._entries.get(entry.rollout.app, {}).pop(entry.rollout.name, None)
+        if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
+            del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
         self._pace.forget(entry.uid)
         self._say(entry.rollout, deleted=True)
@@ -387,6 +416,7 @@ class Rollouts:
             app = await self._store.app(app_name)
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
+            await self._forget_orphans()
             await judge(self._store, app, metadata.name, plan, self._others(app_name))
             now_s = self._now()
             made = new_metadata(metadata, app, now_s)

@@ -89,10 +89,11 @@ def expected(status: RolloutStatus, wave: int) -> int:
 def is_good(wave: Wave, counts: WaveCounts, devices: int, open_s: float) -> bool:
     """Say whether a wave's success condition holds. devices: how many it had when it opened; open_s: how long ago that was.
 
-    All of them have to be told first, but for those that were silent for too long. A wave without devices is good.
+    All of them have to be told first, but for those that were silent for too long; whose update was cancelled is waited for no
+    longer. A wave without devices is good.
     """
     told = counts.told
-    if told < devices and open_s < wave.silent_s:
+    if told + counts.cancelled < devices and open_s < wave.silent_s:
         return False
     if not told:
         return True

@@ -11,7 +11,18 @@ from zoneinfo import ZoneInfo
 import pytest
 import trio
 
-from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, RolloutChanged, StoreError
+from dfud.api import (
+    App,
+    AppChanged,
+    ConflictError,
+    DeviceChanged,
+    Metadata,
+    PeerError,
+    RefusedError,
+    Rollout,
+    RolloutChanged,
+    StoreError,
+)
 from dfud.controller.rollouts import scope_of
 from dfud.model.counts import counter_of
 from dfud.model.rollout_spec import read_plan_untrusted
@@ -303,6 +314,83 @@ async def test_a_version_that_is_withdrawn_pauses_what_sends_it(autojump_clock: 
         at.world.withdraw("1.1")
         rollout = await at.until("r", State.PAUSED)
         assert rollout.status.code == "not-published"
+
+
+async def test_a_firmware_that_is_deleted_pauses_what_sends_it_at_once_and_holds_up_no_way_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(40) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await trio.sleep(200)
+        assert at.fleet.running()["1.1"] > 1
+        await at.rollouts.act("app", "r", "revert", "eva")
+        at.world.withdraw("1.1")
+        await at.until("r", State.ABORTED, within_s=86400)
+        assert at.fleet.running() == {"1.0": 40}
+        await at.create("s", {"firmware": "1.2", "waves": [{"percent": 100}]})
+        await trio.sleep(1)
+        at.world.withdraw("1.2")
+        await trio.sleep(1)
+        assert at.state("s") is State.PAUSED
+
+
+async def test_a_device_that_is_deleted_takes_no_place_and_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(3, poll_s=1e6, ask=False) as at:
+        world, spec = at.world, {"firmware": "1.1", "waves": [{"percent": 100}], "transfers": 1, "onError": "revert"}
+        rollout = await at.create("r", spec)
+        await trio.sleep(90)
+        first, second, third = at.fleet.boards.values()
+
+        async def delete(name: str) -> None:
+            async with world.controller.leaving("app", name) as also:
+                await world.store.commit(also)
+                del world.store.devices_["app", name]
+            world.bus.publish(DeviceChanged("app", name, deleted=True))
+
+        assert (await at.fleet.say(first)).type is Type.UPDATE
+        assert (await at.fleet.say(second)).type is Type.WAIT
+        await delete(first.name)
+        await at.fleet.poll(second)
+        assert second.version == "1.1"
+        (counts,) = (await at.rollouts.counts(rollout.metadata.uid)).values()
+        assert (counts.under_way, counts.done, counts.cancelled) == (0, 1, 1)
+        assert (await at.fleet.say(third)).type is Type.UPDATE
+        await at.rollouts.act("app", "r", "revert", "eva")
+        await delete(second.name)
+        await delete(third.name)
+        await trio.sleep(90)
+        assert at.state("r") is State.ABORTED, "nobody is left who could go back"
+
+
+async def test_a_cancelled_device_does_not_hold_its_wave_up(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(2, poll_s=1e6, ask=False) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await trio.sleep(90)
+        first, second = at.fleet.boards.values()
+        await at.fleet.say(first)
+        await at.world.controller.cancel("app", first.name, "eva")
+        await at.fleet.poll(second)
+        await trio.sleep(90)
+        assert at.state("r") is State.FINISHED
+
+
+async def test_an_app_that_is_made_again_has_none_of_the_rollouts_of_the_one_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(3, poll_s=1e6, ask=False) as at:
+        spec = {"firmware": "1.1", "waves": [{"percent": 100}]}
+        old = await at.create("r", spec)
+        app = at.world.store.apps_["app"]
+        at.world.bus.publish(AppChanged("app", deleted=True))
+        at.world.store.apps_["app"] = App(Metadata("app", uid="v", resource_version="2"), app.spec)
+        assert at.rollouts.all_of("app") == []
+        new = await at.create("r", spec)
+        await trio.sleep(90)
+        assert [r.metadata.uid for r in at.rollouts.all_of("app")] == [new.metadata.uid] != [old.metadata.uid]
+        await at.kill()
+        assert at.rollouts.get("app", "r").status.state is State.TELLING
 
 
 async def test_one_record_that_cannot_be_read_costs_that_rollout_only(autojump_clock: trio.testing.MockClock) -> None:
