@@ -205,6 +205,8 @@ class Writer:
             for change, bodies in job.changes:
                 changes.apply(change, bodies)
         except Exception as error:
+            if not database.in_transaction:
+                raise  # a full disk ends the whole transaction, and the savepoint with it
             environment = isinstance(error, (sqlite3.OperationalError, OSError))
             job.error = self._failed(error) if environment else _of_one(error)
             database.execute("ROLLBACK TO job")

@@ -93,6 +93,17 @@ async def test_a_full_database_is_an_error_and_recovers(
             written += 1
     assert caught.value.retryable
     assert len(await store.devices("app1")) == written > 50
+    said: list[str] = []
+
+    async def commit(number: int) -> None:
+        with pytest.raises(StoreError) as error:
+            await store.commit([PutDevice(a_device(f"e{number}", spec={"text": "x" * 20_000}))])
+        said.append(str(error.value))
+
+    async with trio.open_nursery() as together:
+        for number in range(20):
+            together.start_soon(commit, number)
+    assert set(said) == {"the database could not be written: database or disk is full"}, "to all who share a batch"
     await trio.sleep(0.2)
     assert store.problem() == "the database could not be written: database or disk is full"
     await store.commit([PutDevice(a_device("d0000", version="2"))])
