@@ -257,7 +257,11 @@ class Rollouts:
                 after = await self._opened(entry, plan, after)
             if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
                 assert self._promote is not None
-                await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
+                try:
+                    await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
+                except (PeerError, RefusedError) as error:
+                    await self._pause(entry, "not-promoted", str(error))
+                    return
             if steps:
                 await self._save(entry, after, steps)
 

@@ -393,6 +393,23 @@ async def test_an_app_that_is_made_again_has_none_of_the_rollouts_of_the_one_bef
         assert at.rollouts.get("app", "r").status.state is State.TELLING
 
 
+async def test_a_version_that_the_app_does_not_take_pauses_at_the_end_and_says_why(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def refuse(app: str, version: str, by: str) -> None:
+        raise PeerError("spec: 70000 bytes as JSON, expected at most 65536")
+
+    async with led(4) as at:
+        promote, at.rollouts._promote = at.rollouts._promote, refuse
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "promote": True})
+        rollout = await at.until("r", State.PAUSED)
+        assert (rollout.status.code, rollout.status.reason[:12]) == ("not-promoted", "spec: 70000 ")
+        at.rollouts._promote = promote
+        await at.rollouts.act("app", "r", "resume", "eva")
+        await at.until("r", State.FINISHED)
+        assert at.promoted == [("app", "1.1", "rollout r")]
+
+
 async def test_one_record_that_cannot_be_read_costs_that_rollout_only(autojump_clock: trio.testing.MockClock) -> None:
     async with led(20) as at:
         at.world.store.documents_["rollout", "app/broken"] = b"\x00"
