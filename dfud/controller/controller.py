@@ -47,7 +47,8 @@ from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred
 from dfud.controller.observe import are_twins, health_of, twins_of
 from dfud.controller.packages import Busy, Packages
-from dfud.controller.rollouts import Promote, Rollouts, counting
+from dfud.controller.rollout_rules import counting
+from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
 from dfud.model.counts import departed, difference
@@ -444,7 +445,7 @@ class Controller:
         """Return what is added to the counters of rollouts when `before` is followed by `steps`, one behind the other."""
         found: dict[str, int] = {}
         for after in steps:
-            if after.rollout:
+            if after.rollout and self.rollouts.leads(after.rollout):
                 if before is not None and before.rollout != after.rollout:
                     # Perhaps it was in this rollout before; then it is counted there already.
                     earlier = await self._store.deployments(after.app, after.device)

@@ -16,7 +16,6 @@ import trio
 
 from dfud.api import (
     Actual,
-    AddCounts,
     App,
     AppChanged,
     Bus,
@@ -41,7 +40,7 @@ from dfud.api import (
     note,
 )
 from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, waiting
+from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, scope_of, waiting
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.names import check_name
@@ -76,19 +75,6 @@ class _Entry(msgspec.Struct):
     @property
     def uid(self) -> str:
         return self.rollout.metadata.uid
-
-
-def scope_of(uid: str) -> str:
-    """Return the name under which the store counts for a rollout."""
-    return f"rollout/{uid}"
-
-
-def counting(counted: dict[str, int]) -> list[Change]:
-    """Return the changes that add to counters: each rollout has a scope of its own."""
-    by_rollout: dict[str, dict[str, int]] = {}
-    for name, number in counted.items():
-        by_rollout.setdefault(name.partition("/")[0], {})[name] = number
-    return [AddCounts(scope_of(uid), add) for uid, add in by_rollout.items()]
 
 
 class Rollouts:
@@ -148,6 +134,10 @@ class Rollouts:
     def give_back(self, uid: str) -> None:
         """End what take() began: the device is counted by now, or was not told."""
         self._pace.give_back(uid)
+
+    def leads(self, uid: str) -> bool:
+        """Say whether there is such a rollout: for one that is deleted nothing is counted any more."""
+        return uid in self._plans
 
     def counted(self, difference: dict[str, int]) -> None:
         """Note what was counted in a commit that is done: counter to what was added (dfud.model.counts)."""

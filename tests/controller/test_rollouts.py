@@ -23,7 +23,7 @@ from dfud.api import (
     RolloutChanged,
     StoreError,
 )
-from dfud.controller.rollouts import scope_of
+from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import counter_of
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import State
@@ -374,6 +374,21 @@ async def test_a_cancelled_device_does_not_hold_its_wave_up(autojump_clock: trio
         await at.fleet.poll(second)
         await trio.sleep(90)
         assert at.state("r") is State.FINISHED
+
+
+async def test_nothing_is_counted_for_a_rollout_that_is_deleted(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(1, poll_s=1e6, ask=False) as at:
+        rollout = await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await trio.sleep(90)
+        (board,) = at.fleet.boards.values()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(at.fleet.poll, board)
+            await trio.sleep(0.5)
+            await at.rollouts.act("app", "r", "abort", "eva")
+            await at.rollouts.delete("app", "r")
+        ended = [d for d in at.world.store.of_device["app", board.name].values() if d.rollout == rollout.metadata.uid]
+        assert len(ended) == 1 and ended[0].final
+        assert scope_of(rollout.metadata.uid) not in at.world.store.counts_
 
 
 async def test_an_app_that_is_made_again_has_none_of_the_rollouts_of_the_one_before(
