@@ -233,6 +233,9 @@ def _picture(found: dict[str, Any]) -> RichTable:
         numbers = (str(wave[key]) for key in ("underWay", "failed", "left"))
         bar = ProgressBar(total=max(1, whole), completed=wave["done"], width=30)
         table.add_row(f"{mark}{number}", bar, str(wave["done"]), str(whole), *numbers)
+    if back := status.get("goingBack"):
+        row = (str(back["done"]), str(back["told"]), str(back["underWay"]), str(back["failed"]), str(back["left"]))
+        table.add_row("back", "", *row)
     return table
 
 

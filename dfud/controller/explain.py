@@ -18,6 +18,8 @@ NEVER_SEEN = "never-seen"
 SILENT = "silent"
 # Two polls may be lost before a device is silent.
 SILENT_POLLS = 3
+SLOT_UNKNOWN = (1 << 32) - 1
+DFU1 = "dfu/1"
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -56,7 +58,7 @@ def explain(
     verdict = decide(
         actual.app,
         actual.device,
-        _status(actual, deployment, now_s),
+        _status(actual, deployment, target, now_s),
         deployment,
         desired,
         target,
@@ -119,8 +121,12 @@ def _turn(desired: Desired, rollouts: list[Rollout]) -> list[str]:
     ]
 
 
-def _status(actual: Actual, deployment: Deployment | None, now_s: float) -> Status:
-    """Return the status that the device would send if nothing had changed since the last one."""
+def _status(actual: Actual, deployment: Deployment | None, target: Firmware | None, now_s: float) -> Status:
+    """Return the status that the device would send if nothing had changed since the last one.
+
+    Devices of other dialects do not say what fits them: they count as made for what they should run.
+    """
+    native = actual.dialect == DFU1
     progress = None
     if deployment is not None and deployment.state in (State.FETCHING, State.WRITTEN) and deployment.package:
         phase = Phase.WRITTEN if deployment.state is State.WRITTEN else Phase.FETCHING
@@ -131,10 +137,10 @@ def _status(actual: Actual, deployment: Deployment | None, now_s: float) -> Stat
     return Status(
         version=actual.version,
         digest=bytes.fromhex(actual.sha256),
-        hardware=actual.hardware,
+        hardware=actual.hardware if native or target is None else target.hardware,
         kinds=actual.kinds,
         payload=actual.payload_bytes,
-        capacity=actual.capacity_bytes,
+        capacity=actual.capacity_bytes if native else SLOT_UNKNOWN,
         trial=actual.trial,
         sequence=actual.sequence,
         attributes=actual.attributes,
@@ -156,7 +162,8 @@ def _sent(case: _Case) -> tuple[str, str]:
             f"Its update to {case.wanted} is decided, and its package is being made or waits for the device to ask.",
             "",
         )
-    share = f"{d.chunks_done} of {d.chunks_total} chunks" if d.chunks_total else "not begun"
+    unit = "bytes" if d.package == d.sha256[:32] else "chunks"  # to other dialects the image itself is sent
+    share = f"{d.chunks_done} of {d.chunks_total} {unit}" if d.chunks_total else "not begun"
     return f"It is being updated to {case.wanted}: {d.state}, {share}, last moved at {_time(d.updated_s)}.", ""
 
 

@@ -6,6 +6,7 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ from dfud.api import (
     Deployment,
     Desired,
     Device,
+    FirmwareChanged,
     Metadata,
     NotFoundError,
     PeerError,
@@ -38,8 +40,9 @@ from dfud.api import (
     note,
 )
 from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, waiting
+from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, scope_of, waiting
 from dfud.model.counts import WaveCounts, read_counts
+from dfud.model.desired import Held
 from dfud.model.names import check_name
 from dfud.model.policy import Policy, shares_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
@@ -74,11 +77,6 @@ class _Entry(msgspec.Struct):
         return self.rollout.metadata.uid
 
 
-def scope_of(uid: str) -> str:
-    """Return the name under which the store counts for a rollout."""
-    return f"rollout/{uid}"
-
-
 class Rollouts:
     """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
 
@@ -93,11 +91,18 @@ class Rollouts:
         self._pace = Pace()
         self._lock = trio.Lock()
         self._news = trio.Event()
+        self._orphans: list[_Entry] = []
         bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(FirmwareChanged, self._firmware_changed)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._policies.pop(event.app, None)
-        if event.deleted and self._entries.get(event.app):
+        if event.deleted and (left := self._entries.pop(event.app, None)):
+            self._orphans += left.values()
+            self._news.set()
+
+    def _firmware_changed(self, event: FirmwareChanged) -> None:
+        if event.deleted and self._entries.get(event.firmware.app):
             self._news.set()
 
     # Deciding
@@ -121,10 +126,18 @@ class Rollouts:
             return found
         return msgspec.structs.replace(found, held=self._pace.held(found.rollout, plan, now_s))
 
-    def told(self, deployment: Deployment, now_s: float) -> None:
-        """Note that a rollout's deployment begins: it counts against the rate."""
-        if (plan := self._plans.get(deployment.rollout)) is not None:
-            self._pace.spend(deployment.rollout, plan, now_s)
+    def take(self, uid: str, now_s: float) -> Held | None:
+        """Take a place in a rollout for a device that it is about to tell, or say why there is none now."""
+        plan = self._plans.get(uid)
+        return self._pace.take(uid, plan, now_s) if plan is not None else None
+
+    def give_back(self, uid: str) -> None:
+        """End what take() began: the device is counted by now, or was not told."""
+        self._pace.give_back(uid)
+
+    def leads(self, uid: str) -> bool:
+        """Say whether there is such a rollout: for one that is deleted nothing is counted any more."""
+        return uid in self._plans
 
     def counted(self, difference: dict[str, int]) -> None:
         """Note what was counted in a commit that is done: counter to what was added (dfud.model.counts)."""
@@ -202,6 +215,9 @@ class Rollouts:
         return entry
 
     async def _look(self) -> None:
+        with contained("rollouts.step"):
+            async with self._lock:
+                await self._forget_orphans()
         for entry in self._all():
             with contained("rollouts.step", rollout=entry.key):
                 if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
@@ -219,7 +235,7 @@ class Rollouts:
         now_s = self._now()
         if plan is None:
             await self._pause(entry, raw, "bad-spec", entry.problem)
-        elif await self._store.firmware(app.name, plan.version) is None:
+        elif status.state is not State.REVERTING and await self._store.firmware(app.name, plan.version) is None:
             await self._pause(entry, raw, "not-published", f"firmware {plan.version} is no longer published")
         elif status.state is State.SCHEDULED:
             if now_s >= plan.start_s:
@@ -232,7 +248,11 @@ class Rollouts:
                 return
             if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
                 assert self._promote is not None
-                await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
+                try:
+                    await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
+                except (PeerError, RefusedError) as error:
+                    await self._pause(entry, raw, "not-promoted", str(error))
+                    return
             if steps:
                 await self._led(entry, raw, after, steps)
 
@@ -338,9 +358,17 @@ class Rollouts:
         else:
             self._remember(entry.key, raw)
 
+    async def _forget_orphans(self) -> None:
+        """Forget the rollouts of apps that are deleted. Until then their names stay taken in the store."""
+        while self._orphans:
+            with contextlib.suppress(NotFoundError):
+                await self._forget(self._orphans[0], [])
+            self._orphans.pop(0)
+
     async def _forget(self, entry: _Entry, also: Sequence[Change]) -> None:
         await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
-        self._entries.get(entry.rollout.app, {}).pop(entry.rollout.name, None)
+        if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
+            del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
         self._pace.forget(entry.uid)
         self._say(entry.rollout, deleted=True)
@@ -389,6 +417,7 @@ class Rollouts:
             app = await self._store.app(app_name)
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
+            await self._forget_orphans()
             await judge(self._store, app, metadata.name, plan, self._others(app_name))
             now_s = self._now()
             made = new_metadata(metadata, app, now_s)

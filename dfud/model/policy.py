@@ -120,12 +120,28 @@ class Policy:
             found = self._of_rollout(self._active[number], facts, deployment, now_s)
             if found is not None:
                 return found
-        if facts.told and (ended := self._ended.get(facts.told)) is not None and _keeps(ended, facts, deployment):
-            return _desired(ended, deployment.wave if deployment is not None else 0)
+        if (kept := self._kept(facts, deployment)) is not None:
+            return kept
         for number in self._rule_index.candidates(facts.labels):
             if self._rules[number].selector.matches(facts.labels):
                 return self._rules[number].desired
         return desired_of(self._app_spec, {})
+
+    def _kept(self, facts: Facts, deployment: Deployment | None) -> Desired | None:
+        """Return what a rollout that has ended brought this device to, or is still bringing it to. The newest one counts."""
+        if deployment is not None and not deployment.final and not deployment.back:
+            if (ended := self._ended.get(deployment.rollout)) is not None:
+                return _desired(ended, deployment.wave)
+        if facts.actual is None:
+            return None
+        for ended in self._ended.values():
+            plan, status = ended.plan, ended.rollout.status
+            if plan.version != facts.actual.version or not is_member(plan, ended.uid, status.started_s, facts):
+                continue
+            wave = wave_of(plan, ended.uid, ended.shares, facts)
+            if wave is not None and wave <= status.wave:
+                return _desired(ended, wave)
+        return None
 
     def _numbers_of(self, facts: Facts) -> list[int]:
         """Return the running rollouts that may speak for a device, in their order; the one that told it whatever its labels are."""
@@ -193,15 +209,6 @@ def wave_of(plan: Plan, uid: str, shares: Sequence[int], facts: Facts) -> int | 
         elif number < len(shares) and where < shares[number]:
             return number
     return None
-
-
-def _keeps(running: Running, facts: Facts, deployment: Deployment | None) -> bool:
-    """Say whether a rollout that has ended brought this device to what it runs, or is still bringing it there."""
-    if deployment is None or deployment.rollout != running.uid or deployment.back or facts.actual is None:
-        return False
-    if not deployment.final:
-        return True
-    return facts.actual.sha256 == deployment.sha256 and facts.actual.version == running.plan.version
 
 
 def _back(running: Running, facts: Facts, deployment: Deployment | None) -> Desired | None:

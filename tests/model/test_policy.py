@@ -99,6 +99,13 @@ def test_who_took_it_goes_back_to_what_it_ran_and_nobody_else() -> None:
     assert wanted(at, facts())[0] == "app"
 
 
+def test_a_later_rollout_that_failed_takes_nobody_back_behind_an_earlier_one() -> None:
+    at = [rollout("spring", State.FINISHED, created="2026-01-01"), rollout("bad", State.ABORTED, created="2026-02-01")]
+    left = deployment("bad", Deployed.ROLLED_BACK)
+    assert wanted(at, facts(running="spring", told="bad"), d=left) == ("spring", "rollout spring")
+    assert wanted([at[0]], facts(running="spring"))[0] == "spring", "who runs it already needs no deployment"
+
+
 def test_a_device_that_its_version_made_another_stays_a_member() -> None:
     only = [rollout("r", devices={"running": ["old"]})]
     assert wanted(only, facts(running="old"))[0] == "r"
