@@ -47,12 +47,17 @@ class Boards(msgspec.Struct, frozen=True):
     "--transport", type=click.Choice(["http", "coap"]), default="http", show_default=True, help="What boards speak."
 )
 @click.option("--url", help="Where devices talk to dfud; default: http://127.0.0.1:8880, or coap://127.0.0.1:5683.")
-@click.option("--token", envvar="DFUCTL_TOKEN", required=True, help="Access token with the role manager for the app.")
+@click.option(
+    "--token", envvar="DFUCTL_TOKEN", show_envvar=True, required=True, help="Access token with the role manager for the app."
+)
 @click.option("--app", default="sim", show_default=True, help="App of the devices; it must exist.")
 @click.option("--prefix", default="sim-", show_default=True, help="Beginning of the devices' names.")
 @click.option("--firmware-version", default="1.0", show_default=True, help="What the boards run at first.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path), help="Where flash files are kept; a temporary place if not given."
+    "--directory",
+    type=click.Path(path_type=Path),
+    help="Where flash files are kept. If not given, boards forget theirs at the end and begin anew with --firmware-version, "
+    "which dfud takes for a way back from what they ran.",
 )
 @click.option(
     "--bootloader",
@@ -156,6 +161,8 @@ async def _settings(client: httpx.AsyncClient, boards: Boards, name: str, direct
     app = boards.app
     body = {"metadata": {"name": name, "application": app, "labels": {"simulated": "yes"}}}
     answer = await client.post(path_of("/api/registry/v1alpha1/apps", app, "devices"), json=body)
+    if answer.status_code == 404:
+        raise DfudError(f"there is no app {app}, or the token may not see it: see `dfuctl app create` and --app")
     if answer.status_code not in (201, 409):
         raise DfudError(f"device {name} of app {app} cannot be created: {_message(answer)}")
     kind = CREDENTIALS[boards.transport]

@@ -55,7 +55,7 @@ class _Dfuctl:
 
 
 async def _demo(directory: Path, transport: str) -> None:
-    say("Firmware: three images for an ESP32-C3, with 1.3 MB of real rv32 code each")
+    say("Firmware: three images for an ESP32-C3, with 1.3 MB of real rv32 code each; compiled now, which takes a minute or more")
     try:
         code = await trio.to_thread.run_sync(machine_code, CODE_BYTES)
     except Missing as error:

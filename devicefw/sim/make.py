@@ -20,7 +20,12 @@ KINDS = sorted(p.stem for p in PROGRAMS.glob("*.py"))
     "--code", default=0, help="Bytes of real rv32 code to pad it with, as a real application has (1 to 1.6 million)."
 )
 def main(kind: str, version: str, file: Path, code: int) -> None:
-    """Write a valid ESP32-C3 image that behaves as KIND says."""
+    """Write a valid ESP32-C3 image that behaves as KIND says.
+
+    good confirms itself; crash divides by zero before it does; noimport lacks a module; hang never lets go; memory keeps
+    everything; nostart waits before it starts anything; selftest finds a fault; unconfirmed never confirms; busy puts
+    updates off.
+    """
     try:
         padding = machine_code(code) if code else b""
     except Missing as error:

@@ -176,6 +176,8 @@ def checked(answer: httpx.Response) -> Any:
         message = str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):
         message = f"HTTP {answer.status_code}"
+    if answer.status_code == 404 and message == "Referenced a non-existing entity":
+        message = "no such app, or one that this token may not see; `dfuctl app list` shows what it sees"
     if answer.status_code == 403 and message == "Authentication failed":
         message = "the token is not accepted; run `dfuctl login URL`"
     raise CliError(message, status=answer.status_code, transient=answer.status_code in TRANSIENT)

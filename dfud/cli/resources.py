@@ -59,8 +59,10 @@ def delete_resource(session: Session, path: str, name: str) -> None:
 @pass_session
 def login(session: Session, url: str, given: str | None, name: str, ca: Path | None) -> None:
     """Remember the registry at URL and a token for it, once they are found to work."""
-    if given == "-":
+    if given == "-" or (not given and not sys.stdin.isatty()):
         given = sys.stdin.readline().strip()
+        if not given:
+            raise CliError("no token on standard input; give --token, or log in at a terminal to be asked")
     text = str(given or click.prompt("Token", hide_input=True, err=True)).strip()
     if not text.isascii() or not text.isprintable():
         raise CliError("the token holds characters that no token has; copy it again")
@@ -71,6 +73,10 @@ def login(session: Session, url: str, given: str | None, name: str, ca: Path | N
         )
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise CliError(f"{url} cannot be reached: {error}") from None
+    if answer.status_code == 404:
+        raise CliError(
+            f"{url} is no registry of dfud. Is it where devices talk to it? Users do at [registry] port, 8881"
+        )
     who = checked(answer)
     data = session.contexts.read()
     entry: dict[str, Any] = {"url": url, "token": text} | ({"ca": str(ca.absolute())} if ca else {})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from rich.text import Text
 
 from dfud.cli.client import CliError, Session
 from dfud.cli.resources import pass_session
-from dfud.cli.show import Table, confirm, print_table, yes_option
+from dfud.cli.show import Table, confirm, print_table, say, show_json, yes_option
 from dfud.model.names import check_name
 from dfud.model.selectors import parse_selector_untrusted
 from dfud.model.text import visible
 
 ENDED = frozenset({"finished", "aborted"})
+COUNTED = {"told": "told", "underWay": "under way", "done": "done", "failed": "failed", "left": "went back"}
 EXIT_STOPPED = 3  # as `dfuctl update --watch`: it ended otherwise than was wanted
 WATCH_S = 1.0
 
@@ -51,7 +54,7 @@ def _percents(text: str) -> list[dict[str, Any]]:
 @rollout.command("create")
 @click.argument("name")
 @click.argument("version", required=False)
-@click.option("-l", "--selector", default="", help="Which devices, by their labels; all, without it.")
+@click.option("-l", "--selector", help="Which devices, by their labels; all, without it.")
 @click.option("--waves", help="Percent of all in each wave, such as 1,10,100 (which is the default).")
 @click.option("--running", multiple=True, help="Only devices that run this version; may be repeated.")
 @click.option("--per-minute", type=click.IntRange(1), help="Devices told in a minute.")
@@ -60,6 +63,7 @@ def _percents(text: str) -> list[dict[str, Any]]:
     "--revert", is_flag=True, help="At too many errors take it back from those who took it, instead of pausing."
 )
 @click.option("--promote", is_flag=True, help="At its end, make the version the app's default.")
+@click.option("--priority", type=int, help="Of two rollouts over one device the higher one counts; 0 without it.")
 @click.option(
     "--spec", "spec_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The whole spec, as JSON."
 )
@@ -69,13 +73,14 @@ def rollout_create(
     session: Session,
     name: str,
     version: str | None,
-    selector: str,
+    selector: str | None,
     waves: str | None,
     running: tuple[str, ...],
     per_minute: int | None,
     transfers: int | None,
     revert: bool,
     promote: bool,
+    priority: int | None,
     spec_path: Path | None,
     draft: bool,
 ) -> None:
@@ -90,7 +95,11 @@ def rollout_create(
         if not isinstance(spec, dict):
             raise CliError(f"{spec_path}: expected an object, the rollout's spec")
     devices = dict(spec.get("devices", {})) if isinstance(spec.get("devices", {}), dict) else spec["devices"]
-    if selector:
+    if version is None and "firmware" not in spec:
+        raise CliError("which firmware? give its VERSION behind the name, or `firmware` in --spec")
+    if selector is not None:
+        if not selector.strip():
+            raise CliError("-l: expected labels such as site=attic; leave it out to mean all devices")
         parse_selector_untrusted(selector)
         devices["selector"] = selector
     if running:
@@ -103,6 +112,7 @@ def rollout_create(
         "transfers": transfers,
         "onError": "revert" if revert else None,
         "promote": promote or None,
+        "priority": priority,
     }
     spec |= {key: value for key, value in given.items() if value is not None}
     body = {"metadata": {"name": name}, "spec": spec, "draft": draft}
@@ -154,20 +164,57 @@ def rollout_show(session: Session, name: str, watch: bool) -> None:
         console.print(_picture(found))
         _say_history(session, found)
         return
-    with Live(_picture(found), console=console, refresh_per_second=4, transient=False) as live:
-        while found["status"]["state"] not in {*ENDED, "paused"}:
-            time.sleep(WATCH_S)
-            found = session.request("GET", _of(session, name))
-            live.update(_picture(found))
-    _say_history(session, found)
+    first = found
+    if sys.stdout.isatty() and not session.json:
+        with Live(_picture(first), console=console, refresh_per_second=4, transient=False) as live:
+            for found in _changes(session, name, first):
+                live.update(_picture(found))
+    else:
+        for found in _changes(session, name, first):
+            if session.json:
+                show_json(found, indent=None)
+            else:
+                session.say(_line(found))
+    if not session.json:
+        _say_history(session, found)
     if found["status"]["state"] != "finished":
         raise click.exceptions.Exit(EXIT_STOPPED)
+
+
+def _changes(session: Session, name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a rollout as it is and each time that it has changed, until it has ended or stopped; also over restarts of dfud."""
+    yield found
+    away = False
+    while found["status"]["state"] not in {*ENDED, "paused"}:
+        time.sleep(WATCH_S)
+        try:
+            now = session.request("GET", _of(session, name))
+        except CliError as error:
+            if not error.transient:
+                raise
+            if not away:
+                say(f"{error}; trying again", err=True)
+            away = True
+            continue
+        away = False
+        if now != found:
+            found = now
+            yield found
+
+
+def _line(found: dict[str, Any]) -> str:
+    """Return where a rollout is, for where nothing can be drawn."""
+    status = found["status"]
+    sums = [(text, sum(w[key] for w in status["waves"])) for key, text in COUNTED.items()]
+    counts = ", ".join(f"{number} {text}" for text, number in sums)
+    return f"{found['metadata']['name']}: {status['state']}, wave {status['wave']}: {counts}"
 
 
 def _say_history(session: Session, found: dict[str, Any]) -> None:
     for one in found["status"]["history"]:
         who = f" by {one['by']}" if one.get("by") else ""
-        why = f": {one['reason']}" if one.get("reason") else ""
+        reason = one.get("reason", "").removeprefix(f"wave {one['wave']}: ")
+        why = f": {reason}" if reason else ""
         session.say(f"{one['at']}  {one['event']}{who} -> {one['state']}, wave {one['wave']}{why}")
 
 
@@ -186,6 +233,9 @@ def _picture(found: dict[str, Any]) -> RichTable:
         numbers = (str(wave[key]) for key in ("underWay", "failed", "left"))
         bar = ProgressBar(total=max(1, whole), completed=wave["done"], width=30)
         table.add_row(f"{mark}{number}", bar, str(wave["done"]), str(whole), *numbers)
+    if back := status.get("goingBack"):
+        row = (str(back["done"]), str(back["told"]), str(back["underWay"]), str(back["failed"]), str(back["left"]))
+        table.add_row("back", "", *row)
     return table
 
 
@@ -249,6 +299,9 @@ def channel_set(session: Session, name: str, version: str) -> None:
 @pass_session
 def channel_remove(session: Session, name: str) -> None:
     """End channel NAME: its devices run what other rules or the app say."""
+    app = session.request("GET", session.registry())
+    if not any(rule.get("selector") == f"channel={name}" for rule in app["spec"].get("rules", [])):
+        raise CliError(f"no channel {name} in app {session.app}")
     rules = _rules(session, lambda others: others, name)
     session.done(f"Channel {name} removed.", rules=rules)
 

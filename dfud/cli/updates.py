@@ -102,6 +102,24 @@ def update(
     ctx.exit(EXIT_OTHERWISE if refused else 0)
 
 
+@click.command()
+@click.argument("device_name", metavar="[DEVICE]", required=False)
+@click.option("-l", "--selector", help="All devices with these labels, such as site=attic.")
+@pass_session
+def follow(session: Session, device_name: str | None, selector: str | None) -> None:
+    """Take the version of its own away from DEVICE that `update` gave it.
+
+    Then it runs what the app's rollouts, rules and default say; as long as it has one of its own, they pass it by.
+    """
+    if bool(device_name) == bool(selector):
+        raise CliError("name a device, or give -l SELECTOR")
+    body = {"firmware": None} | ({"device": device_name} if device_name else {"selector": selector})
+    found = session.request("POST", session.api("update"), json=body)
+    number = len(found["changed"])
+    who = device_name or f"{number} {'device' if number == 1 else 'devices'}"
+    session.done(f"{who}: what rollouts, rules and the app say counts.", **found)
+
+
 def _update_group(session: Session, selector: str, body: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Update a group and say what changed; return (devices that should run it now, those that were refused and why)."""
     version = body["firmware"]["version"]

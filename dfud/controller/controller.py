@@ -6,7 +6,9 @@ remembered of a device is a cache of the store plus the progress within one tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import msgspec
 import trio
@@ -32,6 +34,7 @@ from dfud.api import (
     State,
     Store,
     StoreError,
+    UnreadableError,
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
@@ -47,11 +50,13 @@ from dfud.controller.packages import Busy, Packages
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
+from dfud.model.counts import departed
 from dfud.model.deployment import Event
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status, Type
 
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
+DEPLOYMENTS_MAX = 100  # of a device, among which its rollouts are looked for when it is deleted
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
 
 
@@ -121,18 +126,8 @@ class Controller:
                 actual = hold.known.actual if look and hold.known.actual is not None else said
                 if not look:
                     actual = self._observed(hold, said, status, now_s)
-                verdict = decide(
-                    app,
-                    device,
-                    status,
-                    hold.known.deployment,
-                    desired,
-                    target,
-                    self._config,
-                    now_s,
-                    heard=look > 0,
-                    twins=are_twins(actual.twins, now_s),
-                )
+                twins = are_twins(actual.twins, now_s)
+                verdict, desired = self._decided(hold, status, desired, target, now_s, heard=look > 0, twins=twins)
                 package, order = None, None
                 if verdict.action is Action.SEND:
                     assert verdict.deployment is not None and target is not None
@@ -151,6 +146,41 @@ class Controller:
             if not changed:
                 return command
         return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
+
+    def _decided(
+        self,
+        hold: Hold,
+        status: Status,
+        desired: Desired,
+        target: Firmware | None,
+        now_s: float,
+        *,
+        heard: bool = False,
+        twins: bool = False,
+    ) -> tuple[Verdict, Desired]:
+        """Decide; a rollout's deployment begins only with a place in it, which is kept until the hold ends."""
+        device, known = hold.known.device, hold.known.deployment
+        while True:
+            verdict = decide(
+                device.app,
+                device.name,
+                status,
+                known,
+                desired,
+                target,
+                self._config,
+                now_s,
+                heard=heard,
+                twins=twins,
+            )
+            began = verdict.deployment
+            if began is None or began.back or began.rollout in ("", known.rollout if known is not None else ""):
+                return verdict, desired
+            held = self.rollouts.take(began.rollout, now_s)
+            if held is None:
+                hold.at_end.append(partial(self.rollouts.give_back, began.rollout))
+                return verdict, desired
+            desired = msgspec.structs.replace(desired, held=held)
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())
@@ -225,7 +255,7 @@ class Controller:
             if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
-        counted = await counted_of(self._store, known.deployment, [d for d, _ in verdict.steps])
+        counted = await self._counted(known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             changes.append(PutActual(actual))
@@ -233,12 +263,6 @@ class Controller:
             await self._store.commit(changes)
             known.seen_at = now
         self.rollouts.counted(counted)
-        if (
-            verdict.deployment is not None
-            and verdict.deployment.rollout
-            and (known.deployment is None or known.deployment.id != verdict.deployment.id)
-        ):
-            self.rollouts.told(verdict.deployment, now_s)
         known.actual = actual
         known.deployment = verdict.deployment
         for deployment, entry in steps:
@@ -270,17 +294,7 @@ class Controller:
             status = translate(hold.known.deployment, target)
             said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
             said = self._observed(hold, said, status, now_s)
-            verdict = decide(
-                actual.app,
-                actual.device,
-                status,
-                hold.known.deployment,
-                desired,
-                target,
-                self._config,
-                now_s,
-                twins=are_twins(said.twins, now_s),
-            )
+            verdict, _ = self._decided(hold, status, desired, target, now_s, twins=are_twins(said.twins, now_s))
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
             if send and target is not None and verdict.deployment is not None:
                 problem = await self._images.problem(target)
@@ -404,9 +418,22 @@ class Controller:
             await self._change(hold, after, Event.CANCEL, also)
         self._bus.publish(DeviceChanged(app, device))
 
+    @asynccontextmanager
+    async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
+        """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
+        async with self._memory.hold(app, device, self._now()):
+            counted: dict[str, int] = {}
+            with suppress(UnreadableError):
+                counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))
+            yield counting(counted)
+        self.rollouts.counted(counted)
+
+    async def _counted(self, before: Deployment | None, steps: Sequence[Deployment]) -> dict[str, int]:
+        return await counted_of(self._store, self.rollouts.leads, before, steps)
+
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
-        counted = await counted_of(self._store, hold.known.deployment, [deployment])
+        counted = await self._counted(hold.known.deployment, [deployment])
         await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)

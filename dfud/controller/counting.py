@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dfud.api import AddCounts, Change, Deployment, Store
-from dfud.controller.rollouts import scope_of
+from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import difference
 
 
-async def counted_of(store: Store, before: Deployment | None, steps: Sequence[Deployment]) -> dict[str, int]:
-    """Return what is added, by counter, when a device's newest deployment `before` is followed by `steps`, one behind the other."""
+async def counted_of(
+    store: Store, leads: Callable[[str], bool], before: Deployment | None, steps: Sequence[Deployment]
+) -> dict[str, int]:
+    """Return what is added, by counter, when a device's newest deployment `before` is followed by `steps`, one behind the other.
+
+    leads: whether there is a rollout of this uid; what is deleted is no longer counted.
+    """
     found: dict[str, int] = {}
     for after in steps:
-        if after.rollout:
+        if after.rollout and leads(after.rollout):
             if before is not None and before.rollout != after.rollout:
                 # Perhaps it was in this rollout before; then it is counted there already.
                 earlier = await store.deployments(after.app, after.device)

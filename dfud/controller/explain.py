@@ -12,12 +12,14 @@ from dfud.api import Actual, Deployment, Desired, DeviceView, Firmware, Rollout,
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Why, decide
 from dfud.controller.observe import are_twins
-from dfud.wire.messages import Defer, Phase, Progress, Status
+from dfud.wire.messages import Code, Defer, Phase, Progress, Status
 
 NEVER_SEEN = "never-seen"
 SILENT = "silent"
 # Two polls may be lost before a device is silent.
 SILENT_POLLS = 3
+SLOT_UNKNOWN = (1 << 32) - 1
+DFU1 = "dfu/1"
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -56,7 +58,7 @@ def explain(
     verdict = decide(
         actual.app,
         actual.device,
-        _status(actual, deployment, now_s),
+        _status(actual, deployment, target, now_s),
         deployment,
         desired,
         target,
@@ -119,8 +121,12 @@ def _turn(desired: Desired, rollouts: list[Rollout]) -> list[str]:
     ]
 
 
-def _status(actual: Actual, deployment: Deployment | None, now_s: float) -> Status:
-    """Return the status that the device would send if nothing had changed since the last one."""
+def _status(actual: Actual, deployment: Deployment | None, target: Firmware | None, now_s: float) -> Status:
+    """Return the status that the device would send if nothing had changed since the last one.
+
+    Devices of other dialects do not say what fits them: they count as made for what they should run.
+    """
+    native = actual.dialect == DFU1
     progress = None
     if deployment is not None and deployment.state in (State.FETCHING, State.WRITTEN) and deployment.package:
         phase = Phase.WRITTEN if deployment.state is State.WRITTEN else Phase.FETCHING
@@ -131,10 +137,10 @@ def _status(actual: Actual, deployment: Deployment | None, now_s: float) -> Stat
     return Status(
         version=actual.version,
         digest=bytes.fromhex(actual.sha256),
-        hardware=actual.hardware,
+        hardware=actual.hardware if native or target is None else target.hardware,
         kinds=actual.kinds,
         payload=actual.payload_bytes,
-        capacity=actual.capacity_bytes,
+        capacity=actual.capacity_bytes if native else SLOT_UNKNOWN,
         trial=actual.trial,
         sequence=actual.sequence,
         attributes=actual.attributes,
@@ -156,21 +162,30 @@ def _sent(case: _Case) -> tuple[str, str]:
             f"Its update to {case.wanted} is decided, and its package is being made or waits for the device to ask.",
             "",
         )
-    share = f"{d.chunks_done} of {d.chunks_total} chunks" if d.chunks_total else "not begun"
+    unit = "bytes" if d.package == d.sha256[:32] else "chunks"  # to other dialects the image itself is sent
+    share = f"{d.chunks_done} of {d.chunks_total} {unit}" if d.chunks_total else "not begun"
     return f"It is being updated to {case.wanted}: {d.state}, {share}, last moved at {_time(d.updated_s)}.", ""
+
+
+def _last_line(text: str) -> str:
+    """Return what a device said in one line: of a traceback the exception. Its status has all of it."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip().rstrip(".") if lines else ""
 
 
 def _left(case: _Case) -> tuple[str, str]:
     d = case.deployment
     assert d is not None
     case.values |= {"state": str(d.state), "code": d.code, "at": _time(d.updated_s), "crashes": d.crashes}
-    why = f" and said: {d.text}" if d.text else ""
+    why = f" and said: {_last_line(d.text)}" if d.text else ""
     how = {
         State.ROLLED_BACK: "ran it and went back",
         State.FAILED: "could not be brought to it",
         State.CANCELLED: "had it cancelled",
     }.get(d.state, "left it")
     todo = f"Publish a mended version, or let it try again: dfuctl retry {d.device}."
+    if d.code == Code.DOWNGRADE:
+        todo = "Publish it again with a higher sequence (--sequence), or signed with --allow-downgrade."
     return f"{d.version} is not sent again: at {_time(d.updated_s)} the device {how}{why}.", todo
 
 
@@ -190,7 +205,7 @@ def _back_off(case: _Case) -> tuple[str, str]:
     d = case.deployment
     assert d is not None
     case.values |= {"until": _time(d.not_before_s), "attempts": d.attempts, "code": d.code}
-    why = f" ({d.text})" if d.text else ""
+    why = f" ({_last_line(d.text)})" if d.text else ""
     sentence = f"Attempt {d.attempts} came to nothing{why}; the next one is at {_time(d.not_before_s)}."
     return sentence, f"To try at once: dfuctl retry {d.device}."
 
@@ -210,7 +225,10 @@ def _fixed(text: str, todo: str = "") -> Callable[[_Case], tuple[str, str]]:
 SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
     Why.IN_SYNC: _fixed("It runs what it should, {wanted}."),
     Why.TRIAL: _fixed("It runs its image on trial and has not confirmed it yet.", "Its application calls confirm()."),
-    Why.NOTHING_WANTED: _fixed("Nothing is wanted of it.", "dfuctl update DEVICE VERSION."),
+    Why.NOTHING_WANTED: lambda case: (
+        "Nothing is wanted of it.",
+        f"Say what it should run: dfuctl update {case.view.device.name} VERSION.",
+    ),
     Why.BAD_SPEC: _fixed("{reason}.", "Correct the spec, or publish that version."),
     Why.BARRED: _fixed("{reason}."),
     Why.LEFT: _left,

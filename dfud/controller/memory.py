@@ -57,11 +57,12 @@ class Known(msgspec.Struct):
 
 
 class Hold:
-    """One device, held by one task. Set fields of `known` only after they are stored."""
+    """One device, held by one task. Set fields of `known` only after they are stored. at_end: called when it is let go."""
 
     def __init__(self, known: Known, reading: Reading) -> None:
         self.known = known
         self.readings = [reading]
+        self.at_end: list[Callable[[], None]] = []
 
     @property
     def changed(self) -> bool:
@@ -152,6 +153,8 @@ class Memory:
                     self._devices.forget(key)
                     raise
                 finally:
+                    for call in hold.at_end if hold is not None else ():
+                        call()
                     self._devices.give_up(reading)
                     for other in hold.readings[1:] if hold is not None else ():
                         self._apps.give_up(other)

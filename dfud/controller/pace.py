@@ -21,6 +21,7 @@ class Pace:
     def __init__(self) -> None:
         self._buckets: dict[str, _Bucket] = {}
         self._under_way: dict[str, int] = {}
+        self._taken: dict[str, int] = {}
 
     def under_way(self, uid: str, number: int) -> None:
         """Take what was counted: how many devices of the rollout are being updated."""
@@ -31,20 +32,32 @@ class Pace:
 
     def held(self, uid: str, plan: Plan, now_s: float) -> Held | None:
         """Say why one more device is not told now, or None."""
-        if plan.transfers and self._under_way.get(uid, 0) >= plan.transfers:
+        if plan.transfers and self._under_way.get(uid, 0) + self._taken.get(uid, 0) >= plan.transfers:
             return Held("ceiling")
         if plan.rate and (bucket := self._filled(uid, plan, now_s)).tokens < 1.0:
             return Held("rate", now_s + (1.0 - bucket.tokens) * 60.0 / plan.rate)
         return None
 
-    def spend(self, uid: str, plan: Plan, now_s: float) -> None:
-        """Note that one more device is told."""
+    def take(self, uid: str, plan: Plan, now_s: float) -> Held | None:
+        """Take a place for one more device, which counts at once and not only when it is stored; or say why there is none.
+
+        give_back() has to follow when it is counted, or was not stored. What that spent of the rate is not given back.
+        """
+        if (held := self.held(uid, plan, now_s)) is not None:
+            return held
+        self._taken[uid] = self._taken.get(uid, 0) + 1
         if plan.rate:
             self._filled(uid, plan, now_s).tokens -= 1.0
+        return None
+
+    def give_back(self, uid: str) -> None:
+        if uid in self._taken:
+            self._taken[uid] -= 1
 
     def forget(self, uid: str) -> None:
         self._buckets.pop(uid, None)
         self._under_way.pop(uid, None)
+        self._taken.pop(uid, None)
 
     def _filled(self, uid: str, plan: Plan, now_s: float) -> _Bucket:
         bucket = self._buckets.get(uid)

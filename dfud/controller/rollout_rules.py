@@ -69,3 +69,8 @@ def waiting(plan: Plan, uid: str, status: RolloutStatus, members: Sequence[Facts
         for facts in members
         if facts.actual is None or facts.actual.version != plan.version
     )
+
+
+def scope_of(uid: str) -> str:
+    """Return the name under which the store counts for a rollout."""
+    return f"rollout/{uid}"

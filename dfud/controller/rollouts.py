@@ -6,6 +6,7 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ from dfud.api import (
     Deployment,
     Desired,
     Device,
+    FirmwareChanged,
     Metadata,
     NotFoundError,
     PeerError,
@@ -38,8 +40,9 @@ from dfud.api import (
     read_record,
 )
 from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, waiting
+from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, scope_of, waiting
 from dfud.model.counts import WaveCounts, read_counts
+from dfud.model.desired import Held
 from dfud.model.names import check_name
 from dfud.model.policy import Policy, shares_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
@@ -74,11 +77,6 @@ class _Entry(msgspec.Struct):
         return self.rollout.metadata.uid
 
 
-def scope_of(uid: str) -> str:
-    """Return the name under which the store counts for a rollout."""
-    return f"rollout/{uid}"
-
-
 class Rollouts:
     """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
 
@@ -93,11 +91,18 @@ class Rollouts:
         self._pace = Pace()
         self._lock = trio.Lock()
         self._news = trio.Event()
+        self._orphans: list[_Entry] = []
         bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(FirmwareChanged, self._firmware_changed)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._policies.pop(event.app, None)
-        if event.deleted and self._entries.get(event.app):
+        if event.deleted and (left := self._entries.pop(event.app, None)):
+            self._orphans += left.values()
+            self._news.set()
+
+    def _firmware_changed(self, event: FirmwareChanged) -> None:
+        if event.deleted and self._entries.get(event.firmware.app):
             self._news.set()
 
     # Deciding
@@ -121,10 +126,18 @@ class Rollouts:
             return found
         return msgspec.structs.replace(found, held=self._pace.held(found.rollout, plan, now_s))
 
-    def told(self, deployment: Deployment, now_s: float) -> None:
-        """Note that a rollout's deployment begins: it counts against the rate."""
-        if (plan := self._plans.get(deployment.rollout)) is not None:
-            self._pace.spend(deployment.rollout, plan, now_s)
+    def take(self, uid: str, now_s: float) -> Held | None:
+        """Take a place in a rollout for a device that it is about to tell, or say why there is none now."""
+        plan = self._plans.get(uid)
+        return self._pace.take(uid, plan, now_s) if plan is not None else None
+
+    def give_back(self, uid: str) -> None:
+        """End what take() began: the device is counted by now, or was not told."""
+        self._pace.give_back(uid)
+
+    def leads(self, uid: str) -> bool:
+        """Say whether there is such a rollout: for one that is deleted nothing is counted any more."""
+        return uid in self._plans
 
     def counted(self, difference: dict[str, int]) -> None:
         """Note what was counted in a commit that is done: counter to what was added (dfud.model.counts)."""
@@ -200,52 +213,60 @@ class Rollouts:
         return entry
 
     async def _look(self) -> None:
+        with contained("rollouts.step"):
+            async with self._lock:
+                await self._forget_orphans()
         for entry in self._all():
             with contained("rollouts.step", rollout=entry.key):
-                async with self._lock:
-                    current = self._entries.get(entry.rollout.app, {}).get(entry.rollout.name)
-                    if current is not None:
-                        await self._advance(current)
+                if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
+                    await self._advance(entry)
 
     async def _advance(self, entry: _Entry) -> None:
-        status, plan = entry.rollout.status, entry.plan
+        status, plan, raw = entry.rollout.status, entry.plan, entry.raw
         app = await self._store.app(entry.rollout.app)
         if app is None or app.metadata.uid != entry.rollout.metadata.annotations.get("app"):
-            await self._forget(entry, [])
+            async with self._lock:
+                await self._forget(entry, [])
             return
         if status.state in FINAL or status.state in (State.DRAFT, State.APPROVAL, State.PAUSED):
             return
         now_s = self._now()
         if plan is None:
-            await self._pause(entry, "bad-spec", entry.problem)
-        elif await self._store.firmware(app.name, plan.version) is None:
-            await self._pause(entry, "not-published", f"firmware {plan.version} is no longer published")
+            await self._pause(entry, raw, "bad-spec", entry.problem)
+        elif status.state is not State.REVERTING and await self._store.firmware(app.name, plan.version) is None:
+            await self._pause(entry, raw, "not-published", f"firmware {plan.version} is no longer published")
         elif status.state is State.SCHEDULED:
             if now_s >= plan.start_s:
-                await self._start(entry, plan, now_s)
+                await self._start(entry, raw, plan, now_s)
         else:
             after, steps = step(plan, of_now(status, now_s), await self.counts(entry.uid), now_s)
             if any(s.event is Event.NEXT for s in steps):
                 after = await self._opened(entry, plan, after)
+            if entry.raw is not raw:
+                return
             if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
                 assert self._promote is not None
-                await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
+                try:
+                    await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
+                except (PeerError, RefusedError) as error:
+                    await self._pause(entry, raw, "not-promoted", str(error))
+                    return
             if steps or after is not status:
-                await self._save(entry, after, steps)
+                await self._led(entry, raw, after, steps)
 
-    async def _pause(self, entry: _Entry, code: str, reason: str) -> None:
+    async def _pause(self, entry: _Entry, raw: bytes, code: str, reason: str) -> None:
         before = entry.rollout.status
         if before.state is State.REVERTING:
             return
         after = apply(before, Event.PAUSE, self._now(), code=code, reason=reason)
-        await self._save(entry, after, [Step(Event.PAUSE, before.state, after.state, code, reason)])
+        await self._led(entry, raw, after, [Step(Event.PAUSE, before.state, after.state, code, reason)])
 
-    async def _start(self, entry: _Entry, plan: Plan, now_s: float) -> None:
+    async def _start(self, entry: _Entry, raw: bytes, plan: Plan, now_s: float) -> None:
         """Fix who is in which wave, and open the first."""
         before = entry.rollout.status
         members = await self._members(entry, plan, now_s)
         if not members:
-            await self._pause(entry, "nobody", "no device matches it now")
+            await self._pause(entry, raw, "nobody", "no device matches it now")
             return
         status = msgspec.structs.replace(
             apply(before, Event.START, now_s),
@@ -255,7 +276,13 @@ class Rollouts:
             shares=tuple(str(s) for s in shares_of(plan, entry.uid, [f.device for f in members])),
         )
         status = msgspec.structs.replace(status, expected=(waiting(plan, entry.uid, status, members, 0),))
-        await self._save(entry, status, [Step(Event.START, before.state, status.state)])
+        await self._led(entry, raw, status, [Step(Event.START, before.state, status.state)])
+
+    async def _led(self, entry: _Entry, raw: bytes, status: RolloutStatus, steps: Sequence[Step]) -> None:
+        """Store what the engine has decided about the rollout as it was at `raw`, unless a user was faster."""
+        async with self._lock:
+            if entry.raw is raw:
+                await self._save(entry, status, steps)
 
     async def _opened(self, entry: _Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:
         """Count the devices of the wave that opens."""
@@ -329,9 +356,17 @@ class Rollouts:
         else:
             self._remember(entry.key, raw)
 
+    async def _forget_orphans(self) -> None:
+        """Forget the rollouts of apps that are deleted. Until then their names stay taken in the store."""
+        while self._orphans:
+            with contextlib.suppress(NotFoundError):
+                await self._forget(self._orphans[0], [])
+            self._orphans.pop(0)
+
     async def _forget(self, entry: _Entry, also: Sequence[Change]) -> None:
         await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
-        self._entries.get(entry.rollout.app, {}).pop(entry.rollout.name, None)
+        if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
+            del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
         self._pace.forget(entry.uid)
         self._say(entry.rollout, deleted=True)
@@ -380,6 +415,7 @@ class Rollouts:
             app = await self._store.app(app_name)
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
+            await self._forget_orphans()
             await judge(self._store, app, metadata.name, plan, self._others(app_name))
             now_s = self._now()
             made = new_metadata(metadata, app, now_s)

@@ -130,8 +130,8 @@ class Service:
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
         limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
-        wants = controller.rollouts.desired
-        self._registry = Registry(self._store, self._bus, key, time.time, limits, wants)
+        wants, leaving = controller.rollouts.desired, controller.leaving
+        self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,

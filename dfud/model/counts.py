@@ -1,12 +1,13 @@
 """How many devices of each wave of a rollout were told, and what became of them: kept exact by the difference of each step. Pure.
 
 A counter is named `<rollout uid>/<wave>/<field>`. A device counts where its last deployment of that rollout stands, so counters
-are equal to a recount over those, whatever the order in which devices answered.
+are equal to a recount over those, whatever the order in which devices answered. One that is deleted stays where it failed, and
+counts as cancelled elsewhere: nobody waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -57,6 +58,19 @@ def difference(before: Deployment | None, after: Deployment) -> dict[str, int]:
     if old == new:
         return {}
     return {name: n for name, n in ((old, -1), (new, 1)) if name}
+
+
+def departed(deployments: Iterable[Deployment]) -> dict[str, int]:
+    """Return what changes when a device with these deployments, newest first, is deleted: counter to what is added."""
+    found: dict[str, int] = {}
+    seen = {""}
+    for deployment in deployments:
+        if deployment.rollout not in seen:
+            seen.add(deployment.rollout)
+            owner, _, field = counter_of(deployment).rpartition("/")
+            if field in ("under_way", "done"):
+                found |= {f"{owner}/{field}": -1, f"{owner}/cancelled": 1}
+    return found
 
 
 def read_counts(counters: Mapping[str, int], uid: str) -> dict[int, WaveCounts]:

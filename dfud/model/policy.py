@@ -16,6 +16,7 @@ import msgspec
 from dfud.errors import PeerError
 from dfud.model.deployment import Deployment
 from dfud.model.desired import Desired, Held, desired_of
+from dfud.model.label_index import LabelIndex
 from dfud.model.membership import place, share, share_of_count
 from dfud.model.rollout import Facts, Plan, Rollout, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
@@ -24,6 +25,7 @@ from dfud.model.schedule import is_open, next_opening, read_zone_untrusted
 from dfud.model.selectors import Selector, parse_selector_untrusted
 
 RULES_MAX = 200
+ZONES_MAX = 10_000
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -67,6 +69,15 @@ def read_rules_untrusted(value: object) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def rules_for(app_spec: Mapping[str, Any], version: str) -> list[str]:
+    """Return the names of the app's rules that ask for a version; of rules that cannot be read, none."""
+    try:
+        rules = read_rules_untrusted(app_spec.get("rules"))
+    except PeerError:
+        return []
+    return [f"{rule.desired.origin} of the app" for rule in rules if rule.desired.version == version]
+
+
 class Policy:
     """What an app's spec and its rollouts say, read once for all its devices."""
 
@@ -78,7 +89,8 @@ class Policy:
         except PeerError:
             self._rules = ()
         self._active: list[Running] = []
-        self._ended: list[Running] = []
+        self._ended: dict[str, Running] = {}
+        self._closed: dict[tuple[str, str | None], tuple[float, float]] = {}
         newest = sorted(rollouts, key=lambda r: (r.metadata.creation_timestamp, r.metadata.uid), reverse=True)
         for rollout in newest:
             state = rollout.status.state
@@ -92,8 +104,11 @@ class Policy:
             if state not in FINAL:
                 self._active.append(running)
             elif not (state is State.FINISHED and plan.promote):
-                self._ended.append(running)
+                self._ended[running.uid] = running
         self._active.sort(key=lambda r: -r.plan.priority)
+        self._rule_index = LabelIndex([rule.selector for rule in self._rules])
+        self._active_index = LabelIndex([running.plan.whom.selector for running in self._active])
+        self._numbers = {running.uid: number for number, running in enumerate(self._active)}
 
     def wanted(
         self, device_spec: Mapping[str, Any], facts: Facts, deployment: Deployment | None, now_s: float
@@ -101,17 +116,38 @@ class Policy:
         """Return what this device should run now; never raises. deployment: its newest one."""
         if "firmware" in device_spec:
             return desired_of({}, device_spec)
-        for running in self._active:
-            found = self._of_rollout(running, facts, deployment, now_s)
+        for number in self._numbers_of(facts):
+            found = self._of_rollout(self._active[number], facts, deployment, now_s)
             if found is not None:
                 return found
-        for running in self._ended:
-            if _took(running, facts, deployment):
-                return _desired(running, deployment.wave if deployment is not None else 0)
-        for rule in self._rules:
-            if rule.selector.matches(facts.labels):
-                return rule.desired
+        if (kept := self._kept(facts, deployment)) is not None:
+            return kept
+        for number in self._rule_index.candidates(facts.labels):
+            if self._rules[number].selector.matches(facts.labels):
+                return self._rules[number].desired
         return desired_of(self._app_spec, {})
+
+    def _kept(self, facts: Facts, deployment: Deployment | None) -> Desired | None:
+        """Return what a rollout that has ended brought this device to, or is still bringing it to. The newest one counts."""
+        if deployment is not None and not deployment.final and not deployment.back:
+            if (ended := self._ended.get(deployment.rollout)) is not None:
+                return _desired(ended, deployment.wave)
+        if facts.actual is None:
+            return None
+        for ended in self._ended.values():
+            plan, status = ended.plan, ended.rollout.status
+            if plan.version != facts.actual.version or not is_member(plan, ended.uid, status.started_s, facts):
+                continue
+            wave = wave_of(plan, ended.uid, ended.shares, facts)
+            if wave is not None and wave <= status.wave:
+                return _desired(ended, wave)
+        return None
+
+    def _numbers_of(self, facts: Facts) -> list[int]:
+        """Return the running rollouts that may speak for a device, in their order; the one that told it whatever its labels are."""
+        found = self._active_index.candidates(facts.labels) if self._active else []
+        mine = self._numbers.get(facts.told) if facts.told else None
+        return found if mine is None or mine in found else sorted([*found, mine])
 
     def _of_rollout(
         self, running: Running, facts: Facts, deployment: Deployment | None, now_s: float
@@ -135,7 +171,21 @@ class Policy:
             return _desired(running, wave)
         if wave > rollout.status.wave or rollout.status.state not in ACTIVE:
             return None  # till its turn, whatever else speaks for it does
-        return _desired(running, wave, _held(plan, facts, now_s))
+        return _desired(running, wave, self._held(running, facts, now_s) if plan.windows else None)
+
+    def _held(self, running: Running, facts: Facts, now_s: float) -> Held | None:
+        """Say until when the device's windows are closed. They stay closed till the next opening, so that is found once."""
+        zone = zone_of(running.plan, facts)
+        key = (running.uid, zone.key)
+        since_s, until_s = self._closed.get(key, (0.0, 0.0))
+        if not since_s <= now_s < until_s:
+            if is_open(running.plan.windows, zone, now_s):
+                return None
+            until_s = next_opening(running.plan.windows, zone, now_s)
+            if len(self._closed) > ZONES_MAX:
+                self._closed.clear()
+            self._closed[key] = (now_s, until_s)
+        return Held("window", until_s)
 
 
 def _desired(running: Running, wave: int, held: Held | None = None) -> Desired:
@@ -159,13 +209,6 @@ def wave_of(plan: Plan, uid: str, shares: Sequence[int], facts: Facts) -> int | 
         elif number < len(shares) and where < shares[number]:
             return number
     return None
-
-
-def _took(running: Running, facts: Facts, deployment: Deployment | None) -> bool:
-    """Say whether a rollout that has ended brought this device to what it runs."""
-    if deployment is None or deployment.rollout != running.uid or facts.actual is None:
-        return False
-    return facts.actual.sha256 == deployment.sha256 and facts.actual.version == running.plan.version
 
 
 def _back(running: Running, facts: Facts, deployment: Deployment | None) -> Desired | None:
@@ -193,13 +236,6 @@ def zone_of(plan: Plan, facts: Facts) -> ZoneInfo:
         return read_zone_untrusted(name, "time zone")
     except PeerError:
         return plan.zone
-
-
-def _held(plan: Plan, facts: Facts, now_s: float) -> Held | None:
-    zone = zone_of(plan, facts)
-    if not is_open(plan.windows, zone, now_s):
-        return Held("window", next_opening(plan.windows, zone, now_s))
-    return None
 
 
 def shares_of(plan: Plan, uid: str, members: Sequence[str]) -> tuple[int, ...]:

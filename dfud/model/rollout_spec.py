@@ -103,11 +103,11 @@ def _waves(value: object) -> tuple[Wave, ...]:
     for number, wave in enumerate(waves):
         if wave.percent and wave.percent <= percent:
             raise PeerError(
-                f"spec.waves[{number}].percent: {wave.percent:g} of all, as the one before: nobody would be in it"
+                f"spec.waves[{number}].percent: {wave.percent:g}, expected more than {percent:g}: it is of all, with the waves before"
             )
         if wave.count and wave.count <= count:
             raise PeerError(
-                f"spec.waves[{number}].count: {wave.count} of all, as the one before: nobody would be in it"
+                f"spec.waves[{number}].count: {wave.count}, expected more than {count}: it is of all, with the waves before"
             )
         percent, count = max(percent, wave.percent), max(count, wave.count)
     return waves

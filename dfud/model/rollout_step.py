@@ -70,7 +70,9 @@ def _due(
 ) -> tuple[Event, str, str] | None:
     if status.state is State.REVERTING:
         if _reverted(counts):
-            return Event.FINISH, status.code, status.reason
+            stayed = counts.get(REVERT_WAVE, NONE).bad
+            more = f"; {stayed} devices could not go back" if stayed else ""
+            return Event.FINISH, status.code, f"{status.reason or 'taken back'}{more}"
         return None
     if status.state not in ACTIVE:
         return None
@@ -79,9 +81,17 @@ def _due(
     if plan.end_s and now_s >= plan.end_s:
         return Event.PAUSE, "ended", "its end has come before all devices were updated"
     wave = plan.waves[status.wave]
-    good = is_good(wave, counts.get(status.wave, NONE), expected(status, status.wave), now_s - status.wave_since_s)
+    found = without(counts.get(status.wave, NONE), _forgiven(status, status.wave))
+    devices, open_s = expected(status, status.wave) - _forgiven(status, status.wave), now_s - status.wave_since_s
+    good = is_good(wave, found, devices, open_s)
     if status.state is State.TELLING:
-        return (Event.GOOD, "", "") if good else None
+        if good:
+            return Event.GOOD, "", ""
+        if found.told and not found.under_way and (found.told >= devices or open_s >= wave.silent_s):
+            limit = f"{wave.success.count}" if wave.success.count else f"{wave.success.percent:g} %"
+            reason = f"wave {status.wave + 1}: {found.done} of {found.told} devices took it, expected at least {limit}"
+            return Event.PAUSE, "success-missed", reason
+        return None
     if not good:
         return Event.WORSE, "", ""
     if status.state is State.SOAKING and now_s >= status.since_s + wave.soak_s:
@@ -99,10 +109,11 @@ def expected(status: RolloutStatus, wave: int) -> int:
 def is_good(wave: Wave, counts: WaveCounts, devices: int, open_s: float) -> bool:
     """Say whether a wave's success condition holds. devices: how many it had when it opened; open_s: how long ago that was.
 
-    All of them have to be told first, but for those that were silent for too long. A wave without devices is good.
+    All of them have to be told first, but for those that were silent for too long; whose update was cancelled is waited for no
+    longer. A wave without devices is good.
     """
     told = counts.told
-    if told < devices and open_s < wave.silent_s:
+    if told + counts.cancelled < devices and open_s < wave.silent_s:
         return False
     if not told:
         return True
@@ -112,12 +123,23 @@ def is_good(wave: Wave, counts: WaveCounts, devices: int, open_s: float) -> bool
 def _too_bad(plan: Plan, status: RolloutStatus, counts: Mapping[int, WaveCounts]) -> str:
     for number, wave in enumerate(plan.waves[: status.wave + 1]):
         found = counts.get(number, NONE)
-        forgiven = status.forgiven[number] if number < len(status.forgiven) else 0
+        forgiven = _forgiven(status, number)
         if wave.error.exceeded(found.bad - forgiven, found.answered - forgiven):
             limit = f"less than {wave.error.count}" if wave.error.count else f"at most {wave.error.percent:g} %"
             failed = f"{found.bad} of {found.answered} devices that answered failed or went back"
             return f"wave {number + 1}: {failed}, expected {limit}"
     return ""
+
+
+def _forgiven(status: RolloutStatus, wave: int) -> int:
+    return status.forgiven[wave] if wave < len(status.forgiven) else 0
+
+
+def without(counts: WaveCounts, forgiven: int) -> WaveCounts:
+    """Return the counts without so many that failed."""
+    left = min(forgiven, counts.left)
+    failed = min(forgiven - left, counts.failed)
+    return msgspec.structs.replace(counts, left=counts.left - left, failed=counts.failed - failed)
 
 
 def forgive(status: RolloutStatus, counts: Mapping[int, WaveCounts]) -> RolloutStatus:

@@ -20,6 +20,7 @@ from dfud.errors import PeerError
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES = 1440
 WINDOWS_MAX = 32
+AHEAD_DAYS = 24
 ZONE_MAX_LENGTH = 64
 _TIME = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])")
 
@@ -97,10 +98,14 @@ def is_open(windows: Sequence[Window], zone: ZoneInfo, now_s: float) -> bool:
 
 
 def next_opening(windows: Sequence[Window], zone: ZoneInfo, now_s: float) -> float:
-    """Return when one of the windows is open next: `now_s` itself if one is open."""
+    """Return when one of the windows is open next: `now_s` itself if one is open. Never raises.
+
+    Where none opens within AHEAD_DAYS, which takes a clock that skips it week after week, that is when to look again.
+    """
     if is_open(windows, zone, now_s):
         return now_s
-    return next(t for t in _changes(windows, zone, now_s) if is_open(windows, zone, t))
+    found = (t for t in _changes(windows, zone, now_s) if is_open(windows, zone, t))
+    return next(found, now_s + AHEAD_DAYS * 86400)
 
 
 def next_closing(windows: Sequence[Window], zone: ZoneInfo, now_s: float) -> float | None:
@@ -111,21 +116,25 @@ def next_closing(windows: Sequence[Window], zone: ZoneInfo, now_s: float) -> flo
 
 
 def _changes(windows: Sequence[Window], zone: ZoneInfo, now_s: float) -> Iterator[float]:
-    """Yield, in order, every instant behind `now_s` at which a window may open or close, for a little more than a week.
+    """Yield, in order, every instant behind `now_s` at which a window may open or close, for AHEAD_DAYS.
 
     That is each start and end, the first and the second time that the clock shows it, and each instant at which the clock is
-    put forward or back.
+    put forward or back. A window of one day may lie in the hour that is skipped that week, so one week is not enough; but it
+    mostly is, so the others are looked at when they are asked for.
     """
     today = datetime.fromtimestamp(now_s, zone).date()
-    found: set[float] = set()
-    for offset in range(-1, 10):
-        day = today + timedelta(days=offset)
-        for minute in {m for w in windows for m in (w.start, w.end % DAY_MINUTES)} | {0}:
-            wall = datetime(day.year, day.month, day.day, minute // 60, minute % 60, tzinfo=zone)
-            found.add(wall.timestamp())
-            found.add(wall.replace(fold=1).timestamp())
-        found.update(_clock_changes(zone, day))
-    yield from sorted(t for t in found if t > now_s)
+    minutes = {m for w in windows for m in (w.start, w.end % DAY_MINUTES)} | {0}
+    for first in range(0, AHEAD_DAYS, 8):
+        found: set[float] = set()
+        for offset in range(first - 2, first + 10):
+            day = today + timedelta(days=offset)
+            for minute in minutes:
+                wall = datetime(day.year, day.month, day.day, minute // 60, minute % 60, tzinfo=zone)
+                found.add(wall.timestamp())
+                found.add(wall.replace(fold=1).timestamp())
+            found.update(_clock_changes(zone, day))
+        begin_s = now_s + first * 86400
+        yield from sorted(t for t in found if begin_s < t <= begin_s + 8 * 86400)
 
 
 def _clock_changes(zone: ZoneInfo, day: date) -> Iterator[float]:

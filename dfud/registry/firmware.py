@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -21,6 +21,7 @@ from dfud.api import (
     PeerError,
     PutFirmware,
     RefusedError,
+    Rollout,
     Store,
     StoreError,
     UnreadableError,
@@ -29,6 +30,8 @@ from dfud.model.desired import desired_of
 from dfud.model.espimage import check_application_untrusted, hardware_name
 from dfud.model.layout import too_large
 from dfud.model.names import check_name
+from dfud.model.policy import rules_for
+from dfud.model.rollout_states import FINAL
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
 from dfud.registry.status import timestamp
@@ -217,8 +220,8 @@ class FirmwareRegistry:
             raise NotFoundError(f"the image of firmware {version} is missing from the store")
         return path
 
-    async def delete(self, app_name: str, version: str, by: str) -> None:
-        """Delete a firmware that nobody wants. Raises RefusedError that names who does.
+    async def delete(self, app_name: str, version: str, by: str, rollouts: Sequence[Rollout] = ()) -> None:
+        """Delete a firmware that nobody wants. Raises RefusedError that names who does. rollouts: those of the app.
 
         In a store without Capability.DELETE_FIRMWARE the version's name stays taken for ever.
         """
@@ -232,9 +235,16 @@ class FirmwareRegistry:
             )
             await self._store.commit([DeleteFirmware(app_name, version), entry])
             return
-        users = [f"device {name}" for name in await self._store.users_of(app_name, version)]
-        if desired_of(app.spec, {}).version == version:
-            users.insert(0, f"app {app_name}")
+        users = [
+            *([f"app {app_name}"] if desired_of(app.spec, {}).version == version else []),
+            *rules_for(app.spec, version),
+            *(
+                f"rollout {r.name}"
+                for r in rollouts
+                if r.status.state not in FINAL and r.spec.get("firmware") == version
+            ),
+            *(f"device {name}" for name in await self._store.users_of(app_name, version)),
+        ]
         if users:
             raise RefusedError(
                 f"firmware {version} is wanted by {', '.join(users[:5])}{' and others' if len(users) > 5 else ''}"

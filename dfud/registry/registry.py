@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import msgspec
@@ -75,13 +75,22 @@ def by_specs(app: App, device: Device, actual: Actual | None, deployment: Deploy
     return desired_of(app.spec, device.spec)
 
 
+Leaving = Callable[[str, str], AbstractAsyncContextManager[Sequence[Change]]]
+
+
+@asynccontextmanager
+async def nobody_leads(app: str, device: str) -> AsyncIterator[Sequence[Change]]:
+    """What a device's end means for others: nothing, where nothing leads rollouts."""
+    yield ()
+
+
 class _Overtaken(Exception):
     """What was read has changed before it was written back: nothing was written."""
 
 
 class Registry:
     """All writing of apps and devices. credential_key: under which device passwords are hashed; wants: what should run on a
-    device, for its status.
+    device, for its status; leaving: entered while a device is deleted, gives what is committed with that.
     """
 
     def __init__(
@@ -92,12 +101,14 @@ class Registry:
         now: Callable[[], float],
         limits: RecordLimits | None = None,
         wants: Wants = by_specs,
+        leaving: Leaving = nobody_leads,
     ) -> None:
         self._store = store
         self._bus = bus
         self._key = credential_key
         self._now = now
         self._wants = wants
+        self._leaving = leaving
         self._limits = limits or RecordLimits()
         self._naming = Naming(store)
         self._groups = Groups(store, bus, now, self._limits, put=self._put, one=self.set_firmware)
@@ -248,8 +259,7 @@ class Registry:
             return
         version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
-            await self._write([DeleteDevice(app, name, version)], by, "delete", f"{app}/{name}")
-            self._bus.publish(DeviceChanged(app, name, deleted=True))
+            await self._drop(app, name, version, by)
             return
         await self._put_device(Device(metadata, spec), old, by, "update")
 
@@ -289,7 +299,12 @@ class Registry:
                 await self._write([put], by, "delete", f"{app}/{name}", "waits for finalizers")
                 self._bus.publish(DeviceChanged(app, name))
                 return
-        await self._write([DeleteDevice(app, name, version)], by, "delete", f"{app}/{name}")
+        await self._drop(app, name, version, by)
+
+    async def _drop(self, app: str, name: str, version: str | None, by: str) -> None:
+        """Delete a device. version: as it was read; None: its record cannot be read, so nothing can be said of its rollouts."""
+        async with self._leaving(app, name) if version is not None else nobody_leads(app, name) as also:
+            await self._write([DeleteDevice(app, name, version), *also], by, "delete", f"{app}/{name}")
         self._bus.publish(DeviceChanged(app, name, deleted=True))
 
     async def new_secret(self, app: str, name: str, by: str, *, keep: int = 1) -> str:

@@ -50,6 +50,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
         read_rules_untrusted(changed["rules"])
     if "layout" in changed:
         limits_untrusted(changed)
+    if "rollouts" in changed:
+        _check_rollouts(changed["rollouts"])
     if "alias" in changed:
         _check_aliases(changed["alias"], held.get("alias"))
     for place in ("authentication", "credentials"):
@@ -57,6 +59,12 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
             _check_credentials(changed[place], f"spec.{place}")
     _at_most(changed, ("trustAnchors", "anchors"), ANCHORS_MAX)
     _at_most(changed, ("signing", "keys"), KEYS_MAX)
+
+
+def _check_rollouts(value: object) -> None:
+    """A slip here would leave out a second pair of eyes that somebody counts on."""
+    if not isinstance(value, dict) or set(value) - {"approval"} or not isinstance(value.get("approval", False), bool):
+        raise PeerError('spec.rollouts: expected an object such as {"approval": true}')
 
 
 def check_metadata_untrusted(given: Metadata, limits: RecordLimits, held: Metadata | None = None) -> None:

@@ -65,7 +65,11 @@ class GuardedServer(TCPServer):
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        """Cure: a peer that stops reading holds a shielded send, and with it the end of the process, for ever."""
+        """Cure: a peer that stops reading holds a shielded send, and with it the end of the process, for ever.
+
+        Cure: after a request with a malformed body the reading and the answering task both end the connection. One that sends
+        while the other half-closes it is an exception of the connection, and not its end.
+        """
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return
@@ -73,7 +77,12 @@ class GuardedServer(TCPServer):
             try:
                 with trio.fail_after(SEND_S):
                     await self.stream.send_all(event.data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            except (
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+                trio.BusyResourceError,  # the lock is held, so it is being closed
+                trio.TooSlowError,
+            ):
                 await self.protocol.handle(Closed())
 
 

@@ -85,6 +85,11 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert "lamp2" in await dfuctl("device", "list")
     await dfuctl("firmware", "download", "1.1", "-O", str(tmp_path / "copy.bin"))
     assert (tmp_path / "copy.bin").read_bytes() == image
+    await dfuctl("follow", "lamp1")
+    assert "firmware" not in json.loads(await dfuctl("device", "show", "lamp1"))["spec"]
+    assert json.loads(await dfuctl("-o", "json", "follow", "-l", "site=cellar")) == {"changed": ["lamp2"]}
+    assert "name a device, or give -l" in await dfuctl("follow", fails=True)
+    assert "is no registry of dfud" in await dfuctl("login", dfuctl.daemon.urls["http"], "--token", "x", fails=True)
     assert "wanted by app lamps" in await dfuctl("firmware", "delete", "--yes", "1.1", fails=True)
     await dfuctl("command", "lamp1", "blink", "-p", "{}")
     await dfuctl("device", "label", "lamp1", "site=roof", "ring=1")
@@ -118,13 +123,14 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     ("arguments", "message"),
     [
         (("device", "list"), "dfuctl: which app? give --app"),
-        (("--app", "nothing", "device", "list"), "dfuctl: Referenced a non-existing entity"),
+        (("--app", "nothing", "device", "list"), "dfuctl: no such app, or one that this token may not see"),
         (("--app", "nothing", "status", "x"), "dfuctl: no app nothing"),
         (("app", "create", "Not A Host"), "dfuctl: app name 'Not A Host'"),
         (("app", "list", "-l", "(("), "dfuctl: label selector: cannot read"),
         (("--app", "x", "update", "1.0"), "dfuctl: name a device, or give -l SELECTOR"),
         (("--context", "other", "app", "list"), "dfuctl: no context other"),
         (("login", "http://127.0.0.1:1", "--token", "x"), "dfuctl: http://127.0.0.1:1 cannot be reached"),
+        (("login", "http://127.0.0.1:1"), "dfuctl: no token on standard input"),
         (("--app", "x", "firmware", "publish", __file__), "dfuctl: give --version and --hardware"),
         (("app", "create", "a", "-l", "x"), "dfuctl: label 'x': expected KEY=VALUE"),
     ],

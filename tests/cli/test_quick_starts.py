@@ -100,6 +100,8 @@ async def test_the_quick_start_of_the_readme(shell: Shell, nursery: trio.Nursery
         assert told.splitlines()[-1] == "sim-0: 1.1 -> 1.1: in sync"
         listed = (await shell(update[1])).splitlines()
         assert [line.split()[0] for line in listed] == ["NAME", "sim-0", "sim-1", "sim-2"]
+        assert "spring: finished" in await shell(update[2])
+        assert "It runs what it should, 1.1." in await shell(update[3])
         simulator.terminate()
         assert await simulator.wait() == 0
     nursery.cancel_scope.cancel()
@@ -145,7 +147,10 @@ async def test_the_quick_start_of_the_document(shell: Shell, nursery: trio.Nurse
             secret = told
         if "device psk" in line:
             shell.daemon.secrets.add(told)
-    assert "lamp1: 1.1 -> 1.1: in sync" in told
+        if word == "status":
+            assert "lamp1: 1.1 -> 1.1: in sync" in told
+        if word == "explain":
+            assert "It runs what it should, 1.1." in told
     nursery.cancel_scope.cancel()
 
 

@@ -11,6 +11,8 @@ import httpx
 import pytest
 import trio
 
+from dfud.cli import rollouts
+from dfud.cli.client import CliError, Contexts, Session
 from dfud.testing.device import HttpDevice
 from tests.cli.test_dfuctl import Dfuctl, dfuctl  # noqa: F401  # a fixture
 
@@ -74,6 +76,9 @@ async def test_a_bad_version_pauses_itself_and_watching_says_so(dfuctl: Dfuctl, 
     found = await live(boards, dfuctl, "bad", "paused", bad="1.2")
     assert found["code"] == "error-threshold"
     assert "devices that answered failed or went back" in await dfuctl("rollout", "show", "bad", "--watch", code=3)
+    assert (await dfuctl("rollout", "show", "bad", "--watch", code=3)).splitlines()[0].startswith("bad: paused, wave 1: ")
+    found = json.loads(await dfuctl("-o", "json", "rollout", "show", "bad", "--watch", code=3))
+    assert found["status"]["code"] == "error-threshold", "one JSON value a line and nothing else"
     assert "pause does nothing there" in await dfuctl("rollout", "pause", "bad", fails=True)
     await dfuctl("rollout", "abort", "bad", "--yes", "--reason", "bad")
 
@@ -81,13 +86,47 @@ async def test_a_bad_version_pauses_itself_and_watching_says_so(dfuctl: Dfuctl, 
 async def test_a_channel_is_a_rule_and_a_rollout_may_be_a_draft(dfuctl: Dfuctl, boards: list[HttpDevice]) -> None:  # noqa: F811
     await dfuctl("device", "label", "d0", "channel=beta")
     await dfuctl("channel", "set", "beta", "1.1")
-    await boards[0].update()
-    assert (boards[0].version, boards[1].version) == ("1.1", "1.0")
+    with trio.fail_after(120):
+        while boards[0].version != "1.1":  # at first its package may be being made
+            await boards[0].update()
+    assert boards[1].version == "1.0"
     assert "nothing-wanted" in await dfuctl("drift")
     assert "It runs what it should, 1.1." in await dfuctl("explain", "d0")
+    assert "1.1 is wanted by rule 1 of the app" in await dfuctl("firmware", "delete", "1.1", "--yes", fails=True)
     await dfuctl("channel", "remove", "beta")
-    await dfuctl("rollout", "create", "later", "1.1", "-l", "site=1", "--draft")
+    assert "no channel beta in app lamps" in await dfuctl("channel", "remove", "beta", fails=True)
+    assert "-l: expected labels" in await dfuctl("rollout", "create", "all", "1.1", "-l", "", fails=True)
+    assert "give its VERSION" in await dfuctl("rollout", "create", "none", fails=True)
+    await dfuctl("rollout", "create", "later", "1.1", "-l", "site=1", "--draft", "--priority", "3")
+    assert json.loads(await dfuctl("-o", "json", "rollout", "show", "later"))["spec"]["priority"] == 3
+    assert "1.1 is wanted by rollout later" in await dfuctl("firmware", "delete", "1.1", "--yes", fails=True)
     assert (await shown(dfuctl, "later"))["state"] == "draft"
     await dfuctl("rollout", "start", "later")
     await live(boards, dfuctl, "later", "finished")
     assert [b.version for b in boards] == ["1.1", "1.1", "1.0", "1.1", "1.0", "1.1"]
+
+
+def test_watching_goes_on_while_the_registry_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def at(state: str) -> dict[str, object]:
+        return {"status": {"state": state}}
+
+    away = CliError("it is away", transient=True)
+    answers: list[object] = [away, away, at("telling"), at("finished")]
+
+    def request(self: Session, method: str, path: str) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, CliError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Session, "request", request)
+    monkeypatch.setattr(rollouts, "WATCH_S", 0.0)
+    session = Session(Contexts(tmp_path / "config.toml"), None, "lamps", "text")
+    seen = list(rollouts._changes(session, "r", at("telling")))
+    assert [found["status"]["state"] for found in seen] == ["telling", "finished"]
+    assert capsys.readouterr().err == "it is away; trying again\n"
+    answers.append(CliError("no rollout r in app lamps"))
+    with pytest.raises(CliError, match="no rollout r"):
+        list(rollouts._changes(session, "r", at("telling")))

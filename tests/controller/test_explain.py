@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from dfud.api import App, Device, Metadata, NotFoundError
+from dfud.api import Actual, App, Deployment, Device, Firmware, Metadata, NotFoundError
 from dfud.controller.decide import HELD_TEXT, Why
 from dfud.controller.explain import NEVER_SEEN, SENTENCES, SILENT
-from dfud.wire.messages import Code, Defer, Outcome, Result, Type
+from dfud.endpoint.dialects import status_of
+from dfud.wire.messages import Code, Defer, Outcome, Result, Status, Type
 from tests.controller.world import World, a_firmware, a_status, digest
 
 
@@ -76,10 +77,21 @@ async def test_what_stands_in_its_way(world: World, autojump_clock: trio.testing
     assert found.code == "back-off" and "Attempt 1 came to nothing (torn)" in found.sentences[0]
     await trio.sleep(60)
     await world.poll("1.0")
-    await world.poll("1.0", result=Result(Outcome.ROLLED_BACK, bytes.fromhex(digest("1.1")), 1, "boom", 3))
+    text = "Traceback:\n  File main.py\nboom\n"
+    await world.poll("1.0", result=Result(Outcome.ROLLED_BACK, bytes.fromhex(digest("1.1")), 1, text, 3))
     found = await world.controller.insight.explain("app", "dev")
-    assert found.code == "left" and "ran it and went back and said: boom" in found.sentences[0]
+    assert found.code == "left" and "ran it and went back and said: boom." in found.sentences[0]
     assert "dfuctl retry dev" in found.todo
+
+
+async def test_a_downgrade_that_was_refused_is_not_tried_again_but_published_again(world: World) -> None:
+    await world.poll("1.0")
+    text = "sequence 1, at least 2 is accepted"
+    result = Result(Outcome.FAILED, bytes.fromhex(digest("1.1")), int(Code.DOWNGRADE), text)
+    await world.poll("1.0", result=result)
+    found = await world.controller.insight.explain("app", "dev")
+    assert found.code == "left" and text in found.sentences[0]
+    assert "--sequence" in found.todo and "--allow-downgrade" in found.todo and "retry" not in found.todo
 
 
 async def test_what_can_never_be_and_what_may_not_be(world: World) -> None:
@@ -143,3 +155,22 @@ def test_the_document_has_every_code() -> None:
     text = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text().split("## Explain")[1]
     for code in (NEVER_SEEN, SILENT, *(why.value for why in Why)):
         assert f"`{code}`" in text, code
+
+
+async def test_a_device_that_names_no_hardware_is_explained_as_it_is_answered(world: World, tmp_path: Path) -> None:
+    world.publish(a_firmware("1.1", size=3))
+    world.store.images[digest("1.1")] = tmp_path / "image"
+    (tmp_path / "image").write_bytes(b"1.1")
+
+    async def report(offset: int | None) -> bool:
+        def translate(deployment: Deployment | None, target: Firmware | None) -> Status:
+            assert target is not None
+            version = "1.1" if offset is not None else ""
+            return status_of("1.0", digest("1.0"), target.hardware, deployment, offset=offset, version=version, swap=False)
+
+        actual = Actual(app="app", device="dev", version="1.0", sha256="", hardware="", dialect="drogue")
+        return await world.controller.report(actual, translate, pinned="" if offset is None else "1.1")
+
+    assert await report(None) and await report(2)
+    found = await world.controller.insight.explain("app", "dev")
+    assert (found.code, found.sentences[0].split(", ")[1]) == ("sent", "2 of 3 bytes")

@@ -11,12 +11,24 @@ from zoneinfo import ZoneInfo
 import pytest
 import trio
 
-from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, RolloutChanged
-from dfud.controller.rollouts import scope_of
+from dfud.api import (
+    App,
+    AppChanged,
+    ConflictError,
+    DeviceChanged,
+    Metadata,
+    PeerError,
+    RefusedError,
+    Rollout,
+    RolloutChanged,
+    StoreError,
+)
+from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import counter_of
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import State
 from dfud.model.schedule import is_open
+from dfud.wire.messages import Type
 from tests.controller.fleet import Fleet
 from tests.controller.world import World
 
@@ -96,7 +108,13 @@ class Led:
 
 @asynccontextmanager
 async def led(
-    count: int, seed: int = 1, *, online: float = 1.0, poll_s: float = 300.0, bad: dict[str, float] | None = None
+    count: int,
+    seed: int = 1,
+    *,
+    online: float = 1.0,
+    poll_s: float = 300.0,
+    bad: dict[str, float] | None = None,
+    ask: bool = True,
 ) -> AsyncIterator[Led]:
     world = World()
     world.store.apps_["app"] = App(
@@ -106,8 +124,9 @@ async def led(
     async with trio.open_nursery() as nursery:
         found = Led(world, fleet, nursery)
         await found.start()
-        nursery.start_soon(fleet.live, poll_s)
-        await trio.sleep(poll_s * 2)  # everybody has reported once
+        if ask:
+            nursery.start_soon(fleet.live, poll_s)
+            await trio.sleep(poll_s * 2)  # everybody has reported once
         yield found
         nursery.cancel_scope.cancel()
 
@@ -176,6 +195,41 @@ async def test_no_more_are_told_a_minute_and_at_one_time_than_may_be(autojump_cl
         assert len(times) == 120
         for first, later in zip(times, times[14:], strict=False):
             assert later - first >= 60.0 - 1e-6, "twelve a minute, and a burst of two"
+
+
+@pytest.mark.parametrize("limit", ["transfers", "perMinute"])
+async def test_devices_that_ask_at_the_same_moment_do_not_share_one_place(
+    autojump_clock: trio.testing.MockClock, limit: str
+) -> None:
+    async with led(20, poll_s=1e6, ask=False) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], limit: 2})
+        await trio.sleep(90)
+        asked: list[Any] = []
+
+        async def ask(name: str) -> None:
+            asked.append(await at.fleet.say(at.fleet.boards[name]))
+
+        async with trio.open_nursery() as nursery:
+            for name in at.fleet.boards:
+                nursery.start_soon(ask, name)
+        told = [command for command in asked if command.type is Type.UPDATE]
+        assert len(told) == (2 if limit == "transfers" else 1)
+        at.check("r")
+
+
+async def test_a_place_of_a_deployment_that_could_not_be_stored_is_free_again(
+    autojump_clock: trio.testing.MockClock
+) -> None:
+    async with led(3, poll_s=1e6, ask=False) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "transfers": 1})
+        await trio.sleep(90)
+        first, second, _ = at.fleet.boards.values()
+        at.world.store.broken = True
+        with pytest.raises(StoreError):
+            await at.fleet.say(first)
+        at.world.store.broken = False
+        assert (await at.fleet.say(second)).type is Type.UPDATE
+        assert (await at.fleet.say(first)).type is not Type.UPDATE
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -254,6 +308,22 @@ async def test_what_cannot_come_to_anything_is_refused_by_its_field(autojump_clo
             await at.create("both", {"firmware": "1.2", "priority": 2})
 
 
+async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(60, poll_s=30.0) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "perMinute": 30})
+        with trio.fail_after(3600):
+            while not 10 <= at.fleet.running()["1.1"] < 30:
+                await trio.sleep(1)
+        await at.rollouts.act("app", "r", "abort", "eva", "enough")
+        told = {board.name for board in at.fleet.boards.values() if board.tried["1.1"]}
+        assert len(told) > at.fleet.running()["1.1"], "some are under way"
+        await trio.sleep(86400)
+        assert {board.name for board in at.fleet.boards.values() if board.version == "1.1"} == told
+        at.check("r")
+
+
 async def test_a_version_that_is_withdrawn_pauses_what_sends_it(autojump_clock: trio.testing.MockClock) -> None:
     async with led(40) as at:
         await at.create("r", {"firmware": "1.1", "waves": QUICK})
@@ -261,6 +331,115 @@ async def test_a_version_that_is_withdrawn_pauses_what_sends_it(autojump_clock: 
         at.world.withdraw("1.1")
         rollout = await at.until("r", State.PAUSED)
         assert rollout.status.code == "not-published"
+
+
+async def test_a_firmware_that_is_deleted_pauses_what_sends_it_at_once_and_holds_up_no_way_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(40) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await trio.sleep(200)
+        assert at.fleet.running()["1.1"] > 1
+        await at.rollouts.act("app", "r", "revert", "eva")
+        at.world.withdraw("1.1")
+        await at.until("r", State.ABORTED, within_s=86400)
+        assert at.fleet.running() == {"1.0": 40}
+        await at.create("s", {"firmware": "1.2", "waves": [{"percent": 100}]})
+        await trio.sleep(1)
+        at.world.withdraw("1.2")
+        await trio.sleep(1)
+        assert at.state("s") is State.PAUSED
+
+
+async def test_a_device_that_is_deleted_takes_no_place_and_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(3, poll_s=1e6, ask=False) as at:
+        world, spec = at.world, {"firmware": "1.1", "waves": [{"percent": 100}], "transfers": 1, "onError": "revert"}
+        rollout = await at.create("r", spec)
+        await trio.sleep(90)
+        first, second, third = at.fleet.boards.values()
+
+        async def delete(name: str) -> None:
+            async with world.controller.leaving("app", name) as also:
+                await world.store.commit(also)
+                del world.store.devices_["app", name]
+            world.bus.publish(DeviceChanged("app", name, deleted=True))
+
+        assert (await at.fleet.say(first)).type is Type.UPDATE
+        assert (await at.fleet.say(second)).type is Type.WAIT
+        await delete(first.name)
+        await at.fleet.poll(second)
+        assert second.version == "1.1"
+        (counts,) = (await at.rollouts.counts(rollout.metadata.uid)).values()
+        assert (counts.under_way, counts.done, counts.cancelled) == (0, 1, 1)
+        assert (await at.fleet.say(third)).type is Type.UPDATE
+        await at.rollouts.act("app", "r", "revert", "eva")
+        await delete(second.name)
+        await delete(third.name)
+        await trio.sleep(90)
+        assert at.state("r") is State.ABORTED, "nobody is left who could go back"
+
+
+async def test_a_cancelled_device_does_not_hold_its_wave_up(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(2, poll_s=1e6, ask=False) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await trio.sleep(90)
+        first, second = at.fleet.boards.values()
+        await at.fleet.say(first)
+        await at.world.controller.cancel("app", first.name, "eva")
+        await at.fleet.poll(second)
+        await trio.sleep(90)
+        assert at.state("r") is State.FINISHED
+
+
+async def test_nothing_is_counted_for_a_rollout_that_is_deleted(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(1, poll_s=1e6, ask=False) as at:
+        rollout = await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await trio.sleep(90)
+        (board,) = at.fleet.boards.values()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(at.fleet.poll, board)
+            await trio.sleep(0.5)
+            await at.rollouts.act("app", "r", "abort", "eva")
+            await at.rollouts.delete("app", "r")
+        ended = [d for d in at.world.store.of_device["app", board.name].values() if d.rollout == rollout.metadata.uid]
+        assert len(ended) == 1 and ended[0].final
+        assert scope_of(rollout.metadata.uid) not in at.world.store.counts_
+
+
+async def test_an_app_that_is_made_again_has_none_of_the_rollouts_of_the_one_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(3, poll_s=1e6, ask=False) as at:
+        spec = {"firmware": "1.1", "waves": [{"percent": 100}]}
+        old = await at.create("r", spec)
+        app = at.world.store.apps_["app"]
+        at.world.bus.publish(AppChanged("app", deleted=True))
+        at.world.store.apps_["app"] = App(Metadata("app", uid="v", resource_version="2"), app.spec)
+        assert at.rollouts.all_of("app") == []
+        new = await at.create("r", spec)
+        await trio.sleep(90)
+        assert [r.metadata.uid for r in at.rollouts.all_of("app")] == [new.metadata.uid] != [old.metadata.uid]
+        await at.kill()
+        assert at.rollouts.get("app", "r").status.state is State.TELLING
+
+
+async def test_a_version_that_the_app_does_not_take_pauses_at_the_end_and_says_why(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def refuse(app: str, version: str, by: str) -> None:
+        raise PeerError("spec: 70000 bytes as JSON, expected at most 65536")
+
+    async with led(4) as at:
+        promote, at.rollouts._promote = at.rollouts._promote, refuse
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "promote": True})
+        rollout = await at.until("r", State.PAUSED)
+        assert (rollout.status.code, rollout.status.reason[:12]) == ("not-promoted", "spec: 70000 ")
+        at.rollouts._promote = promote
+        await at.rollouts.act("app", "r", "resume", "eva")
+        await at.until("r", State.FINISHED)
+        assert at.promoted == [("app", "1.1", "rollout r")]
 
 
 async def test_one_record_that_cannot_be_read_costs_that_rollout_only(autojump_clock: trio.testing.MockClock) -> None:

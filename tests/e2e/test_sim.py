@@ -119,7 +119,7 @@ async def test_what_is_missing_is_one_sentence(nursery: trio.Nursery, tmp_path: 
     await daemon.init()
     await nursery.start(daemon.run)
     for replaced, message in (
-        ({"app": "none"}, "device sim-0 of app none cannot be created: Referenced a non-existing entity"),
+        ({"app": "none"}, "there is no app none, or the token may not see it"),
         ({"token": "drg_wrong"}, "cannot be created: Authentication failed"),
         ({"registry": "http://127.0.0.1:1"}, "http://127.0.0.1:1 cannot be reached"),
         ({"prefix": "a\x1b"}, "expected printable characters, found U+001B"),

@@ -66,7 +66,7 @@ def test_a_chip_in_a_rollout_is_understood_however_it_is_written(reported: str) 
         ({"waves": []}, "spec.waves: expected a list of 1 to 32"),
         ({"waves": [{}]}, r"spec.waves\[0\]: expected exactly one of percent, count and selector; an empty wave"),
         ({"waves": [{"percent": 101}]}, r"spec.waves\[0\].percent: '101', expected a number from 0 to 100"),
-        ({"waves": [{"percent": 10}, {"percent": 10}]}, r"spec.waves\[1\].percent: 10 of all, as the one before"),
+        ({"waves": [{"percent": 10}, {"percent": 10}]}, r"spec.waves\[1\].percent: 10, expected more than 10"),
         ({"waves": [{"count": 5}, {"count": 4}]}, r"spec.waves\[1\].count"),
         ({"waves": [{"percent": 1, "sucess": {}}]}, r"spec.waves\[0\].sucess: not known, expected one of approval, count"),
         ({"waves": [{"percent": 1, "error": {"percent": 5, "count": 1}}]}, r"spec.waves\[0\].error: expected percent or count"),

@@ -106,6 +106,22 @@ def test_the_last_wave_ends_it_and_a_wave_may_wait_for_somebody() -> None:
     assert status.state is State.FINISHED
 
 
+def test_a_wave_in_which_all_have_answered_and_too_few_took_it_does_not_hang() -> None:
+    few = {0: WaveCounts(failed=1)}
+    status, _ = step(PLAN, running(expected=(1, 100)), few, 5.0)
+    assert (status.state, status.code) == (State.PAUSED, "success-missed")
+    assert status.reason == "wave 1: 0 of 1 devices took it, expected at least 90 %"
+    assert step(PLAN, running(expected=(1, 100)), {0: WaveCounts(failed=1, under_way=1)}, 5.0)[0].state is State.TELLING
+    status = forgive(apply(status, Event.RESUME, 6.0, by="eva"), few)
+    assert step(PLAN, status, few, 7.0)[0].state is State.SOAKING
+
+
+def test_who_could_not_go_back_is_said() -> None:
+    status = running(state=State.REVERTING, code="user", reason="bad")
+    after, _ = step(PLAN, status, {0: WaveCounts(left=1), -1: WaveCounts(done=3, failed=2)}, 6.0)
+    assert (after.state, after.reason) == (State.ABORTED, "bad; 2 devices could not go back")
+
+
 def test_its_end_pauses_what_is_not_done() -> None:
     plan = msgspec.structs.replace(PLAN, end_s=50.0)
     status, _ = step(plan, running(), {0: WaveCounts(under_way=5)}, 50.0)

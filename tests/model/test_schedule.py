@@ -157,3 +157,16 @@ def test_no_value_makes_the_reader_raise_anything_else(value: Any) -> None:
         read_windows_untrusted(value, "windows")
     except PeerError:
         return
+
+
+def test_a_window_of_one_day_whose_hour_is_skipped_that_week_opens_the_week_after() -> None:
+    windows = read_windows_untrusted([{"days": ["sun"], "from": "02:10", "to": "02:40"}], "windows")
+    zone = ZoneInfo("Europe/Berlin")
+    opens = datetime(2026, 4, 5, 2, 10, tzinfo=zone).timestamp()
+    for hours in range(1, 14 * 24):
+        now_s = datetime(2026, 3, 22, 2, 10, tzinfo=zone).timestamp() + hours * 3600
+        assert next_opening(windows, zone, now_s) == opens
+    day = Window(frozenset({4}), 60, 120)  # the 30th of December 2011, a Friday, was none in Samoa
+    samoa = ZoneInfo("Pacific/Apia")
+    at_s = datetime(2011, 12, 24, 12, tzinfo=samoa).timestamp()
+    assert next_opening([day], samoa, at_s) == datetime(2012, 1, 6, 1, tzinfo=samoa).timestamp()

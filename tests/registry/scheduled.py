@@ -31,7 +31,7 @@ from dfud.api import (
     Store,
     StoreError,
 )
-from dfud.registry.registry import _aliases
+from dfud.registry.naming import aliases_of
 from tests.endpoint.scheduled import Gates
 
 T = TypeVar("T")
@@ -116,11 +116,14 @@ class GatedRegistryStore(Store):
 
         return await self._read(views)
 
+    async def count(self, app: str, selector: Selector = ANY) -> int:
+        return len(await self.devices(app, selector))
+
     async def find_alias(self, app: str, alias: str) -> str | None:
         def find() -> str | None:
             if (app, alias) in self.tables.devices:
                 return alias
-            return next((n for (a, n), d in self.tables.devices.items() if a == app and alias in _aliases(d.spec)), None)
+            return next((n for (a, n), d in self.tables.devices.items() if a == app and alias in aliases_of(d.spec)), None)
 
         return await self._read(find)
 
@@ -185,7 +188,7 @@ def _apply(tables: Tables, change: Change) -> None:
             key = (device.app, device.name)
             _check(expect, tables.devices.get(key))
             for other, held in tables.devices.items():
-                if other != key and other[0] == key[0] and _aliases(held.spec) & _aliases(device.spec):
+                if other != key and other[0] == key[0] and aliases_of(held.spec) & aliases_of(device.spec):
                     raise ConflictError("an alias of another device")
             tables.devices[key] = device
         case DeleteDevice(app, name, expect):

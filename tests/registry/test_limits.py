@@ -10,7 +10,8 @@ import httpx
 import pytest
 import trio
 
-from dfud.api import App, Device, Metadata, PutApp, PutDevice
+from dfud.api import App, Device, Metadata, PeerError, PutApp, PutDevice
+from dfud.registry.rules import RecordLimits, check_spec_untrusted
 from dfud.testing.daemon import DaemonProcess
 from tests.registry.served import APPS, DFU, TOKENS, ask, peak_rss, prepared
 
@@ -159,3 +160,12 @@ async def test_nobody_else_is_believed(daemon: DaemonProcess) -> None:
     async with httpx.AsyncClient(base_url=daemon.urls["registry"], verify=False) as stranger:
         headers = [{**WRONG, "x-forwarded-for": f"198.51.100.{n}"} for n in range(7)]
         assert [(await stranger.get(APPS, headers=h)).status_code for h in headers] == [403] * 5 + [429] * 2
+
+
+@pytest.mark.parametrize("value", [[], True, None, {"approval": "yes"}, {"approval": 1}, {"aproval": True}])
+def test_a_slip_in_what_asks_for_a_second_pair_of_eyes_is_refused(value: object) -> None:
+    with pytest.raises(PeerError, match=r"spec\.rollouts: expected an object such as"):
+        check_spec_untrusted({"rollouts": value}, RecordLimits())
+    for right in ({}, {"approval": False}, {"approval": True}):
+        check_spec_untrusted({"rollouts": right}, RecordLimits())
+    check_spec_untrusted({"rollouts": value}, RecordLimits(), {"rollouts": value})

@@ -35,7 +35,8 @@ from dfud.model.selectors import EVERYTHING
 from dfud.registry import audit, users
 from dfud.registry.audit import AuditEntry
 from dfud.registry.firmware import FirmwareRegistry, Upload
-from dfud.registry.registry import Precondition, Registry, _aliases
+from dfud.registry.naming import aliases_of
+from dfud.registry.registry import Precondition, Registry
 from dfud.registry.users import Forbidden, Token, Users
 from tests.endpoint.scheduled import Gates
 from tests.registry.desk import ADMIN, KEY, T0
@@ -154,7 +155,7 @@ class Story:
         devices = self.store.tables.devices
         owners: dict[str, str] = {}
         for (_, name), device in devices.items():
-            for known in {name, *_aliases(device.spec)}:
+            for known in {name, *aliases_of(device.spec)}:
                 assert owners.setdefault(known, name) == name, f"two devices are known as {known}"
         assert any(token.roles == {"*": "admin"} for token in self.tokens().values()), "nobody is admin"
 

@@ -11,7 +11,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 import dfud.registry.server as server
-from dfud.api import ConfigError
+from dfud.api import ConfigError, faults
 from dfud.registry.config import RegistryConfig
 from dfud.registry.server import hypercorn_config, serve
 
@@ -218,3 +218,13 @@ async def test_an_answer_before_the_body_was_read_says_that_the_connection_ends(
             assert (early.status_code, early.text, early.headers["connection"]) == (409, "not now", "close")
             for kept in (await client.get("/"), await client.post("/refused")):
                 assert kept.headers.get("connection") is None
+
+
+async def test_a_body_that_is_malformed_while_it_is_answered_ends_its_connection_without_an_exception(served: Served) -> None:
+    before = faults()
+    head = b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    for path in (b"/", b"/refused", b"/nowhere"):
+        for rest in (b"\xb6\r\n", b"5\r\nabcde\r\nzz\r\n", b"0\r\n\r\nrubbish\0\r\n\r\n"):
+            for _ in range(15):
+                await served.ask(head % path + rest)
+    assert faults() == before

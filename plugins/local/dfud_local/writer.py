@@ -24,6 +24,8 @@ from dfud_local.limits import Limits
 
 log = logging.getLogger("dfud.store")
 BATCH_MAX = 1000  # transactions that share one sync
+PROBE_S = 5.0  # how often it is looked whether a disk that was full has room
+PROBE_BYTES = 65536
 STUCK_S = 30.0  # a batch takes milliseconds, a checkpoint on a slow disk a second
 
 
@@ -52,6 +54,8 @@ class Writer:
         self._lock = threading.Lock()  # nothing is put into the queue once it was emptied for ever
         self._closed = ""
         self._began_s = 0.0
+        self._fault = ""  # why the last commit could not be written, until a probe can be
+        self._probe_s = 0.0
         self._ended = trio.Event()
         self._death: BaseException | None = None
         self._token = trio.lowlevel.current_trio_token()
@@ -83,7 +87,7 @@ class Writer:
             return self._closed
         began_s = self._began_s
         waited_s = time.monotonic() - began_s if began_s else 0.0
-        return f"the store has been writing for {waited_s:.0f} s" if waited_s > STUCK_S else ""
+        return f"the store has been writing for {waited_s:.0f} s" if waited_s > STUCK_S else self._fault
 
     async def serve(self) -> None:
         """Return when the thread has ended by itself; raises StoreError that says why."""
@@ -110,7 +114,7 @@ class Writer:
         database = self._connect()
         try:
             while True:
-                job = self._queue.get()
+                job = self._next(database)
                 batch: list[_Job] = []
                 while job is not None:
                     batch.append(job)
@@ -136,6 +140,42 @@ class Writer:
         finally:
             database.close()
 
+    def _next(self, database: sqlite3.Connection) -> _Job | None:
+        """Return the next job; while commits fail, look now and then whether that is over, for perhaps nobody commits."""
+        while self._fault:
+            wait_s = self._probe_s - time.monotonic()
+            if wait_s <= 0:
+                self._probe(database)
+                continue
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=wait_s)
+        return self._queue.get()
+
+    def _failed(self, error: Exception) -> StoreError:
+        """Note that the disk or the database took no commit; the caller is told the same."""
+        problem = f"the database could not be written: {error}"
+        if not self._fault:
+            log.error("the database cannot be written", extra={"error": str(error)})
+            self._probe_s = time.monotonic() + PROBE_S
+        self._fault = problem
+        return StoreError(problem, retryable=True)
+
+    def _probe(self, database: sqlite3.Connection) -> None:
+        self._probe_s = time.monotonic() + PROBE_S
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("CREATE TABLE probe (bytes BLOB)")
+            database.execute("INSERT INTO probe VALUES (zeroblob(?))", (PROBE_BYTES,))
+            database.execute("DROP TABLE probe")
+            database.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            self._fault = f"the database could not be written: {error}"
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            return
+        self._fault = ""
+        log.info("the database can be written again")
+
     def _write(self, database: sqlite3.Connection, batch: list[_Job]) -> None:
         """Write the batch in one transaction; if the whole cannot be written, none of it is."""
         changes = Changes(database, lambda sha256: self._blobs.find(sha256) is not None, self._limits)
@@ -146,11 +186,14 @@ class Writer:
                     self._write_one(database, changes, job)
                 database.execute("COMMIT")
         except Exception as error:
-            if not isinstance(error, (sqlite3.Error, OSError)):
+            failed = StoreError(f"the database could not be written: {error}", retryable=True)
+            if isinstance(error, (sqlite3.Error, OSError)):
+                failed = self._failed(error)
+            else:
                 note("store.commit", error)
             if database.in_transaction:
                 database.execute("ROLLBACK")
-            _fail(batch, StoreError(f"the database could not be written: {error}", retryable=True))
+            _fail(batch, failed)
             return
         with contained("store.images"):  # the records are stored; what is not removed now is left for the next start
             freed = changes.freed.union(*(job.freed for job in batch))
@@ -164,7 +207,10 @@ class Writer:
             for change, bodies in job.changes:
                 changes.apply(change, bodies)
         except Exception as error:
-            job.error = _of_one(error)
+            if not database.in_transaction:
+                raise  # a full disk ends the whole transaction, and the savepoint with it
+            environment = isinstance(error, (sqlite3.OperationalError, OSError))
+            job.error = self._failed(error) if environment else _of_one(error)
             database.execute("ROLLBACK TO job")
         database.execute("RELEASE job")
 
@@ -210,8 +256,6 @@ def _of_one(error: Exception) -> DfudError:
     """What the one job is told whose change raised."""
     if isinstance(error, DfudError):
         return error
-    if isinstance(error, (sqlite3.OperationalError, OSError)):
-        return StoreError(f"the database could not be written: {error}", retryable=True)
     if not isinstance(error, (OverflowError, UnicodeError, sqlite3.Error)):
         note("store.change", error)
     return StoreError(f"this cannot be stored: {error}".encode("utf-8", "backslashreplace").decode())

@@ -16,13 +16,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import dfud_local.writer as writer_module
 import pytest
 import trio
 from dfud_local.reader import Reader
 from dfud_local.schema import MIGRATIONS, migrate
 from dfud_local.store import LocalStore
 
-from dfud.api import Bus, PutApp, PutDevice, PutDocument, StoreError, parse_selector_untrusted
+from dfud.api import (
+    Bus,
+    DeleteDevice,
+    PutApp,
+    PutDevice,
+    PutDocument,
+    StoreError,
+    parse_selector_untrusted,
+)
 from dfud.testing.store import StoreConformance, a_device, an_app
 
 
@@ -125,7 +134,10 @@ async def test_a_database_from_a_newer_dfud_is_refused(tmp_path: Path) -> None:
         await LocalStore(tmp_path / "state").run(Bus())
 
 
-async def test_a_full_database_is_an_error_and_recovers(nursery: trio.Nursery, tmp_path: Path) -> None:
+async def test_a_full_database_is_an_error_and_recovers(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "PROBE_S", 0.05)
     store = await open_store(nursery, tmp_path / "state", database_max_bytes=512 * 1024)
     await store.commit([PutApp(an_app())])
     written = 0
@@ -135,7 +147,25 @@ async def test_a_full_database_is_an_error_and_recovers(nursery: trio.Nursery, t
             written += 1
     assert caught.value.retryable
     assert len(await store.devices("app1")) == written > 50
+    said: list[str] = []
+
+    async def commit(number: int) -> None:
+        with pytest.raises(StoreError) as error:
+            await store.commit([PutDevice(a_device(f"e{number}", spec={"text": "x" * 20_000}))])
+        said.append(str(error.value))
+
+    async with trio.open_nursery() as together:
+        for number in range(20):
+            together.start_soon(commit, number)
+    assert set(said) == {"the database could not be written: database or disk is full"}, "to all who share a batch"
+    await trio.sleep(0.2)
+    assert store.problem() == "the database could not be written: database or disk is full"
     await store.commit([PutDevice(a_device("d0000", version="2"))])
+    await store.commit([DeleteDevice("app1", f"d{number:04}") for number in range(1, 50)])
+    with trio.fail_after(10):
+        while store.problem():  # nobody commits anything more: it finds out by itself
+            await trio.sleep(0.02)
+    assert len(await store.devices("app1")) == written - 49
 
 
 _FILLER = """
