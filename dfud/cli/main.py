@@ -21,7 +21,7 @@ from dfud.cli.package import package
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, command, context, login, token
 from dfud.cli.rollouts import channel, rollout
-from dfud.cli.updates import cancel, explain, history, retry, status, update
+from dfud.cli.updates import cancel, drift, explain, history, retry, status, update
 from dfud.errors import DfudError
 from dfud.model.text import visible
 
@@ -103,6 +103,7 @@ _FIRMWARE = (
     update,
     status,
     explain,
+    drift,
     retry,
     cancel,
     history,

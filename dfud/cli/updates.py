@@ -215,3 +215,21 @@ def explain(session: Session, device_name: str) -> None:
     if found["todo"]:
         session.say(f"What can be done: {found['todo']}")
     session.say(f"({found['code']})")
+
+
+@click.command()
+@pass_session
+def drift(session: Session) -> None:
+    """List the devices that are not where they should be, grouped by why; `dfuctl explain DEVICE` says more of one."""
+    found = session.request("GET", session.api("drift"))
+    if session.json:
+        session.show(found)
+        return
+    session.say(f"{found['devices']} devices, {found['inSync']} run what they should.")
+    rows = Table("CODE", "DEVICES", "AMONG THEM", "SUCH AS")
+    for code, group in sorted(found["drifting"].items(), key=lambda pair: -pair[1]["count"]):
+        rows.add_row(code, group["count"], ", ".join(group["devices"][:3]), group["sentence"])
+    for version, group in sorted(found["strangers"].items(), key=lambda pair: -pair[1]["count"]):
+        rows.add_row("(not published)", group["count"], ", ".join(group["devices"][:3]), f"runs {version}")
+    if rows.rows:
+        print_table(rows)

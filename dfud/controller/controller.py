@@ -26,7 +26,6 @@ from dfud.api import (
     DeviceSeen,
     Firmware,
     HistoryEntry,
-    NotFoundError,
     ProgressChanged,
     PutActual,
     PutDeployment,
@@ -39,21 +38,20 @@ from dfud.api import (
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
+from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, decide, entry_of
-from dfud.controller.explain import Explanation, explain
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
+from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred
-from dfud.controller.observe import are_twins, health_of, twins_of
+from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
 from dfud.controller.packages import Busy, Packages
-from dfud.controller.rollout_rules import counting
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
-from dfud.model.counts import departed, difference
+from dfud.model.counts import departed
 from dfud.model.deployment import Event
-from dfud.model.rollout_states import FINAL
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status, Type
 
@@ -81,6 +79,7 @@ class Controller:
         self._now = now
         self.rollouts = Rollouts(store, bus, now, promote)
         self._memory = Memory(store, bus, config.cache_devices, config.seen_s, self.rollouts.desired)
+        self.insight = Insight(store, self._memory, self.rollouts, config, now)
         self._jobs = Jobs()
         self._images = Images(store)
         self._budget = Budget(config.history_per_hour)
@@ -104,18 +103,6 @@ class Controller:
         async with self._memory.hold(app, device, now_s) as hold:
             return await self._memory.wanted(hold, hold.known.actual, now_s)
 
-    async def explain(self, app: str, device: str) -> Explanation:
-        """Return why a device runs what it runs, from what is stored. Raises NotFoundError, StoreError."""
-        view = await self._store.device(app, device)
-        if view is None:
-            raise NotFoundError(f"no device {device} in app {app}")
-        now_s = self._now()
-        desired, target = await self._memory.judge(view, now_s)
-        running = await self._memory.image(app, view.actual.sha256) if view.actual is not None else None
-        active = [r for r in self.rollouts.all_of(app) if r.status.state not in FINAL]
-        published = running is not None
-        return explain(view, desired, target, self._config, now_s, rollouts=active, published=published)
-
     # Statuses
 
     async def status(
@@ -132,7 +119,7 @@ class Controller:
         for look in range(LOOKS_MAX):
             async with self._memory.hold(app, device, self._now()) as hold:
                 now_s = self._now()
-                said = _actual(app, device, status, transport, now_s)
+                said = actual_of(app, device, status, transport, now_s)
                 desired, target = await self._memory.wanted(hold, said, now_s)
                 if look and hold.known.status not in (None, status):
                     return Command(Type.WAIT, self._config.busy_poll_s, reason="it has said something newer")
@@ -268,7 +255,7 @@ class Controller:
             if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
-        counted = await self._counted(known.deployment, [d for d, _ in verdict.steps])
+        counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             changes.append(PutActual(actual))
@@ -441,23 +428,9 @@ class Controller:
             yield counting(counted)
         self.rollouts.counted(counted)
 
-    async def _counted(self, before: Deployment | None, steps: Sequence[Deployment]) -> dict[str, int]:
-        """Return what is added to the counters of rollouts when `before` is followed by `steps`, one behind the other."""
-        found: dict[str, int] = {}
-        for after in steps:
-            if after.rollout and self.rollouts.leads(after.rollout):
-                if before is not None and before.rollout != after.rollout:
-                    # Perhaps it was in this rollout before; then it is counted there already.
-                    earlier = await self._store.deployments(after.app, after.device)
-                    before = next((d for d in earlier if d.rollout == after.rollout), None)
-                for name, number in difference(before, after).items():
-                    found[name] = found.get(name, 0) + number
-            before = after
-        return {name: number for name, number in found.items() if number}
-
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
-        counted = await self._counted(hold.known.deployment, [deployment])
+        counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
         await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
@@ -474,23 +447,3 @@ def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
 
 def _unaged(actual: Actual) -> Actual:
     return msgspec.structs.replace(actual, seen_s=0.0, defer_until_s=0.0)
-
-
-def _actual(app: str, device: str, status: Status, transport: str, now_s: float) -> Actual:
-    return Actual(
-        app=app,
-        device=device,
-        version=status.version,
-        sha256=status.digest.hex(),
-        hardware=status.hardware,
-        trial=status.trial,
-        sequence=status.sequence,
-        kinds=status.kinds,
-        payload_bytes=status.payload,
-        capacity_bytes=status.capacity,
-        attributes=status.attributes,
-        defer_reason=status.defer.reason if status.defer else "",
-        defer_until_s=now_s + status.defer.retry_s if status.defer else 0.0,
-        seen_s=now_s,
-        transport=transport,
-    )

@@ -67,3 +67,24 @@ def twins_of(known: Actual | None, status: Status, deployment: Deployment | None
 
 def are_twins(twins: Twins | None, now_s: float) -> bool:
     return twins is not None and twins.contradictions >= TWINS_AFTER and abs(now_s - twins.at_s) < TWINS_S
+
+
+def actual_of(app: str, device: str, status: Status, transport: str, now_s: float) -> Actual:
+    """Return what a status says of a device, to be stored."""
+    return Actual(
+        app=app,
+        device=device,
+        version=status.version,
+        sha256=status.digest.hex(),
+        hardware=status.hardware,
+        trial=status.trial,
+        sequence=status.sequence,
+        kinds=status.kinds,
+        payload_bytes=status.payload,
+        capacity_bytes=status.capacity,
+        attributes=status.attributes,
+        defer_reason=status.defer.reason if status.defer else "",
+        defer_until_s=now_s + status.defer.retry_s if status.defer else 0.0,
+        seen_s=now_s,
+        transport=transport,
+    )

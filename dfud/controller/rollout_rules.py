@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from dfud.api import AddCounts, App, Change, ConflictError, Metadata, PeerError, RefusedError, Rollout, Store
+from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, Store
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import wave_of
 from dfud.model.rollout import Facts, Plan, RolloutStatus
@@ -74,11 +74,3 @@ def waiting(plan: Plan, uid: str, status: RolloutStatus, members: Sequence[Facts
 def scope_of(uid: str) -> str:
     """Return the name under which the store counts for a rollout."""
     return f"rollout/{uid}"
-
-
-def counting(counted: dict[str, int]) -> list[Change]:
-    """Return the changes that add to counters: each rollout has a scope of its own."""
-    by_rollout: dict[str, dict[str, int]] = {}
-    for name, number in counted.items():
-        by_rollout.setdefault(name.partition("/")[0], {})[name] = number
-    return [AddCounts(scope_of(uid), add) for uid, add in by_rollout.items()]

@@ -178,6 +178,7 @@ class Service:
             self._bus,
             self._endpoint.commands,
             controller,
+            controller.insight,
             controller.rollouts,
             config,
             time.time,

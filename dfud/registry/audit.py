@@ -7,7 +7,8 @@ goes on behind the newest stored one (follow()). While the clock is right it is 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import msgspec
 
@@ -106,17 +107,18 @@ async def read_newest(
     wanted = wanted or Filter()
     lowest = wanted.lowest()
     found: list[tuple[str, AuditEntry]] = []
-    async for page in _backwards(store, before):
-        for key, value in reversed(page):
-            if key <= lowest or len(found) >= limit:
-                return found
-            entry = _read(key, value)
-            if entry is not None and wanted.takes(entry):
-                found.append((key, entry))
+    async with aclosing(_backwards(store, before)) as pages:
+        async for page in pages:
+            for key, value in reversed(page):
+                if key <= lowest or len(found) >= limit:
+                    return found
+                entry = _read(key, value)
+                if entry is not None and wanted.takes(entry):
+                    found.append((key, entry))
     return found
 
 
-async def _backwards(store: Store, before: str) -> AsyncIterator[Page]:
+async def _backwards(store: Store, before: str) -> AsyncGenerator[Page, None]:
     """Yield the documents before the key `before` ("": all) in pages, the newest page first.
 
     A store lists forwards only. So stretches of numbers are read from the newest down, each as long as a page will hold: longer

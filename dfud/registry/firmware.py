@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import msgspec
 import trio
@@ -67,6 +68,7 @@ class FirmwareRegistry:
         self._bus = bus
         self._now = now
         self._max_bytes = max_bytes
+        self._recording: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()  # by app
 
     async def publish(self, app_name: str, upload: Upload, body: AsyncIterable[bytes], by: str) -> Firmware:
         """Store one image and its record. On any error nothing remains.
@@ -107,7 +109,10 @@ class FirmwareRegistry:
                     raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
                 hardware = manifest.hardware if manifest else upload.hardware
                 await trio.to_thread.run_sync(_check_image, path, size, hardware)
-            return await self._record(app_name, upload, manifest, size, sha256, raw, by)
+            # One after the other, so that however many publish at once, each needs one try. The guard is for everybody else.
+            turn = self._recording.setdefault(app_name, trio.Lock())
+            async with turn:
+                return await self._record(app_name, upload, manifest, size, sha256, raw, by)
         finally:
             await writer.aclose()  # only now: it holds the image until the record does
 
@@ -117,6 +122,7 @@ class FirmwareRegistry:
         """Make or replace the record of an image that is stored; read again whenever somebody else was in between."""
         version = manifest.version if manifest else upload.version
         target = f"{app_name}/{version}"
+        why = ""
         for _ in range(TRIES):
             # The keys of the app may have changed while the image came in, and the number of a firmware be given away.
             guarded = await guards.take(self._store, f"firmware {app_name}")
@@ -150,11 +156,14 @@ class FirmwareRegistry:
                 entry = audit.entry(self._now(), by, "replace-manifest", target, changed)
             try:
                 await self._store.commit([PutFirmware(firmware, create=existing is None), *guarded, entry])
-            except (ConflictError, NotFoundError):
+            except (ConflictError, NotFoundError) as error:
+                why = str(error)
                 continue
             self._bus.publish(FirmwareChanged(firmware))
             return firmware
-        raise ConflictError(f"firmware of app {app_name} is being published by others; try again")
+        raise ConflictError(
+            f"firmware {version} of app {app_name} was not published in {TRIES} tries; the last one: {why}"
+        )
 
     async def _existing(self, app: str, version: str) -> Firmware | None:
         """Return the record of a version, or None. Raises RefusedError for one that cannot be read."""

@@ -134,7 +134,12 @@ def _deployments(app: QuartTrio, services: Services) -> None:
     @app.get(f"{BASE}/explain/{_PATHS}")
     async def explain(app: str, device: str) -> Response:
         require("reader", app)
-        return json_response(msgspec.to_builtins(await services.updates.explain(app, device)))
+        return json_response(msgspec.to_builtins(await services.insight.explain(app, device)))
+
+    @app.get(f"{BASE}/drift")
+    async def drift(app: str) -> Response:
+        require("reader", app)
+        return json_response(msgspec.to_builtins(await services.insight.drift(app)))
 
     @app.get(f"{BASE}/history/{_PATHS}")
     async def history(app: str, device: str) -> Response:

@@ -6,7 +6,9 @@ without it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -181,14 +183,10 @@ def hypercorn_config(config: RegistryConfig, graceful_s: float, tls: Tls | None 
             "expected certificate and key, or allow_plain = true"
         )
     settings = _Settings()
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    settings.bind = [f"{host}:{config.port}"]
     settings.alpn_protocols = ["http/1.1"]  # HTTP/2 brings nothing here, and more code that strangers reach
     if config.certificate:
         settings.tls = tls or Tls(config)
         settings.ssl_handshake_timeout = config.handshake_s
-        if config.redirect_port:
-            settings.insecure_bind = [f"{host}:{config.redirect_port}"]
     settings.connections = config.connections
     settings.connections_per_address = config.connections_per_address
     settings.proxies = proxies_of(config)
@@ -218,13 +216,26 @@ async def serve(
     Cure: requests that last (events) are cut without a word at the end; they watch `shutdown` themselves.
     """
     settings = hypercorn_config(config, graceful_s, tls)
+    with contextlib.ExitStack() as opened:  # hypercorn closes them only if it has come as far as accepting
+        main = opened.enter_context(_listening(config.host, config.port))
+        sockets = Sockets(secure_sockets=[], insecure_sockets=[], quic_sockets=[])
+        (sockets.secure_sockets if config.certificate else sockets.insecure_sockets).append(main)
+        if config.redirect_port:
+            sockets.insecure_sockets.append(opened.enter_context(_listening(config.host, config.redirect_port)))
+        if config.certificate:
+            app = RedirectPlain(app, main.getsockname()[1], config.external_url)
+        wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
+        await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises ConfigError."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        sockets: Sockets = settings.create_sockets()
-        for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
-            sock.listen(BACKLOG)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
     except OSError as error:
-        raise ConfigError(f"[registry] cannot listen on {config.host}:{config.port}: {error}") from error
-    if sockets.secure_sockets:
-        app = RedirectPlain(app, sockets.secure_sockets[0].getsockname()[1], config.external_url)
-    wrapped = wrap_app(ShieldedSends(app), settings.wsgi_max_body_size, "asgi")
-    await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
+        sock.close()
+        raise ConfigError(f"[registry] cannot listen on {host}:{port}: {error.strerror}") from error
+    return sock

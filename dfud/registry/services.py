@@ -31,6 +31,13 @@ class Updates(Protocol):
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None: ...
 
+
+class Insight(Protocol):
+    """Says why devices run what they run; the controller's."""
+
+    async def drift(self, app: str) -> msgspec.Struct:
+        """Return which devices are not where they should be, by the code that explains them."""
+
     async def explain(self, app: str, device: str) -> msgspec.Struct:
         """Return why it runs what it runs: code, sentences, todo, values."""
 
@@ -73,6 +80,7 @@ class Services(msgspec.Struct, frozen=True):
     bus: Bus
     commands: CommandSender
     updates: Updates
+    insight: Insight
     rollouts: RolloutDesk
     config: RegistryConfig
     now: Callable[[], float]

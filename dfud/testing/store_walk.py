@@ -15,6 +15,7 @@ import trio
 from dfud.api import (
     BlobWriter,
     Bus,
+    Capability,
     Change,
     DeleteApp,
     DeleteDevice,
@@ -39,9 +40,11 @@ def digest(image: bytes) -> str:
 
 
 class Model:
-    """What a store should hold: devices of apps, and the image of each firmware."""
+    """What a store should hold: devices of apps, and the image of each firmware. names_stay: those of deleted firmware stay taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, names_stay: bool) -> None:
+        self.names_stay = names_stay
+        self.gone: set[tuple[str, str]] = set()
         self.devices: dict[str, set[str]] = {}
         self.firmware: dict[str, dict[str, str]] = {}
         self.held: list[str] = []
@@ -81,20 +84,25 @@ class Model:
             case PutFirmware(firmware, create):
                 known = self.firmware.get(firmware.app)
                 stored = firmware.sha256 in self.images() | self.strays
-                if known is None or not stored or (create and firmware.version in known):
+                taken = firmware.version in (known or ()) or (firmware.app, firmware.version) in self.gone
+                if known is None or not stored or (create and taken):
                     return False
                 self.strays.discard(firmware.sha256)
                 known[firmware.version] = firmware.sha256
                 return True
             case DeleteFirmware(app, version):
-                return self.firmware.get(app, {}).pop(version, None) is not None
+                there = self.firmware.get(app, {}).pop(version, None) is not None
+                if there and self.names_stay:
+                    self.gone.add((app, version))
+                return there
         raise AssertionError(change)
 
 
 class WalkConformance(FaultConformance):
     async def test_a_random_walk_ends_where_the_model_does(self, tmp_path: Path) -> None:
         seed = int.from_bytes(os.urandom(4), "big")
-        rng, model, steps = random.Random(seed), Model(), [f"seed {seed}"]
+        names_stay = Capability.DELETE_FIRMWARE not in self.new_store(tmp_path / "asked").capabilities
+        rng, model, steps = random.Random(seed), Model(names_stay=names_stay), [f"seed {seed}"]
         while len(steps) < STEPS:
             async with trio.open_nursery() as nursery:
                 store = self.new_store(tmp_path)

@@ -83,6 +83,8 @@ async def test_a_channel_is_a_rule_and_a_rollout_may_be_a_draft(dfuctl: Dfuctl, 
     await dfuctl("channel", "set", "beta", "1.1")
     await boards[0].update()
     assert (boards[0].version, boards[1].version) == ("1.1", "1.0")
+    assert "nothing-wanted" in await dfuctl("drift")
+    assert "It runs what it should, 1.1." in await dfuctl("explain", "d0")
     await dfuctl("channel", "remove", "beta")
     await dfuctl("rollout", "create", "later", "1.1", "-l", "site=1", "--draft")
     assert (await shown(dfuctl, "later"))["state"] == "draft"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from dfud.api import Actual, App, Deployment, Firmware, Metadata, NotFoundError
+from dfud.api import Actual, App, Deployment, Device, Firmware, Metadata, NotFoundError
 from dfud.controller.decide import HELD_TEXT, Why
 from dfud.controller.explain import NEVER_SEEN, SENTENCES, SILENT
 from dfud.endpoint.dialects import status_of
 from dfud.wire.messages import Code, Defer, Outcome, Result, Status, Type
-from tests.controller.world import World, a_firmware, digest
+from tests.controller.world import World, a_firmware, a_status, digest
 
 
 def test_every_code_has_its_sentence() -> None:
@@ -28,57 +28,57 @@ def world() -> World:
 
 
 async def test_who_was_never_seen_and_who_is_silent(world: World, autojump_clock: trio.testing.MockClock) -> None:
-    assert (await world.controller.explain("app", "dev")).code == NEVER_SEEN
+    assert (await world.controller.insight.explain("app", "dev")).code == NEVER_SEEN
     with pytest.raises(NotFoundError):
-        await world.controller.explain("app", "nobody")
+        await world.controller.insight.explain("app", "nobody")
     await world.poll("1.0")
     await trio.sleep(10 * 86400)
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == SILENT and found.values["silentS"] >= 10 * 86400
     assert "not heard of since" in found.sentences[0] and "power" in found.todo
 
 
 async def test_what_it_runs_what_it_should_and_who_says_so(world: World) -> None:
     await world.poll("1.1")
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == "in-sync"
     assert found.sentences[0] == "It runs what it should, 1.1."
     assert "It should run 1.1: its own spec.firmware says so." in found.sentences
     world.want(None)
-    assert (await world.controller.explain("app", "dev")).code == "nothing-wanted"
+    assert (await world.controller.insight.explain("app", "dev")).code == "nothing-wanted"
     world.put_app({"signing": {"mode": "optional"}, "rules": [{"selector": "!x", "firmware": {"version": "1.2"}}]})
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert "It should run 1.2: rule 1 says so." in found.sentences and found.code == "sent"
     await world.poll("9.9")
-    assert any("an image that nobody published here" in s for s in (await world.controller.explain("app", "dev")).sentences)
+    assert any("an image that nobody published here" in s for s in (await world.controller.insight.explain("app", "dev")).sentences)
 
 
 async def test_what_stands_in_its_way(world: World, autojump_clock: trio.testing.MockClock) -> None:
     async def code() -> str:
-        return (await world.controller.explain("app", "dev")).code
+        return (await world.controller.insight.explain("app", "dev")).code
 
     command = await world.poll("1.0")
     assert command.type is Type.UPDATE
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == "sent" and "notified, 0 of 10 chunks" in found.sentences[0]
     await world.poll("1.0", trial=True)
     assert await code() == "trial"
     world.want("1.1", hold=True, reason="not on Fridays")
     await world.poll("1.0")
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert (found.code, "not on Fridays" in found.sentences[0]) == ("hold", True)
     world.want("1.1")
     await world.poll("1.0", defer=Defer("valve open", 600))
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == "deferred" and "valve open" in found.sentences[0] and found.values["deferred"] == "valve open"
     await world.poll("1.0")
     await world.poll("1.0", result=Result(Outcome.FAILED, bytes.fromhex(digest("1.1")), int(Code.CHUNK), "torn"))
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == "back-off" and "Attempt 1 came to nothing (torn)" in found.sentences[0]
     await trio.sleep(60)
     await world.poll("1.0")
     await world.poll("1.0", result=Result(Outcome.ROLLED_BACK, bytes.fromhex(digest("1.1")), 1, "boom", 3))
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == "left" and "ran it and went back and said: boom" in found.sentences[0]
     assert "dfuctl retry dev" in found.todo
 
@@ -91,13 +91,13 @@ async def test_what_can_never_be_and_what_may_not_be(world: World) -> None:
     ):
         world.publish(firmware)
         world.want("1.2")
-        assert (await world.controller.explain("app", "dev")).code == expected
+        assert (await world.controller.insight.explain("app", "dev")).code == expected
     world.want("7.7")
-    assert (await world.controller.explain("app", "dev")).code == "bad-spec"
+    assert (await world.controller.insight.explain("app", "dev")).code == "bad-spec"
     world.publish(a_firmware("1.3"))
     world.want("1.3")
     world.put_app({"signing": {"mode": "required", "keys": []}})
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == "barred" and "it is not signed" in found.sentences[0]
 
 
@@ -111,7 +111,7 @@ async def test_what_a_rollout_waits_for(world: World, nursery: trio.Nursery, aut
     spec: dict[str, object] = {"firmware": "1.1", "waves": [{"percent": 100}], "windows": [window]}
     await world.controller.rollouts.create("app", Metadata("r"), spec, "eva", draft=False)
     await trio.sleep(5)
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert found.code == "window" and found.values["until"] in found.sentences[0]
     assert "It should run 1.1: rollout r says so." in found.sentences
     nursery.cancel_scope.cancel()
@@ -121,8 +121,23 @@ async def test_explaining_changes_nothing(world: World) -> None:
     await world.poll("1.0")
     commits, deployment = world.store.commits, world.deployment
     for _ in range(3):
-        await world.controller.explain("app", "dev")
+        await world.controller.insight.explain("app", "dev")
     assert world.store.commits == commits and world.deployment == deployment
+
+
+async def test_drift_counts_every_device_by_its_code(world: World) -> None:
+    for number in range(120):
+        world.store.devices_["app", f"d{number:03}"] = Device(Metadata(f"d{number:03}", "app"), {"firmware": {"version": "1.1"}})
+    for number, version in enumerate(("1.1", "1.1", "1.0", "9.9", "9.9")):
+        await world.controller.status("app", f"d{number:03}", a_status(version), "http")
+    await world.poll("1.1")
+    found = await world.controller.insight.drift("app")
+    assert (found.devices, found.in_sync) == (121, 3)
+    assert {code: group.count for code, group in found.drifting.items()} == {"sent": 3, NEVER_SEEN: 115}
+    assert found.drifting["sent"].devices == ["d002", "d003", "d004"] and len(found.drifting[NEVER_SEEN].devices) == 100
+    assert {version: group.devices for version, group in found.strangers.items()} == {"9.9": ["d003", "d004"]}
+    with pytest.raises(NotFoundError):
+        await world.controller.insight.drift("nowhere")
 
 
 def test_the_document_has_every_code() -> None:
@@ -146,5 +161,5 @@ async def test_a_device_that_names_no_hardware_is_explained_as_it_is_answered(wo
         return await world.controller.report(actual, translate, pinned="" if offset is None else "1.1")
 
     assert await report(None) and await report(2)
-    found = await world.controller.explain("app", "dev")
+    found = await world.controller.insight.explain("app", "dev")
     assert (found.code, found.sentences[0].split(", ")[1]) == ("sent", "2 of 3 bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dfud.api import App, ConflictError, Metadata, NotFoundError, RefusedError
+from dfud.api import App, Change, ConflictError, Metadata, NotFoundError, RefusedError
 from dfud.registry import audit
-from dfud.registry.firmware import Upload, trust_shown
+from dfud.registry.firmware import FirmwareRegistry, Upload, trust_shown
 from dfud.registry.registry import Precondition
 from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, decode_envelope_untrusted, sign, unsigned
 from dfud.wire.trust import Trust
@@ -106,7 +106,8 @@ async def test_a_signed_manifest_replaces_an_unsigned_one_whoever_came_first(at:
     plain = Upload(version="1.0", hardware="x", kind="raw")
 
     async def other() -> None:
-        await publish(at, sign(manifest(), ONE))
+        elsewhere = FirmwareRegistry(at.store, at.bus, at.now, 1 << 20)  # who takes no turn with this one
+        await elsewhere.publish("a", Upload(envelope=sign(manifest(), ONE)), body(), "eve")
 
     at.store.before = other
     with pytest.raises(RefusedError, match="published with a signature"):  # read again, it finds the signed one
@@ -128,12 +129,21 @@ async def test_another_image_hardware_or_kind_is_another_firmware(at: Desk) -> N
 async def test_two_publishes_at_once_have_numbers_of_their_own(at: Desk) -> None:
     await at.registry.update_app("a", App(Metadata("a"), spec(mode="optional")), "admin")
     async with trio.open_nursery() as nursery:
-        for n in range(8):
+        for n in range(40):  # many more than a publish tries again
             said = Upload(version=f"1.{n}", hardware="x", kind="raw")
             nursery.start_soon(at.firmware.publish, "a", said, body(b"%d" % n), "eve")
     found = await at.firmware.list("a")
-    assert sorted(f.sequence for f in found) == list(range(1, 9))
+    assert sorted(f.sequence for f in found) == list(range(1, 41))
     assert all(decode_envelope_untrusted(f.manifest)[1].sequence == f.sequence for f in found)
+
+
+async def test_what_a_store_goes_on_refusing_is_told_as_it_said_it(at: Desk) -> None:
+    async def commit(changes: Sequence[Change]) -> None:
+        raise ConflictError("the other system keeps the name 1.0")
+
+    at.store.commit = commit  # type: ignore[method-assign]
+    with pytest.raises(ConflictError, match="the other system keeps the name"):
+        await publish(at, sign(manifest(), ONE))
 
 
 async def test_firmware_is_listed_as_what_its_key_is_worth_now(at: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from hypercorn.config import Sockets
 
+import dfud.registry.server as server
 from dfud.api import ConfigError
 from dfud.registry.config import RegistryConfig
 from dfud.registry.server import hypercorn_config, serve
@@ -33,8 +36,6 @@ class Served:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -145,6 +146,29 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
             hypercorn_config(wrong, 1)
     with pytest.raises(ConfigError, match=r"\[registry\] certificate .*nothing.pem"):
         hypercorn_config(RegistryConfig(certificate=str(tmp_path / "nothing.pem")), 1)
+
+
+async def test_a_redirect_port_that_is_taken_is_named_and_the_other_port_is_free_again(tmp_path: Path) -> None:
+    certificate, key, _ = Authority().server(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        config = RegistryConfig(port=free_port(), certificate=str(certificate), key=str(key), redirect_port=taken)
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{taken}: Address already in use"):
+            await serve(application(trio.Event()), config, graceful_s=1.0, shutdown=trio.Event())
+    with socket.create_server(("127.0.0.1", config.port)):
+        pass
+
+
+async def test_a_server_that_is_cancelled_before_it_accepts_frees_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(*given: object, sockets: Sockets, **more: object) -> None:
+        made.extend(sockets.insecure_sockets)
+        await trio.sleep_forever()
+
+    made: list[socket.socket] = []
+    monkeypatch.setattr(server, "worker_serve", stuck)
+    with trio.move_on_after(0):
+        await serve(application(trio.Event()), RegistryConfig(port=0), graceful_s=1.0, shutdown=trio.Event())
+    assert [sock.fileno() for sock in made] == [-1]
 
 
 async def test_a_certificate_file_that_holds_its_key_is_served_as_tls_and_not_plain(nursery: trio.Nursery, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class Client:
         ).encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
 
-        async def body() -> AsyncIterator[bytes]:
+        async def body() -> AsyncGenerator[bytes, None]:
             yield head
             async for data in content:
                 yield data
@@ -119,11 +119,12 @@ class Client:
         }
         path = f"/rest/v1/softwaremodules/{module}/artifacts"
         query = {"filename": filename, "sha256sum": sha256}
-        await self._http.send(
-            "mgmt upload", "POST", path, headers, unhurried=True, content=body(), params=query, auth=self._auth
-        )
+        async with aclosing(body()) as sent:  # httpx leaves it where the connection broke
+            await self._http.send(
+                "mgmt upload", "POST", path, headers, unhurried=True, content=sent, params=query, auth=self._auth
+            )
 
-    def download(self, module: int, artifact: int) -> AsyncIterator[bytes]:
+    def download(self, module: int, artifact: int) -> AsyncGenerator[bytes, None]:
         """Yield an artifact's bytes."""
         path = f"/rest/v1/softwaremodules/{module}/artifacts/{artifact}/download"
         return self._http.load("mgmt download", path, auth=self._auth)

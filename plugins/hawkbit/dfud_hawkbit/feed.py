@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 
 import trio
 
@@ -147,11 +148,12 @@ class Feed:
         for app in sorted({app_of(target) for target in self._known.targets}):
             query = f"controllerId=={app}:*"
             try:
-                async for rows in self._client.pages("targets", "/targets", Target, q=query, sort="id:ASC"):
-                    for row in rows:
-                        key = self._known.targets.get(row.controller_id)
-                        if key is not None:
-                            self._target(app, key, row)
+                async with aclosing(self._client.pages("targets", "/targets", Target, q=query, sort="id:ASC")) as pages:
+                    async for rows in pages:
+                        for row in rows:
+                            key = self._known.targets.get(row.controller_id)
+                            if key is not None:
+                                self._target(app, key, row)
             except Refused as refused:
                 note("hawkbit.targets", refused, app=app)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import fnmatch
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -186,12 +187,13 @@ class FirmwareSync:
         if path is None:
             raise Unusable(f"the image of firmware {f.version} is missing from the records")
 
-        async def blocks() -> AsyncIterator[bytes]:
+        async def blocks() -> AsyncGenerator[bytes, None]:
             async with await trio.open_file(path, "rb") as file:
                 while block := await file.read(1 << 16):
                     yield block
 
-        await self._client.upload(module, f"{f.app}-{f.sequence}.bin", blocks(), f.size_bytes, f.sha256)
+        async with aclosing(blocks()) as content:
+            await self._client.upload(module, f"{f.app}-{f.sequence}.bin", content, f.size_bytes, f.sha256)
 
     async def withdraw(self, app: str, version: str, known: FirmwareSet) -> None:
         """Delete a set that dfud made; a set that somebody else made is left alone."""
@@ -223,8 +225,8 @@ class FirmwareSync:
             try:
                 notes = f"from hawkBit: {made.name}:{made.version}"
                 said = said_of(chunk, self._config)
-                body = self._image(artifact, sha256)
-                return await self.publisher.adopt(app, body, "hawkbit", sha256=sha256, notes=notes, **said)
+                async with aclosing(self._image(artifact, sha256)) as body:
+                    return await self.publisher.adopt(app, body, "hawkbit", sha256=sha256, notes=notes, **said)
             except StoreError:
                 raise
             except DfudError as error:
@@ -243,7 +245,7 @@ class FirmwareSync:
             Named, "distribution set"
         )
 
-    async def _image(self, artifact: Artifact, sha256: str) -> AsyncIterator[bytes]:
+    async def _image(self, artifact: Artifact, sha256: str) -> AsyncGenerator[bytes, None]:
         cached: Path | None = await self._store.blob(sha256)
         if cached is not None:
             async with await trio.open_file(cached, "rb") as file:
@@ -254,5 +256,6 @@ class FirmwareSync:
         if not stored:
             raise Unusable(f"artifact {artifact.filename} is not in module {artifact.module} any more")
         self.downloads += 1
-        async for data in self._client.download(artifact.module, stored[0].id):
-            yield data
+        async with aclosing(self._client.download(artifact.module, stored[0].id)) as blocks:
+            async for data in blocks:
+                yield data

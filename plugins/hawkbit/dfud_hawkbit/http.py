@@ -8,7 +8,7 @@ from __future__ import annotations
 import email.utils
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -159,7 +159,7 @@ class Http:
         self.failures["unreachable"] += 1
         raise Away(f"hawkBit at {self._config.url} did not answer {kind} within {timeout_s:g} s")
 
-    async def load(self, kind: str, path: str, **options: Any) -> AsyncIterator[bytes]:
+    async def load(self, kind: str, path: str, **options: Any) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of what a GET gives, as they come."""
         self.requests[kind] += 1
         async with self._stream(kind, "GET", path, **options) as answer:

@@ -5,7 +5,8 @@ What was mended is compared again afterwards: only what no longer differs counts
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -84,24 +85,25 @@ class Reconciler:
         if not dry_run:
             await self._parts.publishing.retry(app_name)
         known: set[str] = set()
-        async for view in self._views(app_name):
-            target = target_id(app_name, view.device.name)
-            known.add(target)
-            report.devices += 1
-            try:
-                found = await self._compare(app, view, target, hawkbit)
-            except UnreadableError as error:
-                found = Row(view.device.name, "", "", "", "unreadable", f"none: {error}")
-            if found is None:
-                report.in_sync += 1
-                continue
-            report.rows.append(found)
-            if not dry_run and found.action.startswith("will "):
+        async with aclosing(self._views(app_name)) as views:
+            async for view in views:
+                target = target_id(app_name, view.device.name)
+                known.add(target)
+                report.devices += 1
                 try:
-                    if await self._mend(app, view, target, found):
-                        mending.append((records.device_key(app_name, view.device.name), found))
-                except Refused as refused:
-                    found.result = f"{STILL}: {refused}"
+                    found = await self._compare(app, view, target, hawkbit)
+                except UnreadableError as error:
+                    found = Row(view.device.name, "", "", "", "unreadable", f"none: {error}")
+                if found is None:
+                    report.in_sync += 1
+                    continue
+                report.rows.append(found)
+                if not dry_run and found.action.startswith("will "):
+                    try:
+                        if await self._mend(app, view, target, found):
+                            mending.append((records.device_key(app_name, view.device.name), found))
+                    except Refused as refused:
+                        found.result = f"{STILL}: {refused}"
         if not dry_run:
             await self._verify(app, mending)
             report.mended = sum(row.result == MENDED for row in report.rows)
@@ -157,7 +159,7 @@ class Reconciler:
             # One sentence for the user, out of as many as there were requests under way.
             raise _first(group) from None
 
-    async def _views(self, app: str) -> AsyncIterator[DeviceView]:
+    async def _views(self, app: str) -> AsyncGenerator[DeviceView, None]:
         after = ""
         while found := await self._records.devices(app, limit=500, after=after):
             for view in found:
@@ -168,10 +170,11 @@ class Reconciler:
         client = self._parts.client
         out = _Hawkbit({}, {}, {})
         query = f"controllerId=={app}:*"
-        async for rows in client.pages("reconcile", "/targets", Target, q=query, sort="id:ASC"):
-            out.status |= {
-                row.controller_id: row.update_status for row in rows if not only or row.controller_id in only
-            }
+        async with aclosing(client.pages("reconcile", "/targets", Target, q=query, sort="id:ASC")) as pages:
+            async for rows in pages:
+                out.status |= {
+                    row.controller_id: row.update_status for row in rows if not only or row.controller_id in only
+                }
         sets = await self._records.documents(records.SETS, prefix=f"{app}/", limit=1_000_000)
         known = [(key, records.decoded(records.SETS, key, value, FirmwareSet)) for key, value in sets]
         versions = {found.set_id: records.split(key)[1] for key, found in known if found is not None and found.set_id}

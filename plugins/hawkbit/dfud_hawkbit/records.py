@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 import msgspec
@@ -103,7 +103,7 @@ async def get(store: Store, collection: str, key: str, kind: type[T]) -> T | Non
     return None if found is None else decoded(collection, key, found, kind)
 
 
-async def every(store: Store, collection: str, prefix: str = "") -> AsyncIterator[tuple[str, bytes]]:
+async def every(store: Store, collection: str, prefix: str = "") -> AsyncGenerator[tuple[str, bytes], None]:
     """Yield the documents of a collection by key."""
     after = ""
     while found := await store.documents(collection, prefix=prefix, after=after):

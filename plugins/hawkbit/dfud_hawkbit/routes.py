@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import aclosing
 from typing import Any
 
 from quart import Response, g, request
@@ -90,14 +91,15 @@ def silence(answering: Answering) -> str:
 async def take_over(store: HawkbitStore, app: str) -> list[str]:
     """Make those targets of an app this dfud's that were another's; return them."""
     taken = []
-    async for key, value in records.every(store.inner, records.LINKS, f"{app}/"):
-        link = records.decoded(records.LINKS, key, value, Link)
-        if link is not None and link.foreign:
-            target = target_id(*records.split(key))
-            await store.parts.owner.take(app, target)
-            store.parts.known.recheck.add(key)
-            store.parts.feed.look(key)
-            taken.append(target)
+    async with aclosing(records.every(store.inner, records.LINKS, f"{app}/")) as known:
+        async for key, value in known:
+            link = records.decoded(records.LINKS, key, value, Link)
+            if link is not None and link.foreign:
+                target = target_id(*records.split(key))
+                await store.parts.owner.take(app, target)
+                store.parts.known.recheck.add(key)
+                store.parts.feed.look(key)
+                taken.append(target)
     return taken
 
 

@@ -118,6 +118,17 @@ class HawkbitStore(Store):
         self._connected.set()
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        try:
+            await self._run(bus, task_status)
+        except BaseExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            if isinstance(error, StoreError):
+                raise error from None  # the records' own, such as that another dfud has them
+            raise
+
+    async def _run(self, bus: Bus, task_status: trio.TaskStatus[None]) -> None:
         parts = self.parts
         keeping = trio.CancelScope(shield=True)  # the records stay open until everybody who writes them has ended
 

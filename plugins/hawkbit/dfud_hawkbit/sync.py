@@ -217,10 +217,13 @@ class DeviceSync:
                 case.set(said_s=now_s)
                 if not newest.final:
                     case.set(deployment=newest.id, told="")
-                elif newest.blocks:
-                    self.bus.publish(RetryRequested(case.app, case.device, "hawkBit"))
             else:
                 case.set(said_s=now_s)
+        left = view.deployment
+        if left is not None and left.blocks and left.sha256 == firmware.sha256 and not case.link.deployment:
+            if left.updated_s <= case.link.bound_s:
+                # The action asks once more for what was left. Said at every look until it is so: dfud may be killed in between.
+                self.bus.publish(RetryRequested(case.app, case.device, "hawkBit"))
         await self._want(case, view, firmware.version, mode)
 
     async def _want(self, case: Case, view: DeviceView, version: str, mode: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import msgspec
 import trio
@@ -268,14 +268,16 @@ class Worker:
     async def _app(self, key: str, app: str, generation: int) -> None:
         """An app was deleted, and perhaps made again: whatever of it is not there any more goes."""
         now_s = self._now()
-        async for device_key, _ in records.every(self._store, records.LINKS, key):
-            with suppress(UnreadableError):  # it is there
-                if await self._store.device(*records.split(device_key)) is None:
-                    self.work.poke(device_key, now_s)
-        async for firmware_key, _ in records.every(self._store, records.SETS, key):
-            with suppress(UnreadableError):
-                if await self._store.firmware(*records.split(firmware_key)) is None:
-                    self._publishing.work.poke(firmware_key, now_s)
+        async with aclosing(records.every(self._store, records.LINKS, key)) as known:
+            async for device_key, _ in known:
+                with suppress(UnreadableError):  # it is there
+                    if await self._store.device(*records.split(device_key)) is None:
+                        self.work.poke(device_key, now_s)
+        async with aclosing(records.every(self._store, records.SETS, key)) as published:
+            async for firmware_key, _ in published:
+                with suppress(UnreadableError):
+                    if await self._store.firmware(*records.split(firmware_key)) is None:
+                        self._publishing.work.poke(firmware_key, now_s)
         if self.work.unchanged(key, generation):
             await self._store.commit(await records.forget(self._store, records.DIRTY, key))
         self.work.finish(key, generation)

@@ -16,6 +16,7 @@ from dfud.api import (
     Firmware,
     HistoryEntry,
     Selector,
+    State,
     Store,
     StoreError,
     UnreadableError,
@@ -108,15 +109,42 @@ class ReadingStore(Store):
             return None
 
     def _newest(self, app: str, device: str, body: bytes | None) -> Deployment | None:
-        """Return the newest deployment that can be read, which is most probably the one whose body is given."""
+        """Return the newest deployment that can be read, which is most probably the one whose body is given.
+
+        Where the very newest has ended and cannot be read, it stands for itself: nobody knows whether its verdict, or a user's
+        cancel, keeps the image off this device, so it does.
+        """
         with contextlib.suppress(UnreadableError):
             return None if body is None else decode("the newest deployment", Deployment, body)
         passed = 0
         while (row := self._reader.row(_DEPLOYMENTS + _NEWEST + "LIMIT 1 OFFSET ?", app, device, passed)) is not None:
-            with contextlib.suppress(UnreadableError):
+            try:
                 return self._deployment(row)
+            except UnreadableError as error:
+                if not passed and (stands := self._stands_for(text(row[0]), str(error))) is not None:
+                    return stands
             passed += 1
         return None
+
+    def _stands_for(self, deployment_id: str, why: str) -> Deployment | None:
+        """Return what the other columns say of an unreadable deployment that has ended; None if it has not, or its image is gone."""
+        row = self._reader.row(_ENDED, deployment_id)
+        if row is None:
+            return None
+        app, device, version, created_s, number, sha256 = row
+        return Deployment(
+            id=deployment_id,
+            app=text(app),
+            device=text(device),
+            version=text(version),
+            sha256=text(sha256),
+            state=State.FAILED,
+            created_s=created_s,
+            updated_s=created_s,
+            number=number,
+            blocks=True,
+            text=f"{why}; it is not sent again until somebody says retry",
+        )
 
     async def devices(
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
@@ -236,6 +264,10 @@ class ReadingStore(Store):
 
 
 _DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
+_ENDED = (
+    "SELECT d.app, d.device, d.version, d.created, d.number, f.sha256 FROM deployment d "
+    "JOIN firmware f ON f.app=d.app AND f.version=d.version WHERE d.id=? AND NOT d.open"
+)
 _NEWEST = "ORDER BY number DESC, created DESC, id DESC "
 _VIEW = (
     "d.body, a.body, "

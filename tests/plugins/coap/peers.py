@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ CODES = {
 COMMAND, AUTH = 4210, 4209
 
 
-async def in_asyncio(work: Callable[[], Awaitable[T]]) -> T:
+async def in_asyncio(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run `work` under asyncio in a thread; cancelling leaves it behind."""
     return await trio.to_thread.run_sync(lambda: asyncio.run(work()), abandon_on_cancel=True)
 
@@ -107,9 +107,19 @@ class AioClient:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self.context: Any = None
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        finally:
+            self._loop.close()
 
     async def _do(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -151,6 +161,7 @@ class AioClient:
         if self.context is not None:
             await self._do(self.context.shutdown())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        await trio.to_thread.run_sync(self._thread.join, abandon_on_cancel=True)
 
 
 def oscore_credentials(directory: Path, url: str, key: bytes, identity: str, boot: bytes) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from aiocoap import oscore as aio
 from dfud_coap.block import Block, BlockError, read_block_untrusted
 from dfud_coap.message import (
+    Code,
     Message,
     MessageError,
     decode_tail_untrusted,
@@ -22,7 +23,7 @@ from dfud_coap.translate import Ask, Fault, Fetching, chunk_tail, read_request_u
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.plugins.coap.test_limits import AUTH, Code, Device, post
+from tests.plugins.coap.test_limits import AUTH, Device, post
 from tests.plugins.coap.virtual import Virtual
 from tests.plugins.coap.world import KEY, PACKAGE
 

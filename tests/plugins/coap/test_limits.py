@@ -247,10 +247,10 @@ class Device(aio.CanProtect, aio.CanUnprotect, aio.SecurityContextUtils):
         for number, value in (*path("v1", "dfu"), *options):
             inner.opt.add_option(aio_option(number, value))
         outer, self.last = self.protect(inner)
-        options = [(int(Option.OSCORE), outer.opt.oscore)]
+        shown = [(int(Option.OSCORE), bytes(outer.opt.oscore))]
         if outer.opt.observe is not None:
-            options.append((int(Option.OBSERVE), b""))
-        return encode(Message(CON, int(outer.code), message_id, b"t", options, outer.payload))
+            shown.append((int(Option.OBSERVE), b""))
+        return encode(Message(CON, int(outer.code), message_id, b"t", shown, outer.payload))
 
     def open(self, data: bytes) -> Message:
         outer = decode_untrusted(data)

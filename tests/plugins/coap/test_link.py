@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import trio
 
@@ -31,10 +34,14 @@ class Sink:
                     await sock.sendto(b"re " + data, address)
 
 
-async def until(true) -> None:  # type: ignore[no-untyped-def]
+async def until(true: Callable[[], object]) -> None:
     with trio.fail_after(LIMIT_S):
         while not true():
             await trio.sleep(0.0005)
+
+
+def _has_taken(link: FaultyUdpLink, number: int) -> bool:
+    return link.passed > number
 
 
 async def push(
@@ -49,7 +56,7 @@ async def push(
         await sock.connect(("127.0.0.1", port))
         for number in range(count):
             await sock.send(b"%d" % number)
-            await until(lambda n=number: link.passed > n)
+            await until(partial(_has_taken, link, number))
         await until(lambda: len(sink.got) == count - link.lost + link.duplicated)
     return sink.got, link
 

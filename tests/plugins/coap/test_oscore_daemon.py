@@ -43,12 +43,12 @@ class World:
         async def exchange(status: bytes) -> bytes | None:
             answer = await client.ask(request(aiocoap.POST, self.url, ["v1", "dfu"], status))
             assert dotted(answer) == "2.05", (dotted(answer), answer.payload)
-            return answer.payload
+            return bytes(answer.payload)
 
         async def fetch(package: str, number: int) -> bytes:
             answer = await client.ask(request(aiocoap.GET, self.url, ["v1", "dfu", package, str(number)]))
             assert dotted(answer) == "2.05", (dotted(answer), answer.payload)
-            return answer.payload
+            return bytes(answer.payload)
 
         return SimulatedDevice(exchange, fetch, OLD, "1.0", payload=16640)
 
@@ -69,8 +69,8 @@ async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
     await dfuctl("context", "--app", "lamps")
     found = World(daemon, dfuctl, tmp_path)
     yield found
-    for client in found.clients:
-        await client.close()
+    for device in found.clients:
+        await device.close()
     nursery.cancel_scope.cancel()
 
 

@@ -18,7 +18,11 @@ def test_timers_run_in_order_and_a_cancelled_one_does_not() -> None:
     timers = Timers(lambda: told.append("sooner"))
     timers.at(5, lambda now: told.append(("five", now)))
     timers.at(7, lambda now: told.append("seven")).cancel()
-    timers.at(3, lambda now: timers.at(4, lambda now: told.append("four")))
+
+    def three(now: float) -> None:
+        timers.at(4, lambda now: told.append("four"))
+
+    timers.at(3, three)
     assert told == ["sooner", "sooner"] and timers.next_s() == 3
     timers.run(6)
     assert told[-2:] == ["four", ("five", 6)] and timers.next_s() is None and len(timers) == 0

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ async def settings(person: Person, **values: object) -> AsyncIterator[None]:
             await person.ask("PUT", f"/system/configs/{key}", json={"value": before[key]["value"]})
 
 
-async def assigned(harness: Harness, person: Person, version: str, image: bytes = NEW, **how: object) -> int:
+async def assigned(harness: Harness, person: Person, version: str, image: bytes = NEW, **how: Any) -> int:
     """Assign a set in hawkBit, and wait until dfud wants it."""
     action = await person.assign(await person.simple_set(version, image), harness.target(), **how)
     await until(f"{version} is wanted", lambda: harness.is_wanted(version))
@@ -57,7 +58,7 @@ async def test_a_cancellation_is_accepted_before_the_device_may_boot_it(
 ) -> None:
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
         device = await harness.device()
-        how = {"type": "downloadonly"} if state == "held back" else {}
+        how: dict[str, Any] = {"type": "downloadonly"} if state == "held back" else {}
         action = await assigned(harness, person, "2.0", **how)
         if state == "pending":
             await device.poll()
@@ -134,7 +135,8 @@ async def test_a_wish_that_is_taken_back_while_hawkbit_is_asked_does_not_come_ba
         await harness.device()
         await harness.publish("2.0", NEW)
         client = harness.store.parts.client
-        ask, asked = client.order, []
+        ask = client.order
+        asked: list[Any] = []
 
         async def order(target: str, offer: Any) -> Any:
             found = await ask(target, offer)
@@ -226,7 +228,7 @@ async def test_soft_forced_and_time_forced_are_sent_and_the_device_may_defer(
 ) -> None:
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
         device = await harness.device()
-        how = {"type": kind} | ({"forcetime": 4_000_000_000_000} if kind == "timeforced" else {})
+        how: dict[str, Any] = {"type": kind} | ({"forcetime": 4_000_000_000_000} if kind == "timeforced" else {})
         action = await assigned(harness, person, "2.0", **how)
         assert await harness.wanted() == {"version": "2.0"}
         await whole_way(device)
@@ -343,7 +345,7 @@ async def test_locks_of_what_was_assigned_do_not_disturb(hawkbit: Server, tmp_pa
             await harness.want("2.0", name)
             number = await harness.action_of(name)
             await whole_way(device)
-            await until("it is finished", lambda n=number, name=name: person.finished(harness.target(name), n))
+            await until("it is finished", partial(person.finished, harness.target(name), number))
         found = await person.ask("GET", "/distributionsets", params={"q": f"name=={harness.app}"})
         assert [ds["locked"] for ds in found["content"]] == [True]
         await harness.publish("3.0", NEWER)

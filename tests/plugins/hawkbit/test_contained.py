@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ async def test_records_that_cannot_be_read_are_made_again(hawkbit: Server, tmp_p
             await harness.want("2.0", name)
             action = await harness.action_of(name)
             await whole_way(harness.simulate(name))
-            await until("it is finished", lambda name=name, a=action: person.finished(harness.target(name), a))
+            await until("it is finished", partial(person.finished, harness.target(name), action))
         assert harness.store.parts.known.problems == {}
 
 

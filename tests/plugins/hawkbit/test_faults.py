@@ -71,7 +71,8 @@ async def test_hawkbit_killed_in_mid_update_hears_all_of_it_afterwards(hawkbit: 
             assert await person.installed(harness.target()) == "2.0"
 
             async def assigned() -> bool:
-                if (await harness.link("d2") or None) is None or not (await harness.link("d2")).registered:  # type: ignore[union-attr]
+                link = await harness.link("d2")
+                if link is None or not link.registered:
                     return False
                 return await person.assigned(harness.target("d2")) == "3.0"
 
@@ -130,6 +131,31 @@ async def test_dfud_killed_at_any_step_tells_everything_once_it_is_back(
         assert kinds.count("finished") == 1
         assert await harness.is_wanted("2.0")
         assert len(await person.actions(harness.target())) == 1
+
+
+async def test_a_retry_of_hawkbits_outlives_a_dfud_that_is_killed_before_it_is_stored(
+    hawkbit: Hawkbit, tmp_path: Path
+) -> None:
+    async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
+        device = await harness.device()
+        number = await person.simple_set("2.0", NEW)
+        await person.assign(number, harness.target())
+        await until("it is wanted", lambda: harness.is_wanted("2.0"))
+        await sent(device)
+        await device.update(good=False, text="it crashed")
+        await harness.quiet()
+        harness.bus.publish = lambda event: None  # type: ignore[method-assign]  # nothing comes of what is asked for
+        second = await person.assign(number, harness.target())
+
+        async def taken_over() -> bool:
+            link = await harness.link()
+            return link is not None and link.action == second
+
+        await until("the new action is on record", taken_over)
+        await harness.stop()
+        await harness.start()
+        await whole_way(device)
+        await until("it is finished", lambda: person.finished(harness.target(), second))
 
 
 async def test_a_last_feedback_whose_answer_was_lost_is_not_a_second_one(hawkbit: Hawkbit, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dfud_hawkbit import feedback
@@ -26,6 +27,12 @@ def a_deployment(state: State, **more: Any) -> Deployment:
     return Deployment("d1", "a", "d", "2.0", "00" * 32, state, 1.0, 1.0, "1.0", chunks_total=10, **more)
 
 
+def told_of(d: Deployment, news: Sequence[HistoryEntry]) -> Any:
+    told = feedback.of_deployment(d, news)
+    assert told is not None
+    return told
+
+
 def entries(*states: State) -> list[HistoryEntry]:
     return [HistoryEntry("d1", "a", "d", float(n), state, "2.0", "event") for n, state in enumerate(states)]
 
@@ -45,7 +52,7 @@ def test_an_action_is_closed_only_by_the_end_of_its_deployment() -> None:
 def test_a_rollback_carries_code_and_diagnostics() -> None:
     record = bytes(range(256)) * 3
     d = a_deployment(State.ROLLED_BACK, code=1, text="it crashed", crashes=3, reset_reason=12, record=record)
-    told = feedback.of_deployment(d, entries(State.TRIAL, State.ROLLED_BACK))
+    told = told_of(d, entries(State.TRIAL, State.ROLLED_BACK))
     assert told["status"]["code"] == 1
     text = "".join(told["status"]["details"])
     assert "it crashed" in text and "crashes: 3, reset reason 12" in text and record.hex() in text
@@ -62,7 +69,7 @@ def test_a_code_leaves_room_for_the_line_that_hawkbit_makes_of_it() -> None:
 
 def test_a_fetch_is_told_in_per_cent() -> None:
     d = a_deployment(State.FETCHING, chunks_done=4)
-    told = feedback.of_deployment(d, [])
+    told = told_of(d, [])
     assert told["status"]["result"]["progress"] == {"cnt": 4, "of": 10}
     assert told["status"]["details"] == ["40 % (4 of 10 chunks)"]
 

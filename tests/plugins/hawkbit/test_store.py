@@ -9,9 +9,11 @@ import pytest
 import trio
 from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.store import HawkbitStore
+from dfud_local.store import LocalStore
 
 from dfud.api import (
     Capability,
+    Change,
     ConfigError,
     DeleteFirmware,
     NotFoundError,
@@ -32,6 +34,20 @@ class TestHawkbitStore(StoreConformance):
         await harness.start()
         yield harness.store
         await harness.stop()
+
+    def new_store(self, directory: Path) -> Store:
+        """What was answered is in the records: hawkBit is away all the while."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "password").write_text("secret")
+        (directory / "token").write_text("secret")
+        config = HawkbitConfig(
+            url="http://127.0.0.1:1",
+            password_file=str(directory / "password"),
+            gateway_token_file=str(directory / "token"),
+        )
+        store = HawkbitStore(config)
+        store.keep_in(LocalStore(directory / "state"))
+        return store
 
 
 async def test_the_name_of_a_deleted_firmware_stays_taken(hawkbit: Server, tmp_path: Path) -> None:
@@ -68,7 +84,7 @@ async def test_a_refused_commit_leaves_no_note_for_hawkbit(hawkbit: Server, tmp_
     async with harness_at(hawkbit, tmp_path) as harness:
         await harness.quiet()
         async with a_blob(harness.store, b"image") as sha256:
-            refused = [PutFirmware(a_firmware(sha256, app=harness.app)), DeleteFirmware(harness.app, "9")]
+            refused: list[Change] = [PutFirmware(a_firmware(sha256, app=harness.app)), DeleteFirmware(harness.app, "9")]
             with pytest.raises(NotFoundError):
                 await harness.store.commit(refused)
         assert await harness.records.documents("hawkbit.dirty-firmware") == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import random
 import uuid
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -42,7 +44,7 @@ async def test_firmware_published_in_dfud_is_module_artifact_and_set_in_hawkbit(
         manifest = Manifest(harness.app, "2.0", "esp32c3", 7, len(NEW), bytes.fromhex(digest(NEW)), FLAG_RAW)
         envelope = sign(manifest, key)
 
-        async def body():  # type: ignore[no-untyped-def]
+        async def body() -> AsyncIterator[bytes]:
             yield NEW
 
         await harness.firmware.publish(harness.app, Upload(envelope=envelope), body(), "test")
@@ -126,21 +128,21 @@ async def test_a_set_assigned_in_hawkbit_reaches_the_device(hawkbit: Server, tmp
         number = await person.simple_set("5.1", NEW)
         await person.assign(number, *(harness.target(name) for name in harness.devices))
         for name in harness.devices:
-            await until("it is wanted", lambda name=name: harness.is_wanted("5.1", name))
+            await until("it is wanted", partial(harness.is_wanted, "5.1", name))
         for device in devices:
             await whole_way(device)
             assert device.image == NEW
         for name in harness.devices:
             target = harness.target(name)
-            await until("it is installed", lambda target=target: _is(person.installed(target), "5.1"))
+            await until("it is installed", partial(_is_installed, person, target, "5.1"))
             assert (await person.actions(target))[0]["status"] == "finished"
         assert harness.store.parts.firmware.downloads == 1, "an artifact is downloaded once, not once a device"
         firmware = await harness.store.firmware(harness.app, "5.1")
         assert firmware is not None and firmware.sha256 == digest(NEW) and firmware.uploaded_by == "hawkbit"
 
 
-async def _is(answer, expected: str) -> bool:  # type: ignore[no-untyped-def]
-    return bool(await answer == expected)
+async def _is_installed(person: Person, target: str, version: str) -> bool:
+    return await person.installed(target) == version
 
 
 async def test_ours_is_chosen_out_of_several_modules_and_artifacts(hawkbit: Server, tmp_path: Path) -> None:
@@ -311,7 +313,7 @@ async def test_what_was_flashed_by_hand_is_told(hawkbit: Server, tmp_path: Path)
         await harness.quiet()
         device = await harness.device(image=NEW, version="2.0")
         await device.poll()
-        await until("hawkBit knows", lambda: _is(person.installed(harness.target()), "2.0"))
+        await until("hawkBit knows", partial(_is_installed, person, harness.target(), "2.0"))
 
 
 async def test_attributes_and_labels_are_there_to_filter_by(hawkbit: Server, tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ async def test_a_manifest_that_is_replaced_is_replaced_in_hawkbit(hawkbit: Serve
         await harness.registry.update_app(harness.app, App(app.metadata, spec), "test")
         await harness.device()
 
-        async def body():  # type: ignore[no-untyped-def]
+        async def body() -> AsyncIterator[bytes]:
             yield NEW
 
         said: list[bytes] = []

@@ -29,10 +29,12 @@ from dfud.api import (
     PutDevice,
     PutDocument,
     PutFirmware,
+    State,
     StoreError,
     UnreadableError,
     faults,
 )
+from dfud.controller.wishes import retried
 from dfud.testing.store import a_blob, a_deployment, a_device, a_firmware, an_app
 
 
@@ -221,6 +223,38 @@ async def test_what_a_device_said_and_did_costs_itself_only(store: LocalStore, t
     found = await store.device("app1", "d0")
     assert found is not None
     assert (found.actual, found.deployment) == (actual, made[3])
+
+
+async def test_a_verdict_that_cannot_be_read_keeps_the_image_off_until_somebody_says_retry(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    """The deployment behind it was taken for the newest, which blocks nothing: the image went out again."""
+    async with a_blob(store, b"imag") as sha256:
+        await store.commit([PutFirmware(a_firmware(sha256))])
+    rows = [(1, State.DONE, False), (2, State.CANCELLED, True)]
+    made = [
+        msgspec.structs.replace(a_deployment(n, state, "d0"), number=n, blocks=blocks, sha256=sha256)
+        for n, state, blocks in rows
+    ]
+    await store.commit([*map(PutDeployment, made)])
+    flip(tmp_path, "deployment", "number=2", torn)
+    found = await store.device("app1", "d0")
+    assert found is not None and found.deployment is not None
+    shown = found.deployment
+    assert (shown.id, shown.number, shown.sha256) == (made[1].id, 2, sha256)
+    assert shown.final and shown.blocks and "cannot be read" in shown.text and "retry" in shown.text
+    assert await store.devices("app1", limit=1) == [found]
+    again = retried(shown, 2000.0)
+    assert again is not None
+    await store.commit([PutDeployment(again)])
+    found = await store.device("app1", "d0")
+    assert found is not None and found.deployment == again and not again.blocks
+    assert store.counters()["dfud_store_unreadable_records"] == 0
+    # One that had not ended blocks nothing: its device begins anew.
+    await store.commit([PutDeployment(msgspec.structs.replace(a_deployment(3, device="d0"), number=3, sha256=sha256))])
+    flip(tmp_path, "deployment", "number=3", torn)
+    found = await store.device("app1", "d0")
+    assert found is not None and found.deployment == again
 
 
 async def test_an_app_and_a_firmware_cost_themselves_only(store: LocalStore, tmp_path: Path) -> None:

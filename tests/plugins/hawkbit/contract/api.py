@@ -15,6 +15,7 @@ from tests.plugins.hawkbit.contract.symbols import Symbols
 from tests.plugins.hawkbit.server import Hawkbit
 
 WAIT_S = 90.0
+Settings = Callable[[dict[str, Any]], None]  # see the fixture
 HEADERS = ("etag", "content-range", "accept-ranges", "retry-after", "www-authenticate", "location")
 
 
@@ -217,7 +218,7 @@ class Api:
     def firmware(self, version: str = "1", *, content: str = "firmware", **values: Any) -> tuple[int, int]:
         """Return (module, set) of a set of one module with one artifact."""
         name = self.name("fw")
-        rows = [{"name": name, "version": version, "type": "os"}]
+        rows: list[dict[str, Any]] = [{"name": name, "version": version, "type": "os"}]
         module = self.mgmt("POST", "/softwaremodules", rows, quiet=True).body[0]["id"]
         upload = {"filename": "image.bin", "content": content}
         path = f"/softwaremodules/{module}/artifacts"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.plugins.hawkbit.contract.api import Api
+from tests.plugins.hawkbit.contract.api import Api, Settings
 from tests.plugins.hawkbit.server import Hawkbit
 
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -18,10 +18,12 @@ _FAILED = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call":  # type: ignore[attr-defined]
-        item.stash[_FAILED] = report.failed  # type: ignore[attr-defined]
+    if report.when == "call":
+        item.stash[_FAILED] = report.failed
     return report
 
 
@@ -35,7 +37,7 @@ def api(hawkbit: Hawkbit, request: pytest.FixtureRequest) -> Iterator[Api]:
 
 
 @pytest.fixture
-def settings(hawkbit: Hawkbit, api: Api) -> Iterator[Callable[..., None]]:
+def settings(hawkbit: Hawkbit, api: Api) -> Iterator[Settings]:
     """Change settings of the tenant: `settings({"pollingTime": "00:01:00"})`. They are put back behind the test."""
     changed: list[str] = []
 

@@ -100,8 +100,8 @@ class Symbols:
         if isinstance(value, str):
             return self.hide_text(value)
         if isinstance(value, int) and not isinstance(value, bool) and value >= _TIME_MS:
-            shown = self.hide_text(str(value))
-            return shown if shown.startswith("{") else "{time}"
+            text = self.hide_text(str(value))
+            return text if text.startswith("{") else "{time}"
         return value
 
     def _hide_entry(self, key: str, value: Any, owner: dict[str, Any], kind: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.plugins.hawkbit.contract.api import Answer, Api
+from typing import Any
+
+from tests.plugins.hawkbit.contract.api import Answer, Api, Settings
 
 
 def _offered(api: Api, cid: str) -> set[str]:
@@ -141,7 +143,7 @@ def test_a_heavier_assignment_is_offered_while_the_old_cancel_is_open(api: Api) 
     assert api.mgmt("GET", f"/targets/{cid}/assignedDS").body["id"] == two
 
 
-def test_with_autoclose_the_old_action_is_over_at_once(api: Api, settings) -> None:  # type: ignore[no-untyped-def]
+def test_with_autoclose_the_old_action_is_over_at_once(api: Api, settings: Settings) -> None:
     settings({"repository.actions.autoclose.enabled": True})
     cid = api.target()
     _, one = api.firmware("1")
@@ -193,6 +195,6 @@ def test_a_set_of_several_modules_offers_all_of_them(api: Api) -> None:
     assert sorted(a["filename"] for a in chunks["os"]["artifacts"]) == ["boot.img", "rootfs.img"]
 
 
-def _chunks(answer: Answer) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = answer.body["deployment"]["chunks"]
+def _chunks(answer: Answer) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = answer.body["deployment"]["chunks"]
     return found

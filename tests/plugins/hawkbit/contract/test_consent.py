@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.plugins.hawkbit.contract.api import Api
+from tests.plugins.hawkbit.contract.api import Api, Settings
 
 
 def _window(api: Api, start_s: int) -> dict[str, str]:
     return {"schedule": api.symbols.moment(start_s), "duration": "01:00:00", "timezone": "+00:00"}
 
 
-def test_an_action_waits_for_its_user_who_says_no_and_then_yes(api: Api, settings) -> None:  # type: ignore[no-untyped-def]
+def test_an_action_waits_for_its_user_who_says_no_and_then_yes(api: Api, settings: Settings) -> None:
     settings({"user.confirmation.flow.enabled": True})
     cid = api.target()
     _, ds = api.firmware()
@@ -39,7 +39,7 @@ def test_an_action_waits_for_its_user_who_says_no_and_then_yes(api: Api, setting
     assert api.feedback(cid, action, "closed", "success").status == 200
 
 
-def test_the_management_may_confirm_or_cancel_for_the_user(api: Api, settings) -> None:  # type: ignore[no-untyped-def]
+def test_the_management_may_confirm_or_cancel_for_the_user(api: Api, settings: Settings) -> None:
     settings({"user.confirmation.flow.enabled": True})
     one, two, three = api.targets(3)
     _, ds = api.firmware()
@@ -61,7 +61,7 @@ def test_the_management_may_confirm_or_cancel_for_the_user(api: Api, settings) -
     assert "Assignment confirmed by initiator [admin]." in rows[0]["messages"]
 
 
-def test_auto_confirm_spares_the_question(api: Api, settings) -> None:  # type: ignore[no-untyped-def]
+def test_auto_confirm_spares_the_question(api: Api, settings: Settings) -> None:
     settings({"user.confirmation.flow.enabled": True})
     cid = api.target()
     _, ds = api.firmware()

@@ -76,8 +76,13 @@ def make_rollout(state: State, request: Request) -> Response:
         "groups",
         "type",
         "forcetime",
+        "weight",
+        "successCondition",
+        "successAction",
+        "errorCondition",
+        "errorAction",
+        "confirmationRequired",
     )
-    keys += ("weight", "successCondition", "successAction", "errorCondition", "errorAction", "confirmationRequired")
     body = request.json(*keys)
     ds = state.set(body["distributionSetId"])
     test = compile_query(body["targetFilterQuery"], TARGET_FIELDS)

@@ -162,7 +162,8 @@ class State:
 
     def lock(self, ds: e.DistributionSet, by: str = "admin") -> None:
         if self.setting("implicit.lock.enabled"):
-            for row in (ds, *(self.modules[number] for number in ds.modules)):
+            rows: list[e.DistributionSet | e.Module] = [ds, *(self.modules[number] for number in ds.modules)]
+            for row in rows:
                 if not row.locked:
                     row.locked, row.modified_at, row.modified_by = True, self.now(), by
 
@@ -394,12 +395,12 @@ def window(spec: dict[str, str], now_ms: int) -> tuple[int, int]:
     parts = spec["schedule"].split()
     now = dt.datetime.fromtimestamp(now_ms / 1000, zone)
     second, minute, hour, day, month = parts[:5]
-    clock = {"hour": int(hour), "minute": int(minute), "second": int(second), "microsecond": 0}
+    today = now.replace(hour=int(hour), minute=int(minute), second=int(second), microsecond=0)
     if day.isdigit() and month.isdigit() and len(parts) == 7:
-        moment = now.replace(year=int(parts[6]), month=int(month), day=int(day), **clock)
+        moment = today.replace(year=int(parts[6]), month=int(month), day=int(day))
         starts = [moment]
     elif day in ("*", "?") and month == "*":
-        starts = [(now + dt.timedelta(days=n)).replace(**clock) for n in (-1, 0, 1)]
+        starts = [today + dt.timedelta(days=n) for n in (-1, 0, 1)]
     else:
         raise e.Unknown(f"maintenance schedule {spec['schedule']}")
     for start in starts:

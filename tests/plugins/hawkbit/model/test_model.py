@@ -18,6 +18,7 @@ from tests.plugins.hawkbit.model import ddi, mgmt
 from tests.plugins.hawkbit.model.entities import Problem
 from tests.plugins.hawkbit.model.query import compile_query
 from tests.plugins.hawkbit.model.routes import Response
+from tests.plugins.hawkbit.model.server import HawkbitModel
 from tests.plugins.hawkbit.server import ModelHawkbit
 
 
@@ -116,23 +117,24 @@ def test_no_query_gets_more_than_a_problem_out_of_it(text: str) -> None:
         compile_query(text, {"id": lambda row: row, "a": lambda row: None})(7)
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[HawkbitModel]:
+    """One model for every example."""
+    found = ModelHawkbit()
+    found.start()
+    assert found.model is not None
+    yield found.model
+    found.stop()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=4))
-def test_no_bytes_get_it_down(pieces: list[bytes]) -> None:
-    server = _shared()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as peer:
+def test_no_bytes_get_it_down(shared: HawkbitModel, pieces: list[bytes]) -> None:
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=20) as peer:
         for piece in pieces:
             try:
                 peer.sendall(piece)
             except OSError:
                 break
-    assert httpx.get(f"{server.url}/rest/v1/targets", auth=("admin", "admin"), trust_env=False).status_code == 200
-    assert not server.errors
-
-
-def _shared():  # type: ignore[no-untyped-def]
-    if not hasattr(_shared, "model"):
-        found = ModelHawkbit()
-        found.start()
-        _shared.model = found.model  # type: ignore[attr-defined]
-    return _shared.model  # type: ignore[attr-defined]
+    assert httpx.get(f"{shared.url}/rest/v1/targets", auth=("admin", "admin"), trust_env=False).status_code == 200
+    assert not shared.errors
