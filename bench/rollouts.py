@@ -79,6 +79,7 @@ class Bench:
                 "firmware": "1.1",
                 "devices": {"selector": f"site=s{n}", "running": ["1.0"]},
                 "windows": [{"days": [tomorrow], "from": "00:00", "to": "24:00"}],
+                "waves": [{"percent": 100}],
                 "priority": n,
             }
             start = time.perf_counter()

@@ -255,7 +255,7 @@ class Controller:
             if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
-        counted = await self._counted(known.deployment, [d for d, _ in verdict.steps])
+        counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             changes.append(PutActual(actual))
@@ -428,12 +428,9 @@ class Controller:
             yield counting(counted)
         self.rollouts.counted(counted)
 
-    async def _counted(self, before: Deployment | None, steps: Sequence[Deployment]) -> dict[str, int]:
-        return await counted_of(self._store, self.rollouts.leads, before, steps)
-
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
-        counted = await self._counted(hold.known.deployment, [deployment])
+        counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
         await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)

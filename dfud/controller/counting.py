@@ -14,7 +14,7 @@ async def counted_of(
 ) -> dict[str, int]:
     """Return what is added, by counter, when a device's newest deployment `before` is followed by `steps`, one behind the other.
 
-    leads: whether there is a rollout of this uid; what is deleted is no longer counted.
+    leads: whether there is such a rollout; for one that is deleted nothing is counted any more.
     """
     found: dict[str, int] = {}
     for after in steps:
