@@ -6,6 +6,7 @@ becomes a crash, for crashes take firmware off a device.
 
 import asyncio
 import gc
+import random
 import sys
 import time
 
@@ -16,11 +17,7 @@ from dfu.pack import UINT32, field, pack, unpack
 from dfu.update import Update
 
 UPDATE, STOP = 2, 3  # commands; 0 is wait, 1 is sync
-KINDS = 1 << 1 | 1 << 2 | 1 << 3
-STORE0 = 0x60008050  # esp32c3-boot: bootloader/FORMAT.md, "the agent's mark"
-MARK = 0xDF0C0000
 CRASHED = 1
-PROGRESS_EVERY = 16
 
 
 def fail(code, what, agent=None):
@@ -38,7 +35,7 @@ def fail(code, what, agent=None):
         keep(what)
     except Exception as error:
         print("dfu:", error)  # a mark without a text still counts
-    machine.mem32[STORE0] = MARK | code
+    machine.mem32[0x60008050] = 0xDF0C0000 | code  # RTC STORE0: bootloader/FORMAT.md, "the agent's mark"
     machine.reset()
 
 
@@ -78,6 +75,10 @@ class Agent:
 
         self.result = result(self.slots)
         forget("result", "manifest", "slots")
+        from dfu.starts import count
+
+        self.starts = count(self.slots, self.result, machine.reset_cause() == machine.WDT_RESET)
+        forget("starts")
         self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
         self.confirmed = asyncio.Event()
         if not self.trial:
@@ -109,7 +110,7 @@ class Agent:
             1: m.version if m else config.get("version") or flash.app_version(slots.running) or "0",
             2: slots.digest,
             3: config["hardware"],
-            4: KINDS,
+            4: 1 << 1 | 1 << 2 | 1 << 3,  # package kinds
             5: self.payload,
             6: slots.capacity,
         }
@@ -126,6 +127,8 @@ class Agent:
             said[11] = config["attributes"]
         if slots.state.accept:
             said[12] = slots.state.accept
+        if self.starts is not None:
+            said[13] = self.starts
         return pack(said)
 
     def _may_update(self):
@@ -160,7 +163,7 @@ class Agent:
                 from dfu.result import told
 
                 told(self.slots)
-                forget("result", "manifest")
+                forget("starts", "result", "manifest")
         if not length:
             return None, b""
         raw = bytes(memoryview(self.buffer)[:length])
@@ -269,7 +272,7 @@ class Agent:
             self.backoff.good(ANSWER)
             self._progress()
             since += 1
-            if since % PROGRESS_EVERY == 0 and self._may_update() is not None:
+            if since % 16 == 0 and self._may_update() is not None:
                 return
 
     def _progress(self):
@@ -295,5 +298,6 @@ class Agent:
     def _failed(self, code, text):
         """Remember that an update cannot be done, for the next status: the one under way, or one that was refused."""
         self._drop()
-        # Of a manifest that cannot be read nothing is known.
-        self.result = {0: 3, 1: self.tried or bytes(32), 2: code, 3: text, 4: 0, 5: 0, 6: b""}
+        # Of a manifest that cannot be read nothing is known. The number is above all that dfu.starts gives.
+        number = 1 << 29 | random.getrandbits(29)
+        self.result = {0: 3, 1: self.tried or bytes(32), 2: code, 3: text, 4: 0, 5: 0, 6: b"", 7: number}

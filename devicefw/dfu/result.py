@@ -55,5 +55,8 @@ def told(slots):
     try:
         slots.state.append(outcome=0, tried=0)
         slots.diagnostics.clear()
+        from dfu import starts
+
+        starts.told()
     except OSError as error:
         print("dfu: flash:", error)

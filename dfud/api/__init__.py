@@ -31,6 +31,8 @@ from dfud.api.plugins import (
     hookspec,
     open_to_all,
 )
+from dfud.api.records import read_record
+from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.store import (
     AddCounts,
     BlobWriter,
@@ -73,6 +75,7 @@ from dfud.model.firmware import Firmware
 from dfud.model.resources import App, Device, Metadata
 from dfud.model.rollout import Rollout
 from dfud.model.selectors import Selector, parse_selector_untrusted
+from dfud.model.windows import PerMinute
 
 __all__ = [
     "Actual",
@@ -120,6 +123,7 @@ __all__ = [
     "Metadata",
     "NotFoundError",
     "PeerError",
+    "PerMinute",
     "PluginError",
     "PolicyChanged",
     "ProgressChanged",
@@ -150,15 +154,20 @@ __all__ = [
     "UnreadableError",
     "UserRoutes",
     "Waiting",
+    "chunk_range_untrusted",
     "contained",
     "faults",
     "forever",
     "hookimpl",
     "hookspec",
+    "is_acceptable",
     "is_loopback",
     "limited",
     "note",
     "open_to_all",
     "parse_selector_untrusted",
+    "read_record",
+    "says_json",
     "server_context",
+    "timeout_untrusted",
 ]

@@ -233,6 +233,15 @@ class Store(abc.ABC):
         """Devices of an app by name (bytewise), those behind `after` only."""
 
     @abc.abstractmethod
+    async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
+        """Return how many devices of an app the selector matches, 0 where there is no such app; reads no record."""
+
+    async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
+        """Return find_alias() of each of `names` that leads to a device. A store that can asks once for all of them."""
+        found = {name: await self.find_alias(app, name) for name in names}
+        return {name: device for name, device in found.items() if device is not None}
+
+    @abc.abstractmethod
     async def find_alias(self, app: str, alias: str) -> str | None:
         """Return the name of the device of `app` whose name is `alias` or whose spec.alias holds it."""
 

@@ -134,6 +134,19 @@ class Session:
                 return
             offset += PAGE
 
+    def devices(self, labels: str) -> Iterator[dict[str, Any]]:
+        """Yield all devices of the app, by name, as they are read: one that is deleted meanwhile moves no other out of sight."""
+        first = after = ""
+        while page := self.request(
+            "GET", self.registry("devices"), params={"labels": labels, "limit": PAGE, "after": after}
+        ):
+            if after and page[0]["metadata"]["name"] == first:
+                raise CliError("the registry is too old for lists that go on behind a device: bring dfud up to date")
+            yield from page
+            if len(page) < PAGE:
+                return
+            first, after = page[0]["metadata"]["name"], page[-1]["metadata"]["name"]
+
     def done(self, message: str, **fields: Any) -> None:
         """Say that something was done: a sentence on standard error, or `fields` as JSON."""
         if self.json:

@@ -6,6 +6,7 @@ from itertools import islice
 
 import click
 
+from dfud.cli.bulk import device_count, device_export, device_import
 from dfud.cli.client import Session
 from dfud.cli.resources import delete_resource, labels_of, new_labels, pass_session, shown_labels
 from dfud.cli.show import Table, confirm, print_table, yes_option
@@ -72,8 +73,7 @@ def _new_secret(session: Session, name: str, *, revoke: bool) -> None:
 @pass_session
 def device_list(session: Session, labels: str, limit: int | None, offset: int) -> None:
     """List devices with what they run and what they should run."""
-    pages = session.pages(session.registry("devices"), labels=labels)
-    found = list(islice((one for page in pages for one in page), offset, offset + limit if limit else None))
+    found = list(islice(session.devices(labels), offset, offset + limit if limit else None))
     if session.json:
         session.show(found)
         return
@@ -127,3 +127,7 @@ def device_delete(session: Session, name: str, yes: bool) -> None:
     confirm(f"Delete device {name} of app {session.app}?", yes)
     delete_resource(session, session.registry("devices", name), name)
     session.done(f"Device {name} deleted.", device=name)
+
+
+for _command in (device_import, device_export, device_count):
+    device.add_command(_command)

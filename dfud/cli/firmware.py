@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from dfud.cli.client import CliError, Session, checked
+from dfud.cli.images import app_at as app_at_option
+from dfud.cli.images import image_bytes
 from dfud.cli.resources import pass_session
 from dfud.cli.show import TRANSFER, Table, confirm, print_table, progress_bar, yes_option
 from dfud.model.names import check_name
@@ -34,6 +36,7 @@ def firmware() -> None:
     "--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What `dfuctl sign` made."
 )
 @click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
+@app_at_option
 @click.option("--notes", default="", help="A word about it.")
 @pass_session
 def firmware_publish(
@@ -44,6 +47,7 @@ def firmware_publish(
     sequence: int | None,
     manifest: Path | None,
     raw: bool,
+    app_at: int | None,
     notes: str,
 ) -> None:
     """Publish the file IMAGE as a firmware of the app. Nothing is installed by this; see `dfuctl update`."""
@@ -53,8 +57,9 @@ def firmware_publish(
         check_name("version", version)
     if hardware:
         check_name("hardware", hardware)
-    size = image.stat().st_size
-    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    data = image_bytes(image, app_at, raw=raw)
+    size = len(data)
+    digest = hashlib.sha256(data).hexdigest()
     params: dict[str, Any] = {"version": version, "hardware": hardware, "sha256": digest, "notes": notes}
     if sequence is not None:
         params["sequence"] = sequence
@@ -65,14 +70,13 @@ def firmware_publish(
         headers["dfud-manifest"] = base64.b64encode(manifest.read_bytes()).decode()
     with (
         progress_bar(image.name, TRANSFER, total=size) as progress,
-        image.open("rb") as file,
         session.client(timeout_s=None) as client,
     ):
 
         def blocks() -> Iterator[bytes]:
-            while block := file.read(BLOCK_BYTES):
-                yield block
-                progress(file.tell(), size)
+            for at in range(0, size, BLOCK_BYTES):
+                yield data[at : at + BLOCK_BYTES]
+                progress(min(at + BLOCK_BYTES, size), size)
 
         answer = client.post(session.api("firmware"), params=params, headers=headers, content=blocks())
         found = checked(answer)

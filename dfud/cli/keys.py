@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from dfud.cli import pkcs11
 from dfud.cli.client import CliError, Session
+from dfud.cli.images import app_at as app_at_option
+from dfud.cli.images import image_bytes
 from dfud.cli.resources import pass_session
-from dfud.model.espimage import check_esp_image_untrusted
+from dfud.model.espimage import check_application_untrusted, hardware_name
 from dfud.model.names import check_name
 from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, floor_too_high, key_id, sign_with
 
@@ -154,6 +157,7 @@ def key_show(session: Session, where: str, passphrase_file: Path | None) -> None
 )
 @click.option("--allow-downgrade", is_flag=True, help="Say in the manifest that a device may go back to this one.")
 @click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
+@app_at_option
 @click.option(
     "--add-key", "add", multiple=True, help="Public key that devices trust, too, once this firmware is confirmed."
 )
@@ -177,6 +181,7 @@ def sign_image(
     floor: int,
     allow_downgrade: bool,
     raw: bool,
+    app_at: int | None,
     add: tuple[str, ...],
     revoke: tuple[str, ...],
     to: Path | None,
@@ -184,24 +189,23 @@ def sign_image(
     """Write the signed manifest of IMAGE, for `dfuctl firmware publish --manifest`. Asks dfud nothing."""
     app = check_name("app", app_name or session.app)
     check_name("version", version)
-    check_name("hardware", hardware)
+    hardware = check_name("hardware", hardware_name(hardware))
     if floor > sequence:
         raise CliError(floor_too_high(floor, sequence))
-    data = image.read_bytes()
+    data = image_bytes(image, app_at, raw=raw)
     if not raw:
-        with image.open("rb") as file:
-            check_esp_image_untrusted(file, len(data), hardware)
+        check_application_untrusted(io.BytesIO(data), len(data), hardware)
     manifest = Manifest(
-        app,
-        version,
-        hardware,
-        sequence,
-        len(data),
-        hashlib.sha256(data).digest(),
-        FLAG_DOWNGRADE * allow_downgrade | FLAG_RAW * raw,
-        floor,
-        tuple(_public_key(text) for text in add),
-        tuple(key_id(_public_key(text)) for text in revoke),
+        app=app,
+        version=version,
+        hardware=hardware,
+        sequence=sequence,
+        size=len(data),
+        sha256=hashlib.sha256(data).digest(),
+        flags=FLAG_DOWNGRADE * allow_downgrade | FLAG_RAW * raw,
+        floor=floor,
+        add=tuple(_public_key(text) for text in add),
+        revoke=tuple(key_id(_public_key(text)) for text in revoke),
     )
     with _signer(key_file, passphrase_file) as (public, signer):
         envelope = sign_with(manifest, public, signer)

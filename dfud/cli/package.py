@@ -13,6 +13,9 @@ from rich.console import Console
 
 from dfud.cli import picture
 from dfud.cli.client import CliError, Session
+from dfud.cli.images import app_at as app_at_option
+from dfud.cli.images import base_app_at as base_app_at_option
+from dfud.cli.images import unmerged_bytes
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table, progress_bar, say
 from dfud.errors import PeerError
@@ -93,6 +96,9 @@ def _applied(
 @package.command("make")
 @click.argument("new", type=_FILE)
 @click.option("--base", type=_FILE, help="Image that the device runs; without it the package starts from nothing.")
+@app_at_option
+@base_app_at_option
+@click.option("--raw", is_flag=True, help="Take the files as they are, also a merged one.")
 @_TO
 @click.option(
     "--kind",
@@ -123,6 +129,9 @@ def package_make(
     session: Session,
     new: Path,
     base: Path | None,
+    app_at: int | None,
+    base_app_at: int | None,
+    raw: bool,
     to: Path,
     kinds: tuple[str, ...],
     payload: int,
@@ -130,14 +139,16 @@ def package_make(
     entries: int,
 ) -> None:
     """Make the smallest package of the image NEW, as dfud would for a device that runs BASE."""
-    image = new.read_bytes()
+    image = unmerged_bytes(new, app_at, raw=raw)
     if not image:
         raise CliError(f"{new} is empty: there is nothing to package")
     mask = sum(1 << kind for kind, name in NAMES.items() if not kinds or name in kinds)
     if base is None and not mask >> Kind.FULL & 1:
         raise CliError("a package of these kinds starts from an image: give it with --base")
+    if base is None and base_app_at is not None:
+        raise CliError("--base-app-at says where an image starts in the base: give the file with --base")
+    running = unmerged_bytes(base, base_app_at, raw=raw) if base else None
     try:
-        running = base.read_bytes() if base else None
         with progress_bar(f"Making {to.name}") as progress:
             made = build_package(
                 image,

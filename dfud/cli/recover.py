@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import time
 import zlib
@@ -15,10 +16,12 @@ import msgspec
 import serial  # type: ignore[import-untyped]  # it ships no annotations
 
 from dfud.cli.client import CliError, Session
+from dfud.cli.images import app_at as app_at_option
+from dfud.cli.images import image_bytes
 from dfud.cli.resources import pass_session
 from dfud.cli.show import TRANSFER, progress_bar, say
 from dfud.errors import PeerError
-from dfud.model.espimage import check_esp_image_untrusted
+from dfud.model.espimage import check_esp_image_untrusted, hardware_name
 from dfud.package.build import build_package
 from dfud.package.file import PackageFile
 from dfud.wire.manifest import Manifest, decode_envelope_untrusted, encode_manifest
@@ -207,6 +210,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--manifest", type=_FILE, help="Signed manifest of IMAGE, as `dfuctl sign` writes it.")
 @click.option("--version", help="Version of IMAGE, for a device that takes unsigned ones.")
 @click.option("--hardware", default="esp32c3", show_default=True, help="What an unsigned IMAGE is made for.")
+@app_at_option
 @click.option("--base", type=_FILE, help="The image in the other slot: send only what differs from it.")
 @click.option("--slot", type=click.IntRange(0, 1), help="Slot to write; the one that is not current if not given.")
 @click.option("--diagnostics", type=click.Path(path_type=Path), help="File to write the diagnostics records to.")
@@ -219,6 +223,7 @@ def recover(
     manifest: Path | None,
     version: str | None,
     hardware: str,
+    app_at: int | None,
     base: Path | None,
     slot: int | None,
     diagnostics: Path | None,
@@ -232,12 +237,12 @@ def recover(
     dfuctl recover --port /dev/ttyACM0
     dfuctl recover --port /dev/ttyACM0 lamp.bin --manifest lamp.bin.manifest
     """
-    data = image.read_bytes() if image else b""
+    data = image_bytes(image, app_at) if image else b""
     envelope = b""
     package = None
     if image:
-        with image.open("rb") as file:
-            check_esp_image_untrusted(file, len(data), hardware)
+        hardware = hardware_name(hardware)
+        check_esp_image_untrusted(io.BytesIO(data), len(data), hardware)
         envelope = _envelope(session, data, manifest, version, hardware)
         package = build_package(data, base.read_bytes() if base else None, kinds=KINDS, payload_bytes=PAYLOAD_BYTES)
     try:

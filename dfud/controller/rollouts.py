@@ -35,7 +35,7 @@ from dfud.api import (
     RolloutChanged,
     Store,
     contained,
-    note,
+    read_record,
 )
 from dfud.controller.pace import Pace
 from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, waiting
@@ -45,7 +45,7 @@ from dfud.model.policy import Policy, shares_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL, TABLE, Event, State
-from dfud.model.rollout_step import Step, apply, forgive, next_time, step
+from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
 
 log = logging.getLogger("dfud")
 COLLECTION = "rollout"
@@ -186,10 +186,8 @@ class Rollouts:
 
     def _remember(self, key: str, raw: bytes) -> _Entry | None:
         """Take a stored rollout into memory. One that cannot be read is named in the log, and speaks for nobody."""
-        try:
-            rollout = msgspec.json.decode(raw, type=Rollout)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            note("rollouts.record", error, rollout=key)
+        rollout = read_record("rollouts.record", raw, Rollout, rollout=key)
+        if rollout is None:
             return None
         entry = _Entry(rollout, raw, None)
         try:
@@ -226,13 +224,13 @@ class Rollouts:
             if now_s >= plan.start_s:
                 await self._start(entry, plan, now_s)
         else:
-            after, steps = step(plan, status, await self.counts(entry.uid), now_s)
+            after, steps = step(plan, of_now(status, now_s), await self.counts(entry.uid), now_s)
             if any(s.event is Event.NEXT for s in steps):
                 after = await self._opened(entry, plan, after)
             if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
                 assert self._promote is not None
                 await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
-            if steps:
+            if steps or after is not status:
                 await self._save(entry, after, steps)
 
     async def _pause(self, entry: _Entry, code: str, reason: str) -> None:
@@ -396,8 +394,15 @@ class Rollouts:
         return rollout
 
     async def delete(self, app: str, name: str, also: Sequence[Change] = ()) -> None:
-        """Forget a rollout that has ended or never began. Devices that it updated then run what the rest says."""
+        """Forget a rollout that has ended or never began. Devices that it updated then run what the rest says.
+
+        One whose record cannot be read does nothing any more, and is deleted by its name.
+        """
         async with self._lock:
+            key = f"{app}/{name}"
+            if name not in self._entries.get(app, {}) and await self._store.document(COLLECTION, key) is not None:
+                await self._store.commit([DeleteDocument(COLLECTION, key), *also])
+                return
             entry = self._entry(app, name)
             state = entry.rollout.status.state
             if state not in FINAL and state not in (State.DRAFT, State.APPROVAL, State.SCHEDULED):

@@ -116,7 +116,17 @@ def build(path: Path) -> Parts:
         raise ConfigErrors(problems)
     if store is None or transports is None or dialects is None or sinks is None or routes is None or key is None:
         raise BugError(f"{path}: a part is missing, and nothing said why")
-    return Parts(config, store, transports, dialects, sinks, routes, key, oidc, tls)
+    return Parts(
+        config=config,
+        store=store,
+        transports=transports,
+        dialects=dialects,
+        sinks=sinks,
+        routes=routes,
+        key=key,
+        oidc=oidc,
+        tls=tls,
+    )
 
 
 async def examine(path: Path) -> str:

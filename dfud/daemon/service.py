@@ -170,22 +170,22 @@ class Service:
     async def _start_user_plane(self, nursery: trio.Nursery, controller: Controller) -> None:
         config = self._config.section("registry", RegistryConfig)
         services = Services(
-            self._registry,
-            FirmwareRegistry(self._store, self._bus, time.time, config.firmware_max),
-            Users(self._store),
-            self._claims,
-            self._store,
-            self._bus,
-            self._endpoint.commands,
-            controller,
-            controller.insight,
-            controller.rollouts,
-            config,
-            time.time,
-            self._ready,
-            Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
-            self._version,
-            self._parts.oidc,
+            registry=self._registry,
+            firmware=FirmwareRegistry(self._store, self._bus, time.time, config.firmware_max),
+            users=Users(self._store),
+            claims=self._claims,
+            store=self._store,
+            bus=self._bus,
+            commands=self._endpoint.commands,
+            updates=controller,
+            insight=controller.insight,
+            rollouts=controller.rollouts,
+            config=config,
+            now=time.time,
+            ready=self._ready,
+            metrics=Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
+            version=self._version,
+            oidc=self._parts.oidc,
         )
         app = make_app(services, self._parts.routes, self._stop)
         await keep(nursery, "users.run", self._serve_users, app, config, told=_log_users_served)

@@ -89,10 +89,11 @@ def _problem(rule: Rule, name: str) -> str:
         return f"{rule.expected} of {rule.min_bytes} to {rule.max_bytes} bytes"
     if not rule.min_bytes <= len(name.encode("utf-8", "surrogatepass")) <= rule.max_bytes:
         return f"{rule.min_bytes} to {rule.max_bytes} bytes"
-    found = next((c for c in name if hidden(c)), "")
+    plain = name.isascii() and name.isprintable()  # nothing hidden, and composed
+    found = "" if plain else next((c for c in name if hidden(c)), "")
     if found:
         return f"printable characters, found U+{ord(found):04X}"
-    if not unicodedata.is_normalized("NFC", name):
+    if not plain and not unicodedata.is_normalized("NFC", name):
         return f"the composed Unicode form (NFC), '{visible(unicodedata.normalize('NFC', name)[:80])}'"
     if name != name.strip():
         return "no space at its beginning or end"

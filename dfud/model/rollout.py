@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from dfud.model.deployment import Actual
+from dfud.model.espimage import hardware_name
 from dfud.model.resources import Metadata
 from dfud.model.rollout_states import State
 from dfud.model.schedule import Window
@@ -185,7 +186,7 @@ def is_member(plan: Plan, uid: str, started_s: float, facts: Facts) -> bool:
     if whom.running and facts.told != uid:
         if actual is None or actual.version not in (*whom.running, plan.version):
             return False
-    if whom.hardware and (actual is None or actual.hardware not in whom.hardware):
+    if whom.hardware and (actual is None or hardware_name(actual.hardware) not in whom.hardware):
         return False
     found = actual.attributes if actual is not None else {}
     return all(found.get(key) == value for key, value in whom.attributes)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from dfud.errors import PeerError
+from dfud.model.espimage import hardware_name
 from dfud.model.names import check_name
 from dfud.model.rollout import (
     ANSWERS_MIN,
@@ -81,7 +82,7 @@ def _whom(value: Mapping[str, Any]) -> Whom:
     whom = Whom(
         selector=parse_selector_untrusted(selector) if selector else EVERYTHING,
         running=fields.texts("running", VALUES_MAX),
-        hardware=fields.texts("hardware", VALUES_MAX),
+        hardware=frozenset(map(hardware_name, fields.texts("hardware", VALUES_MAX))),
         attributes=tuple(sorted(fields.pairs("attributes"))),
         devices=names,
         dynamic=fields.flag("dynamic"),

@@ -12,6 +12,7 @@ from dfud.model.rollout import OnError, Plan, RolloutStatus, Wave
 from dfud.model.rollout_states import ACTIVE, Event, State, advance
 
 NONE = WaveCounts()
+CLOCK_S = 60.0  # by so much a clock may be set right without anything beginning anew
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -53,6 +54,15 @@ def step(
         if event is Event.NEXT:
             break
     return status, steps
+
+
+def of_now(status: RolloutStatus, now_s: float) -> RolloutStatus:
+    """Return the status with no time that is still to come: where the clock was set back, what had begun begins now."""
+    if max(status.since_s, status.wave_since_s) <= now_s + CLOCK_S:
+        return status
+    return msgspec.structs.replace(
+        status, since_s=min(status.since_s, now_s), wave_since_s=min(status.wave_since_s, now_s)
+    )
 
 
 def _due(

@@ -78,7 +78,7 @@ def _days(value: object, where: str) -> frozenset[int]:
 
 
 def read_zone_untrusted(name: object, where: str) -> ZoneInfo:
-    """Return the time zone of that name in the system's database. Raises PeerError."""
+    """Return the time zone of that name: the system's, or that of the package tzdata. Raises PeerError."""
     if isinstance(name, str) and 0 < len(name) <= ZONE_MAX_LENGTH and not name.startswith((".", "/")):
         try:
             return ZoneInfo(name)

@@ -23,6 +23,7 @@ from dfud.api import (
 from dfud.registry import (
     boundary,
     routes_audit,
+    routes_batch,
     routes_claims,
     routes_dfu,
     routes_registry,
@@ -63,6 +64,7 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
 def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials: Denials) -> None:
     """Register the routes that dfud has itself."""
     routes_registry.register(app, services)
+    routes_batch.register(app, services)
     routes_dfu.register(app, services, shutdown)
     routes_service.register(app, services, denials)
     routes_rollouts.register(app, services)

@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from dfud.api import Change, PutDocument, Store, note
+from dfud.api import Change, PutDocument, Store, read_record
 from dfud.model.text import visible
 
 COLLECTION = "audit"
@@ -178,8 +178,4 @@ def _number(key: str) -> int:
 
 def _read(key: str, value: bytes) -> AuditEntry | None:
     """Return an entry, or None for one that cannot be read: the others are not lost with it."""
-    try:
-        return msgspec.json.decode(value, type=AuditEntry)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        note("audit.read", error, key=key)
-        return None
+    return read_record("audit.read", value, AuditEntry, key=key)

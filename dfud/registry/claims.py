@@ -24,12 +24,12 @@ from dfud.api import (
     PutDocument,
     RefusedError,
     Store,
-    note,
+    read_record,
 )
-from dfud.model.credentials import KEYED, passwords, verify
 from dfud.model.names import check_device_name
 from dfud.model.resources import is_disabled
 from dfud.registry import audit
+from dfud.registry.device_secrets import is_secret_of
 from dfud.registry.registry import Registry
 from dfud.registry.rules import RecordLimits, check_metadata_untrusted
 
@@ -113,7 +113,16 @@ class Claims:
         now_s = self._now()
         name, code = new_code()
         claim = Claim(
-            name, app, parent.metadata.uid, _hash(code), by, now_s, now_s + hours * 3600.0, uses, device, labels or {}
+            id=name,
+            app=app,
+            app_uid=parent.metadata.uid,
+            sha3=_hash(code),
+            by=by,
+            created_s=now_s,
+            expires_s=now_s + hours * 3600.0,
+            uses=uses,
+            device=device,
+            labels=labels or {},
         )
         changes: list[Change] = [PutDocument(CLAIMS, f"{app}/{name}", msgspec.json.encode(claim), create=True)]
         changes += [PutDocument(USES, f"{app}/{name}/{n:04}", b"", create=True) for n in range(uses)]
@@ -190,10 +199,7 @@ class Claims:
         view = await self._store.device(app, device)
         if view is None or is_disabled(view.device.spec):
             return False
-        # Whoever enrolled has a keyed hash; comparing a slow form here would cost everybody's thread.
-        if any(not (isinstance(p, dict) and KEYED in p) for p in passwords(view.device.spec, None)):
-            return False
-        return verify(view.device.spec, None, secret, self._key)
+        return is_secret_of(view.device.spec, secret, self._key)  # whoever enrolled has a keyed hash
 
     async def _uses(self, app: str, name: str) -> list[str]:
         prefix = f"{app}/{name}/"
@@ -210,8 +216,4 @@ class Claims:
 
 def _read(key: str, stored: bytes) -> Claim | None:
     """Return a stored claim, or None for one that cannot be read: it lets nobody in, and can be deleted."""
-    try:
-        return msgspec.json.decode(stored, type=Claim)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        note("claims.read", error, claim=key)
-        return None
+    return read_record("claims.read", stored, Claim, claim=key)

@@ -37,6 +37,9 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     ] = ""
     firmware_max: Annotated[int, Meta(description="largest firmware", ge=1024, le=1 << 32, extra=BYTES)] = 64 << 20
     body_max: Annotated[int, Meta(description="largest other body", ge=1024, le=1 << 26, extra=BYTES)] = 1 << 20
+    batch_max: Annotated[
+        int, Meta(description="devices that one request may register; body_max counts as well", ge=1, le=10_000)
+    ] = 500
     body_s: Annotated[float, Meta(description="time a user has to send a body", ge=0.1, le=86400, extra=S)] = 60.0
     upload_s: Annotated[float, Meta(description="time a user has to send a firmware", ge=1, le=86400, extra=S)] = 1800.0
     connections: Annotated[int, Meta(description="connections at one time", ge=1, le=1_000_000)] = 1000

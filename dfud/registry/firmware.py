@@ -26,7 +26,8 @@ from dfud.api import (
     UnreadableError,
 )
 from dfud.model.desired import desired_of
-from dfud.model.espimage import check_esp_image_untrusted
+from dfud.model.espimage import check_application_untrusted, hardware_name
+from dfud.model.layout import too_large
 from dfud.model.names import check_name
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
@@ -50,6 +51,7 @@ KINDS = ("esp-image", "raw")
 class Upload(msgspec.Struct, frozen=True):
     """What the publisher says of an image. envelope: the signed manifest; then version, hardware and sequence are its.
 
+    hardware: of a chip in any spelling that espimage.hardware_name knows; the canonical one is stored.
     sequence None: one more than the app's highest. sha256: of the image, checked if given.
     """
 
@@ -80,6 +82,7 @@ class FirmwareRegistry:
         ConflictError for a version that exists with another image.
         """
         app = await self._app(app_name)
+        upload = msgspec.structs.replace(upload, hardware=hardware_name(upload.hardware))
         manifest = _manifest_of(app, upload)
         check_name("version", manifest.version if manifest else upload.version)
         check_name("hardware", manifest.hardware if manifest else upload.hardware)
@@ -128,6 +131,8 @@ class FirmwareRegistry:
             guarded = await guards.take(self._store, f"firmware {app_name}")
             app = await self._app(app_name)
             signed = _check_signature(app, upload.envelope)
+            if problem := too_large(app.spec, manifest.hardware if manifest else upload.hardware, size):
+                raise RefusedError(f"app {app_name}: {problem}")
             existing = await self._existing(app_name, version)
             if existing is not None and existing.sha256 != sha256:
                 raise ConflictError(f"firmware {version} of app {app_name} exists already, with another image")
@@ -253,7 +258,7 @@ class FirmwareRegistry:
 
 def _check_image(path: Path, size: int, hardware: str) -> None:
     with path.open("rb") as file:
-        check_esp_image_untrusted(file, size, hardware)
+        check_application_untrusted(file, size, hardware)
 
 
 def trust_shown(firmware: Firmware) -> Trust:
@@ -345,9 +350,15 @@ def _manifest_of(app: App, upload: Upload) -> Manifest | None:
     _, manifest = decode_envelope_untrusted(upload.envelope)
     if manifest.app != app.name:
         raise PeerError(f"the manifest is for app {manifest.app}, not for {app.name}")
+    canonical = hardware_name(manifest.hardware)
+    if canonical != manifest.hardware and not manifest.flags & FLAG_RAW:
+        # It is signed as it stands, and devices compare it byte by byte with what they are.
+        raise PeerError(
+            f"the manifest is for hardware {manifest.hardware!r}, expected {canonical!r}, as devices say it: sign the image again"
+        )
     for what, said, stated in (
         ("version", upload.version, manifest.version),
-        ("hardware", upload.hardware, manifest.hardware),
+        ("hardware", upload.hardware, canonical),
     ):
         if said and said != stated:
             raise PeerError(f"{what} {said!r} was given, the manifest says {stated!r}")

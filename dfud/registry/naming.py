@@ -6,8 +6,9 @@ holds within this process; the store itself guards aliases against aliases, and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 from dfud.api import App, ConflictError, Store
 from dfud.model.anchors import subjects_of
@@ -29,9 +30,37 @@ class Naming:
         with self._holding(app, wanted):
             for name in wanted:
                 other = await self._store.find_alias(app, name)
-                if other not in (None, device):
-                    raise ConflictError(f"{name!r} is the name or an alias of device {other} of app {app} already")
+                if other is not None and other != device:
+                    raise ConflictError(self.problem(app, name, other))
             yield
+
+    async def taken(self, app: str, names: Sequence[str]) -> dict[str, str]:
+        """Return which of `names` devices of the app are known by, and which devices."""
+        return await self._store.find_aliases(app, names)
+
+    @staticmethod
+    def problem(app: str, name: str, other: str) -> str:
+        return f"{name!r} is the name or an alias of device {other} of app {app} already"
+
+    @contextmanager
+    def held_by_others(self, app: str, wanted: Mapping[str, Iterable[str]]) -> Iterator[dict[str, str]]:
+        """Hold the names of many devices while they are looked up and stored.
+
+        Yields the devices of which a name is being taken at this moment, with a sentence; of them nothing is held.
+        """
+        refused: dict[str, str] = {}
+        mine: set[tuple[str, str]] = set()
+        for device, names in wanted.items():
+            theirs = {(app, name) for name in names}
+            if taken := theirs & self._held:
+                refused[device] = _being_taken(min(taken)[1])
+            else:
+                mine |= theirs
+        self._held |= mine
+        try:
+            yield refused
+        finally:
+            self._held -= mine
 
     @asynccontextmanager
     async def anchors(self, app: App) -> AsyncIterator[None]:
@@ -54,9 +83,19 @@ class Naming:
     def _holding(self, app: str, names: Iterable[str]) -> Iterator[None]:
         wanted = {(app, name) for name in names}
         if taken := wanted & self._held:
-            raise ConflictError(f"{min(taken)[1]!r} is being given to another at this moment; try again")
+            raise ConflictError(_being_taken(min(taken)[1]))
         self._held |= wanted
         try:
             yield
         finally:
             self._held -= wanted
+
+
+def aliases_of(spec: Mapping[str, Any]) -> set[str]:
+    """Return the other names of a device."""
+    found = spec.get("alias")
+    return {alias for alias in found if isinstance(alias, str)} if isinstance(found, list) else set()
+
+
+def _being_taken(name: str) -> str:
+    return f"{name!r} is being given to another at this moment; try again"

@@ -41,9 +41,10 @@ from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
 from dfud.registry import audit
+from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
 from dfud.registry.groups import Groups, GroupUpdate, with_firmware
-from dfud.registry.naming import Naming
+from dfud.registry.naming import Naming, aliases_of
 from dfud.registry.rules import (
     RecordLimits,
     check_metadata_untrusted,
@@ -100,6 +101,7 @@ class Registry:
         self._limits = limits or RecordLimits()
         self._naming = Naming(store)
         self._groups = Groups(store, bus, now, self._limits, put=self._put, one=self.set_firmware)
+        self._batches = Batches(store, bus, credential_key, now, self._naming, fresh=self._fresh)
 
     # Reading
 
@@ -202,17 +204,31 @@ class Registry:
         self, app: str, given: Device, by: str, *, also: Sequence[Change] = (), what: str = "create"
     ) -> Device:
         """Make a device. `also` is committed with it or not at all; `what` is the audit's word for it."""
-        check_device_name(given.name)
-        if given.app not in ("", app):
-            raise PeerError(f"the body names app {given.app!r}, the path {app!r}")
+        device = self._fresh(app, given)
         await self.app(app)
-        check_spec_untrusted(given.spec, self._limits)
-        device = Device(self._new_metadata(given.metadata, app), protect(given.spec, self._key))
-        async with self._naming.names(app, given.name, {given.name, *_aliases(given.spec)}):
+        async with self._naming.names(app, given.name, {given.name, *aliases_of(given.spec)}):
             told = what_changed({}, device.spec)
             await self._commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}", told)
         self._bus.publish(DeviceChanged(app, device.name))
         return device
+
+    def _fresh(self, app: str, given: Device) -> Device:
+        """Return the device that a user asks for. Raises PeerError: here is every rule that needs no look at other devices."""
+        check_device_name(given.name)
+        if given.app not in ("", app):
+            raise PeerError(f"the body names app {given.app!r}, the path {app!r}")
+        check_spec_untrusted(given.spec, self._limits)
+        return Device(self._new_metadata(given.metadata, app), protect(given.spec, self._key))
+
+    async def create_devices(
+        self, app: str, given: Sequence[msgspec.Raw], by: str, *, secrets: bool = False, dry_run: bool = False
+    ) -> list[DeviceResult]:
+        """Make many devices, each of them JSON, with one commit and one audit entry; return what became of each, in order.
+
+        secrets: make one for each device that brings no credentials. dry_run: judge only, change nothing.
+        """
+        await self.app(app)
+        return await self._batches.create(app, given, by, secrets=secrets, dry_run=dry_run)
 
     async def update_device(self, app: str, name: str, given: Device, by: str) -> None:
         if given.name != name or given.app not in ("", app):
@@ -240,7 +256,7 @@ class Registry:
     async def _put_device(self, device: Device, old: Device, by: str, what: str) -> None:
         """Write a device that was made from `old`. Raises _Overtaken."""
         app, name = device.app, device.name
-        async with self._naming.names(app, name, _aliases(device.spec) - _aliases(old.spec)):
+        async with self._naming.names(app, name, aliases_of(device.spec) - aliases_of(old.spec)):
             put = PutDevice(device, old.metadata.resource_version)
             await self._write([put], by, what, f"{app}/{name}", _detail(old, device))
         self._bus.publish(DeviceChanged(app, name))
@@ -250,7 +266,7 @@ class Registry:
         _no_condition(Precondition(given.metadata.uid, given.metadata.resource_version), f"device {name}")
         check_spec_untrusted(given.spec, self._limits)
         device = Device(self._new_metadata(given.metadata, app), protect(given.spec, self._key))
-        async with self._naming.names(app, name, _aliases(device.spec)):
+        async with self._naming.names(app, name, aliases_of(device.spec)):
             await self._commit([PutDevice(device)], by, "replace", f"{app}/{name}", "the record could not be read")
         self._bus.publish(DeviceChanged(app, name))
 
@@ -410,11 +426,6 @@ def _may_sign(may_sign: bool, same: bool) -> None:
 
 def _same(old: Metadata, given: Metadata) -> bool:
     return (old.labels, old.annotations, old.finalizers) == (given.labels, given.annotations, given.finalizers)
-
-
-def _aliases(spec: dict[str, Any]) -> set[str]:
-    found = spec.get("alias")
-    return {alias for alias in found if isinstance(alias, str)} if isinstance(found, list) else set()
 
 
 def _detail(old: App | Device, new: App | Device) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
 
 from dfud.api import App, Device, DeviceView, NotFoundError, Selector, Store
@@ -71,6 +71,7 @@ def register(app: QuartTrio, services: Services) -> None:
     async def list_devices(name: str) -> Response:
         require("reader", name)
         selector, count, offset = page(services.config)
+        after = request.args.get("after", "")
         try:
             parent = await registry.app(name)
         except NotFoundError:
@@ -78,7 +79,7 @@ def register(app: QuartTrio, services: Services) -> None:
 
         async def read(last: DeviceView | None, rows: int) -> Sequence[DeviceView]:
             if last is None:
-                return await services.store.devices(name, selector, limit=rows, offset=offset)
+                return await services.store.devices(name, selector, limit=rows, offset=offset, after=after)
             return await services.store.devices(name, selector, limit=rows, after=last.device.name)
 
         async def encode(view: DeviceView) -> bytes:

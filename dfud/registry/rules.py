@@ -15,6 +15,7 @@ import msgspec
 from dfud.api import Metadata, PeerError
 from dfud.model.credentials import BCRYPT_COST_MAX, ROUNDS_MAX
 from dfud.model.desired import desired_of
+from dfud.model.layout import limits_untrusted
 from dfud.model.names import check_labels, check_name
 from dfud.model.policy import read_rules_untrusted
 from dfud.model.text import visible
@@ -47,6 +48,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
         raise PeerError(problem)
     if "rules" in changed:
         read_rules_untrusted(changed["rules"])
+    if "layout" in changed:
+        limits_untrusted(changed)
     if "alias" in changed:
         _check_aliases(changed["alias"], held.get("alias"))
     for place in ("authentication", "credentials"):

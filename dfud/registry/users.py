@@ -25,7 +25,7 @@ from dfud.api import (
     PutDocument,
     RefusedError,
     Store,
-    note,
+    read_record,
 )
 from dfud.model.names import check_app_name, check_name
 from dfud.model.text import hidden
@@ -200,8 +200,4 @@ def _at_most(roles: Mapping[str, Role], by: User) -> bool:
 
 def _read(prefix: str, stored: bytes) -> Token | None:
     """Return a stored token, or None for one that cannot be read: it is nobody's."""
-    try:
-        return msgspec.json.decode(stored, type=Token)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        note("users.token", error, token=prefix)
-        return None
+    return read_record("users.token", stored, Token, token=prefix)

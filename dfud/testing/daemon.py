@@ -109,6 +109,8 @@ port = {self.ports["http"]}
                     await process.wait()
             if process.returncode is None:
                 process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
             self.exit_code = process.returncode
 
     async def _read(self, process: trio.Process, task_status: trio.TaskStatus[None]) -> None:
@@ -170,7 +172,8 @@ port = {self.ports["http"]}
         await answer.aread()
         found = answer.json()
         if isinstance(found, dict) and answer.is_success:
-            self.secrets |= {str(found[key]) for key in SHOWN_ONCE if key in found}
+            shown = [found, *(one for one in found.get("results", ()) if isinstance(one, dict))]
+            self.secrets |= {str(one[key]) for one in shown for key in SHOWN_ONCE if key in one}
 
 
 def _shown(line: dict[str, Any]) -> str:

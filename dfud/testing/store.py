@@ -149,6 +149,18 @@ class StoreConformance(BlobConformance, WalkConformance):
         )
         found = await store.devices("app1", parse_selector_untrusted(selector))
         assert [v.device.name for v in found] == names
+        assert await store.count("app1", parse_selector_untrusted(selector)) == len(names)
+
+    async def test_devices_are_counted(self, store: Store) -> None:
+        assert await store.count("app1") == 0
+        await store.commit([PutApp(an_app()), PutApp(an_app("app2")), PutDevice(a_device("d", "app2", site="a"))])
+        await store.commit([PutDevice(a_device(f"d{n}", site="ab"[n % 2], ring=str(n))) for n in range(7)])
+        await store.commit([PutDevice(a_device("d0", site="b")), DeleteDevice("app1", "d2")])
+        counts = {"": 6, "site": 6, "site in (a,b)": 6, "site=b": 4, "ring": 5, "!ring": 1, "site=a,ring notin (4)": 1}
+        for selector, number in counts.items():
+            assert await store.count("app1", parse_selector_untrusted(selector)) == number, selector
+        await store.commit([DeleteApp("app1")])
+        assert (await store.count("app1"), await store.count("app2")) == (0, 1)
 
     async def test_labels_follow_a_change(self, store: Store) -> None:
         await store.commit([PutApp(an_app(team="x")), PutDevice(a_device("d1", site="a"))])
@@ -163,6 +175,9 @@ class StoreConformance(BlobConformance, WalkConformance):
         assert await store.find_alias("app1", "y") == "d1"
         assert await store.find_alias("app1", "d1") == "d1"
         assert await store.find_alias("app1", "z") is None
+        names = ["d1", "x", "z", "y", "7", "ü", "\ud800"]
+        assert await store.find_aliases("app1", names) == {"d1": "d1", "x": "d1", "y": "d1"}
+        assert await store.find_aliases("app2", names) == {}
         with pytest.raises(ConflictError):
             await store.commit([PutDevice(a_device("d2", spec={"alias": ["y"]}))])
         await store.commit([PutDevice(a_device("d1", spec={"alias": ["x"]}))])

@@ -18,11 +18,29 @@ def a_device(name: str = "dev1", app: str = "app1", version: str = "1", spec: An
 
 
 def a_firmware(sha256: str, version: str = "1.0", app: str = "app1", sequence: int = 1) -> Firmware:
-    return Firmware(app, version, "esp32c3", sequence, 4, sha256, b"envelope", "raw")
+    return Firmware(
+        app=app,
+        version=version,
+        hardware="esp32c3",
+        sequence=sequence,
+        size_bytes=4,
+        sha256=sha256,
+        manifest=b"envelope",
+        kind="raw",
+    )
 
 
 def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "dev1") -> Deployment:
-    return Deployment(f"{number:032x}", "app1", device, "1.0", "00" * 32, state, 1000.0 + number, 1000.0 + number)
+    return Deployment(
+        id=f"{number:032x}",
+        app="app1",
+        device=device,
+        version="1.0",
+        sha256="00" * 32,
+        state=state,
+        created_s=1000.0 + number,
+        updated_s=1000.0 + number,
+    )
 
 
 @asynccontextmanager

@@ -74,16 +74,16 @@ def decode_manifest_untrusted(data: bytes) -> Manifest:
     if unknown:
         raise PeerError(f"manifest: unknown key {unknown[0]!r}")
     manifest = Manifest(
-        _str(m, 1, "manifest.app", 1, 63),
-        _str(m, 2, "manifest.version", 1, 64),
-        _str(m, 3, "manifest.hardware", 1, 32),
-        _uint(m, 4, "manifest.sequence", 0, (1 << 32) - 1),
-        _uint(m, 5, "manifest.size", 1, (1 << 32) - 1),
-        _bin(m, 6, "manifest.sha256", 32, 32),
-        _uint(m, 7, "manifest.flags", 0, 3),
-        _uint(m, 8, "manifest.floor", 0, (1 << 32) - 1, 0),
-        _keys(m, 9, "manifest.add", 32),
-        _keys(m, 10, "manifest.revoke", 8),
+        app=_str(m, 1, "manifest.app", 1, 63),
+        version=_str(m, 2, "manifest.version", 1, 64),
+        hardware=_str(m, 3, "manifest.hardware", 1, 32),
+        sequence=_uint(m, 4, "manifest.sequence", 0, (1 << 32) - 1),
+        size=_uint(m, 5, "manifest.size", 1, (1 << 32) - 1),
+        sha256=_bin(m, 6, "manifest.sha256", 32, 32),
+        flags=_uint(m, 7, "manifest.flags", 0, 3),
+        floor=_uint(m, 8, "manifest.floor", 0, (1 << 32) - 1, 0),
+        add=_keys(m, 9, "manifest.add", 32),
+        revoke=_keys(m, 10, "manifest.revoke", 8),
     )
     if encode(dict(sorted(m.items()))) != data:
         raise PeerError("manifest: not canonical")

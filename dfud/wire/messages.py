@@ -167,14 +167,14 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
         )
     if (r := _optional_map(m, 9, "result")) is not None:
         result = Result(
-            _uint(r, 0, "result.outcome", 1, 3),
-            _bin(r, 1, "result.digest", 32, 32),
-            _uint(r, 2, "result.code", 0, 255, 0),
-            _str(r, 3, "result.text", 0, 1024, ""),
-            _uint(r, 4, "result.attempts", 0, 255, 0),
-            _uint(r, 5, "result.reset", 0, 255, 0),
-            _bin(r, 6, "result.record", 0, 512, b""),
-            _uint(r, 7, "result.number", 0, U32_MAX, 0),
+            outcome=_uint(r, 0, "result.outcome", 1, 3),
+            digest=_bin(r, 1, "result.digest", 32, 32),
+            code=_uint(r, 2, "result.code", 0, 255, 0),
+            text=_str(r, 3, "result.text", 0, 1024, ""),
+            attempts=_uint(r, 4, "result.attempts", 0, 255, 0),
+            reset=_uint(r, 5, "result.reset", 0, 255, 0),
+            record=_bin(r, 6, "result.record", 0, 512, b""),
+            number=_uint(r, 7, "result.number", 0, U32_MAX, 0),
         )
     if (s := _optional_map(m, 13, "starts")) is not None:
         starts = Starts(
@@ -195,19 +195,19 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
     if type(trial) is not bool:
         raise PeerError("status: trial is not a bool")
     return Status(
-        _str(m, 1, "version", 1, 64),
-        _bin(m, 2, "digest", 32, 32),
-        _str(m, 3, "hardware", 1, 32),
-        _uint(m, 4, "kinds", 1, U32_MAX),
-        _uint(m, 5, "payload", PAYLOAD_MIN_BYTES, PAYLOAD_MAX_BYTES),
-        _uint(m, 6, "capacity", 0, U32_MAX),
-        trial,
-        progress,
-        result,
-        defer,
-        attributes,
-        _uint(m, 12, "sequence", 0, U32_MAX, 0),
-        starts,
+        version=_str(m, 1, "version", 1, 64),
+        digest=_bin(m, 2, "digest", 32, 32),
+        hardware=_str(m, 3, "hardware", 1, 32),
+        kinds=_uint(m, 4, "kinds", 1, U32_MAX),
+        payload=_uint(m, 5, "payload", PAYLOAD_MIN_BYTES, PAYLOAD_MAX_BYTES),
+        capacity=_uint(m, 6, "capacity", 0, U32_MAX),
+        trial=trial,
+        progress=progress,
+        result=result,
+        defer=defer,
+        attributes=attributes,
+        sequence=_uint(m, 12, "sequence", 0, U32_MAX, 0),
+        starts=starts,
     )
 
 
@@ -238,16 +238,16 @@ def decode_command_untrusted(data: bytes | memoryview) -> Command:
     if kind is not Type.UPDATE:
         return Command(kind, poll_s, _str(m, 2, "version", 0, 64, ""), reason=_str(m, 10, "reason", 0, 256, ""))
     return Command(
-        kind,
-        poll_s,
-        _str(m, 2, "version", 1, 64),
-        _bin(m, 3, "manifest", 1, 1024),
-        _bin(m, 4, "package", 16, 16),
-        _uint(m, 5, "kind", 1, 31),
-        _uint(m, 6, "size", 1, U32_MAX),
-        _uint(m, 7, "chunks", 1, U32_MAX),
-        _uint(m, 8, "bytes", 1, U32_MAX),
-        _bin(m, 9, "base", 32, 32, b""),
+        type=kind,
+        poll_s=poll_s,
+        version=_str(m, 2, "version", 1, 64),
+        manifest=_bin(m, 3, "manifest", 1, 1024),
+        package=_bin(m, 4, "package", 16, 16),
+        kind=_uint(m, 5, "kind", 1, 31),
+        size=_uint(m, 6, "size", 1, U32_MAX),
+        chunks=_uint(m, 7, "chunks", 1, U32_MAX),
+        total_bytes=_uint(m, 8, "bytes", 1, U32_MAX),
+        base=_bin(m, 9, "base", 32, 32, b""),
     )
 
 

@@ -271,6 +271,16 @@ async def test_one_record_that_cannot_be_read_costs_that_rollout_only(autojump_c
         await at.until("r", State.FINISHED)
 
 
+async def test_a_clock_that_is_set_back_makes_no_rollout_wait_for_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(20) as found:
+        found.world.wall += 300 * 86400
+        waves = [{"percent": 50, "soakS": 7200, "silentS": 3600}, {"percent": 100, "soakS": 60, "silentS": 3600}]
+        await found.create("r", {"firmware": "1.1", "waves": waves})
+        await found.until("r", State.SOAKING)
+        found.world.wall -= 300 * 86400
+        await found.until("r", State.FINISHED, within_s=86400.0)
+
+
 @pytest.mark.slow
 async def test_ten_thousand_devices_that_are_killed_with_their_daemon(autojump_clock: trio.testing.MockClock) -> None:
     async with led(10_000, online=0.95, poll_s=900.0, bad={"1.1": 0.002}) as at:

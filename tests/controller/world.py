@@ -155,6 +155,10 @@ class Records(Store):
         found = [await self.device(app, name) for name in names[offset : offset + limit]]
         return [view for view in found if view is not None]
 
+    async def count(self, app: str, selector: Selector = ANY) -> int:
+        every = self.devices_.items()
+        return sum(place == app and selector.matches(device.metadata.labels) for (place, _), device in every)
+
     async def find_alias(self, app: str, alias: str) -> str | None:
         return alias if (app, alias) in self.devices_ else None
 

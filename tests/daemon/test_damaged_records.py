@@ -96,3 +96,54 @@ async def test_one_wrong_byte_costs_one_record_of_a_running_fleet(tmp_path: Path
         nursery.cancel_scope.cancel()
     named = [line["error"] for line in daemon.lines if line.get("event") == "a stored record cannot be read"]
     assert len(named) == 3, named
+
+
+GARBAGE = [b"", b"\xc1", b"{", b"[]", b'{"name": 1e999}', b"null", b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}"]
+# Where a document of a collection is listed, and deleted by its name.
+DOCUMENTS = {
+    "token": ("/api/tokens/v1alpha1", "/api/tokens/v1alpha1/{}"),
+    "claim": ("/api/dfu/v1/apps/app/claims", "/api/dfu/v1/apps/app/claims/{}"),
+    "rollout": ("/api/dfu/v1/apps/app/rollouts", "/api/dfu/v1/apps/app/rollouts/{}"),
+    "audit": ("/api/dfu/v1/audit", ""),
+}
+
+
+async def test_a_document_of_any_kind_that_cannot_be_read_costs_itself_and_can_be_deleted(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    await daemon.init()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        async with daemon.client() as client:
+            assert (await client.post(APPS, json={"metadata": {"name": "app"}})).status_code == 201
+            secret = await make_device(client, "good")
+        nursery.cancel_scope.cancel()
+    rows = [
+        (collection, key.format(number), value)
+        for collection, key in (("token", "drg_bad00{}"), ("claim", "app/bad{}"), ("rollout", "app/bad{}"), ("audit", "{:020d}"))
+        for number, value in enumerate(GARBAGE, 1_000_000 if collection == "audit" else 0)
+    ]
+    database = sqlite3.connect(tmp_path / "state" / "dfud.sqlite3")
+    with database:
+        database.executemany("INSERT INTO document (collection, key, value) VALUES (?, ?, ?)", rows)
+    database.close()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"]) as devices:
+            for collection, (listed, deleted) in DOCUMENTS.items():
+                answer = await client.get(listed, params={"all": "true"} if collection == "token" else {})
+                assert answer.status_code == 200, (collection, answer.text)
+                for number in range(len(GARBAGE)) if deleted else ():
+                    answer = await client.delete(deleted.format(f"{'drg_bad00' if collection == 'token' else 'bad'}{number}"))
+                    assert answer.status_code == 204, (collection, number, answer.text)
+            answer = await client.get("/api/dfu/v1/audit", params={"order": "newest"})
+            assert {entry["what"] for entry in answer.json()} >= {"create", "delete-token", "delete-rollout"}, "others"
+            answer = await devices.post("/v1/telemetry", content=b"x", auth=("good@app", secret))
+            assert answer.status_code == 202
+            answer = await devices.post("/v1/telemetry", content=b"x", auth=("nobody@app", "bad0"))
+            assert answer.status_code == 403
+            bad = {"authorization": "Bearer drg_bad001" + "x" * 30}
+            assert (await client.get(APPS, headers=bad)).status_code == 403
+            assert (await client.get("/readyz")).status_code == 200
+        nursery.cancel_scope.cancel()
+    database = sqlite3.connect(tmp_path / "state" / "dfud.sqlite3")
+    assert database.execute("SELECT count(*) FROM document WHERE key LIKE '%bad%' AND collection != 'audit'").fetchone() == (0,)

@@ -81,7 +81,7 @@ class Fleet:
         answer = await self.request("GET", f"/api/dfu/v1/apps/{APP}/history/{device}")
         return [entry["state"] for entry in reversed(answer.json())]
 
-    async def wait(self, device: str, state: str, *, timeout_s: float = 20) -> dict[str, Any]:
+    async def wait(self, device: str, state: str, *, timeout_s: float = 120) -> dict[str, Any]:
         """Wait until the device's newest deployment is in `state`; return status.firmware."""
         found: dict[str, Any] = {}
         with trio.move_on_after(timeout_s):
@@ -101,7 +101,7 @@ class Fleet:
             "device": name,
             "secret": secret,
             "confirm_s": CONFIRM_S,
-            "watchdog_s": 1,
+            "watchdog_s": 3,
             "backoff_ms": 300,
             **config,
         }

@@ -77,7 +77,7 @@ async def test_a_staged_transfer_survives_power_cuts(tmp_path: Path, how: str) -
                         board.flash.cut_at = at
 
             nursery.start_soon(run)
-            await f.wait("lamp1", "done", timeout_s=60)
+            await f.wait("lamp1", "done", timeout_s=120)
             nursery.cancel_scope.cancel()
         assert board.console.count("-- power cut --") >= 4
         offset, _ = partition("ota_1")
@@ -101,7 +101,7 @@ async def test_a_stage_that_was_damaged_is_told(tmp_path: Path) -> None:
 
         f.nursery.start_soon(run)
         result: dict[str, Any] = {}
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             while not result:
                 await trio.sleep(0.1)
                 result = (await f.status("lamp1")).get("deployment", {}).get("result") or {}
@@ -174,7 +174,7 @@ async def test_a_board_with_no_bootable_slot_is_recovered_over_its_line(tmp_path
         board.flash.load("ota_0", b"\0" * 4096)
         await f.want("lamp1", "2.0")
         f.nursery.start_soon(board.run)
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             while board.recovery_port is None:
                 await trio.sleep(0.02)
         port = board.recovery_port
@@ -183,7 +183,7 @@ async def test_a_board_with_no_bootable_slot_is_recovered_over_its_line(tmp_path
         command = [sys.executable, "-m", "dfud.cli", "--config", str(tmp_path / "c.toml"), *arguments]
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         assert run.returncode == 0, run.stderr
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             while (await f.status("lamp1")).get("current") != "2.0" or "app: confirmed 2.0" not in board.console:
                 await trio.sleep(0.1)
         assert board.boots[-1].slot == 0
@@ -215,7 +215,7 @@ async def test_keys_are_rotated_on_the_device_by_signed_manifests(tmp_path: Path
         await f.wait("lamp1", "done")
         await board_restart(board)
         await f.want("lamp1", "1.2")
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             while (await f.status("lamp1")).get("current") != "1.2" or (await f.status("lamp1"))["deployment"]["state"] != "done":
                 await trio.sleep(0.1)
         await board_restart(board)
@@ -230,7 +230,7 @@ async def board_restart(board: Board) -> None:
     """Reset the board from outside: keys change at a start."""
     boots = len(board.boots)
     board.reset()
-    with trio.fail_after(10):
+    with trio.fail_after(120):
         while len(board.boots) == boots:
             await trio.sleep(0.02)
 

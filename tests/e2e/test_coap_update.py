@@ -50,7 +50,7 @@ async def test_an_update_over_coap(tmp_path: Path, security: str) -> None:
         board = await prepared(f, security)
         await f.want("lamp1", "1.1")
         f.nursery.start_soon(board.run)
-        status = await f.wait("lamp1", "done", timeout_s=60)
+        status = await f.wait("lamp1", "done", timeout_s=120)
         assert (status["current"], status["target"]) == ("1.1", "1.1")
         assert await f.history("lamp1") == ["pending", "notified", "fetching", "written", "trial", "done"]
         assert holds(board, 1, NEW)
@@ -102,13 +102,13 @@ async def test_a_device_that_lost_power_goes_on_at_its_chunk(tmp_path: Path) -> 
         asked: list[int] = []
         link.on_datagram = lambda data: asked.extend(n for n in (chunk_of(data),) if n is not None)
         board.flash.cut_at, board.flash.cut_how = 45, "half"
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             while "-- power cut --" not in board.console:
                 await board.run_once()
         before = list(asked)
         asked.clear()
         f.nursery.start_soon(board.run)
-        assert (await f.wait("lamp1", "done", timeout_s=60))["current"] == "1.1"
+        assert (await f.wait("lamp1", "done", timeout_s=120))["current"] == "1.1"
         assert before[-1] > 0, "the cut came too early to show anything"
         assert asked[0] == before[-1], "it began again with the chunk that was cut"
         assert holds(board, 1, NEW)
@@ -123,11 +123,11 @@ async def test_a_waiting_device_is_woken(tmp_path: Path, security: str) -> None:
         f.nursery.start_soon(board.run)
         # With OSCORE the first one is asked for an Echo; then a POST and an observation, each answered.
         registered = 6 if security == "oscore" else 4
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             while link.passed < registered:
                 await trio.sleep(0.05)
         await f.want("lamp1", "1.1")
-        status = await f.wait("lamp1", "done", timeout_s=60)
+        status = await f.wait("lamp1", "done", timeout_s=120)
         assert status["current"] == "1.1", "an hour has not passed: it was told"
         assert not [line for line in board.console if line.startswith("dfu:")]
 
@@ -167,7 +167,7 @@ async def test_simulated_boards_speak_coap(tmp_path: Path) -> None:
         process = await trio.lowlevel.open_process(command, stdout=-3)
         try:
             for number in range(2):
-                found = await f.wait(f"sim-{number}", "done", timeout_s=60)
+                found = await f.wait(f"sim-{number}", "done", timeout_s=120)
                 assert found["actual"]["transport"] == "coap"
         finally:
             process.send_signal(signal.SIGINT)  # Ctrl-C: the boards end, too

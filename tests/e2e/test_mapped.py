@@ -38,7 +38,7 @@ async def test_a_board_is_updated_with_a_mapped_delta(tmp_path: Path, install: s
         board = await f.board("lamp1", old, install=install, payload=4112)
         await f.want("lamp1", "1.1")
         f.nursery.start_soon(board.run)
-        status = await f.wait("lamp1", "done", timeout_s=60)
+        status = await f.wait("lamp1", "done", timeout_s=120)
         assert (status["current"], status["deployment"]["attempts"]) == ("1.1", 0)
         (package,) = made(f)
         assert package.kind == Kind.MAPPED

@@ -50,7 +50,7 @@ async def test_what_the_agent_holds_fits_38_kb_and_its_code_50(tmp_path: Path) -
         assert board.heap == HEAP == "110K"
         await f.want("lamp1", "1.1")
         f.nursery.start_soon(board.run)
-        await f.wait("lamp1", "done", timeout_s=90)
+        await f.wait("lamp1", "done", timeout_s=120)
         assert [package.kind for package in made(f)] == [Kind.MAPPED]
     counted: dict[str, list[int]] = {}
     for line in board.console:

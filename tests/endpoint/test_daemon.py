@@ -92,14 +92,22 @@ async def test_slow_hashes_do_not_hold_up_a_stop_and_denials_are_counted(tmp_pat
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
     slow = bcrypt.hashpw(b"pw", bcrypt.gensalt(4)).decode()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(daemon.run)
+    async with trio.open_nursery() as running:
+        await running.start(daemon.run)
         secrets = await prepare(daemon, ["d"])
         async with daemon.client() as admin:
-            for name, cost in (("dear", "13"), ("planted", "31")):
-                spec = {"authentication": {"credentials": [{"pass": {"bcrypt": slow.replace("$04$", f"${cost}$")}}]}}
+            for name in ("dear", "planted"):
+                spec = {"authentication": {"credentials": [{"pass": {"bcrypt": slow.replace("$04$", "$13$")}}]}}
                 body = {"metadata": {"name": name}, "spec": spec}
-                await admin.post(f"{REGISTRY}/a/devices", json=body)
+                (await admin.post(f"{REGISTRY}/a/devices", json=body)).raise_for_status()
+        running.cancel_scope.cancel()
+    with sqlite3.connect(tmp_path / "dfud" / "state" / "dfud.sqlite3") as records:
+        (body,) = records.execute("SELECT body FROM device WHERE name = 'planted'").fetchone()
+        assert b"$13$" in body  # what users may store has limits; this was stored before there were any
+        records.execute("UPDATE device SET body = ? WHERE name = 'planted'", (body.replace(b"$13$", b"$31$"),))
+    records.close()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
         async with trio.open_nursery() as guessing:
             for number in range(40):
                 guessing.start_soon(publish, daemon, "planted@a", f"guess {number}")

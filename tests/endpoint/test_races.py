@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -283,3 +284,20 @@ def test_no_change_is_missed_by_a_device_that_polls_or_waits(random: Random) -> 
             nursery.cancel_scope.cancel()
 
     trio.run(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "walk",
+    [
+        test_no_session_is_accepted_or_kept_that_is_no_longer_true,
+        test_no_pre_shared_key_is_kept_that_is_no_longer_the_devices,
+        test_no_change_is_missed_by_a_device_that_polls_or_waits,
+    ],
+    ids=lambda walk: walk.__name__,
+)
+def test_the_same_for_long(walk: Any, slow_gates: list[Gates]) -> None:
+    inner = walk.hypothesis.inner_test
+    wanted = {"slow_gates": slow_gates} if "slow_gates" in inspect.signature(inner).parameters else {}
+    settings(MANY, max_examples=5000)(given(random=RANDOMS)(inner))(**wanted)

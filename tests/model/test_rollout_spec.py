@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dfud.errors import PeerError
-from dfud.model.rollout import DEFAULT_WAVES, OnError, Threshold
+from dfud.model.deployment import Actual
+from dfud.model.rollout import DEFAULT_WAVES, Facts, OnError, Threshold, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
 
 
@@ -44,6 +46,16 @@ def test_a_whole_spec_is_read() -> None:
     assert plan.waves[0].approval and plan.waves[1].error == Threshold(0.0, 2, 3) and plan.waves[2].success.percent == 99.5
     assert plan.zone_label == "tz" and str(plan.zone) == "Europe/Berlin"
     assert plan.start_s == 1796108400.0
+
+
+@pytest.mark.parametrize("reported", ["esp32c3", "ESP32-C3"])
+def test_a_chip_in_a_rollout_is_understood_however_it_is_written(reported: str) -> None:
+    plan = read_plan_untrusted({"firmware": "1.2", "devices": {"hardware": ["ESP32-C3", "esp32c3", "Toaster"]}})
+    assert plan.whom.hardware == {"esp32c3", "Toaster"}
+    actual = Actual(app="lamps", device="lamp1", version="1.0", sha256="00" * 32, hardware=reported)
+    assert is_member(plan, "uid", 0.0, Facts(device="lamp1", labels={}, actual=actual))
+    other = msgspec.structs.replace(actual, hardware="esp32s3")
+    assert not is_member(plan, "uid", 0.0, Facts(device="lamp1", labels={}, actual=other))
 
 
 @pytest.mark.parametrize(

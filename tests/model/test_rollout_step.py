@@ -12,7 +12,7 @@ from dfud.model.deployment import Deployment
 from dfud.model.deployment import State as Deployed
 from dfud.model.rollout import OnError, Plan, RolloutStatus, Threshold, Wave
 from dfud.model.rollout_states import ACTIVE, FINAL, TABLE, Event, State, advance
-from dfud.model.rollout_step import apply, forgive, next_time, step
+from dfud.model.rollout_step import CLOCK_S, apply, forgive, next_time, of_now, step
 
 WAVES = (Wave(percent=10, soak_s=60, silent_s=1000), Wave(percent=100, soak_s=60, silent_s=1000))
 PLAN = Plan("1.1", waves=WAVES)
@@ -53,6 +53,16 @@ def test_a_wave_that_gets_worse_while_it_soaks_waits_again() -> None:
     status = running(state=State.SOAKING, since_s=0.0)
     status, steps = step(PLAN, status, {0: WaveCounts(under_way=2, done=8)}, 10.0)
     assert status.state is State.TELLING and [s.event for s in steps] == [Event.WORSE]
+
+
+def test_what_began_by_a_clock_that_was_set_back_begins_now() -> None:
+    status = running(state=State.SOAKING, since_s=300 * 86400.0, wave_since_s=200 * 86400.0)
+    counts = {0: WaveCounts(under_way=1, done=9)}
+    now = of_now(status, 1000.0)
+    assert (now.since_s, now.wave_since_s) == (1000.0, 1000.0)
+    assert step(PLAN, now, counts, 1059.0)[1] == []
+    assert step(PLAN, now, counts, 1060.0)[0].wave == 1
+    assert of_now(now, 1000.0 - CLOCK_S) is now, "what is set right by little is left alone"
 
 
 def test_silent_devices_hold_a_wave_up_for_their_time_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,6 +29,16 @@ EVERY_DAY = frozenset(range(7))
 
 def at(text: str, zone: ZoneInfo = BERLIN, fold: int = 0) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=zone, fold=fold).timestamp()
+
+
+def test_zones_are_known_without_a_database_of_the_system() -> None:
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath(to=())
+    try:
+        zone = read_zone_untrusted("Pacific/Chatham", "zone")  # one that no other test has put into zoneinfo's cache
+    finally:
+        zoneinfo.reset_tzpath(to=before)
+    assert at("2026-11-28T12:45", zone) == at("2026-11-27T23:00", ZoneInfo("UTC"))
 
 
 def test_a_window_over_midnight_belongs_to_the_day_on_which_it_opens() -> None:

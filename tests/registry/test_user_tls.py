@@ -103,6 +103,33 @@ async def test_who_does_not_finish_the_handshake_is_dropped(served: Served) -> N
             pass
 
 
+async def test_a_connection_counts_before_its_handshake_is_done(nursery: trio.Nursery, tmp_path: Path) -> None:
+    certificate, key, _ = Authority().server(tmp_path)
+    config = RegistryConfig(port=0, certificate=str(certificate), key=str(key), connections=2, handshake_s=600.0)
+    shutdown = trio.Event()
+
+    async def run(task_status: trio.TaskStatus[list[str]]) -> None:
+        await serve(application(shutdown), config, graceful_s=1.0, shutdown=shutdown, task_status=task_status)
+
+    port = int((await nursery.start(run))[0].rpartition(":")[2])
+    closed = 0
+    with trio.fail_after(60):  # long before any handshake has had its time
+        async with trio.open_nursery() as strangers:
+
+            async def say_nothing() -> None:
+                nonlocal closed
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    assert await stream.receive_some(1) == b""
+                    closed += 1
+                    if closed == 3:
+                        strangers.cancel_scope.cancel()
+
+            for _ in range(5):
+                strangers.start_soon(say_nothing)
+    assert closed == 3, "all but two"
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_new_certificate_is_taken_up_by_sighup_and_a_wrong_one_leaves_the_old(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:

@@ -93,13 +93,15 @@ async def test_what_runs_and_what_is_below_the_floor_is_refused_before_a_byte_is
         armed(board)
         before = flash_of(board)
         nursery.start_soon(board.run)
-        with trio.fail_after(90):
+        with trio.fail_after(120):
             while not endpoint.done():
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
     for offer, why, text in offers:
         result = endpoint.results[offer.name]
         assert (Why(result.code), text in result.text) == (why, True), (offer.name, result.text)
+    numbers = [result.number for result in endpoint.results.values()]
+    assert all(numbers) and len(set(numbers)) == len(numbers), "each is told from the one before"
     assert not endpoint.fetched
     assert flash_of(board) == before
     assert len(board.boots) == 1
@@ -116,17 +118,17 @@ async def test_updates_that_come_to_nothing_are_paused_for_twice_as_long_each_ti
         armed(board)
         kept = tmp_path / "nvs-dfud.json"
         nursery.start_soon(board.run)
-        with trio.fail_after(90):
+        with trio.fail_after(120):
             while not any(status.defer for status in endpoint.statuses):
                 await trio.sleep(0.05)
-        assert json.loads(kept.read_text()) == {"backoff": 1 << 8}
+        assert json.loads(kept.read_text())["backoff"] == 1 << 8
         assert endpoint.fetched[offer.name] >= 3
         # As if it had gone on so: the seventh time. The board is reset, as a crash of its application would.
         kept.write_text(json.dumps({"backoff": 7 << 8}))
         endpoint.statuses.clear()
         fetched = endpoint.fetched[offer.name]
         board.reset()
-        with trio.fail_after(90):
+        with trio.fail_after(120):
             while len(board.boots) < 2 or not any(status.defer for status in endpoint.statuses):
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
@@ -139,7 +141,7 @@ async def test_updates_that_come_to_nothing_are_paused_for_twice_as_long_each_ti
 async def answered(board: Board, mutator: Mutator, rounds: int) -> None:
     """Let the server answer so many requests; the device may not reset meanwhile, nor stop asking."""
     end = sum(mutator.asked.values()) + rounds
-    with trio.fail_after(60 + rounds):
+    with trio.fail_after(120 + rounds):
         while sum(mutator.asked.values()) < end:
             assert len(board.boots) <= 1, "\n".join(board.console[-40:])
             await trio.sleep(0.02)

@@ -113,7 +113,7 @@ async def attack(directory: Path, offers: list[Offer]) -> tuple[HostileEndpoint,
         board = board_at(directory, url, RUNNING)
         armed(board)
         nursery.start_soon(board.run)
-        with trio.fail_after(90):
+        with trio.fail_after(120):
             while "app: confirmed 1.1" not in board.console:
                 assert len(board.boots) <= 2, board.console
                 if len(board.boots) == 1 and not endpoint.fetched:
@@ -149,7 +149,7 @@ async def test_a_device_without_keys_takes_what_the_server_sends(tmp_path: Path)
     async with hostile_server(endpoint) as url, trio.open_nursery() as nursery:
         board = board_at(tmp_path, url, RUNNING)
         nursery.start_soon(board.run)
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             while "app: confirmed 1.1" not in board.console:
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
@@ -163,7 +163,7 @@ async def test_the_thief_can_withhold_updates_and_read_the_devices_secret(tmp_pa
     async with hostile_server(endpoint) as url, trio.open_nursery() as nursery:
         board = board_at(tmp_path, url, RUNNING, wait_s=1)
         nursery.start_soon(board.run)
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             while len(endpoint.statuses) < 2:
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()

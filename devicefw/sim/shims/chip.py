@@ -61,4 +61,4 @@ PWRON_RESET, HARD_RESET, WDT_RESET, DEEPSLEEP_RESET = 1, 2, 3, 4
 def reset_cause():
     from esp32 import board
 
-    return {1: 1, 0xF: 1, 5: 4, 3: 2, 0xC: 2}.get(board()["reset_reason"], 3)
+    return {1: 1, 0xF: 1, 5: 4, 3: 2, 0xC: 2, 0x15: 2}.get(board()["reset_reason"], 3)

@@ -28,42 +28,51 @@ del _start
 class NVS:
     """Each commit is whole or not there, as in ESP-IDF; whoever opens a namespace sees what others have set in it."""
 
-    _spaces = {}
+    _set = {}  # what is not committed yet, by path and key: the rest stays in the file
 
     def __init__(self, namespace):
         self._path = sys.argv[1] + "/nvs-" + namespace + ".json"
-        if namespace not in NVS._spaces:
-            try:
-                with open(self._path) as file:
-                    NVS._spaces[namespace] = json.load(file)
-            except OSError:
-                NVS._spaces[namespace] = {}
-        self._values = NVS._spaces[namespace]
+
+    def _load(self):
+        try:
+            with open(self._path) as file:
+                values = json.load(file)
+        except OSError:
+            values = {}
+        for path, key in NVS._set:
+            if path == self._path:
+                values[key] = NVS._set[path, key]
+        return values
+
+    def _get(self, key):
+        value = self._load().get(key)
+        if value is None:
+            raise OSError(-0x1102)
+        return value
 
     def set_i32(self, key, value):
-        self._values[key] = value
+        NVS._set[self._path, key] = value
 
-    def get_i32(self, key):
-        if key not in self._values:
-            raise OSError(-0x1102)
-        return self._values[key]
+    get_i32 = _get
 
     def set_blob(self, key, value):
-        self._values[key] = list(value)
+        NVS._set[self._path, key] = list(value)
 
     def get_blob(self, key, buffer):
-        if key not in self._values:
-            raise OSError(-0x1102)
-        value = self._values[key]
+        value = self._get(key)
         if len(value) > len(buffer):
             raise OSError(-0x110C)
         buffer[: len(value)] = bytes(value)
         return len(value)
 
     def commit(self):
+        values = self._load()
         with open(self._path + ".new", "w") as file:
-            json.dump(self._values, file)
+            json.dump(values, file)
         os.rename(self._path + ".new", self._path)
+        for path, key in list(NVS._set):
+            if path == self._path:
+                del NVS._set[path, key]
 
 
 class Partition:

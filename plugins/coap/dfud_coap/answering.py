@@ -6,12 +6,12 @@ import hashlib
 import random
 from collections.abc import Callable, Hashable
 
-from dfud.api import contained
+from dfud.api import PerMinute, contained
 from dfud_coap.block import Block, BlockError, Kept, cut, szx_of
 from dfud_coap.config import CoapConfig
 from dfud_coap.echo import AMPLIFICATION, Echo, Verified
 from dfud_coap.message import ACK, Code, Option, head, uint
-from dfud_coap.peer import Exchange, Peer, Strangers
+from dfud_coap.peer import Exchange, Peer
 from dfud_coap.reliability import Duplicates, Outbox, Timer, Timers
 from dfud_coap.translate import TEXT_MAX_BYTES, Answer, Ask
 
@@ -48,7 +48,7 @@ class Answering:
         self.kept: Kept[Answer] = Kept(config.transfers)
         self.echo = Echo(key)
         self.verified = Verified(VERIFIED_MAX)
-        self.strangers = Strangers(config.errors_per_address)
+        self.strangers = PerMinute(config.errors_per_address)
 
     def cut(self, who: Hashable, ask: Ask, answer: Answer, now_s: float) -> Answer:
         """Return the block of an answer that was asked for, and keep the others. Raises BlockError."""
@@ -97,7 +97,7 @@ class Answering:
         if exchange.security is not None:
             trusted = True
         elif not (trusted or exchange.peer.encrypted) and answer.code >= Code.BAD_REQUEST:
-            if not self.strangers.may_tell(exchange.peer.counted, now_s):
+            if not self.strangers.take(exchange.peer.counted, now_s):
                 exchange.answered = True
                 cancel(exchange.late)
                 return
@@ -169,7 +169,7 @@ class Answering:
         tail = Answer(Code.UNAUTHORIZED, [(Option.ECHO, echo)]).tail()
         if 4 + len(exchange.token) + len(tail) > AMPLIFICATION * len(exchange.data):
             tail = b""
-        if self.strangers.may_tell(exchange.peer.counted, now_s):
+        if self.strangers.take(exchange.peer.counted, now_s):
             self.send(exchange, Code.UNAUTHORIZED, tail, now_s, trusted=True)
 
 

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from dfud.api import limited
 from dfud_coap.message import ACK, CON
 from dfud_coap.oscore import Context
 from dfud_coap.translate import Fetching
-
-WINDOW_S = 60.0
-ADDRESSES_MAX = 100_000
-
-
-def counted(address: str) -> str:
-    """Return what limits count for an address: one of IPv6 with all that its owner can take as well, its /64."""
-    if ":" not in address:
-        return address
-    try:
-        return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(address)) >> 64 << 64))
-    except ValueError:
-        return address
 
 
 class Peer:
@@ -43,7 +29,7 @@ class Peer:
     ) -> None:
         self.key = key
         self.address = address
-        self.counted = counted(address)
+        self.counted = limited(address)
         self.send = send
         self.next_id = first_id & 0xFFFF
         self.encrypted = encrypted
@@ -86,27 +72,3 @@ class Exchange:
     def who(self) -> Hashable:
         """Whom the request is from: with OSCORE independent of the address."""
         return self.peer.key if self.security is None else self.security[0].id_context
-
-
-class Strangers:
-    """How many errors each address was told in the current minute."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._counts: Counter[str] = Counter()
-        self._window = -1
-
-    def may_tell(self, address: str, now_s: float) -> bool:
-        """Count one more error; return whether it may be sent."""
-        window = int(now_s / WINDOW_S)
-        if window != self._window:
-            self._window = window
-            self._counts.clear()
-        count = self._counts[address] + 1
-        if count > self._limit or (len(self._counts) > ADDRESSES_MAX and count == 1):
-            return False
-        self._counts[address] = count
-        return True
-
-    def is_silenced(self, address: str, now_s: float) -> bool:
-        return int(now_s / WINDOW_S) == self._window and self._counts.get(address, 0) >= self._limit

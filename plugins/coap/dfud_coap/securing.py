@@ -53,7 +53,7 @@ class Securing:
         except OscoreError as error:
             self._not_secured(exchange, error, now_s)
             return
-        if self._answering.strangers.is_silenced(exchange.peer.counted, now_s):
+        if self._answering.strangers.blocked(exchange.peer.counted, now_s):
             return
 
         def keyed(key: bytes | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 
 import msgspec
 
-from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, contained, note
+from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, contained, is_acceptable, note
 from dfud.api import Code as Outcome
 from dfud_coap.answering import Answering
 from dfud_coap.block import Block, BlockError, Bodies, cut
@@ -28,7 +28,6 @@ from dfud_coap.translate import (
     answer_reply,
     chunk_tail,
     etag,
-    is_acceptable,
 )
 from dfud_coap.waiting import RETRY_S, WaitingRoom
 from dfud_coap.work import Work
@@ -154,7 +153,7 @@ class Server:
             self._reset(peer, message_id, now_s)
 
     def _reset(self, peer: Peer, message_id: int, now_s: float) -> None:
-        if self._strangers.may_tell(peer.counted, now_s):
+        if self._strangers.take(peer.counted, now_s):
             peer.send(head(RST, 0, message_id))
 
     def _read(self, exchange: Exchange, at: int, now_s: float) -> Ask | None:
@@ -207,7 +206,7 @@ class Server:
 
     def _publish(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> None:
         self.waiting.superseded(exchange, ask)
-        if request.content_type and not is_acceptable(request):
+        if request.content_type and not is_acceptable(request.channel, request.content_type, request.body):
             self._finish(exchange, ask, Answer(Code.NOT_ACCEPTABLE), now_s)
             return
         if len(self.observers) and request.channel == "dfu":

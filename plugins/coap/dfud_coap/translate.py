@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from dfud.api import Chunks, Credentials, Reply, Request
+from dfud.api import Chunks, Credentials, Reply, Request, chunk_range_untrusted, timeout_untrusted
 from dfud.api import Code as Outcome
 from dfud_coap.block import Block, BlockError, read_block_untrusted
 from dfud_coap.message import Code, Option, Options, encode_tail, uint
 
 PARAMETERS_MAX = 32
-_PACKAGE = re.compile("[0-9a-f]{32}")
 AUTHORIZATION_MAX_BYTES = 3072
 TEXT_MAX_BYTES = 128
 CHUNK_MAX_AGE_S = 31536000
@@ -157,7 +154,13 @@ class Fetching:
         ask = self._ask
         block = Block(number >> 4, bool(number & 8), number & 7)
         return Ask(
-            *(ask.code, ask.credentials, ask.options, None, ask.package, ask.first, ask.last, None, block),
+            ask.code,
+            ask.credentials,
+            ask.options,
+            package=ask.package,
+            first=ask.first,
+            last=ask.last,
+            block2=block,
             etags=ask.etags,
             tag=ask.tag,
         )
@@ -170,12 +173,11 @@ def read_request_untrusted(
     once = _check_options(options)
     path, query = _path_and_query(options)
     credentials = Credentials(
-        b"" if identity else once.get(Option.AUTHORIZATION, b""),
-        certificate,
-        (),
-        identity,
-        query.get("application", ""),
-        query.get("device", ""),
+        authorization=b"" if identity else once.get(Option.AUTHORIZATION, b""),
+        certificate=certificate,
+        identity=identity,
+        application=query.get("application", ""),
+        device=query.get("device", ""),
     )
     ask = Ask(code, credentials, options, echo=once.get(Option.ECHO))
     try:
@@ -197,21 +199,21 @@ def read_request_untrusted(
         ask.observe = _small(once, Option.OBSERVE, -1)
         if ask.observe not in (-1, 0, 1):
             raise Fault(Code.BAD_REQUEST, "Observe: expected 0 or 1")
-    timeout = query.get("ct", query.get("commandTimeout", "0"))
-    if not _is_number(timeout):
+    timeout_s = timeout_untrusted(query)
+    if timeout_s is None:
         raise Fault(Code.BAD_REQUEST, "ct: expected a number of seconds")
     ask.request = Request(
-        "coap",
-        peer,
-        credentials,
-        path[1],
-        payload,
-        content_type,
-        0.0 if code == Code.FETCH else float(timeout),
-        query.get("as", ""),
-        query.get("data_schema", ""),
-        "/".join(path[2:]),
-        encrypted,
+        transport="coap",
+        peer=peer,
+        credentials=credentials,
+        channel=path[1],
+        body=payload,
+        content_type=content_type,
+        timeout_s=0.0 if code == Code.FETCH else timeout_s,
+        as_device=query.get("as", ""),
+        data_schema=query.get("data_schema", ""),
+        topic="/".join(path[2:]),
+        encrypted=encrypted,
     )
     ask.simple = ask.block1 is None and ask.observe < 0 and ask.echo is None and ask.block2 is None
     return ask
@@ -262,10 +264,10 @@ def _find_resource(ask: Ask, path: list[str]) -> None:
     if len(path) < 2 or path[0] != "v1" or not path[1]:
         raise Fault(Code.NOT_FOUND, "no such path")
     if ask.code == Code.GET and path[1] == "dfu" and len(path) == 4:
-        first, dash, last = path[3].partition("-")
-        if not _PACKAGE.fullmatch(path[2]) or not _is_number(first) or (dash and not _is_number(last)):
+        asked = chunk_range_untrusted(path[2], path[3])
+        if asked is None:
             raise Fault(Code.NOT_FOUND, "no such chunk")
-        ask.package, ask.first, ask.last = path[2], int(first), int(last if dash else first)
+        ask.package, (ask.first, ask.last) = path[2], asked
     elif not (ask.code == Code.POST or (ask.code == Code.FETCH and path[1:] == ["dfu"])):
         raise Fault(Code.METHOD_NOT_ALLOWED)
 
@@ -274,21 +276,6 @@ def _small(once: dict[int, bytes], number: int, absent: int) -> int:
     """Return the value of an unsigned option of up to 3 bytes; a longer one counts as absent."""
     value = once.get(number)
     return int.from_bytes(value, "big") if value is not None and len(value) <= 3 else absent
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9
-
-
-def is_acceptable(request: Request) -> bool:
-    """What says that it is JSON must be JSON; docs/drogue.md."""
-    if request.channel == "dfu" or "json" not in request.content_type:
-        return True
-    try:
-        json.loads(request.body)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def answer_reply(reply: Reply, *, fetch: bool = False) -> Answer:

@@ -18,10 +18,10 @@ from typing import Any
 import trio
 from OpenSSL import SSL, crypto
 
-from dfud.api import Cache, ConfigError, Endpoint, Transport, Turns, contained, note
+from dfud.api import Cache, ConfigError, Endpoint, Transport, Turns, contained, limited, note
 from dfud_coap.config import CoapConfig
 from dfud_coap.message import DATAGRAM_MAX_BYTES
-from dfud_coap.peer import Peer, counted
+from dfud_coap.peer import Peer
 from dfud_coap.server import Server
 
 log = logging.getLogger("dfud.coap")
@@ -176,7 +176,7 @@ class CoapTransport(Transport):
 
     async def _session(self, channel: trio.DTLSChannel, server: Server) -> None:
         address = _plain_address(str(channel.peer_address[0]))
-        counts = counted(address)
+        counts = limited(address)
         full = self._sessions.total() >= self._config.sessions
         if full or self._sessions[counts] >= self._config.sessions_per_address:
             channel.close()
@@ -199,7 +199,7 @@ class CoapTransport(Transport):
         assert self._tls is not None
         if connection.get_context() is not self._tls:
             connection.set_context(self._tls)  # the certificate has been exchanged since
-        async with self._handshakes.turn(counted(address)):
+        async with self._handshakes.turn(limited(address)):
             with trio.fail_after(self._config.handshake_s):
                 await channel.do_handshake()
         outgoing, queue = trio.open_memory_channel[bytes](DTLS_QUEUE)

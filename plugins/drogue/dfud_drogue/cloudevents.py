@@ -9,7 +9,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from dfud.api import Telemetry
+from dfud.api import Telemetry, says_json
 
 TYPE = "io.drogue.event.v1"
 DEPTH_MAX = 64  # deeper JSON travels as bytes: the next reader's stack is not ours to fill
@@ -54,9 +54,7 @@ def _encode(event: dict[str, Any]) -> bytes:
 
 def _data(t: Telemetry) -> tuple[str, Any]:
     """Return (content type, JSON value or _NONE). What comes without a type is JSON if it reads as such, as at Drogue."""
-    kind = t.content_type.partition(";")[0].strip().lower()
-    says_json = kind.startswith(("application/json", "text/json")) or kind.endswith("+json")
-    if kind and not says_json:
+    if t.content_type.strip() and not says_json(t.content_type):
         return t.content_type, _NONE
     try:
         value = json.loads(t.body, parse_constant=_no_constant, parse_float=_finite)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from dfud.api import DeleteDocument, PutDocument, Store, note
+from dfud.api import DeleteDocument, PutDocument, Store, read_record
 
 LINKS = "hawkbit.link"  # app/device -> Link
 DIRTY = "hawkbit.dirty"  # app/device -> b"": hawkBit has yet to be told; app/ for a whole app
@@ -91,11 +91,7 @@ def put(collection: str, key: str, value: msgspec.Struct) -> PutDocument:
 
 def decoded(collection: str, key: str, value: bytes, kind: type[T]) -> T | None:
     """Return a document as a value. One that cannot be read costs that one: it is as if it were not there, logged, counted."""
-    try:
-        return msgspec.msgpack.decode(value, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        note("hawkbit.record", error, collection=collection, key=key)
-        return None
+    return read_record("hawkbit.record", value, kind, decode=msgspec.msgpack.decode, collection=collection, key=key)
 
 
 async def get(store: Store, collection: str, key: str, kind: type[T]) -> T | None:

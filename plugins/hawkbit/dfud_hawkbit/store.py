@@ -290,6 +290,12 @@ class HawkbitStore(Store):
     ) -> list[DeviceView]:
         return await self.inner.devices(app, selector, limit=limit, offset=offset, after=after)
 
+    async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
+        return await self.inner.count(app, selector)
+
+    async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
+        return await self.inner.find_aliases(app, names)
+
     async def find_alias(self, app: str, alias: str) -> str | None:
         return await self.inner.find_alias(app, alias)
 

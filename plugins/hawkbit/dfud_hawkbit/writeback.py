@@ -116,7 +116,8 @@ class WriteBack:
         if link.full or link.sent >= self._config.feedback_max or (not news and step <= link.step):
             return
         ends = current.state is State.WRITTEN and link.mode == "download"
-        if not ends and link.sent and now_s - link.told_s < self._config.feedback_s:
+        # What was told in the future, by a clock that was set back since, was told long ago.
+        if not ends and link.sent and 0 <= now_s - link.told_s < self._config.feedback_s:
             return case.later(link.told_s + self._config.feedback_s)
         try:
             open_still = await self._say(case, "deploymentBase", link.action, told)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import trio
 
-from dfud.api import Chunks, Code, Credentials, Endpoint, Reply, Request, Waiting, note
+from dfud.api import (
+    Chunks,
+    Code,
+    Credentials,
+    Endpoint,
+    Reply,
+    Request,
+    Waiting,
+    chunk_range_untrusted,
+    is_acceptable,
+    note,
+    timeout_untrusted,
+)
 from dfud_http.answer import CONTINUE, encode_chunks, encode_plain, encode_reply, etag
 from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
-from dfud_http.parse import HttpRequest, RequestReader, split_target_untrusted
+from dfud_http.parse import Fault, HttpRequest, RequestReader, split_target_untrusted
 
 RECEIVE_BYTES = 16384
 FAILED = "the request failed; the log of dfud says why"
@@ -179,36 +190,34 @@ class Connection:
 
     def _credentials(self, request: HttpRequest, query: dict[str, str]) -> Credentials:
         return Credentials(
-            request.headers.get(b"authorization", b""),
-            self._certificate,
-            (),
-            "",
-            query.get("application", ""),
-            query.get("device", ""),
+            authorization=request.headers.get(b"authorization", b""),
+            certificate=self._certificate,
+            application=query.get("application", ""),
+            device=query.get("device", ""),
         )
 
     async def _publish(
         self, request: HttpRequest, path: list[str], query: dict[str, str], keep_alive: bool
     ) -> bytes | Waiting:
-        timeout_s = _timeout(query)
+        timeout_s = timeout_untrusted(query)
         if timeout_s is None:
             return encode_plain(400, "ct: expected a number of seconds", keep_alive=keep_alive)
         channel = path[1]
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
-        if channel != "dfu" and not _acceptable(content_type, request.body):
+        if not is_acceptable(channel, content_type, request.body):
             return encode_plain(406, keep_alive=keep_alive)
         publish = Request(
-            "http",
-            self._peer,
-            self._credentials(request, query),
-            channel,
-            request.body,
-            content_type,
-            timeout_s,
-            query.get("as", ""),
-            query.get("data_schema", ""),
-            "/".join(path[2:]),
-            self._encrypted,
+            transport="http",
+            peer=self._peer,
+            credentials=self._credentials(request, query),
+            channel=channel,
+            body=request.body,
+            content_type=content_type,
+            timeout_s=timeout_s,
+            as_device=query.get("as", ""),
+            data_schema=query.get("data_schema", ""),
+            topic="/".join(path[2:]),
+            encrypted=self._encrypted,
         )
         found = self._endpoint.quick(publish)
         if found is None:
@@ -236,7 +245,8 @@ class Connection:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
                 if not data:
                     break
-                self._reader.feed(bytes(data))
+                if not self._feed(bytes(data)):
+                    self._reader.fault = Fault(503, NO_ROOM)  # told behind the answer that it waits for
         if reply is not None:
             return reply
         if scope.cancelled_caught or data:
@@ -247,11 +257,10 @@ class Connection:
     async def _chunks(
         self, request: HttpRequest, package: str, which: str, query: dict[str, str], keep_alive: bool
     ) -> bytes:
-        first_text, dash, last_text = which.partition("-")
-        if not _number(first_text) or (dash and not _number(last_text)) or len(package) != 32:
+        asked = chunk_range_untrusted(package, which)
+        if asked is None:
             return encode_reply(Reply(Code.NOT_FOUND, error="NotFound", message="no such chunk"), keep_alive)
-        first = int(first_text)
-        last = int(last_text) if dash else first
+        first, last = asked
         credentials = self._credentials(request, query)
         found = self._endpoint.quick_chunks(self._peer, credentials, package, first, last)
         if found is None:
@@ -261,24 +270,3 @@ class Connection:
                 return encode_plain(304, keep_alive=keep_alive, headers=b'etag: "%s"\r\n' % etag(found))
             return encode_chunks(found, keep_alive, head_only=request.method == b"HEAD")
         return encode_reply(found, keep_alive)
-
-
-def _number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9
-
-
-def _timeout(query: dict[str, str]) -> float | None:
-    text = query.get("ct", query.get("commandTimeout", "0"))
-    return float(text) if _number(text) else None
-
-
-def _acceptable(content_type: str, body: bytes) -> bool:
-    """What says that it is JSON must be JSON; docs/drogue.md."""
-    kind = content_type.partition(";")[0].strip().lower()
-    if not (kind.startswith(("application/json", "text/json")) or kind.endswith("+json")):
-        return True
-    try:
-        json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return True

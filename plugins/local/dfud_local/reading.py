@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from dfud.api import (
@@ -21,7 +21,7 @@ from dfud.api import (
     StoreError,
     UnreadableError,
 )
-from dfud_local.damage import Damage
+from dfud_local.damage import Damage, Key
 from dfud_local.encoding import decode, text, unreadable
 from dfud_local.reader import Reader, Row
 
@@ -46,16 +46,20 @@ class ReadingStore(Store):
         row = self._reader.row("SELECT body FROM app WHERE name=?", name)
         return None if row is None else self._app(name, row[0])
 
-    def _app(self, name: str, body: bytes) -> App:
+    def _record(self, key: Key, what: str, kind: type[T], body: bytes, is_its: Callable[[T], bool]) -> T:
+        """Return a record. One that cannot be read, or holds the names of another, is noted under `key`; else it is whole."""
         try:
-            app = decode(f"app {name}", App, body)
-            if app.name != name:
-                raise unreadable(f"app {name}", "it holds another name")
+            record = decode(what, kind, body)
+            if not is_its(record):
+                raise unreadable(what, "it holds another name")
         except UnreadableError as error:
-            self._damage.found(error, "app", name)
+            self._damage.found(error, *key)
             raise
-        self._damage.read("app", name)
-        return app
+        self._damage.read(*key)
+        return record
+
+    def _app(self, name: str, body: bytes) -> App:
+        return self._record(("app", name), f"app {name}", App, body, lambda a: a.name == name)
 
     async def apps(self, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0) -> list[App]:
         where, values = _where(selector, "SELECT 1 FROM app_label WHERE app=a.name")
@@ -89,24 +93,18 @@ class ReadingStore(Store):
 
     def _view(self, app: str, name: str, row: Row) -> DeviceView:
         body, actual, newest = row[:3]
-        what = f"device {name} of app {app}"
-        try:
-            device = decode(what, Device, body)
-            if (device.app, device.name) != (app, name):
-                raise unreadable(what, "it holds another name")
-        except UnreadableError as error:
-            self._damage.found(error, "device", app, name)
-            raise
-        self._damage.read("device", app, name)
+        key, what = ("device", app, name), f"device {name} of app {app}"
+        device = self._record(key, what, Device, body, lambda d: (d.app, d.name) == (app, name))
         return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest))
 
     def _actual(self, app: str, device: str, body: bytes | None) -> Actual | None:
         """What cannot be read was not said: the device says it again."""
-        try:
-            return None if body is None else decode(f"what device {device} of app {app} said", Actual, body)
-        except UnreadableError as error:
-            self._damage.found(error, "actual", app, device)
+        if body is None:
             return None
+        key, what = ("actual", app, device), f"what device {device} of app {app} said"
+        with contextlib.suppress(UnreadableError):
+            return self._record(key, what, Actual, body, lambda a: (a.app, a.device) == (app, device))
+        return None
 
     def _newest(self, app: str, device: str, body: bytes | None) -> Deployment | None:
         """Return the newest deployment that can be read, which is most probably the one whose body is given.
@@ -115,7 +113,9 @@ class ReadingStore(Store):
         cancel, keeps the image off this device, so it does.
         """
         with contextlib.suppress(UnreadableError):
-            return None if body is None else decode("the newest deployment", Deployment, body)
+            newest = None if body is None else decode("the newest deployment", Deployment, body)
+            if newest is None or (newest.app, newest.device) == (app, device):
+                return newest
         passed = 0
         while (row := self._reader.row(_DEPLOYMENTS + _NEWEST + "LIMIT 1 OFFSET ?", app, device, passed)) is not None:
             try:
@@ -159,6 +159,16 @@ class ReadingStore(Store):
             lambda row: self._view(app, text(row[3]), row),
         )
 
+    async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
+        query, values = _count(selector)
+        ((number,),) = await self._reader.rows(query, app, *values) or [(0,)]
+        return int(number)
+
+    async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
+        asked = json.dumps(list(names))
+        rows = await self._reader.rows(_ALIASES, asked, app)
+        return {text(name): text(device) for name, device in rows}
+
     async def find_alias(self, app: str, alias: str) -> str | None:
         row = self._reader.row("SELECT name FROM device WHERE app=? AND name=?", app, alias) or self._reader.row(
             "SELECT device FROM alias WHERE app=? AND alias=?", app, alias
@@ -171,15 +181,8 @@ class ReadingStore(Store):
 
     def _firmware(self, app: str, row: Row) -> Firmware:
         version, body = text(row[0]), row[1]
-        what = f"firmware {version} of app {app}"
-        try:
-            firmware = decode(what, Firmware, body)
-            if (firmware.app, firmware.version) != (app, version):
-                raise unreadable(what, "it holds another name")
-        except UnreadableError as error:
-            self._damage.found(error, "firmware", app, version)
-            raise
-        return firmware
+        key, what = ("firmware", app, version), f"firmware {version} of app {app}"
+        return self._record(key, what, Firmware, body, lambda f: (f.app, f.version) == (app, version))
 
     async def firmwares(self, app: str) -> list[Firmware]:
         query = "SELECT version, body FROM firmware WHERE app=? ORDER BY sequence DESC, version DESC"
@@ -208,11 +211,9 @@ class ReadingStore(Store):
 
     def _deployment(self, row: Row) -> Deployment:
         deployment_id, app, device = map(text, row[:3])
-        try:
-            return decode(f"deployment {deployment_id} of device {device} of app {app}", Deployment, row[3])
-        except UnreadableError as error:
-            self._damage.found(error, "deployment", app, device, deployment_id)
-            raise
+        key, names = ("deployment", app, device, deployment_id), (app, device, deployment_id)
+        what = f"deployment {deployment_id} of device {device} of app {app}"
+        return self._record(key, what, Deployment, row[3], lambda d: (d.app, d.device, d.id) == names)
 
     async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
         query = f"{_DEPLOYMENTS} AND id NOT IN (SELECT value FROM json_each(?)) {_NEWEST} LIMIT ?"  # noqa: S608
@@ -248,19 +249,26 @@ class ReadingStore(Store):
     async def documents(
         self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
     ) -> list[tuple[str, bytes]]:
-        rows = await self._reader.rows(
-            "SELECT key, value FROM document WHERE collection=? AND key>? AND substr(key, 1, ?)=? ORDER BY key LIMIT ?",
-            collection,
-            after,
-            len(prefix),
-            prefix,
-            limit,
-        )
+        # One range of the primary key: a scan of the collection would read every value of an audit log to list one app.
+        where, values = ("key>?", [after]) if after >= prefix else ("key>=?", [prefix])
+        if beyond := successor(prefix):
+            where, values = f"{where} AND key<?", [*values, beyond]
+        query = f"SELECT key, value FROM document WHERE collection=? AND {where} ORDER BY key LIMIT ?"  # noqa: S608
+        rows = await self._reader.rows(query, collection, *values, limit)
         return [(text(row[0]), bytes(row[1])) for row in rows]
 
     async def counts(self, scope: str) -> dict[str, int]:
         rows = await self._reader.rows("SELECT name, number FROM count WHERE scope=? AND number<>0", scope)
         return {text(row[0]): int(row[1]) for row in rows}
+
+
+def successor(prefix: str) -> str:
+    """Return the least text above every text that begins with `prefix`, "" if there is none. Order: by code point, as UTF-8 sorts."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return ""
+    following = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)  # UTF-8 has no surrogates
 
 
 _DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
@@ -274,6 +282,10 @@ _VIEW = (
     "(SELECT body FROM deployment WHERE app=d.app AND device=d.name ORDER BY number DESC, created DESC, id DESC LIMIT 1)"
 )
 _FROM = "FROM device d LEFT JOIN actual a ON a.app=d.app AND a.device=d.name"
+_ALIASES = (  # CROSS: the names drive, whatever the planner thinks; a device's own name comes last, for it is what stays
+    "SELECT v.value, a.device FROM json_each(?1) v CROSS JOIN alias a ON a.app=?2 AND a.alias=v.value "
+    "UNION ALL SELECT v.value, d.name FROM json_each(?1) v CROSS JOIN device d ON d.app=?2 AND d.name=v.value"
+)
 _DEVICE = f"SELECT {_VIEW} {_FROM} WHERE d.app=? AND d.name=?"
 
 
@@ -289,3 +301,24 @@ def _where(selector: Selector, labels: str) -> tuple[str, list[str]]:
             values.append(json.dumps(r.values))
         clauses.append(f"{'NOT ' if r.operator in ('notin', 'absent') else ''}{test})")
     return " AND ".join(clauses), values
+
+
+def _count(selector: Selector) -> tuple[str, list[str]]:
+    """Return the SQL that counts devices, for an app and the values to bind.
+
+    Devices are walked one by one only where no term says what they have: else the rows of one label are, by its index.
+    """
+    drive = next((r for r in selector.requirements if r.operator in ("in", "exists")), None)
+    if drive is None:
+        where, values = _where(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
+        return f"SELECT COUNT(*) FROM device d WHERE d.app=? AND {where}", values  # noqa: S608 - values are bound
+    rest = Selector(tuple(r for r in selector.requirements if r is not drive))
+    where, values = _where(rest, "SELECT 1 FROM device_label WHERE app=l.app AND device=l.device")
+    mine = [drive.key]
+    having = ""
+    if drive.operator == "in":
+        having = " AND l.value IN (SELECT value FROM json_each(?))"
+        mine.append(json.dumps(drive.values))
+    # A device has one row for each of its keys, so no device is counted twice.
+    query = f"SELECT COUNT(*) FROM device_label l WHERE l.app=? AND l.key=?{having} AND {where}"  # noqa: S608 - as above
+    return query, [*mine, *values]

@@ -254,7 +254,11 @@ async def test_a_target_that_cannot_be_looked_at_or_deleted_is_that_target(hawkb
 
             await until("the other is deleted", gone)
             await until("it is told", told)
-            assert second not in known.targets
+
+            async def forgotten() -> bool:
+                return second not in known.targets
+
+            await until("and forgotten here", forgotten)
             assert harness.store.parts.client.requests["mgmt delete"] - before < 50, "it is tried with pauses"
         finally:
             model.fail_next_clear()

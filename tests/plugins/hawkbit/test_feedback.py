@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from dfud_hawkbit import feedback
+from dfud_hawkbit.case import Case
+from dfud_hawkbit.records import Link
 from dfud_hawkbit.text import acceptable
+from dfud_hawkbit.writeback import WriteBack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,3 +88,34 @@ def test_a_line_names_its_time_and_the_version_where_that_is_another() -> None:
     assert feedback.line(entry, "2.0") == "1970-01-01T00:00:00Z 1.9: done (confirmed)"
     assert feedback.line(entry, "1.9") == "1970-01-01T00:00:00Z done (confirmed)"
     assert feedback.at(1e20) == "?"
+
+
+class Heard:
+    """Takes feedback."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    async def feedback(self, target: str, kind: str, action: int, told: Any) -> bool:
+        self.told.append(action)
+        return True
+
+
+async def test_a_clock_that_is_set_back_keeps_no_progress_waiting() -> None:
+    heard, now = Heard(), [1000.0]
+    config: Any = SimpleNamespace(feedback_max=50, feedback_s=60.0)
+    nobody: Any = None
+    client: Any = heard
+    write_back = WriteBack(nobody, client, nobody, config, lambda: now[0], set())
+    case = Case("a/d", 1, None, Link(registered=True, action=7))
+
+    async def progress(chunks: int) -> None:
+        current = a_deployment(State.FETCHING, chunks_done=chunks)
+        await write_back._intermediate(case, current, [], told_of(current, []))
+
+    await progress(1)
+    await progress(2)
+    assert (len(heard.told), case.again_s) == (1, 1060.0), "the second has its pause"
+    now[0] -= 300 * 86400
+    await progress(3)
+    assert len(heard.told) == 2

@@ -10,10 +10,12 @@ import pytest
 import trio
 from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
+from dfud_http.connection import RECEIVE_BYTES
 from dfud_http.parse import RequestReader
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfud.api import Code, Reply
 from tests.plugins.http.served import Process, listening
 from tests.plugins.http.test_listener import AUTH, get, post, read_all, read_answer, serve, wait_for
 from tests.plugins.http.test_tls import ask, make_certificate, start
@@ -85,6 +87,31 @@ async def test_who_empties_the_pool_stops_large_requests_only(nursery: trio.Nurs
         await stream.aclose()
     await wait_for(lambda: served.transport._budget.taken == 0)
     assert (await served.ask(post("/v1/dfu?ct=0", bytes(60_000), close=True))).startswith(b"HTTP/1.1 200")
+
+
+async def test_what_comes_while_a_request_is_parked_counts_too(nursery: trio.Nursery) -> None:
+    served = await serve(nursery, held_max=1 << 20)
+    parked = []
+    for number in range(24):
+        stream = await served.connect()
+        await stream.send_all(post("/v1/dfu?ct=60"))
+        await wait_for(lambda: len(served.endpoint.parked) == number + 1)  # noqa: B023
+        await stream.send_all(WHOLE + bytes(60_000))
+        parked.append(stream)
+
+    def held() -> int:
+        return sum(connection._reader.held for connection in served.transport._connections)
+
+    await wait_for(lambda: served.transport._budget.taken > 990_000)
+    await wait_for(lambda: any(c._reader.fault is not None for c in served.transport._connections))
+    assert held() < (1 << 20) + 24 * (FREE_BYTES + RECEIVE_BYTES + 1024)
+    served.endpoint.wake(Reply(Code.COMMAND, "dfu", b"new"))
+    for stream in parked:
+        assert (await read_answer(stream))[1] == b"new", "who waited is answered all the same"
+    assert (await read_all(parked[-1])).startswith(b"HTTP/1.1 503")
+    for stream in parked:
+        await stream.aclose()
+    await wait_for(lambda: served.transport._budget.taken == 0)
 
 
 @pytest.mark.parametrize(

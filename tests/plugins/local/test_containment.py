@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -142,7 +143,13 @@ async def test_a_writer_that_is_stuck_is_a_problem_until_it_goes_on(
         real(*arguments)
 
     monkeypatch.setattr(writer_module.Writer, "_write", hanging)
-    assert store.problem() == ""
+
+    async def nothing() -> None:
+        with trio.fail_after(10):
+            while store.problem():  # the thread says so after it has answered
+                await trio.lowlevel.checkpoint()
+
+    await nothing()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.commit, [PutApp(an_app("slow"))])
         await trio.to_thread.run_sync(stuck.wait)
@@ -151,9 +158,7 @@ async def test_a_writer_that_is_stuck_is_a_problem_until_it_goes_on(
                 await trio.lowlevel.checkpoint()
         go_on.set()
     assert await store.app("slow") is not None
-    with trio.fail_after(10):
-        while store.problem():  # the thread says so after it has answered
-            await trio.lowlevel.checkpoint()
+    await nothing()
 
 
 async def test_a_device_that_cannot_be_read_costs_itself_until_it_is_put_again(
@@ -203,6 +208,39 @@ async def test_a_record_that_speaks_of_another_device_is_not_taken_for_it(store:
     with pytest.raises(UnreadableError, match="another name"):
         await store.device("app1", "d2")
     assert [v.device.name for v in await store.devices("app1")] == ["d0", "d1", "d3", "d4"]
+
+
+async def test_what_a_device_said_and_did_is_not_taken_for_anothers(store: LocalStore, tmp_path: Path) -> None:
+    actual = Actual("app1", "d0", "1.0", "ab" * 32, "esp32c3")
+    made = [msgspec.structs.replace(a_deployment(n, device="d0"), number=n) for n in (1, 2)]
+    await store.commit([PutActual(actual), *map(PutDeployment, made)])
+    for table, where in (("actual", "device='d0'"), ("deployment", "number=2")):
+        flip(tmp_path, table, where, lambda body: body.replace(b"\xa2d0", b"\xa2d1"))
+    found = await store.device("app1", "d0")
+    assert found is not None and (found.actual, found.deployment) == (None, made[0])
+    assert await store.deployments("app1", "d0") == [made[0]]
+    with pytest.raises(UnreadableError, match="another name"):
+        await store.deployment(made[1].id)
+
+
+async def test_every_kind_of_record_that_was_repaired_by_hand_counts_no_longer(store: LocalStore, tmp_path: Path) -> None:
+    made = msgspec.structs.replace(a_deployment(1, device="d0"), number=1)
+    await store.commit([PutActual(Actual("app1", "d0", "1.0", "ab" * 32, "esp32c3")), PutDeployment(made)])
+    async with a_blob(store, b"imag") as sha256:
+        await store.commit([PutFirmware(a_firmware(sha256, "1.0"))])
+    places = (("app", "name='app1'"), ("device", "name='d0'"), ("actual", "1"), ("deployment", "1"), ("firmware", "1"))
+
+    async def read() -> float:
+        for reading in (store.app("app1"), store.device("app1", "d0"), store.firmware("app1", "1.0"), store.deployment(made.id)):
+            with contextlib.suppress(UnreadableError):
+                await reading
+        return store.counters()["dfud_store_unreadable_records"]
+
+    for table, where in places:
+        flip(tmp_path, table, where, lambda body: bytes([body[0] ^ 0xFF]) + body[1:])
+        assert await read() == 1, table
+        flip(tmp_path, table, where, lambda body: bytes([body[0] ^ 0xFF]) + body[1:])
+        assert await read() == 0, table
 
 
 async def test_what_a_device_said_and_did_costs_itself_only(store: LocalStore, tmp_path: Path) -> None:

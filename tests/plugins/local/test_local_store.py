@@ -12,15 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from dfud_local.reader import Reader
 from dfud_local.schema import MIGRATIONS, migrate
 from dfud_local.store import LocalStore
 
-from dfud.api import Bus, PutApp, PutDevice, StoreError
+from dfud.api import Bus, PutApp, PutDevice, PutDocument, StoreError, parse_selector_untrusted
 from dfud.testing.store import StoreConformance, a_device, an_app
 
 
@@ -35,17 +37,61 @@ class TestLocalStore(StoreConformance):
         return LocalStore(directory)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(40))
+async def test_many_random_walks_end_where_the_model_does(tmp_path: Path, number: int) -> None:
+    await TestLocalStore().test_a_random_walk_ends_where_the_model_does(tmp_path)
+
+
 async def open_store(nursery: trio.Nursery, path: Path, **options: Any) -> LocalStore:
     store = LocalStore(path, **options)
     await nursery.start(store.run, Bus())
     return store
 
 
+ODD = ("", "a", "a/", "a/1", "a/2", "a0", "b", "\ud7ff", "\ud7ffx", "\ue000", "x\U0010ffff", "x\U0010ffffz", "y", "\U0010ffff", "%")
+
+
+async def test_documents_by_prefix_are_those_that_begin_with_it(nursery: trio.Nursery, tmp_path: Path) -> None:
+    store = await open_store(nursery, tmp_path / "state")
+    await store.commit([PutDocument("c", key, key.encode()) for key in ODD if key])
+    await store.commit([PutDocument("b", "a/", b""), PutDocument("d", "a/", b"")])
+    for prefix in ODD:
+        for after in ODD:
+            expected = [key for key in sorted(ODD) if key.startswith(prefix) and key > after]
+            found = await store.documents("c", prefix=prefix, after=after)
+            assert [key for key, _ in found] == expected, (prefix, after)
+    assert await store.documents("c", prefix="\ud800") == []  # no text of SQLite's
+
+
+@pytest.mark.parametrize(
+    ("prefix", "after", "bounds"),
+    [
+        ("app1/", "", "key>? AND key<?"),
+        ("app1/", "app1/dev7", "key>? AND key<?"),
+        ("", "app1/dev7", "key>?"),
+    ],
+)
+async def test_documents_by_prefix_are_a_range_of_the_primary_key(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, after: str, bounds: str
+) -> None:
+    async def rows(reader: Reader, query: str, *key: Any) -> list[Any]:
+        plans.extend(row[3].decode() for row in reader._rows(f"EXPLAIN QUERY PLAN {query}", key))
+        return []
+
+    store = await open_store(nursery, tmp_path / "state")
+    plans: list[str] = []
+    monkeypatch.setattr(Reader, "rows", rows)
+    await store.documents("c", prefix=prefix, after=after)
+    assert plans == [f"SEARCH document USING PRIMARY KEY (collection=? AND {bounds})"]
+
+
 async def test_a_backup_opens_as_a_database(nursery: trio.Nursery, tmp_path: Path) -> None:
     store = await open_store(nursery, tmp_path / "state")
     await store.commit([PutApp(an_app())])
     (tmp_path / "copy").write_bytes(b"".join([block async for block in store.backup()]))
-    assert sqlite3.connect(tmp_path / "copy").execute("SELECT name FROM app").fetchall() == [("app1",)]
+    with closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        assert copy.execute("SELECT name FROM app").fetchall() == [("app1",)]
 
 
 def test_a_database_of_every_older_version_is_brought_up(tmp_path: Path) -> None:
@@ -202,3 +248,29 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     with pytest.raises(StoreError, match="not open"):
         await store.commit([PutApp(an_app())])
+
+
+async def test_many_names_are_looked_up_by_their_keys_and_counts_by_the_index_of_labels(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """The planner walked every device for each name of a batch: 160 us a device in an app of some thousands, and growing."""
+    store = await open_store(nursery, tmp_path)
+    await store.commit([PutApp(an_app()), *(PutDevice(a_device(f"d{n}", site=str(n % 3))) for n in range(300))])
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+    rows = store._reader.rows
+
+    async def watched(query: str, *key: Any) -> list[Any]:
+        asked.append((query, key))
+        return await rows(query, *key)
+
+    store._reader.rows = watched  # type: ignore[method-assign]
+    assert await store.find_aliases("app1", ["d7", "d8", "missing"]) == {"d7": "d7", "d8": "d8"}
+    assert await store.count("app1", parse_selector_untrusted("site=1")) == 100
+    with sqlite3.connect(tmp_path / "dfud.sqlite3") as database:
+        plans = [[row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", key)] for query, key in asked]
+    names, count = plans
+    assert [step for step in names if step.startswith("SCAN")] == ["SCAN v VIRTUAL TABLE INDEX 1:"] * 2, names
+    assert sum(step.startswith("SEARCH") for step in names) == 2, names
+    assert not any(" d " in f"{step} " for step in count), "no device is read"
+    assert any(step.startswith("SEARCH l USING") for step in count), count
+    nursery.cancel_scope.cancel()

@@ -33,8 +33,8 @@ def test_the_model_answers_as_was_recorded(path: Path) -> None:
     recorded = json.loads(path.read_text())
     server = ModelHawkbit()
     server.start()
+    api = Api(server)
     try:
-        api = Api(server)
         for number, kept in enumerate(recorded["exchanges"]):
             said = _again(api, kept)
             assert server.model is not None
@@ -43,6 +43,7 @@ def test_the_model_answers_as_was_recorded(path: Path) -> None:
             where = f"{path.name} [{number}] {kept['request']['method']} {kept['request']['path']}"
             assert not (found := differences(kept, said.as_json())), f"{where}:\n" + "\n".join(found)
     finally:
+        api.client.close()
         server.stop()
 
 
