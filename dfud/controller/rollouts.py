@@ -47,7 +47,7 @@ from dfud.model.names import check_name
 from dfud.model.policy import Policy, shares_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
-from dfud.model.rollout_states import FINAL, TABLE, Event, State
+from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
 from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
 
 log = logging.getLogger("dfud")
@@ -265,6 +265,8 @@ class Rollouts:
         """Fix who is in which wave, and open the first."""
         before = entry.rollout.status
         members = await self._members(entry, plan, now_s)
+        if not members and plan.whom.dynamic:
+            return  # it begins with the first device that matches
         if not members:
             await self._pause(entry, raw, "nobody", "no device matches it now")
             return
@@ -473,7 +475,7 @@ class Rollouts:
             raise RefusedError(f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there")
         if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
             raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
-        after = apply(status, event, now_s, by=by, reason=reason, code="user" if event in _EXPLAINED else "")
+        after = apply(status, event, now_s, by=by, reason=reason, code="user" if event in EXPLAINED else "")
         if event is Event.APPROVE:
             after = msgspec.structs.replace(after, approved=by)
         elif event is Event.RESUME:
@@ -484,16 +486,3 @@ class Rollouts:
             after = msgspec.structs.replace(after, wave=status.wave + 1, wave_since_s=now_s)
             after = await self._opened(entry, plan, after)
         await self._save(entry, after, [Step(event, status.state, after.state, after.code, reason)], also)
-
-
-ACTIONS = {
-    "start": Event.SCHEDULE,
-    "approve": Event.APPROVE,
-    "deny": Event.DENY,
-    "pause": Event.PAUSE,
-    "resume": Event.RESUME,
-    "next": Event.NEXT,
-    "revert": Event.REVERT,
-    "abort": Event.ABORT,
-}
-_EXPLAINED = frozenset({Event.PAUSE, Event.REVERT, Event.ABORT, Event.DENY})

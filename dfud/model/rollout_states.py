@@ -63,6 +63,20 @@ TABLE: dict[tuple[State, Event], State] = {
 }
 
 
+# What users call the events that they cause; start submits where approval is needed, approve opens a wave where one waits.
+ACTIONS = {
+    "start": Event.SCHEDULE,
+    "approve": Event.APPROVE,
+    "deny": Event.DENY,
+    "pause": Event.PAUSE,
+    "resume": Event.RESUME,
+    "next": Event.NEXT,
+    "revert": Event.REVERT,
+    "abort": Event.ABORT,
+}
+EXPLAINED = frozenset({Event.PAUSE, Event.REVERT, Event.ABORT, Event.DENY})
+
+
 def advance(state: State, event: Event) -> State | None:
     """Return the state after `event`, or None where the table has no such step."""
     return TABLE.get((state, event))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 import trio
 
@@ -322,6 +323,20 @@ async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_
         await trio.sleep(86400)
         assert {board.name for board in at.fleet.boards.values() if board.version == "1.1"} == told
         at.check("r")
+
+
+async def test_a_dynamic_rollout_waits_for_its_first_device(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(6) as at:
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "devices": {"selector": "late", "dynamic": True}})
+        await trio.sleep(3600)
+        assert at.state("r") is State.SCHEDULED and at.fleet.running() == {"1.0": 6}
+        late = at.world.store.devices_["app", "d00003"]
+        labels = {**late.metadata.labels, "late": "1"}
+        metadata = msgspec.structs.replace(late.metadata, labels=labels, resource_version="2")
+        at.world.store.devices_["app", "d00003"] = msgspec.structs.replace(late, metadata=metadata)
+        at.world.bus.publish(DeviceChanged("app", "d00003"))
+        await at.until("r", State.FINISHED)
+        assert at.fleet.running() == {"1.0": 5, "1.1": 1}
 
 
 async def test_a_version_that_is_withdrawn_pauses_what_sends_it(autojump_clock: trio.testing.MockClock) -> None:
