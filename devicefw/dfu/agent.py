@@ -6,7 +6,6 @@ becomes a crash, for crashes take firmware off a device.
 
 import asyncio
 import gc
-import random
 import sys
 import time
 
@@ -16,7 +15,6 @@ from dfu.errors import INTERNAL, Denied, Gone, UpdateError, forget
 from dfu.pack import UINT32, field, pack, unpack
 from dfu.update import Update
 
-UPDATE, STOP = 2, 3  # commands; 0 is wait, 1 is sync
 CRASHED = 1
 
 
@@ -220,7 +218,8 @@ class Agent:
     async def _do(self, command, raw, wait_s):
         """Do what a command says; return how long to wait for the next one, 0: ask at once."""
         kind, poll_s = command[0], field(command, 1, int, UINT32, 0, 60)
-        if kind == UPDATE and not self.trial:
+        # 0 is wait, 1 sync, 2 update, 3 stop; numbers, for a name stays in RAM.
+        if kind == 2 and not self.trial:
             if self.update is None or self.update.raw != raw:
                 self._drop(False)
                 left_ms = self.backoff.left_ms()
@@ -236,9 +235,9 @@ class Agent:
                 self.machine.reset()
             await self._fetch()
             return 0
-        if kind == STOP:
+        if kind == 3:
             self._drop()
-        if kind != UPDATE and self.update is not None:
+        if kind != 2 and self.update is not None:
             return min(wait_s, max(1, poll_s))
         if poll_s <= 5:
             await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not self.trial else 300)
@@ -299,5 +298,7 @@ class Agent:
         """Remember that an update cannot be done, for the next status: the one under way, or one that was refused."""
         self._drop()
         # Of a manifest that cannot be read nothing is known. The number is above all that dfu.starts gives.
-        number = 1 << 29 | random.getrandbits(29)
+        from random import getrandbits
+
+        number = 1 << 29 | getrandbits(29)
         self.result = {0: 3, 1: self.tried or bytes(32), 2: code, 3: text, 4: 0, 5: 0, 6: b"", 7: number}

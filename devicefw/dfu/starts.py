@@ -18,23 +18,24 @@ _BOOTLOADER, _LEFT_CRASHED = const(1), const(2)  # state log: writer, outcome
 _CRASH, _TEXT = const(1), const(2)  # types of diagnostics
 
 
-class Kept:
-    """The blob. `values` are _HEAD's, `text` is what the last crash said."""
 
-    def __init__(self):
-        self._nvs = esp32.NVS("dfud")
-        buffer = bytearray(_HEAD_SIZE + _TEXT_MAX)
-        try:
-            size = self._nvs.get_blob("starts", buffer)
-            self.text = bytes(buffer[_HEAD_SIZE:size]).decode()
-        except (OSError, UnicodeError):
-            size, self.text = 0, ""
-        self.values = list(struct.unpack_from(_HEAD, buffer)) if size >= _HEAD_SIZE else [0] * 6
+# Few names are defined here: those of a module that is given back stay in the interpreter's table.
+def load():
+    """Return the blob: _HEAD's values, and what the last crash said."""
+    buffer = bytearray(_HEAD_SIZE + _TEXT_MAX)
+    try:
+        size = esp32.NVS("dfud").get_blob("starts", buffer)
+        text = bytes(buffer[_HEAD_SIZE:size]).decode()
+    except (OSError, UnicodeError):
+        size, text = 0, ""
+    return list(struct.unpack_from(_HEAD, buffer)) if size >= _HEAD_SIZE else [0] * 6, text
 
-    def save(self):
-        """Raises OSError: NVS then holds what it did."""
-        self._nvs.set_blob("starts", struct.pack(_HEAD, *self.values) + self.text.encode())
-        self._nvs.commit()
+
+def write(values, text):
+    """Raises OSError: NVS then holds what it did."""
+    nvs = esp32.NVS("dfud")
+    nvs.set_blob("starts", struct.pack(_HEAD, *values) + text.encode())
+    nvs.commit()
 
 
 def count(slots, result, watchdog):
@@ -42,9 +43,9 @@ def count(slots, result, watchdog):
 
     result: the one that is to be told, which gets its number here; None: there is none. watchdog: the chip says that one reset it.
     """
-    kept, state = Kept(), slots.state
-    number, crashes, reset, seen, read, told = kept.values
-    fallen = _fallen(state, seen)
+    state = slots.state
+    (number, crashes, reset, seen, read, told), text = load()
+    fallen = scan(state, seen)
     if not fallen and state.crashes and state.seq == seen and state.phase == flash.CONFIRMED:
         # Where there is nothing to go back to, the bootloader ends counting: then what the agent kept speaks, or the chip.
         newest = slots.diagnostics.log.newest()
@@ -54,23 +55,22 @@ def count(slots, result, watchdog):
     number += 1 + fallen - (1 if number and fallen else 0)
     if fallen:
         crashes, reset = crashes + fallen, state.reset
-        kept.text = _reason(slots.diagnostics)
+        text = last(slots.diagnostics)
     # The same at every start until it is told, and another for the next result.
     told = 0 if result is None else told or number
-    kept.values = [number, crashes, reset, state.seq, read, told]
     try:
-        kept.save()
+        write([number, crashes, reset, state.seq, read, told], text)
     except OSError as error:
         print("dfu: nvs:", error)
         return None
     if told:
         result[7] = told
-    return {0: number, 1: crashes, 2: reset, 3: kept.text}
+    return {0: number, 1: crashes, 2: reset, 3: text}
 
 
-def _fallen(state, seen):
-    """Return how many crashes of confirmed firmware the bootloader has counted since the record number `seen`."""
-    seen = max(seen if seen <= state.seq else 0, state.seq - _REACH)
+def scan(state, seq):
+    """Return how many crashes of confirmed firmware the bootloader has counted since the record number `seq`."""
+    seen = max(seq if seq <= state.seq else 0, state.seq - _REACH)
     found = {}
     for seq, _, record in state.log.scan():
         if seq >= seen:
@@ -85,7 +85,7 @@ def _fallen(state, seen):
     return n
 
 
-def _reason(diagnostics):
+def last(diagnostics):
     """Return what the newest crash said: the last line of its traceback, or the kind of reset."""
     newest = diagnostics.log.newest()
     if newest is None:
@@ -106,7 +106,7 @@ def _reason(diagnostics):
 
 def told():
     """The result was told: the next one has another number. Raises OSError."""
-    kept = Kept()
-    if kept.values[5]:
-        kept.values[5] = 0
-        kept.save()
+    values, text = load()
+    if values[5]:
+        values[5] = 0
+        write(values, text)
