@@ -21,7 +21,7 @@ from devicefw.sim.processes import process_group
 from devicefw.sim.serial import SerialLine
 
 HERE = Path(__file__).parent
-HEAP = "110K"
+HEAP = "118K"
 HEAP_COAP = "128K"  # the CoAP client and OSCORE beside all the rest, with objects twice as large as a chip's
 POWER_ON, SOFTWARE, WATCHDOG, USB = 0x1, 0xC, 0x10, 0x15
 EXIT_RESET, EXIT_POWER_CUT = 70, 71

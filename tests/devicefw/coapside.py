@@ -14,7 +14,7 @@ from devicefw.sim.compile import agent_modules
 from tests.real_parts import require
 
 HERE = Path(__file__).parent
-HEAP = "110K"
+HEAP = "118K"
 LIMIT_S = 120
 
 

@@ -47,7 +47,7 @@ async def test_what_the_agent_holds_fits_38_kb_and_its_code_50(tmp_path: Path) -
         await f.publish(pair.old, "1.0")
         await f.publish(pair.new, "1.1")
         board = await f.board("lamp1", pair.old, payload=4112)
-        assert board.heap == HEAP == "110K"
+        assert board.heap == HEAP == "118K"
         await f.want("lamp1", "1.1")
         f.nursery.start_soon(board.run)
         await f.wait("lamp1", "done", timeout_s=120)
