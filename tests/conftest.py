@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -65,3 +65,13 @@ def _connections_end_with_their_test(monkeypatch: pytest.MonkeyPatch) -> Iterato
     for stream in opened:
         if (number := stream.socket.detach()) >= 0:
             os.close(number)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what a test has logged sayable: workers send it as UTF-8, and odd texts are part of many tests."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    if isinstance(report.longrepr, str):
+        report.longrepr = report.longrepr.encode("utf-8", "backslashreplace").decode()
+    return report
