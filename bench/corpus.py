@@ -225,8 +225,8 @@ def own_pair(programs: tuple[str, str] = ("", "")) -> Pair:
 
     programs: what the images do on a simulated board, if they should boot on one (devicefw/sim/firmware.py).
     """
-    old = '    b->hw->print(b->hw->ctx, "dfud boot: ");\n'
-    new = old + '    if (number == 77)\n        b->hw->print(b->hw->ctx, "(the number that everybody waits for) ");\n'
+    old = '    dfu_say(b, s->phase == DFU_TRIAL ? "boot on trial slot " : "boot slot ", s->slot);\n'
+    new = old + '    if (s->crashes == 77)\n        b->hw->print(b->hw->ctx, "(the number that everybody waits for) ");\n'
     root = ROOT / "bootloader" / "core"
     files: dict[int, list[Path]] = {}
     for which in (0, 1):

@@ -9,6 +9,10 @@
 #ifndef DFU_MAX_CRASHES
 #define DFU_MAX_CRASHES 3 /* where the state record says 0 */
 #endif
+#ifndef DFU_MAX_STARTS
+#define DFU_MAX_STARTS 10 /* of an image on trial; up to 15 */
+#endif
+#define DFU_START_COST 8 /* a start's share of the trial; one out of deep sleep takes 1 */
 
 #define DFU_SECTOR 4096u
 #define DFU_PAGES_MAX 1024u
@@ -85,7 +89,9 @@ struct dfu_hw {
 
 struct dfu_state { /* the record of the state log */
     uint32_t magic, seq;
-    uint8_t slot, phase, crashes, max_crashes, previous, outcome, reset, writer;
+    uint8_t slot, phase, crashes, max_crashes;
+    uint8_t previous : 1, starts : 7;
+    uint8_t outcome, reset, writer;
     uint32_t floor, accept, tried, crc;
 };
 
@@ -211,6 +217,7 @@ struct dfu_boot {
     struct dfu_mapped *mapped;
     struct dfu_state state;
     bool known; /* the state was read */
+    bool blind; /* a sector of its log was not: nothing newer may be overwritten */
     struct dfu_keys keys;
     bool open, locked; /* no key at all; the key log cannot be read */
     struct dfu_image image;
@@ -220,13 +227,22 @@ struct dfu_boot {
 
 uint32_t dfu_crc32(uint32_t value, const void *data, uint32_t length);
 
+/* log.c */
 struct dfu_log {
     uint32_t offset, magic;
     uint16_t size;
     uint8_t sectors;
 };
+struct dfu_found {
+    uint32_t place; /* of the newest record, from the log's first byte */
+    bool any;       /* there is one */
+    bool unread;    /* the flash refused to read a sector: there may be a newer one */
+};
+#define DFU_ANY_SEQ 0xffffffffu
 bool dfu_blank(struct dfu_boot *b, uint32_t offset, uint32_t length);
-bool dfu_log_newest(struct dfu_boot *b, const struct dfu_log *log, void *record, uint32_t *place);
+struct dfu_found dfu_log_newest(struct dfu_boot *b, const struct dfu_log *log, void *record);
+/* record: its seq is that of the record which it follows, 0 for none, DFU_ANY_SEQ for whichever is the newest. DFU_OK: the record
+ * was read back, and is the newest. DFU_E_FLASH: nothing is lost; what was the newest still is, or the new one already. */
 int dfu_log_append(struct dfu_boot *b, const struct dfu_log *log, void *record);
 extern const struct dfu_log dfu_state_log, dfu_keys_log, dfu_diag_log;
 
@@ -256,10 +272,19 @@ int dfu_install_chunk(struct dfu_boot *b, const uint8_t *data, uint32_t length, 
 int dfu_install_finish(struct dfu_boot *b);
 int dfu_install_stage(struct dfu_boot *b);
 
+/* say.c */
 void dfu_say(struct dfu_boot *b, const char *what, int number); /* number < 0: none */
-int dfu_state_append(struct dfu_boot *b);
+void dfu_say_error(struct dfu_boot *b, const char *what, int slot, int error);
+
+/* diag.c */
+#define DFU_MARK_UNCONFIRMED 0xdf0c0002u
 void dfu_diag_append(struct dfu_boot *b, uint8_t type, uint8_t slot, uint32_t cause, const struct dfu_crash *crash);
 bool dfu_is_crash(const struct dfu_crash *crash, uint32_t *cause);
+
+/* state.c */
+void dfu_state_load(struct dfu_boot *b);
+void dfu_state_trial(struct dfu_state *s, uint8_t slot, bool previous);
+int dfu_state_append(struct dfu_boot *b);
 
 /* Decide what runs: true and b->image, or false: nothing can be booted. */
 bool dfu_boot(struct dfu_boot *b, const struct dfu_crash *crash);

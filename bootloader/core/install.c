@@ -19,6 +19,8 @@ static int judge(struct dfu_boot *b) {
     error = dfu_keys_judge(b, e, &key);
     if (error)
         return error;
+    if (m->floor > m->sequence) /* once confirmed, it would not be booted again */
+        return DFU_E_MANIFEST;
     if (m->size > DFU_IMAGE_MAX)
         return DFU_E_SIZE;
     if (b->known && (m->sequence < b->state.floor || (m->sequence < b->state.accept && !(m->flags & ALLOW_DOWNGRADE))))
@@ -123,22 +125,27 @@ static int window_read(void *ctx, uint32_t position, uint8_t *buffer, uint32_t l
     return DFU_OK;
 }
 
-/* Write a sector, or the start of one, unless it stands there already. data has room for padding to a word. */
-int dfu_sector_write(const struct dfu_hw *hw, uint32_t at, uint8_t *data, uint32_t length) {
+/* 0: the bytes stand there, 1: they do not, DFU_E_FLASH. */
+static int differs(const struct dfu_hw *hw, uint32_t at, const uint8_t *data, uint32_t length) {
     uint8_t there[256];
-    uint32_t done, n;
-    for (done = 0; done < length; done += n) {
+    for (uint32_t done = 0, n; done < length; done += n) {
         n = length - done < sizeof there ? length - done : sizeof there;
         if (hw->read(hw->ctx, at + done, there, n))
             return DFU_E_FLASH;
         if (memcmp(there, data + done, n))
-            break;
+            return 1;
     }
-    if (done >= length)
-        return DFU_OK;
+    return 0;
+}
+
+/* Write a sector, or the start of one, unless it stands there already, and read it back. data has room for padding to a word. */
+int dfu_sector_write(const struct dfu_hw *hw, uint32_t at, uint8_t *data, uint32_t length) {
+    int found = differs(hw, at, data, length);
+    if (found != 1)
+        return found;
     while (length & 3)
         data[length++] = 0xff;
-    return hw->erase(hw->ctx, at) || hw->program(hw->ctx, at, data, length) ? DFU_E_FLASH : DFU_OK;
+    return hw->erase(hw->ctx, at) || hw->program(hw->ctx, at, data, length) || differs(hw, at, data, length) ? DFU_E_FLASH : DFU_OK;
 }
 
 static int window_page(void *ctx, uint8_t *data, uint32_t length) {
@@ -284,7 +291,7 @@ int dfu_install_finish(struct dfu_boot *b) {
         memcpy(b->sector + 8, e->bytes, e->length);
         crc = dfu_crc32(0, b->sector, end);
         memcpy(b->sector + end, &crc, 4);
-        if (b->hw->program(b->hw->ctx, at, b->sector, end + 4))
+        if (b->hw->program(b->hw->ctx, at, b->sector, end + 4) || !trailer_is(b, e))
             return DFU_E_FLASH;
     }
     return dfu_judge(b, t->slot, &b->image);

@@ -20,9 +20,8 @@ static bool revoked(const struct dfu_keys *keys, const uint8_t id[8]) {
 
 /* b->keys; b->open: there never was a key; b->locked: nothing can be trusted. */
 void dfu_keys_load(struct dfu_boot *b) {
-    uint32_t place;
     b->open = b->locked = false;
-    if (!dfu_log_newest(b, &dfu_keys_log, &b->keys, &place)) {
+    if (!dfu_log_newest(b, &dfu_keys_log, &b->keys).any) {
         memset(&b->keys, 0, sizeof b->keys);
         b->open = dfu_blank(b, DFU_KEYS_AT, dfu_keys_log.sectors * DFU_SECTOR);
         b->locked = !b->open;

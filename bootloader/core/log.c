@@ -1,5 +1,5 @@
-/* Append-only logs of records that end in a CRC: a torn record is skipped and its place not used again, the only valid
- * record is never erased. */
+/* Append-only logs of records that end in a CRC: a torn record is skipped and its place not used again, and the newest record is
+ * never erased, whatever the flash does with reads, programs and erases. */
 #include "dfu.h"
 
 const struct dfu_log dfu_state_log = {DFU_STATE_AT, DFU_STATE_MAGIC, sizeof(struct dfu_state), 2};
@@ -38,20 +38,22 @@ static uint32_t word(const uint8_t *p) {
     return p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-bool dfu_log_newest(struct dfu_boot *b, const struct dfu_log *log, void *record, uint32_t *place) {
-    bool found = false;
+struct dfu_found dfu_log_newest(struct dfu_boot *b, const struct dfu_log *log, void *record) {
+    struct dfu_found found = {0, false, false};
     uint32_t seq = 0;
     for (uint32_t at = 0; at < log->sectors * DFU_SECTOR; at += DFU_SECTOR) {
-        if (b->hw->read(b->hw->ctx, log->offset + at, b->sector, DFU_SECTOR))
+        if (b->hw->read(b->hw->ctx, log->offset + at, b->sector, DFU_SECTOR)) {
+            found.unread = true;
             continue;
+        }
         for (uint32_t i = 0; i < DFU_SECTOR; i += log->size) {
             const uint8_t *p = b->sector + i;
             if (word(p) != log->magic || word(p + log->size - 4) != dfu_crc32(0, p, log->size - 4))
                 continue;
-            if (!found || word(p + 4) > seq) {
-                found = true;
+            if (!found.any || word(p + 4) > seq) {
+                found.any = true;
+                found.place = at + i;
                 seq = word(p + 4);
-                *place = at + i;
                 memcpy(record, p, log->size);
             }
         }
@@ -59,38 +61,37 @@ bool dfu_log_newest(struct dfu_boot *b, const struct dfu_log *log, void *record,
     return found;
 }
 
-/* The place behind everything that is programmed in the sector; DFU_SECTOR: there is none. */
-static uint32_t free_place(struct dfu_boot *b, const struct dfu_log *log, uint32_t sector) {
-    uint32_t place = DFU_SECTOR;
-    if (b->hw->read(b->hw->ctx, log->offset + sector * DFU_SECTOR, b->sector, DFU_SECTOR))
-        return DFU_SECTOR;
-    while (place && b->sector[place - 1] == 0xff)
-        place--;
-    return (place + log->size - 1) / log->size * log->size;
+/* Program the record and read it back. A place that keeps something else is not blank any more, and is skipped from then on. */
+static bool stands(struct dfu_boot *b, const struct dfu_log *log, uint32_t at, const void *record) {
+    return dfu_blank(b, at, log->size) && !b->hw->program(b->hw->ctx, at, record, log->size) &&
+           !b->hw->read(b->hw->ctx, at, b->sector, log->size) && !memcmp(b->sector, record, log->size);
 }
 
 int dfu_log_append(struct dfu_boot *b, const struct dfu_log *log, void *record) {
-    uint8_t *p = record;
-    uint32_t head[2], place = 0, sector = 0, at, crc;
-    uint8_t body[sizeof(struct dfu_diag)];
-    memcpy(body, record, log->size);
-    head[0] = log->magic;
-    head[1] = 1;
-    if (dfu_log_newest(b, log, record, &place)) {
-        head[1] = word(p + 4) + 1;
-        sector = place / DFU_SECTOR;
-    }
-    memcpy(record, body, log->size);
-    memcpy(record, head, 8);
-    crc = dfu_crc32(0, record, log->size - 4);
+    uint8_t *p = record, last[sizeof(struct dfu_diag)];
+    struct dfu_found found = dfu_log_newest(b, log, last);
+    uint32_t head[2] = {log->magic, found.any ? word(last + 4) : 0}, sector = 0, at = 0, crc;
+    if (found.unread || (word(p + 4) != DFU_ANY_SEQ && word(p + 4) != head[1]))
+        return DFU_E_FLASH;
+    head[1]++;
+    memcpy(p, head, 8);
+    crc = dfu_crc32(0, p, log->size - 4);
     memcpy(p + log->size - 4, &crc, 4);
-    for (uint32_t tries = 0; (at = free_place(b, log, sector)) == DFU_SECTOR; tries++) {
-        if (tries == log->sectors)
-            return DFU_E_FLASH;
-        sector = sector + 1 == log->sectors ? 0 : sector + 1;
-        if (!dfu_blank(b, log->offset + sector * DFU_SECTOR, DFU_SECTOR) &&
-            b->hw->erase(b->hw->ctx, log->offset + sector * DFU_SECTOR))
-            return DFU_E_FLASH;
+    if (found.any) {
+        sector = found.place / DFU_SECTOR;
+        at = found.place % DFU_SECTOR;
     }
-    return b->hw->program(b->hw->ctx, log->offset + sector * DFU_SECTOR + at, record, log->size) ? DFU_E_FLASH : DFU_OK;
+    /* The sector of the newest record first, which is not erased; then the others in turn. With no record there is none to lose. */
+    for (uint32_t turn = 0; turn < log->sectors + (found.any ? 0u : 1u); turn++) {
+        uint32_t base = log->offset + sector * DFU_SECTOR;
+        if (!turn || dfu_blank(b, base, DFU_SECTOR) || !b->hw->erase(b->hw->ctx, base))
+            for (; at < DFU_SECTOR; at += log->size)
+                if (stands(b, log, base + at, record))
+                    return DFU_OK;
+        at = 0;
+        sector = sector + 1 == log->sectors ? 0 : sector + 1;
+    }
+    head[1]--; /* it still follows the same one */
+    memcpy(p, head, 8);
+    return DFU_E_FLASH;
 }

@@ -107,16 +107,11 @@ static int begin(struct dfu_boot *b, const uint8_t *p, uint32_t n) {
 }
 
 static int finish(struct dfu_boot *b) {
-    struct dfu_state *s = &b->state;
     uint8_t slot = b->target.slot;
     int error = dfu_install_finish(b);
     if (error)
         return error;
-    s->slot = slot;
-    s->phase = DFU_TRIAL;
-    s->crashes = s->reset = s->outcome = 0;
-    s->tried = 0;
-    s->previous = dfu_judge(b, !slot, &b->image) == DFU_OK;
+    dfu_state_trial(&b->state, slot, dfu_judge(b, !slot, &b->image) == DFU_OK);
     return dfu_state_append(b);
 }
 

@@ -39,7 +39,9 @@ PAGE_PROGRAM_BYTES = 256
 
 
 class Flash(Protocol):
-    """NOR rules are its own business; what it raises goes through boot() to the caller."""
+    """NOR rules are its own business. An OSError is the flash's own answer, which the ROM's function returns as an error;
+    anything else that it raises goes through boot() to the caller.
+    """
 
     size: int
 
@@ -251,7 +253,10 @@ class Bootloader:
     def _erase(self) -> int:
         if self._argument(0) * SECTOR_BYTES >= self._claimed:
             return 1
-        self.flash.erase(self._argument(0) * SECTOR_BYTES)
+        try:
+            self.flash.erase(self._argument(0) * SECTOR_BYTES)
+        except OSError:
+            return 1
         return 0
 
     def _program(self) -> int:
@@ -260,7 +265,10 @@ class Bootloader:
             return 1
         while data:
             n = min(len(data), self._page_bytes - address % self._page_bytes)
-            self.flash.program(address, data[:n])
+            try:
+                self.flash.program(address, data[:n])
+            except OSError:
+                return 1
             address, data = address + n, data[n:]
         return 0
 
@@ -268,7 +276,10 @@ class Bootloader:
         address, to, length = self._argument(0), self._argument(1), self._argument(2)
         if (address | to | length) & 3 or address + length > self._claimed:
             return 1
-        self.uc.mem_write(to, self.flash.read(address, length))
+        try:
+            self.uc.mem_write(to, self.flash.read(address, length))
+        except OSError:
+            return 1
         return 0
 
     def _sha_init(self) -> int:
@@ -286,12 +297,20 @@ class Bootloader:
     # evidence
     def _loaded(self) -> int:
         """Return the slot whose segments stand in memory and in the MMU's table, every one of them."""
-        fits = [slot for slot in (0, 1) if self._stands(slot)]
+        fits = [slot for slot in (0, 1) if self._can_be_read(slot) and self._stands(slot)]
         if not fits:
             raise Hang(f"entered {self._entry:#x}, but neither slot's image stands in memory")
         if len(fits) == 2:  # the same image twice, and nothing of it mapped: the bootloader's word is all there is
             return int("".join(self._console).rstrip()[-1])
         return fits[0]
+
+    def _can_be_read(self, slot: int) -> bool:
+        """Say whether the image's sectors can be read: what cannot was not loaded."""
+        try:
+            self.flash.read(SLOTS[slot], 2 * SECTOR_BYTES)
+        except OSError:
+            return False
+        return True
 
     def _stands(self, slot: int) -> bool:
         base = SLOTS[slot]

@@ -1,5 +1,6 @@
 """Exploring power cuts to closure: at every flash operation the power may go, before it or with part of it done, and then again
-in the recovery from that, any number of times. Every distinct state is booted once; the exploration ends when no new one appears.
+in the recovery from that, any number of times; sectors of the flash may be worn (worn.py). Every distinct state is booted once; the
+exploration ends when no new one appears.
 
 Two states are the same if slots and stage are equal byte for byte and the logs are equal in all that is ever read of them: the
 newest record, the first free place of its sector, and which sectors are blank, counted from that one.
@@ -8,6 +9,7 @@ newest record, the first free place of its sector, and which sectors are blank, 
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,12 +20,14 @@ import msgspec
 
 from bootloader.sim.boot import Bootloader, Hang
 from bootloader.sim.images import DIAG_AT, KEYS_AT, SECTOR, STATE_AT, Flash, with_crc
+from bootloader.sim.worn import Faults, WornFlash
 
 POWER_ON, SOFTWARE = 0x1, 0xC
 PANIC = 0x80040004
 LOGS = ((STATE_AT, 32, 2, b"DFUS", True), (KEYS_AT, 256, 2, b"DFUK", True), (DIAG_AT, 512, 4, b"DFUD", False))
 LOG_SECTORS = {at // SECTOR + i for at, _, sectors, _, _ in LOGS for i in range(sectors)}
-BOOTS_WITHOUT_CUT_MAX = 12
+BOOTS_WITHOUT_CUT_MAX = 16
+REPORTED = "the agent was told that the flash does not keep it"
 Key = tuple[object, ...]
 
 
@@ -59,6 +63,7 @@ class Scenario(msgspec.Struct):
     after: Callable[[Flash, int], str | None]
     images: dict[str, bytes]
     good_ends: frozenset[str]  # the flash begins with a state record, which may never be without a successor
+    faults: Faults = {}
 
 
 @lru_cache(maxsize=1 << 16)
@@ -91,36 +96,47 @@ def key_of(node: Node) -> tuple[object, ...]:
     return (node.crashed, *(log_key(node.flash, *log) for log in LOGS), rest)
 
 
+def newest(flash: Flash) -> tuple[int, ...]:
+    """Return the numbers of the newest records of state and keys, as the cells hold them; -1: none."""
+    return tuple(
+        max(_sector(flash.sectors.get(at // SECTOR + i, Flash.BLANK), size, magic)[0] for i in range(sectors))
+        for at, size, sectors, magic, _ in LOGS[:2]
+    )
+
+
 def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[str, Flash]]:
     """Yield what a power cut in this operation may leave: nothing done, half of it, some of its bits."""
-    yield "before", Flash(flash.sectors)
+    yield "before", flash.copy()
     mask = hashlib.sha256(f"{kind}{offset}".encode()).digest() * (SECTOR // 32)
     if kind == "erase":
-        old = flash.read(offset, SECTOR)
+        old = Flash(flash.sectors).read(offset, SECTOR)
         half = b"\xff" * (SECTOR // 2) + old[SECTOR // 2 :]
         some = bytes(a | b for a, b in zip(old, mask, strict=True))
         for name, content in (("half", half), ("some bits", some)):
-            copy = Flash(flash.sectors)
-            copy.put(offset, content)
+            copy = flash.copy()
+            copy.force(offset, content)
             yield name, copy
     else:
         for name, part in (
             ("half", data[: len(data) // 2]),
             ("some bits", bytes(a | b for a, b in zip(data, mask, strict=False))),
         ):
-            copy = Flash(flash.sectors)
-            if part:
-                copy.program(offset, part)
+            copy = flash.copy()
+            try:
+                if part:
+                    copy.program(offset, part)
+            except OSError:
+                pass  # then it is as before
             yield name, copy
 
 
-class _Forking(Flash):
+class _Forking(WornFlash):
     """Tells of every operation before it is done."""
 
     __slots__ = ("on",)
 
-    def __init__(self, sectors: dict[int, bytes], on: Callable[[Flash, str, int, bytes], None]) -> None:
-        super().__init__(sectors)
+    def __init__(self, node: Flash, faults: Faults, on: Callable[[Flash, str, int, bytes], None]) -> None:
+        super().__init__(node.sectors, faults)
         self.on = on
 
     def erase(self, offset: int) -> None:
@@ -132,36 +148,73 @@ class _Forking(Flash):
         super().program(offset, data)
 
 
-def explore(scenario: Scenario, elf: Path | None = None, *, limit: int = 100_000, cuts: int | None = None) -> Found:
-    """Boot every state that the scenario can come into. `limit` boots at most; `cuts`: power cuts at most, None: any number."""
+class _Ways:
+    """How every state was come to, as links to the one before."""
+
+    def __init__(self, start: Key) -> None:
+        self._before: dict[Key, tuple[Key, str] | None] = {start: None}
+
+    def add(self, key: Key, before: Key, what: str) -> None:
+        self._before[key] = (before, what)
+
+    def __getitem__(self, key: Key) -> tuple[str, ...]:
+        out: list[str] = []
+        while (found := self._before[key]) is not None:
+            key = found[0]
+            out.append(found[1])
+        return tuple(reversed(out))
+
+
+def explore(
+    scenario: Scenario,
+    elf: Path | None = None,
+    *,
+    limit: int = 2_000_000,
+    cuts: int | None = None,
+    sample: int | None = None,
+) -> Found:
+    """Boot every state that the scenario can come into. `limit` boots at most; `cuts`: power cuts at most, None: any number;
+    `sample`: a seed, with which the state to boot next is drawn, so that `limit` of them come from everywhere.
+    """
     machine = Bootloader(elf)
     found = Found(ends={}, bad=[])
-    start = Node(scenario.flash)
-    seen = {key_of(start): 0}
-    ways: dict[Key, tuple[str, ...]] = {key_of(start): ()}
+    draw = None if sample is None else random.Random(sample)
+    start = Node(Flash(WornFlash(scenario.flash.sectors, scenario.faults).sectors))
+    seen = {key_of(start)}
+    ways = _Ways(key_of(start))
     next_without_cut: dict[Key, Key | str] = {}
     queue: deque[tuple[Node, Key, int]] = deque([(start, key_of(start), 0)])
     while queue and found.boots < limit:
+        if draw is not None:
+            queue.rotate(draw.randrange(len(queue)))
         node, key, depth = queue.popleft()
         found.boots += 1
 
         def add(child: Node, what: str, cut: int, key: Key = key, depth: int = depth) -> Key:
             name = key_of(child)
             if name not in seen and (cuts is None or depth + cut <= cuts):
-                seen[name] = depth + cut
-                ways[name] = (*ways[key], what)
+                seen.add(name)
+                ways.add(name, key, what)
                 queue.append((child, name, depth + cut))
             return name
 
+        numbers = newest(node.flash)
+
+        def check(flash: Flash, what: str, key: Key = key, numbers: tuple[int, ...] = numbers) -> None:
+            if any(now < was for now, was in zip(newest(flash), numbers, strict=True)):
+                found.bad.append(f"the newest record is lost by {what} after {ways[key]}")
+
         def fork(flash: Flash, kind: str, offset: int, data: bytes) -> None:
             found.operations += 1
-            for name, copy in torn(flash, kind, offset, data):  # called within this turn of the loop
-                add(Node(copy), f"{name} {kind} {offset:#x}", 1)
+            check(flash, f"what came before {kind} {offset:#x}")  # called within this turn of the loop
+            for name, copy in torn(flash, kind, offset, data):
+                check(copy, f"{name} {kind} {offset:#x}")
+                add(Node(Flash(copy.sectors)), f"{name} {kind} {offset:#x}", 1)
 
         if not node.flash.state():
             found.bad.append(f"the state is lost after {ways[key]}")
             continue
-        flash = _Forking(node.flash.sectors, fork)
+        flash = _Forking(node.flash, scenario.faults, fork)
         store = [0] * 8
         if node.crashed:
             store[6] = PANIC
@@ -174,19 +227,24 @@ def explore(scenario: Scenario, elf: Path | None = None, *, limit: int = 100_000
         if slot is None:
             found.bad.append(f"nothing boots after {ways[key]}: {result.console}")
             continue
+        cells = Flash(flash.sectors)
         standing = [
-            n for n, data in scenario.images.items() if flash.read((0x10000, 0x1C0000)[slot], len(data)) == data
+            n for n, data in scenario.images.items() if cells.read((0x10000, 0x1C0000)[slot], len(data)) == data
         ]
         if not standing:
             found.bad.append(f"slot {slot} was booted, but holds no whole image, after {ways[key]}")
             continue
-        end = scenario.after(flash, slot)
+        try:
+            end = scenario.after(flash, slot)
+        except OSError:
+            end = REPORTED
+        check(flash, "this start")
         if end in (None, "crash"):
             next_without_cut[key] = add(Node(Flash(flash.sectors), end == "crash"), f"{standing[0]} ran", 0)
         else:
             next_without_cut[key] = end or ""
             found.ends[str(end)] = found.ends.get(str(end), 0) + 1
-            if end not in scenario.good_ends:
+            if end not in scenario.good_ends and not (end == REPORTED and scenario.faults):
                 found.bad.append(f"{end} after {ways[key]}")
     found.states = len(seen)
     found.closed = not queue and cuts is None
@@ -194,7 +252,7 @@ def explore(scenario: Scenario, elf: Path | None = None, *, limit: int = 100_000
     return found
 
 
-def _check_progress(successor: dict[Key, Key | str], ways: dict[Key, tuple[str, ...]], found: Found) -> None:
+def _check_progress(successor: dict[Key, Key | str], ways: _Ways, found: Found) -> None:
     """From every state, a few starts without a power cut must come to an end."""
     for key in successor:
         at: Key | str | None = key

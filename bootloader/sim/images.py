@@ -111,6 +111,13 @@ class Flash:
         self.sectors = dict(sectors or {})
         self.operations = 0
 
+    def copy(self) -> Flash:
+        return Flash(self.sectors)
+
+    def force(self, offset: int, content: bytes) -> None:
+        """Set a sector to what a power cut within an erase left."""
+        self.sectors[offset // SECTOR] = content
+
     def key(self) -> frozenset[tuple[int, bytes]]:
         return frozenset((k, v) for k, v in self.sectors.items() if v != self.BLANK)
 

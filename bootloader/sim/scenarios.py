@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,9 +29,12 @@ from bootloader.sim.images import (
     state,
     with_crc,
 )
+from bootloader.sim.worn import KINDS, UNREADABLE
 from dfud.package.build import build_delta, build_full, build_mapped
 
 OLD, NEW = image("old", 5000), image("new", 9000)
+LEFT = "old, since the new one was never confirmed"
+BLIND = "the agent was told that the state cannot be read"
 
 
 def _agent() -> ModuleType:
@@ -125,17 +129,50 @@ def _two(**logs: int) -> Flash:
 
 
 def confirmed(**logs: int) -> Scenario:
-    """A trial is confirmed by the agent, in the agent's own code."""
+    """A trial is confirmed by the agent, in the agent's own code. Cut off before that at every one of its starts, it is left."""
 
     def after(flash: Flash, slot: int) -> str | None:
         found = agent_state(flash)
+        if found.log.unread:
+            return BLIND
         if slot == 1 and found.phase == 1:
-            found.append(phase=0, crashes=0, outcome=1, floor=0, accept=2)
+            found.append(phase=0, crashes=0, outcome=1, floor=2, accept=2)
             return None
-        return "new confirmed" if slot == 1 else "old"
+        if slot == 1:
+            return "new confirmed" if found.floor == 2 else "the floor is lost"
+        return LEFT if (found.outcome, found.floor) == (10, 1) else "old"
+
+    flash = _two(**{"floor": 1, "accept": 1, **logs})
+    return Scenario(
+        "a trial that is confirmed", flash, after, {"old": OLD, "new": NEW}, frozenset({"new confirmed", LEFT})
+    )
+
+
+def aged(states: int) -> Scenario:
+    """The same with a log that has changed sectors: the other one is full of older records, of a trial with an older floor."""
+    scenario = confirmed(states=states)
+    for i in range(states - 1):
+        scenario.flash.put(STATE_AT + 32 * i, state(seq=i + 1, slot=1, phase=1, previous=1))
+    scenario.name += f", after {states} records"
+    return scenario
+
+
+changed, full = partial(aged, 130), partial(aged, 256)
+
+
+def unconfirmed(**logs: int) -> Scenario:
+    """An image on trial fails before it can say anything, and does not crash: power cycles are all that comes."""
+
+    def after(flash: Flash, slot: int) -> str | None:
+        found = agent_state(flash)
+        if found.log.unread:
+            return BLIND
+        if slot == 1:
+            return None if found.phase == 1 else "new, and not on trial"
+        return LEFT if (found.slot, found.phase, found.outcome) == (0, 0, 10) else "old"
 
     return Scenario(
-        "a trial that is confirmed", _two(**logs), after, {"old": OLD, "new": NEW}, frozenset({"new confirmed"})
+        "a trial that is never confirmed", _two(**logs), after, {"old": OLD, "new": NEW}, frozenset({LEFT})
     )
 
 
@@ -146,6 +183,27 @@ def crashing(**logs: int) -> Scenario:
         return "crash" if slot == 1 else "old"
 
     return Scenario("a trial that crashes", _two(**logs), after, {"old": OLD, "new": NEW}, frozenset({"old"}))
+
+
+def worn(make: Callable[..., Scenario], at: int, kind: str) -> Scenario:
+    """The scenario on a flash with one bad sector. Where nothing can be kept, the old image is what is left to run."""
+    scenario = make()
+    scenario.name += f", {at:#x}: {kind}"
+    scenario.faults = {at // SECTOR: kind}
+    scenario.good_ends |= {"old", "not rotated", BLIND}
+    return scenario
+
+
+def rotten(make: Callable[..., Scenario], size: int) -> Scenario:
+    """The scenario after `size` bytes around the newest state record have lost bits: what stands before them counts."""
+    scenario = make()
+    flash = scenario.flash
+    places = [STATE_AT + 32 * i for i in range(256) if flash.read(STATE_AT + 32 * i, 4) == b"DFUS"]
+    at = max(places, key=lambda place: struct.unpack("<I", flash.read(place + 4, 4))) // size * size
+    flash.put(at, bytes(b & 0xB6 for b in flash.read(at, size)))
+    scenario.name += f", {size} rotten bytes at {at:#x}"
+    scenario.good_ends |= {"old"}
+    return scenario
 
 
 def revert(**logs: int) -> Scenario:
@@ -202,7 +260,29 @@ ALL: tuple[Callable[[], Scenario], ...] = (
     lambda: install("mapped"),
     confirmed,
     crashing,
+    unconfirmed,
     revert,
     changeover,
     rotation,
+)
+
+IDLE = 0x1C0000
+WORN: tuple[Callable[[], Scenario], ...] = tuple(
+    partial(worn, make, at, kind)
+    for make, places in (
+        (confirmed, (STATE_AT, STATE_AT + SECTOR)),
+        (changed, (STATE_AT, STATE_AT + SECTOR)),
+        (full, (STATE_AT, STATE_AT + SECTOR)),
+        (unconfirmed, (STATE_AT, STATE_AT + SECTOR)),
+        (crashing, (STATE_AT, STATE_AT + SECTOR, DIAG_AT, DIAG_AT + SECTOR)),
+        (install, (STATE_AT, STATE_AT + SECTOR, IDLE, IDLE + SECTOR, IDLE + 0x1AF000, STAGE_AT, STAGE_AT + SECTOR)),
+        (revert, (STATE_AT, STATE_AT + SECTOR)),
+        (rotation, (KEYS_AT, KEYS_AT + SECTOR)),
+    )
+    for at in places
+    for kind in KINDS
+    if (at, kind) != (KEYS_AT, UNREADABLE)  # the only record: nothing is trusted, and recovery is all there is
+) + tuple(
+    partial(rotten, make, size)
+    for make, size in ((confirmed, 32), (crashing, 32), (changed, 32), (changed, SECTOR), (full, 32), (full, SECTOR))
 )

@@ -3,18 +3,20 @@
     import dfu
 
     async def main():
+        import lamp         # the application's modules: what fails in here is a failed start, and no end of everything
         dfu.start({"url": "http://192.168.1.2:8880", "app": "lamps", "device": "lamp1", "secret": "..."})
         ...                 # the application
         dfu.confirm()       # it works: keep this firmware
 
     dfu.run(main())
 
-docs/agent.md has the other keys of the configuration: may_update, progress, self_test, confirm_s, ca, pin.
+docs/agent.md has the other keys of the configuration, and says which guard an application has.
 """
 
 import asyncio
 
-from dfu.agent import CRASHED, Agent
+from dfu.agent import CRASHED, Agent, fail
+from dfu.errors import forget
 
 _agent = None
 _tasks = []
@@ -27,7 +29,10 @@ def start(config):
         _agent = Agent(config)
     if not _tasks:
         if _agent.trial:
-            _tasks.append(asyncio.create_task(_guarded(_agent._trial())))
+            from dfu.trial import watch
+
+            _tasks.append(asyncio.create_task(_guarded(watch(_agent, fail))))
+            forget("trial")
         _tasks.append(asyncio.create_task(_guarded(_agent.run())))
     return _agent
 
@@ -36,7 +41,7 @@ async def _guarded(coroutine):
     try:
         await coroutine
     except Exception as error:
-        _agent.fail(CRASHED, error)
+        fail(CRASHED, error, _agent)
 
 
 def confirm():
@@ -45,8 +50,22 @@ def confirm():
         _agent.confirm()
 
 
+def guard(function, start_s=120):
+    """Call `function`, which imports the application, sets up what it needs and calls run(). What it raises becomes a crash that the
+    server is told of: traceback, reset, retry, roll back. On trial it has so long to come to start(), or the watchdog resets."""
+    try:
+        if _agent is None:
+            from dfu.crash import arm
+
+            arm(start_s * 1000)
+            forget("crash", "trial")
+        function()
+    except Exception as error:
+        fail(CRASHED, error, _agent)
+
+
 def run(coroutine, config=None):
-    """Run the application. What it raises becomes a crash that the server is told of: traceback, reset, retry, roll back.
+    """Run the application in a guard().
 
     config: start() with it first, for applications that do nothing asynchronous themselves.
     """
@@ -56,9 +75,4 @@ def run(coroutine, config=None):
             start(config)
         await coroutine
 
-    try:
-        asyncio.run(main())
-    except Exception as error:
-        if _agent is None:
-            raise
-        _agent.fail(CRASHED, error)
+    guard(lambda: asyncio.run(main()))

@@ -1,27 +1,45 @@
-"""The agent's loop: say where the device is, do what the server says. docs/agent.md."""
+"""The agent's loop: say where the device is, do what the server says. docs/agent.md.
+
+Whatever a server or a link sends is judged by type before it is used, and what is wrong with it ends in run(), as no answer: it never
+becomes a crash, for crashes take firmware off a device.
+"""
 
 import asyncio
 import gc
-import random
 import sys
+import time
 
 from dfu import flash
-from dfu.pack import PackError, pack, unpack
-from dfu.transport import Denied, Gone, TransportError, make
-from dfu.update import INTERNAL, SELF_TEST, Slots, Update, UpdateError
+from dfu.backoff import ANSWER, BEGUN, FIRST_MS, Backoff
+from dfu.errors import INTERNAL, Denied, Gone, UpdateError, forget
+from dfu.pack import UINT32, field, pack, unpack
+from dfu.update import Update
 
-WAIT, SYNC, UPDATE, STOP = range(4)
+UPDATE, STOP = 2, 3  # commands; 0 is wait, 1 is sync
 KINDS = 1 << 1 | 1 << 2 | 1 << 3
 STORE0 = 0x60008050  # esp32c3-boot: bootloader/FORMAT.md, "the agent's mark"
 MARK = 0xDF0C0000
-CRASHED, UNCONFIRMED = 1, 2
-BACKOFF_MIN_MS, BACKOFF_MAX_MS = 1000, 60000
+CRASHED = 1
 PROGRESS_EVERY = 16
 
-# ESP32-C3's RTC watchdog: CONFIG0, and from there on CONFIG1, FEED and PROTECT. Source: ESP32-C3 TRM, "Low-Power Management",
-# RTC_CNTL_WDT*; the bootloader starts it.
-WDT = 0x60008090
-SLOW_CLOCK_KHZ = 136
+
+def fail(code, what, agent=None):
+    """Keep `what` (a text, or an exception for its traceback), mark the start as a crash, reset: the bootloader decides. Does not
+    return. agent: what can give RAM back."""
+    import machine
+
+    try:
+        if agent is not None:
+            # Out of memory is one of the reasons to be here: give back what is ours before asking for any.
+            agent.buffer = agent.slots.decoder = agent.update = None
+        gc.collect()
+        from dfu.crash import keep
+
+        keep(what)
+    except Exception as error:
+        print("dfu:", error)  # a mark without a text still counts
+    machine.mem32[STORE0] = MARK | code
+    machine.reset()
 
 
 class Agent:
@@ -39,7 +57,11 @@ class Agent:
         self.payload = config.get("payload", 6144)
         # A chunk's header; and a datagram's, which is received where its block belongs.
         self.buffer = bytearray(self.payload + 32 + 128)
-        self.slots = Slots(esp32.Partition)
+        from dfu.slots import find
+        from dfu.transport import make
+
+        self.slots = find(esp32.Partition)
+        self.backoff = Backoff(config, machine.reset_cause() == machine.PWRON_RESET)
         config.setdefault("hardware", "esp32c3")
         self.enrolment = None
         if config.get("claim") and not config.get("secret"):
@@ -48,10 +70,14 @@ class Agent:
             enrolment = Enrolment(config)
             self.enrolment = enrolment if enrolment.needed else None
         self.transport = make(config)
+        forget("transport")
         if self.enrolment is not None and not hasattr(self.transport, "enrol"):
             raise ValueError("this transport cannot enrol")
-        self.update = None
-        self.result = self.slots.result()
+        self.update = self.tried = None
+        from dfu.result import result
+
+        self.result = result(self.slots)
+        forget("result", "manifest", "slots")
         self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
         self.confirmed = asyncio.Event()
         if not self.trial:
@@ -62,65 +88,16 @@ class Agent:
     def confirm(self):
         """The running image is good: it stays."""
         if self.trial:
-            m = self.slots.manifest
-            state = self.slots.state
-            changes = {"phase": flash.CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0}
-            if m is not None:
-                changes["floor"] = max(state.floor, m.floor)
-                changes["accept"] = m.sequence
-            state.append(**changes)
-            self.trial = False
-            self._watchdog(0)
+            from dfu.trial import confirm
+
+            confirm(self)
+            forget("trial")
         elif self.slots.state.crashes:
-            self.slots.state.append(crashes=0)
-        self.confirmed.set()
-
-    def fail(self, code, text):
-        """Keep `text` (or an exception's traceback), mark the start as a crash, reset: the bootloader decides. Does not return."""
-        try:
-            if not isinstance(text, str):
-                # Out of memory is one of the reasons to be here: give back what is ours before asking for any.
-                self.buffer = self.slots.decoder = self.update = None
-                gc.collect()
-                text = traceback_of(text)
-            self.slots.diagnostics.text(self.slots.slot, text)
-        except (OSError, MemoryError):
-            pass  # a mark without a text still counts
-        self.machine.mem32[STORE0] = MARK | code
-        self.machine.reset()
-
-    def _watchdog(self, ms):
-        """Set the RTC watchdog to reset the chip after `ms` without feeding; 0 stops it."""
-        mem32 = self.machine.mem32
-        mem32[WDT + 0x18] = 0x50D83AA1
-        if ms:
-            # The chip counts two cycles of the slow clock as one (ESP-IDF, rwdt_ll_config_stage).
-            mem32[WDT + 4] = ms * SLOW_CLOCK_KHZ // 2
-            mem32[WDT] = 1 << 31 | 3 << 28 | 7 << 16 | 7 << 13
-            mem32[WDT + 0x14] = 1 << 31
-        else:
-            mem32[WDT] = 0
-        mem32[WDT + 0x18] = 0
-
-    async def _trial(self):
-        """Feed the watchdog until the image is confirmed; give up when its time is over."""
-        left_ms = int(self.config.get("confirm_s", 120) * 1000)
-        watchdog_ms = int(self.config.get("watchdog_s", 8) * 1000)
-        test = self.config.get("self_test")
-        self._watchdog(watchdog_ms)
-        if test is not None:
             try:
-                test()
-            except Exception as error:
-                self.fail(SELF_TEST, error)
-        step_ms = max(10, min(watchdog_ms // 4, 1000))
-        while not self.confirmed.is_set():
-            if left_ms <= 0:
-                self.fail(UNCONFIRMED, "not confirmed in time")
-            await asyncio.sleep_ms(step_ms)
-            left_ms -= step_ms
-            if self.trial:
-                self._watchdog(watchdog_ms)
+                self.slots.state.append(crashes=0)
+            except OSError as error:
+                print("dfu: flash:", error)  # good firmware goes on, its crashes stay counted
+        self.confirmed.set()
 
     # Talking
 
@@ -152,12 +129,23 @@ class Agent:
         return pack(said)
 
     def _may_update(self):
-        """Return (reason, seconds) if the application does not want an update now."""
+        """Return (reason, seconds) if there should be no update now: the application says so, or one that failed is not long ago."""
+        if self.update is None:
+            left_ms = self.backoff.left_ms()
+            if left_ms:
+                return "waiting after an update that did not end well", left_ms // 1000 + 1
         ask = self.config.get("may_update")
-        answer = ask() if ask is not None else None
-        if answer is None or answer is True:
-            return None
-        return ("the application is busy", 60) if answer is False else answer
+        try:
+            answer = ask() if ask is not None else None
+            if answer is None or answer is True:
+                return None
+            if answer is False:
+                return "the application is busy", 60
+            reason, seconds = answer
+            return str(reason), max(0, int(seconds))
+        except Exception as error:
+            # The users see it; the device goes on as it is.
+            return "may_update: %s" % error, 60
 
     async def _exchange(self, wait_s):
         """Send a status, return the decoded command and its bytes, or None."""
@@ -169,83 +157,107 @@ class Agent:
         if result is not None and result is self.result:
             self.result = None
             if result[0] != 3 or self.slots.state.outcome == 7:
-                self.slots.told()
+                from dfu.result import told
+
+                told(self.slots)
+                forget("result", "manifest")
         if not length:
-            return None
+            return None, b""
         raw = bytes(memoryview(self.buffer)[:length])
-        try:
-            command = unpack(raw)
-            if not isinstance(command, dict) or not isinstance(command.get(0), int):
-                raise PackError("no command")
-        except PackError as error:
-            raise TransportError("command: %s" % error)
+        command = unpack(raw)
+        field(command, 0, int, UINT32)
         return command, raw
 
     async def run(self):
         """Serve for ever. Only a reset ends this."""
-        backoff_ms = BACKOFF_MIN_MS
         wait_s = 0
+        await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
         while True:
+            since, failures = time.ticks_ms(), 1
             try:
-                found = await self._exchange(wait_s)
+                command, raw = await self._exchange(wait_s)
                 wait_s = self.config.get("wait_s", 60)
-                backoff_ms = BACKOFF_MIN_MS
-                if found is not None:
-                    wait_s = await self._do(found[0], found[1], wait_s)
+                if command is not None:
+                    wait_s = await self._do(command, raw, wait_s)
+                self.backoff.good(ANSWER)
+                if wait_s:
+                    # There was nothing to do: who says so at once, again and again, is not asked in a circle.
+                    least_ms = min(FIRST_MS, self.backoff.limits[ANSWER])
+                    await asyncio.sleep_ms(max(0, least_ms - time.ticks_diff(time.ticks_ms(), since)))
+                continue
             except UpdateError as error:
+                print("dfu: update:", error.args[1])
                 self._failed(error.args[0], error.args[1])
-                wait_s = 0
-            except Gone:
-                if self.update is not None:
-                    self.update.drop()
-                    self.update = None
-                wait_s = 0
-            except (TransportError, ValueError, KeyError, TypeError, IndexError) as error:
-                # The last four come from bytes that are no answer at all: as if there had been none.
+            except Gone as error:
                 print("dfu:", error)
-                await self.transport.close()
-                if isinstance(error, Denied):
-                    backoff_ms = BACKOFF_MAX_MS if "backoff_ms" not in self.config else backoff_ms
-                limit_ms = self.config.get("backoff_ms", BACKOFF_MAX_MS)
-                await asyncio.sleep_ms(min(backoff_ms, limit_ms) * (50 + random.getrandbits(6)) // 100)
-                backoff_ms = min(2 * backoff_ms, limit_ms)
+                self._drop()
             except MemoryError as error:
-                self._failed(INTERNAL, "out of memory")
+                if self.update is not None:
+                    self._failed(INTERNAL, "out of memory")
+                await self._close()  # what it was reading it left in the middle
                 gc.collect()
                 sys.print_exception(error)
-                await asyncio.sleep_ms(1000)
+            except Exception as error:
+                # Bytes that are no answer, or no link: as if there had been none.
+                print("dfu:", error)
+                await self._close()
+                if isinstance(error, Denied):
+                    failures = 7  # what leads to a minute: credentials do not come right by themselves
+            wait_s = 0
+            for _ in range(failures):
+                self.backoff.failed(ANSWER)
+            await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
+
+    async def _close(self):
+        try:
+            await self.transport.close()
+        except Exception as error:
+            print("dfu: close:", error)
 
     async def _do(self, command, raw, wait_s):
-        """Do what a command says; return how long to wait for the next one."""
-        kind = command[0]
+        """Do what a command says; return how long to wait for the next one, 0: ask at once."""
+        kind, poll_s = command[0], field(command, 1, int, UINT32, 0, 60)
         if kind == UPDATE and not self.trial:
             if self.update is None or self.update.raw != raw:
-                try:
-                    self.update = Update(command, raw, self.slots, self.config, self.buffer)
-                except (KeyError, TypeError):
-                    raise TransportError("update command")
-                digest = self.update.manifest.sha256
-                self.failed = digest
-                if hasattr(self.transport, "rest"):
-                    self.transport.rest()  # verifying a signature takes what there is
-                self.update.begin()
+                self._drop(False)
+                left_ms = self.backoff.left_ms()
+                if left_ms:
+                    await asyncio.sleep_ms(min(left_ms, 60000))
+                    return 0
+                self._begin(command, raw)
+                command.clear()
                 self._progress()
             elif self.update.written:
                 self.update.switch()
-                await self.transport.close()
+                await self._close()
                 self.machine.reset()
             await self._fetch()
             return 0
-        if kind == STOP and self.update is not None:
-            self.update.drop()
-            self.update = None
-        poll_s = command.get(1, 60)
+        if kind == STOP:
+            self._drop()
         if kind != UPDATE and self.update is not None:
             return min(wait_s, max(1, poll_s))
         if poll_s <= 5:
             await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not self.trial else 300)
             return 0
-        return wait_s
+        left_ms = self.backoff.left_ms()
+        return min(wait_s, left_ms // 1000 + 1) if left_ms else wait_s
+
+    def _begin(self, command, raw):
+        """Begin the update that a command asks for. Raises UpdateError; before it is judged nothing is written."""
+        self.tried = None
+        update = Update(command, raw, self.slots, self.config, self.buffer)
+        self.tried = update.manifest.sha256
+        if hasattr(self.transport, "rest"):
+            self.transport.rest()  # verifying a signature takes what there is
+        update.judge()
+        update.find()
+        if not update.resumed:
+            # Counted before the first byte, so that no way of ending is forgotten; only a confirmation takes it back.
+            self.backoff.failed(BEGUN)
+            self.backoff.hold()
+        self.update = update
+        update.begin()
 
     async def _fetch(self):
         """Fetch until the image is whole, telling the server now and then."""
@@ -254,6 +266,7 @@ class Agent:
         while update is not None and not update.written:
             gc.collect()
             await update.fetch(self.transport)
+            self.backoff.good(ANSWER)
             self._progress()
             since += 1
             if since % PROGRESS_EVERY == 0 and self._may_update() is not None:
@@ -262,24 +275,25 @@ class Agent:
     def _progress(self):
         tell = self.config.get("progress")
         if tell is not None and self.update is not None:
-            tell(self.update.next, self.update.chunks)
+            try:
+                tell(self.update.next, self.update.chunks)
+            except Exception as error:
+                print("dfu: progress:", error)
+
+    def _drop(self, whole=True):
+        """Leave the update under way, and begin none for a while. whole: forget in flash, too, how far it came."""
+        update, self.update = self.update, None
+        if update is None:
+            return
+        self.backoff.hold()
+        if whole:
+            try:
+                update.drop()
+            except OSError as error:
+                print("dfu: flash:", error)
 
     def _failed(self, code, text):
-        """Remember that the update under way cannot be done, for the next status."""
-        digest = self.update.manifest.sha256 if self.update is not None else getattr(self, "failed", None)
-        if self.update is not None:
-            try:
-                self.update.drop()
-            except OSError:
-                pass  # flash that does not work is what is being told
-        self.update = None
-        if digest is not None:
-            self.result = {0: 3, 1: digest, 2: code, 3: text, 4: 0, 5: 0, 6: b""}
-
-
-def traceback_of(error):
-    import io
-
-    out = io.StringIO()
-    sys.print_exception(error, out)
-    return out.getvalue().rstrip()
+        """Remember that an update cannot be done, for the next status: the one under way, or one that was refused."""
+        self._drop()
+        # Of a manifest that cannot be read nothing is known.
+        self.result = {0: 3, 1: self.tried or bytes(32), 2: code, 3: text, 4: 0, 5: 0, 6: b""}

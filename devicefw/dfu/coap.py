@@ -15,7 +15,7 @@ import sys
 from time import ticks_add, ticks_diff, ticks_ms
 
 import dfu
-from dfu.transport import Denied, Gone, TransportError
+from dfu.errors import Denied, Gone, TransportError, forget
 from micropython import const
 
 # RFC 7252, section 4.8
@@ -112,13 +112,13 @@ class CoapTransport:
     """
 
     def __init__(self, config):
-        scheme, _, rest = config["url"].partition("://")
-        self.host, _, port = rest.rstrip("/").partition(":")
-        self.port = int(port or 5683)
+        from dfu.transport import address
+
+        _, self.host, self.port = address(config["url"], {"coap": 5683})
         sizes = (16, 32, 64, 128, 256, 512, 1024)
         block = config.get("block", 256)
-        if scheme != "coap" or block not in sizes:
-            raise ValueError("url" if scheme != "coap" else "block")
+        if block not in sizes:
+            raise ValueError("block %s: expected one of %s" % (block, sizes))
         self.exponent = sizes.index(block)
         self.timeout = config.get("ack_timeout_ms", _ACK_TIMEOUT_MS)
         user = "%s@%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"])
@@ -130,7 +130,7 @@ class CoapTransport:
             if isinstance(self.psk, str):
                 self.psk = binascii.unhexlify(self.psk)
             if len(self.psk) != 16:
-                raise ValueError("psk")
+                raise ValueError("psk of %d bytes: expected 16, or 32 hexadecimal digits" % len(self.psk))
         self.mid = int.from_bytes(os.urandom(2), "big")
         self.remembered = []
         self.sent = self.repeated = 0
@@ -304,22 +304,17 @@ class CoapTransport:
             # Not at the start: the chip's random numbers are good once its radio is on.
             name = os.urandom(8) + self.user.encode()
             self.kept_keys = dfu.oscorekeys.derive(self.psk, b"", name, b"\x01", b"\x00"), name, 0
-            self._forget("oscorekeys")
+            forget("oscorekeys")
         self.oscore = Context(*self.kept_keys)
-
-    def _forget(self, name):
-        if sys.modules.pop("dfu." + name, None) is not None:
-            delattr(dfu, name)
-            gc.collect()
 
     def rest(self):
         """Give back what the next request can make again."""
         self.room = self.options = self.found = None
-        self._forget("coapstatus")
+        forget("coapstatus")
         if self.oscore is not None:
             self.kept_keys = self.oscore.keys, self.oscore.hint, self.oscore.sequence
             self.oscore = None
-            self._forget("oscore")
+            forget("oscore")
 
     def _takes(self, code, options, start, end):
         """Return whether what has our token is an answer to be believed, and a newer one than the last; if so, keep it."""
@@ -438,7 +433,7 @@ class CoapTransport:
         return await dfu.coapstatus.status(self, message, wait_s, buffer)
 
     async def chunk(self, package, number, buffer):
-        self._forget("coapstatus")
+        forget("coapstatus")
         options = [(_PATH, b"v1"), (_PATH, b"dfu"), (_PATH, binascii.hexlify(package)), (_PATH, b"%d" % number)]
         first = list(options)
         put(first, _BLOCK2, self.exponent)

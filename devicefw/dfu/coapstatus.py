@@ -8,8 +8,8 @@ import os
 from time import ticks_add, ticks_diff, ticks_ms
 
 from dfu.coap import put
-from dfu.pack import PackError, unpack
-from dfu.transport import TransportError
+from dfu.errors import PackError, TransportError
+from dfu.pack import field, unpack
 from micropython import const
 
 _BODY_TRIES = const(2)
@@ -18,7 +18,7 @@ _OBSERVE, _PATH, _BLOCK2, _BLOCK1, _TAG, _COMMAND = const(6), const(11), const(2
 _ANSWER = const(1)
 
 # Commands that are nothing to do, and how soon the agent itself asks again.
-_WAIT, _SYNC, _SOON_S = const(0), const(1), const(5)
+_WAIT, _SYNC, _SOON_S, _POLL_MAX_S = const(0), const(1), const(5), const(86400)
 
 
 async def send(t, code, options, payload, room):
@@ -107,7 +107,7 @@ def idle_of(buffer, length):
     raw = bytes(memoryview(buffer)[:length])
     try:
         command = unpack(raw)
-        kind, poll_s = command[0], command.get(1, 60)
-        return (kind, poll_s, raw) if kind in (_WAIT, _SYNC) and poll_s > _SOON_S else None
-    except (PackError, KeyError, TypeError, AttributeError, IndexError):
+        kind, poll_s = field(command, 0, int, _SYNC), field(command, 1, int, _POLL_MAX_S, 0, 60)
+        return (kind, poll_s, raw) if poll_s > _SOON_S else None
+    except PackError:
         return None

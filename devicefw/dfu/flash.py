@@ -41,11 +41,13 @@ def read(part, offset, size):
 
 
 def write(part, offset, data):
-    """Program, without erasing; may cross sectors."""
+    """Program, without erasing, and read it back; may cross sectors. Raises OSError if something else stands there."""
     view = memoryview(data)
     while len(view):
         room = min(SECTOR - offset % SECTOR, len(view))
         part.writeblocks(offset // SECTOR, view[:room], offset % SECTOR)
+        if not holds(part, offset, view[:room]):
+            raise OSError("flash: 0x%x is not as written" % offset)
         view = view[room:]
         offset += room
 
@@ -56,7 +58,7 @@ def erase(part, sector):
 
 def holds(part, offset, data):
     """Say whether `data` stands in the sector at `offset` already."""
-    buffer = bytearray(128)  # one for all pieces: this is done for every page
+    buffer = bytearray(min(len(data), 128))  # one for all pieces: this is done for every page
     for at in range(0, len(data), 128):
         piece = memoryview(buffer)[: len(data) - at]
         part.readblocks((offset + at) // SECTOR, piece, (offset + at) % SECTOR)
@@ -66,16 +68,24 @@ def holds(part, offset, data):
 
 
 class Log:
-    """Records of `size` bytes in `sectors` sectors: the newest valid one counts; a torn one is skipped, never reused."""
+    """Records of `size` bytes in `sectors` sectors: the newest valid one counts. A place that holds anything is not used again, and
+    the sector of the newest record is not erased, whatever the flash does with reads, programs and erases.
+    """
 
     def __init__(self, part, magic, size, sectors):
         self.part, self.magic, self.size, self.sectors = part, magic, size, sectors
         self.places = SECTOR // size
+        self.unread = False  # a place could not be read when newest() looked last: there may be a newer record
 
     def scan(self):
         """Yield (sequence number, place, record) of every valid record."""
+        self.unread = False
         for place in range(self.places * self.sectors):
-            record = read(self.part, place * self.size, self.size)
+            try:
+                record = read(self.part, place * self.size, self.size)
+            except OSError:
+                self.unread = True
+                continue
             magic, seq = struct.unpack_from("<II", record)
             if magic == self.magic and struct.unpack_from("<I", record, self.size - 4)[0] == crc32(record[:-4]):
                 yield seq, place, record
@@ -88,32 +98,45 @@ class Log:
                 best = found
         return best
 
-    def append(self, body, start=None):
-        """Add a record: `body` is what stands between the sequence number and the CRC."""
+    def append(self, body, follows=None):
+        """Add a record: `body` is what stands between the sequence number and the CRC. `follows`: the number of the record that it
+        was made from; None: any. Raises OSError; the newest record is then still what it was, or the new one already.
+        """
         best = self.newest()
-        seq = best[0] + 1 if best else 1
-        sector = best[1] // self.places if best else 0
-        place = self._free(sector)
-        tries = 0
-        while place is None:
+        seq, at = best[:2] if best else (0, 0)
+        if self.unread:
+            raise OSError("flash: a sector of the log cannot be read")  # it may hold a newer record
+        if follows is not None and follows != seq:
+            raise OSError("flash: newest record is %d, expected %d" % (seq, follows))
+        record = struct.pack("<II", self.magic, seq + 1) + body
+        record += struct.pack("<I", crc32(record))
+        sector = at // self.places
+        # The newest record's own sector, then the others in turn; with no record there is none to lose.
+        for turn in range(self.sectors if best else self.sectors + 1):
+            if turn == 0 or self._erased(sector):
+                for place in range(at, (sector + 1) * self.places):
+                    if self._stands(place * self.size, record):
+                        return seq + 1
             sector = (sector + 1) % self.sectors
+            at = sector * self.places
+        raise OSError("flash: the log takes no record")
+
+    def _erased(self, sector):
+        try:
             if not blank(self.part, sector * SECTOR, SECTOR):
                 erase(self.part, sector)
-            place = self._free(sector)
-            tries += 1
-            if tries > self.sectors:
-                raise OSError("flash")
-        record = struct.pack("<II", self.magic, seq) + body
-        write(self.part, place * self.size, record + struct.pack("<I", crc32(record)))
-        return seq
+        except OSError:
+            return False
+        return True
 
-    def _free(self, sector):
-        """Return the first place behind everything programmed in this sector, or None."""
-        first = sector * self.places
-        for place in range(first + self.places - 1, first - 1, -1):
-            if not blank(self.part, place * self.size, self.size):
-                return place + 1 if place + 1 < first + self.places else None
-        return first
+    def _stands(self, offset, record):
+        try:
+            if not blank(self.part, offset, self.size):
+                return False
+            write(self.part, offset, record)
+        except OSError:
+            return False
+        return True
 
 
 class State:
@@ -125,16 +148,32 @@ class State:
     def __init__(self, part):
         self.log = Log(part, STATE_MAGIC, 32, 2)
         found = self.log.newest()
-        self.known = found is not None
+        self.seq = found[0] if found else 0
         values = struct.unpack_from(self.FORMAT, found[2], 8) if found else (0,) * 11
+        self.known = found is not None and values[0] < 2 and values[1] <= INSTALL
+        self._take(values if self.known else (0,) * 11)
+
+    def _take(self, values):
         for name, value in zip(self.FIELDS, values):
             setattr(self, name, value)
+        self.previous, self.starts = self.previous & 1, self.previous >> 1
+        # A floor above what was confirmed last would leave nothing to boot.
+        self.floor = min(self.floor, self.accept)
 
     def append(self, **changes):
-        for name in changes:
-            setattr(self, name, changes[name])
-        self.writer = AGENT
-        self.log.append(struct.pack(self.FORMAT, *[getattr(self, name) for name in self.FIELDS]))
+        """Write the record with `changes`. The starts of a trial go on being counted while slot and phase stay. Raises OSError: the
+        record, and what stands here, are then as before.
+        """
+        values = {name: getattr(self, name) for name in self.FIELDS}
+        values.update(changes, writer=AGENT)
+        if len(values) != len(self.FIELDS):
+            raise ValueError("state: no such field in %r" % changes)
+        values["floor"] = min(values["floor"], values["accept"])
+        if (values["slot"], values["phase"]) == (self.slot, self.phase):
+            values["previous"] |= self.starts << 1
+        values = [values[name] for name in self.FIELDS]
+        self.seq = self.log.append(struct.pack(self.FORMAT, *values), self.seq)
+        self._take(values)
         self.known = True
 
 
@@ -142,6 +181,8 @@ def keys(part):
     """Return the trusted public keys; [] on an open device, None if the log cannot be read: then nothing is trusted."""
     log = Log(part, KEYS_MAGIC, 256, 2)
     found = log.newest()
+    if log.unread:  # a newer record may have revoked what an older one trusts
+        return None
     if found is None:
         return [] if blank(part, 0, 2 * SECTOR) else None
     record = found[2]

@@ -1,11 +1,21 @@
-"""The msgpack subset of docs/protocol.md, "The msgpack subset", and the head of a chunk."""
+"""The msgpack subset of docs/protocol.md, "The msgpack subset", fields of a message, and the head of a chunk."""
 
+from dfu.errors import PackError
 
 PAGES_MAX = 1024  # of a chunk
+UINT32 = 0xFFFFFFFF
 
 
-class PackError(Exception):
-    """The bytes are not a message of the subset."""
+def field(message, key, kind, high, low=0, default=None):
+    """Return message[key], or `default` where there is none: an int from `low` to `high`, or str or bytes of such a length.
+
+    Raises PackError for any other type, size, or message that is no map: this is how whatever a server sends is judged before use.
+    """
+    if isinstance(message, dict):
+        value = message.get(key, default)
+        if isinstance(value, kind) and low <= (value if kind is int else len(value)) <= high:
+            return value
+    raise PackError("field %d" % key)
 
 
 def pack(value, out=None):

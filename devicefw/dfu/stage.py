@@ -4,7 +4,8 @@ import hashlib
 import struct
 
 from dfu import flash
-from dfu.pack import PackError, chunk_head
+from dfu.errors import PackError
+from dfu.pack import chunk_head
 
 STAGE_MAGIC = 0x47554644
 HEAD_MAX = 32
@@ -21,6 +22,9 @@ class Stage:
 
     def __init__(self, part, package):
         self.part, self.package = part, package
+        self.rewind()
+
+    def rewind(self):
         self.at = flash.SECTOR
 
     def skip(self, count):
@@ -29,7 +33,14 @@ class Stage:
             self.at += self._length() + 3 & ~3
 
     def _length(self):
-        return chunk_length(flash.read(self.part, self.at, HEAD_MAX))
+        """Return the length of the chunk that is stored at self.at. Raises PackError if there is none."""
+        size = self.part.info()[3]
+        if self.at + HEAD_MAX > size:
+            raise PackError("behind the stage")
+        length = chunk_length(flash.read(self.part, self.at, HEAD_MAX))
+        if self.at + length > size:
+            raise PackError("behind the stage")
+        return length
 
     def add(self, buffer, length, number):
         """Store one chunk; programming the same bytes twice, after a power cut, is harmless."""
@@ -53,7 +64,7 @@ class Stage:
     def whole(self, chunks):
         """Say whether what is stored is the package, by its name."""
         digest = hashlib.sha256()
-        self.at = flash.SECTOR
+        self.rewind()
         for _ in range(chunks):
             length = self._length()
             for i in range(0, length, 512):

@@ -13,17 +13,24 @@ raises Gone when there is no such package any more. `transport` in the config ch
 or a class of yours.
 """
 
-
-class TransportError(Exception):
-    """The server could not be reached, or did not answer as it should: worth another try later."""
+from dfu.errors import Denied, Gone, TransportError  # noqa: F401  # for transports of yours
 
 
-class Denied(TransportError):
-    """The credentials are not accepted."""
-
-
-class Gone(TransportError):
-    """The package is not there any more: ask again what to do."""
+def address(url, ports):
+    """Return scheme, host (an IPv6 one without its brackets) and port of a url. ports: the default one of each scheme. Raises ValueError."""
+    scheme, _, place = url.partition("://")
+    place = place[:-1] if place[-1:] == "/" else place
+    host, mark, port = place.rpartition(":")
+    if not mark or port[-1:] == "]":
+        host, port = place, ""
+    bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
+    try:
+        number = int(port) if mark and port else ports[scheme]
+        if bare and 0 < number < 65536 and (bare != host or ":" not in bare) and not set("/?#@[] ") & set(bare):
+            return scheme, bare, number
+    except (KeyError, ValueError):
+        pass
+    raise ValueError("url %s: expected %s://host:port, an IPv6 host in brackets, and no path" % (url, " or ".join(sorted(ports))))
 
 
 def make(config):
@@ -37,5 +44,5 @@ def make(config):
 
         return CoapTransport(config)
     if isinstance(chosen, str):
-        raise ValueError("transport")
+        raise ValueError("transport %s: expected http, coap or a class of yours" % chosen)
     return chosen(config)

@@ -1,69 +1,26 @@
-"""One update: judge its manifest, fetch its chunks into the idle slot, verify the whole. Resumes where it was cut."""
+"""One update: fetch its chunks into the idle slot, verify the whole. Resumes where it was cut."""
 
 import asyncio
-import gc
-import hashlib
-import sys
 
 from dfu import flash
-from dfu.pack import PackError, chunk_head, unpack
-from dfu.zstd import PAGE, Decoder, ZstdError
+from dfu.errors import CHUNK, FLASH, IMAGE_HASH, PackError, UpdateError, ZstdError, forget
+from dfu.pack import UINT32, chunk_head, field, unpack
+from dfu.zstd import PAGE
 
-# Codes of docs/protocol.md.
-IMAGE_HASH, SIGNATURE, DOWNGRADE, HARDWARE, TOO_LARGE, CHUNK, BASE, FLASH, REFUSED, SELF_TEST, INTERNAL = range(3, 14)
-CONTEXT = b"dfud manifest 1\0"
-ALLOW_DOWNGRADE = 1
 FULL, DELTA, MAPPED = 1, 2, 3
 CHUNK_TRIES = 3
 
 
-class UpdateError(Exception):
-    """The update cannot be done: args are the code for the result and a text."""
+def _on_flash(method):
+    """Have what flash refuses end as an UpdateError."""
 
-
-class Manifest:
-    """A manifest out of its envelope; raises UpdateError if it is none."""
-
-    def __init__(self, envelope):
+    def tried(self):
         try:
-            self.signed, self.key, self.signature = unpack(envelope)
-            m = unpack(self.signed)
-            self.app, self.version, self.hardware, self.sequence = m[1], m[2], m[3], m[4]
-            self.size, self.sha256, self.flags, self.floor = m[5], m[6], m[7], m.get(8, 0)
-        except (PackError, ValueError, KeyError, TypeError):
-            raise UpdateError(SIGNATURE, "the manifest cannot be read")
-        if m.get(0) != 1 or len(self.sha256) != 32 or not isinstance(self.size, int):
-            raise UpdateError(SIGNATURE, "the manifest is not of format 1")
+            return method(self)
+        except OSError as error:
+            raise UpdateError(FLASH, "flash: %s" % error)
 
-    def judge(self, keys, app, hardware, accept, capacity):
-        """Raise UpdateError unless this device may install it. keys: [] on an open device, None: nobody is trusted."""
-        if keys is None:
-            raise UpdateError(SIGNATURE, "the key log cannot be read")
-        if keys:
-            known = [key for key in keys if hashlib.sha256(key).digest()[:8] == self.key]
-            if not known or not _verify(known[0], CONTEXT + self.signed, self.signature):
-                raise UpdateError(SIGNATURE, "no trusted key signed the manifest")
-        if self.app != app:
-            raise UpdateError(SIGNATURE, "the manifest is for app " + self.app)
-        if self.hardware != hardware:
-            raise UpdateError(HARDWARE, "the manifest is for " + self.hardware)
-        if self.sequence < accept and not self.flags & ALLOW_DOWNGRADE:
-            raise UpdateError(DOWNGRADE, "sequence %d, at least %d is accepted" % (self.sequence, accept))
-        if self.size > capacity:
-            raise UpdateError(TOO_LARGE, "%d bytes, the slot holds %d" % (self.size, capacity))
-
-
-def _verify(key, message, signature):
-    """Verify, and give the room back: the module is needed once an update."""
-    gc.collect()
-    import dfu.ed25519
-
-    try:
-        return dfu.ed25519.verify(key, message, signature)
-    finally:
-        del dfu.ed25519
-        sys.modules.pop("dfu.ed25519", None)
-        gc.collect()
+    return tried
 
 
 class _Prefix:
@@ -86,51 +43,71 @@ class _Prefix:
 
 
 class Update:
-    """`command` is the decoded update command, `raw` its bytes, `slots` a dfu.agent.Slots, `buffer` the transport's."""
+    """`command` is the decoded update command, `raw` its bytes, `slots` a dfu.slots.Slots, `buffer` the transport's.
+
+    Raises PackError if the command is none, UpdateError if its manifest is none.
+    """
 
     def __init__(self, command, raw, slots, config, buffer):
+        if len(raw) > flash.MARKS_AT - 12:
+            raise PackError("update command of %d bytes, at most %d" % (len(raw), flash.MARKS_AT - 12))
         self.raw = raw
-        self.package, self.kind = command[4], command[5]
-        self.size, self.chunks, self.base = command[6], command[7], command.get(9)
-        self.envelope = command[3]
-        self.manifest = Manifest(self.envelope)
+        envelope = field(command, 3, bytes, flash.TRAILER_MAX)
+        self.package, self.kind = field(command, 4, bytes, 16, 16), field(command, 5, int, 255)
+        self.size, self.chunks = field(command, 6, int, UINT32), field(command, 7, int, 1 << 20, 1)
+        total, self.base = field(command, 8, int, UINT32, 0, 0), field(command, 9, bytes, 32, 0, b"")
+        from dfu.manifest import read
+
+        self.manifest = read(envelope)
+        forget("manifest")
         self.slots, self.config, self.buffer = slots, config, buffer
         self.resume = flash.Resume(slots.stage)
         self.next = 0
-        self.written = False
+        self.resumed = self.written = False
         self.stage = None
         self.mapped = None
         if config.get("install") == "bootloader":
             from dfu import stage
 
-            if stage.fits(slots.stage, command.get(8, 0), self.chunks, self.kind):
+            if stage.fits(slots.stage, total, self.chunks, self.kind):
                 self.stage = stage.Stage(slots.stage, self.package)
 
-    def begin(self):
-        """Judge the update and prepare the idle slot, or find out how far an interrupted transfer came."""
-        slots, m = self.slots, self.manifest
-        m.judge(slots.keys(), self.config["app"], self.config["hardware"], slots.state.accept, slots.capacity)
-        if m.size != self.size or not 0 < self.chunks <= 1 << 20:
-            raise UpdateError(SIGNATURE, "the manifest has another size than the package")
-        if self.kind not in (FULL, DELTA, MAPPED):
-            raise UpdateError(BASE, "package kind %d" % self.kind)
-        if self.kind != FULL and self.base != slots.digest:
-            raise UpdateError(BASE, "the package starts from another image")
+    def judge(self):
+        """Raise UpdateError unless this device may install it. Writes nothing."""
+        from dfu.judge import judge
+
+        try:
+            judge(self, self.slots, self.config["app"], self.config["hardware"])
+        finally:
+            forget("judge", "ed25519")
+
+    @_on_flash
+    def find(self):
+        """Find out whether this transfer was cut before, and how far it came: sets `resumed` and `next`."""
         found = self.resume.load()
-        if found is not None and found[0] == self.raw:
-            self.next = found[1]
-            if self.stage is not None:
-                self.stage.skip(self.next)
+        if found is None or found[0] != self.raw:
+            return
+        if self.stage is not None:
+            try:
+                self.stage.skip(found[1])
+            except PackError:
+                self.stage.rewind()  # what is marked as stored is not there: from the start
+                return
+        self.resumed, self.next = True, found[1]
+
+    @_on_flash
+    def begin(self):
+        """Prepare the idle slot, if the transfer is not one that goes on."""
+        slots = self.slots
+        if self.resumed:
             if self.next >= self.chunks:
                 self._finish()
             return
         self.resume.forget()
-        if self.stage is not None:
-            self.resume.begin(self.raw)
-            return
-        trailer = slots.size // flash.SECTOR - 1
-        if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
-            flash.erase(slots.idle, trailer)
+        if self.stage is None:
+            trailer = slots.size // flash.SECTOR - 1
+            if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
+                flash.erase(slots.idle, trailer)
         self.resume.begin(self.raw)
 
     def progress(self):
@@ -142,7 +119,6 @@ class Update:
             # After a reset: the table was in RAM. Its pages stand in flash, and stay.
             await self._fetch_one(transport, 0)
         await self._fetch_one(transport, self.next)
-        self.resume.mark(self.next)
         self.next += 1
         if self.next == self.chunks:
             if hasattr(transport, "rest"):
@@ -158,9 +134,13 @@ class Update:
                     self.stage.add(self.buffer, length, number)
                 else:
                     await self._store(length, number)
+                if number == self.next:
+                    self.resume.mark(number)
                 return
             except (PackError, ZstdError) as error:
                 last = "%d: %s" % (number, error)
+            except OSError as error:
+                raise UpdateError(FLASH, "flash: %s" % error)
         raise UpdateError(CHUNK, "chunk " + last)
 
     async def _store(self, length, wanted):
@@ -195,13 +175,10 @@ class Update:
                 mapped.back(decoder.page, sector * PAGE, n)
             view = memoryview(decoder.page)[:n]
             value = flash.crc32(view, value)
-            try:
-                # After a power cut the first pages of a chunk stand there already.
-                if not flash.holds(slots.idle, sector * PAGE, view):
-                    flash.erase(slots.idle, sector)
-                    flash.write(slots.idle, sector * PAGE, view)
-            except OSError as error:
-                raise UpdateError(FLASH, str(error))
+            # After a power cut the first pages of a chunk stand there already.
+            if not flash.holds(slots.idle, sector * PAGE, view):
+                flash.erase(slots.idle, sector)
+                flash.write(slots.idle, sector * PAGE, view)
             sector += 1
 
         if size:
@@ -219,11 +196,16 @@ class Update:
         self.mapped = Mapped(slots.running, slots.running_size, data, self.size, slots.idle)
         return start, flash.crc32(data)
 
+    @_on_flash
     def _finish(self):
         """The slot holds the image exactly as the manifest says, or this raises and the transfer is forgotten."""
         slots = self.slots
         if self.stage is not None:
-            if not self.stage.whole(self.chunks):
+            try:
+                whole = self.stage.whole(self.chunks)
+            except PackError:
+                whole = False
+            if not whole:
                 self.resume.forget()
                 raise UpdateError(CHUNK, "the stage does not hold the package")
             self.written = True
@@ -231,18 +213,24 @@ class Update:
         if flash.digest(slots.idle, self.size, slots.decoder.page) != self.manifest.sha256:
             self.resume.forget()
             raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
-        if flash.envelope_of(slots.idle, slots.size) != self.envelope:
+        envelope = self._envelope()
+        if flash.envelope_of(slots.idle, slots.size) != envelope:
             trailer = slots.size // flash.SECTOR - 1
             if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
                 flash.erase(slots.idle, trailer)
-            flash.write_trailer(slots.idle, slots.size, self.envelope)
+            flash.write_trailer(slots.idle, slots.size, envelope)
         self.written = True
 
+    def _envelope(self):
+        # It stands in the command: no second one is kept.
+        return unpack(self.raw)[3]
+
+    @_on_flash
     def switch(self):
         """Have the bootloader boot the new image on trial, or decode the stage first."""
         slots = self.slots
         if self.stage is not None:
-            self.stage.close(self.chunks, self.kind, self.base, self.envelope)
+            self.stage.close(self.chunks, self.kind, self.base, self._envelope())
             slots.state.append(slot=slots.slot, phase=flash.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
             return
         self.resume.forget()
@@ -250,71 +238,3 @@ class Update:
 
     def drop(self):
         self.resume.forget()
-
-
-class Slots:
-    """The partitions, the running image and the state log."""
-
-    def __init__(self, partition_class):
-        # 16 KB that stay: once an application runs, its heap does not get whole again.
-        self.decoder = Decoder()
-        p = partition_class
-
-        def data(subtype):
-            return p.find(p.TYPE_DATA, subtype)[0]
-
-        self.running = p(p.RUNNING)
-        self.slot = 1 if self.running.info()[4] == "ota_1" else 0
-        self.idle = p.find(p.TYPE_APP, 0x10 + 1 - self.slot)[0]
-        self.size = self.idle.info()[3]
-        self.capacity = self.size - flash.SECTOR
-        self.stage, self._keys, self._diag = data(0x42), data(0x41), data(0x43)
-        self.state = flash.State(data(0x40))
-        if not self.state.known:
-            self.state.slot = self.slot
-        self.diagnostics = flash.Diagnostics(self._diag)
-        envelope = flash.envelope_of(self.running, self.size)
-        self.manifest = Manifest(envelope) if envelope else None
-        self.running_size = self.manifest.size if self.manifest else flash.image_size(self.running)
-        self.digest = flash.digest(self.running, self.running_size, self.decoder.page)
-    def keys(self):
-        return flash.keys(self._keys)
-
-    def result(self):
-        """Return what the last change of slots came to, for the status, or None if there is nothing to tell."""
-        state = self.state
-        if state.outcome < 2 or state.outcome == 9 or not state.tried:
-            return None
-        if state.outcome == 7:
-            from dfu import stage
-
-            envelope = stage.envelope_of(self.stage)
-        else:
-            envelope = flash.envelope_of(self.idle, self.size)
-        tried = Manifest(envelope).sha256 if envelope else b""
-        if int.from_bytes(tried[:4], "little") != state.tried:
-            return None
-        code = {2: 1, 3: 3, 4: 4, 5: 5, 10: 2}.get(state.outcome, INTERNAL)
-        text, crashes, record = "", 0, b""
-        told = self.diagnostics.last(2, 1 - self.slot)
-        if told is not None:
-            text = bytes(told[52:504]).rstrip(b"\0").decode()
-        crash = self.diagnostics.last(1, 1 - self.slot)
-        if crash is not None:
-            crashes, record = crash[10], bytes(crash)
-            cause = int.from_bytes(crash[12:16], "little")
-            if cause >> 16 == 0xDF0C:
-                code = cause & 0xFFFF
-        outcome = 3 if state.outcome == 7 else 2
-        failed = self.diagnostics.last(5, 1 - self.slot) if outcome == 3 else None
-        if failed is not None:
-            number = int.from_bytes(failed[12:16], "little")
-            text, record = "the bootloader's error %d" % number, bytes(failed)
-            code = {3: IMAGE_HASH, 4: SIGNATURE, 5: DOWNGRADE, 11: CHUNK, 12: CHUNK, 13: BASE, 15: TOO_LARGE}.get(number, INTERNAL)
-        return {0: outcome, 1: tried, 2: code, 3: text, 4: crashes, 5: state.reset, 6: record}
-
-    def told(self):
-        """The server has the result: forget it."""
-        self.state.append(outcome=0, tried=0)
-        self.diagnostics.clear()
-

@@ -7,6 +7,8 @@ holds one page, the frame and 10 KB of tables, whatever the frame's size. Every 
 
 from array import array
 
+from dfu.errors import ZstdError
+
 try:
     from dfu.zviper import fse_build, huf_fill, run
 
@@ -26,10 +28,6 @@ _MLX = b"\x00" * 32 + b"\x01\x01\x01\x01\x02\x02\x03\x03\x04\x04\x05\x07\x08\x09
 _DLL = b"\x04\x03\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x01\x01\x01\x02\x02\x02\x02\x02\x02\x02\x02\x02\x03\x02\x01\x01\x01\x01\x01\xff\xff\xff\xff"  # noqa: E501
 _DML = b"\x01\x04\x03\x02\x02\x02\x02\x02\x02" + b"\x01" * 37 + b"\xff" * 7
 _DOF = b"\x01\x01\x01\x01\x01\x01\x02\x02\x02" + b"\x01" * 15 + b"\xff" * 5
-
-
-class ZstdError(Exception):
-    """The frame is not what it should be."""
 
 
 class Decoder:
@@ -411,6 +409,8 @@ class Decoder:
             return v
 
         a, b = take(log), take(log)
+        if bits < 0:
+            raise ZstdError("weights")
         n = 0
         while True:
             if n > 253:  # with the one that is not said, 256 symbols

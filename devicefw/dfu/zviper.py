@@ -128,8 +128,8 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr16, y: ptr8) -> int:
                         st[18] = st[17]
                         st[17] = st[16]
                         st[16] = of
-                if p < p0 - 9:
-                    event = -4  # far beyond its beginning: zeros for ever
+                if 8 * (p - p0 + 1) + cnt < 0:
+                    event = -4  # it was read below its start. Also keeps st[8] from becoming negative, which viper may load unsigned
                     break
                 if ll + ml > left or ll > int(st[27]) or of < 1:
                     event = -5
@@ -189,6 +189,9 @@ def run(st: ptr32, src: ptr8, out: ptr8, t: ptr16, y: ptr8) -> int:
                     hc -= k & 255
                     out[o] = k >> 8
                     o += 1
+                if 8 * (hp - h0 + 1) + hc < 0:
+                    event = -7  # below the start of its stream, as above
+                    break
                 st[3] = hp
                 st[5] = ha
                 st[6] = hc

@@ -166,6 +166,7 @@ class Board:
             "operations": self.flash.operations,
             "cut_at": self.flash.cut_at,
             "cut_how": self.flash.cut_how,
+            "faults": self.flash.faults,
         }
         (self.directory / "board.json").write_text(json.dumps(board))
         (self.directory / "rtc").write_bytes(struct.pack("<8I", *self._store))

@@ -13,11 +13,13 @@ from rich.console import Console
 
 from devicefw.sim.board import Board
 from devicefw.sim.firmware import build, program
+from devicefw.sim.processes import until_signalled
 from devicefw.sim.rv32 import Missing, machine_code
+from dfud.model.text import visible
 from dfud.testing.daemon import DaemonProcess
 
 CODE_BYTES = 1_300_000
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @click.command()
@@ -25,11 +27,11 @@ console = Console(highlight=False, soft_wrap=True)
 def main(transport: str) -> None:
     """Update a simulated ESP32-C3, then send it a firmware that crashes, and see it come back."""
     with tempfile.TemporaryDirectory() as directory:
-        trio.run(_demo, Path(directory), transport)
+        trio.run(until_signalled, lambda: _demo(Path(directory), transport))
 
 
 def say(text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]")
+    console.print(f"\n{text}", style="bold")
 
 
 class _Dfuctl:
@@ -41,14 +43,14 @@ class _Dfuctl:
     async def __call__(self, *arguments: str, show: bool = True, secret: bool = False) -> str:
         if show:
             shown = " ".join("***" if secret and a == arguments[-1] else a for a in arguments)
-            console.print(f"[dim]$ dfuctl {shown}[/dim]")
+            console.print(f"$ dfuctl {shown}", style="dim")
         command = [sys.executable, "-m", "dfud.cli", "--config", str(self._config), *arguments]
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         if run.returncode:
             raise SystemExit(f"dfuctl {' '.join(arguments)}: {run.stderr.decode()}")
         text = run.stdout.decode().strip()
         if show and text and not secret:
-            console.print(text, markup=False)
+            console.print(text)
         return text
 
 
@@ -123,23 +125,28 @@ async def _demo(directory: Path, transport: str) -> None:
 
 
 def _board_line(line: str) -> None:
-    console.print(f"[cyan]lamp1 | {line}[/cyan]" if "[" not in line else f"lamp1 | {line}", markup="[" not in line)
+    console.print(visible(f"lamp1 | {line}"), style="cyan")
 
 
 async def _watch(dfuctl: _Dfuctl) -> None:
     """Show `dfuctl status --watch` as it runs."""
-    console.print("[dim]$ dfuctl status lamp1 --watch[/dim]")
+    console.print("$ dfuctl status lamp1 --watch", style="dim")
     command = [sys.executable, "-m", "dfud.cli", "--config", str(dfuctl._config), "status", "lamp1", "--watch"]
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    with trio.fail_after(180):
-        async with process.stdout:
-            rest = b""
-            while data := await process.stdout.receive_some(4096):
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    console.print(f"dfud  | {line.decode()}", markup=False)
-        await process.wait()
+    try:
+        with trio.fail_after(180):
+            async with process.stdout:
+                rest = b""
+                while data := await process.stdout.receive_some(4096):
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        console.print(f"dfud  | {line.decode()}")
+            await process.wait()
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
 
 
 if __name__ == "__main__":

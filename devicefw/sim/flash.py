@@ -30,7 +30,10 @@ class PowerCut(Exception):
 
 
 class FlashFile:
-    """`size` bytes in a file. `cut_at`: at this operation the power goes, before it or with half of it done."""
+    """`size` bytes in a file. `cut_at`: at this operation the power goes, before it or with half of it done. `faults`: number of
+    a bad sector to "unreadable", "erase refused", "erase ignored", "program refused" or "program ignored"; what is refused is
+    an OSError, here and on the board (shims/esp32.py).
+    """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
@@ -38,10 +41,14 @@ class FlashFile:
         self.operations = 0
         self.cut_at: int | None = None
         self.cut_how = "half"
+        self.faults: dict[int, str] = {}
         if create:
             path.write_bytes(b"\xff" * SIZE_BYTES)
 
     def read(self, offset: int, size: int) -> bytes:
+        for number, kind in self.faults.items():
+            if kind == "unreadable" and offset < (number + 1) * SECTOR_BYTES and offset + size > number * SECTOR_BYTES:
+                raise OSError(5, f"sector {number:#x}: {kind}")
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
@@ -50,13 +57,22 @@ class FlashFile:
         """Clear bits: the old bytes AND `data`."""
         old = int.from_bytes(self.read(offset, len(data)), "big")
         new = (old & int.from_bytes(data, "big")).to_bytes(len(data), "big")
-        self._operate(offset, new)
+        if self._done(offset, "program"):
+            self._operate(offset, new)
 
     def erase(self, offset: int) -> None:
         """Set one sector to ff."""
         if offset % SECTOR_BYTES:
             raise ValueError(f"erase at {offset:#x}: not a sector")
-        self._operate(offset, b"\xff" * SECTOR_BYTES)
+        if self._done(offset, "erase"):
+            self._operate(offset, b"\xff" * SECTOR_BYTES)
+
+    def _done(self, offset: int, operation: str) -> bool:
+        """Say whether the sector does it."""
+        kind = self.faults.get(offset // SECTOR_BYTES, "")
+        if kind == f"{operation} refused":
+            raise OSError(5, f"sector {offset // SECTOR_BYTES:#x}: {kind}")
+        return kind != f"{operation} ignored"
 
     def _operate(self, offset: int, data: bytes) -> None:
         self.operations += 1

@@ -30,8 +30,12 @@ def process_group() -> int:
 
 
 async def until_signalled(run: Callable[[], Awaitable[None]]) -> None:
-    """Run `run`; SIGINT, SIGTERM and SIGHUP cancel it. What it raises comes out as it is, not in a group."""
-    with trio.open_signal_receiver(*SIGNALS) as signals:
+    """Run `run`; SIGINT, SIGTERM and SIGHUP cancel it, but those that the process was told to ignore, as nohup does.
+
+    What it raises comes out as it is, not in a group.
+    """
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    with trio.open_signal_receiver(*heard) as signals:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel, signals, nursery.cancel_scope)

@@ -14,8 +14,10 @@ from dfud.api.events import (
     DeviceDenied,
     DeviceSeen,
     FirmwareChanged,
+    PolicyChanged,
     ProgressChanged,
     RetryRequested,
+    RolloutChanged,
     Telemetry,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
@@ -30,10 +32,12 @@ from dfud.api.plugins import (
     open_to_all,
 )
 from dfud.api.store import (
+    AddCounts,
     BlobWriter,
     Capability,
     Change,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
@@ -67,11 +71,13 @@ from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
 from dfud.model.resources import App, Device, Metadata
+from dfud.model.rollout import Rollout
 from dfud.model.selectors import Selector, parse_selector_untrusted
 
 __all__ = [
     "Actual",
     "ActualChanged",
+    "AddCounts",
     "App",
     "AppChanged",
     "BlobWriter",
@@ -88,6 +94,7 @@ __all__ = [
     "ConflictError",
     "Credentials",
     "DeleteApp",
+    "DeleteCounts",
     "DeleteDevice",
     "DeleteDocument",
     "DeleteFirmware",
@@ -114,6 +121,7 @@ __all__ = [
     "NotFoundError",
     "PeerError",
     "PluginError",
+    "PolicyChanged",
     "ProgressChanged",
     "PutActual",
     "PutApp",
@@ -127,6 +135,8 @@ __all__ = [
     "Request",
     "RequestError",
     "RetryRequested",
+    "Rollout",
+    "RolloutChanged",
     "Secret",
     "Section",
     "Selector",

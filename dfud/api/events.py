@@ -13,12 +13,26 @@ import trio
 from dfud.api.guard import contained
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
+from dfud.model.rollout import Rollout
 
 
 class AppChanged(msgspec.Struct, frozen=True):
     """An app was created, changed or deleted; whatever was derived from its spec is stale."""
 
     app: str
+    deleted: bool = False
+
+
+class PolicyChanged(msgspec.Struct, frozen=True):
+    """What devices of an app should run may have changed, by a rollout; its spec has not."""
+
+    app: str
+
+
+class RolloutChanged(msgspec.Struct, frozen=True):
+    """A rollout was made, went on, stopped or was deleted; it is stored already."""
+
+    rollout: Rollout
     deleted: bool = False
 
 

@@ -23,6 +23,7 @@ class Capability(StrEnum):
 
     DELETE_FIRMWARE = "delete-firmware"  # a deleted version's name may be used again
     EXTERNAL_DESIRED = "external-desired"  # the desired state may also be changed in the store's own system
+    OWN_ROLLOUTS = "own-rollouts"  # rollouts are made in the store's own system; dfud's are refused
     APP_FIRMWARE = "app-firmware"  # spec.firmware at the app reaches devices that have none of their own
 
 
@@ -80,12 +81,16 @@ class PutDeployment(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutDocument(msgspec.Struct, frozen=True, tag=True):
-    """A small value of dfud's own (tokens, audit, queues). create: the key must not exist yet."""
+    """A small value of dfud's own (tokens, audit, rollouts, queues).
+
+    create: the key must not exist yet. expect: compare and set: what is stored must be these bytes.
+    """
 
     collection: str
     key: str
     value: bytes
     create: bool = False
+    expect: bytes | None = None
 
 
 class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
@@ -100,6 +105,19 @@ class TrimDocuments(msgspec.Struct, frozen=True, tag=True):
     keep: int
 
 
+class AddCounts(msgspec.Struct, frozen=True, tag=True):
+    """Adds to counters of a scope: integers by name, 0 before the first change. For what would take a scan to count again."""
+
+    scope: str
+    add: dict[str, int]
+
+
+class DeleteCounts(msgspec.Struct, frozen=True, tag=True):
+    """Forgets the counters of a scope; no error if there are none."""
+
+    scope: str
+
+
 Change = (
     PutApp
     | DeleteApp
@@ -112,6 +130,8 @@ Change = (
     | PutDocument
     | DeleteDocument
     | TrimDocuments
+    | AddCounts
+    | DeleteCounts
 )
 
 
@@ -246,6 +266,10 @@ class Store(abc.ABC):
         self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
     ) -> list[tuple[str, bytes]]:
         """Documents by key (bytewise)."""
+
+    @abc.abstractmethod
+    async def counts(self, scope: str) -> dict[str, int]:
+        """Return the counters of a scope that are not 0."""
 
     @abc.abstractmethod
     async def new_blob(self) -> BlobWriter: ...

@@ -93,6 +93,10 @@ class Session:
             raise CliError("which app? give --app, or set one for good with `dfuctl context --app NAME`")
         return str(found)
 
+    def path(self, base: str, *names: str) -> str:
+        """Return `base` with `names` behind it, each encoded whole."""
+        return path_of(base, *names)
+
     def api(self, *names: str) -> str:
         """Return the path of dfud's own API for the app, with `names` encoded behind it."""
         return path_of(API, "apps", self.app, *names)
@@ -149,7 +153,12 @@ class Session:
 def checked(answer: httpx.Response) -> Any:
     """Return the decoded body; raise CliError with the registry's own sentence for an error."""
     if answer.is_success:
-        return answer.json() if answer.content and "json" in answer.headers.get("content-type", "") else None
+        if not answer.content or "json" not in answer.headers.get("content-type", ""):
+            return None
+        try:
+            return answer.json()
+        except ValueError:
+            raise CliError("the registry's answer ended before it was whole; try again", transient=True) from None
     try:
         message = str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):

@@ -141,7 +141,7 @@ def firmware_download(session: Session, version: str, to: Path) -> None:
 @yes_option
 @pass_session
 def firmware_delete(session: Session, version: str, yes: bool) -> None:
-    """Delete a firmware that nobody wants any more."""
+    """Delete a firmware that no device should run."""
     confirm(f"Delete firmware {version} of app {session.app}?", yes)
     path = session.api("firmware", version)
     found = session.request("GET", path)

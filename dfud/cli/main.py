@@ -20,7 +20,8 @@ from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, command, context, login, token
-from dfud.cli.updates import cancel, history, retry, status, update
+from dfud.cli.rollouts import channel, rollout
+from dfud.cli.updates import cancel, explain, history, retry, status, update
 from dfud.errors import DfudError
 from dfud.model.text import visible
 
@@ -84,6 +85,7 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
     dfuctl firmware publish lamp.bin --version 1.1 --hardware esp32c3
     dfuctl update lamp1 1.1                      # or: dfuctl update -l site=attic 1.1
     dfuctl status lamp1 --watch
+
     \b
     Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command line, 3 and 4 of --watch: see `dfuctl update --help`.
     """
@@ -94,6 +96,20 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
 
 
 _RESOURCES = (login, context, app, device, claim, command, token, audit)
-_FIRMWARE = (firmware, update, status, retry, cancel, history, key, sign_image, recover, package)
+_FIRMWARE = (
+    firmware,
+    rollout,
+    channel,
+    update,
+    status,
+    explain,
+    retry,
+    cancel,
+    history,
+    key,
+    sign_image,
+    recover,
+    package,
+)
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

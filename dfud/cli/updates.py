@@ -199,3 +199,19 @@ def history(session: Session, device_name: str) -> None:
         text = visible_lines(one.get("text") or "")
         rows.add_row(one["at"], one["version"], one["state"], one.get("event", ""), text[-1] if text else "")
     print_table(rows)
+
+
+@click.command()
+@click.argument("device_name", metavar="DEVICE")
+@pass_session
+def explain(session: Session, device_name: str) -> None:
+    """Say why DEVICE runs what it runs, what it waits for, and what can be done."""
+    found = session.request("GET", session.api("explain", device_name))
+    if session.json:
+        session.show(found)
+        return
+    for sentence in found["sentences"]:
+        session.say(sentence)
+    if found["todo"]:
+        session.say(f"What can be done: {found['todo']}")
+    session.say(f"({found['code']})")

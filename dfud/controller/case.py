@@ -9,6 +9,7 @@ import msgspec
 
 from dfud.controller.config import ControllerConfig
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State, advance
+from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
 from dfud.wire.messages import Status
 
@@ -102,10 +103,11 @@ class Case:
         self.deployment = msgspec.structs.replace(self.deployment, updated_s=self.now_s, **changes)
         self.steps.append((self.deployment, entry_of(self.deployment, event, text)))
 
-    def start(self, target: Firmware) -> None:
+    def start(self, target: Firmware, desired: Desired) -> None:
         status = self.status
         made = new_deployment(
             self.app, self.device, target, self.deployment, self.now_s, version=status.version, sha256=self.digest
         )
+        made = msgspec.structs.replace(made, rollout=desired.rollout, wave=desired.wave, back=desired.back)
         self.deployment = made
-        self.steps.append((made, entry_of(made, "created")))
+        self.steps.append((made, entry_of(made, "created", desired.origin if desired.rollout else None)))

@@ -14,6 +14,7 @@ import trio
 from dfud.api import (
     Actual,
     ActualChanged,
+    AddCounts,
     Bus,
     CancelRequested,
     Change,
@@ -24,6 +25,7 @@ from dfud.api import (
     DeviceSeen,
     Firmware,
     HistoryEntry,
+    NotFoundError,
     ProgressChanged,
     PutActual,
     PutDeployment,
@@ -36,35 +38,45 @@ from dfud.api import (
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Action, Verdict, decide, entry_of
+from dfud.controller.explain import Explanation, explain
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
 from dfud.controller.jobs import Jobs
-from dfud.controller.memory import Hold, Memory
+from dfud.controller.memory import Hold, Memory, barred
 from dfud.controller.observe import are_twins, health_of, twins_of
 from dfud.controller.packages import Busy, Packages
+from dfud.controller.rollouts import Promote, Rollouts, scope_of
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
+from dfud.model.counts import difference
 from dfud.model.deployment import Event
+from dfud.model.rollout_states import FINAL
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status, Type
-from dfud.wire.trust import trust_problem
 
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
 
 
 class Controller:
-    """Owns every deployment. `now` gives seconds since the epoch."""
+    """Owns every deployment, and the rollouts. now: seconds since the epoch; promote: makes a version an app's default."""
 
     def __init__(
-        self, store: Store, bus: Bus, packages: Packages, config: ControllerConfig, now: Callable[[], float]
+        self,
+        store: Store,
+        bus: Bus,
+        packages: Packages,
+        config: ControllerConfig,
+        now: Callable[[], float],
+        promote: Promote | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._packages = packages
         self._config = config
         self._now = now
-        self._memory = Memory(store, bus, config.cache_devices, config.seen_s)
+        self.rollouts = Rollouts(store, bus, now, promote)
+        self._memory = Memory(store, bus, config.cache_devices, config.seen_s, self.rollouts.desired)
         self._jobs = Jobs()
         self._images = Images(store)
         self._budget = Budget(config.history_per_hour)
@@ -72,8 +84,10 @@ class Controller:
         bus.subscribe(CancelRequested, self._cancel_requested)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Store progress and do what plugins ask for, until cancelled."""
-        await self._jobs.run(task_status=task_status)
+        """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.rollouts.run)
+            await self._jobs.run(task_status=task_status)
 
     @property
     def poll_s(self) -> int:
@@ -82,8 +96,21 @@ class Controller:
 
     async def desired(self, app: str, device: str) -> tuple[Desired, Firmware | None]:
         """Return what should run on a device, and that firmware if it is published."""
-        async with self._memory.hold(app, device, self._now()) as hold:
-            return await self._memory.wanted(hold)
+        now_s = self._now()
+        async with self._memory.hold(app, device, now_s) as hold:
+            return await self._memory.wanted(hold, hold.known.actual, now_s)
+
+    async def explain(self, app: str, device: str) -> Explanation:
+        """Return why a device runs what it runs, from what is stored. Raises NotFoundError, StoreError."""
+        view = await self._store.device(app, device)
+        if view is None:
+            raise NotFoundError(f"no device {device} in app {app}")
+        now_s = self._now()
+        desired, target = await self._memory.judge(view, now_s)
+        running = await self._memory.image(app, view.actual.sha256) if view.actual is not None else None
+        active = [r for r in self.rollouts.all_of(app) if r.status.state not in FINAL]
+        published = running is not None
+        return explain(view, desired, target, self._config, now_s, rollouts=active, published=published)
 
     # Statuses
 
@@ -100,15 +127,14 @@ class Controller:
         made: tuple[Order, PackageFile | StoreError] | None = None
         for look in range(LOOKS_MAX):
             async with self._memory.hold(app, device, self._now()) as hold:
-                desired, target = await self._memory.wanted(hold)
                 now_s = self._now()
+                said = _actual(app, device, status, transport, now_s)
+                desired, target = await self._memory.wanted(hold, said, now_s)
                 if look and hold.known.status not in (None, status):
                     return Command(Type.WAIT, self._config.busy_poll_s, reason="it has said something newer")
-                actual = _actual(app, device, status, transport, now_s)
+                actual = hold.known.actual if look and hold.known.actual is not None else said
                 if not look:
-                    actual = self._observed(hold, actual, status, now_s)
-                elif hold.known.actual is not None:
-                    actual = hold.known.actual
+                    actual = self._observed(hold, said, status, now_s)
                 verdict = decide(
                     app,
                     device,
@@ -138,7 +164,7 @@ class Controller:
                     continue
             if not changed:
                 return command
-        return msgspec.structs.replace(command, poll_s=min(command.poll_s, self._config.busy_poll_s))
+        return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())
@@ -149,7 +175,7 @@ class Controller:
         """Return the package to send and note that it goes out, or have the device wait."""
         found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
         if isinstance(found, PackageFile):
-            sent(verdict, found, self._config, now_s)
+            sent(verdict, order.target, found, self._config, now_s)
             return found
         verdict.action, verdict.reason = Action.WAIT, "its package is being made"
         if isinstance(found, StoreError) and not isinstance(found, Busy):
@@ -213,11 +239,20 @@ class Controller:
             if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
+        counted = await self._counted(known.deployment, [d for d, _ in verdict.steps])
+        changes += _counting(counted)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             changes.append(PutActual(actual))
         if changes:
             await self._store.commit(changes)
             known.seen_at = now
+        self.rollouts.counted(counted)
+        if (
+            verdict.deployment is not None
+            and verdict.deployment.rollout
+            and (known.deployment is None or known.deployment.id != verdict.deployment.id)
+        ):
+            self.rollouts.told(verdict.deployment, now_s)
         known.actual = actual
         known.deployment = verdict.deployment
         for deployment, entry in steps:
@@ -239,13 +274,13 @@ class Controller:
         is, or the one that runs. Progress is in bytes of the image; nothing is packed.
         """
         async with self._memory.hold(actual.app, actual.device, self._now()) as hold:
-            desired, target = await self._memory.wanted(hold)
+            now_s = self._now()
+            desired, target = await self._memory.wanted(hold, actual, now_s)
             if target is not None and pinned and target.version not in (pinned, actual.version):
                 found = await self._memory.firmware(actual.app, pinned)
                 if found is not None:
-                    problem = trust_problem((await self._memory.app(actual.app)).spec, found.version, found.manifest)
-                    desired, target = Desired(pinned, problem=problem, origin=desired.origin), found
-            now_s = self._now()
+                    spec = (await self._memory.app(actual.app)).spec
+                    desired, target = barred(Desired(pinned, origin=desired.origin), spec, found), found
             status = translate(hold.known.deployment, target)
             said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
             said = self._observed(hold, said, status, now_s)
@@ -314,9 +349,11 @@ class Controller:
             known.deployment = msgspec.structs.replace(
                 deployment,
                 chunks_done=max(number, deployment.chunks_done),
-                served=deployment.served + 1,
+                # A chunk that comes in blocks, or comes again because it was lost, is one chunk.
+                served=deployment.served + (number != known.fetched),
                 updated_s=self._now(),
             )
+            known.fetched = number
             if now - known.progress_at >= self._config.progress_s:
                 known.progress_at = now
                 self._jobs.soon(("progress", app, device), lambda: self._store_progress(app, device))
@@ -369,7 +406,7 @@ class Controller:
         the device decides, and what is not published cannot be named.
         """
         async with self._memory.hold(app, device, self._now()) as hold:
-            desired, target = await self._memory.wanted(hold)
+            desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
             if desired.version and target is None:
                 raise RefusedError(f"{desired.problem}; to cancel, change what device {device} should run")
             known = hold.known
@@ -381,11 +418,35 @@ class Controller:
             await self._change(hold, after, Event.CANCEL, also)
         self._bus.publish(DeviceChanged(app, device))
 
+    async def _counted(self, before: Deployment | None, steps: Sequence[Deployment]) -> dict[str, int]:
+        """Return what is added to the counters of rollouts when `before` is followed by `steps`, one behind the other."""
+        found: dict[str, int] = {}
+        for after in steps:
+            if after.rollout:
+                if before is not None and before.rollout != after.rollout:
+                    # Perhaps it was in this rollout before; then it is counted there already.
+                    earlier = await self._store.deployments(after.app, after.device)
+                    before = next((d for d in earlier if d.rollout == after.rollout), None)
+                for name, number in difference(before, after).items():
+                    found[name] = found.get(name, 0) + number
+            before = after
+        return {name: number for name, number in found.items() if number}
+
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
-        await self._store.commit([PutDeployment(deployment, entry), *also])
+        counted = await self._counted(hold.known.deployment, [deployment])
+        await self._store.commit([PutDeployment(deployment, entry), *_counting(counted), *also])
         hold.known.deployment = deployment
+        self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+
+def _counting(counted: dict[str, int]) -> list[Change]:
+    """Return the changes that add to counters: each rollout has a scope of its own."""
+    by_rollout: dict[str, dict[str, int]] = {}
+    for name, number in counted.items():
+        by_rollout.setdefault(name.partition("/")[0], {})[name] = number
+    return [AddCounts(scope_of(uid), add) for uid, add in by_rollout.items()]
 
 
 def _unmoved(deployment: Deployment) -> Deployment:

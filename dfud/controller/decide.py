@@ -10,12 +10,17 @@ from dfud.controller.case import Case, cause_of, entry_of
 from dfud.controller.config import ControllerConfig
 from dfud.controller.hear import hear
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State
-from dfud.model.desired import Desired
+from dfud.model.desired import Desired, Held
 from dfud.model.firmware import Firmware
 from dfud.wire.messages import Code, Status
 
-__all__ = ["FULL_AFTER", "Action", "Verdict", "decide", "entry_of"]
+__all__ = ["FULL_AFTER", "Action", "Verdict", "Why", "decide", "entry_of"]
 
+HELD_TEXT = {
+    "window": "waits for its maintenance window",
+    "rate": "waits for its turn: the rollout tells so many a minute",
+    "ceiling": "waits for its turn: so many are being updated at one time",
+}
 # After these the next attempt gets the package that depends on nothing.
 FULL_AFTER = frozenset({Code.IMAGE_HASH, Code.CHUNK, Code.BASE})
 
@@ -27,14 +32,43 @@ class Action(enum.Enum):
     SEND = "send"
 
 
+class Why(enum.Enum):
+    """Why a device is told what it is told: stable codes, one for each answer of decide() (docs/rollouts.md)."""
+
+    IN_SYNC = "in-sync"
+    TRIAL = "trial"
+    NOTHING_WANTED = "nothing-wanted"
+    BAD_SPEC = "bad-spec"
+    BARRED = "barred"
+    LEFT = "left"
+    WINDOW = "window"
+    RATE = "rate"
+    CEILING = "ceiling"
+    HARDWARE = "hardware"
+    TOO_LARGE = "too-large"
+    TWIN_ON_TRIAL = "twin-on-trial"
+    HOLD = "hold"
+    DEFERRED = "deferred"
+    BACK_OFF = "back-off"
+    DOWNLOAD_ONLY = "download-only"
+    SENT = "sent"
+
+
+Next = tuple[Action, int, Why, str]
+
+
 class Verdict(msgspec.Struct):
-    """deployment: the newest one after this status; steps: what changed, in order, each to be stored with its entry."""
+    """deployment: the newest one after this status; steps: what changed, in order, each to be stored with its entry.
+
+    why: the code of the answer; reason: the same in a few words for the device.
+    """
 
     action: Action
     deployment: Deployment | None
     steps: list[tuple[Deployment, HistoryEntry]] = []
     poll_s: int = 0
     reason: str = ""
+    why: Why = Why.SENT
 
 
 def decide(
@@ -61,15 +95,15 @@ def decide(
     case = Case(app, device, status, deployment, target, policy, now_s, twins=twins)
     if not heard:
         hear(case)
-    action, poll_s, reason = _next(case, desired)
-    return Verdict(action, case.deployment, case.steps, poll_s, reason)
+    action, poll_s, why, reason = _next(case, desired)
+    return Verdict(action, case.deployment, case.steps, poll_s, reason, why)
 
 
-def _next(case: Case, desired: Desired) -> tuple[Action, int, str]:
+def _next(case: Case, desired: Desired) -> Next:
     status, target, policy = case.status, case.target, case.policy
     if status.trial:
         # Whatever is wanted meanwhile: first let the running image prove itself or be left.
-        return Action.WAIT, policy.busy_poll_s, "on trial"
+        return Action.WAIT, policy.busy_poll_s, Why.TRIAL, "on trial"
     barred = desired.problem if target is not None else ""
     current = case.open
     if current is not None and (target is None or target.sha256 != current.sha256 or barred):
@@ -78,20 +112,27 @@ def _next(case: Case, desired: Desired) -> tuple[Action, int, str]:
         current = None
     stop = Action.STOP if status.progress is not None else Action.WAIT
     if target is None:
-        return stop, policy.poll_s, desired.problem or "nothing is decided"
+        why = Why.BAD_SPEC if desired.problem else Why.NOTHING_WANTED
+        return stop, policy.poll_s, why, desired.problem or "nothing is decided"
     if case.digest == target.sha256:
-        return (Action.STOP if stop is Action.STOP else Action.SYNC), policy.poll_s, "it runs what it should"
+        action = Action.STOP if stop is Action.STOP else Action.SYNC
+        return action, policy.poll_s, Why.IN_SYNC, "it runs what it should"
     if barred:
-        return stop, policy.poll_s, barred
+        return stop, policy.poll_s, Why.BARRED, barred
     if current is None:
         if held := _held_back(case, target):
-            return stop, policy.poll_s, held
+            return stop, policy.poll_s, Why.LEFT, held
+        if desired.held is not None:
+            # Nothing is stored of a device before it is its turn.
+            code = desired.held.code
+            return stop, _until(desired.held, policy, case.now_s), Why(code), HELD_TEXT[code]
         if problem := _unfit(status, target):
-            case.start(target)
+            case.start(target, desired)
             case.step(Event.GIVEN_UP, code=int(problem[0]), text=problem[1], blocks=True)
-            return Action.WAIT, policy.poll_s, problem[1]
+            why = Why.HARDWARE if problem[0] is Code.HARDWARE else Why.TOO_LARGE
+            return Action.WAIT, policy.poll_s, why, problem[1]
         again = case.deployment is not None and case.deployment.sha256 == target.sha256
-        case.start(target)
+        case.start(target, desired)
         if case.twins and again and case.deployment is not None:
             # Nothing blocks it, so that at least time stands between one board's update and the next one's.
             later_s = case.now_s + policy.retry_max_s
@@ -102,24 +143,31 @@ def _next(case: Case, desired: Desired) -> tuple[Action, int, str]:
     return _open(case, current, desired)
 
 
-def _open(case: Case, current: Deployment, desired: Desired) -> tuple[Action, int, str]:
+def _open(case: Case, current: Deployment, desired: Desired) -> Next:
     status, policy = case.status, case.policy
     if current.state is State.TRIAL:
-        return Action.WAIT, policy.busy_poll_s, "another board of this identity is on trial"
+        return Action.WAIT, policy.busy_poll_s, Why.TWIN_ON_TRIAL, "another board of this identity is on trial"
     if desired.hold:
-        return Action.WAIT, policy.poll_s, desired.reason or "on hold"
+        return Action.WAIT, policy.poll_s, Why.HOLD, desired.reason or "on hold"
     if status.defer is not None:
-        return Action.WAIT, max(1, min(status.defer.retry_s, policy.poll_s)), "deferred by the device"
+        wait_s = max(1, min(status.defer.retry_s, policy.poll_s))
+        return Action.WAIT, wait_s, Why.DEFERRED, "deferred by the device"
     left_s = current.not_before_s - case.now_s
     if left_s > policy.retry_max_s:
         # Nothing waits longer: the clock was set back.
         left_s = float(policy.retry_max_s)
         case.deployment = msgspec.structs.replace(current, not_before_s=case.now_s + left_s)
     if left_s > 0:
-        return Action.WAIT, int(left_s) + 1, "waits for another attempt"
+        return Action.WAIT, int(left_s) + 1, Why.BACK_OFF, "waits for another attempt"
     if desired.download_only and current.state is State.WRITTEN:
-        return Action.WAIT, policy.poll_s, "download only"
-    return Action.SEND, policy.busy_poll_s, ""
+        return Action.WAIT, policy.poll_s, Why.DOWNLOAD_ONLY, "download only"
+    return Action.SEND, policy.busy_poll_s, Why.SENT, ""
+
+
+def _until(held: Held, policy: ControllerConfig, now_s: float) -> int:
+    """Return when to ask again: when the device's turn may have come, and not later than anybody who has nothing to do."""
+    left_s = held.until_s - now_s if held.until_s else float(policy.poll_s)
+    return max(1, min(policy.poll_s, int(left_s) + 1))
 
 
 def _held_back(case: Case, target: Firmware) -> str:

@@ -6,8 +6,9 @@ may be looked at again before it is given.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import trio
@@ -22,25 +23,28 @@ from dfud.api import (
     Desired,
     Device,
     DeviceChanged,
+    DeviceView,
     Firmware,
     FirmwareChanged,
     NotFoundError,
+    PolicyChanged,
     Reading,
     Store,
 )
-from dfud.model.desired import desired_of
 from dfud.wire.trust import trust_problem
 
 APPS_MAX = 10_000
 FIRMWARES_MAX = 20_000
 
 Key = tuple[str, str]
+Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
 
 
 class Known(msgspec.Struct):
     """One device in memory: what is stored of it, and the progress within one transfer.
 
-    seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last, by identity.
+    seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last; fetched: the chunk that
+    was asked for last.
     """
 
     device: Device
@@ -49,6 +53,7 @@ class Known(msgspec.Struct):
     seen_at: float
     progress_at: float = float("-inf")
     status: object = None
+    fetched: int = -1
 
 
 class Hold:
@@ -75,17 +80,21 @@ class _Line:
 
 
 class Memory:
-    """`seen_s`: how often it is stored that a silent device is alive; now_s: seconds since the epoch."""
+    """`seen_s`: how often it is stored that a silent device is alive; wants: who says what should run; now_s: seconds since the
+    epoch.
+    """
 
-    def __init__(self, store: Store, bus: Bus, devices_max: int, seen_s: float) -> None:
+    def __init__(self, store: Store, bus: Bus, devices_max: int, seen_s: float, wants: Wants) -> None:
         self._store = store
         self._seen_s = seen_s
+        self._wants = wants
         self._devices: Cache[Key, Known] = Cache(devices_max, lambda key: key[0])
         self._apps: Cache[str, App] = Cache(APPS_MAX)
         self._firmwares: Cache[Key, Firmware | None] = Cache(FIRMWARES_MAX, lambda key: key[0])
         self._images: Cache[Key, Firmware | None] = Cache(FIRMWARES_MAX, lambda key: key[0])
         self._lines: dict[Key, _Line] = {}
         bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(PolicyChanged, lambda e: self._apps.forget(e.app))
         bus.subscribe(DeviceChanged, lambda e: self._devices.forget((e.app, e.device)))
         bus.subscribe(FirmwareChanged, lambda e: self._firmware_changed(e.firmware.app))
 
@@ -163,17 +172,34 @@ class Memory:
             ago_s = self._seen_s  # long ago, or the clock was set
         return Known(view.device, view.actual, view.deployment, trio.current_time() - ago_s)
 
-    async def wanted(self, hold: Hold) -> tuple[Desired, Firmware | None]:
-        """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that."""
-        app = hold.known.device.app
+    async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
+        """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that.
+
+        actual: what the device says now.
+        """
+        known = hold.known
+        app = known.device.app
         hold.readings.append(self._apps.begin(app))
-        spec = (await self.app(app)).spec
-        desired = desired_of(spec, hold.known.device.spec)
+        resource = await self.app(app)
+        desired = self._wants(resource, known.device, actual, known.deployment, now_s)
+        if desired.version:
+            hold.readings.append(self._firmwares.begin((app, desired.version)))
+        return await self._target(resource, desired)
+
+    async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:
+        """As wanted(), of what is stored of a device that nobody holds."""
+        app = await self.app(view.device.app)
+        return await self._target(app, self._wants(app, view.device, view.actual, view.deployment, now_s))
+
+    async def _target(self, app: App, desired: Desired) -> tuple[Desired, Firmware | None]:
         if not desired.version:
             return desired, None
-        hold.readings.append(self._firmwares.begin((app, desired.version)))
-        target = await self.firmware(app, desired.version)
+        target = await self.firmware(app.name, desired.version)
         if target is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
-        problem = trust_problem(spec, target.version, target.manifest)
-        return msgspec.structs.replace(desired, problem=problem), target
+        return barred(desired, app.spec, target), target
+
+
+def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desired:
+    """Return `desired` with the problem that keeps its target from being sent, if there is one."""
+    return msgspec.structs.replace(desired, problem=trust_problem(spec, target.version, target.manifest))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from dfud.api import Deployment, Desired, Firmware, State
@@ -45,7 +47,7 @@ def order_of(status: Status, deployment: Deployment, target: Firmware, base: Fir
     return Order(target, base, kinds, payload, held)
 
 
-def sent(verdict: Verdict, package: PackageFile, policy: ControllerConfig, now_s: float) -> None:
+def sent(verdict: Verdict, target: Firmware, package: PackageFile, policy: ControllerConfig, now_s: float) -> None:
     """Note in `verdict` that the command with this package goes out. One that nothing comes of goes out less and less often."""
     before = verdict.deployment
     assert before is not None
@@ -64,6 +66,7 @@ def sent(verdict: Verdict, package: PackageFile, policy: ControllerConfig, now_s
         repeats=repeats,
         not_before_s=later_s,
         problem="",
+        manifest=hashlib.sha256(target.manifest).hexdigest(),
     )
     if before.state is State.WRITTEN and before.package == name:
         after = msgspec.structs.replace(after, state=State.WRITTEN)

@@ -122,7 +122,7 @@ class Service:
             waiting_max=policy.packages_waiting,
         )
         await keep(nursery, "packages.run", packages.run)
-        controller = Controller(self._store, self._bus, packages, policy, time.time)
+        controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote)
         await keep(nursery, "controller.run", controller.run)
         self._bus.subscribe(DeploymentChanged, _log_deployment)
         for sink in self._parts.sinks:
@@ -130,7 +130,8 @@ class Service:
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
         limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
-        self._registry = Registry(self._store, self._bus, key, time.time, limits)
+        wants = controller.rollouts.desired
+        self._registry = Registry(self._store, self._bus, key, time.time, limits, wants)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,
@@ -157,6 +158,9 @@ class Service:
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
             log.info("ready", extra={"version": self._version, "store": self._store.name})
 
+    async def _promote(self, app: str, version: str, by: str) -> None:
+        await self._registry.set_firmware(app, None, {"version": version}, by)
+
     async def _housekeeping(self) -> None:
         """Keep what grows without a device or a user of its own within its limit."""
         while True:
@@ -174,6 +178,7 @@ class Service:
             self._bus,
             self._endpoint.commands,
             controller,
+            controller.rollouts,
             config,
             time.time,
             self._ready,

@@ -25,6 +25,7 @@ from dfud.api import (
     FirmwareChanged,
     NotFoundError,
     PeerError,
+    PolicyChanged,
     Reply,
     Request,
     Store,
@@ -44,6 +45,7 @@ from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.sinking import AWAY, Sinks
 from dfud.model.deployment import Event
+from dfud.model.names import check_name
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
 from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_command
 
@@ -113,6 +115,7 @@ class DeviceEndpoint(Endpoint):
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(AppChanged, lambda e: self._app_changed(e.app))
+        bus.subscribe(PolicyChanged, lambda e: self._app_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._app_changed(e.firmware.app))
         bus.subscribe(DeploymentChanged, self._stepped)
 
@@ -285,6 +288,7 @@ class DeviceEndpoint(Endpoint):
 
     async def _publish(self, session: Session, request: Request) -> Reply | Waiting:
         """Take telemetry. Whoever waits does so before the event is out, so that no quick answer to it is lost."""
+        check_name("channel", request.channel)
         waiting = None
         if request.timeout_s > 0 and not self._draining:
             timeout_s = min(request.timeout_s, self._config.poll_max_s)

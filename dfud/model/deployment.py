@@ -93,6 +93,9 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     judged: which result was judged last, so that a repeated one counts once; repeats: commands sent since then without a sign
     that one arrived. furthest: the most chunks that were there when the device started over; stalls: how often in a row it then
     had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
+
+    rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
+    what that rollout brought.
     """
 
     id: str
@@ -126,6 +129,10 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     stalls: int = 0
     served: int = 0
     problem: str = ""
+    manifest: str = ""
+    rollout: str = ""
+    wave: int = 0
+    back: bool = False
 
     @property
     def final(self) -> bool:

@@ -18,15 +18,30 @@ KNOWN_KEYS = frozenset({"version", "hold", "reason", "downloadOnly"})
 DROGUE_KEYS = frozenset({"container", "oci", "hawkbit", "file"})
 
 
+class Held(msgspec.Struct, frozen=True):
+    """Why a device is not told yet. code: stable, for programs; until_s: when that may change, 0: nobody knows."""
+
+    code: str
+    until_s: float = 0.0
+
+
 class Desired(msgspec.Struct, frozen=True):
-    """version "" means: nothing is desired. problem is a sentence for the device's condition, or ""."""
+    """version "" means: nothing is desired. problem is a sentence for the device's condition, or "".
+
+    origin: who says so: "device", "app", "rule n" or "rollout name". rollout, wave: uid and number of the rollout's wave, "" and 0
+    if it is none; held: what keeps a device that was not told from being told; back: it is to go back from that rollout.
+    """
 
     version: str = ""
     hold: bool = False
     reason: str = ""
     download_only: bool = False
     problem: str = ""
-    origin: str = ""  # "app", "device" or ""
+    origin: str = ""
+    rollout: str = ""
+    wave: int = 0
+    held: Held | None = None
+    back: bool = False
 
 
 def desired_of(app_spec: Mapping[str, Any], device_spec: Mapping[str, Any]) -> Desired:

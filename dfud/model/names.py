@@ -28,7 +28,9 @@ LABEL_MAX_BYTES = 255
 _APP = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _LABEL = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
-Kind = Literal["app", "device", "alias", "version", "hardware", "user", "label", "label value", "channel", "command"]
+Kind = Literal[
+    "app", "device", "alias", "version", "hardware", "user", "label", "label value", "channel", "command", "rollout"
+]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -63,6 +65,7 @@ RULES: dict[Kind, Rule] = {
     "label value": Rule("label value", LABEL_MAX_BYTES, min_bytes=0),
     "channel": Rule("channel", 255, part_of_path=True),
     "command": Rule("command", 255),
+    "rollout": Rule("rollout name", APP_NAME_MAX_BYTES, grammar=_APP, expected="a lower-case host name"),
 }
 
 

@@ -20,7 +20,15 @@ from dfud.api import (
     UserRoutes,
     note,
 )
-from dfud.registry import boundary, routes_audit, routes_claims, routes_dfu, routes_registry, routes_service
+from dfud.registry import (
+    boundary,
+    routes_audit,
+    routes_claims,
+    routes_dfu,
+    routes_registry,
+    routes_rollouts,
+    routes_service,
+)
 from dfud.registry.admission import Admission, Denials
 from dfud.registry.services import Services
 from dfud.registry.users import Forbidden, User
@@ -57,6 +65,7 @@ def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials
     routes_registry.register(app, services)
     routes_dfu.register(app, services, shutdown)
     routes_service.register(app, services, denials)
+    routes_rollouts.register(app, services)
     routes_claims.register(app, services)
     routes_audit.register(app, services)
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from dfud.api import (
+    Actual,
     App,
     AppChanged,
     Bus,
@@ -22,6 +23,8 @@ from dfud.api import (
     ConflictError,
     DeleteApp,
     DeleteDevice,
+    Deployment,
+    Desired,
     Device,
     DeviceChanged,
     DeviceView,
@@ -63,12 +66,22 @@ class Precondition(msgspec.Struct, frozen=True):
         return bool(self.uid or self.resource_version)
 
 
+Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
+
+
+def by_specs(app: App, device: Device, actual: Actual | None, deployment: Deployment | None, now_s: float) -> Desired:
+    """What the specs alone say: where nothing leads rollouts."""
+    return desired_of(app.spec, device.spec)
+
+
 class _Overtaken(Exception):
     """What was read has changed before it was written back: nothing was written."""
 
 
 class Registry:
-    """All writing of apps and devices. `credential_key`: under which device passwords are hashed."""
+    """All writing of apps and devices. credential_key: under which device passwords are hashed; wants: what should run on a
+    device, for its status.
+    """
 
     def __init__(
         self,
@@ -77,11 +90,13 @@ class Registry:
         credential_key: bytes,
         now: Callable[[], float],
         limits: RecordLimits | None = None,
+        wants: Wants = by_specs,
     ) -> None:
         self._store = store
         self._bus = bus
         self._key = credential_key
         self._now = now
+        self._wants = wants
         self._limits = limits or RecordLimits()
         self._naming = Naming(store)
         self._groups = Groups(store, bus, now, self._limits, put=self._put, one=self.set_firmware)
@@ -106,9 +121,9 @@ class Registry:
         return view
 
     async def with_status(self, app: App, view: DeviceView) -> Device:
-        version = desired_of(app.spec, view.device.spec).version
-        target = await self._store.firmware(app.name, version) if version else None
-        return msgspec.structs.replace(view.device, status={"firmware": firmware_status(app, view, target)})
+        desired = self._wants(app, view.device, view.actual, view.deployment, self._now())
+        target = await self._store.firmware(app.name, desired.version) if desired.version else None
+        return msgspec.structs.replace(view.device, status={"firmware": firmware_status(app, view, target, desired)})
 
     # Apps
 

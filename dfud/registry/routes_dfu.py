@@ -19,6 +19,7 @@ from dfud.api import (
     PeerError,
     ProgressChanged,
 )
+from dfud.model.names import check_name
 from dfud.registry import audit
 from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.services import Services
@@ -130,6 +131,11 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         await known(app, device)
         return json_response([deployment_json(d) for d in await services.store.deployments(app, device)])
 
+    @app.get(f"{BASE}/explain/{_PATHS}")
+    async def explain(app: str, device: str) -> Response:
+        require("reader", app)
+        return json_response(msgspec.to_builtins(await services.updates.explain(app, device)))
+
     @app.get(f"{BASE}/history/{_PATHS}")
     async def history(app: str, device: str) -> Response:
         require("reader", app)
@@ -238,9 +244,7 @@ def _commands(app: QuartTrio, services: Services) -> None:
     async def send_command(app: str, device: str) -> Response:
         """Take a command to a device: 202 if it waits or the command is kept, 406 if neither."""
         who = require("manager", app)
-        name = request.args.get("command", "")
-        if not name or len(name) > 255 or not name.isprintable():
-            raise PeerError("command: expected a name of 1 to 255 printable characters")
+        name = check_name("command", request.args.get("command", ""))
         expires = request.args.get("expires")
         if expires is not None and not (expires.isascii() and expires.isdigit() and len(expires) < 8):
             raise PeerError("expires: expected a number of seconds")

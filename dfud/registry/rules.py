@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from dfud.api import Metadata, PeerError
-from dfud.model.credentials import ROUNDS_MAX
+from dfud.model.credentials import BCRYPT_COST_MAX, ROUNDS_MAX
 from dfud.model.desired import desired_of
 from dfud.model.names import check_labels, check_name
+from dfud.model.policy import read_rules_untrusted
 from dfud.model.text import visible
 from dfud.model.untrusted import ENCODED_MAX_BYTES, check_json_untrusted
 from dfud.registry.config import METADATA_MAX_BYTES
@@ -25,7 +26,6 @@ CREDENTIALS_MAX = 32
 ANCHORS_MAX = 16
 KEYS_MAX = 16
 FINALIZERS_MAX = 32
-BCRYPT_COST_MAX = 12  # a quarter of a second on a server; each step doubles it
 _BCRYPT = re.compile(r"\$2[abxy]?\$(\d\d)\$[./A-Za-z0-9]{53}")
 _SHA512 = re.compile(r"\$6\$(?:rounds=(\d{1,9})\$)?[^$]{0,16}\$[./A-Za-z0-9]{86}")
 
@@ -45,6 +45,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
     firmware = changed.get("firmware")
     if isinstance(firmware, dict) and "version" in firmware and (problem := desired_of({}, changed).problem):
         raise PeerError(problem)
+    if "rules" in changed:
+        read_rules_untrusted(changed["rules"])
     if "alias" in changed:
         _check_aliases(changed["alias"], held.get("alias"))
     for place in ("authentication", "credentials"):

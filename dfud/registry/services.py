@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-from dfud.api import Bus, Change, Store
+from dfud.api import Bus, Change, Metadata, Rollout, Store
+from dfud.model.counts import WaveCounts
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
@@ -30,6 +31,36 @@ class Updates(Protocol):
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None: ...
 
+    async def explain(self, app: str, device: str) -> msgspec.Struct:
+        """Return why it runs what it runs: code, sentences, todo, values."""
+
+
+class RolloutDesk(Protocol):
+    """Owns the rollouts; the controller's. `also` is committed with what is asked or not at all."""
+
+    def all_of(self, app: str) -> list[Rollout]: ...
+
+    def get(self, app: str, name: str) -> Rollout: ...
+
+    async def counts(self, uid: str) -> dict[int, WaveCounts]: ...
+
+    async def create(
+        self,
+        app_name: str,
+        metadata: Metadata,
+        spec: dict[str, Any],
+        by: str,
+        *,
+        draft: bool,
+        also: Sequence[Change] = (),
+    ) -> Rollout: ...
+
+    async def delete(self, app: str, name: str, also: Sequence[Change] = ()) -> None: ...
+
+    async def act(
+        self, app_name: str, name: str, action: str, by: str, reason: str = "", also: Sequence[Change] = ()
+    ) -> Rollout: ...
+
 
 class Services(msgspec.Struct, frozen=True):
     """now: seconds since the epoch. ready: empty, or why dfud does not serve. metrics: Prometheus text."""
@@ -42,6 +73,7 @@ class Services(msgspec.Struct, frozen=True):
     bus: Bus
     commands: CommandSender
     updates: Updates
+    rollouts: RolloutDesk
     config: RegistryConfig
     now: Callable[[], float]
     ready: Callable[[], str]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
-from dfud.model.desired import desired_of
 from dfud.wire.messages import Code
 from dfud.wire.trust import trust_problem
 
@@ -17,9 +17,8 @@ def timestamp(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict[str, Any]:
+def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired: Desired) -> dict[str, Any]:
     """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
-    desired = desired_of(app.spec, view.device.spec)
     actual, deployment = view.actual, _that_matters(view, target)
     barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
     conditions = [_in_sync(desired, actual, deployment, target, barred)]
@@ -28,6 +27,7 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None) -> dict
         conditions.append(_condition("UpdateProgress", "True", deployment.state, message, deployment.updated_s))
     if actual is not None:
         conditions += _of_the_board(actual)
+        conditions += _of_the_manifest(actual, deployment, target)
     out: dict[str, Any] = {
         "conditions": conditions,
         "current": actual.version if actual is not None else "",
@@ -134,6 +134,21 @@ def _of_the_board(actual: Actual) -> list[dict[str, Any]]:
         told = "two boards use this identity: what runs contradicts what was sent; give each its own"
         out.append(_condition("DuplicateIdentity", "True", "Contradiction", told, twins.at_s))
     return out
+
+
+def _of_the_manifest(actual: Actual, deployment: Deployment | None, target: Firmware | None) -> list[dict[str, Any]]:
+    """Return the condition ManifestCurrent, where a device runs the target under another manifest than it has now."""
+    if target is None or deployment is None or deployment.state is not State.DONE or not deployment.manifest:
+        return []
+    if not actual.sha256 == target.sha256 == deployment.sha256:
+        return []
+    if deployment.manifest == hashlib.sha256(target.manifest).hexdigest():
+        return []
+    told = (
+        f"it keeps the manifest that {target.version} was sent with: floor and keys of the one that replaced it are not in force "
+        "there; publish another image for that"
+    )
+    return [_condition("ManifestCurrent", "False", "Replaced", told, deployment.updated_s)]
 
 
 def _that_matters(view: DeviceView, target: Firmware | None) -> Deployment | None:

@@ -23,10 +23,12 @@ import trio
 
 from dfud.api import (
     Actual,
+    AddCounts,
     App,
     Capability,
     ConflictError,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
@@ -45,13 +47,13 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.testing.store_blobs import BlobConformance
-from dfud.testing.store_faults import FaultConformance
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app
+from dfud.testing.store_walk import WalkConformance
 
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app"]
 
 
-class StoreConformance(BlobConformance, FaultConformance):
+class StoreConformance(BlobConformance, WalkConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:
@@ -267,6 +269,31 @@ class StoreConformance(BlobConformance, FaultConformance):
             await store.commit([PutDocument("c", "k1", b"", create=True)])
         await store.commit([DeleteDocument("c", "k1")])
         assert [k for k, _ in await store.documents("c")] == ["k0", "k2", "k3", "k4"]
+
+    async def test_a_document_is_set_only_if_it_is_what_was_read(self, store: Store) -> None:
+        with pytest.raises(ConflictError):
+            await store.commit([PutDocument("c", "k", b"1", expect=b"")])
+        await store.commit([PutDocument("c", "k", b"1")])
+        await store.commit([PutDocument("c", "k", b"2", expect=b"1")])
+        with pytest.raises(ConflictError):
+            await store.commit([PutDocument("c", "other", b""), PutDocument("c", "k", b"3", expect=b"1")])
+        assert await store.document("c", "k") == b"2" and await store.document("c", "other") is None
+
+    async def test_counters_add_up_whoever_counts(self, store: Store) -> None:
+        async def count(name: str) -> None:
+            for _ in range(20):
+                await store.commit([AddCounts("s", {"all": 1, name: 1})])
+
+        async with trio.open_nursery() as nursery:
+            for name in "abc":
+                nursery.start_soon(count, name)
+        assert await store.counts("s") == {"all": 60, "a": 20, "b": 20, "c": 20}
+        await store.commit([AddCounts("s", {"a": -20, "all": -20}), AddCounts("t", {"a": 1})])
+        assert await store.counts("s") == {"all": 40, "b": 20, "c": 20}
+        with pytest.raises(NotFoundError):
+            await store.commit([AddCounts("s", {"all": 1}), DeleteDocument("c", "missing")])
+        await store.commit([DeleteCounts("s"), DeleteCounts("nothing")])
+        assert await store.counts("s") == {} and await store.counts("t") == {"a": 1}
 
     async def test_a_collection_is_trimmed_from_its_lowest_key(self, store: Store) -> None:
         await store.commit([PutDocument("c", f"k{n}", b"") for n in range(5)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 
 import pytest
@@ -21,6 +22,16 @@ from bootloader.sim.images import (
     key_record,
     public,
     state,
+)
+from bootloader.sim.worn import (
+    ERASE_IGNORED,
+    ERASE_REFUSED,
+    PROGRAM_IGNORED,
+    PROGRAM_REFUSED,
+    STUCK,
+    UNREADABLE,
+    WEAK,
+    WornFlash,
 )
 from devicefw.sim.firmware import build
 from tests.bootloader.machine import (
@@ -72,6 +83,80 @@ def test_without_a_previous_image_current_goes_on_and_the_flash_is_spared() -> N
     assert crash(flash).slot == 1
     assert flash.operations == operations
     assert flash.state()["crashes"] == 3
+
+
+@pytest.mark.parametrize("reason", [POWER_ON, SOFTWARE, USB, 0xF])
+def test_a_trial_that_is_never_confirmed_ends_after_ten_starts(reason: int) -> None:
+    """It fails at an import and stays at the REPL: nothing crashes, and whoever is there switches it off and on."""
+    flash = device()
+    assert [boot(flash, reason).slot for _ in range(11)] == [1] * 10 + [0]
+    found = flash.state()
+    assert (found["slot"], found["phase"], found["outcome"], found["starts"], found["previous"]) == (0, 0, 10, 0, 0)
+    assert found["tried"].to_bytes(4, "little") == hashlib.sha256(NEW).digest()[:4]
+    record = flash.diagnostics()[-1]
+    assert (record[8], record[9], struct.unpack_from("<I", record, 12)[0], record[20:24]) == (1, 1, 0xDF0C0002, b"1.1\0")
+    operations = flash.operations
+    assert boot(flash, reason).slot == 0
+    assert flash.operations == operations
+
+
+def test_a_trial_that_sleeps_may_sleep_eighty_times() -> None:
+    flash = device()
+    assert [boot(flash, 0x5).slot for _ in range(81)] == [1] * 80 + [0]
+    flash = device(starts=79)
+    assert (boot(flash, 0x5).slot, flash.state()["starts"]) == (1, 80)
+
+
+def test_a_crash_is_counted_as_one_and_not_as_a_start() -> None:
+    flash = device(starts=80)
+    assert [crash(flash).slot for _ in range(2)] == [1, 1]
+    assert (flash.state()["crashes"], flash.state()["starts"]) == (2, 80)
+    assert boot(flash).slot == 0
+
+
+def test_starts_are_not_counted_without_a_trial_or_another_image() -> None:
+    for flash in (device(phase=0), device(previous=0)):
+        assert [boot(flash).slot for _ in range(15)] == [1] * 15
+        assert flash.operations == 0
+    flash = device(starts=80)
+    flash.put(SLOTS[0], b"\0" * 24)
+    assert [boot(flash).slot for _ in range(3)] == [1] * 3
+    assert (flash.state()["previous"], flash.state()["phase"]) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", [ERASE_REFUSED, ERASE_IGNORED, PROGRAM_REFUSED, PROGRAM_IGNORED])
+def test_a_start_that_cannot_be_counted_is_not_made(kind: str) -> None:
+    """The state log is full, and its other sector is worn out: the newest record stays, and the old image runs."""
+    flash = WornFlash(device().sectors, {STATE_AT // SECTOR + 1: kind})
+    flash.put(STATE_AT, b"".join(state(seq=i, slot=1, phase=1, previous=1, floor=1, accept=1) for i in range(129, 257)))
+    flash.put(STATE_AT + SECTOR, b"".join(state(seq=i) for i in range(1, 129)))
+    before = flash.state()
+    for start in (boot, crash, boot):
+        found = start(flash)
+        assert found.slot == 0
+        assert "the state cannot be written" in found.console
+    assert flash.state() == before
+
+
+def test_what_may_be_older_than_a_sector_that_cannot_be_read_is_not_written_over() -> None:
+    flash = WornFlash(device(signed=True).sectors, {STATE_AT // SECTOR + 1: UNREADABLE})
+    flash.put(STATE_AT, b"".join(state(seq=i, slot=0, phase=2) for i in range(1, 129)))
+    flash.put(STATE_AT + SECTOR, state(seq=129, slot=1, floor=2, accept=2))
+    found = boot(flash)
+    assert (found.slot, flash.operations) == (0, 0)
+    assert "a sector of the state cannot be read" in found.console
+    flash.faults.clear()
+    assert boot(flash).slot == 1
+    assert flash.state()["floor"] == 2
+
+
+@pytest.mark.parametrize(("kind", "at"), [(STUCK, 64), (WEAK, 512)])
+def test_a_record_goes_to_the_first_place_that_keeps_it(kind: str, at: int) -> None:
+    """Some bits of the second place are 0 for ever, or those of the first 512 bytes are not programmed."""
+    flash = WornFlash(device().sectors, {STATE_AT // SECTOR: kind})
+    assert boot(flash).slot == 1
+    assert flash.read(STATE_AT + at, 4) == b"DFUS"
+    assert flash.state()["starts"] == 8
 
 
 @pytest.mark.parametrize(
@@ -154,10 +239,21 @@ def test_a_development_key_works_and_warns_every_time() -> None:
 
 
 def test_below_the_floor_nothing_is_booted() -> None:
-    flash = device(signed=True, phase=0, floor=3)
+    flash = device(signed=True, phase=0, floor=3, accept=3)
     flash.install(0, OLD, envelope(OLD, signer=SIGNER, sequence=3))
     assert boot(flash).slot == 0
     assert flash.state()["outcome"] == 5
+
+
+def test_a_floor_above_what_was_confirmed_does_not_brick() -> None:
+    """An agent that believed such a manifest confirmed it: floor 9, accept 2. Below what was confirmed nothing is booted still."""
+    flash = device(signed=True, phase=0, floor=9, accept=2)
+    flash.install(1, NEW, envelope(NEW, signer=SIGNER, sequence=2, floor=9))
+    assert boot(flash).slot == 1
+    assert crash(flash).slot == 1
+    assert flash.state()["floor"] == 2
+    flash.put(SLOTS[1], b"\0" * 24)
+    assert boot(flash).recovery
 
 
 def test_a_key_log_that_cannot_be_read_trusts_nobody() -> None:

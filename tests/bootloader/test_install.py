@@ -132,10 +132,11 @@ def test_sectors_that_are_right_are_left_alone() -> None:
         (staged(described=envelope(NEW, sequence=2, size=0x1B0000)), 15),
         (staged(described=envelope(OLD, sequence=2)), 12),
         (staged(accept=3), 5),
-        (staged(floor=1, described=envelope(NEW, sequence=0)), 5),
+        (staged(described=envelope(NEW, sequence=2, floor=3)), 10),
+        (staged(floor=1, accept=1, described=envelope(NEW, sequence=0)), 5),
         (staged(list(build_full(NEW, 4112).chunks)[1:]), 11),
     ],
-    ids=["kind", "base", "app", "hardware", "size", "other image", "accept", "floor", "first chunk missing"],
+    ids=["kind", "base", "app", "hardware", "size", "other image", "accept", "own floor", "floor", "first chunk missing"],
 )
 def test_what_may_not_be_installed_is_said_and_the_old_image_goes_on(flash: Flash, number: int) -> None:
     flash = Flash(flash.sectors)

@@ -13,12 +13,14 @@ import trio
 
 from devicefw.sim.firmware import build
 from dfud.testing.daemon import DaemonProcess
+from dfud.wire.manifest import decode_envelope_untrusted
 
 
 class Dfuctl:
-    """Runs dfuctl without a terminal. `daemon` is the one that it is logged in to, if the fixture made it."""
+    """Runs dfuctl without a terminal. `daemon` is the one that it is logged in to, if the fixture made it; `ended` says so of it."""
 
     daemon: DaemonProcess
+    ended: trio.Event
 
     def __init__(self, directory: Path) -> None:
         self.config = directory / "config.toml"
@@ -43,9 +45,14 @@ class Dfuctl:
 async def dfuctl(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Dfuctl]:
     daemon = DaemonProcess(tmp_path / "dfud")
     await daemon.init()
-    await nursery.start(daemon.run)
     command = Dfuctl(tmp_path)
-    command.daemon = daemon
+    command.daemon, command.ended = daemon, trio.Event()
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        await daemon.run(task_status=task_status)
+        command.ended.set()
+
+    await nursery.start(run)
     assert await command("login", daemon.urls["registry"], "--token", daemon.token) == (
         f"Logged in to {daemon.urls['registry']} as admin."
     )
@@ -61,8 +68,12 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     await dfuctl("device", "create", "lamp2", "-l", "site=cellar")
     image = build("print(1)\n", "1.1")
     (tmp_path / "lamp.bin").write_bytes(image)
+    told = await dfuctl(
+        *("-o", "json", "firmware", "publish", str(tmp_path / "lamp.bin"), "--version", "1.0", "--hardware", "esp32c3")
+    )
+    assert json.loads(told)["version"] == "1.0", "one JSON value and nothing else"
     published = await dfuctl("firmware", "publish", str(tmp_path / "lamp.bin"), "--version", "1.1", "--hardware", "esp32c3")
-    assert f"Published 1.1 for esp32c3, {len(image)} bytes, sequence 1." in published
+    assert f"Published 1.1 for esp32c3, {len(image)} bytes, sequence 2." in published
     assert await dfuctl("update", "lamp1", "1.1") == "lamp1 should run 1.1."
     assert await dfuctl("update", "-l", "site=cellar", "1.1") == (
         "1 device should run 1.1: 1 changed, 0 unchanged, 0 refused."
@@ -126,6 +137,21 @@ async def test_a_mistake_is_one_sentence(dfuctl: Dfuctl, arguments: tuple[str, .
 
 async def test_without_a_login_the_way_is_shown(tmp_path: Path) -> None:
     assert "run `dfuctl login URL`" in await Dfuctl(tmp_path)("app", "list", fails=True)
+
+
+async def test_signing_asks_no_registry(tmp_path: Path) -> None:
+    dfuctl, key, image = Dfuctl(tmp_path), str(tmp_path / "key.pem"), tmp_path / "lamp.bin"
+    image.write_bytes(build("print(1)\n", "1.1"))
+    (tmp_path / "passphrase").write_text("a passphrase of a publisher")
+    passphrase = ("--passphrase-file", str(tmp_path / "passphrase"))
+    await dfuctl("key", "new", key, *passphrase)
+    about = (str(image), "--key", key, *passphrase, "--version", "1.1", "--hardware", "esp32c3", "--sequence", "1")
+    assert "which app? give --app" in await dfuctl("sign", *about, fails=True)
+    assert "Signed 1.1 for esp32c3" in await dfuctl("sign", *about, "--app", "lamps")
+    signed = image.with_name("lamp.bin.manifest").read_bytes()
+    assert decode_envelope_untrusted(signed)[1].app == "lamps"
+    await dfuctl("--app", "lamps", "sign", *about)
+    assert image.with_name("lamp.bin.manifest").read_bytes() == signed
 
 
 def test_help_teaches() -> None:

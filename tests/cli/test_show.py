@@ -6,6 +6,7 @@ import io
 import os
 import pty
 
+import click
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,6 +62,25 @@ def test_on_a_terminal_a_long_cell_goes_on_below() -> None:
     told = terminal(table, 80)
     assert told.count("x") == 100
     assert all(len(line) <= 80 for line in told.splitlines())
+
+
+@pytest.mark.parametrize("answer", ["y", "n", ""])
+def test_at_a_terminal_a_deletion_is_asked_for(
+    answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer + "\n"))
+    if answer == "y":
+        show.confirm("Delete device lamp1\x1b?", False)
+    else:
+        with pytest.raises(click.Abort):
+            show.confirm("Delete device lamp1\x1b?", False)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(r"Delete device lamp1\x1b? [y/N]: ")
 
 
 def test_a_bar_is_drawn_on_a_terminal_s_standard_error_only(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -90,6 +91,32 @@ async def test_a_watch_ends_with_the_time_and_with_the_wish(lamps: Dfuctl) -> No
         assert "lamp1: deleted" in told
 
 
+async def test_a_watch_outlives_a_restart(lamps: Dfuctl, nursery: trio.Nursery) -> None:
+    async with device(lamps, "lamp1") as lamp1:
+
+        async def restarted() -> None:
+            lamps.daemon.signal(signal.SIGTERM)
+            await lamps.ended.wait()
+            await nursery.start(lamps.daemon.run)
+            await lamp1.update()
+
+        told = await watching(lamps, "update", "lamp1", "1.1", "--watch", at="NeverSeen", then=restarted, code=0)
+        assert told.splitlines()[-1] == "lamp1: 1.1 -> 1.1: in sync"
+
+
+async def test_ctrl_c_ends_a_watch_without_a_trace(lamps: Dfuctl) -> None:
+    async with device(lamps, "lamp1"):
+        process: list[trio.Process] = []
+
+        async def interrupted() -> None:
+            process[0].send_signal(signal.SIGINT)
+
+        told = await watching(
+            lamps, "update", "lamp1", "1.1", "--watch", at="NeverSeen", then=interrupted, code=130, started=process.append
+        )
+        assert "Traceback" not in told
+
+
 async def test_nobody_is_no_success(lamps: Dfuctl) -> None:
     async with device(lamps, "lamp1", "site=attic"):
         for arguments in (("update", "-l", "site=roof", "1.1"), ("status", "-l", "site=roof")):
@@ -99,10 +126,18 @@ async def test_nobody_is_no_success(lamps: Dfuctl) -> None:
         assert "name a device, or give -l" in await lamps("status", fails=True)
 
 
-async def watching(lamps: Dfuctl, *arguments: str, at: str, then: Callable[[], Awaitable[None]], code: int) -> str:
+async def watching(
+    lamps: Dfuctl,
+    *arguments: str,
+    at: str,
+    then: Callable[[], Awaitable[None]],
+    code: int,
+    started: Callable[[trio.Process], object] = lambda _: None,
+) -> str:
     """Run dfuctl, do `then` when it has printed `at`, and return all that it prints until it ends with `code`."""
     command = [sys.executable, "-m", "dfud.cli", "--config", str(lamps.config), *arguments]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    started(process)
     assert process.stdout is not None
     told, done = b"", False
     with trio.fail_after(200):

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -170,15 +171,34 @@ class Story:
 DEEDS = st.tuples(st.sampled_from(USERS), st.integers(0, 20), st.sampled_from(VERSIONS))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
+ANYTHING = (
     st.lists(DEEDS, max_size=12),
     st.lists(st.integers(0, 12), max_size=12),
     st.lists(st.sampled_from(DEVICE), min_size=1, max_size=25),
 )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(*ANYTHING)
 def test_every_answer_is_true_when_it_is_given(
     script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str]
 ) -> None:
+    tell(script, pauses, deeds)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(*ANYTHING)
+def test_every_answer_is_true_when_it_is_given_for_long(
+    script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str]
+) -> None:
+    tell(script, pauses, deeds)
+
+
+def tell(script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str]) -> None:
+    """Have a device do its deeds while the script is played at the pauses."""
+
     async def main() -> None:
         story = Story(list(script), list(pauses))
         world, board = story.world, Board(story.world)

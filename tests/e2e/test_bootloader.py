@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from bootloader.sim.images import key, key_id, key_record, public, trailer
-from devicefw.sim.board import Board
+from devicefw.sim.board import POWER_ON, Board
+from devicefw.sim.firmware import build, program
 from devicefw.sim.flash import partition
 from dfud.wire.manifest import Manifest, sign
 from tests.e2e.fleet import APP, Fleet, firmware, fleet
@@ -107,6 +108,59 @@ async def test_a_stage_that_was_damaged_is_told(tmp_path: Path) -> None:
         # A chunk may come right another time: dfud tries again later.
         assert (result["reason"], (await f.status("lamp1"))["current"]) == ("chunk", "1.0")
         assert "bootloader's error 1" in result["text"]
+
+
+async def test_an_image_that_never_reaches_the_agent_is_left_and_told_unconfirmed(tmp_path: Path) -> None:
+    """Its import fails before dfu.run(): it stays at the prompt, on trial. Whoever is there switches it off and on."""
+    require("micropython")
+    require("riscv-gcc")
+    async with fleet(tmp_path) as f:
+        old = firmware("good", "1.0")
+        await f.publish(old, "1.0")
+        await f.publish(build("import a_driver_that_is_not_there\n" + program("good", "1.1"), "1.1"), "1.1")
+        board = await f.board("lamp1", old)
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        failed = 0
+        result: dict[str, Any] = {}
+        with trio.fail_after(120):
+            while not result:
+                now = sum("a_driver_that_is_not_there" in line and "Error" in line for line in board.console)
+                if now > failed:
+                    failed = now
+                    board.reset(POWER_ON)
+                await trio.sleep(0.05)
+                result = (await f.status("lamp1")).get("deployment", {}).get("result") or {}
+        assert failed == 10
+        assert "dfud boot: never confirmed" in board.console
+        assert (result["reason"], (await f.status("lamp1"))["current"]) == ("unconfirmed", "1.0"), result
+        assert bytes.fromhex(result["record"])[12:16] == bytes.fromhex("02000cdf")
+
+
+@pytest.mark.parametrize("kind", ["program refused", "program ignored"])
+async def test_a_board_whose_state_wears_out_starts_no_trial_and_goes_on(tmp_path: Path, kind: str) -> None:
+    """Nothing could count such a trial. The old image runs, and the server hears from it."""
+    require("micropython")
+    require("riscv-gcc")
+    async with fleet(tmp_path) as f:
+        old = firmware("good", "1.0")
+        await f.publish(old, "1.0")
+        await f.publish(firmware("unconfirmed", "1.1"), "1.1")
+        board = await f.board("lamp1", old, confirm_s=60)
+        await f.want("lamp1", "1.1")
+        f.nursery.start_soon(board.run)
+        with trio.fail_after(200):
+            while "dfud boot: boot on trial slot 1" not in board.console:
+                await trio.sleep(0.05)
+            first = partition("dfu_state")[0] // 4096
+            board.flash.faults = {first: kind, first + 1: kind}
+            for _ in range(3):
+                starts = len(board.boots)
+                while len(board.boots) == starts:
+                    board.reset(POWER_ON)
+                    await trio.sleep(0.05)
+                assert board.boots[-1].slot == 0, board.console
+        assert "dfud boot: the state cannot be written" in board.console
 
 
 async def test_a_board_with_no_bootable_slot_is_recovered_over_its_line(tmp_path: Path) -> None:

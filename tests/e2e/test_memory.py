@@ -33,11 +33,12 @@ async def main():
 dfu.run(main())
 """
 # Bytes on 64-bit MicroPython, whose objects are larger than a chip's; tests/devicefw/test_heap32.py counts those of 32 bits.
-DATA_MAX = 36 * 1024
+# Names that modules use which are not kept stay in the interpreter's table, and count as data.
+DATA_MAX = 38 * 1024
 CODE_MAX = 50 * 1024
 
 
-async def test_what_the_agent_holds_fits_36_kb_and_its_code_50(tmp_path: Path) -> None:
+async def test_what_the_agent_holds_fits_38_kb_and_its_code_50(tmp_path: Path) -> None:
     require("micropython")
     require("riscv-gcc")
     require("esptool")

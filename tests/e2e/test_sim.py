@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from devicefw.sim.cli import ROOT, build_bootloader
+from devicefw.sim.processes import until_signalled
 from dfud.testing.daemon import DaemonProcess
 from tests.real_parts import require
 
@@ -56,8 +57,9 @@ async def test_no_board_outlives_its_simulator(nursery: trio.Nursery, tmp_path: 
     async with daemon.client() as client:
         assert (await client.post("/api/registry/v1alpha1/apps", json=APP)).is_success
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+        # Whoever runs the tests may have been told to ignore some.
         process = await trio.lowlevel.open_process(
-            sim(daemon, "--devices", "2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            ["env", "--default-signal", *sim(daemon, "--devices", "2")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         assert process.stdout is not None
         told = b""
@@ -81,6 +83,33 @@ async def test_no_board_outlives_its_simulator(nursery: trio.Nursery, tmp_path: 
                 os.close(pidfd)
         assert interpreters(daemon.directory) == {}, number
     nursery.cancel_scope.cancel()
+
+
+async def test_what_nohup_ignores_is_ignored() -> None:
+    told: list[str] = []
+
+    async def run() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await trio.lowlevel.checkpoint()
+        told.append("goes on")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep_forever()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        await until_signalled(run)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert told == ["goes on"]
+
+
+async def test_an_error_comes_out_as_it_is() -> None:
+    async def run() -> None:
+        async with trio.open_nursery():
+            raise click.ClickException("a sentence")
+
+    with pytest.raises(click.ClickException, match="a sentence"):
+        await until_signalled(run)
 
 
 async def test_what_is_missing_is_one_sentence(nursery: trio.Nursery, tmp_path: Path) -> None:

@@ -329,3 +329,9 @@ async def test_a_repeated_wish_is_told_apart_from_the_first_and_the_same_one_is_
     sent("sent")
     assert told() > first
     assert world.endpoint._command("app1", "dev1", Command(Type.SYNC, 60)).told == 0
+
+
+@pytest.mark.parametrize("channel", ["..", "a/../b", "", "a\x1b[31m", "a\u202eb", "u\u0308", "x" * 256])
+async def test_a_channel_has_a_name_that_can_be_shown(world: World, channel: str) -> None:
+    assert await world.code(basic("dev1@app1:pw"), channel=channel) is Code.MALFORMED
+    assert await world.code(basic("dev1@app1:pw"), channel="Türen/1") is Code.ACCEPTED

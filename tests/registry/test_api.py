@@ -280,6 +280,14 @@ async def test_the_app_says_for_all_and_a_device_for_itself(api: Api) -> None:
     assert "container is not understood" in condition["message"]
 
 
+@pytest.mark.parametrize("name", ["", "\x1b[31m", " x", "u\u0308", "x" * 256])
+async def test_a_command_has_a_name_that_can_be_shown(api: Api, name: str) -> None:
+    await api.app()
+    await api.device("d")
+    found = await api.ask(400, "POST", "/api/command/v1alpha1/apps/a/devices/d", params={"command": name})
+    assert "expected" in found["message"]
+
+
 async def test_roles_are_least_privilege(api: Api) -> None:
     await api.app()
     await api.device("d")

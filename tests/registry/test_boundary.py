@@ -111,6 +111,7 @@ async def url(nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyP
             bus=at.bus,
             commands=nothing,
             updates=nothing,
+            rollouts=nothing,
             config=config,
             now=at.now,
             ready=lambda: "",

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from dfud.api import App, Device, Metadata, PutApp, PutDevice
-from dfud.registry.rules import BCRYPT_COST_MAX
+from dfud.model.credentials import BCRYPT_COST_MAX
 from dfud.testing.daemon import DaemonProcess
 from tests.registry.served import APPS, DFU, ask, database, prepared
 

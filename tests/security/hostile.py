@@ -114,7 +114,8 @@ async def hostile_server(endpoint: HostileEndpoint) -> AsyncIterator[str]:
 
 def board_at(directory: Path, url: str, image: bytes, **config: Any) -> Board:
     """Return a board with `image` in slot 0 whose agent talks to `url`."""
-    settings = {"url": url, "app": APP, "device": "lamp1", "secret": "its own secret", "confirm_s": 30, "backoff_ms": 100}
+    settings = {"url": url, "app": APP, "device": "lamp1", "secret": "its own secret", "confirm_s": 30}
+    settings |= {"backoff_ms": 100, "update_backoff_ms": 100}
     return Board(directory, {**settings, "wait_s": 1, **config}, image=image)
 
 

@@ -87,7 +87,7 @@ def test_a_revoked_key_cannot_bring_itself_back() -> None:
 
 
 def test_the_floor_holds_against_the_key_and_its_downgrade_flag() -> None:
-    flash = device(signed=True, phase=0, floor=10)
+    flash = device(signed=True, phase=0, floor=10, accept=10)
     flash.install(0, OLD, envelope(OLD, signer=STOLEN, sequence=10))
     flash.install(1, NEW, envelope(NEW, signer=STOLEN, sequence=9, flags=FLAG_DOWNGRADE))
     assert boot(flash).slot == 0

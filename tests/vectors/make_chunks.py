@@ -11,14 +11,42 @@ from dfud.package.build import build_delta, build_full
 from dfud.wire.chunk import Chunk, decode_chunk_untrusted, encode_chunk
 
 
+def block(kind: int, size: int, content: bytes, last: bool) -> bytes:
+    return (size << 3 | kind << 1 | last).to_bytes(3, "little") + content
+
+
+def below(literals: bytes, sequences: bytes) -> bytes:
+    """Return a frame whose last block lies over the end of a page: the state of its streams is kept between two runs of the loop."""
+    content = literals + sequences
+    return b"\x00\x58" + block(1, 3500, b"a", False) + block(2, len(content), content, True)
+
+
+def below_huffman() -> bytes:
+    """1023 literals of one bit each, out of a stream that holds none."""
+    content = b"\x80\x10" + b"\x01"
+    return below((2 | 1023 << 4 | len(content) << 14).to_bytes(3, "little") + content, b"\0")
+
+
+def below_sequences() -> bytes:
+    """30 matches whose offsets have 2 bits each, out of a stream that holds none."""
+    return below(b"\0", b"\x1e\x54" + bytes([0, 2, 30]) + b"\x01")
+
+
+def below_weights() -> bytes:
+    """Two states of weights, out of a stream that holds no bits for them."""
+    content = b"\x03\x00\x7e\x01" + b"\xff\x01"
+    return below((2 | 3 << 4 | len(content) << 14).to_bytes(3, "little") + content, b"\0")
+
+
 def main() -> None:
     rng = random.Random(20)
     words = [rng.randbytes(4) for _ in range(200)]
     base = b"".join(rng.choice(words) for _ in range(2500)) + b"end"
     image = base[:4000] + rng.randbytes(30) + base[4100:9000] + b"tail" * 40
     packages = []
+    full = build_full(image, 4112)
     for name, package in (
-        ("full, several chunks", build_full(image, 4112)),
+        ("full, several chunks", full),
         ("full of one byte", build_full(b"x", 4112)),
         ("delta", build_delta(image, base, 4112)),
     ):
@@ -32,7 +60,7 @@ def main() -> None:
                 "chunks": [chunk.hex() for chunk in package.chunks],
             }
         )
-    chunk = decode_chunk_untrusted(package.chunks[0])
+    chunk = decode_chunk_untrusted(full.chunks[0])
     payload = chunk.payload
 
     def bad(why: str, payload: bytes, **changes: int) -> dict[str, str]:
@@ -50,6 +78,9 @@ def main() -> None:
         bad("a checksum", bytes([payload[0] | 4]) + payload[1:]),
         bad("a reserved block type", payload[:2] + bytes([payload[2] | 6]) + payload[3:]),
         bad("a match before the prefix", bytes.fromhex("00588d0000" + "0804010000010025000040")),
+        bad("Huffman literals read below the start of their stream", below_huffman(), pages=2),
+        bad("sequences read below the start of their stream", below_sequences(), pages=2),
+        bad("Huffman weights read below the start of their stream", below_weights(), pages=2),
         {"why": "no array", "hex": "80"},
         {"why": "four items", "hex": "94000000c40100"},
     ]

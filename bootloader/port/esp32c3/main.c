@@ -257,9 +257,26 @@ static void __attribute__((noreturn)) enter(const struct dfu_image *image) {
 }
 
 void __attribute__((noreturn)) boot_main(void) {
-    struct dfu_hw hw = {NULL, 0, flash_read, flash_program, flash_erase, sha_start, sha_update, sha_finish, print, feed, get, put};
-    struct dfu_crash crash = {(uint32_t)rtc_get_reset_reason(0), REG(RTC_STORE0), REG(RTC_STORE6), (uint32_t *)(uintptr_t)SRAM, SRAM,
-                              (SRAM_END - SRAM) / 4};
+    struct dfu_hw hw = {
+        .read = flash_read,
+        .program = flash_program,
+        .erase = flash_erase,
+        .sha_start = sha_start,
+        .sha_update = sha_update,
+        .sha_finish = sha_finish,
+        .print = print,
+        .feed = feed,
+        .get = get,
+        .put = put,
+    };
+    struct dfu_crash crash = {
+        .reason = (uint32_t)rtc_get_reset_reason(0),
+        .store0 = REG(RTC_STORE0),
+        .store6 = REG(RTC_STORE6),
+        .sram = (uint32_t *)(uintptr_t)SRAM,
+        .sram_address = SRAM,
+        .sram_words = (SRAM_END - SRAM) / 4,
+    };
     bool asked;
     if (crash.store0 >> 16 == 0xdf0c)
         REG(RTC_STORE0) = 0;

@@ -128,8 +128,20 @@ void host_start(struct host *h, struct dfu_hw *hw, struct dfu_boot *b) {
     static uint8_t sector[DFU_SECTOR], chunk[DFU_CHUNK_MAX];
     static struct dfu_zstd zstd;
     static struct dfu_mapped mapped;
-    const struct dfu_hw functions = {h,          h->flash_size, flash_read, flash_program, flash_erase, sha_start,
-                                     sha_update, sha_finish,    print,      feed,          get,         put};
+    const struct dfu_hw functions = {
+        .ctx = h,
+        .flash_size = h->flash_size,
+        .read = flash_read,
+        .program = flash_program,
+        .erase = flash_erase,
+        .sha_start = sha_start,
+        .sha_update = sha_update,
+        .sha_finish = sha_finish,
+        .print = print,
+        .feed = feed,
+        .get = get,
+        .put = put,
+    };
     *hw = functions;
     memset(b, 0, sizeof *b);
     b->hw = hw;
@@ -142,7 +154,8 @@ void host_start(struct host *h, struct dfu_hw *hw, struct dfu_boot *b) {
 int host_boot(uint8_t *flash, uint32_t size, uint32_t reason, uint32_t store0, uint32_t store6, uint32_t *sram, uint32_t sram_words,
               uint32_t result[4]) {
     struct host h = {.flash = flash, .flash_size = size};
-    struct dfu_crash crash = {reason, store0, store6, sram, 0x3fc80000, sram_words};
+    struct dfu_crash crash = {
+        .reason = reason, .store0 = store0, .store6 = store6, .sram = sram, .sram_address = 0x3fc80000, .sram_words = sram_words};
     struct dfu_hw hw;
     struct dfu_boot b;
     host_start(&h, &hw, &b);
@@ -303,10 +316,9 @@ int host_recover(uint8_t *flash, uint32_t size, const uint8_t *input, uint32_t l
     struct host h = {.flash = flash, .flash_size = size, .input = input, .input_length = length, .output = output, .output_max = output_max};
     struct dfu_hw hw;
     struct dfu_boot b;
-    uint32_t place;
     host_start(&h, &hw, &b);
     dfu_keys_load(&b);
-    b.known = dfu_log_newest(&b, &dfu_state_log, &b.state, &place);
+    dfu_state_load(&b);
     dfu_recover(&b, false);
     result[0] = h.output_length;
     result[1] = h.outside;
@@ -317,7 +329,7 @@ int host_recover(uint8_t *flash, uint32_t size, const uint8_t *input, uint32_t l
 uint32_t host_sizes(uint32_t which) {
     static const uint32_t SIZES[] = {
         sizeof(struct dfu_state),          offsetof(struct dfu_state, slot),     offsetof(struct dfu_state, phase),
-        offsetof(struct dfu_state, crashes), offsetof(struct dfu_state, max_crashes), offsetof(struct dfu_state, previous),
+        offsetof(struct dfu_state, crashes), offsetof(struct dfu_state, max_crashes), offsetof(struct dfu_state, max_crashes) + 1,
         offsetof(struct dfu_state, outcome), offsetof(struct dfu_state, reset),  offsetof(struct dfu_state, writer),
         offsetof(struct dfu_state, floor), offsetof(struct dfu_state, accept),   offsetof(struct dfu_state, tried),
         offsetof(struct dfu_state, crc),   sizeof(struct dfu_keys),              offsetof(struct dfu_keys, count),

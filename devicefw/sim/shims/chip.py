@@ -55,8 +55,10 @@ def reset():
     sys.exit(_SOFTWARE_RESET)
 
 
+PWRON_RESET, HARD_RESET, WDT_RESET, DEEPSLEEP_RESET = 1, 2, 3, 4
+
+
 def reset_cause():
     from esp32 import board
 
-    # PWRON_RESET 1, HARD_RESET 2, WDT_RESET 3, DEEPSLEEP_RESET 4
     return {1: 1, 0xF: 1, 5: 4, 3: 2, 0xC: 2}.get(board()["reset_reason"], 3)

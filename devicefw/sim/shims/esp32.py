@@ -21,19 +21,32 @@ _start = board()
 _flash = open(_start["flash"], "r+b")
 _at = open(sys.argv[1] + "/operations", "r+b")
 _count = [_start["operations"], _start["cut_at"], _start["cut_how"]]
+_faults = {int(number): kind for number, kind in _start.get("faults", {}).items()}  # of sectors: devicefw/sim/flash.py
 del _start
 
 
 class NVS:
-    """Each commit is whole or not there, as in ESP-IDF."""
+    """Each commit is whole or not there, as in ESP-IDF; whoever opens a namespace sees what others have set in it."""
+
+    _spaces = {}
 
     def __init__(self, namespace):
         self._path = sys.argv[1] + "/nvs-" + namespace + ".json"
-        try:
-            with open(self._path) as file:
-                self._values = json.load(file)
-        except OSError:
-            self._values = {}
+        if namespace not in NVS._spaces:
+            try:
+                with open(self._path) as file:
+                    NVS._spaces[namespace] = json.load(file)
+            except OSError:
+                NVS._spaces[namespace] = {}
+        self._values = NVS._spaces[namespace]
+
+    def set_i32(self, key, value):
+        self._values[key] = value
+
+    def get_i32(self, key):
+        if key not in self._values:
+            raise OSError(-0x1102)
+        return self._values[key]
 
     def set_blob(self, key, value):
         self._values[key] = list(value)
@@ -83,7 +96,9 @@ class Partition:
         return self._info[2] + at
 
     def readblocks(self, block, buffer, offset=0):
-        self._seek(block, offset, len(buffer))
+        at = self._seek(block, offset, len(buffer))
+        if _faults and _faults.get(at // _SECTOR) == "unreadable":
+            raise OSError(5)
         _flash.readinto(buffer)
 
     def writeblocks(self, block, buffer, offset=None):
@@ -103,6 +118,11 @@ class Partition:
 
     def _operate(self, at, view, size):
         # Program `view`, or erase if it is None: whole, or the half of it and no more, or nothing.
+        kind = _faults.get(at // _SECTOR, "") if _faults else ""
+        if kind.startswith("erase" if view is None else "program"):
+            if kind.endswith("refused"):
+                raise OSError(5)
+            return
         _count[0] += 1
         cut = _count[0] == _count[1]
         if cut:

@@ -99,8 +99,6 @@ class Bulk:
                 # What hawkBit has yet to hear of that action comes first: afterwards it is cancelled.
                 await self._write_back.settle(case)
                 link = case.link
-            if case.put_off:
-                continue
             if own.version != link.wish and not own.version:
                 if link.action:
                     await self._devices.cancel_action(case.target, link.action)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
 import click
 
@@ -24,29 +23,38 @@ def status(session: Any) -> None:
         session.show(found)
         return
     answered = f"answered last at {found['answered']}" if found["answered"] else "has not been asked yet"
-    click.echo(f"hawkBit at {found['url']}: {found['away'] or answered}")
+    session.say(f"hawkBit at {found['url']}: {found['away'] or answered}")
     if found["away"]:
-        click.echo(answered)
-    click.echo(f"waiting to be told: {found['waiting']['devices']} devices, {found['waiting']['firmware']} firmware")
+        session.say(answered)
+    session.say(f"waiting to be told: {found['waiting']['devices']} devices, {found['waiting']['firmware']} firmware")
     for what, problem in found["problems"].items():
-        click.echo(f"{what}: {problem}")
+        session.say(f"{what}: {problem}")
 
 
 @hawkbit.command()
 @click.option("--dry-run", is_flag=True, help="Only show what differs.")
 @click.pass_obj
 def reconcile(session: Any, dry_run: bool) -> None:
-    """Compare what dfud wants, what hawkBit wants and what each device runs; mend what can be mended."""
+    """Compare what dfud wants, what hawkBit wants and what each device runs; mend what can be mended.
+
+    Exit code 1: something that was to be mended still differs.
+    """
     query = "?dryRun=true" if dry_run else ""
     found = session.request("POST", f"{BASE}/apps/{session.app}/reconcile{query}")
     if session.json:
         session.show(found)
-        return
+    else:
+        _show(session, found)
+    if found["failed"]:
+        click.get_current_context().exit(1)
+
+
+def _show(session: Any, found: Any) -> None:
     for row in found["rows"]:
         versions = f"dfud {row['desired'] or '-'}  hawkBit {row['hawkbit'] or '-'}  device {row['actual'] or '-'}"
-        click.echo(f"{row['device']:24} {row['finding']:22} {versions}  {row['result'] or row['action']}")
+        session.say(f"{row['device']:24} {row['finding']:22} {versions}  {row['result'] or row['action']}")
     under_way = sum(row["result"] == "under way" for row in found["rows"])
-    click.echo(
+    session.say(
         f"{found['devices']} devices, {found['inSync']} in sync, {len(found['rows'])} differ; "
         f"{found['mended']} mended, {under_way} under way, {found['failed']} still differ",
         err=True,
@@ -74,5 +82,5 @@ def take_over(session: Any, yes: bool) -> None:
 def confirm(session: Any, device: str, deny: bool) -> None:
     """Confirm for a device what waits for it in hawkBit."""
     query = "?deny=true" if deny else ""
-    found = session.request("POST", f"{BASE}/apps/{session.app}/confirm/{quote(device, safe='')}{query}")
+    found = session.request("POST", session.path(f"{BASE}/apps", session.app, "confirm", device) + query)
     session.done(f"{found['version']} is {found['confirmation']} for {device}", **found)

@@ -115,6 +115,11 @@ class Feed:
         self._devices.look.add(key)
         self._worker.work.poke(key, self._now())
 
+    def _ask(self, key: str) -> None:
+        """Have a device's attributes sent: hawkBit asks for them."""
+        self._known.asked.add(key)
+        self._worker.work.poke(key, self._now())
+
     async def resync(self) -> None:
         """List every open action, and look where that differs from what dfud believes."""
         offset, clock_s = 0, 0.0
@@ -156,7 +161,7 @@ class Feed:
             self._known.recheck.add(key)
             self._worker.work.poke(key, self._now())
         elif row.request_attributes and not foreign:
-            self.look(key)
+            self._ask(key)
 
     async def windows(self) -> None:
         """Look at actions that wait for their window or for confirmation: no time of a row moves when that is over."""
@@ -201,5 +206,7 @@ class Feed:
                 self._seen.setdefault(key, None)
                 await trio.sleep(self._config.retry_max_s)
             return
-        if offer.attributes or offer.action != self._known.bound.get(key, 0):
+        if offer.attributes:
+            self._ask(key)
+        if offer.action != self._known.bound.get(key, 0):
             self.look(key)

@@ -7,13 +7,16 @@ from dfud_hawkbit import records
 from dfud_hawkbit.names import target_id
 from dfud_hawkbit.records import Link
 
+SPARE = 1000  # addresses that are kept of devices without a target
+
 
 class Known:
     """targets: the device of each target. bound: the open action of each device that has one.
 
     windows: devices whose action waits for its time, or to be confirmed. foreign: devices whose target is another dfud's.
-    recheck: devices whose target may have come to be another's. addresses: where devices spoke from last.
-    problems: what does not get into hawkBit and why, for people; by device, or "firmware APP/VERSION".
+    recheck: devices whose target may have come to be another's. asked: devices whose attributes hawkBit asks for.
+    addresses: where devices spoke from last. problems: what does not get into hawkBit and why, for people; by device, or
+    "firmware APP/VERSION".
     """
 
     def __init__(self) -> None:
@@ -22,6 +25,7 @@ class Known:
         self.windows: set[str] = set()
         self.foreign: set[str] = set()
         self.recheck: set[str] = set()
+        self.asked: set[str] = set()
         self.addresses: dict[str, str] = {}
         self.problems: dict[str, str] = {}
 
@@ -32,6 +36,7 @@ class Known:
             self.targets.pop(target_id(*records.split(key)), None)
             self.addresses.pop(key, None)
             self.recheck.discard(key)
+            self.asked.discard(key)
             return
         self.targets[target_id(*records.split(key))] = key
         if link.action:
@@ -50,6 +55,7 @@ class Known:
         self.foreign.discard(key)
 
     def heard(self, event: DeviceAddress) -> None:
-        key = self.targets.get(target_id(event.app, event.device))
-        if key is not None:
+        key = records.device_key(event.app, event.device)
+        # A new device speaks before hawkBit has its target; of one that was deleted nothing is kept for long.
+        if key in self.addresses or len(self.addresses) < len(self.targets) + SPARE:
             self.addresses[key] = event.address

@@ -82,7 +82,7 @@ class Reconciler:
                 report.rows.append(row)
                 mending.append((name, row))
         if not dry_run:
-            await self._parts.worker.retry_firmware(app_name)
+            await self._parts.publishing.retry(app_name)
         known: set[str] = set()
         async for view in self._views(app_name):
             target = target_id(app_name, view.device.name)
@@ -143,7 +143,7 @@ class Reconciler:
             while left and trio.current_time() - since_s < STILL_S:
                 soon_s = self._store.now() + SOON_S
                 now = worker.work.due(keys, soon_s)
-                now |= {key for key in keys if worker.firmware_work.due([key.removeprefix("firmware ")], soon_s)}
+                now |= {key for key in keys if self._parts.publishing.work.due([key.removeprefix("firmware ")], soon_s)}
                 if len(now) < len(left):
                     since_s = trio.current_time()
                 left = now

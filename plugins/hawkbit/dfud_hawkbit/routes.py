@@ -39,7 +39,7 @@ class HawkbitRoutes(UserRoutes):
                     "answered": feedback.at(answering.answered_s) if answering.answered_s else "",
                     "unansweredSince": feedback.at(answering.since_s) if answering.silent_s() else "",
                     "owner": store.parts.owner.mark,
-                    "waiting": {"devices": len(worker.work), "firmware": len(worker.firmware_work)},
+                    "waiting": {"devices": len(worker.work), "firmware": len(store.parts.publishing.work)},
                     "problems": dict(sorted(store.parts.known.problems.items())[:100]),
                     "requests": dict(sorted(store.parts.client.requests.items())),
                     "failures": dict(sorted(store.parts.client.failures.items())),
@@ -72,8 +72,12 @@ class HawkbitRoutes(UserRoutes):
                 raise RefusedError(f"nothing of device {device} waits to be confirmed")
             word = "denied" if request.args.get("deny") == "true" else "confirmed"
             told = {"confirmation": word, "details": feedback.details([f"{word} by {g.user.name}"])}
-            await store.parts.client.feedback(target_id(name, device), "confirmationBase", link.action, told)
+            taken = await store.parts.client.feedback(target_id(name, device), "confirmationBase", link.action, told)
             store.parts.feed.look(key)
+            if not taken:
+                raise RefusedError(
+                    f"nothing of device {device} waits to be confirmed in hawkBit any longer: look again"
+                )
             return _json({"device": device, "version": link.version, "confirmation": word})
 
 

@@ -49,6 +49,7 @@ from dfud_hawkbit.feed import Feed
 from dfud_hawkbit.firmware import FirmwareSync
 from dfud_hawkbit.known import Known
 from dfud_hawkbit.owner import Ownership
+from dfud_hawkbit.publishing import Publishing
 from dfud_hawkbit.records import Link
 from dfud_hawkbit.sync import DeviceSync
 from dfud_hawkbit.worker import Worker
@@ -69,7 +70,8 @@ class Parts:
         self.write_back = WriteBack(store, self.client, self.owner, config, now, look)
         self.devices = DeviceSync(store, self.client, self.firmware, self.write_back, self.known, config, now, look)
         self.bulk = Bulk(self.client, self.firmware, self.devices, self.write_back, self.owner, self.known, now)
-        self.worker = Worker(store, self.client, self.firmware, self.devices, self.bulk, self.known, config, now)
+        self.publishing = Publishing(store, self.firmware, self.known, config, now)
+        self.worker = Worker(store, self.client, self.publishing, self.devices, self.bulk, self.known, config, now)
         self.feed = Feed(self.client, self.worker, self.devices, self.owner, self.known, config, now)
         self.write_back.others = self.feed.others
 
@@ -78,7 +80,7 @@ class HawkbitStore(Store):
     """connect() must be called for hawkBit's wishes to reach devices; without it (`dfud init`) dfud's still reach hawkBit."""
 
     name = "hawkbit"
-    capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE})
+    capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE, Capability.OWN_ROLLOUTS})
 
     def __init__(self, config: HawkbitConfig, now: Callable[[], float] = time.time) -> None:
         self.config = config
@@ -154,7 +156,7 @@ class HawkbitStore(Store):
         found |= {
             f'dfud_hawkbit_failures_total{{kind="{k}"}}': float(n) for k, n in sorted(parts.client.failures.items())
         }
-        found["dfud_hawkbit_waiting"] = float(len(parts.worker.work) + len(parts.worker.firmware_work))
+        found["dfud_hawkbit_waiting"] = float(len(parts.worker.work) + len(parts.publishing.work))
         found["dfud_hawkbit_away"] = float(bool(parts.worker.health.problem))
         found["dfud_hawkbit_unanswered_seconds"] = parts.client.answering.silent_s()
         found["dfud_hawkbit_downloads_total"] = float(parts.firmware.downloads)
@@ -182,7 +184,7 @@ class HawkbitStore(Store):
         if not extra:
             await self.inner.commit(changes)
             return
-        work, firmware_work = self.parts.worker.work, self.parts.worker.firmware_work
+        work, firmware_work = self.parts.worker.work, self.parts.publishing.work
         work.hold(devices)
         firmware_work.hold(firmwares)
         try:
@@ -300,6 +302,9 @@ class HawkbitStore(Store):
 
     async def users_of(self, app: str, version: str) -> list[str]:
         return await self.inner.users_of(app, version)
+
+    async def counts(self, scope: str) -> dict[str, int]:
+        return await self.inner.counts(scope)
 
     async def document(self, collection: str, key: str) -> bytes | None:
         return await self.inner.document(collection, key)

@@ -102,7 +102,7 @@ class DeviceSync:
         address = self._known.addresses.get(case.key, case.link.address)
         offer = await self._client.offer(case.target, address)
         case.set(address=address)
-        case.asked = offer.attributes
+        case.asked = case.asked or offer.attributes
         if offer.kind == "cancel":
             await self._cancel(case, offer.action)
         elif offer.kind in ("update", "confirm"):

@@ -19,11 +19,11 @@ from dfud_hawkbit.bulk import Bulk
 from dfud_hawkbit.case import Case, Postponed
 from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
-from dfud_hawkbit.firmware import FirmwareSync, Unusable
 from dfud_hawkbit.health import Health
 from dfud_hawkbit.http import Away, Refused
 from dfud_hawkbit.known import Known
-from dfud_hawkbit.records import FirmwareSet, Link
+from dfud_hawkbit.publishing import Publishing, why
+from dfud_hawkbit.records import Link
 from dfud_hawkbit.sync import DeviceSync
 from dfud_hawkbit.work import Work
 
@@ -33,13 +33,13 @@ BulkStep = Callable[[list[Case]], Awaitable[None]]
 
 
 class Worker:
-    """work: devices ("APP/DEVICE") and apps ("APP/") that are due; firmware_work: firmware."""
+    """work: devices ("APP/DEVICE") and apps ("APP/") that are due."""
 
     def __init__(
         self,
         store: Store,
         client: Client,
-        firmware: FirmwareSync,
+        publishing: Publishing,
         devices: DeviceSync,
         bulk: Bulk,
         known: Known,
@@ -48,22 +48,19 @@ class Worker:
     ) -> None:
         self._store = store
         self._client = client
-        self._firmware = firmware
+        self._publishing = publishing
         self._devices = devices
         self._bulk_steps = bulk
         self._known = known
         self._config = config
         self._now = now
         self.work = Work()
-        self.firmware_work = Work()
         self.health = Health()
 
     async def load(self) -> None:
         """Take up what an earlier process left undone. Raises StoreError."""
         now_s = self._now()
-        async for key, _ in records.every(self._store, records.DIRTY_FIRMWARE):
-            self.firmware_work.poke(key, now_s)
-        await self.retry_firmware()
+        await self._publishing.load()
         async for key, _ in records.every(self._store, records.DIRTY):
             self.work.poke(key, now_s)
         async for key, value in records.every(self._store, records.LINKS):
@@ -71,16 +68,6 @@ class Worker:
             self._known.note(key, link or Link())
             if link is None:
                 self.work.poke(key, now_s)  # it is made again from both sides
-
-    async def retry_firmware(self, app: str = "") -> list[str]:
-        """Try again what hawkBit refused, of one app or of all; return which."""
-        found = []
-        async for key, value in records.every(self._store, records.SETS, f"{app}/" if app else ""):
-            known = records.decoded(records.SETS, key, value, FirmwareSet)
-            if known is None or not known.set_id or known.problem:
-                self.firmware_work.poke(key, self._now())
-                found.append(key)
-        return found
 
     async def run(self) -> None:
         """Work until cancelled; while hawkBit is away, try again with growing pauses."""
@@ -93,7 +80,8 @@ class Worker:
 
     async def _round(self) -> None:
         try:
-            await self._firmware_due()
+            if await self._publishing.due(self._awaited):
+                self.health.here("worker")
             await self._batch(self.work.take(self._now(), BATCH))
         except Away as away:
             await self.pause("worker", away)
@@ -116,54 +104,12 @@ class Worker:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(one, self.work)
-            nursery.start_soon(one, self.firmware_work)
-
-    # Firmware
-
-    async def _firmware_due(self) -> None:
-        for key, generation in self.firmware_work.take(self._now(), BATCH):
-            try:
-                await self._firmware_one(key, generation)
-            except Exception as error:
-                if isinstance(error, StoreError) and not isinstance(error, UnreadableError):
-                    raise
-                note("hawkbit.firmware", error, firmware=key)
-                self._known.problems[f"firmware {key}"] = _why(error)
-                self.firmware_work.failed(key, self._now(), self._config.retry_max_s, self._config.retry_max_s)
-
-    async def _firmware_one(self, key: str, generation: int) -> None:
-        app, version = records.split(key)
-        try:
-            if await self._store.firmware(app, version) is None:
-                await self._withdraw(app, version)
-            else:
-                await self._firmware.push(app, version)
-            self._known.problems.pop(f"firmware {key}", None)
-            self._awaited(app)
-        except (Refused, Unusable) as error:
-            self._known.problems[f"firmware {key}"] = str(error)
-            log.error("a firmware does not get into hawkBit", extra={"firmware": key, "why": str(error)})
-        except Away as away:
-            if away.everywhere:
-                raise
-            self._known.problems[f"firmware {key}"] = str(away)
-            self.firmware_work.failed(key, self._now(), self._config.retry_s, self._config.retry_max_s)
-            return
-        if self.firmware_work.unchanged(key, generation):
-            await self._store.commit(await records.forget(self._store, records.DIRTY_FIRMWARE, key))
-        self.firmware_work.finish(key, generation)
-        self.health.here("worker")
+            nursery.start_soon(one, self._publishing.work)
 
     def _awaited(self, app: str) -> None:
         """Look again at the devices that could not get something; this may have been it."""
         for key in [k for k in self._known.problems if k.startswith(f"{app}/")]:
             self.work.poke(key, self._now())
-
-    async def _withdraw(self, app: str, version: str) -> None:
-        known = await records.get(self._store, records.SETS, records.firmware_key(app, version), FirmwareSet)
-        if known is not None and known.set_id:
-            await self._firmware.withdraw(app, version, known)
-        await self._store.commit(await records.forget(self._store, records.SETS, records.firmware_key(app, version)))
 
     # Devices
 
@@ -183,7 +129,7 @@ class Worker:
             link = await records.get(self._store, records.LINKS, key, Link) or Link()
             if key in self._known.recheck:
                 link = msgspec.structs.replace(link, registered=False)
-            case.link = link
+            case.link, case.asked = link, key in self._known.asked
             cases.append(case)
         living = [case for case in cases if case.view is not None]
         await self._bulk(self._bulk_steps.register, [c for c in living if not c.link.registered])
@@ -209,7 +155,7 @@ class Worker:
                 raise
             await self._apart(step, cases, away)
         except Exception as error:
-            if isinstance(error, StoreError) and not isinstance(error, UnreadableError):
+            if isinstance(error, StoreError) and not isinstance(error, (UnreadableError, Refused)):
                 raise
             await self._apart(step, cases, error)
 
@@ -223,15 +169,16 @@ class Worker:
     def _stumbled(self, case: Case, error: Exception) -> None:
         """Leave a device alone for a while."""
         first_s = self._config.retry_s
-        if isinstance(error, Away):
-            why = str(error)
-            log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": why})
+        if isinstance(error, (Away, Refused)):
+            text = str(error)
+            if text != self._known.problems.get(case.key):
+                log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": text})
         else:
             # A defect must not take the others along, nor be tried in a loop.
             note("hawkbit.device", error, target=case.target)
-            why = _why(error)
+            text = why(error)
             first_s = self._config.retry_max_s
-        self._known.problems[case.key] = why
+        self._known.problems[case.key] = text
         self.work.failed(case.key, self._now(), first_s, self._config.retry_max_s)
         case.put_off = True
 
@@ -270,6 +217,8 @@ class Worker:
             case.view = None
             case.later(self._now())
         except Refused as refused:
+            if case.view is None:
+                return self._stumbled(case, refused)  # a target that cannot be deleted
             case.set(problem=str(refused))
             if refused.status == 404:
                 case.set(registered=False)  # somebody deleted the target; it is made again
@@ -290,6 +239,8 @@ class Worker:
         except NotFoundError:
             await self._store.commit(changes[:1])
         self._known.recheck.discard(case.key)
+        if not case.asked:
+            self._known.asked.discard(case.key)
         self._known.note(case.key, case.link)
         if case.unanswered:
             self.work.failed(case.key, self._now(), self._config.retry_s, self._config.retry_max_s)
@@ -324,12 +275,7 @@ class Worker:
         async for firmware_key, _ in records.every(self._store, records.SETS, key):
             with suppress(UnreadableError):
                 if await self._store.firmware(*records.split(firmware_key)) is None:
-                    self.firmware_work.poke(firmware_key, now_s)
+                    self._publishing.work.poke(firmware_key, now_s)
         if self.work.unchanged(key, generation):
             await self._store.commit(await records.forget(self._store, records.DIRTY, key))
         self.work.finish(key, generation)
-
-
-def _why(error: Exception) -> str:
-    """Say for people what went wrong; what is no error of ours in words is in the log."""
-    return str(error) if isinstance(error, UnreadableError) else f"{type(error).__name__}, see the log"

@@ -16,7 +16,7 @@ from dfud_hawkbit.case import Case
 from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.desire import attributes_of, digest_of
-from dfud_hawkbit.http import Away, Refused
+from dfud_hawkbit.http import Refused
 from dfud_hawkbit.owner import Ownership
 from dfud_hawkbit.records import FirmwareSet
 
@@ -141,7 +141,8 @@ class WriteBack:
         except Refused as refused:
             if refused.quota and told["status"]["execution"] not in ("closed", "rejected"):
                 raise
-            log.warning("hawkBit refuses a feedback", extra={"target": case.target, "why": str(refused)})
+            if not case.link.problem:
+                log.warning("hawkBit refuses a feedback", extra={"target": case.target, "why": str(refused)})
         return await self._client.feedback(case.target, kind, action, feedback.bare(told))
 
     async def end(self, case: Case, kind: str, action: int, told: Any) -> bool:
@@ -222,11 +223,3 @@ class WriteBack:
                 raise
             return False
         return True
-
-
-def put_off(case: Case, away: Away) -> None:
-    """Leave a device alone for now that hawkBit stumbles over; what concerns all of them is raised."""
-    if away.everywhere:
-        raise away
-    case.put_off = True
-    log.warning("hawkBit stumbles over a device", extra={"target": case.target, "why": str(away)})

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from dfud.api import (
+    AddCounts,
     Change,
     ConflictError,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
@@ -27,6 +29,7 @@ from dfud_local.encoding import text
 from dfud_local.limits import Limits
 
 Cursor = sqlite3.Connection
+TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 
 
 class Changes:
@@ -104,7 +107,13 @@ class Changes:
                 self._put_deployment(deployment, bodies[0])
                 if entry is not None:
                     self._append(entry.app, entry.device, bodies[1])
-            case PutDocument(collection, key, value, create):
+            case PutDocument(collection, key, value, create, expect):
+                if expect is not None:
+                    row = db.execute(
+                        "SELECT value FROM document WHERE collection=? AND key=?", (collection, key)
+                    ).fetchone()
+                    if row is None or bytes(row[0]) != expect:
+                        raise ConflictError(f"{collection} {key} has changed since it was read")
                 verb = "INSERT" if create else "INSERT OR REPLACE"
                 try:
                     db.execute(f"{verb} INTO document VALUES (?,?,?)", (collection, key, value))
@@ -113,6 +122,13 @@ class Changes:
             case DeleteDocument(collection, key):
                 if not db.execute("DELETE FROM document WHERE collection=? AND key=?", (collection, key)).rowcount:
                     raise NotFoundError(f"no {collection} {key}")
+            case AddCounts(scope, add):
+                db.executemany(
+                    "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number",
+                    [(scope, name, number) for name, number in add.items()],
+                )
+            case DeleteCounts(scope):
+                db.execute("DELETE FROM count WHERE scope=?", (scope,))
             case TrimDocuments(collection, keep):
                 db.execute(
                     "DELETE FROM document WHERE collection=?1 AND key<="
@@ -143,7 +159,10 @@ class Changes:
         )
 
     def _append(self, app: str, device: str, body: bytes) -> None:
-        """Append to a device's history. Its entries are counted, so the one that has to go is found without a walk."""
+        """Append to a device's history. Its entries are counted, so those that have to go are found without a walk.
+
+        Entries from before they were counted have the number 0. A few go with each new one, so that no commit takes long.
+        """
         query = "SELECT number FROM history WHERE app=? AND device=? ORDER BY number DESC LIMIT 1"
         newest = self._db.execute(query, (app, device)).fetchone()
         number = 1 if newest is None else newest[0] + 1
@@ -151,8 +170,9 @@ class Changes:
             "INSERT INTO history (app, device, number, body) VALUES (?,?,?,?)", (app, device, number, body)
         )
         self._db.execute(
-            "DELETE FROM history WHERE app=? AND device=? AND number<=?",
-            (app, device, number - self._limits.history_per_device),
+            "DELETE FROM history WHERE id IN (SELECT id FROM history WHERE app=? AND device=? AND number<=? "
+            "ORDER BY number, id LIMIT ?)",
+            (app, device, number - self._limits.history_per_device, TRIMMED_AT_ONCE),
         )
 
 

@@ -193,7 +193,7 @@ class ReadingStore(Store):
         )
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        query = "SELECT number, body FROM history WHERE app=? AND device=? ORDER BY number DESC LIMIT ?"
+        query = "SELECT id, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
         found: list[HistoryEntry] = []
         for number, body in await self._reader.rows(query, app, device, limit):
             try:
@@ -229,6 +229,10 @@ class ReadingStore(Store):
             limit,
         )
         return [(text(row[0]), bytes(row[1])) for row in rows]
+
+    async def counts(self, scope: str) -> dict[str, int]:
+        rows = await self._reader.rows("SELECT name, number FROM count WHERE scope=? AND number<>0", scope)
+        return {text(row[0]): int(row[1]) for row in rows}
 
 
 _DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "

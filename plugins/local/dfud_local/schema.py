@@ -38,12 +38,12 @@ MIGRATIONS = (
     DROP INDEX deployment_of;
     CREATE INDEX deployment_of ON deployment (app, device, number, created);
     ALTER TABLE history ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
-    UPDATE history SET number = counted.number FROM
-        (SELECT id, row_number() OVER (PARTITION BY app, device ORDER BY id) AS number FROM history) AS counted
-        WHERE counted.id = history.id;
     DROP INDEX history_of;
-    CREATE UNIQUE INDEX history_of ON history (app, device, number);
+    CREATE INDEX history_of ON history (app, device, number);
     CREATE INDEX firmware_blob ON firmware (sha256);
+    """,
+    """
+    CREATE TABLE count (scope TEXT, name TEXT, number INTEGER NOT NULL, PRIMARY KEY (scope, name)) WITHOUT ROWID;
     """,
 )
 

@@ -341,12 +341,12 @@ class Harness:
         """Wait until hawkBit has been told everything."""
 
         async def ask() -> bool:
-            worker = self.store.parts.worker
-            return not worker.work and not worker.firmware_work and not self.store.parts.devices.look
+            parts = self.store.parts
+            return not parts.worker.work and not parts.publishing.work and not parts.devices.look
 
         def left() -> tuple[int, int]:
-            worker = self.store.parts.worker
-            return len(worker.work) + len(worker.firmware_work), len(self.store.parts.devices.look)
+            parts = self.store.parts
+            return len(parts.worker.work) + len(parts.publishing.work), len(parts.devices.look)
 
         await until("nothing waits for hawkBit", ask, moving=left)
 

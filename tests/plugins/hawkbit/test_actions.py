@@ -405,3 +405,16 @@ async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path) 
         print("requests:", dict(requests))
         assert requests["ddi feedback"] <= 4 * count, requests
         assert requests["ddi poll"] <= 2 * count, requests
+
+
+async def test_a_confirmation_that_came_too_late_is_not_called_one(hawkbit: Server, tmp_path: Path) -> None:
+    async with harness_at(hawkbit, tmp_path, poll_s=3600.0) as harness, person_at(hawkbit) as person:
+        async with settings(person, user__confirmation__flow__enabled=True):
+            await harness.device()
+            action = await person.assign(await person.simple_set("2.0", NEW), harness.target(), confirmationRequired=True)
+            harness.store.parts.feed.look(f"{harness.app}/d1")
+            await until("it is on hold", lambda: harness.is_wanted("2.0"))
+            told = {"confirmation": "confirmed", "details": ["by a user"]}
+            client = harness.store.parts.client
+            assert await client.feedback(harness.target(), "confirmationBase", action, told)
+            assert not await client.feedback(harness.target(), "confirmationBase", action, told), "it waits no longer"

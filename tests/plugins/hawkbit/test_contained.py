@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from dfud_hawkbit.records import LINKS, SETS
 
-from dfud.api import Device, Metadata, PutDevice, PutDocument, UnreadableError, faults
+from dfud.api import DeleteDevice, Device, Metadata, PutDevice, PutDocument, UnreadableError, faults
 from tests.plugins.hawkbit.harness import Server, harness_at, person_at, until, whole_way
 from tests.plugins.hawkbit.model.routes import Response
 from tests.plugins.hawkbit.server import Hawkbit
@@ -217,3 +217,45 @@ async def test_a_device_whose_record_cannot_be_read_is_that_device(
         await harness.store.commit([PutDevice(Device(Metadata("d1", harness.app), {"firmware": {"version": "2.0"}}))])
         broken.clear()
         await harness.action_of("d1")
+
+
+async def test_a_target_that_cannot_be_looked_at_or_deleted_is_that_target(hawkbit: Hawkbit, tmp_path: Path) -> None:
+    """hawkBit's user may be allowed less than dfud needs; the others are made and deleted all the same."""
+    model = hawkbit.model
+    if model is None:
+        pytest.skip("a real hawkBit does not refuse on request")
+    no = b'{"errorCode": "hawkbit.server.error.insufficientpermission", "message": "not allowed"}'
+    refusal = Response(403, no, {"content-type": "application/json"})
+    async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
+        known, first, second = harness.store.parts.known, harness.target("d1"), harness.target("d2")
+        await person.ask("POST", "/targets", json=[{"controllerId": first}])
+        model.fail_next("GET", f"/rest/v1/targets/{first}", refusal, times=100_000)
+        model.fail_next("DELETE", f"/rest/v1/targets/{first}", refusal, times=100_000)
+
+        async def told() -> bool:
+            return "not allowed" in known.problems.get(f"{harness.app}/d1", "")
+
+        try:
+            await harness.registry.create_device(harness.app, Device(Metadata("d1")), "test")
+            await harness.registry.create_device(harness.app, Device(Metadata("d2")), "test")
+            await harness.registered("d2")
+            await until("it is told", told)
+            model.fail_next_clear()
+            await harness.registered("d1")
+            model.fail_next("DELETE", f"/rest/v1/targets/{first}", refusal, times=100_000)
+            before = harness.store.parts.client.requests["mgmt delete"]
+            for name in ("d1", "d2"):
+                await harness.store.commit([DeleteDevice(harness.app, name)])
+
+            async def gone() -> bool:
+                found = await person.ask("GET", "/targets", params={"q": f"controllerId=={harness.app}:*"})
+                return [row["controllerId"] for row in found["content"]] == [first]
+
+            await until("the other is deleted", gone)
+            await until("it is told", told)
+            assert second not in known.targets
+            assert harness.store.parts.client.requests["mgmt delete"] - before < 50, "it is tried with pauses"
+        finally:
+            model.fail_next_clear()
+        await harness.quiet()
+        assert not known.targets and not known.problems

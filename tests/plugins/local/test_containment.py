@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,33 @@ async def test_a_writer_that_dies_fails_every_commit_and_the_store(
     assert await store.app("app2") is None
     await store.commit([PutApp(an_app("app2"))])
     assert store.problem() == ""
+
+
+async def test_a_writer_that_is_stuck_is_a_problem_until_it_goes_on(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs: /readyz has to say so, although nothing has failed."""
+    monkeypatch.setattr(writer_module, "STUCK_S", 0.0)
+    real, stuck, go_on = writer_module.Writer._write, threading.Event(), threading.Event()
+
+    def hanging(*arguments: Any) -> None:
+        stuck.set()
+        go_on.wait(30)
+        real(*arguments)
+
+    monkeypatch.setattr(writer_module.Writer, "_write", hanging)
+    assert store.problem() == ""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.commit, [PutApp(an_app("slow"))])
+        await trio.to_thread.run_sync(stuck.wait)
+        with trio.fail_after(10):
+            while "has been writing for" not in store.problem():
+                await trio.lowlevel.checkpoint()
+        go_on.set()
+    assert await store.app("slow") is not None
+    with trio.fail_after(10):
+        while store.problem():  # the thread says so after it has answered
+            await trio.lowlevel.checkpoint()
 
 
 async def test_a_device_that_cannot_be_read_costs_itself_until_it_is_put_again(

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import trio
 from dfud_local.limits import Limits
-from dfud_local.schema import MIGRATIONS, migrate
+from dfud_local.schema import MIGRATIONS
 from dfud_local.store import LocalStore
 
 from dfud.api import Bus, DeleteDevice, HistoryEntry, PutApp, PutDeployment, PutDevice, State
@@ -65,15 +65,24 @@ async def test_the_oldest_finished_deployments_go_and_open_ones_stay(nursery: tr
     assert len(await store.deployments("app1", "dev2")) == 1
 
 
-def test_histories_from_before_are_counted_in_their_order(tmp_path: Path) -> None:
-    database = sqlite3.connect(tmp_path / "db", isolation_level=None)
+async def test_a_history_from_before_keeps_its_order_and_goes_first(nursery: trio.Nursery, tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "dfud.sqlite3", isolation_level=None)
     for migration in MIGRATIONS[:2]:
         database.executescript(migration)
     database.execute("PRAGMA user_version=2")
-    for device, body in (("d1", b"a"), ("d2", b"b"), ("d1", b"c"), ("d1", b"d")):
-        database.execute("INSERT INTO history (app, device, body) VALUES ('app1', ?, ?)", (device, body))
-    database.execute("INSERT INTO deployment VALUES ('old', 'app1', 'd1', '1.0', 5.0, 1, x'80')")
-    migrate(database)
-    rows = database.execute("SELECT device, number, body FROM history ORDER BY device, number").fetchall()
-    assert rows == [("d1", 1, b"a"), ("d1", 2, b"c"), ("d1", 3, b"d"), ("d2", 1, b"b")]
-    assert database.execute("SELECT id, number, created FROM deployment").fetchall() == [("old", 0, 5.0)]
+    old = [msgspec.msgpack.encode(entry("dev1", n)) for n in range(200)]
+    database.executemany("INSERT INTO history (app, device, body) VALUES ('app1', 'dev1', ?)", [(body,) for body in old])
+    before = msgspec.msgpack.encode(a_deployment(7))
+    database.execute("INSERT INTO deployment VALUES (?, 'app1', 'dev1', '1.0', 5.0, 1, ?)", (a_deployment(7).id, before))
+    database.close()
+    store = await open_store(nursery, tmp_path, Limits(history_per_device=3))
+    assert [e.code for e in await store.history("app1", "dev1", limit=4)] == [199, 198, 197, 196]
+    assert await store.deployments("app1", "dev1") == [a_deployment(7)]
+    left = []
+    for number in range(200, 208):
+        await store.commit([PutDeployment(a_deployment(7), entry("dev1", number))])
+        history = [e.code for e in await store.history("app1", "dev1", limit=1000)]
+        assert history == list(range(number, number - len(history), -1))
+        left.append(len(history))
+    # The first three have a place; then a bounded number goes with each commit, down to the limit.
+    assert left == [201, 202, 139, 76, 13, 3, 3, 3]

@@ -1,0 +1,39 @@
+"""The two ends of a start that need no agent: is it a trial, and what went wrong. Not kept in RAM."""
+
+import io
+import sys
+
+from dfu import flash
+
+
+def partition(subtype):
+    import esp32
+
+    return esp32.Partition.find(esp32.Partition.TYPE_DATA, subtype)[0]
+
+
+def slot():
+    import esp32
+
+    return 1 if esp32.Partition(esp32.Partition.RUNNING).info()[4] == "ota_1" else 0
+
+
+def arm(ms):
+    """If the running image is on trial, have the watchdog reset the chip after `ms`: until the agent feeds it, nobody does."""
+    state = flash.State(partition(0x40))
+    if state.phase == flash.TRIAL and state.slot == slot():
+        import machine
+
+        from dfu.trial import feed
+
+        feed(machine, ms)
+
+
+def keep(what):
+    """Keep a text, or an exception's traceback, for the server to be told; and show it on the console."""
+    if not isinstance(what, str):
+        out = io.StringIO()
+        sys.print_exception(what, out)
+        what = out.getvalue().rstrip()
+    print("dfu:", what)
+    flash.Diagnostics(partition(0x43)).text(slot(), what)

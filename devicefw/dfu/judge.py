@@ -1,0 +1,57 @@
+"""Whether an update may be installed here. Not kept in RAM: it is needed once an update."""
+
+import gc
+import hashlib
+
+from dfu import flash
+from dfu.errors import BASE, DOWNGRADE, HARDWARE, INTERNAL, SIGNATURE, TOO_LARGE, UpdateError
+from dfu.update import FULL, MAPPED
+
+CONTEXT = b"dfud manifest 1\0"
+ALLOW_DOWNGRADE = 1
+
+
+def judge(update, slots, app, hardware):
+    """Raise UpdateError unless this device may install what `update` brings. Nothing is written before.
+
+    Without a key in dfu_keys the device is open, and the signature is not looked at.
+    """
+    m = update.manifest
+    if m.sha256 == slots.digest:
+        # Whoever repeats it makes the device write its fallback over, and reset, for nothing.
+        raise UpdateError(INTERNAL, "this image is running already")
+    keys, state = flash.keys(slots.trusted), slots.state
+    if keys is None:
+        raise UpdateError(SIGNATURE, "the key log cannot be read")
+    if keys:
+        known = [key for key in keys if hashlib.sha256(key).digest()[:8] == m.key]
+        if not known or len(m.signature) != 64 or not _verify(known[0], CONTEXT + m.signed, m.signature):
+            raise UpdateError(SIGNATURE, "no trusted key signed the manifest")
+    if m.app != app:
+        raise UpdateError(SIGNATURE, "the manifest is for app " + m.app)
+    if m.hardware != hardware:
+        raise UpdateError(HARDWARE, "the manifest is for " + m.hardware)
+    if m.floor > m.sequence:
+        # Once confirmed, the bootloader would refuse the very image that raised the floor.
+        raise UpdateError(DOWNGRADE, "floor %d is above the manifest's own sequence %d" % (m.floor, m.sequence))
+    if m.sequence < state.floor:
+        # The bootloader would not boot it, and the fallback would be lost to it.
+        raise UpdateError(DOWNGRADE, "sequence %d, the floor is %d" % (m.sequence, state.floor))
+    if m.sequence < state.accept and not m.flags & ALLOW_DOWNGRADE:
+        raise UpdateError(DOWNGRADE, "sequence %d, at least %d is accepted" % (m.sequence, state.accept))
+    if m.size > slots.capacity:
+        raise UpdateError(TOO_LARGE, "%d bytes, the slot holds %d" % (m.size, slots.capacity))
+    if m.size != update.size:
+        raise UpdateError(SIGNATURE, "the manifest has another size than the package")
+    if not FULL <= update.kind <= MAPPED:
+        raise UpdateError(BASE, "package kind %d" % update.kind)
+    if update.kind != FULL and update.base != slots.digest:
+        raise UpdateError(BASE, "the package starts from another image")
+    m.signed = m.key = m.signature = None
+
+
+def _verify(key, message, signature):
+    gc.collect()
+    from dfu.ed25519 import verify
+
+    return verify(key, message, signature)

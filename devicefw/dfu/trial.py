@@ -1,0 +1,64 @@
+"""An image on trial: the watchdog, the time that it has, and its confirmation. Not kept in RAM.
+
+The RTC watchdog of an ESP32-C3 ends a trial that hangs. The bootloader starts it; ESP-IDF's start-up stops it again. Source: ESP32-C3
+TRM, "Low-Power Management", RTC_CNTL_WDT*: CONFIG0, and from there on CONFIG1, FEED and PROTECT.
+"""
+
+import asyncio
+
+from dfu import flash
+from dfu.backoff import BEGUN
+from dfu.errors import SELF_TEST
+
+WDT = 0x60008090
+SLOW_CLOCK_KHZ = 136
+UNCONFIRMED = 2
+
+
+def feed(machine, ms):
+    """Have the watchdog reset the chip after `ms` without this being called again; 0 stops it."""
+    mem32 = machine.mem32
+    mem32[WDT + 0x18] = 0x50D83AA1
+    if ms:
+        # The chip counts two cycles of the slow clock as one (ESP-IDF, rwdt_ll_config_stage).
+        mem32[WDT + 4] = ms * SLOW_CLOCK_KHZ // 2
+        mem32[WDT] = 1 << 31 | 3 << 28 | 7 << 16 | 7 << 13
+        mem32[WDT + 0x14] = 1 << 31
+    else:
+        mem32[WDT] = 0
+    mem32[WDT + 0x18] = 0
+
+
+async def watch(agent, fail):
+    """Feed the watchdog until the image is confirmed; give up when its time is over."""
+    left_ms = int(agent.config.get("confirm_s", 120) * 1000)
+    watchdog_ms = int(agent.config.get("watchdog_s", 8) * 1000)
+    test = agent.config.get("self_test")
+    feed(agent.machine, watchdog_ms)
+    if test is not None:
+        try:
+            test()
+        except Exception as error:
+            fail(SELF_TEST, error, agent)
+    step_ms = max(10, min(watchdog_ms // 4, 1000))
+    while not agent.confirmed.is_set():
+        if left_ms <= 0:
+            fail(UNCONFIRMED, "not confirmed in time", agent)
+        await asyncio.sleep_ms(step_ms)
+        left_ms -= step_ms
+        if agent.trial:
+            feed(agent.machine, watchdog_ms)
+
+
+def confirm(agent):
+    """Keep the image. Raises OSError if flash does not take it: the trial goes on then."""
+    m, state = agent.slots.manifest, agent.slots.state
+    # Bit 0 of `previous` is the fallback's; behind it the bootloader counts the starts of a trial (bootloader/FORMAT.md).
+    changes = {"phase": flash.CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0, "previous": state.previous & 1}
+    if m is not None:
+        changes["floor"] = min(max(state.floor, m.floor), m.sequence)
+        changes["accept"] = m.sequence
+    state.append(**changes)
+    agent.trial = False
+    agent.backoff.good(BEGUN)
+    feed(agent.machine, 0)

@@ -1,0 +1,263 @@
+"""rollout, channel: a firmware reaches a fleet in waves; and what a group of devices runs by a rule."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from dfud.cli.client import CliError, Session
+from dfud.cli.resources import pass_session
+from dfud.cli.show import Table, confirm, print_table, yes_option
+from dfud.model.names import check_name
+from dfud.model.selectors import parse_selector_untrusted
+from dfud.model.text import visible
+
+ENDED = frozenset({"finished", "aborted"})
+EXIT_STOPPED = 3  # as `dfuctl update --watch`: it ended otherwise than was wanted
+WATCH_S = 1.0
+
+
+@click.group()
+def rollout() -> None:
+    """Rollouts: a firmware reaches a fleet in waves, stops itself when it goes wrong, and says why.
+
+    \b
+    dfuctl rollout create spring 1.3 -l site=attic
+    dfuctl rollout show spring --watch
+    dfuctl rollout pause spring --reason "lunch"
+    """
+
+
+def _of(session: Session, name: str, *more: str) -> str:
+    return session.api("rollouts", name, *more)
+
+
+def _percents(text: str) -> list[dict[str, Any]]:
+    try:
+        return [{"percent": float(part)} for part in text.split(",")]
+    except ValueError:
+        raise CliError(f"--waves {text}: expected percentages such as 1,10,100") from None
+
+
+@rollout.command("create")
+@click.argument("name")
+@click.argument("version", required=False)
+@click.option("-l", "--selector", default="", help="Which devices, by their labels; all, without it.")
+@click.option("--waves", help="Percent of all in each wave, such as 1,10,100 (which is the default).")
+@click.option("--running", multiple=True, help="Only devices that run this version; may be repeated.")
+@click.option("--per-minute", type=click.IntRange(1), help="Devices told in a minute.")
+@click.option("--transfers", type=click.IntRange(1), help="Devices that are being updated at one time.")
+@click.option(
+    "--revert", is_flag=True, help="At too many errors take it back from those who took it, instead of pausing."
+)
+@click.option("--promote", is_flag=True, help="At its end, make the version the app's default.")
+@click.option(
+    "--spec", "spec_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The whole spec, as JSON."
+)
+@click.option("--draft", is_flag=True, help="Do not start it yet; `dfuctl rollout start` does.")
+@pass_session
+def rollout_create(
+    session: Session,
+    name: str,
+    version: str | None,
+    selector: str,
+    waves: str | None,
+    running: tuple[str, ...],
+    per_minute: int | None,
+    transfers: int | None,
+    revert: bool,
+    promote: bool,
+    spec_path: Path | None,
+    draft: bool,
+) -> None:
+    """Make rollout NAME of firmware VERSION. What no option says is in --spec (docs/rollouts.md)."""
+    check_name("rollout", name)
+    spec: dict[str, Any] = {}
+    if spec_path is not None:
+        try:
+            spec = json.loads(spec_path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise CliError(f"{spec_path} cannot be read as JSON: {error}") from error
+        if not isinstance(spec, dict):
+            raise CliError(f"{spec_path}: expected an object, the rollout's spec")
+    devices = dict(spec.get("devices", {})) if isinstance(spec.get("devices", {}), dict) else spec["devices"]
+    if selector:
+        parse_selector_untrusted(selector)
+        devices["selector"] = selector
+    if running:
+        devices["running"] = list(running)
+    given = {
+        "firmware": version,
+        "devices": devices or None,
+        "waves": _percents(waves) if waves else None,
+        "perMinute": per_minute,
+        "transfers": transfers,
+        "onError": "revert" if revert else None,
+        "promote": promote or None,
+    }
+    spec |= {key: value for key, value in given.items() if value is not None}
+    body = {"metadata": {"name": name}, "spec": spec, "draft": draft}
+    made = session.request("POST", session.api("rollouts"), json=body)
+    session.done(f"Rollout {name}: {made['status']['state']}.", **made)
+
+
+@rollout.command("list")
+@pass_session
+def rollout_list(session: Session) -> None:
+    """List the app's rollouts, the newest first."""
+    found = session.request("GET", session.api("rollouts"))
+    if session.json:
+        session.show(found)
+        return
+    rows = Table("NAME", "FIRMWARE", "STATE", "WAVE", "TOLD", "DONE", "FAILED", "REASON")
+    for one in found:
+        status, waves = one["status"], one["status"]["waves"]
+        done, bad = sum(w["done"] for w in waves), sum(w["failed"] + w["left"] for w in waves)
+        told = sum(w["told"] for w in waves)
+        name = one["metadata"]["name"]
+        rows.add_row(
+            name,
+            one["spec"].get("firmware", ""),
+            status["state"],
+            status["wave"],
+            told,
+            done,
+            bad,
+            status.get("reason", ""),
+        )
+    print_table(rows)
+
+
+@rollout.command("show")
+@click.argument("name")
+@click.option(
+    "--watch", is_flag=True, help="Go on showing it until it has ended or stopped; exit code 3 unless it finished."
+)
+@pass_session
+def rollout_show(session: Session, name: str, watch: bool) -> None:
+    """Show rollout NAME: each wave with what its devices came to, and what happened to it."""
+    found = session.request("GET", _of(session, name))
+    if session.json and not watch:
+        session.show(found)
+        return
+    console = Console(highlight=False)
+    if not watch:
+        console.print(_picture(found))
+        _say_history(session, found)
+        return
+    with Live(_picture(found), console=console, refresh_per_second=4, transient=False) as live:
+        while found["status"]["state"] not in {*ENDED, "paused"}:
+            time.sleep(WATCH_S)
+            found = session.request("GET", _of(session, name))
+            live.update(_picture(found))
+    _say_history(session, found)
+    if found["status"]["state"] != "finished":
+        raise click.exceptions.Exit(EXIT_STOPPED)
+
+
+def _say_history(session: Session, found: dict[str, Any]) -> None:
+    for one in found["status"]["history"]:
+        who = f" by {one['by']}" if one.get("by") else ""
+        why = f": {one['reason']}" if one.get("reason") else ""
+        session.say(f"{one['at']}  {one['event']}{who} -> {one['state']}, wave {one['wave']}{why}")
+
+
+def _picture(found: dict[str, Any]) -> RichTable:
+    """Return a bar a wave under a line that says where the rollout is."""
+    status = found["status"]
+    title = f"{found['metadata']['name']}: {found['spec'].get('firmware', '')}, {status['state']}"
+    if status.get("reason"):
+        title += f" ({status['reason']})"
+    table = RichTable(title=Text(visible(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("WAVE", "", "DONE", "OF", "UNDER WAY", "FAILED", "WENT BACK"):
+        table.add_column(column, justify="left" if column in ("WAVE", "") else "right")
+    for number, wave in enumerate(status["waves"], 1):
+        whole = max(wave["expected"], wave["told"])
+        mark = ">" if number == status["wave"] and status["state"] not in ENDED else " "
+        numbers = (str(wave[key]) for key in ("underWay", "failed", "left"))
+        bar = ProgressBar(total=max(1, whole), completed=wave["done"], width=30)
+        table.add_row(f"{mark}{number}", bar, str(wave["done"]), str(whole), *numbers)
+    return table
+
+
+def _action(name: str, text: str, *, asks: bool = False) -> click.Command:
+    @rollout.command(name, help=text)
+    @click.argument("rollout_name", metavar="NAME")
+    @click.option("--reason", default="", help="Kept with it, for whoever looks later.")
+    @yes_option
+    @pass_session
+    def act(session: Session, rollout_name: str, reason: str, yes: bool) -> None:
+        if asks:
+            confirm(f"{name.capitalize()} rollout {rollout_name} of app {session.app}?", yes)
+        found = session.request("POST", _of(session, rollout_name, name), json={"reason": reason})
+        session.done(f"Rollout {rollout_name}: {found['status']['state']}.", **found)
+
+    return act
+
+
+_action("start", "Start rollout NAME, which was made as a draft; or ask for its approval.")
+_action("approve", "Approve the start of rollout NAME (not by who made it), or its next wave.")
+_action("deny", "Refuse the start of rollout NAME, or its next wave.")
+_action("pause", "Tell no further device of rollout NAME. What is under way goes on.")
+_action("resume", "Go on with rollout NAME. What failed so far counts no longer against it.")
+_action("next", "Open the next wave of rollout NAME now, whatever the present one waits for.", asks=True)
+_action("revert", "Take rollout NAME back from the devices that took it.", asks=True)
+_action("abort", "End rollout NAME. Devices keep what they have.", asks=True)
+
+
+@rollout.command("delete")
+@click.argument("name")
+@yes_option
+@pass_session
+def rollout_delete(session: Session, name: str, yes: bool) -> None:
+    """Delete rollout NAME, which has ended or never began. Its devices then run what the rules and the app say."""
+    confirm(f"Delete rollout {name} of app {session.app}?", yes)
+    session.request("DELETE", _of(session, name))
+    session.done(f"Rollout {name} deleted.", rollout=name)
+
+
+@click.group()
+def channel() -> None:
+    """Channels: devices labelled `channel=NAME` run the version that the channel has."""
+
+
+@channel.command("set")
+@click.argument("name")
+@click.argument("version")
+@pass_session
+def channel_set(session: Session, name: str, version: str) -> None:
+    """Have the devices of channel NAME run VERSION: a rule of the app's `spec.rules`."""
+    check_name("label value", name)
+    session.request("GET", session.api("firmware", version))
+    rules = _rules(
+        session, lambda others: [{"selector": f"channel={name}", "firmware": {"version": version}}, *others], name
+    )
+    session.done(f"Channel {name} runs {version}.", rules=rules)
+
+
+@channel.command("remove")
+@click.argument("name")
+@pass_session
+def channel_remove(session: Session, name: str) -> None:
+    """End channel NAME: its devices run what other rules or the app say."""
+    rules = _rules(session, lambda others: others, name)
+    session.done(f"Channel {name} removed.", rules=rules)
+
+
+def _rules(session: Session, change: Any, name: str) -> list[Any]:
+    """Change the app's rules but for the channel's own, and return them; refused if the app changed meanwhile."""
+    app = session.request("GET", session.registry())
+    rules = app["spec"].get("rules", [])
+    app["spec"]["rules"] = change([r for r in rules if r.get("selector") != f"channel={name}"])
+    app.pop("status", None)
+    session.request("PUT", session.registry(), json=app)
+    return list(app["spec"]["rules"])

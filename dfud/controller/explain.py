@@ -1,0 +1,233 @@
+"""Why a device runs what it runs, in sentences: what decide() would answer to its last status, said for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from dfud.api import Actual, Deployment, Desired, DeviceView, Firmware, Rollout, State
+from dfud.controller.config import ControllerConfig
+from dfud.controller.decide import Why, decide
+from dfud.controller.observe import are_twins
+from dfud.wire.messages import Defer, Phase, Progress, Status
+
+NEVER_SEEN = "never-seen"
+SILENT = "silent"
+# Two polls may be lost before a device is silent.
+SILENT_POLLS = 3
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """code: stable, for programs; sentences: for people, the first the most important; todo: what a user can do, or "".
+
+    values: what the sentences are made of, by name.
+    """
+
+    code: str
+    sentences: list[str]
+    todo: str
+    values: dict[str, Any]
+
+
+def explain(
+    view: DeviceView,
+    desired: Desired,
+    target: Firmware | None,
+    policy: ControllerConfig,
+    now_s: float,
+    *,
+    rollouts: list[Rollout] | None = None,
+    published: bool = True,
+) -> Explanation:
+    """Explain a device. published: whether what it runs is a firmware of the app; rollouts: those of the app that are on.
+
+    The answer is that of the next status if it says what the last one said. Changes nothing.
+    """
+    actual, deployment = view.actual, view.deployment
+    values: dict[str, Any] = {"wanted": desired.version, "by": desired.origin}
+    said = [_wanted(desired)]
+    if actual is None:
+        sentence = "It has never reported, so nobody knows what it runs."
+        return Explanation(NEVER_SEEN, [sentence, *said], "Check its credentials, its power and its network.", values)
+    values |= {"running": actual.version, "seen": _time(actual.seen_s)}
+    verdict = decide(
+        actual.app,
+        actual.device,
+        _status(actual, deployment, now_s),
+        deployment,
+        desired,
+        target,
+        policy,
+        now_s,
+        heard=True,
+        twins=are_twins(actual.twins, now_s),
+    )
+    sentence, todo = SENTENCES[verdict.why](_Case(view, desired, target, verdict.reason, now_s, values))
+    stranger = "" if published else ", an image that nobody published here"
+    runs = f"It runs {actual.version}{stranger}, as it said at {_time(actual.seen_s)}."
+    said = [sentence, runs, *said]
+    silent_s = now_s - actual.seen_s
+    code = verdict.why.value
+    if silent_s > policy.seen_s + SILENT_POLLS * policy.poll_s and verdict.why is not Why.IN_SYNC:
+        code = SILENT
+        values["silentS"] = int(silent_s)
+        said.insert(0, f"It was not heard of since {_time(actual.seen_s)}.")
+        todo = "Check its power and its network."
+    said += _turn(desired, rollouts or [])
+    return Explanation(code, said, todo, values)
+
+
+class _Case(msgspec.Struct):
+    view: DeviceView
+    desired: Desired
+    target: Firmware | None
+    reason: str
+    now_s: float
+    values: dict[str, Any]
+
+    @property
+    def deployment(self) -> Deployment | None:
+        return self.view.deployment
+
+    @property
+    def wanted(self) -> str:
+        return self.desired.version
+
+
+def _time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _wanted(desired: Desired) -> str:
+    if not desired.version:
+        return "Nothing says what it should run."
+    who = {"device": "its own spec.firmware", "app": "the app's spec.firmware"}.get(desired.origin, desired.origin)
+    return f"It should run {desired.version}: {who} says so."
+
+
+def _turn(desired: Desired, rollouts: list[Rollout]) -> list[str]:
+    """Say which rollouts of the app are on, where none of them speaks for this device."""
+    if desired.rollout:
+        return []
+    return [
+        f"Rollout {r.name} to {r.spec.get('firmware')} is {r.status.state}, in wave {r.status.wave + 1}; "
+        "it does not speak for this device yet, or not at all."
+        for r in rollouts[:5]
+    ]
+
+
+def _status(actual: Actual, deployment: Deployment | None, now_s: float) -> Status:
+    """Return the status that the device would send if nothing had changed since the last one."""
+    progress = None
+    if deployment is not None and deployment.state in (State.FETCHING, State.WRITTEN) and deployment.package:
+        phase = Phase.WRITTEN if deployment.state is State.WRITTEN else Phase.FETCHING
+        progress = Progress(bytes.fromhex(deployment.package), deployment.chunks_done, phase)
+    defer = None
+    if actual.defer_until_s > now_s:
+        defer = Defer(actual.defer_reason, int(actual.defer_until_s - now_s) + 1)
+    return Status(
+        version=actual.version,
+        digest=bytes.fromhex(actual.sha256),
+        hardware=actual.hardware,
+        kinds=actual.kinds,
+        payload=actual.payload_bytes,
+        capacity=actual.capacity_bytes,
+        trial=actual.trial,
+        sequence=actual.sequence,
+        attributes=actual.attributes,
+        progress=progress,
+        defer=defer,
+    )
+
+
+def _sent(case: _Case) -> tuple[str, str]:
+    d = case.deployment
+    if d is None or d.final or case.target is None or d.sha256 != case.target.sha256:
+        return f"It will be told to update to {case.wanted} when it asks next.", ""
+    case.values |= {"state": str(d.state), "chunks": d.chunks_done, "of": d.chunks_total, "attempts": d.attempts}
+    if d.problem:
+        case.values["problem"] = d.problem
+        return f"Its package cannot be made: {d.problem}.", "Mend that; it is tried again by itself."
+    if d.state is State.PENDING:
+        return (
+            f"Its update to {case.wanted} is decided, and its package is being made or waits for the device to ask.",
+            "",
+        )
+    share = f"{d.chunks_done} of {d.chunks_total} chunks" if d.chunks_total else "not begun"
+    return f"It is being updated to {case.wanted}: {d.state}, {share}, last moved at {_time(d.updated_s)}.", ""
+
+
+def _left(case: _Case) -> tuple[str, str]:
+    d = case.deployment
+    assert d is not None
+    case.values |= {"state": str(d.state), "code": d.code, "at": _time(d.updated_s), "crashes": d.crashes}
+    why = f" and said: {d.text}" if d.text else ""
+    how = {
+        State.ROLLED_BACK: "ran it and went back",
+        State.FAILED: "could not be brought to it",
+        State.CANCELLED: "had it cancelled",
+    }.get(d.state, "left it")
+    todo = f"Publish a mended version, or let it try again: dfuctl retry {d.device}."
+    return f"{d.version} is not sent again: at {_time(d.updated_s)} the device {how}{why}.", todo
+
+
+def _held(text: str) -> Callable[[_Case], tuple[str, str]]:
+    def said(case: _Case) -> tuple[str, str]:
+        held = case.desired.held
+        until = ""
+        if held is not None and held.until_s:
+            case.values["until"] = _time(held.until_s)
+            until = f" Next at {_time(held.until_s)}."
+        return f"{text}{until}", ""
+
+    return said
+
+
+def _back_off(case: _Case) -> tuple[str, str]:
+    d = case.deployment
+    assert d is not None
+    case.values |= {"until": _time(d.not_before_s), "attempts": d.attempts, "code": d.code}
+    why = f" ({d.text})" if d.text else ""
+    sentence = f"Attempt {d.attempts} came to nothing{why}; the next one is at {_time(d.not_before_s)}."
+    return sentence, f"To try at once: dfuctl retry {d.device}."
+
+
+def _deferred(case: _Case) -> tuple[str, str]:
+    actual = case.view.actual
+    assert actual is not None
+    case.values |= {"deferred": actual.defer_reason, "until": _time(actual.defer_until_s)}
+    why = f": {actual.defer_reason}" if actual.defer_reason else ""
+    return f"The device puts it off until {_time(actual.defer_until_s)}{why}.", "Its application decides that."
+
+
+def _fixed(text: str, todo: str = "") -> Callable[[_Case], tuple[str, str]]:
+    return lambda case: (text.format(wanted=case.wanted, reason=case.reason.rstrip(".")), todo)
+
+
+SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
+    Why.IN_SYNC: _fixed("It runs what it should, {wanted}."),
+    Why.TRIAL: _fixed("It runs its image on trial and has not confirmed it yet.", "Its application calls confirm()."),
+    Why.NOTHING_WANTED: _fixed("Nothing is wanted of it.", "dfuctl update DEVICE VERSION."),
+    Why.BAD_SPEC: _fixed("{reason}.", "Correct the spec, or publish that version."),
+    Why.BARRED: _fixed("{reason}."),
+    Why.LEFT: _left,
+    Why.WINDOW: _held("It waits for its maintenance window."),
+    Why.RATE: _held("It waits for its turn: the rollout tells only so many a minute."),
+    Why.CEILING: _held("It waits for its turn: the rollout updates only so many at one time."),
+    Why.HARDWARE: _fixed("{reason}.", "Want a version that is for its hardware."),
+    Why.TOO_LARGE: _fixed("{reason}.", "Publish a smaller image, or give the device larger slots."),
+    Why.TWIN_ON_TRIAL: _fixed(
+        "Two boards use this identity, and the other one is on trial.", "Give each board its own."
+    ),
+    Why.HOLD: _fixed("Its update to {wanted} is on hold: {reason}.", "Remove hold from spec.firmware."),
+    Why.DEFERRED: _deferred,
+    Why.BACK_OFF: _back_off,
+    Why.DOWNLOAD_ONLY: _fixed(
+        "It has written {wanted} and does not switch to it, as was asked for.",
+        "Remove downloadOnly from spec.firmware.",
+    ),
+    Why.SENT: _sent,
+}

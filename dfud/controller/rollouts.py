@@ -1,0 +1,458 @@
+"""The rollouts: one owner of every rollout's status. Decides nothing by itself: `rollout_step.step()` does.
+
+A rollout is a document of the store, changed by compare-and-set; what its devices came to is counted in the commits of their
+deployments. What is kept in memory is a copy, so that nothing is lost when the process ends at any moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+import trio
+
+from dfud.api import (
+    Actual,
+    App,
+    AppChanged,
+    Bus,
+    Change,
+    ConflictError,
+    DeleteCounts,
+    DeleteDocument,
+    Deployment,
+    Desired,
+    Device,
+    Metadata,
+    NotFoundError,
+    PeerError,
+    PolicyChanged,
+    PutDocument,
+    RefusedError,
+    Rollout,
+    RolloutChanged,
+    Store,
+    contained,
+    note,
+)
+from dfud.controller.pace import Pace
+from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, waiting
+from dfud.model.counts import WaveCounts, read_counts
+from dfud.model.names import check_name
+from dfud.model.policy import Policy, shares_of
+from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
+from dfud.model.rollout_spec import read_plan_untrusted
+from dfud.model.rollout_states import FINAL, TABLE, Event, State
+from dfud.model.rollout_step import Step, apply, forgive, next_time, step
+
+log = logging.getLogger("dfud")
+COLLECTION = "rollout"
+HISTORY_MAX = 100
+GATHER_S = 0.05  # answers that come so close together are looked at once
+LOOK_S = 60.0  # however quiet it is
+PAGE = 1000
+TRIES = 8
+Promote = Callable[[str, str, str], Awaitable[None]]
+
+
+class _Entry(msgspec.Struct):
+    """One rollout as it is stored. plan None: its spec cannot be read, as `problem` says."""
+
+    rollout: Rollout
+    raw: bytes
+    plan: Plan | None
+    problem: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.rollout.app}/{self.rollout.name}"
+
+    @property
+    def uid(self) -> str:
+        return self.rollout.metadata.uid
+
+
+def scope_of(uid: str) -> str:
+    """Return the name under which the store counts for a rollout."""
+    return f"rollout/{uid}"
+
+
+class Rollouts:
+    """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
+
+    def __init__(self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None) -> None:
+        self._store = store
+        self._bus = bus
+        self._now = now
+        self._promote = promote
+        self._entries: dict[str, dict[str, _Entry]] = {}
+        self._policies: dict[str, tuple[str, Policy]] = {}
+        self._plans: dict[str, Plan] = {}
+        self._pace = Pace()
+        self._lock = trio.Lock()
+        self._news = trio.Event()
+        bus.subscribe(AppChanged, self._app_changed)
+
+    def _app_changed(self, event: AppChanged) -> None:
+        self._policies.pop(event.app, None)
+        if event.deleted and self._entries.get(event.app):
+            self._news.set()
+
+    # Deciding
+
+    def desired(
+        self, app: App, device: Device, actual: Actual | None, deployment: Deployment | None, now_s: float
+    ) -> Desired:
+        """Return what should run on a device. actual: what it says now; deployment: its newest one. Never raises."""
+        facts = Facts(
+            device=device.name,
+            labels=device.metadata.labels,
+            created=device.metadata.creation_timestamp,
+            actual=actual,
+            told=deployment.rollout if deployment is not None else "",
+        )
+        found = self._policy(app).wanted(device.spec, facts, deployment, now_s)
+        if not found.rollout or found.back or found.held is not None or facts.told == found.rollout:
+            return found
+        plan = self._plans.get(found.rollout)
+        if plan is None or (actual is not None and actual.version == found.version):
+            return found
+        return msgspec.structs.replace(found, held=self._pace.held(found.rollout, plan, now_s))
+
+    def told(self, deployment: Deployment, now_s: float) -> None:
+        """Note that a rollout's deployment begins: it counts against the rate."""
+        if (plan := self._plans.get(deployment.rollout)) is not None:
+            self._pace.spend(deployment.rollout, plan, now_s)
+
+    def counted(self, difference: dict[str, int]) -> None:
+        """Note what was counted in a commit that is done: counter to what was added (dfud.model.counts)."""
+        for name, number in difference.items():
+            uid, _, rest = name.partition("/")
+            if rest.endswith("/under_way"):
+                self._pace.moved(uid, number)
+        if difference:
+            self._news.set()
+
+    def _policy(self, app: App) -> Policy:
+        version, policy = self._policies.get(app.name, ("", None))
+        if policy is None or version != app.metadata.resource_version:
+            entries = self._entries.get(app.name, {})
+            rollouts = [
+                e.rollout for e in entries.values() if e.rollout.metadata.annotations.get("app") == app.metadata.uid
+            ]
+            policy = Policy(app.spec, rollouts)
+            self._policies[app.name] = (app.metadata.resource_version, policy)
+        return policy
+
+    # The engine
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read what is stored, report started, lead the rollouts until cancelled."""
+        await self._load()
+        task_status.started()
+        while True:
+            self._news = trio.Event()
+            await self._look()
+            with trio.move_on_after(self._pause_s()):
+                await self._news.wait()
+            await trio.sleep(GATHER_S)
+
+    def _pause_s(self) -> float:
+        now_s = self._now()
+        times = [
+            found
+            for entry in self._all()
+            if entry.plan is not None and (found := next_time(entry.plan, entry.rollout.status, now_s)) is not None
+        ]
+        return max(0.0, min([LOOK_S, *(t - now_s for t in times)]))
+
+    def _all(self) -> list[_Entry]:
+        return [entry for entries in self._entries.values() for entry in entries.values()]
+
+    async def _load(self) -> None:
+        self._entries.clear()
+        self._policies.clear()
+        after = ""
+        while page := await self._store.documents(COLLECTION, after=after, limit=PAGE):
+            after = page[-1][0]
+            for key, raw in page:
+                self._remember(key, raw)
+        for entry in self._all():
+            if entry.rollout.status.state not in FINAL:
+                counts = await self.counts(entry.uid)
+                self._pace.under_way(entry.uid, sum(c.under_way for c in counts.values()))
+
+    def _remember(self, key: str, raw: bytes) -> _Entry | None:
+        """Take a stored rollout into memory. One that cannot be read is named in the log, and speaks for nobody."""
+        try:
+            rollout = msgspec.json.decode(raw, type=Rollout)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            note("rollouts.record", error, rollout=key)
+            return None
+        entry = _Entry(rollout, raw, None)
+        try:
+            entry.plan = read_plan_untrusted(rollout.spec)
+            self._plans[entry.uid] = entry.plan
+        except PeerError as error:
+            entry.problem = str(error)
+        self._entries.setdefault(rollout.app, {})[rollout.name] = entry
+        self._policies.pop(rollout.app, None)
+        return entry
+
+    async def _look(self) -> None:
+        for entry in self._all():
+            with contained("rollouts.step", rollout=entry.key):
+                async with self._lock:
+                    current = self._entries.get(entry.rollout.app, {}).get(entry.rollout.name)
+                    if current is not None:
+                        await self._advance(current)
+
+    async def _advance(self, entry: _Entry) -> None:
+        status, plan = entry.rollout.status, entry.plan
+        app = await self._store.app(entry.rollout.app)
+        if app is None or app.metadata.uid != entry.rollout.metadata.annotations.get("app"):
+            await self._forget(entry, [])
+            return
+        if status.state in FINAL or status.state in (State.DRAFT, State.APPROVAL, State.PAUSED):
+            return
+        now_s = self._now()
+        if plan is None:
+            await self._pause(entry, "bad-spec", entry.problem)
+        elif await self._store.firmware(app.name, plan.version) is None:
+            await self._pause(entry, "not-published", f"firmware {plan.version} is no longer published")
+        elif status.state is State.SCHEDULED:
+            if now_s >= plan.start_s:
+                await self._start(entry, plan, now_s)
+        else:
+            after, steps = step(plan, status, await self.counts(entry.uid), now_s)
+            if any(s.event is Event.NEXT for s in steps):
+                after = await self._opened(entry, plan, after)
+            if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
+                assert self._promote is not None
+                await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
+            if steps:
+                await self._save(entry, after, steps)
+
+    async def _pause(self, entry: _Entry, code: str, reason: str) -> None:
+        before = entry.rollout.status
+        if before.state is State.REVERTING:
+            return
+        after = apply(before, Event.PAUSE, self._now(), code=code, reason=reason)
+        await self._save(entry, after, [Step(Event.PAUSE, before.state, after.state, code, reason)])
+
+    async def _start(self, entry: _Entry, plan: Plan, now_s: float) -> None:
+        """Fix who is in which wave, and open the first."""
+        before = entry.rollout.status
+        members = await self._members(entry, plan, now_s)
+        if not members:
+            await self._pause(entry, "nobody", "no device matches it now")
+            return
+        status = msgspec.structs.replace(
+            apply(before, Event.START, now_s),
+            started_s=now_s,
+            wave=0,
+            wave_since_s=now_s,
+            shares=tuple(str(s) for s in shares_of(plan, entry.uid, [f.device for f in members])),
+        )
+        status = msgspec.structs.replace(status, expected=(waiting(plan, entry.uid, status, members, 0),))
+        await self._save(entry, status, [Step(Event.START, before.state, status.state)])
+
+    async def _opened(self, entry: _Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:
+        """Count the devices of the wave that opens."""
+        members = await self._members(entry, plan, status.started_s)
+        number = waiting(plan, entry.uid, status, members, status.wave)
+        return msgspec.structs.replace(status, expected=(*status.expected[: status.wave], number))
+
+    async def _members(self, entry: _Entry, plan: Plan, started_s: float) -> list[Facts]:
+        """Return all devices that are meant, but for those with a firmware of their own."""
+        found: list[Facts] = []
+        after = ""
+        while page := await self._store.devices(entry.rollout.app, plan.whom.selector, limit=PAGE, after=after):
+            after = page[-1].device.name
+            for view in page:
+                facts = Facts(
+                    device=view.device.name,
+                    labels=view.device.metadata.labels,
+                    created=view.device.metadata.creation_timestamp,
+                    actual=view.actual,
+                    told=view.deployment.rollout if view.deployment is not None else "",
+                )
+                if "firmware" not in view.device.spec and is_member(plan, entry.uid, started_s, facts):
+                    found.append(facts)
+        return found
+
+    async def _save(
+        self, entry: _Entry, status: RolloutStatus, steps: Iterable[Step], also: Sequence[Change] = ()
+    ) -> None:
+        """Store a status by compare-and-set, then say so. After a conflict the stored one is what counts."""
+        now_s = self._now()
+        told = [
+            Happened(
+                at_s=now_s, event=s.event, state=s.after, wave=status.wave, code=s.code, reason=s.reason, by=status.by
+            )
+            for s in steps
+        ]
+        status = msgspec.structs.replace(status, history=(*status.history, *told)[-HISTORY_MAX:])
+        metadata = msgspec.structs.replace(entry.rollout.metadata, resource_version=secrets.token_hex(8))
+        rollout = msgspec.structs.replace(entry.rollout, metadata=metadata, status=status)
+        raw = msgspec.json.encode(rollout)
+        try:
+            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *also])
+        except ConflictError:
+            await self._reread(entry)
+            raise
+        entry.rollout, entry.raw = rollout, raw
+        self._say(rollout)
+        for s in steps:
+            log.info(
+                "rollout",
+                extra={
+                    "app": rollout.app,
+                    "rollout": rollout.name,
+                    "state": s.after,
+                    "wave": status.wave + 1,
+                    "reason": s.reason,
+                },
+            )
+
+    def _say(self, rollout: Rollout, *, deleted: bool = False) -> None:
+        self._policies.pop(rollout.app, None)
+        self._bus.publish(RolloutChanged(rollout, deleted))
+        self._bus.publish(PolicyChanged(rollout.app))
+        self._news.set()
+
+    async def _reread(self, entry: _Entry) -> None:
+        raw = await self._store.document(COLLECTION, entry.key)
+        if raw is None:
+            self._entries.get(entry.rollout.app, {}).pop(entry.rollout.name, None)
+            self._policies.pop(entry.rollout.app, None)
+        else:
+            self._remember(entry.key, raw)
+
+    async def _forget(self, entry: _Entry, also: Sequence[Change]) -> None:
+        await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
+        self._entries.get(entry.rollout.app, {}).pop(entry.rollout.name, None)
+        self._plans.pop(entry.uid, None)
+        self._pace.forget(entry.uid)
+        self._say(entry.rollout, deleted=True)
+
+    # What users ask
+
+    async def counts(self, uid: str) -> dict[int, WaveCounts]:
+        """Return what became of the devices of a rollout, by wave."""
+        return read_counts(await self._store.counts(scope_of(uid)), uid)
+
+    def all_of(self, app: str) -> list[Rollout]:
+        """Return the rollouts of an app, newest first."""
+        found = [entry.rollout for entry in self._entries.get(app, {}).values()]
+        return sorted(found, key=lambda r: (r.metadata.creation_timestamp, r.name), reverse=True)
+
+    def get(self, app: str, name: str) -> Rollout:
+        """Raises NotFoundError."""
+        return self._entry(app, name).rollout
+
+    def _entry(self, app: str, name: str) -> _Entry:
+        entry = self._entries.get(app, {}).get(name)
+        if entry is None:
+            raise NotFoundError(f"no rollout {name} in app {app}")
+        return entry
+
+    def _others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
+        return {name: (entry.rollout, entry.plan) for name, entry in self._entries.get(app, {}).items()}
+
+    async def create(
+        self,
+        app_name: str,
+        metadata: Metadata,
+        spec: dict[str, object],
+        by: str,
+        *,
+        draft: bool,
+        also: Sequence[Change] = (),
+    ) -> Rollout:
+        """Make a rollout, and have it start at its time unless it is a draft or needs approval first.
+
+        Raises PeerError that names the field, RefusedError, ConflictError, NotFoundError.
+        """
+        check_name("rollout", metadata.name)
+        plan = read_plan_untrusted(spec)
+        async with self._lock:
+            app = await self._store.app(app_name)
+            if app is None:
+                raise NotFoundError(f"no app {app_name}")
+            await judge(self._store, app, metadata.name, plan, self._others(app_name))
+            now_s = self._now()
+            made = new_metadata(metadata, app, now_s)
+            status = RolloutStatus(since_s=now_s, author=by)
+            if not draft:
+                status = apply(status, Event.SUBMIT if four_eyes(app) else Event.SCHEDULE, now_s, by=by)
+            rollout = Rollout(made, dict(spec), status)
+            raw = msgspec.json.encode(rollout)
+            await self._store.commit([PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *also])
+            self._remember(f"{app_name}/{metadata.name}", raw)
+            self._say(rollout)
+        return rollout
+
+    async def delete(self, app: str, name: str, also: Sequence[Change] = ()) -> None:
+        """Forget a rollout that has ended or never began. Devices that it updated then run what the rest says."""
+        async with self._lock:
+            entry = self._entry(app, name)
+            state = entry.rollout.status.state
+            if state not in FINAL and state not in (State.DRAFT, State.APPROVAL, State.SCHEDULED):
+                raise RefusedError(f"rollout {name} is {state}: abort it first")
+            await self._forget(entry, also)
+
+    async def act(
+        self, app_name: str, name: str, action: str, by: str, reason: str = "", also: Sequence[Change] = ()
+    ) -> Rollout:
+        """Do what a user asks; it is stored when this returns. Raises PeerError, RefusedError, NotFoundError."""
+        event = ACTIONS.get(action)
+        if event is None:
+            raise PeerError(f"action {action[:40]!r}: expected one of {', '.join(ACTIONS)}")
+        async with self._lock:
+            entry = self._entry(app_name, name)
+            status, now_s = entry.rollout.status, self._now()
+            if action == "start":
+                app = await self._store.app(app_name)
+                event = Event.SUBMIT if app is not None and four_eyes(app) else Event.SCHEDULE
+            elif action == "approve" and status.state is State.WAVE_APPROVAL:
+                event = Event.NEXT
+            if action == "approve" and status.state is State.APPROVAL and by == status.author:
+                raise RefusedError(f"rollout {name}: {by} made it, so somebody else has to approve it")
+            await self._do(entry, event, action, by, reason, also, now_s)
+            return entry.rollout
+
+    async def _do(
+        self, entry: _Entry, event: Event, action: str, by: str, reason: str, also: Sequence[Change], now_s: float
+    ) -> None:
+        status, plan = entry.rollout.status, entry.plan
+        if (status.state, event) not in TABLE:
+            raise RefusedError(f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there")
+        if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
+            raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
+        after = apply(status, event, now_s, by=by, reason=reason, code="user" if event in _EXPLAINED else "")
+        if event is Event.APPROVE:
+            after = msgspec.structs.replace(after, approved=by)
+        elif event is Event.RESUME:
+            after = forgive(after, await self.counts(entry.uid))
+            if not status.started_s:
+                after = msgspec.structs.replace(after, state=State.SCHEDULED)
+        elif event is Event.NEXT and plan is not None:
+            after = msgspec.structs.replace(after, wave=status.wave + 1, wave_since_s=now_s)
+            after = await self._opened(entry, plan, after)
+        await self._save(entry, after, [Step(event, status.state, after.state, after.code, reason)], also)
+
+
+ACTIONS = {
+    "start": Event.SCHEDULE,
+    "approve": Event.APPROVE,
+    "deny": Event.DENY,
+    "pause": Event.PAUSE,
+    "resume": Event.RESUME,
+    "next": Event.NEXT,
+    "revert": Event.REVERT,
+    "abort": Event.ABORT,
+}
+_EXPLAINED = frozenset({Event.PAUSE, Event.REVERT, Event.ABORT, Event.DENY})

@@ -1,0 +1,70 @@
+"""How many devices of each wave of a rollout were told, and what became of them: kept exact by the difference of each step. Pure.
+
+A counter is named `<rollout uid>/<wave>/<field>`. A device counts where its last deployment of that rollout stands, so counters
+are equal to a recount over those, whatever the order in which devices answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from dfud.model.deployment import Deployment, State
+
+REVERT_WAVE = -1  # devices on their way back
+_FIELD = {State.DONE: "done", State.FAILED: "failed", State.ROLLED_BACK: "left", State.CANCELLED: "cancelled"}
+
+
+class WaveCounts(msgspec.Struct, frozen=True):
+    """under_way: told and not answered yet. left: ran the image and went back."""
+
+    under_way: int = 0
+    done: int = 0
+    failed: int = 0
+    left: int = 0
+    cancelled: int = 0
+
+    @property
+    def told(self) -> int:
+        """Whom it was decided to tell; those whose update was cancelled no longer count."""
+        return self.under_way + self.done + self.failed + self.left
+
+    @property
+    def answered(self) -> int:
+        return self.done + self.failed + self.left
+
+    @property
+    def bad(self) -> int:
+        return self.failed + self.left
+
+
+def counter_of(deployment: Deployment) -> str:
+    """Return the name of the counter that a deployment is counted by, "" if it is no rollout's."""
+    if not deployment.rollout:
+        return ""
+    wave = REVERT_WAVE if deployment.back else deployment.wave
+    return f"{deployment.rollout}/{wave}/{_FIELD.get(deployment.state, 'under_way')}"
+
+
+def difference(before: Deployment | None, after: Deployment) -> dict[str, int]:
+    """Return what changes when a device's newest deployment was `before` and is `after`: counter to what is added.
+
+    before: the same deployment as it was stored, or the one before it. One of another rollout goes on being counted there.
+    """
+    new = counter_of(after)
+    old = counter_of(before) if before is not None and before.rollout == after.rollout else ""
+    if old == new:
+        return {}
+    return {name: n for name, n in ((old, -1), (new, 1)) if name}
+
+
+def read_counts(counters: Mapping[str, int], uid: str) -> dict[int, WaveCounts]:
+    """Return the counts of a rollout by wave, from all counters of its app or of it."""
+    found: dict[int, dict[str, int]] = {}
+    for name, number in counters.items():
+        owner, _, rest = name.partition("/")
+        wave, _, field = rest.partition("/")
+        if owner == uid and field in WaveCounts.__struct_fields__:
+            found.setdefault(int(wave), {})[field] = number
+    return {wave: WaveCounts(**fields) for wave, fields in found.items()}

@@ -1,0 +1,210 @@
+"""What should run on a device, and who says so: the one answer that the decision, the API and the explanation share. Pure.
+
+In this order: the device's own spec.firmware; the running rollout with the highest priority (of equal ones the newer), as far as
+it has come; the app's rules, from the first; the app's spec.firmware. A rollout that has ended goes on speaking for the devices
+that it brought to its version, until somebody else does: otherwise its end would take them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from dfud.errors import PeerError
+from dfud.model.deployment import Deployment
+from dfud.model.desired import Desired, Held, desired_of
+from dfud.model.membership import place, share, share_of_count
+from dfud.model.rollout import Facts, Plan, Rollout, is_member
+from dfud.model.rollout_spec import read_plan_untrusted
+from dfud.model.rollout_states import ACTIVE, FINAL, State
+from dfud.model.schedule import is_open, next_opening, read_zone_untrusted
+from dfud.model.selectors import Selector, parse_selector_untrusted
+
+RULES_MAX = 200
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A rollout as the policy needs it: read once. shares: one place a wave."""
+
+    rollout: Rollout
+    plan: Plan
+    shares: tuple[int, ...]
+
+    @property
+    def uid(self) -> str:
+        return self.rollout.metadata.uid
+
+
+class Rule(msgspec.Struct, frozen=True):
+    selector: Selector
+    desired: Desired
+
+
+def read_rules_untrusted(value: object) -> tuple[Rule, ...]:
+    """Read spec.rules, `[{"selector": "channel=beta", "firmware": {"version": "1.3"}}]`. Raises PeerError."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > RULES_MAX:
+        raise PeerError(f"spec.rules: expected a list of up to {RULES_MAX} rules")
+    rules = []
+    for number, entry in enumerate(value):
+        where = f"spec.rules[{number}]"
+        if not isinstance(entry, Mapping) or set(entry) != {"selector", "firmware"}:
+            raise PeerError(f"{where}: expected an object with selector and firmware")
+        if not isinstance(entry["selector"], str) or not entry["selector"].strip():
+            raise PeerError(f"{where}.selector: expected text; what all devices should run is spec.firmware")
+        try:
+            selector = parse_selector_untrusted(entry["selector"])
+        except PeerError as error:
+            raise PeerError(f"{where}.selector: {error}") from None
+        desired = desired_of({"firmware": entry["firmware"]}, {})
+        if desired.problem or not desired.version:
+            raise PeerError(f"{where}: {desired.problem or 'firmware says no version'}")
+        rules.append(Rule(selector, msgspec.structs.replace(desired, origin=f"rule {number + 1}")))
+    return tuple(rules)
+
+
+class Policy:
+    """What an app's spec and its rollouts say, read once for all its devices."""
+
+    def __init__(self, app_spec: Mapping[str, Any], rollouts: Sequence[Rollout] = ()) -> None:
+        """Whatever cannot be read speaks for nobody; it was refused when it was stored, and is shown where it stands."""
+        self._app_spec = app_spec
+        try:
+            self._rules = read_rules_untrusted(app_spec.get("rules"))
+        except PeerError:
+            self._rules = ()
+        self._active: list[Running] = []
+        self._ended: list[Running] = []
+        newest = sorted(rollouts, key=lambda r: (r.metadata.creation_timestamp, r.metadata.uid), reverse=True)
+        for rollout in newest:
+            state = rollout.status.state
+            if not rollout.status.started_s:
+                continue
+            try:
+                plan = read_plan_untrusted(rollout.spec)
+            except PeerError:
+                continue
+            running = Running(rollout, plan, tuple(int(s) for s in rollout.status.shares))
+            if state not in FINAL:
+                self._active.append(running)
+            elif not (state is State.FINISHED and plan.promote):
+                self._ended.append(running)
+        self._active.sort(key=lambda r: -r.plan.priority)
+
+    def wanted(
+        self, device_spec: Mapping[str, Any], facts: Facts, deployment: Deployment | None, now_s: float
+    ) -> Desired:
+        """Return what this device should run now; never raises. deployment: its newest one."""
+        if "firmware" in device_spec:
+            return desired_of({}, device_spec)
+        for running in self._active:
+            found = self._of_rollout(running, facts, deployment, now_s)
+            if found is not None:
+                return found
+        for running in self._ended:
+            if _took(running, facts, deployment):
+                return _desired(running, deployment.wave if deployment is not None else 0)
+        for rule in self._rules:
+            if rule.selector.matches(facts.labels):
+                return rule.desired
+        return desired_of(self._app_spec, {})
+
+    def _of_rollout(
+        self, running: Running, facts: Facts, deployment: Deployment | None, now_s: float
+    ) -> Desired | None:
+        """Return what one rollout says of a device, or None if it does not speak for it."""
+        rollout, plan = running.rollout, running.plan
+        told = deployment is not None and deployment.rollout == running.uid
+        if rollout.status.state is State.REVERTING:
+            return _back(running, facts, deployment) if told else None
+        if told and deployment is not None and not deployment.final:
+            return _desired(running, deployment.wave)  # what has begun goes on
+        if not is_member(plan, running.uid, rollout.status.started_s, facts):
+            return None
+        wave = wave_of(plan, running.uid, running.shares, facts)
+        if wave is None:
+            return None
+        if told and deployment is not None:
+            return _desired(running, wave)
+        actual = facts.actual
+        if actual is not None and actual.version == plan.version:
+            return _desired(running, wave)
+        if wave > rollout.status.wave or rollout.status.state not in ACTIVE:
+            return None  # till its turn, whatever else speaks for it does
+        return _desired(running, wave, _held(plan, facts, now_s))
+
+
+def _desired(running: Running, wave: int, held: Held | None = None) -> Desired:
+    plan = running.plan
+    return Desired(
+        version=plan.version,
+        origin=f"rollout {running.rollout.name}",
+        rollout=running.uid,
+        wave=wave,
+        held=held,
+    )
+
+
+def wave_of(plan: Plan, uid: str, shares: Sequence[int], facts: Facts) -> int | None:
+    """Return which wave a member is in, from 0, or None. shares: one place a wave (shares_of)."""
+    where = place(uid, facts.device)
+    for number, wave in enumerate(plan.waves):
+        if wave.selector is not None:
+            if wave.selector.matches(facts.labels):
+                return number
+        elif number < len(shares) and where < shares[number]:
+            return number
+    return None
+
+
+def _took(running: Running, facts: Facts, deployment: Deployment | None) -> bool:
+    """Say whether a rollout that has ended brought this device to what it runs."""
+    if deployment is None or deployment.rollout != running.uid or facts.actual is None:
+        return False
+    return facts.actual.sha256 == deployment.sha256 and facts.actual.version == running.plan.version
+
+
+def _back(running: Running, facts: Facts, deployment: Deployment | None) -> Desired | None:
+    """Return what a device that took the version of a rollout goes back to."""
+    if deployment is None or not deployment.from_version:
+        return None
+    version = deployment.version if deployment.back else deployment.from_version
+    return Desired(
+        version=version,
+        origin=f"rollout {running.rollout.name}, going back",
+        rollout=running.uid,
+        wave=deployment.wave,
+        back=True,
+    )
+
+
+def zone_of(plan: Plan, facts: Facts) -> ZoneInfo:
+    """Return the time zone of a device's windows: its own if the plan says where that is and it is one, else the plan's."""
+    name = facts.labels.get(plan.zone_label, "") if plan.zone_label else ""
+    if plan.zone_attribute and facts.actual is not None:
+        name = facts.actual.attributes.get(plan.zone_attribute, "")
+    if not name:
+        return plan.zone
+    try:
+        return read_zone_untrusted(name, "time zone")
+    except PeerError:
+        return plan.zone
+
+
+def _held(plan: Plan, facts: Facts, now_s: float) -> Held | None:
+    zone = zone_of(plan, facts)
+    if not is_open(plan.windows, zone, now_s):
+        return Held("window", next_opening(plan.windows, zone, now_s))
+    return None
+
+
+def shares_of(plan: Plan, uid: str, members: Sequence[str]) -> tuple[int, ...]:
+    """Return for each wave the place below which its devices are; 0 for one that is made by a selector."""
+    places = [place(uid, device) for device in members]
+    return tuple(
+        share(w.percent) if w.percent else share_of_count(places, w.count) if w.count else 0 for w in plan.waves
+    )

@@ -1,0 +1,198 @@
+"""A rollout: which firmware reaches whom, in which waves, when and how fast. Pure.
+
+`spec` is the user's, in the words of docs/rollouts.md; dfud.model.rollout_spec reads it. `status` is dfud's alone
+(dfud.controller.rollouts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from dfud.model.deployment import Actual
+from dfud.model.resources import Metadata
+from dfud.model.rollout_states import State
+from dfud.model.schedule import Window
+from dfud.model.selectors import EVERYTHING, Selector
+
+# Fewer answers than this are no percentage.
+ANSWERS_MIN = 3
+SUCCESS_PERCENT = 90.0
+ERROR_PERCENT = 5.0
+SILENT_S = 7 * 86400.0
+
+
+class OnError(StrEnum):
+    PAUSE = "pause"
+    REVERT = "revert"  # devices that took it go back to what they ran
+
+
+class Threshold(msgspec.Struct, frozen=True):
+    """percent of a whole, or count. A percentage needs `at_least` in the whole before it counts."""
+
+    percent: float = 0.0
+    count: int = 0
+    at_least: int = 0
+
+    def reached(self, number: int, whole: int) -> bool:
+        """Say whether `number` of `whole` is as much as this."""
+        if self.count:
+            return number >= self.count
+        return whole >= max(1, self.at_least) and number * 100 >= self.percent * whole
+
+    def exceeded(self, number: int, whole: int) -> bool:
+        """Say whether `number` of `whole` is more than this allows: an error condition."""
+        if self.count:
+            return number >= self.count
+        return whole >= max(1, self.at_least) and number * 100 > self.percent * whole
+
+
+class Wave(msgspec.Struct, frozen=True):
+    """Who is in it: the first `percent` of all members, the first `count` of them, or those that `selector` matches.
+
+    success is judged of the devices told, error of those that answered. soak_s: how long it must have been good before the
+    next wave opens; silent_s: how long after its opening devices that were not heard of hold it up; approval: a user opens
+    the next one.
+    """
+
+    percent: float = 0.0
+    count: int = 0
+    selector: Selector | None = None
+    success: Threshold = Threshold(SUCCESS_PERCENT)
+    error: Threshold = Threshold(ERROR_PERCENT, at_least=ANSWERS_MIN)
+    soak_s: float = 0.0
+    silent_s: float = SILENT_S
+    approval: bool = False
+
+
+DEFAULT_WAVES = (Wave(percent=1.0), Wave(percent=10.0), Wave(percent=100.0))
+
+
+class Whom(msgspec.Struct, frozen=True):
+    """Which devices are members: all of these conditions, or exactly `devices`. Empty ones hold for everybody."""
+
+    selector: Selector = EVERYTHING
+    running: frozenset[str] = frozenset()
+    hardware: frozenset[str] = frozenset()
+    attributes: tuple[tuple[str, str], ...] = ()
+    devices: frozenset[str] = frozenset()
+    dynamic: bool = False
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A spec that was read. Times are seconds since the epoch, 0: none. zone_label, zone_attribute: where a device says its own.
+
+    rate: devices told a minute, transfers: at one time; 0: no limit.
+    """
+
+    version: str
+    whom: Whom = Whom()
+    waves: tuple[Wave, ...] = DEFAULT_WAVES
+    start_s: float = 0.0
+    end_s: float = 0.0
+    windows: tuple[Window, ...] = ()
+    zone: ZoneInfo = ZoneInfo("UTC")
+    zone_label: str = ""
+    zone_attribute: str = ""
+    rate: int = 0
+    transfers: int = 0
+    on_error: OnError = OnError.PAUSE
+    promote: bool = False
+    priority: int = 0
+
+
+class Happened(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One transition of a rollout. by: the user, "" for dfud itself."""
+
+    at_s: float
+    event: str
+    state: State
+    wave: int = 0
+    code: str = ""
+    reason: str = ""
+    by: str = ""
+
+
+class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Where a rollout is. wave counts from 0; since_s: when `state` began, wave_since_s: when the wave opened.
+
+    shares: for each wave the place below which its devices are (dfud.model.membership), as text of decimal digits, for they have
+    64 bits; set when it starts. expected: how many devices each wave had when it opened. code, reason: why it is paused, reverting
+    or aborted; by: who did it, "" for dfud itself. author: who made it; approved: who agreed to its start. forgiven: how many
+    had failed in each wave when a user resumed it.
+    """
+
+    state: State = State.DRAFT
+    wave: int = 0
+    since_s: float = 0.0
+    wave_since_s: float = 0.0
+    started_s: float = 0.0
+    shares: tuple[str, ...] = ()
+    expected: tuple[int, ...] = ()
+    code: str = ""
+    reason: str = ""
+    by: str = ""
+    author: str = ""
+    approved: str = ""
+    forgiven: tuple[int, ...] = ()
+    history: tuple[Happened, ...] = ()
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    """Identity: metadata.application and metadata.name; metadata.uid decides who is in which wave."""
+
+    metadata: Metadata
+    spec: dict[str, Any] = {}
+    status: RolloutStatus = RolloutStatus()
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    @property
+    def app(self) -> str:
+        return self.metadata.application
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What decides whether a device is a member. told: uid of the rollout of its newest deployment, "" if none.
+
+    created: when it was registered, RFC 3339.
+    """
+
+    device: str
+    labels: Mapping[str, str]
+    created: str = ""
+    actual: Actual | None = None
+    told: str = ""
+
+
+def is_member(plan: Plan, uid: str, started_s: float, facts: Facts) -> bool:
+    """Say whether a device is meant. What it runs may change by the rollout itself: whom it told, it keeps."""
+    whom = plan.whom
+    if whom.devices:
+        return facts.device in whom.devices
+    if not whom.selector.matches(facts.labels):
+        return False
+    if not whom.dynamic and started_s and _epoch_s(facts.created) > started_s:
+        return False
+    actual = facts.actual
+    if whom.running and facts.told != uid:
+        if actual is None or actual.version not in (*whom.running, plan.version):
+            return False
+    if whom.hardware and (actual is None or actual.hardware not in whom.hardware):
+        return False
+    found = actual.attributes if actual is not None else {}
+    return all(found.get(key) == value for key, value in whom.attributes)
+
+
+def _epoch_s(created: str) -> float:
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

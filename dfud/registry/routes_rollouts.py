@@ -1,0 +1,127 @@
+"""Rollouts of an app: making, looking at, steering and deleting them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from quart import Response
+from quart_trio import QuartTrio
+
+from dfud.api import Capability, Metadata, RefusedError, Rollout
+from dfud.model.counts import REVERT_WAVE, WaveCounts
+from dfud.model.untrusted import check_json_untrusted
+from dfud.registry import audit
+from dfud.registry.rules import RecordLimits, check_metadata_untrusted
+from dfud.registry.services import Services
+from dfud.registry.status import timestamp
+from dfud.registry.web import json_response, read_json, require
+
+BASE = "/api/dfu/v1/apps/<app>/rollouts"
+REASON_MAX = 500
+
+
+class _NewRollout(msgspec.Struct, forbid_unknown_fields=True):
+    """draft: it waits for `start`."""
+
+    metadata: Metadata
+    spec: dict[str, Any]
+    draft: bool = False
+
+
+class _Reason(msgspec.Struct, forbid_unknown_fields=True):
+    reason: str = ""
+
+
+def register(app: QuartTrio, services: Services) -> None:
+    rollouts = services.rollouts
+    limits = RecordLimits(services.config.spec_max_bytes, services.config.metadata_max_bytes)
+
+    async def shown(rollout: Rollout) -> dict[str, Any]:
+        return rollout_json(rollout, await rollouts.counts(rollout.metadata.uid))
+
+    @app.post(BASE)
+    async def create_rollout(app: str) -> Response:
+        who = require("manager", app)
+        if Capability.OWN_ROLLOUTS in services.store.capabilities:
+            raise RefusedError(f"the store {services.store.name} has rollouts of its own: make this one there")
+        given = await read_json(_NewRollout, services.config.body_max)
+        check_metadata_untrusted(given.metadata, limits)
+        check_json_untrusted(given.spec, "spec", max_bytes=limits.spec_max_bytes)
+        target = f"{app}/rollout/{given.metadata.name}"
+        entry = audit.entry(services.now(), who.name, "create-rollout", target, str(given.spec.get("firmware"))[:64])
+        made = await rollouts.create(app, given.metadata, given.spec, who.name, draft=given.draft, also=[entry])
+        return json_response(await shown(made), 201)
+
+    @app.get(BASE)
+    async def list_rollouts(app: str) -> Response:
+        require("reader", app)
+        await services.registry.app(app)
+        return json_response([await shown(r) for r in rollouts.all_of(app)])
+
+    @app.get(f"{BASE}/<name>")
+    async def get_rollout(app: str, name: str) -> Response:
+        require("reader", app)
+        return json_response(await shown(rollouts.get(app, name)))
+
+    @app.delete(f"{BASE}/<name>")
+    async def delete_rollout(app: str, name: str) -> Response:
+        who = require("manager", app)
+        entry = audit.entry(services.now(), who.name, "delete-rollout", f"{app}/rollout/{name}")
+        await rollouts.delete(app, name, [entry])
+        return Response("", 204)
+
+    @app.post(f"{BASE}/<name>/<action>")
+    async def act(app: str, name: str, action: str) -> Response:
+        """Steer a rollout: start, approve, deny, pause, resume, next, revert, abort."""
+        who = require("manager", app)
+        given = await read_json(_Reason, services.config.body_max)
+        reason = given.reason[:REASON_MAX]
+        check_json_untrusted(reason, "reason")
+        entry = audit.entry(services.now(), who.name, f"{action[:20]}-rollout", f"{app}/rollout/{name}", reason)
+        return json_response(await shown(await rollouts.act(app, name, action, who.name, reason, [entry])))
+
+
+def rollout_json(rollout: Rollout, counts: dict[int, WaveCounts]) -> dict[str, Any]:
+    """Return a rollout as users see it, with what its devices came to."""
+    status = rollout.status
+    out: dict[str, Any] = {
+        "state": status.state,
+        "wave": status.wave + 1,
+        "since": timestamp(status.since_s),
+        "author": status.author,
+    }
+    for key, value in (
+        ("code", status.code),
+        ("reason", status.reason),
+        ("by", status.by),
+        ("approved", status.approved),
+    ):
+        if value:
+            out[key] = value
+    if status.started_s:
+        out["started"] = timestamp(status.started_s)
+    opened = max([status.wave, *counts]) if status.started_s else -1
+    out["waves"] = [
+        {"expected": status.expected[n] if n < len(status.expected) else 0, **_counts_json(counts.get(n, WaveCounts()))}
+        for n in range(opened + 1)
+    ]
+    if REVERT_WAVE in counts:
+        out["goingBack"] = _counts_json(counts[REVERT_WAVE])
+    out["history"] = [
+        {"at": timestamp(h.at_s), **{k: v for k, v in msgspec.to_builtins(h).items() if k != "atS"}, "wave": h.wave + 1}
+        for h in reversed(status.history)
+    ]
+    metadata = msgspec.to_builtins(rollout.metadata)
+    metadata["annotations"] = {k: v for k, v in rollout.metadata.annotations.items() if k != "app"}
+    return {"metadata": metadata, "spec": rollout.spec, "status": out}
+
+
+def _counts_json(counts: WaveCounts) -> dict[str, int]:
+    return {
+        "told": counts.told,
+        "underWay": counts.under_way,
+        "done": counts.done,
+        "failed": counts.failed,
+        "left": counts.left,
+    }

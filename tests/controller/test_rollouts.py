@@ -1,0 +1,283 @@
+"""Rollouts over a fleet under virtual time: waves, thresholds, windows, rates, kills; and the counters are always a recount."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import trio
+
+from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, RolloutChanged
+from dfud.controller.rollouts import scope_of
+from dfud.model.counts import counter_of
+from dfud.model.rollout_spec import read_plan_untrusted
+from dfud.model.rollout_states import State
+from dfud.model.schedule import is_open
+from tests.controller.fleet import Fleet
+from tests.controller.world import World
+
+BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"
+QUICK = [{"percent": 10, "soakS": 60, "silentS": 7200}, {"percent": 100, "soakS": 60, "silentS": 7200}]
+
+
+class Led:
+    """A world, its fleet, and the controller that leads it; `check()` holds what must always hold."""
+
+    def __init__(self, world: World, fleet: Fleet, nursery: trio.Nursery) -> None:
+        self.world = world
+        self.fleet = fleet
+        self._nursery = nursery
+        self._scope = trio.CancelScope()
+        self.promoted: list[tuple[str, str, str]] = []
+        self.told: list[Rollout] = []
+        world.bus.subscribe(RolloutChanged, lambda e: self.told.append(e.rollout))
+
+    @property
+    def rollouts(self) -> Any:
+        return self.world.controller.rollouts
+
+    async def start(self) -> None:
+        async def promote(app: str, version: str, by: str) -> None:
+            self.promoted.append((app, version, by))
+
+        self.rollouts._promote = promote
+        self._scope = trio.CancelScope()
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with self._scope:
+                await self.world.controller.run(task_status=task_status)
+
+        await self._nursery.start(run)
+
+    async def kill(self) -> None:
+        """End the process as kill -9 does: what is not stored is gone."""
+        self._scope.cancel()
+        await trio.lowlevel.checkpoint()
+        self.world.restarted()
+        await self.start()
+
+    async def create(self, name: str, spec: dict[str, Any], by: str = "eva") -> Rollout:
+        made: Rollout = await self.rollouts.create("app", Metadata(name), spec, by, draft=False)
+        return made
+
+    def state(self, name: str) -> State:
+        state: State = self.rollouts.get("app", name).status.state
+        return state
+
+    async def until(self, name: str, *states: State, within_s: float = 30 * 86400.0) -> Rollout:
+        with trio.fail_after(within_s):
+            while self.state(name) not in states:
+                await trio.sleep(5)
+                self.check(name)
+        self.check(name)
+        rollout: Rollout = self.rollouts.get("app", name)
+        return rollout
+
+    def check(self, name: str) -> None:
+        """Counters equal a recount of the stored deployments; never more under way than the ceiling; nobody twice."""
+        rollout = self.rollouts.get("app", name)
+        uid, plan = rollout.metadata.uid, read_plan_untrusted(rollout.spec)
+        recount: Counter[str] = Counter()
+        for deployments in self.world.store.of_device.values():
+            mine = [d for d in deployments.values() if d.rollout == uid]
+            if mine:
+                recount[counter_of(max(mine, key=lambda d: d.number))] += 1
+        counted = {n: c for n, c in self.world.store.counts_.get(scope_of(uid), {}).items() if c}
+        assert counted == dict(recount)
+        if plan.transfers:
+            assert sum(n for c, n in recount.items() if c.endswith("/under_way")) <= plan.transfers
+        for board in self.fleet.boards.values():
+            assert board.tried[plan.version] <= 1, f"{board.name} was told twice"
+
+
+@asynccontextmanager
+async def led(
+    count: int, seed: int = 1, *, online: float = 1.0, poll_s: float = 300.0, bad: dict[str, float] | None = None
+) -> AsyncIterator[Led]:
+    world = World()
+    world.store.apps_["app"] = App(
+        Metadata("app", uid="u", resource_version="1"), {"signing": {"mode": "optional"}, "firmware": {"version": "1.0"}}
+    )
+    fleet = Fleet(world, count, seed, bad=bad or {}, zones=[BERLIN, NEW_YORK], online=online)
+    async with trio.open_nursery() as nursery:
+        found = Led(world, fleet, nursery)
+        await found.start()
+        nursery.start_soon(fleet.live, poll_s)
+        await trio.sleep(poll_s * 2)  # everybody has reported once
+        yield found
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_good_version_reaches_everybody_wave_by_wave(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(300) as at:
+        commits = at.world.store.commits
+        rollout = await at.create("r", {"firmware": "1.1", "waves": QUICK, "promote": True})
+        assert at.world.store.commits == commits + 1, "no write per device before it is told"
+        first = await at.until("r", State.SOAKING)
+        assert first.status.wave == 0
+        told = Counter(at.fleet.running())
+        (expected,) = first.status.expected
+        assert 15 <= expected <= 50 and 0.9 * expected <= told["1.1"] <= expected
+        await at.until("r", State.FINISHED)
+        assert at.fleet.running() == {"1.1": 300}
+        assert at.promoted == [("app", "1.1", "rollout r")]
+        assert [h.event for h in at.rollouts.get("app", "r").status.history] == [
+            "start", "good", "next", "good", "finish",
+        ]  # fmt: skip
+        assert rollout.status.author == "eva"
+
+
+async def test_a_bad_version_stops_in_the_first_wave_and_says_why(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(300, bad={"1.2": 0.5}) as at:
+        await at.create("bad", {"firmware": "1.2", "waves": QUICK})
+        rollout = await at.until("bad", State.PAUSED)
+        assert rollout.status.wave == 0 and rollout.status.code == "error-threshold"
+        assert "devices that answered failed or went back, expected at most 5 %" in rollout.status.reason
+        told = sum(board.tried["1.2"] for board in at.fleet.boards.values())
+        await trio.sleep(86400)
+        assert sum(board.tried["1.2"] for board in at.fleet.boards.values()) - told <= 1, "nobody else is told"
+
+
+async def test_a_bad_version_is_taken_back_from_whoever_took_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(200, bad={"1.2": 0.4}) as at:
+        await at.create("bad", {"firmware": "1.2", "waves": QUICK, "onError": "revert"})
+        rollout = await at.until("bad", State.ABORTED)
+        assert rollout.status.code == "error-threshold"
+        await trio.sleep(3600)
+        assert at.fleet.running() == {"1.0": 200}
+
+
+async def test_nobody_is_told_outside_of_their_own_window(autojump_clock: trio.testing.MockClock) -> None:
+    spec = {
+        "firmware": "1.1",
+        "waves": [{"percent": 100}],
+        "windows": [{"from": "22:00", "to": "02:00"}],
+        "timeZone": {"label": "tz"},
+    }
+    async with led(60) as at:
+        plan = read_plan_untrusted(spec)
+        await at.create("night", spec)
+        await at.until("night", State.FINISHED)
+        for number, board in enumerate(at.fleet.boards.values()):
+            zone = ZoneInfo([BERLIN, NEW_YORK][number % 2])
+            for at_s, version in board.told_at:
+                assert version == "1.1" and is_open(plan.windows, zone, at_s)
+
+
+async def test_no_more_are_told_a_minute_and_at_one_time_than_may_be(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(120, poll_s=20.0) as at:
+        await at.create("slow", {"firmware": "1.1", "waves": [{"percent": 100}], "perMinute": 12, "transfers": 5})
+        await at.until("slow", State.FINISHED)
+        times = sorted(at_s for board in at.fleet.boards.values() for at_s, _ in board.told_at)
+        assert len(times) == 120
+        for first, later in zip(times, times[14:], strict=False):
+            assert later - first >= 60.0 - 1e-6, "twelve a minute, and a burst of two"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_rollout_that_is_killed_again_and_again_loses_and_doubles_nothing(
+    autojump_clock: trio.testing.MockClock, seed: int
+) -> None:
+    async with led(150, seed, online=0.9, bad={"1.1": 0.01}) as at:
+        lenient = {"error": {"percent": 50}, "silentS": 4000, "soakS": 30}
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 20, **lenient}, {"percent": 100, **lenient}]})
+        with trio.fail_after(5 * 86400):
+            while at.state("r") is not State.FINISHED:
+                await trio.sleep(97)
+                await at.kill()
+                at.check("r")
+        states = [r.status.state for r in at.told]
+        assert states.count(State.FINISHED) == 1
+        assert at.fleet.running()["1.1"] >= 140
+
+
+async def test_who_made_it_does_not_approve_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(20) as at:
+        app = at.world.store.apps_["app"]
+        at.world.store.apps_["app"] = App(app.metadata, {**app.spec, "rollouts": {"approval": True}})
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 50, "approval": True, "silentS": 4000}, {"percent": 100}]})
+        await trio.sleep(3600)
+        assert at.state("r") is State.APPROVAL and at.fleet.running() == {"1.0": 20}
+        with pytest.raises(RefusedError, match="somebody else"):
+            await at.rollouts.act("app", "r", "approve", "eva")
+        await at.rollouts.act("app", "r", "approve", "udo")
+        await at.until("r", State.WAVE_APPROVAL)
+        half = at.fleet.running()["1.1"]
+        await trio.sleep(86400)
+        assert at.fleet.running()["1.1"] == half < 20
+        await at.rollouts.act("app", "r", "approve", "eva")
+        await at.until("r", State.FINISHED)
+        assert at.rollouts.get("app", "r").status.approved == "udo"
+
+
+async def test_what_a_user_says_is_done_or_refused(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(40) as at:
+        await at.create("r", {"firmware": "1.1", "waves": QUICK})
+        await at.rollouts.act("app", "r", "pause", "eva", "lunch")
+        assert (at.state("r"), at.rollouts.get("app", "r").status.reason) == (State.PAUSED, "lunch")
+        await at.kill()
+        assert at.state("r") is State.PAUSED
+        with pytest.raises(RefusedError, match="is paused: pause does nothing there"):
+            await at.rollouts.act("app", "r", "pause", "eva")
+        with pytest.raises(PeerError, match="expected one of start, approve"):
+            await at.rollouts.act("app", "r", "explode", "eva")
+        with pytest.raises(RefusedError, match="abort it first"):
+            await at.rollouts.delete("app", "r")
+        await at.rollouts.act("app", "r", "resume", "eva")
+        await trio.sleep(10)
+        await at.rollouts.act("app", "r", "next", "eva")
+        await at.until("r", State.FINISHED)
+        await at.rollouts.delete("app", "r")
+        assert at.world.store.counts_.get(scope_of(at.told[0].metadata.uid)) is None
+
+
+async def test_what_cannot_come_to_anything_is_refused_by_its_field(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(4) as at:
+        for spec, said in (
+            ({"firmware": "9.9"}, "spec.firmware: 9.9 is not published"),
+            ({"firmware": "1.1", "devices": {"selector": "zone=mars"}}, "spec.devices.selector: matches no device"),
+            ({"firmware": "1.1", "devices": {"names": ["d00000", "nobody"]}}, "spec.devices.names: no device nobody"),
+        ):
+            with pytest.raises(PeerError, match=said):
+                await at.create("r", spec)
+        await at.create("eu", {"firmware": "1.1", "devices": {"selector": "zone=eu"}})
+        await at.create("us", {"firmware": "1.2", "devices": {"selector": "zone=us"}})
+        with pytest.raises(ConflictError, match=r"spec.priority: rollout (eu|us) has 0, too"):
+            await at.create("both", {"firmware": "1.2", "devices": {"selector": "zone"}})
+        await at.create("both", {"firmware": "1.2", "devices": {"selector": "zone"}, "priority": 1})
+        with pytest.raises(ConflictError, match="exists already"):
+            await at.create("both", {"firmware": "1.2", "priority": 2})
+
+
+async def test_a_version_that_is_withdrawn_pauses_what_sends_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(40) as at:
+        await at.create("r", {"firmware": "1.1", "waves": QUICK})
+        await trio.sleep(200)
+        at.world.withdraw("1.1")
+        rollout = await at.until("r", State.PAUSED)
+        assert rollout.status.code == "not-published"
+
+
+async def test_one_record_that_cannot_be_read_costs_that_rollout_only(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(20) as at:
+        at.world.store.documents_["rollout", "app/broken"] = b"\x00"
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await at.kill()
+        await at.until("r", State.FINISHED)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_devices_that_are_killed_with_their_daemon(autojump_clock: trio.testing.MockClock) -> None:
+    async with led(10_000, online=0.95, poll_s=900.0, bad={"1.1": 0.002}) as at:
+        night = {"windows": [{"from": "20:00", "to": "06:00"}], "timeZone": {"label": "tz"}}
+        await at.create("r", {"firmware": "1.1", "perMinute": 600, "transfers": 500, **night})
+        with trio.fail_after(60 * 86400):
+            while at.state("r") not in (State.FINISHED, State.PAUSED):
+                await trio.sleep(3600)
+                await at.kill()
+                at.check("r")
+        assert at.state("r") is State.FINISHED and at.fleet.running()["1.1"] > 9_800
