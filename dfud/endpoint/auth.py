@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -68,7 +69,7 @@ class Authenticator:
         config: EndpointConfig,
         key: bytes,
         now: Callable[[], float],
-        clock: Callable[[], float] = trio.current_time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._key = key
@@ -104,8 +105,11 @@ class Authenticator:
     def known(self, credentials: Credentials, as_device: str = "") -> Session | None:
         """Return the session of credentials that were right before, from memory."""
         key = self.key(credentials, as_device)
-        session = self._sessions.get(key)
-        if session is not None and session.until_s and session.until_s < self._now():
+        found = self._sessions.look_up(key)
+        if found is None:
+            return None
+        session = found[0]
+        if session.until_s and session.until_s < self._now():
             self._sessions.forget(key)
             return None
         return session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -92,7 +93,7 @@ class DeviceEndpoint(Endpoint):
         sinks: Sequence[EventSink],
         seen_s: float,
         now: Callable[[], float],
-        clock: Callable[[], float] = trio.current_time,
+        clock: Callable[[], float] = time.monotonic,
         enroller: Enroller | None = None,
     ) -> None:
         self._store = store

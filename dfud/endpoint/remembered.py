@@ -74,6 +74,7 @@ class Remembered(Generic[K, V]):
 
     def __init__(self, limit: int) -> None:
         self._cache: Cache[K, tuple[V, frozenset[Name]]] = Cache(limit, dropped=self._dropped)
+        self.look_up = self._cache.get  # (value, names) or None: for what is asked with every poll
         self._keys: dict[str, dict[str, set[K]]] = {}
         self._under_way: dict[str, dict[str, set[Reading]]] = {}
         self.changes = 0

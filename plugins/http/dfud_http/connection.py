@@ -20,7 +20,7 @@ from dfud.api import (
     timeout_untrusted,
 )
 from dfud_http.answer import CONTINUE, encode_chunks, encode_plain, encode_reply, etag
-from dfud_http.budget import Budget
+from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
 from dfud_http.parse import Fault, HttpRequest, RequestReader, split_target_untrusted
 
@@ -109,6 +109,9 @@ class Connection:
 
     def _account(self) -> bool:
         held = self._reader.held
+        if held <= FREE_BYTES and self._held <= FREE_BYTES:
+            self._held = held
+            return True
         if not self._budget.change(self._held, held):
             return False
         self._held = held

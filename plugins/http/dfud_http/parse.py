@@ -44,7 +44,6 @@ class RequestReader:
         "_ahead",
         "_body",
         "_body_max",
-        "_cost",
         "_done",
         "_header_max",
         "_header_size",
@@ -54,7 +53,9 @@ class RequestReader:
         "_parser",
         "_pieces",
         "_pieces_max",
+        "_queued",
         "_target",
+        "_text_size",
         "expects_continue",
         "fault",
         "held",
@@ -68,6 +69,7 @@ class RequestReader:
         self._body_max = config.body_max
         self._pieces_max = config.body_pieces
         self._ahead = config.pipelined
+        self._queued = 0
         self.held = 0
         self._parser = httptools.HttpRequestParser(self)
         self.requests: deque[HttpRequest] = deque()
@@ -79,11 +81,11 @@ class RequestReader:
     def _reset(self) -> None:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        # One buffer, not a list: a body may come in pieces of one byte, each of which would be an object.
-        self._body = bytearray()
+        # One buffer at the most, not a list: a body may come in pieces of one byte, each of which would be an object.
+        self._body: bytes | bytearray = b""
         self._pieces = 0
         self._lines = 0
-        self._cost = 0
+        self._text_size = 0
         self._header_size = 0
         self._done = False
 
@@ -94,23 +96,27 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.held -= self.requests.pop().cost
+            self._queued -= self.requests.pop().cost
             self.fault = Fault(400, "upgrades are not supported")
         except httptools.HttpParserError:
             self.fault = self.fault or Fault(400, "not HTTP/1.1")
         if before and self.mid_request and not self._done:
             # The parser tells of a header when it is whole; one that never ends is bounded here.
             self._count(len(data))
+        self.held = self._queued + self._cost() if self.mid_request else self._queued
 
     def take(self) -> HttpRequest:
         """Return the oldest whole request, which is then no longer held."""
         request = self.requests.popleft()
+        self._queued -= request.cost
         self.held -= request.cost
         return request
 
-    def _hold(self, size: int) -> None:
-        self._cost += size
-        self.held += size
+    def _cost(self) -> int:
+        """Return what the request that is on its way costs so far."""
+        return (
+            REQUEST_COST_BYTES + len(self._target) + self._text_size + self._lines * HEADER_COST_BYTES + len(self._body)
+        )
 
     def _count(self, size: int) -> None:
         self._header_size += size
@@ -124,24 +130,25 @@ class RequestReader:
         self.mid_request = True
         if len(self.requests) >= self._ahead:
             self.fault = self.fault or Fault(429, f"more than {self._ahead} requests ahead of their answers")
-        self._stop()
-        self._hold(REQUEST_COST_BYTES)
+            self._stop()
 
     def on_url(self, url: bytes) -> None:
         self._target += url
         self._count(len(url))
-        self._hold(len(url))
         if len(self._target) > TARGET_MAX_BYTES:
             self.fault = self.fault or Fault(414, "the target is too long")
         self._stop()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
+        # Called for every header of every poll: no calls in here.
+        size = len(name) + len(value) + 4
+        self._text_size += size
+        self._header_size += size
         self._lines += 1
-        if self._lines > self._headers_max:
+        if self._header_size > self._header_max or self._lines > self._headers_max or self.fault is not None:
+            self._count(0)
             self.fault = self.fault or Fault(431, f"more than {self._headers_max} headers")
-        self._stop()
-        self._hold(len(name) + len(value) + HEADER_COST_BYTES)
+            self._stop()
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -158,8 +165,12 @@ class RequestReader:
         if len(self._body) + len(data) > self._body_max:
             self.fault = Fault(413, f"the body is longer than {self._body_max} bytes")
             self._stop()
-        self._body += data
-        self._hold(len(data))
+        if not self._body:
+            self._body = data  # all of it, as a rule
+        else:
+            if not isinstance(self._body, bytearray):
+                self._body = bytearray(self._body)
+            self._body += data
 
     def on_chunk_header(self) -> None:
         self._pieces += 1
@@ -170,6 +181,8 @@ class RequestReader:
     def on_message_complete(self) -> None:
         self.mid_request = False
         self.expects_continue = False
+        cost = self._cost()
+        self._queued += cost
         self.requests.append(
             HttpRequest(
                 method=self._parser.get_method(),
@@ -177,7 +190,7 @@ class RequestReader:
                 headers=self._headers,
                 body=bytes(self._body),
                 keep_alive=self._parser.should_keep_alive(),
-                cost=self._cost,
+                cost=cost,
             )
         )
         # A request that is parked for minutes should not be held here, too.
