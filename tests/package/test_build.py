@@ -16,6 +16,7 @@ from dfud.errors import PeerError
 from dfud.package.apply import apply_package, decode_frame_untrusted
 from dfud.package.build import build_full, build_package
 from dfud.package.file import make, read_package_untrusted, write_package
+from dfud.package.worker import DAMAGED
 from dfud.wire.chunk import decode_chunk_untrusted
 from dfud.wire.messages import Kind
 from tests.package.test_mapped import esp
@@ -131,16 +132,22 @@ def test_no_frame_raises_anything_but_one_error(payload: bytes, prefix: bytes) -
 
 def test_the_worker_leaves_a_package_and_its_key(tmp_path: Path) -> None:
     base = code(50_000)
+    image = changed(base)
     (tmp_path / "base").write_bytes(base)
-    (tmp_path / "image").write_bytes(changed(base))
-    run = [sys.executable, "-m", "dfud.package.worker", str(tmp_path / "image"), str(tmp_path / "base"), "6", "16384"]
+    (tmp_path / "image").write_bytes(image)
+    images = (str(tmp_path / "image"), hashlib.sha256(image).hexdigest(), str(tmp_path / "base"), hashlib.sha256(base).hexdigest())
+    run = [sys.executable, "-m", "dfud.package.worker", *images, "6", "16384"]
     subprocess.run([*run, str(tmp_path), "the-key"], check=True)
     name = (tmp_path / "the-key.key").read_text()
     package = read_package_untrusted((tmp_path / f"{name}.dfup").read_bytes())
-    assert apply_package(package, base) == changed(base)
+    assert apply_package(package, base) == image
     failed = subprocess.run([*run, str(tmp_path / "nowhere"), "k"], capture_output=True, text=True)
     assert failed.returncode == 1
     assert "No such file" in failed.stderr
+    (tmp_path / "image").write_bytes(image[:-1])
+    torn = subprocess.run([*run, str(tmp_path), "torn"], capture_output=True, text=True)
+    assert (torn.returncode, (tmp_path / "torn.key").exists()) == (DAMAGED, False)
+    assert "the stored image is damaged" in torn.stderr
 
 
 @pytest.mark.parametrize(("kinds", "steps"), [(FULL, 6), (DELTA, 1), (FULL | DELTA | MAPPED, 2)])
