@@ -226,7 +226,8 @@ class Rollouts:
         app = await self._store.app(entry.rollout.app)
         if app is None or app.metadata.uid != entry.rollout.metadata.annotations.get("app"):
             async with self._lock:
-                await self._forget(entry, [])
+                if self._is_as(entry, raw):
+                    await self._forget(entry, [])
             return
         if status.state in FINAL or status.state in (State.DRAFT, State.APPROVAL, State.PAUSED):
             return
@@ -242,7 +243,7 @@ class Rollouts:
             after, steps = step(plan, of_now(status, now_s), await self.counts(entry.uid), now_s)
             if any(s.event is Event.NEXT for s in steps):
                 after = await self._opened(entry, plan, after)
-            if entry.raw is not raw:
+            if not self._is_as(entry, raw):
                 return
             if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
                 assert self._promote is not None
@@ -256,13 +257,15 @@ class Rollouts:
 
     async def _pause(self, entry: _Entry, raw: bytes, code: str, reason: str) -> None:
         before = entry.rollout.status
-        if before.state is State.REVERTING:
+        if before.state is State.REVERTING or not self._is_as(entry, raw):
             return
         after = apply(before, Event.PAUSE, self._now(), code=code, reason=reason)
         await self._led(entry, raw, after, [Step(Event.PAUSE, before.state, after.state, code, reason)])
 
     async def _start(self, entry: _Entry, raw: bytes, plan: Plan, now_s: float) -> None:
         """Fix who is in which wave, and open the first."""
+        if not self._is_as(entry, raw):
+            return
         before = entry.rollout.status
         members = await self._members(entry, plan, now_s)
         if not members and plan.whom.dynamic:
@@ -283,8 +286,12 @@ class Rollouts:
     async def _led(self, entry: _Entry, raw: bytes, status: RolloutStatus, steps: Sequence[Step]) -> None:
         """Store what the engine has decided about the rollout as it was at `raw`, unless a user was faster."""
         async with self._lock:
-            if entry.raw is raw:
+            if self._is_as(entry, raw):
                 await self._save(entry, status, steps)
+
+    def _is_as(self, entry: _Entry, raw: bytes) -> bool:
+        """Say whether a rollout is still there, as it was at `raw`: a user may have steered or deleted it during an await."""
+        return entry.raw is raw and self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry
 
     async def _opened(self, entry: _Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:
         """Count the devices of the wave that opens."""

@@ -103,7 +103,7 @@ class Policy:
             running = Running(rollout, plan, tuple(int(s) for s in rollout.status.shares))
             if state not in FINAL:
                 self._active.append(running)
-            elif not (state is State.FINISHED and plan.promote):
+            elif not (state is State.FINISHED and plan.promote) and not rollout.status.reverted:
                 self._ended[running.uid] = running
         self._active.sort(key=lambda r: -r.plan.priority)
         self._rule_index = LabelIndex([rule.selector for rule in self._rules])

@@ -125,7 +125,7 @@ class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     shares: for each wave the place below which its devices are (dfud.model.membership), as text of decimal digits, for they have
     64 bits; set when it starts. expected: how many devices each wave had when it opened. code, reason: why it is paused, reverting
     or aborted; by: who did it, "" for dfud itself. author: who made it; approved: who agreed to its start. forgiven: how many
-    had failed in each wave when a user resumed it.
+    had failed in each wave when a user resumed it. reverted: it was taken back, so it speaks for nobody any more.
     """
 
     state: State = State.DRAFT
@@ -141,6 +141,7 @@ class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     author: str = ""
     approved: str = ""
     forgiven: tuple[int, ...] = ()
+    reverted: bool = False
     history: tuple[Happened, ...] = ()
 
 

@@ -32,7 +32,10 @@ def apply(
     state = advance(status.state, event)
     if state is None:
         raise BugError(f"rollout: no step from {status.state} on {event}")
-    return msgspec.structs.replace(status, state=state, since_s=now_s, code=code, reason=reason, by=by)
+    reverted = status.reverted or (status.state is State.REVERTING and event is Event.FINISH)
+    return msgspec.structs.replace(
+        status, state=state, since_s=now_s, code=code, reason=reason, by=by, reverted=reverted
+    )
 
 
 def step(

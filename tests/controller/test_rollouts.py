@@ -23,6 +23,7 @@ from dfud.api import (
     Rollout,
     RolloutChanged,
     StoreError,
+    faults,
 )
 from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import counter_of
@@ -56,6 +57,10 @@ class Led:
     async def start(self) -> None:
         async def promote(app: str, version: str, by: str) -> None:
             self.promoted.append((app, version, by))
+            held = self.world.store.apps_[app]
+            spec = {**held.spec, "firmware": {"version": version}}
+            self.world.store.apps_[app] = App(msgspec.structs.replace(held.metadata, resource_version=version), spec)
+            self.world.bus.publish(AppChanged(app))
 
         self.rollouts._promote = promote
         self._scope = trio.CancelScope()
@@ -143,6 +148,7 @@ async def test_a_good_version_reaches_everybody_wave_by_wave(autojump_clock: tri
         (expected,) = first.status.expected
         assert 15 <= expected <= 50 and 0.9 * expected <= told["1.1"] <= expected
         await at.until("r", State.FINISHED)
+        await trio.sleep(3600)  # it is good before the last have answered
         assert at.fleet.running() == {"1.1": 300}
         assert at.promoted == [("app", "1.1", "rollout r")]
         assert [h.event for h in at.rollouts.get("app", "r").status.history] == [
@@ -323,6 +329,39 @@ async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_
         await trio.sleep(86400)
         assert {board.name for board in at.fleet.boards.values() if board.version == "1.1"} == told
         at.check("r")
+
+
+@pytest.mark.parametrize("how", ["deleted", "made again", "aborted"])
+async def test_a_user_who_is_faster_than_the_engines_look_at_the_fleet_counts(
+    autojump_clock: trio.testing.MockClock, how: str
+) -> None:
+    async with led(6) as at:
+        store, devices = at.world.store, at.world.store.devices
+        looked = trio.Event()
+        before = dict(faults())
+
+        async def slow(*given: Any, **options: Any) -> Any:
+            if options.get("limit") != 1:
+                looked.set()
+                await trio.sleep(5)
+            return await devices(*given, **options)
+
+        store.devices = slow  # type: ignore[method-assign]
+        old = await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await looked.wait()
+        if how == "aborted":
+            await at.rollouts.act("app", "r", "abort", "eva")
+        else:
+            await at.rollouts.delete("app", "r")
+        if how == "made again":
+            new: Rollout = await at.rollouts.create("app", Metadata("r"), {"firmware": "1.2"}, "eva", draft=True)
+            assert new.metadata.uid != old.metadata.uid
+        await trio.sleep(3600)
+        assert faults() == before and at.fleet.running() == {"1.0": 6}
+        if how == "deleted":
+            assert at.rollouts.all_of("app") == []
+        else:
+            assert at.state("r") is (State.ABORTED if how == "aborted" else State.DRAFT)
 
 
 async def test_a_dynamic_rollout_waits_for_its_first_device(autojump_clock: trio.testing.MockClock) -> None:

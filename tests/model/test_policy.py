@@ -106,6 +106,13 @@ def test_a_later_rollout_that_failed_takes_nobody_back_behind_an_earlier_one() -
     assert wanted([at[0]], facts(running="spring"))[0] == "spring", "who runs it already needs no deployment"
 
 
+def test_what_was_taken_back_speaks_for_nobody() -> None:
+    bad = rollout("bad", State.ABORTED)
+    assert wanted([bad], facts(running="bad", told="bad"), d=deployment("bad", Deployed.CANCELLED))[0] == "bad"
+    bad = msgspec.structs.replace(bad, status=msgspec.structs.replace(bad.status, reverted=True))
+    assert wanted([bad], facts(running="bad", told="bad"), d=deployment("bad", Deployed.CANCELLED))[0] == "app"
+
+
 def test_a_device_that_its_version_made_another_stays_a_member() -> None:
     only = [rollout("r", devices={"running": ["old"]})]
     assert wanted(only, facts(running="old"))[0] == "r"

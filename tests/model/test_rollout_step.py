@@ -120,6 +120,7 @@ def test_who_could_not_go_back_is_said() -> None:
     status = running(state=State.REVERTING, code="user", reason="bad")
     after, _ = step(PLAN, status, {0: WaveCounts(left=1), -1: WaveCounts(done=3, failed=2)}, 6.0)
     assert (after.state, after.reason) == (State.ABORTED, "bad; 2 devices could not go back")
+    assert after.reverted and not apply(running(), Event.ABORT, 1.0).reverted
 
 
 def test_its_end_pauses_what_is_not_done() -> None:
