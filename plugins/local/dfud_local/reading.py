@@ -92,14 +92,14 @@ class ReadingStore(Store):
         return None if row is None else self._view(app, device, row)
 
     def _view(self, app: str, name: str, row: Row) -> DeviceView:
-        body, actual, newest = row[:3]
+        body, actual, newest, sequence = row[:4]
         key, what = ("device", app, name), f"device {name} of app {app}"
         device = self._record(key, what, Device, body, lambda d: (d.app, d.name) == (app, name))
-        return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest))
+        return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest), sequence)
 
     def _actual(self, app: str, device: str, body: bytes | None) -> Actual | None:
         """What cannot be read was not said: the device says it again."""
-        if body is None:
+        if not body:
             return None
         key, what = ("actual", app, device), f"what device {device} of app {app} said"
         with contextlib.suppress(UnreadableError):
@@ -156,7 +156,7 @@ class ReadingStore(Store):
         return await self._whole(
             ("device", app),
             lambda bad: self._reader.rows(query, app, after, bad, *values, limit, offset),
-            lambda row: self._view(app, text(row[3]), row),
+            lambda row: self._view(app, text(row[4]), row),
         )
 
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
@@ -279,7 +279,8 @@ _ENDED = (
 _NEWEST = "ORDER BY number DESC, created DESC, id DESC "
 _VIEW = (
     "d.body, a.body, "
-    "(SELECT body FROM deployment WHERE app=d.app AND device=d.name ORDER BY number DESC, created DESC, id DESC LIMIT 1)"
+    "(SELECT body FROM deployment WHERE app=d.app AND device=d.name ORDER BY number DESC, created DESC, id DESC LIMIT 1), "
+    "COALESCE(a.sequence, 0)"
 )
 _FROM = "FROM device d LEFT JOIN actual a ON a.app=d.app AND a.device=d.name"
 _ALIASES = (  # CROSS: the names drive, whatever the planner thinks; a device's own name comes last, for it is what stays
