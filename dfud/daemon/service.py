@@ -132,6 +132,7 @@ class Service:
         limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
         wants, leaving = controller.rollouts.desired, controller.leaving
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
+        await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,

@@ -54,11 +54,12 @@ from dfud.testing.store_blobs import BlobConformance
 from dfud.testing.store_shared import SharedConformance
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app, image_of
 from dfud.testing.store_walk import WalkConformance
+from dfud.testing.store_wishes import WishConformance
 
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app", "image_of"]
 
 
-class StoreConformance(BlobConformance, WalkConformance, SharedConformance):
+class StoreConformance(BlobConformance, WalkConformance, WishConformance, SharedConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:
