@@ -13,6 +13,7 @@ from dfud.api.events import (
     DeviceChanged,
     DeviceDenied,
     DeviceSeen,
+    DeviceStateChanged,
     DocumentChanged,
     FirmwareChanged,
     Missed,
@@ -24,6 +25,7 @@ from dfud.api.events import (
     Told,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
+from dfud.api.places import BlobPlace
 from dfud.api.plugins import (
     Dialect,
     DialectSession,
@@ -91,6 +93,7 @@ __all__ = [
     "AddCounts",
     "App",
     "AppChanged",
+    "BlobPlace",
     "BlobWriter",
     "BugError",
     "Bus",
@@ -117,6 +120,7 @@ __all__ = [
     "DeviceChanged",
     "DeviceDenied",
     "DeviceSeen",
+    "DeviceStateChanged",
     "DeviceView",
     "DfudError",
     "Dialect",

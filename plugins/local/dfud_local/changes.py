@@ -29,7 +29,7 @@ from dfud.api import (
     SetFirmware,
     TrimDocuments,
 )
-from dfud_local.encoding import text
+from dfud_local.columns import text
 from dfud_local.limits import Limits
 
 Cursor = sqlite3.Connection

@@ -22,8 +22,9 @@ from dfud.api import (
     UnreadableError,
     Wish,
 )
-from dfud_local.damage import Damage, Key
-from dfud_local.encoding import decode, firmware_of, text, unreadable, with_columns
+from dfud.api.damage import Damage, Key
+from dfud.api.encoding import decode, firmware_of, unreadable, with_columns
+from dfud_local.columns import text
 from dfud_local.queries import (
     ALIASES,
     DEPLOYMENTS,

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 import trio
 
 from dfud.api import Change, DfudError, StoreError, contained, note
+from dfud.api.encoding import encode
 from dfud_local.blobs import Blobs
 from dfud_local.changes import Changes, blob_needed
-from dfud_local.encoding import encode
 from dfud_local.limits import Limits
 
 log = logging.getLogger("dfud.store")
