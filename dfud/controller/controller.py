@@ -162,14 +162,14 @@ class Controller:
         device, known = hold.known.device, hold.known.deployment
         while True:
             verdict = decide(
-                device.app,
-                device.name,
-                status,
-                known,
-                desired,
-                target,
-                self._config,
-                now_s,
+                app=device.app,
+                device=device.name,
+                status=status,
+                deployment=known,
+                desired=desired,
+                target=target,
+                policy=self._config,
+                now_s=now_s,
                 heard=heard,
                 twins=twins,
             )
