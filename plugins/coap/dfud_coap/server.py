@@ -33,7 +33,6 @@ from dfud_coap.waiting import RETRY_S, WaitingRoom
 from dfud_coap.work import Work
 
 OBSERVE_MARGIN_S = 100
-ASKS_MAX = 16384
 ASK_MAX_BYTES = 512
 _MAX_AGE = uint(CHUNK_MAX_AGE_S)
 
@@ -81,7 +80,7 @@ class Server:
             endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall
         )
         self._bodies = Bodies(config.transfers, config.transfers_per_address, config.body_max)
-        self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(ASKS_MAX)
+        self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(config.requests_known)
         self._draining = False
         self._observe_number = 1
         self.observers = Observers(
