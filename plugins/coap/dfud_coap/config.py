@@ -44,6 +44,14 @@ class CoapConfig(msgspec.Struct, frozen=True):
     waiting_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=1_000_000)] = 10_000
     under_way: Annotated[int, Meta(description="requests being worked on at a time", ge=1, le=100_000)] = 1000
     under_way_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=100_000)] = 500
+    under_way_events: Annotated[
+        int,
+        Meta(
+            description="of all of these, telemetry: where it goes to may hang, and updates must not wait for that",
+            ge=1,
+            le=100_000,
+        ),
+    ] = 500
     remembered: Annotated[int, Meta(description="messages recognised when they come twice", ge=16, le=10_000_000)] = (
         65536
     )

@@ -155,6 +155,19 @@ def test_one_address_with_many_requests_leaves_room_for_another() -> None:
     assert w.server.idle and not w.server._work._of_address
 
 
+def test_telemetry_that_hangs_leaves_places_for_updates() -> None:
+    """Where telemetry goes to (a webhook, say) may hang: that costs telemetry."""
+    w = Virtual(under_way=10, under_way_per_address=10, under_way_events=4)
+    w.endpoint.quickly = False
+    for number in range(9):
+        w.server.datagram(w.new_peer((f"192.0.2.{number + 10}", 1)), post(number, AUTH, body=b"%d" % number, channel="temp"))
+    assert codes([d for _, d in w.sent]) == [Code.UNAVAILABLE] * 5
+    w.server.datagram(w.peer, post(20, AUTH, body=b"status"))
+    w.settle()
+    assert codes([d for _, d in w.sent])[5:].count(Code.UNAVAILABLE) == 0 and len(w.endpoint.requests) == 5
+    assert w.server.idle and w.server._work._events == 0
+
+
 def test_a_slow_request_is_acknowledged_in_time_and_answered_later() -> None:
     w = Virtual()
     w.endpoint.quickly = False
