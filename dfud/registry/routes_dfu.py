@@ -28,7 +28,6 @@ from dfud.registry.status import deployment_json, timestamp
 from dfud.registry.web import error_response, json_response, read_body, read_json, require, selector_of, user
 
 BASE = "/api/dfu/v1/apps/<app>"
-EVENTS_BEHIND_MAX = 1000
 HEARTBEAT_S = 15.0
 _PATHS = "<path:device>"
 
@@ -213,7 +212,7 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
 
         async def lines() -> AsyncIterator[bytes]:
             kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged)
-            async with services.bus.stream(*kinds, capacity=EVENTS_BEHIND_MAX) as stream:
+            async with services.bus.stream(*kinds, capacity=services.config.events_behind) as stream:
                 yield b"\n"
                 while not shutdown.is_set():
                     event: Any = None
