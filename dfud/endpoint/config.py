@@ -52,6 +52,10 @@ class EndpointConfig(msgspec.Struct, frozen=True):
             extra={"unit": "s"},
         ),
     ] = 60.0
+    commands_max: Annotated[int, Meta(description="commands kept for all devices", ge=1, le=10_000_000)] = 100_000
+    commands_max_bytes: Annotated[
+        int, Meta(description="bytes of them", ge=1024, le=1 << 40, extra={"unit": "bytes"})
+    ] = 64 << 20
 
 
 SECTION = Section("endpoint", EndpointConfig, "What devices talk to.")
