@@ -87,10 +87,11 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     async def download_firmware(app: str, version: str) -> Response:
         require("reader", app)
         record = await services.firmware.get(app, version)
-        path = await services.firmware.image(app, version)
+        async with services.firmware.image(app, version) as path:
+            opened = await trio.open_file(path, "rb")  # who has opened it may read on
 
         async def blocks() -> AsyncIterator[bytes]:
-            async with await trio.open_file(path, "rb") as file:
+            async with opened as file:
                 while block := await file.read(1 << 16):
                     yield block
 
