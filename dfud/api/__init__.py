@@ -38,6 +38,7 @@ from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.store import (
     TOLD_BYTES_MAX,
+    TRIMMED_MAX,
     AddCounts,
     BlobWriter,
     Capability,
@@ -49,6 +50,7 @@ from dfud.api.store import (
     DeleteFirmware,
     DeviceView,
     ExpectDevice,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
@@ -86,6 +88,7 @@ from dfud.model.windows import PerMinute
 
 __all__ = [
     "TOLD_BYTES_MAX",
+    "TRIMMED_MAX",
     "Actual",
     "ActualChanged",
     "AddCounts",
@@ -138,6 +141,7 @@ __all__ = [
     "PluginError",
     "PolicyChanged",
     "ProgressChanged",
+    "Pruned",
     "PutActual",
     "PutApp",
     "PutDeployment",

@@ -20,6 +20,7 @@ from dfud.model.resources import App, Device
 from dfud.model.selectors import EVERYTHING, Selector
 
 TOLD_BYTES_MAX = 4096
+TRIMMED_MAX = 10_000
 
 
 class Capability(StrEnum):
@@ -140,10 +141,14 @@ class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
 
 
 class TrimDocuments(msgspec.Struct, frozen=True, tag=True):
-    """Forgets the documents of a collection but for the `keep` with the highest keys."""
+    """Forgets the documents of a collection but for the `keep` with the highest keys, and of those the ones below the key `below`.
+
+    A store may forget only the lowest TRIMMED_MAX of them in one commit: the same again forgets more.
+    """
 
     collection: str
     keep: int
+    below: str = ""
 
 
 class AddCounts(msgspec.Struct, frozen=True, tag=True):
@@ -198,6 +203,13 @@ class Wish(msgspec.Struct, frozen=True, gc=False):
 
     device: str
     firmware: Any = msgspec.UNSET
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """What prune() did: how many records it removed, and the place to go on from, "" when it has looked at all."""
+
+    after: str
+    removed: int
 
 
 class BlobWriter(abc.ABC):
@@ -350,6 +362,14 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def counts(self, scope: str) -> dict[str, int]:
         """Return the counters of a scope that are not 0."""
+
+    @abc.abstractmethod
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        """Remove history and ended deployments from before `before_s`, looking at up to `limit` records: one small transaction.
+
+        A device's newest deployment stays whatever its age. after: where the last call ended, "" to begin. Times are those that
+        the records say; a record that cannot be read, or says a time more than a day ahead of now_s, stays.
+        """
 
     @abc.abstractmethod
     async def new_blob(self) -> BlobWriter: ...

@@ -51,6 +51,7 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.testing.store_blobs import BlobConformance
+from dfud.testing.store_growth import GrowthConformance
 from dfud.testing.store_shared import SharedConformance
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app, image_of
 from dfud.testing.store_walk import WalkConformance
@@ -59,7 +60,7 @@ from dfud.testing.store_wishes import WishConformance
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app", "image_of"]
 
 
-class StoreConformance(BlobConformance, WalkConformance, WishConformance, SharedConformance):
+class StoreConformance(BlobConformance, WalkConformance, WishConformance, SharedConformance, GrowthConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:

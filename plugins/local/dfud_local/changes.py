@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dfud.api import (
+    TRIMMED_MAX,
     AddCounts,
     Change,
     ConflictError,
@@ -154,11 +155,12 @@ class Changes:
                 )
             case DeleteCounts(scope):
                 db.execute("DELETE FROM count WHERE scope=?", (scope,))
-            case TrimDocuments(collection, keep):
+            case TrimDocuments(collection, keep, below):
                 db.execute(
-                    "DELETE FROM document WHERE collection=?1 AND key<="
-                    "(SELECT key FROM document WHERE collection=?1 ORDER BY key DESC LIMIT 1 OFFSET ?2)",
-                    (collection, keep),
+                    "DELETE FROM document WHERE collection=?1 AND key IN (SELECT key FROM document WHERE collection=?1 AND "
+                    "(key<?3 OR key<=(SELECT key FROM document WHERE collection=?1 ORDER BY key DESC LIMIT 1 OFFSET ?2)) "
+                    "ORDER BY key LIMIT ?4)",
+                    (collection, keep, below, TRIMMED_MAX),
                 )
 
     def _free(self, app: str, version: str) -> None:

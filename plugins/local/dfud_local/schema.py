@@ -56,6 +56,7 @@ MIGRATIONS = (
     # Apps that were deleted and whose devices are still to go.
     """
     CREATE TABLE dropped (app TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE INDEX deployment_ended ON deployment (created) WHERE NOT open;
     """,
 )
 

@@ -17,6 +17,7 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
+    Pruned,
     StoreError,
 )
 from dfud_local.blobs import Blobs
@@ -115,6 +116,11 @@ class LocalStore(ReadingStore):
             raise StoreError("the store is not open")
         await self._writer.commit(changes)
         self._damage.mended(changes)
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        if self._writer is None:
+            raise StoreError("the store is not open")
+        return await self._writer.prune(before_s, now_s, after, limit)
 
     async def new_blob(self) -> BlobWriter:
         if self._writer is None:
