@@ -53,17 +53,17 @@ class Agent:
         # A chunk's header; and a datagram's, which is received where its block belongs.
         self.buffer = bytearray(self.payload + 32 + 128)
         from dfu.slots import find
-        from dfu.transport import make
+        from dfu.transport import hardware_name, make
 
         self.slots = find(esp32.Partition)
         self.backoff = Backoff(config, machine.reset_cause() == machine.PWRON_RESET)
-        config.setdefault("hardware", "esp32c3")
         self.enrolment = None
         if config.get("claim") and not config.get("secret"):
             from dfu.enrol import Enrolment
 
             enrolment = Enrolment(config)
             self.enrolment = enrolment if enrolment.needed else None
+        config["hardware"] = hardware_name(config.get("hardware", "esp32c3"))
         self.transport = make(config)
         forget("transport")
         if self.enrolment is not None and not hasattr(self.transport, "enrol"):
