@@ -71,7 +71,7 @@ from dfud.errors import (
 from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
-from dfud.model.firmware import Firmware
+from dfud.model.firmware import Firmware, Image, Recall, Requires
 from dfud.model.resources import App, Device, Metadata
 from dfud.model.rollout import Rollout
 from dfud.model.selectors import Selector, parse_selector_untrusted
@@ -120,6 +120,7 @@ __all__ = [
     "Guard",
     "HistoryEntry",
     "Hooks",
+    "Image",
     "Metadata",
     "NotFoundError",
     "PeerError",
@@ -134,10 +135,12 @@ __all__ = [
     "PutDocument",
     "PutFirmware",
     "Reading",
+    "Recall",
     "RefusedError",
     "Reply",
     "Request",
     "RequestError",
+    "Requires",
     "RetryRequested",
     "Rollout",
     "RolloutChanged",

@@ -193,10 +193,9 @@ class ReadingStore(Store):
         return found
 
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
-        query = "SELECT version, body FROM firmware WHERE app=? AND sha256=? ORDER BY sequence DESC LIMIT 1 OFFSET ?"
         passed = 0
         error: UnreadableError | None = None
-        while (row := self._reader.row(query, app, sha256, passed)) is not None:
+        while (row := self._reader.row(_BY_DIGEST, app, sha256, passed)) is not None:
             try:
                 return self._firmware(app, row)
             except UnreadableError as unreadable_one:
@@ -271,6 +270,10 @@ def successor(prefix: str) -> str:
     return stem[:-1] + chr(0xE000 if following == 0xD800 else following)  # UTF-8 has no surrogates
 
 
+_BY_DIGEST = (
+    "SELECT version, body FROM firmware WHERE app=?1 AND version IN (SELECT version FROM firmware WHERE app=?1 AND sha256=?2 "
+    "UNION ALL SELECT version FROM firmware_image WHERE app=?1 AND sha256=?2) ORDER BY sequence DESC LIMIT 1 OFFSET ?3"
+)
 _DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
 _ENDED = (
     "SELECT d.app, d.device, d.version, d.created, d.number, f.sha256 FROM deployment d "

@@ -45,6 +45,10 @@ MIGRATIONS = (
     """
     CREATE TABLE count (scope TEXT, name TEXT, number INTEGER NOT NULL, PRIMARY KEY (scope, name)) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE firmware_image (app TEXT, version TEXT, sha256 TEXT, PRIMARY KEY (app, version, sha256)) WITHOUT ROWID;
+    CREATE INDEX firmware_image_digest ON firmware_image (sha256, app);
+    """,
 )
 
 

@@ -36,7 +36,7 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE})
+    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE})
 
     def __init__(self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None) -> None:
         super().__init__()
