@@ -74,6 +74,7 @@ class Verdict(msgspec.Struct):
 
 
 def decide(
+    *,
     app: str,
     device: str,
     status: Status,
@@ -82,7 +83,6 @@ def decide(
     target: Firmware | None,
     policy: ControllerConfig,
     now_s: float,
-    *,
     heard: bool = False,
     twins: bool = False,
 ) -> Verdict:
@@ -95,7 +95,16 @@ def decide(
     package of it, or WAIT while it makes one.
     """
     policy = _policy_of(policy, desired)
-    case = Case(app, device, status, deployment, target, policy, now_s, twins=twins)
+    case = Case(
+        app=app,
+        device=device,
+        status=status,
+        deployment=deployment,
+        target=target,
+        policy=policy,
+        now_s=now_s,
+        twins=twins,
+    )
     if not heard:
         hear(case)
     action, poll_s, why, reason = _next(case, desired)

@@ -56,11 +56,14 @@ class Entry(msgspec.Struct):
 class Book:
     """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
 
-    def __init__(self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None) -> None:
+    def __init__(
+        self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None, *, per_app: int = 200
+    ) -> None:
         self._store = store
         self._bus = bus
         self._now = now
         self._promote = promote
+        self._per_app = per_app
         self._entries: dict[str, dict[str, Entry]] = {}
         self._policies: dict[str, tuple[str, Policy]] = {}
         self._plans: dict[str, Plan] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -101,11 +102,11 @@ class FirmwareRegistry:
                 raise PeerError(f"the manifest is for another image than the one given (SHA-256 {sha256})")
             raw = bool(manifest.flags & FLAG_RAW) if manifest else upload.kind == "raw"
             if not raw:
-                path = await self._store.blob(sha256)
-                if path is None:
-                    raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
                 hardware = manifest.hardware if manifest else upload.hardware
-                await trio.to_thread.run_sync(check_image_untrusted, path, size, hardware)
+                async with self._store.blob(sha256) as path:
+                    if path is None:
+                        raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
+                    await trio.to_thread.run_sync(check_image_untrusted, path, size, hardware)
             # One after the other, so that however many publish at once, each needs one try. The guard is for everybody else.
             turn = self._recording.setdefault(app_name, trio.Lock())
             async with turn:
@@ -235,15 +236,19 @@ class FirmwareRegistry:
             raise NotFoundError(f"no firmware {version} in app {app_name}")
         return _as_now(await self._app(app_name), found)
 
+    @asynccontextmanager
     async def image(
         self, app: str, version: str, hardware: str = "", attributes: Mapping[str, str] | None = None
-    ) -> tuple[Path, Image]:
-        """Return an image of a version and what is known of it; the only one needs no name. Raises NotFoundError, RefusedError."""
+    ) -> AsyncIterator[tuple[Path, Image]]:
+        """Lend the file with an image of a version, and say what is known of it; the only one needs no name.
+
+        Raises NotFoundError, RefusedError.
+        """
         found = chosen(await self.get(app, version), hardware_name(hardware), attributes or {})
-        path = await self._store.blob(found.sha256)
-        if path is None:
-            raise NotFoundError(f"the image of firmware {version} is missing from the store")
-        return path, found
+        async with self._store.blob(found.sha256) as path:
+            if path is None:
+                raise NotFoundError(f"the image of firmware {version} is missing from the store")
+            yield path, found
 
     # Ways and recalls
 

@@ -15,6 +15,7 @@ from dfud.model.firmware import Requires
 from dfud.registry import audit
 from dfud.registry.firmware import FirmwareRegistry, Upload
 from dfud.registry.images import Bound
+from dfud.testing.store import image_of
 from tests.registry.desk import Desk, desk
 
 
@@ -56,14 +57,16 @@ async def test_images_are_added_to_a_version_one_by_one_and_deleted_one_by_one(a
         await publish(at, b"two")
     with pytest.raises(ConflictError, match="sequence 9 was given, the images of 1.0 have 2"):
         await publish(at, b"four", hardware="z", sequence=9)
-    assert [await at.store.blob(digest(i)) is not None for i in (b"one", b"two", b"three", b"four")] == [True] * 3 + [False]
-    path, image = await at.firmware.image("a", "1.0", "x", {"rev": "2"})
-    assert (await trio.Path(path).read_bytes(), image.sha256) == (b"two", digest(b"two"))
+    kept = [await image_of(at.store, digest(image)) for image in (b"one", b"two", b"three", b"four")]
+    assert kept == [b"one", b"two", b"three", None]
+    async with at.firmware.image("a", "1.0", "x", {"rev": "2"}) as (path, image):
+        assert (await trio.Path(path).read_bytes(), image.sha256) == (b"two", digest(b"two"))
     with pytest.raises(RefusedError, match="x; x with rev=2; y"):
-        await at.firmware.image("a", "1.0")
+        async with at.firmware.image("a", "1.0"):
+            pass
     await at.firmware.delete_image("a", "1.0", "x", {}, "eve")
     left = await at.firmware.get("a", "1.0")
-    assert [i.meant_for for i in left.images] == ["x with rev=2", "y"] and await at.store.blob(digest(b"one")) is None
+    assert [i.meant_for for i in left.images] == ["x with rev=2", "y"] and await image_of(at.store, digest(b"one")) is None
     await at.firmware.delete_image("a", "1.0", "y", {}, "eve")
     await at.firmware.delete_image("a", "1.0", "x", {"rev": "2"}, "eve")
     with pytest.raises(NotFoundError):
@@ -116,9 +119,9 @@ async def test_a_recall_has_a_reason_and_is_on_record(at: Desk) -> None:
 
 async def test_a_recall_does_not_need_the_image(at: Desk) -> None:
     await publish(at, b"one")
-    path = await at.store.blob(digest(b"one"))
-    assert path is not None
-    path.unlink()
+    async with at.store.blob(digest(b"one")) as path:
+        assert path is not None
+        path.unlink()
     assert (await at.firmware.recall("a", "1.0", "lost", "eve")).recalled is not None
 
 
