@@ -80,7 +80,7 @@ from dfud.errors import (
 from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
-from dfud.model.firmware import Firmware
+from dfud.model.firmware import Firmware, Image, Recall, Requires
 from dfud.model.resources import App, Device, Metadata
 from dfud.model.rollout import Rollout
 from dfud.model.selectors import Requirement, Selector, parse_selector_untrusted
@@ -133,6 +133,7 @@ __all__ = [
     "Guard",
     "HistoryEntry",
     "Hooks",
+    "Image",
     "Metadata",
     "Missed",
     "NotFoundError",
@@ -149,11 +150,13 @@ __all__ = [
     "PutDocument",
     "PutFirmware",
     "Reading",
+    "Recall",
     "RefusedError",
     "Reply",
     "Request",
     "RequestError",
     "Requirement",
+    "Requires",
     "RetryRequested",
     "Rollout",
     "RolloutChanged",

@@ -29,6 +29,7 @@ class Capability(StrEnum):
     DELETE_FIRMWARE = "delete-firmware"  # a deleted version's name may be used again
     EXTERNAL_DESIRED = "external-desired"  # the desired state may also be changed in the store's own system
     OWN_ROLLOUTS = "own-rollouts"  # rollouts are made in the store's own system; dfud's are refused
+    SEVERAL_IMAGES = "several-images"  # a version may have an image for each kind of board
     APP_FIRMWARE = "app-firmware"  # spec.firmware at the app reaches devices that have none of their own
     BACKUP = "backup"  # backup() yields a copy of the records
     SHARED = "shared"  # several dfud may run on it at once, each with a Store object of its own
@@ -77,14 +78,16 @@ class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutFirmware(msgspec.Struct, frozen=True, tag=True):
-    """create: the version must not exist yet. The blob firmware.sha256 must be stored, its BlobWriter still open."""
+    """create: the version must not exist yet. Its blobs must be stored and their BlobWriters still open, but for those that
+    the replaced record names: firmware.digests. Those that only the replaced one names are let go of.
+    """
 
     firmware: Firmware
     create: bool = True
 
 
 class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
-    """The blob goes with its last record, once that is durable."""
+    """Its blobs go with the last record that names them, once that is durable."""
 
     app: str
     version: str
@@ -333,7 +336,8 @@ class Store(abc.ABC):
         """All firmware of an app, newest sequence first."""
 
     @abc.abstractmethod
-    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None: ...
+    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
+        """Return the record that has this image, whole: Firmware.of_digest() picks it out. Of several, the highest sequence's."""
 
     @abc.abstractmethod
     async def deployment(self, deployment_id: str) -> Deployment | None: ...

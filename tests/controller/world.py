@@ -185,7 +185,7 @@ class Records(Store):
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
         every = self.firmwares_.values()
         found: Firmware | None = await self._read(
-            lambda: next((f for f in every if (f.app, f.sha256) == (app, sha256)), None)
+            lambda: next((f for f in every if f.app == app and sha256 in f.digests), None)
         )
         return found
 

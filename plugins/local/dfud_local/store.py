@@ -38,7 +38,9 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE, Capability.BACKUP})
+    capabilities = frozenset(
+        {Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE, Capability.BACKUP}
+    )
 
     def __init__(
         self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
