@@ -77,12 +77,12 @@ class Controller:
         self._packages = packages
         self._config = config
         self._now = now
-        self.rollouts = Rollouts(store, bus, now, promote)
-        self._memory = Memory(store, bus, config.cache_devices, config.seen_s, self.rollouts.desired)
+        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app)
+        self._memory = Memory(store, bus, config, self.rollouts.desired)
         self.insight = Insight(store, self._memory, self.rollouts, config, now)
         self._jobs = Jobs()
-        self._images = Images(store)
-        self._budget = Budget(config.history_per_hour)
+        self._images = Images(store, config.cache_firmwares)
+        self._budget = Budget(config.history_per_hour, config.cache_devices)
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -162,19 +162,19 @@ class Controller:
         device, known = hold.known.device, hold.known.deployment
         while True:
             verdict = decide(
-                device.app,
-                device.name,
-                status,
-                known,
-                desired,
-                target,
-                self._config,
-                now_s,
+                app=device.app,
+                device=device.name,
+                status=status,
+                deployment=known,
+                desired=desired,
+                target=target,
+                policy=self._config,
+                now_s=now_s,
                 heard=heard,
                 twins=twins,
             )
             began = verdict.deployment
-            if began is None or began.back or began.rollout in ("", known.rollout if known is not None else ""):
+            if began is None or began.final or began.back or not began.rollout or _has_place(known, began):
                 return verdict, desired
             held = self.rollouts.take(began.rollout, now_s)
             if held is None:
@@ -323,12 +323,20 @@ class Controller:
         known = self._memory.peek(app, device)
         if known is None:
             return None
-        return known.deployment.package if known.deployment is not None else ""
+        return self._package_of(app, known.deployment)
+
+    def _package_of(self, app: str, deployment: Deployment | None) -> str:
+        if deployment is None or (app, deployment.version) in self._memory.recalled:
+            return ""
+        return deployment.package
 
     async def load_package_of(self, app: str, device: str) -> str:
         """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
         async with self._memory.hold(app, device, self._now()) as hold:
-            return hold.known.deployment.package if hold.known.deployment is not None else ""
+            deployment = hold.known.deployment
+            if deployment is not None and deployment.package:
+                await self._memory.firmware(app, deployment.version)  # it may be recalled
+            return self._package_of(app, deployment)
 
     def chunks_in_memory(self, package: str) -> PackageFile | None:
         return self._packages.memory(package)
@@ -435,6 +443,13 @@ class Controller:
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+
+def _has_place(known: Deployment | None, began: Deployment) -> bool:
+    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
+    if known is None or known.rollout != began.rollout:
+        return False
+    return known.id == began.id or not known.final or known.is_between
 
 
 def _unmoved(deployment: Deployment) -> Deployment:

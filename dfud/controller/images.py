@@ -12,15 +12,14 @@ import trio
 
 from dfud.api import Cache, Firmware, Store, StoreError
 
-CHECKED_MAX = 1000
 # What tells whether a file is the one that was checked.
 Identity = tuple[str, int, int, int]
 
 
 class Images:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, checked_max: int) -> None:
         self._store = store
-        self._checked: Cache[Identity, bool] = Cache(CHECKED_MAX)
+        self._checked: Cache[Identity, bool] = Cache(checked_max)
 
     @asynccontextmanager
     async def _whole(self, firmware: Firmware) -> AsyncIterator[Path]:

@@ -13,19 +13,22 @@ from dfud.model.policy import wave_of
 from dfud.model.rollout import Facts, Plan, RolloutStatus
 from dfud.model.rollout_states import FINAL
 
-PER_APP_MAX = 200
-
 
 async def judge(
-    store: Store, app: App, name: str, plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]]
+    store: Store, app: App, name: str, plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]], per_app: int
 ) -> None:
     """Refuse what cannot come to anything, with a sentence that names the field."""
     if name in others:
         raise ConflictError(f"rollout {name} of app {app.name} exists already")
-    if len(others) >= PER_APP_MAX:
-        raise RefusedError(f"app {app.name} has {PER_APP_MAX} rollouts already; delete some that have ended")
-    if await store.firmware(app.name, plan.version) is None:
+    if len(others) >= per_app:
+        raise RefusedError(
+            f"app {app.name} has {per_app} rollouts already; delete some that have ended, or raise [controller] rollouts_per_app"
+        )
+    firmware = await store.firmware(app.name, plan.version)
+    if firmware is None:
         raise PeerError(f"spec.firmware: {plan.version} is not published")
+    if firmware.recalled is not None:
+        raise PeerError(f"spec.firmware: {plan.version} is recalled: {firmware.recalled.reason}")
     for other, its in others.values():
         if its is None or other.status.state in FINAL:
             continue

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from dfud.api import App, Device, Metadata, PutApp, PutDevice
-from dfud.model.credentials import BCRYPT_COST_MAX
+from dfud.model.credentials import LIMITS
 from dfud.testing.daemon import DaemonProcess
 from tests.registry.served import APPS, DFU, ask, database, prepared
 
@@ -52,7 +52,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"a": "x" * 70_000}, "expected at most 65536"),
     ({"alias": "one"}, "spec.alias: expected a list of text"),
     ({"alias": ["fine", ".."]}, "spec.alias[1]: alias '..'"),
-    (passwords({"bcrypt": BCRYPT}), f"cost 31, expected a bcrypt hash of cost 4 to {BCRYPT_COST_MAX}"),
+    (passwords({"bcrypt": BCRYPT}), f"cost 31, expected a bcrypt hash of cost 4 to {LIMITS.bcrypt_cost}"),
     (
         {"credentials": {"credentials": [{"user": {"username": "u", "password": {"bcrypt": BCRYPT}}}]}},
         "spec.credentials.credentials[0].user.password.bcrypt",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dfud.api import (
+    TRIMMED_MAX,
     AddCounts,
     Change,
     ConflictError,
@@ -31,6 +32,7 @@ from dfud.api import (
 )
 from dfud_local.columns import text
 from dfud_local.limits import Limits
+from dfud_local.purge import DEVICE_TABLES, drop_app
 
 Cursor = sqlite3.Connection
 SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
@@ -38,13 +40,18 @@ TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 
 
 class Changes:
-    """Applies changes to one database. `freed` takes the digests of the images that have lost a record."""
+    """Applies changes to one database.
+
+    freed: the digests of the images that have lost a record; dropped: deleted apps whose
+    devices are still there, for Purge.
+    """
 
     def __init__(self, db: Cursor, blob_exists: Callable[[str], bool], limits: Limits) -> None:
         self._db = db
         self._blob_exists = blob_exists
         self._limits = limits
         self.freed: set[str] = set()
+        self.dropped: set[str] = set()
 
     def blob_needed(self, sha256: str) -> bool:
         """Say whether a firmware record of any app names this image."""
@@ -55,6 +62,7 @@ class Changes:
         db = self._db
         match change:
             case PutApp(app, expect):
+                _not_dropped(db, app.name)
                 _check(expect, _version(db, "SELECT version FROM app WHERE name=?", app.name), f"app {app.name}")
                 db.execute(
                     "INSERT INTO app VALUES (?,?,?) ON CONFLICT DO UPDATE SET version=excluded.version, body=excluded.body",
@@ -68,12 +76,9 @@ class Changes:
                 found = _version(db, "SELECT version FROM app WHERE name=?", name)
                 _exists(found, f"app {name}")
                 _check(expect, found, f"app {name}")
-                self.freed.update(
-                    text(row[0]) for row in db.execute("SELECT sha256 FROM firmware WHERE app=?", (name,))
-                )
-                db.execute("DELETE FROM app WHERE name=?", (name,))
-                for table in _APP_TABLES:
-                    db.execute(f"DELETE FROM {table} WHERE app=?", (name,))  # noqa: S608 - names from the tuple below
+                self.freed.update(text(row[0]) for row in db.execute(_IMAGES_OF_APP, (name,)))
+                if not drop_app(db, name):
+                    self.dropped.add(name)
             case PutDevice(device, expect):
                 _app(db, device.app)
                 _put_device(db, change, bodies[0])
@@ -88,14 +93,14 @@ class Changes:
                 _exists(found, f"device {name}")
                 _check(expect, found, f"device {name}")
                 db.execute("DELETE FROM device WHERE app=? AND name=?", (app, name))
-                for table in _DEVICE_TABLES:
+                for table in DEVICE_TABLES:
                     db.execute(f"DELETE FROM {table} WHERE app=? AND device=?", (app, name))  # noqa: S608 - as above
             case PutFirmware(firmware, create):
                 _app(db, firmware.app)
-                if not self._blob_exists(firmware.sha256):
-                    raise NotFoundError(f"no image {firmware.sha256} is stored")
-                if not create:
-                    self._free(firmware.app, firmware.version)
+                held = set() if create else self._free(firmware.app, firmware.version)
+                for sha256 in firmware.digests - held:
+                    if not self._blob_exists(sha256):
+                        raise NotFoundError(f"no image {sha256} is stored")
                 verb = "INSERT" if create else "INSERT OR REPLACE"
                 try:
                     db.execute(
@@ -104,6 +109,11 @@ class Changes:
                     )
                 except sqlite3.IntegrityError:
                     raise ConflictError(f"firmware {firmware.version} of app {firmware.app} exists already") from None
+                further = sorted(firmware.digests - {firmware.sha256})
+                db.executemany(
+                    "INSERT INTO firmware_image VALUES (?,?,?)",
+                    [(firmware.app, firmware.version, sha256) for sha256 in further],
+                )
             case DeleteFirmware(app, version):
                 self._free(app, version)
                 if not db.execute("DELETE FROM firmware WHERE app=? AND version=?", (app, version)).rowcount:
@@ -148,17 +158,20 @@ class Changes:
                 )
             case DeleteCounts(scope):
                 db.execute("DELETE FROM count WHERE scope=?", (scope,))
-            case TrimDocuments(collection, keep):
+            case TrimDocuments(collection, keep, below):
                 db.execute(
-                    "DELETE FROM document WHERE collection=?1 AND key<="
-                    "(SELECT key FROM document WHERE collection=?1 ORDER BY key DESC LIMIT 1 OFFSET ?2)",
-                    (collection, keep),
+                    "DELETE FROM document WHERE collection=?1 AND key IN (SELECT key FROM document WHERE collection=?1 AND "
+                    "(key<?3 OR key<=(SELECT key FROM document WHERE collection=?1 ORDER BY key DESC LIMIT 1 OFFSET ?2)) "
+                    "ORDER BY key LIMIT ?4)",
+                    (collection, keep, below, TRIMMED_MAX),
                 )
 
-    def _free(self, app: str, version: str) -> None:
-        row = self._db.execute("SELECT sha256 FROM firmware WHERE app=? AND version=?", (app, version)).fetchone()
-        if row is not None:
-            self.freed.add(text(row[0]))
+    def _free(self, app: str, version: str) -> set[str]:
+        """Note and return the images that a record names, and forget which others than its first they are."""
+        held = {text(row[0]) for row in self._db.execute(_IMAGES_OF_VERSION, (app, version))}
+        self._db.execute("DELETE FROM firmware_image WHERE app=? AND version=?", (app, version))
+        self.freed |= held
+        return held
 
     def _put_deployment(self, d: Deployment, body: bytes) -> None:
         db = self._db
@@ -204,8 +217,12 @@ def _first() -> int:
     return secrets.randbits(SEQUENCE_BITS) + 1
 
 
-_DEVICE_TABLES = ("device_label", "alias", "actual", "deployment", "history")
-_APP_TABLES = ("app_label", "device", "firmware", *_DEVICE_TABLES)
+_IMAGES_OF_APP = "SELECT sha256 FROM firmware WHERE app=?1 UNION ALL SELECT sha256 FROM firmware_image WHERE app=?1"
+_IMAGES_OF_VERSION = (
+    "SELECT sha256 FROM firmware WHERE app=?1 AND version=?2 "
+    "UNION ALL SELECT sha256 FROM firmware_image WHERE app=?1 AND version=?2"
+)
+_NEEDED = "SELECT 1 FROM firmware WHERE sha256=?1 UNION ALL SELECT 1 FROM firmware_image WHERE sha256=?1 LIMIT 1"
 
 
 def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
@@ -266,9 +283,16 @@ def _app(db: Cursor, app: str) -> None:
     _exists(_version(db, "SELECT version FROM app WHERE name=?", app), f"app {app}")
 
 
+def _not_dropped(db: Cursor, app: str) -> None:
+    if db.execute("SELECT 1 FROM dropped WHERE app=?", (app,)).fetchone() is not None:
+        raise ConflictError(f"app {app} was deleted, and its devices are still being removed: try again in a moment")
+
+
 def _device(db: Cursor, app: str, device: str) -> None:
-    _exists(_version(db, "SELECT '' FROM device WHERE app=? AND name=?", app, device), f"device {device} in app {app}")
+    query = "SELECT '' FROM device WHERE app=? AND name=? AND app NOT IN (SELECT app FROM dropped)"
+    _exists(_version(db, query, app, device), f"device {device} in app {app}")
 
 
 def blob_needed(db: Cursor, sha256: str) -> bool:
-    return db.execute("SELECT 1 FROM firmware WHERE sha256=? LIMIT 1", (sha256,)).fetchone() is not None
+    """Say whether a firmware record of any app names this image, as its first or as a further one."""
+    return db.execute(_NEEDED, (sha256,)).fetchone() is not None

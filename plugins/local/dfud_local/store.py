@@ -17,6 +17,7 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
+    Pruned,
     StoreError,
 )
 from dfud_local.blobs import Blobs
@@ -37,14 +38,19 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE, Capability.BACKUP})
+    capabilities = frozenset(
+        {Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE, Capability.BACKUP}
+    )
 
-    def __init__(self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
+    ) -> None:
         super().__init__()
         self._directory = directory
         self._database_max_bytes = database_max_bytes
         self._limits = limits or Limits()
         self._blobs = Blobs(directory / "blobs", self._release)
+        self._stuck_s = stuck_s
         self._writer: Writer | None = None
 
     async def check(self) -> None:
@@ -58,12 +64,13 @@ class LocalStore(ReadingStore):
                 self._blobs.open()
                 database = opened.enter_context(contextlib.closing(self._connect()))
                 migrate(database)
+                self._purge.load(database)
                 self._collect(database)
                 database.close()
                 self._open_reader = Reader(lambda: self._connect(readonly=True))
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"the local store in {self._directory} cannot be opened: {error}") from error
-            self._writer = Writer(self._connect, self._blobs, self._limits)
+            self._writer = Writer(self._connect, self._blobs, self._limits, self._purge, stuck_s=self._stuck_s)
             task_status.started()
             try:
                 await self._writer.serve()
@@ -111,6 +118,11 @@ class LocalStore(ReadingStore):
             raise StoreError("the store is not open")
         await self._writer.commit(changes)
         self._damage.mended(changes)
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        if self._writer is None:
+            raise StoreError("the store is not open")
+        return await self._writer.prune(before_s, now_s, after, limit)
 
     async def new_blob(self) -> BlobWriter:
         if self._writer is None:

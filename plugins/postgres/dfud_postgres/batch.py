@@ -26,7 +26,7 @@ from dfud_postgres.notices import Notices
 from dfud_postgres.wire import Query
 
 LOCK = Query(
-    "SELECT a.app, a.device, a.sequence, a.entries FROM actual a "
+    "SELECT a.app, a.device, a.sequence, a.entries FROM actual a JOIN app p ON p.name=a.app AND NOT p.dropped "
     "JOIN unnest($1::text[], $2::text[]) k(app, device) ON a.app=k.app AND a.device=k.device "
     "ORDER BY a.app, a.device FOR UPDATE OF a",
     "TT",
@@ -48,7 +48,11 @@ _TRIM_DEPLOYMENTS = Query(
     "WHERE d.app=k.app AND d.device=k.device AND d.number<=k.number AND NOT d.open",
     "TTI",
 )
-_HISTORY = Query("INSERT INTO history SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[])", "TTIB")
+_HISTORY = Query(
+    "INSERT INTO history (app, device, number, body, at_s) "
+    "SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[], $5::float8[])",
+    "TTIBF",
+)
 _TRIM_HISTORY = Query(
     "DELETE FROM history h USING unnest($1::text[], $2::text[], $3::bigint[]) k(app, device, number) "
     "WHERE h.app=k.app AND h.device=k.device AND h.number<=k.number",
@@ -95,7 +99,7 @@ class Batch:
         self._devices: dict[Key, tuple[int, int]] = {(app, device): (s, e) for app, device, s, e in rows}
         self._bodies: dict[Key, bytes | None] = {}
         self._deployments: dict[str, tuple[Deployment, bytes]] = {}
-        self._entries: list[tuple[str, str, int, bytes]] = []
+        self._entries: list[tuple[str, str, int, bytes, float]] = []
         self._counts: dict[Key, int] = {}
         self._documents: dict[Key, bytes] = {}
 
@@ -131,7 +135,7 @@ class Batch:
                 self._deployments[d.id] = (d, bodies[0])
                 if entry is not None:
                     numbers[key] += 1
-                    self._entries.append((*key, numbers[key], bodies[1]))
+                    self._entries.append((*key, numbers[key], bodies[1], entry.at_s))
                 self.notices.state(*key)
             case AddCounts(scope, add):
                 for name, number in add.items():
@@ -163,7 +167,7 @@ class Batch:
         if self._entries:
             found.append((_HISTORY, _columns(self._entries)))
             keep = self._limits.history_per_device
-            last = {(app, device): number for app, device, number, _ in self._entries}
+            last = {(app, device): number for app, device, number, *_ in self._entries}
             if old := [(*key, number - keep) for key, number in sorted(last.items()) if number > keep]:
                 found.append((_TRIM_HISTORY, _columns(old)))
         if self._counts:

@@ -40,7 +40,7 @@ _KEPT = Query("UPDATE blob SET stored=true WHERE sha256=$1", "t")
 _LET_GO = Query("DELETE FROM blob_hold WHERE id=$1", "t")
 _LET_ALL_GO = Query("DELETE FROM blob_hold WHERE holder=$1 RETURNING sha256", "t")
 _FREE = (
-    "NOT EXISTS (SELECT 1 FROM firmware f WHERE f.sha256=b.sha256) "
+    "NOT EXISTS (SELECT 1 FROM firmware_image f WHERE f.sha256=b.sha256) "
     "AND NOT EXISTS (SELECT 1 FROM blob_hold h WHERE h.sha256=b.sha256 AND h.until>now())"
 )
 _DOUBT = Query(f"UPDATE blob b SET stored=false WHERE sha256=$1 AND {_FREE}", "t")  # noqa: S608 - constants

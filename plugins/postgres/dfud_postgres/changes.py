@@ -6,6 +6,7 @@ import secrets
 from typing import Any
 
 from dfud.api import (
+    TRIMMED_MAX,
     AddCounts,
     Change,
     ConflictError,
@@ -33,20 +34,28 @@ from dfud_postgres.limits import Limits
 from dfud_postgres.notices import Notices
 from dfud_postgres.wire import Query
 
+AT_ONCE = 200  # devices that are deleted with their app in one statement; more follow
 SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
 
-APP_VERSION = Query("SELECT version FROM app WHERE name=$1 FOR UPDATE", "t")
-APP_THERE = Query("SELECT 1 FROM app WHERE name=$1 FOR KEY SHARE", "t")
-MAKE_APP = Query("INSERT INTO app VALUES ($1,$2,$3) ON CONFLICT DO NOTHING", "ttb")
+APP_VERSION = Query("SELECT version, dropped FROM app WHERE name=$1 FOR UPDATE", "t")
+APP_THERE = Query("SELECT 1 FROM app WHERE name=$1 AND NOT dropped FOR SHARE", "t")
+MAKE_APP = Query("INSERT INTO app (name, version, body) VALUES ($1,$2,$3) ON CONFLICT DO NOTHING", "ttb")
 PUT_APP = Query(
-    "INSERT INTO app VALUES ($1,$2,$3) ON CONFLICT (name) DO UPDATE SET version=excluded.version, body=excluded.body",
+    "INSERT INTO app (name, version, body) VALUES ($1,$2,$3) ON CONFLICT (name) "
+    "DO UPDATE SET version=excluded.version, body=excluded.body",
     "ttb",
 )
 APP_UNLABEL = Query("DELETE FROM app_label WHERE app=$1", "t")
 APP_LABEL = Query("INSERT INTO app_label SELECT $1, * FROM unnest($2::text[], $3::text[])", "tTT")
-APP_IMAGES = Query("SELECT sha256 FROM firmware WHERE app=$1", "t")
+APP_IMAGES = Query("SELECT sha256 FROM firmware_image WHERE app=$1", "t")
+DROP_FIRMWARE = Query("DELETE FROM firmware WHERE app=$1", "t")
+MANY_DEVICES = Query("SELECT 1 FROM device WHERE app=$1 OFFSET $2 LIMIT 1", "ti")
+DROP_APP = Query("UPDATE app SET dropped=true WHERE name=$1", "t")
 DELETE_APP = Query("DELETE FROM app WHERE name=$1", "t")
-DEVICE_VERSION = Query("SELECT version FROM device WHERE app=$1 AND name=$2 FOR UPDATE", "tt")
+DEVICE_VERSION = Query(
+    "SELECT d.version FROM device d JOIN app p ON p.name=d.app AND NOT p.dropped WHERE d.app=$1 AND d.name=$2 FOR UPDATE OF d",
+    "tt",
+)
 MAKE_DEVICE = Query(
     "INSERT INTO device (app, name, version, wants, body) VALUES ($1,$2,$3,$4,$5) ON CONFLICT DO NOTHING", "ttttb"
 )
@@ -65,16 +74,23 @@ SET_FIRMWARE = Query(
     "tTbtt",
 )
 DELETE_DEVICE = Query("DELETE FROM device WHERE app=$1 AND name=$2", "tt")
-STORED = Query("SELECT 1 FROM blob WHERE sha256=$1 AND stored FOR KEY SHARE", "t")
-IMAGE_OF = Query("SELECT sha256, body FROM firmware WHERE app=$1 AND version=$2 FOR UPDATE", "tt")
-MAKE_FIRMWARE = Query("INSERT INTO firmware VALUES ($1,$2,$3,$4,$5) ON CONFLICT DO NOTHING", "tttib")
+STORED = Query("SELECT sha256 FROM blob WHERE sha256=ANY($1) AND stored ORDER BY sha256 FOR KEY SHARE", "T")
+FIRMWARE = Query("SELECT body FROM firmware WHERE app=$1 AND version=$2 FOR UPDATE", "tt")
+IMAGES = Query("SELECT sha256 FROM firmware_image WHERE app=$1 AND version=$2", "tt")
+MAKE_FIRMWARE = Query("INSERT INTO firmware VALUES ($1,$2,$3,$4) ON CONFLICT DO NOTHING", "ttib")
 PUT_FIRMWARE = Query(
-    "INSERT INTO firmware VALUES ($1,$2,$3,$4,$5) ON CONFLICT (app, version) DO UPDATE "
-    "SET sha256=excluded.sha256, sequence=excluded.sequence, body=excluded.body",
-    "tttib",
+    "INSERT INTO firmware VALUES ($1,$2,$3,$4) ON CONFLICT (app, version) DO UPDATE "
+    "SET sequence=excluded.sequence, body=excluded.body",
+    "ttib",
 )
+DELETE_IMAGES = Query("DELETE FROM firmware_image WHERE app=$1 AND version=$2", "tt")
+PUT_IMAGES = Query("INSERT INTO firmware_image SELECT $1, $2, * FROM unnest($3::text[])", "ttT")
 DELETE_FIRMWARE = Query("DELETE FROM firmware WHERE app=$1 AND version=$2", "tt")
-LOCK_ACTUAL = Query("SELECT sequence, entries FROM actual WHERE app=$1 AND device=$2 FOR UPDATE", "tt")
+LOCK_ACTUAL = Query(
+    "SELECT a.sequence, a.entries FROM actual a JOIN app p ON p.name=a.app AND NOT p.dropped "
+    "WHERE a.app=$1 AND a.device=$2 FOR UPDATE OF a",
+    "tt",
+)
 PUT_ACTUAL = Query("UPDATE actual SET body=$3, sequence=$4 WHERE app=$1 AND device=$2", "ttbi")
 STEP_ACTUAL = Query("UPDATE actual SET sequence=$3, entries=$4 WHERE app=$1 AND device=$2", "ttii")
 PUT_DEPLOYMENT = Query(
@@ -87,7 +103,7 @@ TRIM_DEPLOYMENTS = Query(
     "ORDER BY number DESC, created DESC, id DESC OFFSET $3)",
     "tti",
 )
-APPEND = Query("INSERT INTO history VALUES ($1,$2,$3,$4)", "ttib")
+APPEND = Query("INSERT INTO history (app, device, number, body, at_s) VALUES ($1,$2,$3,$4,$5)", "ttibf")
 TRIM_HISTORY = Query("DELETE FROM history WHERE app=$1 AND device=$2 AND number<=$3", "tti")
 VALUE = Query("SELECT value FROM document WHERE collection=$1 AND key=$2 FOR UPDATE", "tt")
 MAKE_DOCUMENT = Query("INSERT INTO document VALUES ($1,$2,$3) ON CONFLICT DO NOTHING", "ttb")
@@ -96,9 +112,9 @@ PUT_DOCUMENT = Query(
 )
 DELETE_DOCUMENT = Query("DELETE FROM document WHERE collection=$1 AND key=$2", "tt")
 TRIM_DOCUMENTS = Query(
-    "DELETE FROM document WHERE collection=$1 AND key<="
-    "(SELECT key FROM document WHERE collection=$1 ORDER BY key DESC LIMIT 1 OFFSET $2)",
-    "ti",
+    "DELETE FROM document WHERE collection=$1 AND key IN (SELECT key FROM document WHERE collection=$1 AND "
+    "(key<$3 OR key<=(SELECT key FROM document WHERE collection=$1 ORDER BY key DESC LIMIT 1 OFFSET $2)) ORDER BY key LIMIT $4)",
+    "titi",
 )
 ADD_COUNTS = Query(
     "INSERT INTO count SELECT $1, * FROM unnest($2::text[], $3::bigint[]) "
@@ -133,8 +149,16 @@ class Changes:
                 row = await self._row(APP_VERSION, name)
                 _exists(row, f"app {name}")
                 _check(expect, row, f"app {name}")
-                images, _ = await run((APP_IMAGES, (name,)), (DELETE_APP, (name,)))
+                if row[1]:
+                    raise NotFoundError(f"no app {name}")
+                images, *_, many = await run(
+                    (APP_IMAGES, (name,)),
+                    (DROP_FIRMWARE, (name,)),
+                    (APP_UNLABEL, (name,)),
+                    (MANY_DEVICES, (name, AT_ONCE)),
+                )
                 self.freed.update(row[0] for row in images.rows)
+                await run((DELETE_APP if many.row is None else DROP_APP, (name,)))
                 notices.app(name, deleted=True)
             case PutDevice():
                 await self._put_device(change, bodies[0])
@@ -151,12 +175,13 @@ class Changes:
             case PutFirmware(firmware, create):
                 await self._put_firmware(firmware, create=create, body=bodies[0])
             case DeleteFirmware(app, version):
-                row = await self._row(IMAGE_OF, app, version)
-                _exists(row, f"firmware {version} in app {app}")
-                self.freed.add(row[0])
+                found, images = await run((FIRMWARE, (app, version)), (IMAGES, (app, version)))
+                if found.row is None:
+                    raise NotFoundError(f"no firmware {version} in app {app}")
+                self.freed.update(row[0] for row in images.rows)
                 await run((DELETE_FIRMWARE, (app, version)))
                 try:
-                    notices.firmware(decode("", Firmware, row[1]), deleted=True)
+                    notices.firmware(decode("", Firmware, found.row[0]), deleted=True)
                 except UnreadableError:
                     notices.missed(app)
             case ExpectDevice(app, name, sequence):
@@ -187,14 +212,18 @@ class Changes:
                 await run((ADD_COUNTS, (scope, [n for n, _ in ordered], [v for _, v in ordered])))
             case DeleteCounts(scope):
                 await run((DELETE_COUNTS, (scope,)))
-            case TrimDocuments(collection, keep):
-                await run((TRIM_DOCUMENTS, (collection, keep)))
+            case TrimDocuments(collection, keep, below):
+                await run((TRIM_DOCUMENTS, (collection, keep, below, TRIMMED_MAX)))
             case _:
                 raise NotImplementedError(f"the store postgres does not know {type(change).__name__}")
 
     async def _put_app(self, change: PutApp, body: bytes) -> None:
         app = change.app
         row = await self._row(APP_VERSION, app.name)
+        if row is not None and row[1]:
+            raise ConflictError(
+                f"app {app.name} was deleted, and its devices are still being removed: try again in a moment"
+            )
         _check(change.expect, row, f"app {app.name}")
         made = await self._count(
             MAKE_APP if change.expect == "" else PUT_APP, app.name, app.metadata.resource_version, body
@@ -237,17 +266,19 @@ class Changes:
 
     async def _put_firmware(self, firmware: Firmware, *, create: bool, body: bytes) -> None:
         key = (firmware.app, firmware.version)
-        there, stored, before = await self._c.run(
-            (APP_THERE, (firmware.app,)), (STORED, (firmware.sha256,)), (IMAGE_OF, key)
+        digests = sorted(firmware.digests)
+        there, stored, _, before = await self._c.run(
+            (APP_THERE, (firmware.app,)), (STORED, (digests,)), (FIRMWARE, key), (IMAGES, key)
         )
         _exists(there.row, f"app {firmware.app}")
-        if stored.row is None:
-            raise NotFoundError(f"no image {firmware.sha256} is stored")
-        if before.row is not None and not create and before.row[0] != firmware.sha256:
-            self.freed.add(before.row[0])
-        values = (*key, firmware.sha256, firmware.sequence, body)
-        if not await self._count(MAKE_FIRMWARE if create else PUT_FIRMWARE, *values):
+        held = set() if create else {row[0] for row in before.rows}
+        missing = set(digests) - {row[0] for row in stored.rows} - held
+        if missing:
+            raise NotFoundError(f"no image {min(missing)} is stored")
+        if not await self._count(MAKE_FIRMWARE if create else PUT_FIRMWARE, *key, firmware.sequence, body):
             raise ConflictError(f"firmware {firmware.version} of app {firmware.app} exists already")
+        await self._c.run((DELETE_IMAGES, key), (PUT_IMAGES, (*key, digests)))
+        self.freed |= held - set(digests)
         self.notices.firmware(firmware)
 
     async def _locked(self, app: str, device: str) -> tuple[int, int]:
@@ -267,7 +298,7 @@ class Changes:
         ]
         if entry is not None:
             statements += [
-                (APPEND, (*key, entries, bodies[1])),
+                (APPEND, (*key, entries, bodies[1], entry.at_s)),
                 (TRIM_HISTORY, (*key, entries - self._limits.history_per_device)),
             ]
         await self._c.run(*statements)

@@ -51,10 +51,10 @@ class PostgresConfig(msgspec.Struct, frozen=True):
     ] = 15.0
     history_per_device: Annotated[
         int, Meta(description="entries of a device's history that are kept", ge=1, le=1_000_000)
-    ] = 1000
+    ] = 200
     deployments_per_device: Annotated[
         int, Meta(description="finished deployments of a device that are kept", ge=1, le=100_000)
-    ] = 100
+    ] = 20
     blobs: Annotated[
         str, Meta(description="where images are: directory, or the name that another plugin gives its place (s3)")
     ] = "directory"

@@ -141,7 +141,11 @@ class ReadingStore(Store):
         row = await self._pool.row(q.ENDED, deployment_id)
         if row is None:
             return None
-        app, device, version, created_s, number, sha256 = row
+        app, device, version, created_s, number, body = row
+        try:
+            sha256 = decode(f"firmware {version} of app {app}", Firmware, body).sha256
+        except UnreadableError:
+            return None
         return Deployment(
             id=deployment_id,
             app=app,
@@ -202,8 +206,7 @@ class ReadingStore(Store):
         return 0 if row is None else int(row[0])
 
     async def find_alias(self, app: str, alias: str) -> str | None:
-        row = await self._pool.row(q.ALIAS, app, alias)
-        return None if row is None else str(row[0])
+        return (await self.find_aliases(app, [alias])).get(alias)
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         rows = await self._pool.rows(q.ALIASES, app, [name for name in names if sayable(name)])

@@ -1,7 +1,8 @@
 """The database's tables and how an older database becomes a newer one. Bodies are msgpack of the model's structs.
 
 A device has one row in `actual` from the moment it is registered: what is written with every report is locked and changed there, so
-the larger row in `device` is not rewritten, and `sequence` and `entries` are at hand while it is locked.
+the larger row in `device` is not rewritten, and `sequence` and `entries` are at hand while it is locked. An app that is deleted with
+more devices than go at once is `dropped`: nothing of it is shown, and its devices follow.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ C = 'text COLLATE "C"'  # ordered by its bytes
 # One entry a version, never changed once released: a database of version n is brought up by MIGRATIONS[n:].
 MIGRATIONS = (
     f"""
-    CREATE TABLE app (name {C} PRIMARY KEY, version text NOT NULL, body bytea NOT NULL);
+    CREATE TABLE app (name {C} PRIMARY KEY, version text NOT NULL, body bytea NOT NULL,
+        dropped bool NOT NULL DEFAULT false);
     CREATE TABLE app_label (app {C} REFERENCES app ON DELETE CASCADE, key {C}, value {C} NOT NULL, PRIMARY KEY (app, key));
     CREATE TABLE device (app {C} REFERENCES app ON DELETE CASCADE, name {C}, version text NOT NULL, wants {C} NOT NULL,
         body bytea NOT NULL, firmware bytea, newer bigint NOT NULL DEFAULT 0, PRIMARY KEY (app, name));
@@ -36,16 +38,20 @@ MIGRATIONS = (
         FOREIGN KEY (app, device) REFERENCES actual ON DELETE CASCADE) WITH (fillfactor = 80);
     CREATE INDEX deployment_of ON deployment (app, device, number, created, id);
     CREATE INDEX deployment_open ON deployment (app, version, device) WHERE open;
-    CREATE TABLE history (app {C}, device {C}, number bigint, body bytea NOT NULL, PRIMARY KEY (app, device, number),
+    CREATE INDEX deployment_ended ON deployment (created, id) WHERE NOT open;
+    CREATE TABLE history (app {C}, device {C}, number bigint, body bytea NOT NULL, at_s float8 NOT NULL,
+        id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (app, device, number),
         FOREIGN KEY (app, device) REFERENCES actual ON DELETE CASCADE);
+    CREATE UNIQUE INDEX history_in_order ON history (id);
     CREATE TABLE blob (sha256 {C} PRIMARY KEY, stored bool NOT NULL DEFAULT false);
     CREATE TABLE blob_hold (id {C} PRIMARY KEY, sha256 {C} NOT NULL REFERENCES blob ON DELETE CASCADE,
         holder {C} NOT NULL, until timestamptz NOT NULL);
     CREATE INDEX blob_hold_of ON blob_hold (sha256);
-    CREATE TABLE firmware (app {C} REFERENCES app ON DELETE CASCADE, version {C}, sha256 {C} NOT NULL REFERENCES blob,
-        sequence bigint NOT NULL, body bytea NOT NULL, PRIMARY KEY (app, version));
-    CREATE INDEX firmware_digest ON firmware (app, sha256);
-    CREATE INDEX firmware_blob ON firmware (sha256);
+    CREATE TABLE firmware (app {C} REFERENCES app ON DELETE CASCADE, version {C}, sequence bigint NOT NULL,
+        body bytea NOT NULL, PRIMARY KEY (app, version));
+    CREATE TABLE firmware_image (app {C}, version {C}, sha256 {C} NOT NULL REFERENCES blob,
+        PRIMARY KEY (app, version, sha256), FOREIGN KEY (app, version) REFERENCES firmware ON DELETE CASCADE);
+    CREATE INDEX firmware_image_digest ON firmware_image (sha256, app);
     CREATE TABLE document (collection {C}, key {C}, value bytea NOT NULL, PRIMARY KEY (collection, key));
     CREATE TABLE count (scope {C}, name {C}, number bigint NOT NULL, PRIMARY KEY (scope, name)) WITH (fillfactor = 70);
     """,

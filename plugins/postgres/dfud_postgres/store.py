@@ -18,6 +18,7 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
+    Pruned,
     StoreError,
     contained,
     forever,
@@ -27,6 +28,7 @@ from dfud_postgres.config import PostgresConfig
 from dfud_postgres.connection import Connection
 from dfud_postgres.directory import DirectoryPlace
 from dfud_postgres.errors import Lost, told
+from dfud_postgres.housekeeping import drop_some, prune
 from dfud_postgres.leading import Leading
 from dfud_postgres.limits import Limits
 from dfud_postgres.listening import Listener
@@ -40,7 +42,8 @@ from dfud_postgres.writer import Writer
 log = logging.getLogger("dfud.store")
 PATIENCE_S = 20.0  # how long a commit may take while the database is away, before it is refused
 COLLECT_S = 1800.0
-COLLECTING = "postgres.blobs"
+DROP_S = 2.0
+HOUSEKEEPING = "postgres.housekeeping"
 _NOTIFY = Query(f"SELECT pg_notify('{CHANNEL}', $1)", "t")
 
 
@@ -48,7 +51,9 @@ class PostgresStore(ReadingStore):
     """Records in PostgreSQL, images in the place that `config.blobs` names."""
 
     name = "postgres"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE, Capability.SHARED})
+    capabilities = frozenset(
+        {Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE, Capability.SHARED}
+    )
 
     def __init__(self, config: PostgresConfig) -> None:
         super().__init__()
@@ -116,7 +121,7 @@ class PostgresStore(ReadingStore):
                         except Lost as error:
                             raise StoreError(f"the store postgres cannot be opened: {error}", retryable=True) from error
                         working.start_soon(self._leading.run)
-                        working.start_soon(forever, "store.images", self._collect)
+                        working.start_soon(forever, "store.housekeeping", self._keep_house)
                         task_status.started()
                 finally:
                     self._writer = None
@@ -132,15 +137,20 @@ class PostgresStore(ReadingStore):
             self._open_pool = None
             pool.close()
 
-    async def _collect(self) -> None:
-        """Remove images that nobody needs, now and then: one process of all."""
+    async def _keep_house(self) -> None:
+        """Remove images that nobody needs, and what is left of deleted apps: one process of all."""
         while True:
-            assert self._blobs is not None
-            async with self.lead(COLLECTING):
+            async with self.lead(HOUSEKEEPING):
+                assert self._blobs is not None
+                collected_s = float("-inf")
                 while True:
-                    with contained("store.images"):
-                        await self._blobs.collect()
-                    await trio.sleep(COLLECT_S)
+                    with contained("store.housekeeping"):
+                        if trio.current_time() - collected_s >= COLLECT_S:
+                            collected_s = trio.current_time()
+                            await self._blobs.collect()
+                        while await drop_some(self._pool):
+                            pass
+                    await trio.sleep(DROP_S)
 
     def problem(self) -> str:
         writer, pool = self._writer, self._open_pool
@@ -185,6 +195,9 @@ class PostgresStore(ReadingStore):
             raise StoreError("the store is not open")
         async with self._leading.lead(name):
             yield
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        return await prune(self._pool, before_s, now_s, after, limit)
 
     async def tell(self, topic: str, body: bytes) -> None:
         if len(body) > TOLD_BYTES_MAX:
