@@ -53,17 +53,25 @@ class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutFirmware(msgspec.Struct, frozen=True, tag=True):
-    """create: the version must not exist yet. The blob firmware.sha256 must be stored, its BlobWriter still open."""
+    """create: the version must not exist yet. The blob firmware.sha256 must be stored, its BlobWriter still open.
+
+    expect: compare and set: the stored record must be this one. Then `create` means nothing.
+    """
 
     firmware: Firmware
     create: bool = True
+    expect: Firmware | None = None
 
 
 class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
-    """The blob goes with its last record, once that is durable."""
+    """The blob goes with its last record, once that is durable.
+
+    unused: refused with ConflictError while users_of() would name a device.
+    """
 
     app: str
     version: str
+    unused: bool = False
 
 
 class PutActual(msgspec.Struct, frozen=True, tag=True):

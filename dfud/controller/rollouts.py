@@ -45,13 +45,13 @@ from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.names import check_name
 from dfud.model.policy import Policy, shares_of
-from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
+from dfud.model.rollout import ROLLOUTS, Facts, Happened, Plan, RolloutStatus, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
 from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
 
 log = logging.getLogger("dfud")
-COLLECTION = "rollout"
+COLLECTION = ROLLOUTS
 HISTORY_MAX = 100
 GATHER_S = 0.05  # answers that come so close together are looked at once
 LOOK_S = 60.0  # however quiet it is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -19,18 +19,21 @@ from dfud.api import (
     FirmwareChanged,
     NotFoundError,
     PeerError,
+    PutApp,
     PutFirmware,
     RefusedError,
     Rollout,
     Store,
     StoreError,
     UnreadableError,
+    read_record,
 )
 from dfud.model.desired import desired_of
 from dfud.model.espimage import check_application_untrusted, hardware_name
 from dfud.model.layout import too_large
 from dfud.model.names import check_name
 from dfud.model.policy import rules_for
+from dfud.model.rollout import ROLLOUTS
 from dfud.model.rollout_states import FINAL
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
@@ -163,7 +166,8 @@ class FirmwareRegistry:
                 changed = f"{sha256}: {_told(existing)} -> {_told(firmware)}"
                 entry = audit.entry(self._now(), by, "replace-manifest", target, changed)
             try:
-                await self._store.commit([PutFirmware(firmware, create=existing is None), *guarded, entry])
+                put = PutFirmware(firmware, create=existing is None, expect=existing)
+                await self._store.commit([put, *guarded, entry])
             except (ConflictError, NotFoundError) as error:
                 why = str(error)
                 continue
@@ -220,38 +224,43 @@ class FirmwareRegistry:
             raise NotFoundError(f"the image of firmware {version} is missing from the store")
         return path
 
-    async def delete(self, app_name: str, version: str, by: str, rollouts: Sequence[Rollout] = ()) -> None:
-        """Delete a firmware that nobody wants. Raises RefusedError that names who does. rollouts: those of the app.
+    async def delete(self, app_name: str, version: str, by: str) -> None:
+        """Delete a firmware that nobody wants. Raises RefusedError that names who does.
 
-        In a store without Capability.DELETE_FIRMWARE the version's name stays taken for ever.
+        Who wants it at the same time has it kept, or is too late. In a store without Capability.DELETE_FIRMWARE the version's name
+        stays taken for ever.
         """
-        app = await self._app(app_name)
-        try:
-            firmware = await self.get(app_name, version)
-        except UnreadableError:
-            # Nobody can be sent it; whoever wants it is told that it is not published.
-            entry = audit.entry(
-                self._now(), by, "delete-firmware", f"{app_name}/{version}", "the record could not be read"
-            )
-            await self._store.commit([DeleteFirmware(app_name, version), entry])
+        target = f"{app_name}/{version}"
+        for _ in range(TRIES):
+            guarded = await guards.take(self._store, wishes_of(app_name))
+            app = await self._app(app_name)
+            try:
+                firmware = await self.get(app_name, version)
+            except UnreadableError:
+                # Nobody can be sent it; whoever wants it is told that it is not published.
+                entry = audit.entry(self._now(), by, "delete-firmware", target, "the record could not be read")
+                await self._store.commit([DeleteFirmware(app_name, version), entry])
+                return
+            users = [
+                *([f"app {app_name}"] if desired_of(app.spec, {}).version == version else []),
+                *rules_for(app.spec, version),
+                *(f"rollout {name}" for name in await _rollouts_of(self._store, app_name, version)),
+                *(f"device {name}" for name in await self._store.users_of(app_name, version)),
+            ]
+            if users:
+                raise RefusedError(
+                    f"firmware {version} is wanted by {', '.join(users[:5])}{' and others' if len(users) > 5 else ''}"
+                )
+            entry = audit.entry(self._now(), by, "delete-firmware", target, firmware.sha256)
+            # What was judged is judged again by the store: the app as it was read, no rollout made since, no device.
+            same = PutApp(app, expect=app.metadata.resource_version or None)
+            try:
+                await self._store.commit([same, DeleteFirmware(app_name, version, unused=True), *guarded, entry])
+            except ConflictError:
+                continue
+            self._bus.publish(FirmwareChanged(firmware, deleted=True))
             return
-        users = [
-            *([f"app {app_name}"] if desired_of(app.spec, {}).version == version else []),
-            *rules_for(app.spec, version),
-            *(
-                f"rollout {r.name}"
-                for r in rollouts
-                if r.status.state not in FINAL and r.spec.get("firmware") == version
-            ),
-            *(f"device {name}" for name in await self._store.users_of(app_name, version)),
-        ]
-        if users:
-            raise RefusedError(
-                f"firmware {version} is wanted by {', '.join(users[:5])}{' and others' if len(users) > 5 else ''}"
-            )
-        entry = audit.entry(self._now(), by, "delete-firmware", f"{app_name}/{version}", firmware.sha256)
-        await self._store.commit([DeleteFirmware(app_name, version), entry])
-        self._bus.publish(FirmwareChanged(firmware, deleted=True))
+        raise ConflictError(f"what devices of app {app_name} should run is being changed by others; try again")
 
     async def _app(self, name: str) -> App:
         app = await self._store.app(name)
@@ -269,6 +278,24 @@ class FirmwareRegistry:
 def _check_image(path: Path, size: int, hardware: str) -> None:
     with path.open("rb") as file:
         check_application_untrusted(file, size, hardware)
+
+
+async def _rollouts_of(store: Store, app: str, version: str) -> list[str]:
+    """Return the rollouts that have not ended and bring a version. One whose record cannot be read does nothing."""
+    found: list[str] = []
+    after = prefix = f"{app}/"
+    while page := await store.documents(ROLLOUTS, prefix=prefix, after=after):
+        after = page[-1][0]
+        for key, raw in page:
+            rollout = read_record("users.rollout", raw, Rollout, rollout=key)
+            if rollout is not None and rollout.status.state not in FINAL and rollout.spec.get("firmware") == version:
+                found.append(rollout.metadata.name)
+    return found
+
+
+def wishes_of(app: str) -> str:
+    """Return the guard that is touched by whoever makes a rollout: a wish that is not the app's and not a device's."""
+    return f"wishes {app}"
 
 
 def trust_shown(firmware: Firmware) -> Trust:

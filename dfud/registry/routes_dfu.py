@@ -99,7 +99,7 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     @app.delete(f"{BASE}/firmware/<version>")
     async def delete_firmware(app: str, version: str) -> Response:
         who = require("manager", app)
-        await services.firmware.delete(app, version, who.name, services.rollouts.all_of(app))
+        await services.firmware.delete(app, version, who.name)
         return Response("", 204)
 
     @app.post(f"{BASE}/update")

@@ -21,6 +21,7 @@ from dfud.api import (
     StoreError,
     UnreadableError,
 )
+from dfud_local.changes import USERS
 from dfud_local.damage import Damage, Key
 from dfud_local.encoding import decode, text, unreadable
 from dfud_local.reader import Reader, Row
@@ -234,13 +235,7 @@ class ReadingStore(Store):
         return found
 
     async def users_of(self, app: str, version: str) -> list[str]:
-        rows = await self._reader.rows(
-            "SELECT name FROM device WHERE app=?1 AND wants=?2 AND wants<>'' "
-            "UNION SELECT device FROM deployment WHERE app=?1 AND version=?2 AND open ORDER BY 1 LIMIT 10",
-            app,
-            version,
-        )
-        return [text(row[0]) for row in rows]
+        return [text(row[0]) for row in await self._reader.rows(USERS, app, version)]
 
     async def document(self, collection: str, key: str) -> bytes | None:
         row = self._reader.row("SELECT value FROM document WHERE collection=? AND key=?", collection, key)
