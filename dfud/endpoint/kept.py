@@ -229,6 +229,7 @@ class Kept:
                 await self._tidy()
             except StoreError:
                 await trio.sleep(PAUSE_S)
+                self._wake()
 
     async def settled(self) -> None:
         """Return when the store knows everything."""

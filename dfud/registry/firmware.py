@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -37,6 +38,7 @@ from dfud.model.rollout import ROLLOUTS
 from dfud.model.rollout_states import FINAL
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
+from dfud.registry.groups import jobs_for
 from dfud.registry.status import timestamp
 from dfud.wire.manifest import (
     FLAG_DOWNGRADE,
@@ -113,11 +115,11 @@ class FirmwareRegistry:
                 raise PeerError(f"the manifest is for another image than the one given (SHA-256 {sha256})")
             raw = bool(manifest.flags & FLAG_RAW) if manifest else upload.kind == "raw"
             if not raw:
-                path = await self._store.blob(sha256)
-                if path is None:
-                    raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
                 hardware = manifest.hardware if manifest else upload.hardware
-                await trio.to_thread.run_sync(_check_image, path, size, hardware)
+                async with self._store.blob(sha256) as path:
+                    if path is None:
+                        raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
+                    await trio.to_thread.run_sync(_check_image, path, size, hardware)
             # One after the other, so that however many publish at once, each needs one try. The guard is for everybody else.
             turn = self._recording.setdefault(app_name, trio.Lock())
             async with turn:
@@ -218,11 +220,13 @@ class FirmwareRegistry:
             raise NotFoundError(f"no firmware {version} in app {app_name}")
         return _as_now(await self._app(app_name), found)
 
-    async def image(self, app: str, version: str) -> Path:
-        path = await self._store.blob((await self.get(app, version)).sha256)
-        if path is None:
-            raise NotFoundError(f"the image of firmware {version} is missing from the store")
-        return path
+    @asynccontextmanager
+    async def image(self, app: str, version: str) -> AsyncIterator[Path]:
+        """Lend the file with a firmware's image. Raises NotFoundError."""
+        async with self._store.blob((await self.get(app, version)).sha256) as path:
+            if path is None:
+                raise NotFoundError(f"the image of firmware {version} is missing from the store")
+            yield path
 
     async def delete(self, app_name: str, version: str, by: str) -> None:
         """Delete a firmware that nobody wants. Raises RefusedError that names who does.
@@ -232,7 +236,7 @@ class FirmwareRegistry:
         """
         target = f"{app_name}/{version}"
         for _ in range(TRIES):
-            guarded = await guards.take(self._store, wishes_of(app_name))
+            guarded = await guards.take(self._store, guards.wishes_of(app_name))
             app = await self._app(app_name)
             try:
                 firmware = await self.get(app_name, version)
@@ -245,6 +249,7 @@ class FirmwareRegistry:
                 *([f"app {app_name}"] if desired_of(app.spec, {}).version == version else []),
                 *rules_for(app.spec, version),
                 *(f"rollout {name}" for name in await _rollouts_of(self._store, app_name, version)),
+                *(f"group update {job}" for job in await jobs_for(self._store, app_name, version)),
                 *(f"device {name}" for name in await self._store.users_of(app_name, version)),
             ]
             if users:
@@ -291,11 +296,6 @@ async def _rollouts_of(store: Store, app: str, version: str) -> list[str]:
             if rollout is not None and rollout.status.state not in FINAL and rollout.spec.get("firmware") == version:
                 found.append(rollout.metadata.name)
     return found
-
-
-def wishes_of(app: str) -> str:
-    """Return the guard that is touched by whoever makes a rollout: a wish that is not the app's and not a device's."""
-    return f"wishes {app}"
 
 
 def trust_shown(firmware: Firmware) -> Trust:

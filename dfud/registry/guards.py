@@ -23,6 +23,11 @@ def touch(name: str) -> Change:
     return PutDocument(COLLECTION, name, secrets.token_bytes(16))
 
 
+def wishes_of(app: str) -> str:
+    """Return the guard that is touched by whoever stores a wish that is neither the app's nor a device's: a rollout, a job."""
+    return f"wishes {app}"
+
+
 async def take(store: Store, name: str) -> list[Change]:
     """Return the change to commit together with what is judged from now on.
 

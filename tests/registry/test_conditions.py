@@ -9,11 +9,11 @@ import msgspec
 import pytest
 import trio
 
-from dfud.api import App, Device, Metadata, NotFoundError, PutDocument, RefusedError, Rollout
+from dfud.api import App, Device, Metadata, NotFoundError, PutDocument, RefusedError, Rollout, parse_selector_untrusted
 from dfud.model.rollout import ROLLOUTS, RolloutStatus
 from dfud.registry import audit, guards
 from dfud.registry.claims import Claims
-from dfud.registry.firmware import FirmwareRegistry, Upload, wishes_of
+from dfud.registry.firmware import FirmwareRegistry, Upload
 from dfud.registry.users import Users
 from dfud.wire.manifest import sign
 from tests.registry.desk import KEY, T0, Desk, desk
@@ -47,10 +47,14 @@ async def of_a_rule(at: Desk) -> None:
 
 async def of_a_rollout(at: Desk) -> None:
     made = msgspec.json.encode(Rollout(Metadata("r", "a"), {"firmware": "1.0"}, RolloutStatus()))
-    await at.store.commit([PutDocument(ROLLOUTS, "a/r", made, create=True), guards.touch(wishes_of("a"))])
+    await at.store.commit([PutDocument(ROLLOUTS, "a/r", made, create=True), guards.touch(guards.wishes_of("a"))])
 
 
-@pytest.mark.parametrize("wish", [of_a_device, of_the_app, of_a_rule, of_a_rollout])
+async def of_a_group(at: Desk) -> None:
+    await at.registry.groups.accept("a", parse_selector_untrusted("x=y"), "x=y", WISH, "eve")
+
+
+@pytest.mark.parametrize("wish", [of_a_group, of_a_device, of_the_app, of_a_rule, of_a_rollout])
 async def test_a_wish_that_is_stored_while_its_firmware_is_deleted_keeps_it(
     at: Desk, wish: Callable[[Desk], Awaitable[None]]
 ) -> None:
