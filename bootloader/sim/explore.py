@@ -77,31 +77,46 @@ def _sector(content: bytes, size: int, magic: bytes) -> tuple[int, bytes, int]:
     return (*newest, -(-len(content.rstrip(b"\xff")) // size))
 
 
-def log_key(flash: Flash, at: int, size: int, sectors: int, magic: bytes, with_content: bool) -> tuple[object, ...]:
-    """Return everything of a log that decides what is done next."""
-    contents = [flash.sectors.get(at // SECTOR + i, Flash.BLANK) for i in range(sectors)]
+@lru_cache(maxsize=1 << 16)
+def _log(contents: tuple[bytes, ...], size: int, magic: bytes, with_content: bool) -> tuple[int, tuple[object, ...]]:
+    """Return of the sectors of one log: the newest record's number, and everything that decides what is done next."""
     found = [_sector(content, size, magic) for content in contents]
+    sectors = len(contents)
     sector = max(range(sectors), key=lambda i: (found[i][0], -i))
     if found[sector][0] < 0:
         sector = 0
     # Sectors count from the newest record's: which of the ring's sectors that is makes no difference.
     blank = tuple(contents[(sector + i) % sectors] == Flash.BLANK for i in range(sectors))
-    return (found[sector][0] < 0, found[sector][1] if with_content else b"", found[sector][2], blank)
+    number, content, free = found[sector]
+    return number, (number < 0, content if with_content else b"", free, blank)
+
+
+def log_of(flash: Flash, at: int, size: int, sectors: int, magic: bytes, with_content: bool) -> tuple[int, tuple[object, ...]]:
+    """Return what _log() says of this log in this flash."""
+    get, first = flash.sectors.get, at // SECTOR
+    return _log(tuple([get(first + i, Flash.BLANK) for i in range(sectors)]), size, magic, with_content)
+
+
+def log_key(flash: Flash, at: int, size: int, sectors: int, magic: bytes, with_content: bool) -> tuple[object, ...]:
+    """Return everything of a log that decides what is done next."""
+    return log_of(flash, at, size, sectors, magic, with_content)[1]
 
 
 def key_of(node: Node) -> tuple[object, ...]:
     """Return the identity of a state."""
-    sectors = node.flash.sectors
-    rest = tuple(sorted((k, v) for k, v in sectors.items() if k not in LOG_SECTORS and v != Flash.BLANK))
-    return (node.crashed, *(log_key(node.flash, *log) for log in LOGS), rest)
+    rest = [(k, v) for k, v in node.flash.sectors.items() if k not in LOG_SECTORS and v != Flash.BLANK]
+    return (node.crashed, *[log_of(node.flash, *log)[1] for log in LOGS], tuple(sorted(rest)))
 
 
 def newest(flash: Flash) -> tuple[int, ...]:
     """Return the numbers of the newest records of state and keys, as the cells hold them; -1: none."""
-    return tuple(
-        max(_sector(flash.sectors.get(at // SECTOR + i, Flash.BLANK), size, magic)[0] for i in range(sectors))
-        for at, size, sectors, magic, _ in LOGS[:2]
-    )
+    return tuple([log_of(flash, *log)[0] for log in LOGS[:2]])
+
+
+def _any_bit(a: bytes, b: bytes) -> bytes:
+    """Return a | b, as long as the shorter of them."""
+    size = min(len(a), len(b))
+    return (int.from_bytes(a[:size], "big") | int.from_bytes(b[:size], "big")).to_bytes(size, "big")
 
 
 def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[str, Flash]]:
@@ -111,7 +126,7 @@ def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[st
     if kind == "erase":
         old = Flash(flash.sectors).read(offset, SECTOR)
         half = b"\xff" * (SECTOR // 2) + old[SECTOR // 2 :]
-        some = bytes(a | b for a, b in zip(old, mask, strict=True))
+        some = _any_bit(old, mask)
         for name, content in (("half", half), ("some bits", some)):
             copy = flash.copy()
             copy.force(offset, content)
@@ -119,7 +134,7 @@ def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[st
     else:
         for name, part in (
             ("half", data[: len(data) // 2]),
-            ("some bits", bytes(a | b for a, b in zip(data, mask, strict=False))),
+            ("some bits", _any_bit(data, mask)),
         ):
             copy = flash.copy()
             try:
