@@ -32,6 +32,7 @@ from dfud.api.encoding import decode
 from dfud_postgres.connection import Connection
 from dfud_postgres.limits import Limits
 from dfud_postgres.notices import Notices
+from dfud_postgres.queries import USERS
 from dfud_postgres.wire import Query
 
 AT_ONCE = 200  # devices that are deleted with their app in one statement; more follow
@@ -172,9 +173,14 @@ class Changes:
                 _check(expect, row, f"device {name}")
                 await run((DELETE_DEVICE, (app, name)))
                 notices.device(app, name, deleted=True)
-            case PutFirmware(firmware, create):
-                await self._put_firmware(firmware, create=create, body=bodies[0])
-            case DeleteFirmware(app, version):
+            case PutFirmware():
+                await self._put_firmware(change, bodies[0])
+            case DeleteFirmware(app, version, unused):
+                if unused:
+                    # Who puts a device has the app's row shared, so nobody asks for the version from here on.
+                    _, users = await run((APP_VERSION, (app,)), (USERS, (app, version)))
+                    if users.row is not None:
+                        raise ConflictError(f"firmware {version} of app {app} is wanted by device {users.row[0]}")
                 found, images = await run((FIRMWARE, (app, version)), (IMAGES, (app, version)))
                 if found.row is None:
                     raise NotFoundError(f"no firmware {version} in app {app}")
@@ -264,13 +270,17 @@ class Changes:
             )
         self.notices.device(*key)
 
-    async def _put_firmware(self, firmware: Firmware, *, create: bool, body: bytes) -> None:
+    async def _put_firmware(self, change: PutFirmware, body: bytes) -> None:
+        firmware, expect = change.firmware, change.expect
+        create = change.create and expect is None
         key = (firmware.app, firmware.version)
         digests = sorted(firmware.digests)
-        there, stored, _, before = await self._c.run(
+        there, stored, record, before = await self._c.run(
             (APP_THERE, (firmware.app,)), (STORED, (digests,)), (FIRMWARE, key), (IMAGES, key)
         )
         _exists(there.row, f"app {firmware.app}")
+        if expect is not None:
+            _check_firmware(record.row, expect)
         held = set() if create else {row[0] for row in before.rows}
         missing = set(digests) - {row[0] for row in stored.rows} - held
         if missing:
@@ -330,6 +340,17 @@ def _check(expect: str | None, found: Any, what: str) -> None:
         raise ConflictError(f"{what} exists already")
     _exists(found, what)
     raise ConflictError(f"{what} has changed since it was read")
+
+
+def _check_firmware(row: Any, expect: Firmware) -> None:
+    what = f"firmware {expect.version} of app {expect.app}"
+    _exists(row, what)
+    try:
+        same = decode(what, Firmware, row[0]) == expect
+    except UnreadableError:
+        same = False
+    if not same:
+        raise ConflictError(f"{what} has changed since it was read")
 
 
 def _exists(found: Any, what: str) -> None:
