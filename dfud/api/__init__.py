@@ -5,6 +5,7 @@ from dfud.api.config import Config, Secret, Section
 from dfud.api.endpoint import Chunks, Code, Credentials, Endpoint, Reply, Request, Transport, Waiting
 from dfud.api.events import (
     ActualChanged,
+    Aged,
     AppChanged,
     Bus,
     CancelRequested,
@@ -38,6 +39,7 @@ from dfud.api.plugins import (
 )
 from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
+from dfud.api.shared import SharedFailures
 from dfud.api.store import (
     TOLD_BYTES_MAX,
     TRIMMED_MAX,
@@ -94,6 +96,7 @@ __all__ = [
     "Actual",
     "ActualChanged",
     "AddCounts",
+    "Aged",
     "App",
     "AppChanged",
     "BlobPlace",
@@ -168,6 +171,7 @@ __all__ = [
     "Section",
     "Selector",
     "SetFirmware",
+    "SharedFailures",
     "State",
     "Store",
     "StoreError",

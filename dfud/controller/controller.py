@@ -44,8 +44,8 @@ from dfud.controller.hear import explained
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
-from dfud.controller.memory import Hold, Memory, barred
-from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
+from dfud.controller.memory import Hold, Memory, barred, undisputed
+from dfud.controller.observe import actual_of, are_twins, health_of, newly_twins, twins_of, unaged
 from dfud.controller.packages import Busy, Packages
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
@@ -114,6 +114,10 @@ class Controller:
         device without awaiting anything is told. patience_s: how long the device would wait for a package that is being made.
         Raises NotFoundError if app or device is gone, StoreError if nothing could be stored.
         """
+        take = partial(self._status, app, device, status, transport, patience_s)
+        return await undisputed(app, device, take)
+
+    async def _status(self, app: str, device: str, status: Status, transport: str, patience_s: float) -> Command:
         deadline = trio.current_time() + max(patience_s, 0.5)
         made: tuple[Order, PackageFile | StoreError] | None = None
         for look in range(LOOKS_MAX):
@@ -241,9 +245,9 @@ class Controller:
     ) -> None:
         """Store what changed in one commit, then say so. Raises StoreError also where the device has changed too often."""
         known, now = hold.known, trio.current_time()
-        news = known.actual is None or _unaged(known.actual) != _unaged(actual)
+        news = known.actual is None or unaged(known.actual) != unaged(actual)
         steps = [*older, *verdict.steps]
-        if _newly_twins(known.actual, actual, now_s) and verdict.deployment is not None:
+        if newly_twins(known.actual, actual, now_s) and verdict.deployment is not None:
             text = "two boards use this identity: what runs contradicts what was sent"
             steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
         self._budget.spend(actual.app, actual.device, len(steps))
@@ -258,9 +262,10 @@ class Controller:
         counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
         if news or changes or now - known.seen_at >= self._config.seen_s:
-            changes.append(PutActual(actual))
+            changes.append(PutActual(actual, tell=news))
         if changes:
-            await self._store.commit(changes)
+            await self._store.commit(hold.guarded(changes))
+            hold.stored(changes)
             known.seen_at = now
         self.rollouts.counted(counted)
         known.actual = actual
@@ -283,6 +288,12 @@ class Controller:
         that it is writing: that stays the target until it is written if another version is wanted meanwhile, but not if none
         is, or the one that runs. Progress is in bytes of the image; nothing is packed.
         """
+        take = partial(self._report, actual, translate, pinned)
+        return await undisputed(actual.app, actual.device, take)
+
+    async def _report(
+        self, actual: Actual, translate: Callable[[Deployment | None, Firmware | None], Status], pinned: str
+    ) -> bool:
         async with self._memory.hold(actual.app, actual.device, self._now()) as hold:
             now_s = self._now()
             desired, target = await self._memory.wanted(hold, actual, now_s)
@@ -330,8 +341,14 @@ class Controller:
             return ""
         return deployment.package
 
-    async def load_package_of(self, app: str, device: str) -> str:
-        """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
+    async def load_package_of(self, app: str, device: str, asked: str = "") -> str:
+        """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError.
+
+        asked: another process may have told the device of it a moment ago, so what is remembered does not refuse it.
+        """
+        known = self._memory.peek(app, device)
+        if known is not None and asked and (known.deployment is None or known.deployment.package != asked):
+            self._memory.forget(app, device)
         async with self._memory.hold(app, device, self._now()) as hold:
             deployment = hold.known.deployment
             if deployment is not None and deployment.package:
@@ -376,7 +393,9 @@ class Controller:
             if deployment.state in (State.PENDING, State.NOTIFIED):
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
-            await self._store.commit([PutDeployment(deployment, entry)])
+            changes = [PutDeployment(deployment, entry)]
+            await self._store.commit(hold.guarded(changes))  # a conflict is another process' newer truth
+            hold.stored(changes)
             hold.known.deployment = deployment
             if entry is not None:
                 self._bus.publish(DeploymentChanged(deployment, entry))
@@ -398,6 +417,9 @@ class Controller:
         `also` is committed with it; alone where nothing holds it back from what it should run already. Raises RefusedError where
         there is nothing to try.
         """
+        await undisputed(app, device, partial(self._retry, app, device, by, also))
+
+    async def _retry(self, app: str, device: str, by: str, also: Sequence[Change]) -> None:
         async with self._memory.hold(app, device, self._now()) as hold:
             after = retried(hold.known.deployment, self._now())
             if after is None:
@@ -420,6 +442,9 @@ class Controller:
         there is nothing to end, and where it cannot be done: on trial the device decides, and what is not published cannot be
         named.
         """
+        await undisputed(app, device, partial(self._cancel, app, device, by, also))
+
+    async def _cancel(self, app: str, device: str, by: str, also: Sequence[Change]) -> None:
         async with self._memory.hold(app, device, self._now()) as hold:
             desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
             if desired.version and target is None:
@@ -448,7 +473,9 @@ class Controller:
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
+        changes: list[Change] = [PutDeployment(deployment, entry), *counting(counted), *also]
+        await self._store.commit(hold.guarded(changes))
+        hold.stored(changes)
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
@@ -463,11 +490,3 @@ def _has_place(known: Deployment | None, began: Deployment) -> bool:
 
 def _unmoved(deployment: Deployment) -> Deployment:
     return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
-
-
-def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
-    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
-
-
-def _unaged(actual: Actual) -> Actual:
-    return msgspec.structs.replace(actual, seen_s=0.0, defer_until_s=0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Actual, Deployment, Health, State, Twins
 from dfud.wire.messages import Status
 
@@ -89,3 +91,11 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         seen_s=now_s,
         transport=transport,
     )
+
+
+def newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
+    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
+
+
+def unaged(actual: Actual) -> Actual:
+    return msgspec.structs.replace(actual, seen_s=0.0, defer_until_s=0.0)

@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from dfud.api import (
+    Capability,
     Change,
     ConflictError,
     DeleteCounts,
@@ -28,6 +29,7 @@ from dfud.api import (
     Rollout,
     RolloutChanged,
     contained,
+    forever,
 )
 from dfud.controller.rollout_book import COLLECTION, PAGE, Book, Entry, Promote
 from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, scope_of, waiting
@@ -42,6 +44,7 @@ __all__ = ["Promote", "Rollouts"]
 log = logging.getLogger("dfud")
 HISTORY_MAX = 100
 GATHER_S = 0.05  # answers that come so close together are looked at once
+COUNT_S = 1.0
 LOOK_S = 60.0  # however quiet it is
 TRIES = 8
 
@@ -52,9 +55,27 @@ class Rollouts(Book):
     # The engine
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Read what is stored, report started, lead the rollouts until cancelled."""
+        """Read what is stored, report started; follow what others do to it, and lead the rollouts where this process does.
+
+        Everybody decides by the rollouts; one process starts them, opens their waves and ends them.
+        """
         await self._load()
         task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forever, "rollouts.follow", self.follow)
+            if Capability.SHARED in self._store.capabilities:
+                nursery.start_soon(forever, "rollouts.count", self._count)
+            while True:
+                async with self._store.lead("rollouts"):
+                    await self._lead()
+
+    async def _count(self) -> None:
+        """How many devices a rollout may tell at a time holds over all processes, but for what they told within COUNT_S."""
+        while True:
+            await trio.sleep(COUNT_S)
+            await self.count_again()
+
+    async def _lead(self) -> None:
         while True:
             self._news = trio.Event()
             await self._look()
@@ -203,7 +224,7 @@ class Rollouts(Book):
         rollout = msgspec.structs.replace(entry.rollout, metadata=metadata, status=status)
         raw = msgspec.json.encode(rollout)
         try:
-            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *also])
+            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw, tell=True), *also])
         except ConflictError:
             await self._reread(entry)
             raise
@@ -243,7 +264,9 @@ class Rollouts(Book):
             self._orphans.pop(0)
 
     async def _forget(self, entry: Entry, also: Sequence[Change]) -> None:
-        await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
+        await self._store.commit(
+            [DeleteDocument(COLLECTION, entry.key, tell=True), DeleteCounts(scope_of(entry.uid)), *also]
+        )
         if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
             del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
@@ -281,7 +304,9 @@ class Rollouts(Book):
                 status = apply(status, Event.SUBMIT if four_eyes(app) else Event.SCHEDULE, now_s, by=by)
             rollout = Rollout(made, dict(spec), status)
             raw = msgspec.json.encode(rollout)
-            await self._store.commit([PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *also])
+            await self._store.commit(
+                [PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True, tell=True), *also]
+            )
             self._remember(f"{app_name}/{metadata.name}", raw)
             self._say(rollout)
         return rollout
@@ -294,7 +319,7 @@ class Rollouts(Book):
         async with self._lock:
             key = f"{app}/{name}"
             if name not in self._entries.get(app, {}) and await self._store.document(COLLECTION, key) is not None:
-                await self._store.commit([DeleteDocument(COLLECTION, key), *also])
+                await self._store.commit([DeleteDocument(COLLECTION, key, tell=True), *also])
                 return
             entry = self._entry(app, name)
             state = entry.rollout.status.state

@@ -12,7 +12,9 @@ from pathlib import Path
 import trio
 
 from dfud.api import (
+    Aged,
     Bus,
+    Capability,
     Config,
     ConfigError,
     DeploymentChanged,
@@ -24,7 +26,7 @@ from dfud.api import (
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
-from dfud.daemon.config import DaemonConfig
+from dfud.daemon.config import ClusterConfig, DaemonConfig
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
@@ -36,7 +38,7 @@ from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig, password_limits
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry import audit
-from dfud.registry.application import make_app
+from dfud.registry.application import ADMISSION, make_app
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
@@ -136,11 +138,13 @@ class Service:
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
         await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
+        authenticator = Authenticator(self._store, self._bus, settings, key, time.time)
+        nursery.start_soon(forever, "endpoint.failures", authenticator.run)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,
             controller,
-            Authenticator(self._store, self._bus, settings, key, time.time),
+            authenticator,
             Commands(
                 self._store,
                 self._bus,
@@ -164,11 +168,20 @@ class Service:
         await self._start_user_plane(nursery, controller)
         kept = self._config.section("retention", RetentionConfig)
         await keep(nursery, "daemon.retention", Retention(self._store, kept, claims=self._claims.forget).run)
+        if Capability.SHARED in self._store.capabilities:
+            nursery.start_soon(forever, "daemon.cluster", self._age)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
         if not self._stop.is_set():
             self._not_ready = ""
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
             log.info("ready", extra={"version": self._version, "store": self._store.name})
+
+    async def _age(self) -> None:
+        """Bound for how long anything is remembered of a store that others write, too: it does not rest on being told."""
+        cluster = self._config.section("cluster", ClusterConfig)
+        while True:
+            await trio.sleep(cluster.remembered_s)
+            self._bus.publish(Aged())
 
     async def _promote(self, app: str, version: str, by: str) -> None:
         await self._registry.set_firmware(app, None, {"version": version}, by)
@@ -194,6 +207,7 @@ class Service:
             oidc=self._parts.oidc,
         )
         app = make_app(services, self._parts.routes, self._stop)
+        nursery.start_soon(forever, "users.failures", app.extensions[ADMISSION].shared.run)
         await keep(nursery, "users.run", self._serve_users, app, config, told=_log_users_served)
 
     async def _serve_users(

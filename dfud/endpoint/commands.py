@@ -9,8 +9,21 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from dfud.api import AppChanged, Bus, Change, Code, DeviceChanged, Reply, Store, Waiting, contained
-from dfud.endpoint.kept import Kept, Record
+from dfud.api import (
+    AppChanged,
+    Bus,
+    Change,
+    Code,
+    DeviceChanged,
+    DocumentChanged,
+    Missed,
+    Reply,
+    Store,
+    Waiting,
+    contained,
+    forever,
+)
+from dfud.endpoint.kept import COLLECTION, Kept, Record
 
 Wake = Callable[[Reply], None]
 
@@ -62,6 +75,8 @@ class Commands:
             most_bytes=most_bytes,
             available=self._available,
         )
+        bus.subscribe(DocumentChanged, lambda e: self.kept.heard(e.key) if e.collection == COLLECTION else None)
+        bus.subscribe(Missed, lambda e: self.kept.heard_all())
         bus.subscribe(DeviceChanged, lambda e: self.kept.forget(e.app, e.device) if e.deleted else None)
         bus.subscribe(AppChanged, lambda e: self.kept.forget(e.app) if e.deleted else None)
 
@@ -70,6 +85,7 @@ class Commands:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.kept.run)
             nursery.start_soon(self._hand_all)
+            nursery.start_soon(forever, "endpoint.commands", self.kept.follow)
             task_status.started()
 
     async def send(

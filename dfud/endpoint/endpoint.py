@@ -19,10 +19,12 @@ from dfud.api import (
     DeploymentChanged,
     DeviceAddress,
     DeviceChanged,
+    DeviceStateChanged,
     Dialect,
     Endpoint,
     EventSink,
     FirmwareChanged,
+    Missed,
     NotFoundError,
     PeerError,
     PolicyChanged,
@@ -112,7 +114,9 @@ class DeviceEndpoint(Endpoint):
         self._sends = 0
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(AppChanged, lambda e: self._app_changed(e.app))
+        bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(PolicyChanged, lambda e: self._app_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._app_changed(e.firmware.app))
         bus.subscribe(DeploymentChanged, self._stepped)
@@ -144,6 +148,13 @@ class DeviceEndpoint(Endpoint):
     def _changed(self, app: str, device: str) -> None:
         self._polls.forget((app, device))
         self._parking.device_changed(app, device)
+
+    def _missed(self, app: str) -> None:
+        if app:
+            self._app_changed(app)
+        else:
+            self._polls.forget_all()
+            self._parking.all_changed()
 
     def _app_changed(self, app: str) -> None:
         self._polls.forget_group(app)
@@ -344,7 +355,7 @@ class DeviceEndpoint(Endpoint):
             return None
         allowed = self._controller.package_of(session.app, session.device)
         found = self._controller.chunks_in_memory(package)
-        if allowed is None or found is None:
+        if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
 
@@ -356,7 +367,7 @@ class DeviceEndpoint(Endpoint):
     async def _chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         try:
             session = await self._auth.session(peer, credentials)
-            allowed = await self._controller.load_package_of(session.app, session.device)
+            allowed = await self._controller.load_package_of(session.app, session.device, package)
             found = await self._controller.load_chunks(package) if allowed == package else None
         except (Denied, NotFoundError):
             return DENIED

@@ -82,6 +82,9 @@ class Kept:
         self._gone: deque[str] = deque()
         self._work = trio.Event()
         self._idle = trio.Event()
+        self._elsewhere: set[str] = set()
+        self._everything = False
+        self._news = trio.Event()
 
     def __len__(self) -> int:
         return self._total
@@ -172,7 +175,7 @@ class Kept:
         view = await self._store.device(*ticket.device)
         record = _read(ticket.key, stored) if stored is not None else None
         try:
-            await self._store.commit([DeleteDocument(COLLECTION, ticket.key)])
+            await self._store.commit([DeleteDocument(COLLECTION, ticket.key, tell=True)])
         except NotFoundError:
             return None  # somebody else handed it on
         if record is None or view is None or view.device.metadata.uid != record.uid:
@@ -259,6 +262,51 @@ class Kept:
         for ticket in self._unsaved:
             self._restore(ticket)
 
+    # What other processes keep, and hand on
+
+    def heard(self, key: str) -> None:
+        """Another process has kept a command, or handed it on."""
+        self._elsewhere.add(key)
+        self._news.set()
+
+    def heard_all(self) -> None:
+        """Others may have kept any, and handed on any."""
+        self._everything = True
+        self._news.set()
+
+    async def follow(self) -> None:
+        """Take up what others keep, until cancelled."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            if self._everything:
+                heard = {key async for key, _ in self._all()} | {t.key for q in self._of.values() for t in q}
+                self._elsewhere |= heard
+                self._everything = False
+            while self._elsewhere:
+                key = min(self._elsewhere)
+                await self._take_up(key)
+                self._elsewhere.discard(key)
+
+    async def _take_up(self, key: str) -> None:
+        app, device = key.split("/")[:2]
+        known = next((t for t in self._of.get((app, device), ()) if t.key == key), None)
+        stored = await self._store.document(COLLECTION, key)
+        if stored is None:
+            if known is not None and known.record is None and known in self._of.get(known.device, ()):
+                self._remove(known)
+            return
+        record = _read(key, stored)
+        left_s = min(record.keep_s, record.expires_s - self._now()) if record is not None else 0.0
+        if known is not None or record is None or left_s <= 0:
+            return
+        ticket = Ticket((record.app, record.device), key, len(record.payload), self._clock() + left_s)
+        tickets = self._of.setdefault(ticket.device, deque())
+        tickets.append(ticket)
+        self._total += 1
+        self._bytes += ticket.size
+        self._available(*ticket.device)
+
     async def _all(self) -> AsyncGenerator[tuple[str, bytes], None]:
         after = ""
         while page := await self._store.documents(COLLECTION, after=after, limit=READ_AT_ONCE):
@@ -274,7 +322,7 @@ class Kept:
             else:
                 key = self._gone[0]
                 with suppress(NotFoundError):
-                    await self._store.commit([DeleteDocument(COLLECTION, key)])
+                    await self._store.commit([DeleteDocument(COLLECTION, key, tell=True)])
                 self._gone.popleft()
         self._idle.set()
 
@@ -294,7 +342,7 @@ class Kept:
 
 
 def _put(key: str, record: Record) -> Change:
-    return PutDocument(COLLECTION, key, msgspec.msgpack.encode(record), create=True)
+    return PutDocument(COLLECTION, key, msgspec.msgpack.encode(record), create=True, tell=True)
 
 
 def _read(key: str, stored: bytes) -> Record | None:
