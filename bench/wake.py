@@ -91,7 +91,7 @@ async def main(count: int, profiled: bool) -> None:
             target = await store.firmware("a", "1.1")
             assert target is not None
             await packages.get(Order(target, await store.firmware("a", "1.0"), 2, 16384), ("a", "d0"))
-            await store.commit([PutApp(App(Metadata("a"), {"firmware": {"version": "1.1"}}))])
+            await store.commit([PutApp(App(Metadata("a"), {"signing": {"mode": "optional"}, "firmware": {"version": "1.1"}}))])
             profile = cProfile.Profile()
             start, cpu = time.perf_counter(), time.thread_time()
             if profiled:
