@@ -27,9 +27,9 @@ from dfud.api import (
 )
 from dfud_local.encoding import text
 from dfud_local.limits import Limits
+from dfud_local.many import trim_deployments, trim_history
 
 Cursor = sqlite3.Connection
-TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 
 
 class Changes:
@@ -152,11 +152,7 @@ class Changes:
             (d.id, d.app, d.device, d.version, d.created_s, not d.final, d.number, body),
         )
         # A device begins an update far more seldom than it reports, so the walk over its index costs nothing that counts.
-        db.execute(
-            "DELETE FROM deployment WHERE NOT open AND id IN (SELECT id FROM deployment WHERE app=? AND device=? "
-            "ORDER BY number DESC, created DESC LIMIT -1 OFFSET ?)",
-            (d.app, d.device, self._limits.deployments_per_device),
-        )
+        trim_deployments(db, d.app, d.device, self._limits.deployments_per_device)
 
     def _append(self, app: str, device: str, body: bytes) -> None:
         """Append to a device's history. Its entries are counted, so those that have to go are found without a walk.
@@ -169,11 +165,7 @@ class Changes:
         self._db.execute(
             "INSERT INTO history (app, device, number, body) VALUES (?,?,?,?)", (app, device, number, body)
         )
-        self._db.execute(
-            "DELETE FROM history WHERE id IN (SELECT id FROM history WHERE app=? AND device=? AND number<=? "
-            "ORDER BY number, id LIMIT ?)",
-            (app, device, number - self._limits.history_per_device, TRIMMED_AT_ONCE),
-        )
+        trim_history(self._db, app, device, number - self._limits.history_per_device)
 
 
 _DEVICE_TABLES = ("device_label", "alias", "actual", "deployment", "history")
