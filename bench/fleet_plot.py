@@ -66,8 +66,9 @@ def _lines(results: list[dict[str, float]], x, y) -> Iterator[str]:  # type: ign
         for a, b in points:
             yield f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>'
         at = TOP + 14 + 20 * number
-        yield f'<line x1="{LEFT + PLOT_WIDTH + 30}" x2="{LEFT + PLOT_WIDTH + 50}" y1="{at}" y2="{at}" stroke="{colour}" stroke-width="2"/>'
-        yield f'<text x="{LEFT + PLOT_WIDTH + 56}" y="{at + 4}">{title}</text>'
+        left = LEFT + PLOT_WIDTH + 30
+        yield f'<line x1="{left}" x2="{left + 20}" y1="{at}" y2="{at}" stroke="{colour}" stroke-width="2"/>'
+        yield f'<text x="{left + 26}" y="{at + 4}">{title}</text>'
 
 
 @click.command()

@@ -56,14 +56,14 @@ def explain(
         return Explanation(NEVER_SEEN, [sentence, *said], "Check its credentials, its power and its network.", values)
     values |= {"running": actual.version, "seen": _time(actual.seen_s)}
     verdict = decide(
-        actual.app,
-        actual.device,
-        _status(actual, deployment, target, now_s),
-        deployment,
-        desired,
-        target,
-        policy,
-        now_s,
+        app=actual.app,
+        device=actual.device,
+        status=_status(actual, deployment, target, now_s),
+        deployment=deployment,
+        desired=desired,
+        target=target,
+        policy=policy,
+        now_s=now_s,
         heard=True,
         twins=are_twins(actual.twins, now_s),
     )

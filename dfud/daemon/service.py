@@ -34,7 +34,7 @@ from dfud.daemon.pauses import Pauses
 from dfud.daemon.tasks import keep
 from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
-from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.config import EndpointConfig, password_limits
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry import audit
 from dfud.registry.application import make_app
@@ -132,6 +132,9 @@ class Service:
             memory_bytes=policy.packages_memory_bytes,
             workers=policy.workers,
             waiting_max=policy.packages_waiting,
+            per_hour=policy.packages_per_hour,
+            known_max=policy.packages_known,
+            devices_max=policy.cache_devices,
         )
         await keep(nursery, "packages.run", packages.run)
         controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote)
@@ -141,16 +144,25 @@ class Service:
             await keep(nursery, "sink.run", sink.run, self._bus, sink=sink.name)
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
-        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
+        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes, password_limits(settings))
         wants, leaving = controller.rollouts.desired, controller.leaving
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
+        await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,
             controller,
             Authenticator(self._store, self._bus, settings, key, time.time),
-            Commands(settings.commands_queued, settings.commands_expire_s, trio.current_time),
+            Commands(
+                self._store,
+                self._bus,
+                settings.commands_queued,
+                settings.commands_expire_s,
+                trio.current_time,
+                most=settings.commands_max,
+                most_bytes=settings.commands_max_bytes,
+            ),
             settings,
             dialects=self._parts.dialects,
             sinks=self._parts.sinks,
@@ -230,6 +242,8 @@ class Service:
                 draining.start_soon(self._users_served.wait)
                 for transport in self._transports:
                     draining.start_soon(self._drain_one, transport)
+            if self.failure is None:
+                await self._endpoint.commands.kept.settled()
         if scope.cancelled_caught:
             log.warning("not everybody took the answer in time", extra={"drain_s": self._daemon.drain_s})
 

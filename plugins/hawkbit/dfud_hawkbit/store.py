@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ from dfud.api import (
     PutFirmware,
     RefusedError,
     Selector,
+    SetFirmware,
     Store,
     StoreError,
     UnreadableError,
+    Wish,
     forever,
 )
 from dfud_hawkbit import feedback, records
@@ -95,6 +98,7 @@ class HawkbitStore(Store):
         """Take the records. Raises ConfigError for secrets that cannot be read."""
         self.config.check()
         self._records = records
+        self.capabilities |= records.capabilities & {Capability.BACKUP, Capability.SHARED}
         self._parts = Parts(records, self.config, self._now)
 
     @property
@@ -223,6 +227,8 @@ class HawkbitStore(Store):
                 before = None if old is None else (old.device.spec.get("firmware"), old.device.metadata.labels)
                 if before != (device.spec.get("firmware"), device.metadata.labels):
                     devices[key] = now_s
+            case SetFirmware(app, names):
+                devices |= dict.fromkeys((records.device_key(app, name) for name in names), now_s)
             case DeleteDevice(app, name):
                 devices[records.device_key(app, name)] = now_s
             case DeleteApp(app):
@@ -293,6 +299,11 @@ class HawkbitStore(Store):
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         return await self.inner.count(app, selector)
 
+    async def wishes(
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, after: str = ""
+    ) -> list[Wish]:
+        return await self.inner.wishes(app, selector, limit=limit, after=after)
+
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         return await self.inner.find_aliases(app, names)
 
@@ -331,9 +342,16 @@ class HawkbitStore(Store):
     ) -> list[tuple[str, bytes]]:
         return await self.inner.documents(collection, prefix=prefix, after=after, limit=limit)
 
-    async def blob(self, sha256: str) -> Path | None:
-        return await self.inner.blob(sha256)
+    def blob(self, sha256: str) -> AbstractAsyncContextManager[Path | None]:
+        return self.inner.blob(sha256)
 
-    async def backup(self) -> AsyncIterator[bytes]:
-        async for block in self.inner.backup():
-            yield block
+    def backup(self) -> AsyncIterator[bytes]:
+        return self.inner.backup()
+
+    @asynccontextmanager
+    async def lead(self, name: str) -> AsyncIterator[None]:
+        async with self.inner.lead(name):
+            yield
+
+    async def tell(self, topic: str, body: bytes) -> None:
+        await self.inner.tell(topic, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from dfud.api import (
     DeleteDocument,
     DeleteFirmware,
     Deployment,
+    ExpectDevice,
     NotFoundError,
     PutActual,
     PutApp,
@@ -23,11 +25,12 @@ from dfud.api import (
     PutDevice,
     PutDocument,
     PutFirmware,
+    SetFirmware,
     TrimDocuments,
 )
 from dfud_local.encoding import text
 from dfud_local.limits import Limits
-from dfud_local.many import trim_deployments, trim_history
+from dfud_local.many import first_sequence, trim_deployments, trim_history
 
 Cursor = sqlite3.Connection
 
@@ -72,6 +75,12 @@ class Changes:
             case PutDevice(device, expect):
                 _app(db, device.app)
                 _put_device(db, change, bodies[0])
+            case SetFirmware(app, devices, firmware, version):
+                db.execute(
+                    "UPDATE device SET firmware=?, wants=?, newer=newer+1, version=? "
+                    "WHERE app=? AND name IN (SELECT value FROM json_each(?))",
+                    (*bodies, _wants(firmware), version, app, json.dumps(devices)),
+                )
             case DeleteDevice(app, name, expect):
                 found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", app, name)
                 _exists(found, f"device {name}")
@@ -97,11 +106,19 @@ class Changes:
                 self._free(app, version)
                 if not db.execute("DELETE FROM firmware WHERE app=? AND version=?", (app, version)).rowcount:
                     raise NotFoundError(f"no firmware {version} in app {app}")
+            case ExpectDevice(app, name, sequence):
+                _device(db, app, name)
+                row = db.execute("SELECT sequence FROM actual WHERE app=? AND device=?", (app, name)).fetchone()
+                if (0 if row is None else row[0]) != sequence:
+                    raise ConflictError(
+                        f"device {name} of app {app} has said something since, or its update has gone on"
+                    )
             case PutActual(actual):
                 _device(db, actual.app, actual.device)
                 db.execute(
-                    "INSERT INTO actual VALUES (?,?,?) ON CONFLICT DO UPDATE SET body=excluded.body",
-                    (actual.app, actual.device, *bodies),
+                    "INSERT INTO actual VALUES (?,?,?,?) "
+                    "ON CONFLICT DO UPDATE SET body=excluded.body, sequence=sequence+1",
+                    (actual.app, actual.device, *bodies, first_sequence()),
                 )
             case PutDeployment(deployment, entry):
                 self._put_deployment(deployment, bodies[0])
@@ -144,6 +161,10 @@ class Changes:
     def _put_deployment(self, d: Deployment, body: bytes) -> None:
         db = self._db
         _device(db, d.app, d.device)
+        db.execute(
+            "INSERT INTO actual VALUES (?,?,x'',?) ON CONFLICT DO UPDATE SET sequence=sequence+1",
+            (d.app, d.device, first_sequence()),
+        )
         row = (not d.final, d.number, body, d.id)
         if db.execute("UPDATE deployment SET open=?, number=?, body=? WHERE id=?", row).rowcount:
             return
@@ -177,12 +198,10 @@ def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
     key = (device.app, device.name)
     found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", *key)
     _check(change.expect, found, f"device {device.name}")
-    firmware = device.spec.get("firmware")
-    wants = firmware.get("version") if isinstance(firmware, dict) else None
     db.execute(
-        "INSERT INTO device VALUES (?,?,?,?,?) "
-        "ON CONFLICT DO UPDATE SET version=excluded.version, wants=excluded.wants, body=excluded.body",
-        (*key, device.metadata.resource_version, wants if isinstance(wants, str) else "", body),
+        "INSERT INTO device (app, name, version, wants, body) VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE "
+        "SET version=excluded.version, wants=excluded.wants, body=excluded.body, firmware=NULL, newer=0",
+        (*key, device.metadata.resource_version, _wants(device.spec.get("firmware")), body),
     )
     if found is not None:
         db.execute("DELETE FROM device_label WHERE app=? AND device=?", key)
@@ -201,6 +220,12 @@ def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
             (owner,) = db.execute("SELECT device FROM alias WHERE app=? AND alias=?", (device.app, alias)).fetchone()
             if text(owner) != device.name:
                 raise ConflictError(f"alias {alias} belongs to device {text(owner)}") from None
+
+
+def _wants(firmware: Any) -> str:
+    """Return what the column `wants` says of a spec.firmware: the version, or ""."""
+    version = firmware.get("version") if isinstance(firmware, dict) else None
+    return version if isinstance(version, str) else ""
 
 
 def _version(db: Cursor, query: str, *key: str) -> str | None:

@@ -45,6 +45,14 @@ MIGRATIONS = (
     """
     CREATE TABLE count (scope TEXT, name TEXT, number INTEGER NOT NULL, PRIMARY KEY (scope, name)) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE device ADD COLUMN firmware BLOB;
+    ALTER TABLE device ADD COLUMN newer INTEGER NOT NULL DEFAULT 0;
+    """,
+    # A row without a body: nothing was said yet, but there are deployments.
+    """
+    ALTER TABLE actual ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

@@ -17,8 +17,10 @@ from dfud.api import (
     AddCounts,
     App,
     Bus,
+    ConflictError,
     Deployment,
     Device,
+    ExpectDevice,
     HistoryEntry,
     Metadata,
     NotFoundError,
@@ -157,3 +159,29 @@ async def test_limits_hold_for_what_is_written_together(tmp_path: Path, entries:
             await store.commit([PutDeployment(*deployment("d1", 9999, State.DONE))])
             assert len(await store.history("a", "d1", limit=1000)) < len(before) + 1
         assert len(await store.deployments("a", "d1", limit=1000)) == 2
+
+
+async def test_of_two_that_expect_the_same_one_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.commit([PutActual(actual("d1"))])
+        view = await store.device("a", "d1")
+        assert view is not None
+        outcomes: list[str] = []
+
+        async def tell(device: str, sequence: int) -> None:
+            try:
+                await store.commit([ExpectDevice("a", device, sequence), PutActual(actual(device))])
+                outcomes.append(device)
+            except ConflictError:
+                outcomes.append("conflict")
+
+        def work(nursery: trio.Nursery) -> None:
+            nursery.start_soon(tell, "d1", view.sequence)
+            nursery.start_soon(tell, "d1", view.sequence)
+            for number in range(2, 9):
+                nursery.start_soon(tell, name(number), 0)
+
+        await together(store, tmp_path, work)
+        assert sorted(outcomes) == sorted(["conflict", *(name(n) for n in range(1, 9))])
+        after = await store.device("a", "d1")
+        assert after is not None and after.sequence == view.sequence + 1
