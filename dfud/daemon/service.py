@@ -29,6 +29,7 @@ from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
 from dfud.daemon.parts import Parts
+from dfud.daemon.pauses import Pauses
 from dfud.daemon.retention import Retention, RetentionConfig
 from dfud.daemon.tasks import keep
 from dfud.endpoint.auth import Authenticator
@@ -63,6 +64,7 @@ class Service:
         self._store = parts.store
         self._transports = parts.transports
         self._not_ready = "starting"
+        self._pauses = Pauses()
         self._stop = trio.Event()
         self._users_served = trio.Event()
         self.failure: Exception | None = None
@@ -72,6 +74,14 @@ class Service:
 
         Returns when everything that was accepted is answered and stored, or drain_s has passed.
         """
+        self._pauses.watch()
+        try:
+            await self._run(reread)
+        finally:
+            self._pauses.end()
+        log.info("stopped")
+
+    async def _run(self, reread: Callable[[], Config]) -> None:
         async with trio.open_nursery() as outer:
             await outer.start(self._run_store)
             settings = self._config.section("endpoint", EndpointConfig)
@@ -83,7 +93,9 @@ class Service:
                 await self._drain()
                 nursery.cancel_scope.cancel()
             outer.cancel_scope.cancel()
-        log.info("stopped")
+
+    def _counters(self) -> Mapping[str, float]:
+        return {**self._store.counters(), **self._pauses.counters()}
 
     async def _run_store(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the store. Without one nothing can be answered, so its end is dfud's, with what is parked answered first."""
@@ -189,7 +201,7 @@ class Service:
             config=config,
             now=time.time,
             ready=self._ready,
-            metrics=Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
+            metrics=Metrics(self._bus, lambda: self._endpoint.parked, self._counters).text,
             version=self._version,
             oidc=self._parts.oidc,
         )
