@@ -16,6 +16,7 @@ from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
 from dfud.cli.firmware import firmware
+from dfud.cli.fleet import attention, fleet
 from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
 from dfud.cli.recover import recover
@@ -105,6 +106,8 @@ _FIRMWARE = (
     status,
     explain,
     drift,
+    fleet,
+    attention,
     retry,
     cancel,
     history,

@@ -35,11 +35,13 @@ from dfud.api import (
     Store,
     StoreError,
     UnreadableError,
+    forever,
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, decide, entry_of
+from dfud.controller.fleet import Fleet
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
@@ -79,7 +81,8 @@ class Controller:
         self._now = now
         self.rollouts = Rollouts(store, bus, now, promote)
         self._memory = Memory(store, bus, config.cache_devices, config.seen_s, self.rollouts.desired)
-        self.insight = Insight(store, self._memory, self.rollouts, config, now)
+        self.fleet = Fleet(store, bus, self._memory.image, now)
+        self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
         self._jobs = Jobs()
         self._images = Images(store)
         self._budget = Budget(config.history_per_hour)
@@ -90,6 +93,8 @@ class Controller:
         """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rollouts.run)
+            nursery.start_soon(forever, "controller.fleet", self.fleet.run)
+            nursery.start_soon(forever, "controller.attention", self.insight.run)
             await self._jobs.run(task_status=task_status)
 
     @property
@@ -206,7 +211,8 @@ class Controller:
         known = hold.known.actual
         health = health_of(known, status, now_s)
         twins = twins_of(known, status, hold.known.deployment, now_s)
-        return msgspec.structs.replace(actual, health=health, twins=twins)
+        tally = known.tally if known is not None else ()
+        return msgspec.structs.replace(actual, health=health, twins=twins, tally=tally)
 
     async def _older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
         """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
@@ -257,8 +263,11 @@ class Controller:
                 known.progress_at = now
         counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
+        if counted:
+            changes += await self.rollouts.failures.noted([d for d, _ in verdict.steps])
         if news or changes or now - known.seen_at >= self._config.seen_s:
-            changes.append(PutActual(actual))
+            actual, tallied = await self.fleet.noted(actual, verdict.deployment)
+            changes += [PutActual(actual), *tallied]
         if changes:
             await self._store.commit(changes)
             known.seen_at = now
@@ -352,7 +361,7 @@ class Controller:
                 # A chunk that comes in blocks, or comes again because it was lost, is one chunk.
                 served=deployment.served + (number != known.fetched),
                 updated_s=self._now(),
-            )
+            ).marked(self._now())
             known.fetched = number
             if now - known.progress_at >= self._config.progress_s:
                 known.progress_at = now
@@ -368,7 +377,8 @@ class Controller:
             if deployment.state in (State.PENDING, State.NOTIFIED):
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
-            await self._store.commit([PutDeployment(deployment, entry)])
+            tallied = await self._tallied(hold, deployment) if entry is not None else []
+            await self._store.commit([PutDeployment(deployment, entry), *tallied])
             hold.known.deployment = deployment
             if entry is not None:
                 self._bus.publish(DeploymentChanged(deployment, entry))
@@ -421,24 +431,34 @@ class Controller:
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
         """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
-        async with self._memory.hold(app, device, self._now()):
+        async with self._memory.hold(app, device, self._now()) as hold:
             counted: dict[str, int] = {}
             with suppress(UnreadableError):
                 counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))
-            yield counting(counted)
+            yield [*counting(counted), *self.fleet.left(hold.known.actual)]
         self.rollouts.counted(counted)
 
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
+        tallied = await self._tallied(hold, deployment)
+        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *tallied, *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
 
+    async def _tallied(self, hold: Hold, deployment: Deployment) -> list[Change]:
+        """Return the changes that count a device anew whose deployment is going to be this one."""
+        known = hold.known
+        if known.actual is None:
+            return []
+        actual, tallied = await self.fleet.noted(known.actual, deployment)
+        known.actual = actual
+        return [PutActual(actual), *tallied]
+
 
 def _unmoved(deployment: Deployment) -> Deployment:
-    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
+    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)
 
 
 def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:

@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, Store
+from dfud.api import App, ConflictError, DeviceView, Metadata, PeerError, RefusedError, Rollout, Store
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import wave_of
-from dfud.model.rollout import Facts, Plan, RolloutStatus
+from dfud.model.rollout import Facts, Plan, RolloutStatus, is_member
 from dfud.model.rollout_states import FINAL
 
 PER_APP_MAX = 200
+PAGE = 1000
 
 
 async def judge(
@@ -54,6 +55,30 @@ def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
         labels=given.labels,
         annotations={**given.annotations, "app": app.metadata.uid},
     )
+
+
+def facts_of(view: DeviceView) -> Facts:
+    """Return what decides whether a device is a member."""
+    return Facts(
+        device=view.device.name,
+        labels=view.device.metadata.labels,
+        created=view.device.metadata.creation_timestamp,
+        actual=view.actual,
+        told=view.deployment.rollout if view.deployment is not None else "",
+    )
+
+
+async def members_of(store: Store, app: str, plan: Plan, uid: str, started_s: float) -> list[Facts]:
+    """Return all devices that are meant, but for those with a firmware of their own."""
+    found: list[Facts] = []
+    after = ""
+    while page := await store.devices(app, plan.whom.selector, limit=PAGE, after=after):
+        after = page[-1].device.name
+        for view in page:
+            facts = facts_of(view)
+            if "firmware" not in view.device.spec and is_member(plan, uid, started_s, facts):
+                found.append(facts)
+    return found
 
 
 def four_eyes(app: App) -> bool:

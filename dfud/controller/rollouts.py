@@ -39,13 +39,15 @@ from dfud.api import (
     contained,
     read_record,
 )
+from dfud.controller.failures import COLLECTION as FAILED
+from dfud.controller.failures import Failures
 from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, scope_of, waiting
+from dfud.controller.rollout_rules import four_eyes, judge, members_of, new_metadata, scope_of, waiting
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.names import check_name
-from dfud.model.policy import Policy, shares_of
-from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
+from dfud.model.policy import Policy, Running, shares_of
+from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
 from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
@@ -89,6 +91,7 @@ class Rollouts:
         self._policies: dict[str, tuple[str, Policy]] = {}
         self._plans: dict[str, Plan] = {}
         self._pace = Pace()
+        self.failures = Failures(store)
         self._lock = trio.Lock()
         self._news = trio.Event()
         self._orphans: list[_Entry] = []
@@ -300,22 +303,7 @@ class Rollouts:
         return msgspec.structs.replace(status, expected=(*status.expected[: status.wave], number))
 
     async def _members(self, entry: _Entry, plan: Plan, started_s: float) -> list[Facts]:
-        """Return all devices that are meant, but for those with a firmware of their own."""
-        found: list[Facts] = []
-        after = ""
-        while page := await self._store.devices(entry.rollout.app, plan.whom.selector, limit=PAGE, after=after):
-            after = page[-1].device.name
-            for view in page:
-                facts = Facts(
-                    device=view.device.name,
-                    labels=view.device.metadata.labels,
-                    created=view.device.metadata.creation_timestamp,
-                    actual=view.actual,
-                    told=view.deployment.rollout if view.deployment is not None else "",
-                )
-                if "firmware" not in view.device.spec and is_member(plan, entry.uid, started_s, facts):
-                    found.append(facts)
-        return found
+        return await members_of(self._store, entry.rollout.app, plan, entry.uid, started_s)
 
     async def _save(
         self, entry: _Entry, status: RolloutStatus, steps: Iterable[Step], also: Sequence[Change] = ()
@@ -373,7 +361,11 @@ class Rollouts:
             self._orphans.pop(0)
 
     async def _forget(self, entry: _Entry, also: Sequence[Change]) -> None:
-        await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
+        failed = [DeleteDocument(FAILED, entry.uid)] if await self._store.document(FAILED, entry.uid) else []
+        await self._store.commit(
+            [DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *failed, *also]
+        )
+        self.failures.forget(entry.uid)
         if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
             del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
@@ -390,6 +382,15 @@ class Rollouts:
         """Return the rollouts of an app, newest first."""
         found = [entry.rollout for entry in self._entries.get(app, {}).values()]
         return sorted(found, key=lambda r: (r.metadata.creation_timestamp, r.name), reverse=True)
+
+    def running(self, app: str) -> list[Running]:
+        """Return the rollouts of an app that have not ended, as far as they can be read, the one that counts most first."""
+        found = [
+            Running(e.rollout, e.plan, tuple(int(s) for s in e.rollout.status.shares))
+            for e in self._entries.get(app, {}).values()
+            if e.plan is not None and e.rollout.status.state not in FINAL
+        ]
+        return sorted(found, key=lambda r: (-r.plan.priority, r.rollout.metadata.creation_timestamp))
 
     def get(self, app: str, name: str) -> Rollout:
         """Raises NotFoundError."""

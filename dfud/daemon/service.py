@@ -26,6 +26,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
 from dfud.daemon.config import DaemonConfig
+from dfud.daemon.fleet_metrics import fleet_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
@@ -179,16 +180,23 @@ class Service:
             commands=self._endpoint.commands,
             updates=controller,
             insight=controller.insight,
+            fleet=controller.fleet,
             rollouts=controller.rollouts,
             config=config,
             now=time.time,
             ready=self._ready,
-            metrics=Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
+            metrics=self._metrics(controller).text,
             version=self._version,
             oidc=self._parts.oidc,
         )
         app = make_app(services, self._parts.routes, self._stop)
         await keep(nursery, "users.run", self._serve_users, app, config, told=_log_users_served)
+
+    def _metrics(self, controller: Controller) -> Metrics:
+        def fleets() -> str:
+            return fleet_lines(controller.fleet.counted(), controller.insight.needs(), time.time())
+
+        return Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters, [fleets])
 
     async def _serve_users(
         self, app: object, config: RegistryConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED

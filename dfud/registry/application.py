@@ -26,6 +26,7 @@ from dfud.registry import (
     routes_batch,
     routes_claims,
     routes_dfu,
+    routes_fleet,
     routes_registry,
     routes_rollouts,
     routes_service,
@@ -68,6 +69,7 @@ def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials
     routes_dfu.register(app, services, shutdown)
     routes_service.register(app, services, denials)
     routes_rollouts.register(app, services)
+    routes_fleet.register(app, services)
     routes_claims.register(app, services)
     routes_audit.register(app, services)
 

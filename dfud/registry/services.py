@@ -38,8 +38,21 @@ class Insight(Protocol):
     async def drift(self, app: str) -> msgspec.Struct:
         """Return which devices are not where they should be, by the code that explains them."""
 
+    async def attention(self, app: str) -> msgspec.Struct:
+        """Return which deployments have stood still for too long, by why."""
+
     async def explain(self, app: str, device: str) -> msgspec.Struct:
         """Return why it runs what it runs: code, sentences, todo, values."""
+
+
+class FleetNumbers(Protocol):
+    """Counts the devices of an app; the controller's."""
+
+    async def numbers(self, app: str, *, hours: int = 168, points: int = 60) -> dict[str, Any]:
+        """Return devices by version, state and code, when they were seen, adoption over `hours`, the most common crashes."""
+
+    async def crash(self, app: str, fingerprint: str) -> dict[str, Any]:
+        """Return one kind of crash, with what the first device said."""
 
 
 class RolloutDesk(Protocol):
@@ -81,6 +94,7 @@ class Services(msgspec.Struct, frozen=True):
     commands: CommandSender
     updates: Updates
     insight: Insight
+    fleet: FleetNumbers
     rollouts: RolloutDesk
     config: RegistryConfig
     now: Callable[[], float]

@@ -112,6 +112,7 @@ async def url(nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyP
             commands=nothing,
             updates=nothing,
             insight=nothing,
+            fleet=nothing,
             rollouts=nothing,
             config=config,
             now=at.now,
