@@ -50,8 +50,10 @@ from dfud.api.store import (
     PutDevice,
     PutDocument,
     PutFirmware,
+    SetFirmware,
     Store,
     TrimDocuments,
+    Wish,
 )
 from dfud.api.tls import server_context
 from dfud.api.turns import Turns
@@ -74,7 +76,7 @@ from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
 from dfud.model.resources import App, Device, Metadata
 from dfud.model.rollout import Rollout
-from dfud.model.selectors import Selector, parse_selector_untrusted
+from dfud.model.selectors import Requirement, Selector, parse_selector_untrusted
 from dfud.model.windows import PerMinute
 
 __all__ = [
@@ -138,12 +140,14 @@ __all__ = [
     "Reply",
     "Request",
     "RequestError",
+    "Requirement",
     "RetryRequested",
     "Rollout",
     "RolloutChanged",
     "Secret",
     "Section",
     "Selector",
+    "SetFirmware",
     "State",
     "Store",
     "StoreError",
@@ -154,6 +158,7 @@ __all__ = [
     "UnreadableError",
     "UserRoutes",
     "Waiting",
+    "Wish",
     "chunk_range_untrusted",
     "contained",
     "faults",

@@ -6,6 +6,7 @@ import abc
 from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -44,6 +45,19 @@ class DeleteApp(msgspec.Struct, frozen=True, tag=True):
 class PutDevice(msgspec.Struct, frozen=True, tag=True):
     device: Device
     expect: str | None = None
+
+
+class SetFirmware(msgspec.Struct, frozen=True, tag=True):
+    """Sets spec.firmware of many devices of an app, None: removes it; nothing else of them changes.
+
+    It is as if each were put with it: generation grows by one, resource_version becomes the one given. A device that is not
+    there is passed over: this is for thousands at a time, and one that is deleted meanwhile must not keep it from the others.
+    """
+
+    app: str
+    devices: tuple[str, ...]
+    firmware: dict[str, Any] | None
+    resource_version: str
 
 
 class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
@@ -122,6 +136,7 @@ Change = (
     PutApp
     | DeleteApp
     | PutDevice
+    | SetFirmware
     | DeleteDevice
     | PutFirmware
     | DeleteFirmware
@@ -144,6 +159,13 @@ class DeviceView(msgspec.Struct, frozen=True):
     device: Device
     actual: Actual | None = None
     deployment: Deployment | None = None
+
+
+class Wish(msgspec.Struct, frozen=True, gc=False):
+    """A device's name and its own spec.firmware; UNSET: it has none."""
+
+    device: str
+    firmware: Any = msgspec.UNSET
 
 
 class BlobWriter(abc.ABC):
@@ -246,6 +268,16 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         """Return how many devices of an app the selector matches, 0 where there is no such app; reads no record."""
+
+    async def wishes(
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, after: str = ""
+    ) -> list[Wish]:
+        """Return which firmware devices ask for themselves, by name (bytewise), those behind `after` only.
+
+        The same devices as devices() lists. A store that can reads no more of them than this.
+        """
+        views = await self.devices(app, selector, limit=limit, after=after)
+        return [Wish(view.device.name, view.device.spec.get("firmware", msgspec.UNSET)) for view in views]
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         """Return find_alias() of each of `names` that leads to a device. A store that can asks once for all of them."""

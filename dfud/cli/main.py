@@ -17,6 +17,7 @@ from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
 from dfud.cli.firmware import firmware
 from dfud.cli.fleet import attention, fleet
+from dfud.cli.jobs import job
 from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
 from dfud.cli.recover import recover
@@ -108,6 +109,7 @@ _FIRMWARE = (
     drift,
     fleet,
     attention,
+    job,
     retry,
     cancel,
     history,

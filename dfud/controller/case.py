@@ -59,6 +59,7 @@ class Case:
 
     def __init__(
         self,
+        *,
         app: str,
         device: str,
         status: Status,
@@ -66,7 +67,6 @@ class Case:
         target: Firmware | None,
         policy: ControllerConfig,
         now_s: float,
-        *,
         twins: bool,
     ) -> None:
         self.app = app

@@ -79,13 +79,13 @@ class Controller:
         self._packages = packages
         self._config = config
         self._now = now
-        self.rollouts = Rollouts(store, bus, now, promote)
-        self._memory = Memory(store, bus, config.cache_devices, config.seen_s, self.rollouts.desired)
+        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app)
+        self._memory = Memory(store, bus, config, self.rollouts.desired)
         self.fleet = Fleet(store, bus, self._memory.image, now)
         self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
         self._jobs = Jobs()
-        self._images = Images(store)
-        self._budget = Budget(config.history_per_hour)
+        self._images = Images(store, config.cache_firmwares)
+        self._budget = Budget(config.history_per_hour, config.cache_devices)
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -167,14 +167,14 @@ class Controller:
         device, known = hold.known.device, hold.known.deployment
         while True:
             verdict = decide(
-                device.app,
-                device.name,
-                status,
-                known,
-                desired,
-                target,
-                self._config,
-                now_s,
+                app=device.app,
+                device=device.name,
+                status=status,
+                deployment=known,
+                desired=desired,
+                target=target,
+                policy=self._config,
+                now_s=now_s,
                 heard=heard,
                 twins=twins,
             )

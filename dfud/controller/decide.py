@@ -72,6 +72,7 @@ class Verdict(msgspec.Struct):
 
 
 def decide(
+    *,
     app: str,
     device: str,
     status: Status,
@@ -80,7 +81,6 @@ def decide(
     target: Firmware | None,
     policy: ControllerConfig,
     now_s: float,
-    *,
     heard: bool = False,
     twins: bool = False,
 ) -> Verdict:
@@ -92,7 +92,16 @@ def decide(
     what follows from the order of their statuses. With action SEND the returned deployment is open, and the caller sends a
     package of it, or WAIT while it makes one.
     """
-    case = Case(app, device, status, deployment, target, policy, now_s, twins=twins)
+    case = Case(
+        app=app,
+        device=device,
+        status=status,
+        deployment=deployment,
+        target=target,
+        policy=policy,
+        now_s=now_s,
+        twins=twins,
+    )
     if not heard:
         hear(case)
     action, poll_s, why, reason = _next(case, desired)

@@ -66,14 +66,14 @@ def explain(
         return Explanation(code, [*said, *(turn.sentence for turn in turns)], todo, values)
     values |= {"running": actual.version, "seen": time_of(actual.seen_s)}
     verdict = decide(
-        actual.app,
-        actual.device,
-        _status(actual, deployment, target, now_s),
-        deployment,
-        desired,
-        target,
-        policy,
-        now_s,
+        app=actual.app,
+        device=actual.device,
+        status=_status(actual, deployment, target, now_s),
+        deployment=deployment,
+        desired=desired,
+        target=target,
+        policy=policy,
+        now_s=now_s,
         heard=True,
         twins=are_twins(actual.twins, now_s),
     )

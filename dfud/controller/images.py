@@ -10,15 +10,14 @@ import trio
 
 from dfud.api import Cache, Firmware, Store, StoreError
 
-CHECKED_MAX = 1000
 # What tells whether a file is the one that was checked.
 Identity = tuple[str, int, int, int]
 
 
 class Images:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, checked_max: int) -> None:
         self._store = store
-        self._checked: Cache[Identity, bool] = Cache(CHECKED_MAX)
+        self._checked: Cache[Identity, bool] = Cache(checked_max)
 
     async def check(self, firmware: Firmware) -> Path:
         """Return the path of a whole image; raise StoreError if it is missing or damaged."""

@@ -31,10 +31,8 @@ from dfud.api import (
     Reading,
     Store,
 )
+from dfud.controller.config import ControllerConfig
 from dfud.wire.trust import trust_problem
-
-APPS_MAX = 10_000
-FIRMWARES_MAX = 20_000
 
 Key = tuple[str, str]
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
@@ -81,18 +79,16 @@ class _Line:
 
 
 class Memory:
-    """`seen_s`: how often it is stored that a silent device is alive; wants: who says what should run; now_s: seconds since the
-    epoch.
-    """
+    """wants: who says what should run; now_s: seconds since the epoch."""
 
-    def __init__(self, store: Store, bus: Bus, devices_max: int, seen_s: float, wants: Wants) -> None:
+    def __init__(self, store: Store, bus: Bus, config: ControllerConfig, wants: Wants) -> None:
         self._store = store
-        self._seen_s = seen_s
+        self._seen_s = config.seen_s
         self._wants = wants
-        self._devices: Cache[Key, Known] = Cache(devices_max, lambda key: key[0])
-        self._apps: Cache[str, App] = Cache(APPS_MAX)
-        self._firmwares: Cache[Key, Firmware | None] = Cache(FIRMWARES_MAX, lambda key: key[0])
-        self._images: Cache[Key, Firmware | None] = Cache(FIRMWARES_MAX, lambda key: key[0])
+        self._devices: Cache[Key, Known] = Cache(config.cache_devices, lambda key: key[0])
+        self._apps: Cache[str, App] = Cache(config.cache_apps)
+        self._firmwares: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
+        self._images: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._lines: dict[Key, _Line] = {}
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._apps.forget(e.app))

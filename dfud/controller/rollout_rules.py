@@ -13,18 +13,19 @@ from dfud.model.policy import wave_of
 from dfud.model.rollout import Facts, Plan, RolloutStatus, is_member
 from dfud.model.rollout_states import FINAL
 
-PER_APP_MAX = 200
 PAGE = 1000
 
 
 async def judge(
-    store: Store, app: App, name: str, plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]]
+    store: Store, app: App, name: str, plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]], per_app: int
 ) -> None:
     """Refuse what cannot come to anything, with a sentence that names the field."""
     if name in others:
         raise ConflictError(f"rollout {name} of app {app.name} exists already")
-    if len(others) >= PER_APP_MAX:
-        raise RefusedError(f"app {app.name} has {PER_APP_MAX} rollouts already; delete some that have ended")
+    if len(others) >= per_app:
+        raise RefusedError(
+            f"app {app.name} has {per_app} rollouts already; delete some that have ended, or raise [controller] rollouts_per_app"
+        )
     if await store.firmware(app.name, plan.version) is None:
         raise PeerError(f"spec.firmware: {plan.version} is not published")
     for other, its in others.values():

@@ -82,11 +82,14 @@ class _Entry(msgspec.Struct):
 class Rollouts:
     """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
 
-    def __init__(self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None) -> None:
+    def __init__(
+        self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None, *, per_app: int = 200
+    ) -> None:
         self._store = store
         self._bus = bus
         self._now = now
         self._promote = promote
+        self._per_app = per_app
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._policies: dict[str, tuple[str, Policy]] = {}
         self._plans: dict[str, Plan] = {}
@@ -426,7 +429,7 @@ class Rollouts:
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
             await self._forget_orphans()
-            await judge(self._store, app, metadata.name, plan, self._others(app_name))
+            await judge(self._store, app, metadata.name, plan, self._others(app_name), self._per_app)
             now_s = self._now()
             made = new_metadata(metadata, app, now_s)
             status = RolloutStatus(since_s=now_s, author=by)

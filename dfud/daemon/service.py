@@ -34,7 +34,7 @@ from dfud.daemon.parts import Parts
 from dfud.daemon.tasks import keep
 from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
-from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.config import EndpointConfig, password_limits
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry import audit
 from dfud.registry.application import make_app
@@ -121,6 +121,9 @@ class Service:
             memory_bytes=policy.packages_memory_bytes,
             workers=policy.workers,
             waiting_max=policy.packages_waiting,
+            per_hour=policy.packages_per_hour,
+            known_max=policy.packages_known,
+            devices_max=policy.cache_devices,
         )
         await keep(nursery, "packages.run", packages.run)
         controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote)
@@ -130,16 +133,22 @@ class Service:
             await keep(nursery, "sink.run", sink.run, self._bus, sink=sink.name)
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
-        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes)
+        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes, password_limits(settings))
         wants, leaving = controller.rollouts.desired, controller.leaving
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
+        await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,
             controller,
             Authenticator(self._store, self._bus, settings, key, time.time),
-            Commands(settings.commands_queued, settings.commands_expire_s, trio.current_time),
+            Commands(
+                settings.commands_queued,
+                settings.commands_expire_s,
+                trio.current_time,
+                devices_max=settings.commands_devices,
+            ),
             settings,
             dialects=self._parts.dialects,
             sinks=self._parts.sinks,

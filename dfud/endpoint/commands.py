@@ -9,8 +9,6 @@ import msgspec
 
 from dfud.api import Code, Reply, Waiting, contained
 
-DEVICES_MAX = 100_000
-
 Wake = Callable[[Reply], None]
 
 
@@ -20,12 +18,18 @@ class _Kept(msgspec.Struct):
 
 
 class Commands:
-    """Delivers each command once. now: a clock that only moves forward, so not the wall's."""
+    """Delivers each command once. now: a clock that only moves forward, so not the wall's.
 
-    def __init__(self, queue_length: int, expire_s: float, now: Callable[[], float]) -> None:
+    queue_length: commands kept for one device; devices_max: devices that any are kept for.
+    """
+
+    def __init__(
+        self, queue_length: int, expire_s: float, now: Callable[[], float], *, devices_max: int = 100_000
+    ) -> None:
         self._length = queue_length
         self._expire_s = expire_s
         self._now = now
+        self._devices_max = devices_max
         self._waiting: dict[tuple[str, str], deque[_Waiter]] = {}
         self._kept: dict[tuple[str, str], deque[_Kept]] = {}
 
@@ -44,9 +48,9 @@ class Commands:
             return False
         queue = self._kept.get(key)
         if queue is None:
-            if len(self._kept) >= DEVICES_MAX:
+            if len(self._kept) >= self._devices_max:
                 self._forget_expired()
-            if len(self._kept) >= DEVICES_MAX:
+            if len(self._kept) >= self._devices_max:
                 return False
             queue = self._kept[key] = deque()
         while queue and queue[0].expires_s <= self._now():

@@ -52,9 +52,6 @@ from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_co
 DFU = "dfu"
 ENROL = "enrol"  # the channel of devices that nobody knows yet
 WAKING_AT_ONCE = 256
-POLLS_MAX = 500_000
-CHUNKS_PER_REQUEST_MAX = 64
-CHUNK_BYTES_PER_REQUEST_MAX = 1 << 18
 
 DENIED = Reply(Code.DENIED, error="AuthenticationError", message="Authentication failed")
 TOO_MANY = Reply(Code.TOO_MANY, error="TooManyRequests", message="Too many failed attempts", retry_after_s=60)
@@ -109,8 +106,8 @@ class DeviceEndpoint(Endpoint):
         self._clock = clock
         self._enroller = enroller
         self._parking = Parking()
-        self._polls: Cache[tuple[str, str], _Poll] = Cache(POLLS_MAX, lambda key: key[0])
-        self._sent: Cache[tuple[str, str], int] = Cache(POLLS_MAX)
+        self._polls: Cache[tuple[str, str], _Poll] = Cache(config.polls, lambda key: key[0])
+        self._sent: Cache[tuple[str, str], int] = Cache(config.polls)
         self._sends = 0
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
@@ -375,9 +372,9 @@ class DeviceEndpoint(Endpoint):
             return NOT_FOUND
         bodies = [chunks[first]]
         size = len(bodies[0])
-        for number in range(first + 1, min(last + 1, first + CHUNKS_PER_REQUEST_MAX, len(chunks))):
+        for number in range(first + 1, min(last + 1, first + self._config.chunks_per_request, len(chunks))):
             size += len(chunks[number])
-            if size > CHUNK_BYTES_PER_REQUEST_MAX:
+            if size > self._config.chunk_bytes_per_request:
                 break
             bodies.append(chunks[number])
         self._controller.fetched(session.app, session.device, package, first)

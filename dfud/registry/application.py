@@ -49,7 +49,7 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
         PROVIDE_AUTOMATIC_OPTIONS=False,
     )
     boundary.enclose(app)
-    denials = Denials(services.now)
+    denials = Denials(services.now, services.config)
     app.before_request(Admission(services, denials).before)
 
     async def failed(error: Exception) -> Response:

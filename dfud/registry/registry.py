@@ -34,7 +34,6 @@ from dfud.api import (
     PeerError,
     PutApp,
     PutDevice,
-    Selector,
     Store,
     UnreadableError,
 )
@@ -45,7 +44,7 @@ from dfud.model.tally import fleet_scope
 from dfud.registry import audit
 from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
-from dfud.registry.groups import Groups, GroupUpdate, with_firmware
+from dfud.registry.groups import GroupJobs, with_firmware
 from dfud.registry.naming import Naming, aliases_of
 from dfud.registry.rules import (
     RecordLimits,
@@ -93,6 +92,8 @@ class _Overtaken(Exception):
 class Registry:
     """All writing of apps and devices. credential_key: under which device passwords are hashed; wants: what should run on a
     device, for its status; leaving: entered while a device is deleted, gives what is committed with that.
+
+    groups: updates of many devices; they go on while groups.run() runs.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Registry:
         self._leaving = leaving
         self._limits = limits or RecordLimits()
         self._naming = Naming(store)
-        self._groups = Groups(store, bus, now, self._limits, put=self._put, one=self.set_firmware)
+        self.groups = GroupJobs(store, bus, now, self._limits)
         self._batches = Batches(store, bus, credential_key, now, self._naming, fresh=self._fresh)
 
     # Reading
@@ -355,15 +356,6 @@ class Registry:
             await self._update_app(app, App(old.metadata, with_firmware(old.spec, firmware)), by, True)
 
         await _retried(once, f"app {app}")
-
-    async def update_group(self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str) -> GroupUpdate:
-        """Set spec.firmware of every device that the selector matches; tell what became of them."""
-        return await self._groups.update(app, selector, firmware, by)
-
-    def _put(self, old: Device, spec: dict[str, Any]) -> PutDevice:
-        """Return the change of a device's spec, which holds while nobody else has changed the device."""
-        metadata = self._next_metadata(old.metadata, old.metadata, True)
-        return PutDevice(Device(metadata, spec), old.metadata.resource_version)
 
     # Metadata
 

@@ -22,12 +22,12 @@ from dfud.api import (
 from dfud.model.names import check_name
 from dfud.registry import audit
 from dfud.registry.firmware import KINDS, Upload, trust_shown
+from dfud.registry.groups import GroupJob
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
 from dfud.registry.web import error_response, json_response, read_body, read_json, require, selector_of, user
 
 BASE = "/api/dfu/v1/apps/<app>"
-EVENTS_BEHIND_MAX = 1000
 HEARTBEAT_S = 15.0
 _PATHS = "<path:device>"
 
@@ -42,6 +42,7 @@ class _Update(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 def register(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
     _firmware(app, services)
+    _jobs(app, services)
     _deployments(app, services)
     _events(app, services, shutdown)
     _commands(app, services)
@@ -113,11 +114,29 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
-            done = await services.registry.update_group(app, selector, given.firmware, who.name)
-            left_out = {"leftOut": done.left_out} if done.left_out else {}
-            return json_response({"changed": done.changed, **left_out})
+            job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
+            return json_response(job_json(job), 202)
         await services.registry.set_firmware(app, given.device, given.firmware, who.name)
         return json_response({"changed": [given.device] if given.device is not None else []})
+
+
+def _jobs(app: QuartTrio, services: Services) -> None:
+    groups = services.registry.groups
+
+    @app.get(f"{BASE}/jobs")
+    async def list_jobs(app: str) -> Response:
+        require("reader", app)
+        return json_response([job_json(job) for job in await groups.of_app(app)])
+
+    @app.get(f"{BASE}/jobs/<job>")
+    async def get_job(app: str, job: str) -> Response:
+        require("reader", app)
+        return json_response(job_json(await groups.get(app, job)))
+
+    @app.post(f"{BASE}/jobs/<job>/cancel")
+    async def cancel_job(app: str, job: str) -> Response:
+        who = require("manager", app)
+        return json_response(job_json(await groups.cancel(app, job, who.name)))
 
 
 def _deployments(app: QuartTrio, services: Services) -> None:
@@ -193,7 +212,7 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
 
         async def lines() -> AsyncIterator[bytes]:
             kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged)
-            async with services.bus.stream(*kinds, capacity=EVENTS_BEHIND_MAX) as stream:
+            async with services.bus.stream(*kinds, capacity=services.config.events_behind) as stream:
                 yield b"\n"
                 while not shutdown.is_set():
                     event: Any = None
@@ -294,6 +313,26 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
     }
     if f.notes:
         out["notes"] = f.notes
+    return out
+
+
+def job_json(job: GroupJob) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "job": job.id,
+        "state": str(job.state),
+        "selector": job.selector,
+        "firmware": job.firmware,
+        "by": job.by,
+        "created": timestamp(job.created_s),
+        "matched": job.matched,
+        "changed": job.changed,
+        "unchanged": job.unchanged,
+        "replaced": job.replaced,
+    }
+    if job.ended_s:
+        out["ended"] = timestamp(job.ended_s)
+    if job.problem:
+        out["problem"] = job.problem
     return out
 
 

@@ -49,11 +49,12 @@ from dfud.api import (
 from dfud.testing.store_blobs import BlobConformance
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app
 from dfud.testing.store_walk import WalkConformance
+from dfud.testing.store_wishes import WishConformance
 
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app"]
 
 
-class StoreConformance(BlobConformance, WalkConformance):
+class StoreConformance(BlobConformance, WalkConformance, WishConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:

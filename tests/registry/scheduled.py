@@ -28,9 +28,11 @@ from dfud.api import (
     PutDocument,
     PutFirmware,
     Selector,
+    SetFirmware,
     Store,
     StoreError,
 )
+from dfud.registry.groups import with_firmware
 from dfud.registry.naming import aliases_of
 from tests.endpoint.scheduled import Gates
 
@@ -191,6 +193,9 @@ def _apply(tables: Tables, change: Change) -> None:
                 if other != key and other[0] == key[0] and aliases_of(held.spec) & aliases_of(device.spec):
                     raise ConflictError("an alias of another device")
             tables.devices[key] = device
+        case SetFirmware(app, names, firmware, version):
+            for key in [(app, name) for name in names if (app, name) in tables.devices]:
+                tables.devices[key] = set_firmware(tables.devices[key], firmware, version)
         case DeleteDevice(app, name, expect):
             if (app, name) not in tables.devices:
                 raise NotFoundError("no device")
@@ -213,6 +218,13 @@ def _apply(tables: Tables, change: Change) -> None:
                 raise NotFoundError("no document")
         case _:
             raise StoreError(f"not expected here: {change!r}")
+
+
+def set_firmware(device: Device, firmware: dict[str, Any] | None, version: str) -> Device:
+    metadata = msgspec.structs.replace(
+        device.metadata, generation=device.metadata.generation + 1, resource_version=version
+    )
+    return Device(metadata, with_firmware(device.spec, firmware))
 
 
 def _check(expect: str | None, held: App | Device | None) -> None:

@@ -25,6 +25,10 @@ class EventLogConfig(msgspec.Struct, frozen=True):
     max_bytes: Annotated[
         int, Meta(description="size at which the file is put aside as .1, .2, ...", ge=4096, le=1 << 40, extra=BYTES)
     ] = 64 << 20
+    waiting_max: Annotated[
+        int,
+        Meta(description="events that wait for the disk before devices are told to try again", ge=1, le=1_000_000),
+    ] = 10_000
     keep: Annotated[int, Meta(description="files put aside that are kept", ge=0, le=1000)] = 4
 
 

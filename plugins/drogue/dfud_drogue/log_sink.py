@@ -11,8 +11,6 @@ from dfud.api import Bus, EventSink, StoreError, Telemetry, note
 from dfud_drogue.cloudevents import cloud_event
 from dfud_drogue.config import EventLogConfig
 
-WAITING_MAX = 10_000
-
 
 class _Line:
     """One line on its way to the disk."""
@@ -34,7 +32,7 @@ class LogSink(EventSink):
         self._config = config
         self._instance = instance
         self._path = Path(config.path)
-        self._send, self._receive = trio.open_memory_channel[_Line](WAITING_MAX)
+        self._send, self._receive = trio.open_memory_channel[_Line](config.waiting_max)
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()

@@ -35,9 +35,11 @@ from dfud.api import (
     PutFirmware,
     RefusedError,
     Selector,
+    SetFirmware,
     Store,
     StoreError,
     UnreadableError,
+    Wish,
     forever,
 )
 from dfud_hawkbit import feedback, records
@@ -223,6 +225,8 @@ class HawkbitStore(Store):
                 before = None if old is None else (old.device.spec.get("firmware"), old.device.metadata.labels)
                 if before != (device.spec.get("firmware"), device.metadata.labels):
                     devices[key] = now_s
+            case SetFirmware(app, names):
+                devices |= dict.fromkeys((records.device_key(app, name) for name in names), now_s)
             case DeleteDevice(app, name):
                 devices[records.device_key(app, name)] = now_s
             case DeleteApp(app):
@@ -292,6 +296,11 @@ class HawkbitStore(Store):
 
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         return await self.inner.count(app, selector)
+
+    async def wishes(
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, after: str = ""
+    ) -> list[Wish]:
+        return await self.inner.wishes(app, selector, limit=limit, after=after)
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         return await self.inner.find_aliases(app, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from dfud.api import (
     PutDevice,
     PutDocument,
     PutFirmware,
+    SetFirmware,
     TrimDocuments,
 )
 from dfud_local.encoding import text
@@ -72,6 +74,12 @@ class Changes:
             case PutDevice(device, expect):
                 _app(db, device.app)
                 _put_device(db, change, bodies[0])
+            case SetFirmware(app, devices, firmware, version):
+                db.execute(
+                    "UPDATE device SET firmware=?, wants=?, newer=newer+1, version=? "
+                    "WHERE app=? AND name IN (SELECT value FROM json_each(?))",
+                    (*bodies, _wants(firmware), version, app, json.dumps(devices)),
+                )
             case DeleteDevice(app, name, expect):
                 found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", app, name)
                 _exists(found, f"device {name}")
@@ -190,12 +198,10 @@ def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
     key = (device.app, device.name)
     found = _version(db, "SELECT version FROM device WHERE app=? AND name=?", *key)
     _check(change.expect, found, f"device {device.name}")
-    firmware = device.spec.get("firmware")
-    wants = firmware.get("version") if isinstance(firmware, dict) else None
     db.execute(
-        "INSERT INTO device VALUES (?,?,?,?,?) "
-        "ON CONFLICT DO UPDATE SET version=excluded.version, wants=excluded.wants, body=excluded.body",
-        (*key, device.metadata.resource_version, wants if isinstance(wants, str) else "", body),
+        "INSERT INTO device (app, name, version, wants, body) VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE "
+        "SET version=excluded.version, wants=excluded.wants, body=excluded.body, firmware=NULL, newer=0",
+        (*key, device.metadata.resource_version, _wants(device.spec.get("firmware")), body),
     )
     if found is not None:
         db.execute("DELETE FROM device_label WHERE app=? AND device=?", key)
@@ -214,6 +220,12 @@ def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
             (owner,) = db.execute("SELECT device FROM alias WHERE app=? AND alias=?", (device.app, alias)).fetchone()
             if text(owner) != device.name:
                 raise ConflictError(f"alias {alias} belongs to device {text(owner)}") from None
+
+
+def _wants(firmware: Any) -> str:
+    """Return what the column `wants` says of a spec.firmware: the version, or ""."""
+    version = firmware.get("version") if isinstance(firmware, dict) else None
+    return version if isinstance(version, str) else ""
 
 
 def _version(db: Cursor, query: str, *key: str) -> str | None:

@@ -45,6 +45,10 @@ MIGRATIONS = (
     """
     CREATE TABLE count (scope TEXT, name TEXT, number INTEGER NOT NULL, PRIMARY KEY (scope, name)) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE device ADD COLUMN firmware BLOB;
+    ALTER TABLE device ADD COLUMN newer INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

@@ -38,12 +38,15 @@ class LocalStore(ReadingStore):
     name = "local"
     capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE})
 
-    def __init__(self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
+    ) -> None:
         super().__init__()
         self._directory = directory
         self._database_max_bytes = database_max_bytes
         self._limits = limits or Limits()
         self._blobs = Blobs(directory / "blobs", self._release)
+        self._stuck_s = stuck_s
         self._writer: Writer | None = None
 
     async def check(self) -> None:
@@ -62,7 +65,7 @@ class LocalStore(ReadingStore):
                 self._open_reader = Reader(lambda: self._connect(readonly=True))
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"the local store in {self._directory} cannot be opened: {error}") from error
-            self._writer = Writer(self._connect, self._blobs, self._limits)
+            self._writer = Writer(self._connect, self._blobs, self._limits, stuck_s=self._stuck_s)
             task_status.started()
             try:
                 await self._writer.serve()

@@ -1,7 +1,8 @@
 """The one writer of the database: a thread that commits what has gathered while it wrote the last batch.
 
 There is no timer: an idle store commits at once, a busy one shares one sync among everybody who waits. Whatever one job
-raises fails that job alone. If the thread ends all the same, every job that waits and every later one fails with StoreError.
+raises fails that job alone. If the thread ends all the same, or makes no progress for `stuck_s`, every job that waits and every
+later one fails with StoreError. A second thread looks at the first one: it needs neither trio nor the disk.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ log = logging.getLogger("dfud.store")
 BATCH_MAX = 1000  # transactions that share one sync
 PROBE_S = 5.0  # how often it is looked whether a disk that was full has room
 PROBE_BYTES = 65536
-STUCK_S = 30.0  # a batch takes milliseconds, a checkpoint on a slow disk a second
 
 
 class _Job:
@@ -44,23 +44,31 @@ class _Job:
 
 
 class Writer:
-    """Owns the writing connection; `commit()` from the trio thread, everything else in its own thread."""
+    """Owns the writing connection; `commit()` from the trio thread, everything else in its own thread.
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], blobs: Blobs, limits: Limits) -> None:
+    stuck_s: how long one batch may take: it takes milliseconds, and a checkpoint on a slow disk a second.
+    """
+
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], blobs: Blobs, limits: Limits, *, stuck_s: float = 30.0
+    ) -> None:
         self._connect = connect
         self._blobs = blobs
         self._limits = limits
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is put into the queue once it was emptied for ever
         self._closed = ""
-        self._began_s = 0.0
+        self._stuck_s = stuck_s
+        self._began_s = 0.0  # what is being written since when; 0: nothing is
+        self._batch: list[_Job] = []
         self._fault = ""  # why the last commit could not be written, until a probe can be
         self._probe_s = 0.0
         self._ended = trio.Event()
         self._death: BaseException | None = None
         self._token = trio.lowlevel.current_trio_token()
-        self._thread = threading.Thread(target=self._run, name="dfud-store", daemon=True)
-        self._thread.start()
+        self._over = threading.Event()  # nobody waits for the thread any more
+        threading.Thread(target=self._run, name="dfud-store", daemon=True).start()
+        threading.Thread(target=self._watch, name="dfud-store-watch", daemon=True).start()
 
     async def commit(self, changes: Sequence[Change]) -> None:
         await self._do(_Job([(change, encode(change)) for change in changes]))
@@ -85,22 +93,30 @@ class Writer:
         """Return why nothing is written, or ""."""
         if self._death is not None:
             return self._closed
+        return self._stuck() or self._fault
+
+    def _stuck(self) -> str:
         began_s = self._began_s
         waited_s = time.monotonic() - began_s if began_s else 0.0
-        return f"the store has been writing for {waited_s:.0f} s" if waited_s > STUCK_S else self._fault
+        return f"the store has been writing for {waited_s:.0f} s" if waited_s > self._stuck_s else ""
 
     async def serve(self) -> None:
-        """Return when the thread has ended by itself; raises StoreError that says why."""
+        """Return when the thread has ended by itself, or is stuck; raises StoreError that says why."""
         await self._ended.wait()
         raise StoreError(self._closed) from self._death
 
     async def close(self) -> None:
-        """Write what was accepted, bring it all into the database file, then end the thread."""
+        """Write what was accepted, bring it all into the database file, then end the thread.
+
+        One that is stuck is left behind. Raises StoreError where the thread has not come to its end.
+        """
         with self._lock:
             self._closed = self._closed or "the store is closed"
             self._queue.put(None)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._thread.join)
+            await trio.to_thread.run_sync(self._over.wait)
+        if self._death is not None:
+            raise StoreError(self._closed) from self._death
 
     # The thread
 
@@ -109,6 +125,15 @@ class Writer:
             self._write_all()
         except BaseException as error:
             self._die(error)
+        finally:
+            self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._stuck_s / 4):
+            if problem := self._stuck():
+                # What it writes may be stored yet: whoever waits for it is told that nobody knows.
+                self._die(StoreError(problem), self._batch)
+                self._over.set()
 
     def _write_all(self) -> None:
         database = self._connect()
@@ -125,6 +150,7 @@ class Writer:
                     except queue.Empty:
                         break
                 if batch:
+                    self._batch = batch
                     self._began_s = time.monotonic()
                     try:
                         self._write(database, batch)
@@ -135,7 +161,10 @@ class Writer:
                         self._wake(batch)
                     self._began_s = 0.0
                 if job is None:
+                    self._batch = []
+                    self._began_s = time.monotonic()
                     _checkpoint(database)
+                    self._began_s = 0.0
                     return
         finally:
             database.close()
@@ -145,7 +174,10 @@ class Writer:
         while self._fault:
             wait_s = self._probe_s - time.monotonic()
             if wait_s <= 0:
+                self._batch = []
+                self._began_s = time.monotonic()
                 self._probe(database)
+                self._began_s = 0.0
                 continue
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=wait_s)
@@ -220,11 +252,14 @@ class Writer:
         except trio.RunFinishedError:
             return  # nobody is left who could wait
 
-    def _die(self, error: BaseException) -> None:
+    def _die(self, error: BaseException, batch: Sequence[_Job] = ()) -> None:
+        """Fail all that waits, and whatever comes. batch: what is being written."""
         reason = f"the writer of the database has ended: {error!r}"
         log.critical("the writer of the database has ended", exc_info=error)
-        rest: list[_Job] = []
+        rest = list(batch)
         with self._lock:
+            if self._death is not None:
+                return
             self._death = error
             self._closed = reason
             while True:

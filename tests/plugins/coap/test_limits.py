@@ -155,6 +155,19 @@ def test_one_address_with_many_requests_leaves_room_for_another() -> None:
     assert w.server.idle and not w.server._work._of_address
 
 
+def test_telemetry_that_hangs_leaves_places_for_updates() -> None:
+    """Where telemetry goes to (a webhook, say) may hang: that costs telemetry."""
+    w = Virtual(under_way=10, under_way_per_address=10, under_way_events=4)
+    w.endpoint.quickly = False
+    for number in range(9):
+        w.server.datagram(w.new_peer((f"192.0.2.{number + 10}", 1)), post(number, AUTH, body=b"%d" % number, channel="temp"))
+    assert codes([d for _, d in w.sent]) == [Code.UNAVAILABLE] * 5
+    w.server.datagram(w.peer, post(20, AUTH, body=b"status"))
+    w.settle()
+    assert codes([d for _, d in w.sent])[5:].count(Code.UNAVAILABLE) == 0 and len(w.endpoint.requests) == 5
+    assert w.server.idle and w.server._work._events == 0
+
+
 def test_a_slow_request_is_acknowledged_in_time_and_answered_later() -> None:
     w = Virtual()
     w.endpoint.quickly = False
@@ -207,16 +220,36 @@ def test_a_session_that_ends_leaves_nothing_behind() -> None:
     assert len(w.server.outbox) == 0 and not w.endpoint.parked and w.server.idle and w.server.waiting.held == 0
 
 
-def test_what_is_remembered_of_peers_and_requests_goes_by_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfud_coap.server.ASKS_MAX", 8)
-    w = Virtual()
+def test_what_is_remembered_of_peers_and_requests_goes_by_use() -> None:
+    w = Virtual(requests_known=16)
     w.take(post(1, AUTH, body=b"honest"))
     for number in range(50):
         stranger = w.new_peer((f"192.0.2.{number + 10}", 1))
         w.take(post(number + 10, AUTH, body=b"%d" % number), stranger)
         w.take(post(number + 1000, AUTH, body=b"honest"))
-    assert len(w.server._asks) == 8
+    assert len(w.server._asks) == 16
     assert any(ask[0] == w.peer.scope for ask in w.server._asks._values), "who comes again is still known"
+
+
+def test_late_answers_to_strangers_are_repeated_for_so_many_only() -> None:
+    """Each repetition holds its message for up to 93 s: strangers who never acknowledge must not fill memory with them."""
+    w = Virtual(repeated_to_strangers=3)
+
+    async def post_slowly(request: Any) -> Any:
+        return Reply(Outcome.DENIED, error="Denied")
+
+    w.endpoint.quickly = False
+    w.endpoint.post = post_slowly  # type: ignore[method-assign]
+    for number in range(20):
+        peer = w.new_peer((f"192.0.2.{number + 10}", 1))
+        for message_id in (1, 2):
+            w.server.datagram(peer, post(message_id, body=b"%d" % message_id))
+    w.until(1.5)
+    w.settle()
+    assert codes([d for _, d in w.sent]).count(Code.FORBIDDEN) == 40, "each is answered"
+    assert len(w.server.outbox) == w.server.outbox.active == 3, "one for each"
+    w.until(300)
+    assert w.server.idle
 
 
 # OSCORE

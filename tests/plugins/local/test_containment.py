@@ -131,10 +131,12 @@ async def test_a_writer_that_dies_fails_every_commit_and_the_store(
 
 
 async def test_a_writer_that_is_stuck_is_a_problem_until_it_goes_on(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that hangs: /readyz has to say so, although nothing has failed."""
-    monkeypatch.setattr(writer_module, "STUCK_S", 0.0)
+    store = LocalStore(tmp_path, stuck_s=0.0)
+    monkeypatch.setattr(writer_module.Writer, "_watch", lambda self: None)
+    await nursery.start(store.run, Bus())
     real, stuck, go_on = writer_module.Writer._write, threading.Event(), threading.Event()
 
     def hanging(*arguments: Any) -> None:
