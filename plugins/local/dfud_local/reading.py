@@ -203,7 +203,7 @@ class ReadingStore(Store):
             rows = await self._whole(
                 ("device", app),
                 partial(self._rows_behind, query, app, after, limit),
-                lambda row: self._view(app, text(row[3]), row),
+                lambda row: self._view(app, text(row[6]), row),
             )
             found = [view for view in rows if view.deployment is not None and not view.deployment.final]
             if found or not rows:
