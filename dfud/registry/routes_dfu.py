@@ -18,9 +18,11 @@ from dfud.api import (
     NotFoundError,
     PeerError,
     ProgressChanged,
+    RefusedError,
 )
 from dfud.model.names import check_name
 from dfud.registry import audit
+from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.groups import GroupJob
 from dfud.registry.services import Services
@@ -33,11 +35,15 @@ _PATHS = "<path:device>"
 
 
 class _Update(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """firmware None removes the wish. selector: which devices; without one and without device: the app's default."""
+    """firmware None removes the wish. selector: which devices; without one and without device: the app's default.
+
+    all_at_once: however many devices the selector matches.
+    """
 
     firmware: dict[str, Any] | None
     device: str | None = None
     selector: str | None = None
+    all_at_once: bool = False
 
 
 def register(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
@@ -114,6 +120,8 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
+            if given.firmware is not None and not given.all_at_once and given.firmware.get("hold") is not True:
+                check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
         await services.registry.set_firmware(app, given.device, given.firmware, who.name)
@@ -197,6 +205,15 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         who = require("manager", app)
         psk = await services.registry.new_psk(app, device, who.name)
         return json_response({"psk": psk.hex()}, 201)
+
+
+def check_number(number: int, selector: str, version: str, config: RegistryConfig) -> None:
+    """Raise RefusedError where an update means more devices than should be told at once without somebody's saying so."""
+    if number > config.update_max:
+        raise RefusedError(
+            f"selector: {selector[:100]} matches {number} devices, expected at most {config.update_max} ([registry] update_max): "
+            f"make a rollout (dfuctl rollout create NAME {version} -l {selector[:100]!r}), or say allAtOnce (--all-at-once)"
+        )
 
 
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
