@@ -13,12 +13,15 @@ from dfud.api.events import (
     DeviceChanged,
     DeviceDenied,
     DeviceSeen,
+    DocumentChanged,
     FirmwareChanged,
+    Missed,
     PolicyChanged,
     ProgressChanged,
     RetryRequested,
     RolloutChanged,
     Telemetry,
+    Told,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
 from dfud.api.plugins import (
@@ -34,6 +37,7 @@ from dfud.api.plugins import (
 from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.store import (
+    TOLD_BYTES_MAX,
     AddCounts,
     BlobWriter,
     Capability,
@@ -44,6 +48,7 @@ from dfud.api.store import (
     DeleteDocument,
     DeleteFirmware,
     DeviceView,
+    ExpectDevice,
     PutActual,
     PutApp,
     PutDeployment,
@@ -80,6 +85,7 @@ from dfud.model.selectors import Requirement, Selector, parse_selector_untrusted
 from dfud.model.windows import PerMinute
 
 __all__ = [
+    "TOLD_BYTES_MAX",
     "Actual",
     "ActualChanged",
     "AddCounts",
@@ -115,14 +121,17 @@ __all__ = [
     "DfudError",
     "Dialect",
     "DialectSession",
+    "DocumentChanged",
     "Endpoint",
     "EventSink",
+    "ExpectDevice",
     "Firmware",
     "FirmwareChanged",
     "Guard",
     "HistoryEntry",
     "Hooks",
     "Metadata",
+    "Missed",
     "NotFoundError",
     "PeerError",
     "PerMinute",
@@ -152,6 +161,7 @@ __all__ = [
     "Store",
     "StoreError",
     "Telemetry",
+    "Told",
     "Transport",
     "TrimDocuments",
     "Turns",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import msgspec
 import trio
 
 from dfud.api.events import Bus
-from dfud.errors import BugError
+from dfud.errors import BugError, StoreError
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
 from dfud.model.resources import App, Device
 from dfud.model.selectors import EVERYTHING, Selector
+
+TOLD_BYTES_MAX = 4096
 
 
 class Capability(StrEnum):
@@ -26,6 +29,8 @@ class Capability(StrEnum):
     EXTERNAL_DESIRED = "external-desired"  # the desired state may also be changed in the store's own system
     OWN_ROLLOUTS = "own-rollouts"  # rollouts are made in the store's own system; dfud's are refused
     APP_FIRMWARE = "app-firmware"  # spec.firmware at the app reaches devices that have none of their own
+    BACKUP = "backup"  # backup() yields a copy of the records
+    SHARED = "shared"  # several dfud may run on it at once, each with a Store object of its own
 
 
 class PutApp(msgspec.Struct, frozen=True, tag=True):
@@ -80,12 +85,25 @@ class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
     version: str
 
 
+class ExpectDevice(msgspec.Struct, frozen=True, tag=True):
+    """Changes nothing; raises ConflictError unless the device's sequence is this one, NotFoundError if it is gone.
+
+    Put it before the changes that were decided by what was read: then they are stored only if that is still true.
+    """
+
+    app: str
+    device: str
+    sequence: int
+
+
 class PutActual(msgspec.Struct, frozen=True, tag=True):
+    """Raises the device's sequence by one."""
+
     actual: Actual
 
 
 class PutDeployment(msgspec.Struct, frozen=True, tag=True):
-    """Stores the deployment and, if given, appends what happened to the device's history.
+    """Stores the deployment and, if given, appends what happened to the device's history. Raises the device's sequence by one.
 
     A store bounds both per device: the oldest history entries and the oldest finished deployments go in the same commit.
     """
@@ -97,7 +115,8 @@ class PutDeployment(msgspec.Struct, frozen=True, tag=True):
 class PutDocument(msgspec.Struct, frozen=True, tag=True):
     """A small value of dfud's own (tokens, audit, rollouts, queues).
 
-    create: the key must not exist yet. expect: compare and set: what is stored must be these bytes.
+    create: the key must not exist yet. expect: compare and set: what is stored must be these bytes. tell: other processes are
+    told (DocumentChanged); for collections of which they remember something.
     """
 
     collection: str
@@ -105,11 +124,15 @@ class PutDocument(msgspec.Struct, frozen=True, tag=True):
     value: bytes
     create: bool = False
     expect: bytes | None = None
+    tell: bool = False
 
 
 class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
+    """tell: as in PutDocument."""
+
     collection: str
     key: str
+    tell: bool = False
 
 
 class TrimDocuments(msgspec.Struct, frozen=True, tag=True):
@@ -140,6 +163,7 @@ Change = (
     | DeleteDevice
     | PutFirmware
     | DeleteFirmware
+    | ExpectDevice
     | PutActual
     | PutDeployment
     | PutDocument
@@ -154,11 +178,15 @@ class DeviceView(msgspec.Struct, frozen=True):
     """A device with what it last said and its newest deployment: the one with the highest number, never the latest by clock.
 
     Where numbers are equal (0: made before they were counted), the one that was created last.
+
+    sequence: 0 until something is stored of what the device said or of its deployments. The first such change sets it to a
+    number that the name did not have before, also not before the device was deleted and made again; each later one adds one.
     """
 
     device: Device
     actual: Actual | None = None
     deployment: Deployment | None = None
+    sequence: int = 0
 
 
 class Wish(msgspec.Struct, frozen=True, gc=False):
@@ -190,7 +218,7 @@ class BlobWriter(abc.ABC):
 
 
 class Store(abc.ABC):
-    """Keeps everything that outlives the process. One per daemon.
+    """Keeps everything that outlives the process. Each daemon has one; with Capability.SHARED, others have one on the same records.
 
     Every method may raise StoreError, and then has changed nothing. Cancelling a commit() leaves it either done whole or
     not at all. A commit() that has returned survives `kill -9` and a power cut. A change that cannot be stored (an integer
@@ -222,7 +250,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the store, report started, serve until cancelled, then close. Publishes changes made elsewhere on `bus`.
+        """Open the store, report started, serve until cancelled, then close.
+
+        A SHARED store publishes on `bus` what other processes have committed, within a second and as the events that they
+        published themselves where it knows them: AppChanged, DeviceChanged, FirmwareChanged and DocumentChanged. Where some
+        of it may have been lost, it publishes Missed. What this process commits is not told to itself.
 
         Raises StoreError when it can no longer serve; dfud then ends, to be started again by the service manager.
         """
@@ -330,12 +362,36 @@ class Store(abc.ABC):
     async def new_blob(self) -> BlobWriter: ...
 
     @abc.abstractmethod
-    async def blob(self, sha256: str) -> Path | None:
-        """Return a local file with the blob's bytes, or None. The file does not change while it is there.
+    def blob(self, sha256: str) -> AbstractAsyncContextManager[Path | None]:
+        """Lend a local file with the blob's bytes, or None where there is no such blob: `async with store.blob(sha256) as path`.
 
-        It may go at any time if no record names it; who has opened it may read on.
+        The file does not change and stays where it is until the block ends, unless the last record that names it is deleted
+        meanwhile; who has opened it may read on. Afterwards it may be gone: a store whose blobs are elsewhere drops its copy.
+        Raises StoreError when the block is entered, e.g. where the bytes that come are not the blob's.
         """
 
-    @abc.abstractmethod
     def backup(self) -> AsyncIterator[bytes]:
-        """Yield a consistent copy of the records (not the blobs), in the store's own form."""
+        """Yield a consistent copy of the records (not the blobs), in the store's own form. Needs Capability.BACKUP."""
+        raise BugError(f"store {self.name} does not declare {Capability.BACKUP}")
+
+    # One of several
+
+    @asynccontextmanager
+    async def lead(self, name: str) -> AsyncIterator[None]:
+        """Wait until this process leads the work `name`, and lead it until the block ends.
+
+        At most one process of a SHARED store is in the block at a time. The block is cancelled, and ends without an error, when
+        the lead is lost; what it has sent to the store by then may still be stored, so it should be compare-and-set. With a
+        store that one process has for itself, that leads everything.
+        """
+        await trio.lowlevel.checkpoint()
+        yield
+
+    async def tell(self, topic: str, body: bytes) -> None:
+        """Have every other process that runs on this store publish Told(topic, body), at most once. Raises StoreError.
+
+        body: up to TOLD_BYTES_MAX. It is not kept: a process that starts or comes back later never hears of it.
+        """
+        if len(body) > TOLD_BYTES_MAX:
+            raise StoreError(f"{len(body)} bytes to tell, expected at most {TOLD_BYTES_MAX}")
+        await trio.lowlevel.checkpoint()

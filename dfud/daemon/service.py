@@ -144,10 +144,13 @@ class Service:
             controller,
             Authenticator(self._store, self._bus, settings, key, time.time),
             Commands(
+                self._store,
+                self._bus,
                 settings.commands_queued,
                 settings.commands_expire_s,
                 trio.current_time,
-                devices_max=settings.commands_devices,
+                most=settings.commands_max,
+                most_bytes=settings.commands_max_bytes,
             ),
             settings,
             dialects=self._parts.dialects,
@@ -235,6 +238,8 @@ class Service:
                 draining.start_soon(self._users_served.wait)
                 for transport in self._transports:
                     draining.start_soon(self._drain_one, transport)
+            if self.failure is None:
+                await self._endpoint.commands.kept.settled()
         if scope.cancelled_caught:
             log.warning("not everybody took the answer in time", extra={"drain_s": self._daemon.drain_s})
 

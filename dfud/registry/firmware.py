@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -110,11 +111,11 @@ class FirmwareRegistry:
                 raise PeerError(f"the manifest is for another image than the one given (SHA-256 {sha256})")
             raw = bool(manifest.flags & FLAG_RAW) if manifest else upload.kind == "raw"
             if not raw:
-                path = await self._store.blob(sha256)
-                if path is None:
-                    raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
                 hardware = manifest.hardware if manifest else upload.hardware
-                await trio.to_thread.run_sync(_check_image, path, size, hardware)
+                async with self._store.blob(sha256) as path:
+                    if path is None:
+                        raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
+                    await trio.to_thread.run_sync(_check_image, path, size, hardware)
             # One after the other, so that however many publish at once, each needs one try. The guard is for everybody else.
             turn = self._recording.setdefault(app_name, trio.Lock())
             async with turn:
@@ -214,11 +215,13 @@ class FirmwareRegistry:
             raise NotFoundError(f"no firmware {version} in app {app_name}")
         return _as_now(await self._app(app_name), found)
 
-    async def image(self, app: str, version: str) -> Path:
-        path = await self._store.blob((await self.get(app, version)).sha256)
-        if path is None:
-            raise NotFoundError(f"the image of firmware {version} is missing from the store")
-        return path
+    @asynccontextmanager
+    async def image(self, app: str, version: str) -> AsyncIterator[Path]:
+        """Lend the file with a firmware's image. Raises NotFoundError."""
+        async with self._store.blob((await self.get(app, version)).sha256) as path:
+            if path is None:
+                raise NotFoundError(f"the image of firmware {version} is missing from the store")
+            yield path
 
     async def delete(self, app_name: str, version: str, by: str, rollouts: Sequence[Rollout] = ()) -> None:
         """Delete a firmware that nobody wants. Raises RefusedError that names who does. rollouts: those of the app.

@@ -31,6 +31,7 @@ from dfud.registry.web import error_response, json_response, read_body, read_jso
 
 BASE = "/api/dfu/v1/apps/<app>"
 HEARTBEAT_S = 15.0
+EXPIRES_MAX_S = 604_800  # of a command, as [endpoint] commands_expire_s
 _PATHS = "<path:device>"
 
 
@@ -92,10 +93,11 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     async def download_firmware(app: str, version: str) -> Response:
         require("reader", app)
         record = await services.firmware.get(app, version)
-        path = await services.firmware.image(app, version)
+        async with services.firmware.image(app, version) as path:
+            opened = await trio.open_file(path, "rb")  # who has opened it may read on
 
         async def blocks() -> AsyncIterator[bytes]:
-            async with await trio.open_file(path, "rb") as file:
+            async with opened as file:
                 while block := await file.read(1 << 16):
                     yield block
 
@@ -283,12 +285,12 @@ def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | No
 def _commands(app: QuartTrio, services: Services) -> None:
     @app.post(f"/api/command/v1alpha1/apps/<app>/devices/{_PATHS}")
     async def send_command(app: str, device: str) -> Response:
-        """Take a command to a device: 202 if it waits or the command is kept, 406 if neither."""
+        """Take a command to a device: 202 if it waits or the command is stored, 406 if neither."""
         who = require("manager", app)
         name = check_name("command", request.args.get("command", ""))
         expires = request.args.get("expires")
-        if expires is not None and not (expires.isascii() and expires.isdigit() and len(expires) < 8):
-            raise PeerError("expires: expected a number of seconds")
+        if expires is not None and not (expires.isascii() and expires.isdigit() and int(expires[:12]) <= EXPIRES_MAX_S):
+            raise PeerError(f"expires {expires[:20]!r}: expected a number of seconds up to {EXPIRES_MAX_S}")
         payload = await read_body(services.config.body_max)
         view = await services.store.device(app, device)
         if view is None:
@@ -296,16 +298,20 @@ def _commands(app: QuartTrio, services: Services) -> None:
         core = view.device.spec.get("core")
         if isinstance(core, dict) and core.get("disabled") is True:
             return error_response(406, "NotAcceptable", f"device {device} is disabled")
-        targets = [device]
         selector = view.device.spec.get("gatewaySelector")
         names = selector.get("matchNames") if isinstance(selector, dict) else None
-        targets += [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
-        await services.store.commit([audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)])
-        expires_s = float(expires) if expires is not None else None
-        # Gateways get it if they wait; it is kept for the device alone.
-        if any(services.commands.send(app, target, name, payload, expires_s=0.0) for target in targets):
-            return Response("", 202)
-        if services.commands.send(app, device, name, payload, expires_s=expires_s):
+        gateways = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+        taken = await services.commands.send(
+            app,
+            device,
+            view.device.metadata.uid,
+            name,
+            payload,
+            expires_s=float(expires) if expires is not None else None,
+            gateways=gateways,
+            also=[audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)],
+        )
+        if taken:
             return Response("", 202)
         return error_response(406, "NotAcceptable", "the device is not waiting, and the command is not kept")
 

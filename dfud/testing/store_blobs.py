@@ -18,15 +18,15 @@ from dfud.api import (
     Store,
     StoreError,
 )
-from dfud.testing.store_values import a_blob, a_firmware, an_app
+from dfud.testing.store_values import a_blob, a_firmware, an_app, image_of
 
 RACES = 40
 PUBLISHERS = 6
 
 
 async def there(store: Store, sha256: str) -> bool:
-    path = await store.blob(sha256)
-    return path is not None and hashlib.sha256(await trio.Path(path).read_bytes()).hexdigest() == sha256
+    found = await image_of(store, sha256)
+    return found is not None and hashlib.sha256(found).hexdigest() == sha256
 
 
 class BlobConformance:
@@ -35,7 +35,7 @@ class BlobConformance:
         await writer.write(b"half")
         await writer.aclose()
         await writer.aclose()
-        assert await store.blob(hashlib.sha256(b"half").hexdigest()) is None
+        assert await image_of(store, hashlib.sha256(b"half").hexdigest()) is None
         with pytest.raises(StoreError):
             await writer.commit()
 
@@ -49,7 +49,7 @@ class BlobConformance:
             assert await there(store, sha256), "another writer of the same image has closed, this one has not"
             await store.commit([DeleteFirmware("app1", "2.0")])
             assert await there(store, sha256), "its only record was deleted, but the writer is open"
-        assert await store.blob(sha256) is None
+        assert await image_of(store, sha256) is None
         with pytest.raises(NotFoundError):
             await store.commit([PutFirmware(a_firmware(sha256))])
 
@@ -67,9 +67,9 @@ class BlobConformance:
         async with a_blob(store, b"othe") as other:
             await store.commit([PutFirmware(a_firmware(other, "2.0", app="app3"), create=False)])
         assert await there(store, other)
-        assert await store.blob(sha256) is None, "its last record names another image now"
+        assert await image_of(store, sha256) is None, "its last record names another image now"
         await store.commit([DeleteApp("app3")])
-        assert await store.blob(other) is None
+        assert await image_of(store, other) is None
 
     async def test_a_refused_commit_lets_go_of_nothing(self, store: Store) -> None:
         await store.commit([PutApp(an_app())])

@@ -43,6 +43,12 @@ def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "d
     )
 
 
+async def image_of(store: Store, sha256: str) -> bytes | None:
+    """Return the bytes of a blob, or None."""
+    async with store.blob(sha256) as path:
+        return None if path is None else path.read_bytes()
+
+
 @asynccontextmanager
 async def a_blob(store: Store, data: bytes) -> AsyncIterator[str]:
     """Store a blob and yield its SHA-256; it is held until the block ends."""

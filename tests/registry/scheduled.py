@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,7 +175,7 @@ class GatedRegistryStore(Store):
     async def counts(self, scope: str) -> dict[str, int]:
         raise AssertionError
 
-    async def blob(self, sha256: str) -> Path | None:
+    def blob(self, sha256: str) -> AbstractAsyncContextManager[Path | None]:
         raise AssertionError
 
     def backup(self) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ class HawkbitStore(Store):
         """Take the records. Raises ConfigError for secrets that cannot be read."""
         self.config.check()
         self._records = records
+        self.capabilities |= records.capabilities & {Capability.BACKUP, Capability.SHARED}
         self._parts = Parts(records, self.config, self._now)
 
     @property
@@ -343,9 +345,16 @@ class HawkbitStore(Store):
     ) -> list[tuple[str, bytes]]:
         return await self.inner.documents(collection, prefix=prefix, after=after, limit=limit)
 
-    async def blob(self, sha256: str) -> Path | None:
-        return await self.inner.blob(sha256)
+    def blob(self, sha256: str) -> AbstractAsyncContextManager[Path | None]:
+        return self.inner.blob(sha256)
 
-    async def backup(self) -> AsyncIterator[bytes]:
-        async for block in self.inner.backup():
-            yield block
+    def backup(self) -> AsyncIterator[bytes]:
+        return self.inner.backup()
+
+    @asynccontextmanager
+    async def lead(self, name: str) -> AsyncIterator[None]:
+        async with self.inner.lead(name):
+            yield
+
+    async def tell(self, topic: str, body: bytes) -> None:
+        await self.inner.tell(topic, body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from dfud.api import (
     DeleteDocument,
     DeleteFirmware,
     Deployment,
+    ExpectDevice,
     NotFoundError,
     PutActual,
     PutApp,
@@ -31,6 +33,7 @@ from dfud_local.encoding import text
 from dfud_local.limits import Limits
 
 Cursor = sqlite3.Connection
+SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
 TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 
 
@@ -105,11 +108,19 @@ class Changes:
                 self._free(app, version)
                 if not db.execute("DELETE FROM firmware WHERE app=? AND version=?", (app, version)).rowcount:
                     raise NotFoundError(f"no firmware {version} in app {app}")
+            case ExpectDevice(app, name, sequence):
+                _device(db, app, name)
+                row = db.execute("SELECT sequence FROM actual WHERE app=? AND device=?", (app, name)).fetchone()
+                if (0 if row is None else row[0]) != sequence:
+                    raise ConflictError(
+                        f"device {name} of app {app} has said something since, or its update has gone on"
+                    )
             case PutActual(actual):
                 _device(db, actual.app, actual.device)
                 db.execute(
-                    "INSERT INTO actual VALUES (?,?,?) ON CONFLICT DO UPDATE SET body=excluded.body",
-                    (actual.app, actual.device, *bodies),
+                    "INSERT INTO actual VALUES (?,?,?,?) "
+                    "ON CONFLICT DO UPDATE SET body=excluded.body, sequence=sequence+1",
+                    (actual.app, actual.device, *bodies, _first()),
                 )
             case PutDeployment(deployment, entry):
                 self._put_deployment(deployment, bodies[0])
@@ -157,6 +168,10 @@ class Changes:
     def _put_deployment(self, d: Deployment, body: bytes) -> None:
         db = self._db
         _device(db, d.app, d.device)
+        db.execute(
+            "INSERT INTO actual VALUES (?,?,x'',?) ON CONFLICT DO UPDATE SET sequence=sequence+1",
+            (d.app, d.device, _first()),
+        )
         row = (not d.final, d.number, body, d.id)
         if db.execute("UPDATE deployment SET open=?, number=?, body=? WHERE id=?", row).rowcount:
             return
@@ -187,6 +202,11 @@ class Changes:
             "ORDER BY number, id LIMIT ?)",
             (app, device, number - self._limits.history_per_device, TRIMMED_AT_ONCE),
         )
+
+
+def _first() -> int:
+    """Return the first sequence of a device: one that an earlier device of this name did not have."""
+    return secrets.randbits(SEQUENCE_BITS) + 1
 
 
 _DEVICE_TABLES = ("device_label", "alias", "actual", "deployment", "history")

@@ -15,7 +15,7 @@ NEWEST = "ORDER BY number DESC, created DESC, id DESC "
 VIEW = (
     "d.body, a.body, "
     "(SELECT body FROM deployment WHERE app=d.app AND device=d.name ORDER BY number DESC, created DESC, id DESC LIMIT 1), "
-    "d.firmware, d.newer, d.version"
+    "d.firmware, d.newer, d.version, COALESCE(a.sequence, 0)"
 )
 FROM = "FROM device d LEFT JOIN actual a ON a.app=d.app AND a.device=d.name"
 ALIASES = (  # CROSS: the names drive, whatever the planner thinks; a device's own name comes last, for it is what stays

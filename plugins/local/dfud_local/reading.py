@@ -107,16 +107,16 @@ class ReadingStore(Store):
         return None if row is None else self._view(app, device, row)
 
     def _view(self, app: str, name: str, row: Row) -> DeviceView:
-        body, actual, newest, firmware, newer, version = row[:6]
+        body, actual, newest, firmware, newer, version, sequence = row[:7]
         key, what = ("device", app, name), f"device {name} of app {app}"
         device = self._record(key, what, Device, body, lambda d: (d.app, d.name) == (app, name))
         if firmware is not None:
             device = with_columns(what, device, firmware, newer, text(version))
-        return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest))
+        return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest), sequence)
 
     def _actual(self, app: str, device: str, body: bytes | None) -> Actual | None:
         """What cannot be read was not said: the device says it again."""
-        if body is None:
+        if not body:
             return None
         key, what = ("actual", app, device), f"what device {device} of app {app} said"
         with contextlib.suppress(UnreadableError):
@@ -173,7 +173,7 @@ class ReadingStore(Store):
         return await self._whole(
             ("device", app),
             lambda bad: self._reader.rows(query, app, after, bad, *values, limit, offset),
-            lambda row: self._view(app, text(row[6]), row),
+            lambda row: self._view(app, text(row[7]), row),
         )
 
     async def wishes(

@@ -49,6 +49,10 @@ MIGRATIONS = (
     ALTER TABLE device ADD COLUMN firmware BLOB;
     ALTER TABLE device ADD COLUMN newer INTEGER NOT NULL DEFAULT 0;
     """,
+    # A row without a body: nothing was said yet, but there are deployments.
+    """
+    ALTER TABLE actual ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

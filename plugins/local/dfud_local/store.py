@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,7 +37,7 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE})
+    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE, Capability.BACKUP})
 
     def __init__(
         self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
@@ -123,8 +124,10 @@ class LocalStore(ReadingStore):
         if self._writer is not None:
             await self._writer.release(sha256)
 
-    async def blob(self, sha256: str) -> Path | None:
-        return self._blobs.find(sha256)
+    @asynccontextmanager
+    async def blob(self, sha256: str) -> AsyncIterator[Path | None]:
+        await trio.lowlevel.checkpoint()
+        yield self._blobs.find(sha256)
 
     async def backup(self) -> AsyncIterator[bytes]:
         """Yield a SQLite database file."""
