@@ -15,6 +15,7 @@ from dfud.cli.audit import audit
 from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
+from dfud.cli.events import events
 from dfud.cli.firmware import firmware
 from dfud.cli.fleet import attention, fleet
 from dfud.cli.jobs import job
@@ -109,6 +110,7 @@ _FIRMWARE = (
     drift,
     fleet,
     attention,
+    events,
     job,
     retry,
     cancel,

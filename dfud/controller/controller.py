@@ -48,6 +48,7 @@ from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred
 from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
+from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy, Packages
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
@@ -73,13 +74,15 @@ class Controller:
         config: ControllerConfig,
         now: Callable[[], float],
         promote: Promote | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._packages = packages
         self._config = config
         self._now = now
-        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app)
+        self._outbox = outbox or Outbox(store)
+        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app, outbox=self._outbox)
         self._memory = Memory(store, bus, config, self.rollouts.desired)
         self.fleet = Fleet(store, bus, self._memory.image, now)
         self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
@@ -261,6 +264,7 @@ class Controller:
             if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
+        changes += self._outbox.deployments(steps)
         counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
         if counted:
@@ -378,7 +382,8 @@ class Controller:
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
             tallied = await self._tallied(hold, deployment) if entry is not None else []
-            await self._store.commit([PutDeployment(deployment, entry), *tallied])
+            told = self._outbox.deployments([(deployment, entry)])
+            await self._store.commit([PutDeployment(deployment, entry), *told, *tallied])
             hold.known.deployment = deployment
             if entry is not None:
                 self._bus.publish(DeploymentChanged(deployment, entry))
@@ -441,8 +446,8 @@ class Controller:
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        tallied = await self._tallied(hold, deployment)
-        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *tallied, *also])
+        more = [*await self._tallied(hold, deployment), *self._outbox.deployments([(deployment, entry)])]
+        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *more, *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))

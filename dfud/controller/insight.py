@@ -17,7 +17,8 @@ from dfud.controller.refusals import Refusals
 from dfud.controller.rollout_rules import facts_of
 from dfud.controller.rollouts import Rollouts
 from dfud.controller.turn import Turn, turns_of
-from dfud.model.rollout_states import State
+from dfud.model.policy import Running
+from dfud.model.rollout_states import FINAL, State
 
 OPEN = ("pending", "notified", "fetching", "written", "trial")
 LOOK_S = 300.0
@@ -88,13 +89,22 @@ class Insight:
                     else:
                         self._needs.pop(app, None)
 
+    def _running(self, app: str) -> list[Running]:
+        """Return the rollouts of an app that have not ended, as far as they can be read, the one that counts most first."""
+        found = []
+        for rollout in self._rollouts.all_of(app):
+            plan = self._rollouts.plan(rollout.metadata.uid)
+            if plan is not None and rollout.status.state not in FINAL:
+                found.append(Running(rollout, plan, tuple(int(s) for s in rollout.status.shares)))
+        return sorted(found, key=lambda running: -running.plan.priority)
+
     async def _explained(self, view: DeviceView) -> tuple[Explanation, bool]:
         """Explain a device, and say whether what it runs is a firmware of its app."""
         app, now_s = view.device.app, self._now()
         desired, target = await self._memory.judge(view, now_s)
         running = await self._memory.image(app, view.actual.sha256) if view.actual is not None else None
         turns: list[Turn] = []
-        if "firmware" not in view.device.spec and (active := self._rollouts.running(app)):
+        if "firmware" not in view.device.spec and (active := self._running(app)):
             failed = {
                 one.uid: await self._rollouts.failures.of(one.uid)
                 for one in active

@@ -7,9 +7,7 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 from __future__ import annotations
 
 import contextlib
-import logging
-import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import trio
@@ -41,20 +39,28 @@ from dfud.api import (
 )
 from dfud.controller.failures import COLLECTION as FAILED
 from dfud.controller.failures import Failures
+from dfud.controller.outbox import Outbox, rollout_event
 from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import four_eyes, judge, members_of, new_metadata, scope_of, waiting
+from dfud.controller.rollout_rules import (
+    changed,
+    four_eyes,
+    judge,
+    log_steps,
+    members_of,
+    new_metadata,
+    scope_of,
+    waiting,
+)
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.names import check_name
-from dfud.model.policy import Policy, Running, shares_of
-from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus
+from dfud.model.policy import Policy, shares_of
+from dfud.model.rollout import Facts, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
 from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
 
-log = logging.getLogger("dfud")
 COLLECTION = "rollout"
-HISTORY_MAX = 100
 GATHER_S = 0.05  # answers that come so close together are looked at once
 LOOK_S = 60.0  # however quiet it is
 PAGE = 1000
@@ -83,13 +89,21 @@ class Rollouts:
     """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
 
     def __init__(
-        self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None, *, per_app: int = 200
+        self,
+        store: Store,
+        bus: Bus,
+        now: Callable[[], float],
+        promote: Promote | None = None,
+        *,
+        per_app: int = 200,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._now = now
         self._promote = promote
         self._per_app = per_app
+        self._outbox = outbox or Outbox(store)
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._policies: dict[str, tuple[str, Policy]] = {}
         self._plans: dict[str, Plan] = {}
@@ -309,38 +323,21 @@ class Rollouts:
         return await members_of(self._store, entry.rollout.app, plan, entry.uid, started_s)
 
     async def _save(
-        self, entry: _Entry, status: RolloutStatus, steps: Iterable[Step], also: Sequence[Change] = ()
+        self, entry: _Entry, status: RolloutStatus, steps: Sequence[Step], also: Sequence[Change] = ()
     ) -> None:
         """Store a status by compare-and-set, then say so. After a conflict the stored one is what counts."""
         now_s = self._now()
-        told = [
-            Happened(
-                at_s=now_s, event=s.event, state=s.after, wave=status.wave, code=s.code, reason=s.reason, by=status.by
-            )
-            for s in steps
-        ]
-        status = msgspec.structs.replace(status, history=(*status.history, *told)[-HISTORY_MAX:])
-        metadata = msgspec.structs.replace(entry.rollout.metadata, resource_version=secrets.token_hex(8))
-        rollout = msgspec.structs.replace(entry.rollout, metadata=metadata, status=status)
+        rollout = changed(entry.rollout, status, steps, now_s)
         raw = msgspec.json.encode(rollout)
         try:
-            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *also])
+            told = self._outbox.rollout(rollout, steps, now_s)
+            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *told, *also])
         except ConflictError:
             await self._reread(entry)
             raise
         entry.rollout, entry.raw = rollout, raw
         self._say(rollout)
-        for s in steps:
-            log.info(
-                "rollout",
-                extra={
-                    "app": rollout.app,
-                    "rollout": rollout.name,
-                    "state": s.after,
-                    "wave": status.wave + 1,
-                    "reason": s.reason,
-                },
-            )
+        log_steps(rollout, steps)
 
     def _say(self, rollout: Rollout, *, deleted: bool = False) -> None:
         self._policies.pop(rollout.app, None)
@@ -366,7 +363,13 @@ class Rollouts:
     async def _forget(self, entry: _Entry, also: Sequence[Change]) -> None:
         failed = [DeleteDocument(FAILED, entry.uid)] if await self._store.document(FAILED, entry.uid) else []
         await self._store.commit(
-            [DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *failed, *also]
+            [
+                DeleteDocument(COLLECTION, entry.key),
+                DeleteCounts(scope_of(entry.uid)),
+                *failed,
+                *self._outbox.put([rollout_event(entry.rollout, "deleted", self._now())]),
+                *also,
+            ]
         )
         self.failures.forget(entry.uid)
         if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
@@ -386,14 +389,8 @@ class Rollouts:
         found = [entry.rollout for entry in self._entries.get(app, {}).values()]
         return sorted(found, key=lambda r: (r.metadata.creation_timestamp, r.name), reverse=True)
 
-    def running(self, app: str) -> list[Running]:
-        """Return the rollouts of an app that have not ended, as far as they can be read, the one that counts most first."""
-        found = [
-            Running(e.rollout, e.plan, tuple(int(s) for s in e.rollout.status.shares))
-            for e in self._entries.get(app, {}).values()
-            if e.plan is not None and e.rollout.status.state not in FINAL
-        ]
-        return sorted(found, key=lambda r: (-r.plan.priority, r.rollout.metadata.creation_timestamp))
+    def plan(self, uid: str) -> Plan | None:
+        return self._plans.get(uid)
 
     def get(self, app: str, name: str) -> Rollout:
         """Raises NotFoundError."""
@@ -437,7 +434,10 @@ class Rollouts:
                 status = apply(status, Event.SUBMIT if four_eyes(app) else Event.SCHEDULE, now_s, by=by)
             rollout = Rollout(made, dict(spec), status)
             raw = msgspec.json.encode(rollout)
-            await self._store.commit([PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *also])
+            told = self._outbox.put([rollout_event(rollout, "created", now_s)])
+            await self._store.commit(
+                [PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *told, *also]
+            )
             self._remember(f"{app_name}/{metadata.name}", raw)
             self._say(rollout)
         return rollout

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from dfud.model.tally import OTHER, of_kind, seen_within
 
@@ -56,6 +57,24 @@ def fleet_lines(counts: Mapping[str, Mapping[str, int]], needs: Mapping[str, Map
         found = [f"{metric}{{{_labels(app, label)}}} {number}" for app in apps for label, number in lines(app)]
         if found:
             out += [f"# HELP {metric} {HELP[metric]}", f"# TYPE {metric} gauge", *found]
+    return "".join(f"{line}\n" for line in out)
+
+
+OUTBOX = {
+    "waiting": ("dfud_outbox_waiting", "gauge", "Changes that wait for an event sink"),
+    "dead": ("dfud_outbox_dead_letters", "gauge", "Changes that an event sink did not take"),
+    "delivered": ("dfud_outbox_delivered_total", "counter", "Changes that an event sink has taken"),
+    "failedAttempts": ("dfud_outbox_failed_attempts_total", "counter", "Attempts that came to nothing"),
+    "lost": ("dfud_outbox_lost_total", "counter", "Changes that were not kept, for too many waited"),
+}
+
+
+def outbox_lines(sinks: Sequence[Mapping[str, Any]]) -> str:
+    """Return the lines for Prometheus about what is told to event sinks. sinks: Deliveries.status()."""
+    out: list[str] = []
+    for key, (metric, kind, text) in OUTBOX.items() if sinks else ():
+        out += [f"# HELP {metric} {text}", f"# TYPE {metric} {kind}"]
+        out += [f"{metric}{{sink={_quoted(one['sink'])}}} {one[key]}" for one in sinks]
     return "".join(f"{line}\n" for line in out)
 
 

@@ -26,6 +26,7 @@ from dfud.registry import (
     routes_batch,
     routes_claims,
     routes_dfu,
+    routes_events,
     routes_fleet,
     routes_registry,
     routes_rollouts,
@@ -70,6 +71,7 @@ def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials
     routes_service.register(app, services, denials)
     routes_rollouts.register(app, services)
     routes_fleet.register(app, services)
+    routes_events.register(app, services)
     routes_claims.register(app, services)
     routes_audit.register(app, services)
 

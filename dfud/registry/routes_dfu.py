@@ -19,6 +19,7 @@ from dfud.api import (
     PeerError,
     ProgressChanged,
     RefusedError,
+    RolloutChanged,
 )
 from dfud.model.names import check_name
 from dfud.registry import audit
@@ -230,7 +231,7 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
         only = request.args.get("device")
 
         async def lines() -> AsyncIterator[bytes]:
-            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged)
+            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged, RolloutChanged)
             async with services.bus.stream(*kinds, capacity=services.config.events_behind) as stream:
                 yield b"\n"
                 while not shutdown.is_set():
@@ -264,6 +265,8 @@ async def _next(stream: trio.MemoryReceiveChannel[Any], shutdown: trio.Event) ->
 
 
 def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | None:
+    if isinstance(event, RolloutChanged):
+        return _rollout_json(event) if event.rollout.app == app and device is None else None
     subject = event
     if isinstance(event, (DeploymentChanged, ProgressChanged)):
         subject = event.deployment
@@ -280,6 +283,21 @@ def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | No
         out["current"] = event.actual.version
         out["trial"] = event.actual.trial
     return out
+
+
+def _rollout_json(event: RolloutChanged) -> dict[str, Any]:
+    """device "": it is of no one device, and whoever follows some looks at all of them."""
+    status = event.rollout.status
+    out = {
+        "event": "RolloutChanged",
+        "device": "",
+        "rollout": event.rollout.name,
+        "firmware": event.rollout.spec.get("firmware"),
+        "state": status.state,
+        "wave": status.wave + 1,
+    }
+    more = {"code": status.code, "reason": status.reason, "by": status.by, "deleted": event.deleted}
+    return out | {key: value for key, value in more.items() if value}
 
 
 def _commands(app: QuartTrio, services: Services) -> None:

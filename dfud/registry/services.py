@@ -66,6 +66,18 @@ class FleetNumbers(Protocol):
         """Return one kind of crash, with what the first device said."""
 
 
+class OutboxDesk(Protocol):
+    """What waits to be told to event sinks, and what they did not take; the controller's."""
+
+    def status(self) -> list[dict[str, Any]]: ...
+
+    async def letters(self, sink: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, Any]]: ...
+
+    async def retry(self, sink: str, keys: list[str] | None = None) -> int: ...
+
+    async def drop(self, sink: str, keys: list[str] | None = None) -> int: ...
+
+
 class RolloutDesk(Protocol):
     """Owns the rollouts; the controller's. `also` is committed with what is asked or not at all."""
 
@@ -106,6 +118,7 @@ class Services(msgspec.Struct, frozen=True):
     updates: Updates
     insight: Insight
     fleet: FleetNumbers
+    outbox: OutboxDesk
     rollouts: RolloutDesk
     config: RegistryConfig
     now: Callable[[], float]

@@ -113,6 +113,7 @@ async def url(nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyP
             updates=nothing,
             insight=nothing,
             fleet=nothing,
+            outbox=nothing,
             rollouts=nothing,
             config=config,
             now=at.now,
