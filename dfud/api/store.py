@@ -41,7 +41,11 @@ class PutApp(msgspec.Struct, frozen=True, tag=True):
 
 
 class DeleteApp(msgspec.Struct, frozen=True, tag=True):
-    """Deletes the app and everything of it: devices, firmware records, deployments, history."""
+    """Deletes the app and everything of it: devices, firmware records, deployments, history.
+
+    A store may need longer for the devices than for the commit. Until they are gone it shows nothing of them, and refuses an app
+    of that name with ConflictError.
+    """
 
     app: str
     expect: str | None = None

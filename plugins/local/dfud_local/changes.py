@@ -31,6 +31,7 @@ from dfud.api import (
 )
 from dfud_local.encoding import text
 from dfud_local.limits import Limits
+from dfud_local.purge import DEVICE_TABLES, drop_app
 
 Cursor = sqlite3.Connection
 SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
@@ -38,13 +39,18 @@ TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 
 
 class Changes:
-    """Applies changes to one database. `freed` takes the digests of the images that have lost a record."""
+    """Applies changes to one database.
+
+    freed: the digests of the images that have lost a record; dropped: deleted apps whose
+    devices are still there, for Purge.
+    """
 
     def __init__(self, db: Cursor, blob_exists: Callable[[str], bool], limits: Limits) -> None:
         self._db = db
         self._blob_exists = blob_exists
         self._limits = limits
         self.freed: set[str] = set()
+        self.dropped: set[str] = set()
 
     def blob_needed(self, sha256: str) -> bool:
         """Say whether a firmware record of any app names this image."""
@@ -55,6 +61,7 @@ class Changes:
         db = self._db
         match change:
             case PutApp(app, expect):
+                _not_dropped(db, app.name)
                 _check(expect, _version(db, "SELECT version FROM app WHERE name=?", app.name), f"app {app.name}")
                 db.execute(
                     "INSERT INTO app VALUES (?,?,?) ON CONFLICT DO UPDATE SET version=excluded.version, body=excluded.body",
@@ -71,9 +78,8 @@ class Changes:
                 self.freed.update(
                     text(row[0]) for row in db.execute("SELECT sha256 FROM firmware WHERE app=?", (name,))
                 )
-                db.execute("DELETE FROM app WHERE name=?", (name,))
-                for table in _APP_TABLES:
-                    db.execute(f"DELETE FROM {table} WHERE app=?", (name,))  # noqa: S608 - names from the tuple below
+                if not drop_app(db, name):
+                    self.dropped.add(name)
             case PutDevice(device, expect):
                 _app(db, device.app)
                 _put_device(db, change, bodies[0])
@@ -88,7 +94,7 @@ class Changes:
                 _exists(found, f"device {name}")
                 _check(expect, found, f"device {name}")
                 db.execute("DELETE FROM device WHERE app=? AND name=?", (app, name))
-                for table in _DEVICE_TABLES:
+                for table in DEVICE_TABLES:
                     db.execute(f"DELETE FROM {table} WHERE app=? AND device=?", (app, name))  # noqa: S608 - as above
             case PutFirmware(firmware, create):
                 _app(db, firmware.app)
@@ -209,10 +215,6 @@ def _first() -> int:
     return secrets.randbits(SEQUENCE_BITS) + 1
 
 
-_DEVICE_TABLES = ("device_label", "alias", "actual", "deployment", "history")
-_APP_TABLES = ("app_label", "device", "firmware", *_DEVICE_TABLES)
-
-
 def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
     device = change.device
     key = (device.app, device.name)
@@ -271,8 +273,14 @@ def _app(db: Cursor, app: str) -> None:
     _exists(_version(db, "SELECT version FROM app WHERE name=?", app), f"app {app}")
 
 
+def _not_dropped(db: Cursor, app: str) -> None:
+    if db.execute("SELECT 1 FROM dropped WHERE app=?", (app,)).fetchone() is not None:
+        raise ConflictError(f"app {app} was deleted, and its devices are still being removed: try again in a moment")
+
+
 def _device(db: Cursor, app: str, device: str) -> None:
-    _exists(_version(db, "SELECT '' FROM device WHERE app=? AND name=?", app, device), f"device {device} in app {app}")
+    query = "SELECT '' FROM device WHERE app=? AND name=? AND app NOT IN (SELECT app FROM dropped)"
+    _exists(_version(db, query, app, device), f"device {device} in app {app}")
 
 
 def blob_needed(db: Cursor, sha256: str) -> bool:

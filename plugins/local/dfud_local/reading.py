@@ -25,6 +25,7 @@ from dfud.api import (
 )
 from dfud_local.damage import Damage, Key
 from dfud_local.encoding import decode, firmware_of, text, unreadable, with_columns
+from dfud_local.purge import Purge
 from dfud_local.queries import (
     ALIASES,
     DEPLOYMENTS,
@@ -49,6 +50,7 @@ class ReadingStore(Store):
 
     def __init__(self) -> None:
         self._damage = Damage()
+        self._purge = Purge()
         self._open_reader: Reader | None = None
 
     @property
@@ -103,6 +105,8 @@ class ReadingStore(Store):
                 return found
 
     async def device(self, app: str, device: str) -> DeviceView | None:
+        if app in self._purge.hidden:
+            return None
         row = self._reader.row(DEVICE, app, device)
         return None if row is None else self._view(app, device, row)
 
@@ -166,6 +170,8 @@ class ReadingStore(Store):
     async def devices(
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
+        if app in self._purge.hidden:
+            return []
         where, values = where_of(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
         query = f"""SELECT {VIEW}, d.name {FROM}
             WHERE d.app=? AND d.name>? AND d.name NOT IN (SELECT value FROM json_each(?)) AND {where}
@@ -179,6 +185,8 @@ class ReadingStore(Store):
     async def wishes(
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, after: str = ""
     ) -> list[Wish]:
+        if app in self._purge.hidden:
+            return []
         query, values, name = page_of("d.name, d.body, d.firmware", selector)
         query += f" AND {name}>? AND {name} NOT IN (SELECT value FROM json_each(?)) ORDER BY {name} LIMIT ?"  # noqa: S608 - a column
 
@@ -214,16 +222,22 @@ class ReadingStore(Store):
         return await self._reader.rows(query, app, after, bad, app, limit)
 
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
+        if app in self._purge.hidden:
+            return 0
         query, values = count_of(selector)
         ((number,),) = await self._reader.rows(query, app, *values) or [(0,)]
         return int(number)
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
+        if app in self._purge.hidden:
+            return {}
         asked = json.dumps(list(names))
         rows = await self._reader.rows(ALIASES, asked, app)
         return {text(name): text(device) for name, device in rows}
 
     async def find_alias(self, app: str, alias: str) -> str | None:
+        if app in self._purge.hidden:
+            return None
         row = self._reader.row("SELECT name FROM device WHERE app=? AND name=?", app, alias) or self._reader.row(
             "SELECT device FROM alias WHERE app=? AND alias=?", app, alias
         )
@@ -261,7 +275,7 @@ class ReadingStore(Store):
 
     async def deployment(self, deployment_id: str) -> Deployment | None:
         row = self._reader.row("SELECT id, app, device, body FROM deployment WHERE id=?", deployment_id)
-        return None if row is None else self._deployment(row)
+        return None if row is None or text(row[1]) in self._purge.hidden else self._deployment(row)
 
     def _deployment(self, row: Row) -> Deployment:
         deployment_id, app, device = map(text, row[:3])
@@ -270,12 +284,16 @@ class ReadingStore(Store):
         return self._record(key, what, Deployment, row[3], lambda d: (d.app, d.device, d.id) == names)
 
     async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
+        if app in self._purge.hidden:
+            return []
         query = f"{DEPLOYMENTS} AND id NOT IN (SELECT value FROM json_each(?)) {NEWEST} LIMIT ?"  # noqa: S608
         return await self._whole(
             ("deployment", app, device), lambda bad: self._reader.rows(query, app, device, bad, limit), self._deployment
         )
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
+        if app in self._purge.hidden:
+            return []
         query = "SELECT id, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
         found: list[HistoryEntry] = []
         for number, body in await self._reader.rows(query, app, device, limit):
@@ -288,6 +306,8 @@ class ReadingStore(Store):
         return found
 
     async def users_of(self, app: str, version: str) -> list[str]:
+        if app in self._purge.hidden:
+            return []
         rows = await self._reader.rows(
             "SELECT name FROM device WHERE app=?1 AND wants=?2 AND wants<>'' "
             "UNION SELECT device FROM deployment WHERE app=?1 AND version=?2 AND open ORDER BY 1 LIMIT 10",

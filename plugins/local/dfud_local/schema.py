@@ -53,6 +53,10 @@ MIGRATIONS = (
     """
     ALTER TABLE actual ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
     """,
+    # Apps that were deleted and whose devices are still to go.
+    """
+    CREATE TABLE dropped (app TEXT PRIMARY KEY) WITHOUT ROWID;
+    """,
 )
 
 

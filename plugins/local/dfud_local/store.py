@@ -61,12 +61,13 @@ class LocalStore(ReadingStore):
                 self._blobs.open()
                 database = opened.enter_context(contextlib.closing(self._connect()))
                 migrate(database)
+                self._purge.load(database)
                 self._collect(database)
                 database.close()
                 self._open_reader = Reader(lambda: self._connect(readonly=True))
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"the local store in {self._directory} cannot be opened: {error}") from error
-            self._writer = Writer(self._connect, self._blobs, self._limits, stuck_s=self._stuck_s)
+            self._writer = Writer(self._connect, self._blobs, self._limits, self._purge, stuck_s=self._stuck_s)
             task_status.started()
             try:
                 await self._writer.serve()

@@ -22,6 +22,7 @@ from dfud_local.blobs import Blobs
 from dfud_local.changes import Changes, blob_needed
 from dfud_local.encoding import encode
 from dfud_local.limits import Limits
+from dfud_local.purge import Purge
 
 log = logging.getLogger("dfud.store")
 BATCH_MAX = 1000  # transactions that share one sync
@@ -50,11 +51,18 @@ class Writer:
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], blobs: Blobs, limits: Limits, *, stuck_s: float = 30.0
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        blobs: Blobs,
+        limits: Limits,
+        purge: Purge,
+        *,
+        stuck_s: float = 30.0,
     ) -> None:
         self._connect = connect
         self._blobs = blobs
         self._limits = limits
+        self._purge = purge
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is put into the queue once it was emptied for ever
         self._closed = ""
@@ -170,8 +178,16 @@ class Writer:
             database.close()
 
     def _next(self, database: sqlite3.Connection) -> _Job | None:
-        """Return the next job; while commits fail, look now and then whether that is over, for perhaps nobody commits."""
-        while self._fault:
+        """Return the next job; with nothing to do, remove what is left of deleted apps.
+
+        While commits fail, look now and then whether that is over, for perhaps nobody commits.
+        """
+        while self._fault or self._purge.hidden:
+            if not self._fault:
+                self._remove_some(database)
+                with contextlib.suppress(queue.Empty):
+                    return self._queue.get_nowait()
+                continue
             wait_s = self._probe_s - time.monotonic()
             if wait_s <= 0:
                 self._batch = []
@@ -182,6 +198,15 @@ class Writer:
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=wait_s)
         return self._queue.get()
+
+    def _remove_some(self, database: sqlite3.Connection) -> None:
+        self._batch = []
+        self._began_s = time.monotonic()
+        try:
+            self._purge.step(database)
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+        self._began_s = 0.0
 
     def _failed(self, error: Exception) -> StoreError:
         """Note that the disk or the database took no commit; the caller is told the same."""
@@ -227,6 +252,8 @@ class Writer:
                 database.execute("ROLLBACK")
             _fail(batch, failed)
             return
+        if changes.dropped:
+            self._purge.hide(changes.dropped)
         with contained("store.images"):  # the records are stored; what is not removed now is left for the next start
             freed = changes.freed.union(*(job.freed for job in batch))
             # Nobody else writes records: what none names here, none will, unless its writer is still open.
