@@ -203,6 +203,8 @@ class ReadingStore(Store):
         )
 
     async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        if app in self._purge.hidden:
+            return []
         query = f"""SELECT {VIEW}, d.name {FROM}
             WHERE d.app=? AND d.name>? AND d.name NOT IN (SELECT value FROM json_each(?))
             AND d.name IN (SELECT device FROM deployment WHERE app=? AND open)
@@ -211,7 +213,7 @@ class ReadingStore(Store):
             rows = await self._whole(
                 ("device", app),
                 partial(self._rows_behind, query, app, after, limit),
-                lambda row: self._view(app, text(row[6]), row),
+                lambda row: self._view(app, text(row[-1]), row),
             )
             found = [view for view in rows if view.deployment is not None and not view.deployment.final]
             if found or not rows:
