@@ -27,6 +27,7 @@ from dfud.registry import (
     routes_claims,
     routes_dfu,
     routes_events,
+    routes_firmware,
     routes_fleet,
     routes_registry,
     routes_rollouts,
@@ -68,6 +69,7 @@ def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials
     routes_registry.register(app, services)
     routes_batch.register(app, services)
     routes_dfu.register(app, services, shutdown)
+    routes_firmware.register(app, services)
     routes_service.register(app, services, denials)
     routes_rollouts.register(app, services)
     routes_fleet.register(app, services)
