@@ -50,6 +50,7 @@ from dfud.controller.memory import Hold, Memory, barred
 from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
 from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy, Packages
+from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, retried
@@ -86,6 +87,7 @@ class Controller:
         self._memory = Memory(store, bus, config, self.rollouts.desired)
         self.fleet = Fleet(store, bus, self._memory.image, now)
         self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
+        self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
         self._budget = Budget(config.history_per_hour, config.cache_devices)
@@ -98,6 +100,7 @@ class Controller:
             await nursery.start(self.rollouts.run)
             nursery.start_soon(forever, "controller.fleet", self.fleet.run)
             nursery.start_soon(forever, "controller.attention", self.insight.run)
+            nursery.start_soon(forever, "controller.planner", self.planner.run)
             await self._jobs.run(task_status=task_status)
 
     @property

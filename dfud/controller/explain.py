@@ -68,7 +68,7 @@ def explain(
     verdict = decide(
         app=actual.app,
         device=actual.device,
-        status=_status(actual, deployment, target, now_s),
+        status=status_of_actual(actual, deployment, target, now_s),
         deployment=deployment,
         desired=desired,
         target=target,
@@ -154,7 +154,7 @@ def _step(
     ]
 
 
-def _status(actual: Actual, deployment: Deployment | None, target: Firmware | None, now_s: float) -> Status:
+def status_of_actual(actual: Actual, deployment: Deployment | None, target: Firmware | None, now_s: float) -> Status:
     """Return the status that the device would send if nothing had changed since the last one.
 
     Devices of other dialects do not say what fits them: they count as made for what they should run.

@@ -132,7 +132,7 @@ class Book:
             raise NotFoundError(f"no rollout {name} in app {app}")
         return entry
 
-    def _others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
+    def others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
         return {name: (entry.rollout, entry.plan) for name, entry in self._entries.get(app, {}).items()}
 
     def all_of(self, app: str) -> list[Rollout]:

@@ -258,7 +258,7 @@ class Rollouts(Book):
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
             await self._forget_orphans()
-            await judge(self._store, app, metadata.name, plan, self._others(app_name), self._per_app)
+            await judge(self._store, app, metadata.name, plan, self.others(app_name), self._per_app)
             now_s = self._now()
             made = new_metadata(metadata, app, now_s)
             status = RolloutStatus(since_s=now_s, author=by)

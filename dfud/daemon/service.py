@@ -196,6 +196,7 @@ class Service:
             insight=controller.insight,
             fleet=controller.fleet,
             outbox=self._deliveries,
+            planner=controller.planner,
             rollouts=controller.rollouts,
             config=config,
             now=time.time,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -78,6 +78,26 @@ class OutboxDesk(Protocol):
     async def drop(self, sink: str, keys: list[str] | None = None) -> int: ...
 
 
+class Planning(Protocol):
+    """Says what a rollout would do; the controller's."""
+
+    async def size(self, app: str, spec: dict[str, Any]) -> int: ...
+
+    async def plan(
+        self,
+        app_name: str,
+        spec: dict[str, Any],
+        *,
+        name: str = "",
+        silent_days: float = 30,
+        prepare: bool = True,
+        progress: Callable[[int], None] = ...,
+    ) -> dict[str, Any]: ...
+
+    def begin(self, work: Callable[[Callable[[int], None]], Awaitable[dict[str, Any]]]) -> Any:
+        """Start a forecast beside the request: `read`, `done`, `result`, `error`, `scope`."""
+
+
 class RolloutDesk(Protocol):
     """Owns the rollouts; the controller's. `also` is committed with what is asked or not at all."""
 
@@ -119,6 +139,7 @@ class Services(msgspec.Struct, frozen=True):
     insight: Insight
     fleet: FleetNumbers
     outbox: OutboxDesk
+    planner: Planning
     rollouts: RolloutDesk
     config: RegistryConfig
     now: Callable[[], float]

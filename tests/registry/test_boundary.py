@@ -114,6 +114,7 @@ async def url(nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyP
             insight=nothing,
             fleet=nothing,
             outbox=nothing,
+            planner=nothing,
             rollouts=nothing,
             config=config,
             now=at.now,
