@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import trio
@@ -32,6 +33,7 @@ from dfud.model.policy import Policy
 from dfud.model.rollout import Facts, Plan
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
+from dfud.model.times import time_of
 
 COLLECTION = "rollout"
 PAGE = 1000
@@ -150,6 +152,23 @@ class Book:
     async def counts(self, uid: str) -> dict[int, WaveCounts]:
         """Return what became of the devices of a rollout, by wave."""
         return read_counts(await self._store.counts(scope_of(uid)), uid)
+
+    async def failed(self, uid: str) -> list[dict[str, Any]]:
+        """Return the first devices of a rollout that failed, with what they said, as users see it."""
+        return [
+            {
+                "device": f.device,
+                "wave": f.wave + 1,
+                "state": f.state,
+                "code": f.code,
+                "at": time_of(f.at_s),
+                "title": f.title,
+                "fingerprint": f.fingerprint,
+                "text": f.text,
+                "deployment": f.deployment,
+            }
+            for f in await self.failures.of(uid)
+        ]
 
     # Deciding
 

@@ -30,7 +30,7 @@ class _Planned(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def register(app: QuartTrio, services: Services) -> None:
-    @app.post(f"{BASE}:plan")
+    @app.post(f"{BASE}%3Aplan")  # as paths are matched: percent-encoded
     async def plan_rollout(app: str) -> Response:
         require("manager", app)
         if Capability.OWN_ROLLOUTS in services.store.capabilities:

@@ -107,6 +107,8 @@ class RolloutDesk(Protocol):
 
     async def counts(self, uid: str) -> dict[int, WaveCounts]: ...
 
+    async def failed(self, uid: str) -> list[dict[str, Any]]: ...
+
     async def create(
         self,
         app_name: str,
