@@ -312,6 +312,17 @@ class Store(abc.ABC):
     ) -> list[DeviceView]:
         """Devices of an app by name (bytewise), those behind `after` only."""
 
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        """Devices of an app whose newest deployment has not ended, by name, those behind `after` only.
+
+        A store that can finds them without looking at the others.
+        """
+        found: list[DeviceView] = []
+        while len(found) < limit and (page := await self.devices(app, limit=limit, after=after)):
+            after = page[-1].device.name
+            found += [view for view in page if view.deployment is not None and not view.deployment.final]
+        return found[:limit]
+
     @abc.abstractmethod
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         """Return how many devices of an app the selector matches, 0 where there is no such app; reads no record."""

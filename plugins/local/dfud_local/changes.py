@@ -165,6 +165,11 @@ class Changes:
                     "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number",
                     [(scope, name, number) for name, number in add.items()],
                 )
+                # Counters that have come back to 0 take no room: their names may be of an hour that is over.
+                db.executemany(
+                    "DELETE FROM count WHERE scope=? AND name=? AND number=0",
+                    [(scope, name) for name, number in add.items() if number < 0],
+                )
             case DeleteCounts(scope):
                 db.execute("DELETE FROM count WHERE scope=?", (scope,))
             case TrimDocuments(collection, keep, below):
