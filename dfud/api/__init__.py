@@ -38,6 +38,7 @@ from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.store import (
     TOLD_BYTES_MAX,
+    TRIMMED_MAX,
     AddCounts,
     BlobWriter,
     Capability,
@@ -49,6 +50,7 @@ from dfud.api.store import (
     DeleteFirmware,
     DeviceView,
     ExpectDevice,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
@@ -78,7 +80,7 @@ from dfud.errors import (
 from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
-from dfud.model.firmware import Firmware
+from dfud.model.firmware import Firmware, Image, Recall, Requires
 from dfud.model.resources import App, Device, Metadata
 from dfud.model.rollout import Rollout
 from dfud.model.selectors import Requirement, Selector, parse_selector_untrusted
@@ -86,6 +88,7 @@ from dfud.model.windows import PerMinute
 
 __all__ = [
     "TOLD_BYTES_MAX",
+    "TRIMMED_MAX",
     "Actual",
     "ActualChanged",
     "AddCounts",
@@ -130,6 +133,7 @@ __all__ = [
     "Guard",
     "HistoryEntry",
     "Hooks",
+    "Image",
     "Metadata",
     "Missed",
     "NotFoundError",
@@ -138,6 +142,7 @@ __all__ = [
     "PluginError",
     "PolicyChanged",
     "ProgressChanged",
+    "Pruned",
     "PutActual",
     "PutApp",
     "PutDeployment",
@@ -145,11 +150,13 @@ __all__ = [
     "PutDocument",
     "PutFirmware",
     "Reading",
+    "Recall",
     "RefusedError",
     "Reply",
     "Request",
     "RequestError",
     "Requirement",
+    "Requires",
     "RetryRequested",
     "Rollout",
     "RolloutChanged",

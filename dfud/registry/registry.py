@@ -39,6 +39,7 @@ from dfud.api import (
 from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
+from dfud.model.steps import image_for
 from dfud.registry import audit
 from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
@@ -136,7 +137,8 @@ class Registry:
 
     async def with_status(self, app: App, view: DeviceView) -> Device:
         desired = self._wants(app, view.device, view.actual, view.deployment, self._now())
-        target = await self._store.firmware(app.name, desired.version) if desired.version else None
+        record = await self._store.firmware(app.name, desired.version) if desired.version else None
+        target = image_for(record, view.actual) if record is not None else None
         return msgspec.structs.replace(view.device, status={"firmware": firmware_status(app, view, target, desired)})
 
     # Apps

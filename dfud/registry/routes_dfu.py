@@ -15,6 +15,7 @@ from dfud.api import (
     DeploymentChanged,
     DeviceChanged,
     Firmware,
+    Image,
     NotFoundError,
     PeerError,
     ProgressChanged,
@@ -23,6 +24,7 @@ from dfud.model.names import check_name
 from dfud.registry import audit
 from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.groups import GroupJob
+from dfud.registry.images import bound_of, read_attributes_untrusted, refuse_recalled
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
 from dfud.registry.web import error_response, json_response, read_body, read_json, require, selector_of, user
@@ -72,6 +74,9 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             args.get("sha256", ""),
             args.get("notes", ""),
             _envelope(request.headers.get("dfud-manifest", "")),
+            read_attributes_untrusted(args.getlist("attribute")),
+            bound_of(args.get("requiresFrom"), args.get("requiresTo")),
+            args.get("stop") == "true",
         )
         # The body is streamed to the store; the limit of other bodies' time does not fit it.
         with trio.fail_after(services.config.upload_s):
@@ -86,8 +91,9 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     @app.get(f"{BASE}/firmware/<version>/image")
     async def download_firmware(app: str, version: str) -> Response:
         require("reader", app)
-        record = await services.firmware.get(app, version)
-        async with services.firmware.image(app, version) as path:
+        attributes = read_attributes_untrusted(request.args.getlist("attribute"))
+        which = request.args.get("hardware", "")
+        async with services.firmware.image(app, version, which, attributes) as (path, record):
             opened = await trio.open_file(path, "rb")  # who has opened it may read on
 
         async def blocks() -> AsyncIterator[bytes]:
@@ -101,7 +107,12 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     @app.delete(f"{BASE}/firmware/<version>")
     async def delete_firmware(app: str, version: str) -> Response:
         who = require("manager", app)
-        await services.firmware.delete(app, version, who.name)
+        hardware, attributes = request.args.get("hardware", ""), request.args.getlist("attribute")
+        if hardware or attributes:
+            of = read_attributes_untrusted(attributes)
+            await services.firmware.delete_image(app, version, hardware, of, who.name)
+        else:
+            await services.firmware.delete(app, version, who.name)
         return Response("", 204)
 
     @app.post(f"{BASE}/update")
@@ -111,7 +122,7 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         given = await read_json(_Update, services.config.body_max)
         version = (given.firmware or {}).get("version")
         if isinstance(version, str):
-            await services.firmware.get(app, version)
+            refuse_recalled(await services.firmware.get(app, version))
         if given.selector is not None and given.device is None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
@@ -319,7 +330,31 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
     }
     if f.notes:
         out["notes"] = f.notes
+    if f.attributes:
+        out["attributes"] = f.attributes
+    if f.more:
+        out["images"] = [_image_json(image) for image in f.images]
+    if f.requires is not None:
+        out["requires"] = {"from": f.requires.low, "to": f.requires.high}
+    if f.stop:
+        out["stop"] = True
+    if f.recalled is not None:
+        out["recalled"] = msgspec.to_builtins(f.recalled)
     return out
+
+
+def _image_json(image: Image) -> dict[str, Any]:
+    return {
+        "hardware": image.hardware,
+        "attributes": image.attributes,
+        "sequence": image.sequence,
+        "size": image.size_bytes,
+        "sha256": image.sha256,
+        "kind": image.kind,
+        "signed": image.signed,
+        "trust": trust_shown(image),
+        "manifest": msgspec.to_builtins(image.manifest),
+    }
 
 
 def job_json(job: GroupJob) -> dict[str, Any]:

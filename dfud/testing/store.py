@@ -44,6 +44,8 @@ from dfud.api import (
     PutDevice,
     PutDocument,
     PutFirmware,
+    Recall,
+    Requires,
     State,
     Store,
     StoreError,
@@ -51,15 +53,16 @@ from dfud.api import (
     parse_selector_untrusted,
 )
 from dfud.testing.store_blobs import BlobConformance
+from dfud.testing.store_growth import GrowthConformance
 from dfud.testing.store_shared import SharedConformance
-from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app, image_of
+from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app, image_of, with_image
 from dfud.testing.store_walk import WalkConformance
 from dfud.testing.store_wishes import WishConformance
 
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app", "image_of"]
 
 
-class StoreConformance(BlobConformance, WalkConformance, WishConformance, SharedConformance):
+class StoreConformance(BlobConformance, WalkConformance, WishConformance, SharedConformance, GrowthConformance):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:
@@ -217,6 +220,27 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
         assert await store.firmware_by_digest("app1", "00" * 32) is None
         with pytest.raises(ConflictError):
             await store.commit([PutFirmware(first)])
+
+    async def test_a_version_may_have_several_images(self, store: Store) -> None:
+        if Capability.SEVERAL_IMAGES not in store.capabilities:
+            pytest.skip("the store does not declare several-images")
+        await store.commit([PutApp(an_app())])
+        async with a_blob(store, b"some") as first, a_blob(store, b"more") as second:
+            one = a_firmware(first)
+            both = with_image(one, second)
+            with pytest.raises(NotFoundError):
+                await store.commit([PutFirmware(with_image(both, "00" * 32))])
+            await store.commit([PutFirmware(one), PutFirmware(both, create=False)])
+        assert await store.firmware("app1", "1.0") == both and await store.firmwares("app1") == [both]
+        assert await store.firmware_by_digest("app1", second) == both == await store.firmware_by_digest("app1", first)
+        assert await store.firmware_by_digest("app2", second) is None
+        await store.commit([PutFirmware(one, create=False)])
+        assert await store.firmware_by_digest("app1", second) is None
+        recalled = msgspec.structs.replace(
+            one, recalled=Recall("it burns", "eva", "now"), requires=Requires(1, 2), stop=True
+        )
+        await store.commit([PutFirmware(recalled, create=False)])
+        assert await store.firmware("app1", "1.0") == recalled
 
     async def test_a_deleted_firmware_may_come_again(self, store: Store) -> None:
         if Capability.DELETE_FIRMWARE not in store.capabilities:

@@ -33,6 +33,7 @@ from dfud.api import (
     HistoryEntry,
     Metadata,
     NotFoundError,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
@@ -184,7 +185,7 @@ class Records(Store):
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
         every = self.firmwares_.values()
         found: Firmware | None = await self._read(
-            lambda: next((f for f in every if (f.app, f.sha256) == (app, sha256)), None)
+            lambda: next((f for f in every if f.app == app and sha256 in f.digests), None)
         )
         return found
 
@@ -209,6 +210,9 @@ class Records(Store):
     ) -> list[tuple[str, bytes]]:
         every = sorted(self.documents_.items())
         return [(k, v) for (c, k), v in every if c == collection and k.startswith(prefix) and k > after][:limit]
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        raise AssertionError
 
     async def counts(self, scope: str) -> dict[str, int]:
         return {name: number for name, number in self.counts_.get(scope, {}).items() if number}

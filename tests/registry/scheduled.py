@@ -24,6 +24,7 @@ from dfud.api import (
     Firmware,
     HistoryEntry,
     NotFoundError,
+    Pruned,
     PutApp,
     PutDevice,
     PutDocument,
@@ -170,6 +171,9 @@ class GatedRegistryStore(Store):
         raise AssertionError
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
+        raise AssertionError
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
         raise AssertionError
 
     async def counts(self, scope: str) -> dict[str, int]:

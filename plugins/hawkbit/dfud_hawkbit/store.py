@@ -29,6 +29,7 @@ from dfud.api import (
     DeviceView,
     Firmware,
     HistoryEntry,
+    Pruned,
     PutActual,
     PutDeployment,
     PutDevice,
@@ -279,6 +280,9 @@ class HawkbitStore(Store):
             devices[key] = self._now()
         elif said != link.attributes:
             devices[key] = max(self._now(), link.attributes_s + self.config.attributes_s)
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        return await self.inner.prune(before_s, now_s, after=after, limit=limit)
 
     async def new_blob(self) -> BlobWriter:
         return await self.inner.new_blob()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dfud.api import (
+    TRIMMED_MAX,
     AddCounts,
     Change,
     ConflictError,
@@ -81,9 +82,7 @@ class Changes:
                 found = _version(db, "SELECT version FROM app WHERE name=?", name)
                 _exists(found, f"app {name}")
                 _check(expect, found, f"app {name}")
-                self.freed.update(
-                    text(row[0]) for row in db.execute("SELECT sha256 FROM firmware WHERE app=?", (name,))
-                )
+                self.freed.update(text(row[0]) for row in db.execute(_IMAGES_OF_APP, (name,)))
                 if not drop_app(db, name):
                     self.dropped.add(name)
             case PutDevice(device, expect):
@@ -104,13 +103,13 @@ class Changes:
                     db.execute(f"DELETE FROM {table} WHERE app=? AND device=?", (app, name))  # noqa: S608 - as above
             case PutFirmware(firmware, create, expect):
                 _app(db, firmware.app)
-                if not self._blob_exists(firmware.sha256):
-                    raise NotFoundError(f"no image {firmware.sha256} is stored")
                 if expect is not None:
                     _check_firmware(db, expect)
                 fresh = create and expect is None
-                if not fresh:
-                    self._free(firmware.app, firmware.version)
+                held = set() if fresh else self._free(firmware.app, firmware.version)
+                for sha256 in firmware.digests - held:
+                    if not self._blob_exists(sha256):
+                        raise NotFoundError(f"no image {sha256} is stored")
                 verb = "INSERT" if fresh else "INSERT OR REPLACE"
                 try:
                     db.execute(
@@ -119,6 +118,11 @@ class Changes:
                     )
                 except sqlite3.IntegrityError:
                     raise ConflictError(f"firmware {firmware.version} of app {firmware.app} exists already") from None
+                further = sorted(firmware.digests - {firmware.sha256})
+                db.executemany(
+                    "INSERT INTO firmware_image VALUES (?,?,?)",
+                    [(firmware.app, firmware.version, sha256) for sha256 in further],
+                )
             case DeleteFirmware(app, version, unused):
                 if unused and (users := wanted_by(db, app, version)):
                     raise ConflictError(f"firmware {version} of app {app} is wanted by device {users[0]}")
@@ -165,17 +169,20 @@ class Changes:
                 )
             case DeleteCounts(scope):
                 db.execute("DELETE FROM count WHERE scope=?", (scope,))
-            case TrimDocuments(collection, keep):
+            case TrimDocuments(collection, keep, below):
                 db.execute(
-                    "DELETE FROM document WHERE collection=?1 AND key<="
-                    "(SELECT key FROM document WHERE collection=?1 ORDER BY key DESC LIMIT 1 OFFSET ?2)",
-                    (collection, keep),
+                    "DELETE FROM document WHERE collection=?1 AND key IN (SELECT key FROM document WHERE collection=?1 AND "
+                    "(key<?3 OR key<=(SELECT key FROM document WHERE collection=?1 ORDER BY key DESC LIMIT 1 OFFSET ?2)) "
+                    "ORDER BY key LIMIT ?4)",
+                    (collection, keep, below, TRIMMED_MAX),
                 )
 
-    def _free(self, app: str, version: str) -> None:
-        row = self._db.execute("SELECT sha256 FROM firmware WHERE app=? AND version=?", (app, version)).fetchone()
-        if row is not None:
-            self.freed.add(text(row[0]))
+    def _free(self, app: str, version: str) -> set[str]:
+        """Note and return the images that a record names, and forget which others than its first they are."""
+        held = {text(row[0]) for row in self._db.execute(_IMAGES_OF_VERSION, (app, version))}
+        self._db.execute("DELETE FROM firmware_image WHERE app=? AND version=?", (app, version))
+        self.freed |= held
+        return held
 
     def _put_deployment(self, d: Deployment, body: bytes) -> None:
         db = self._db
@@ -219,6 +226,14 @@ class Changes:
 def _first() -> int:
     """Return the first sequence of a device: one that an earlier device of this name did not have."""
     return secrets.randbits(SEQUENCE_BITS) + 1
+
+
+_IMAGES_OF_APP = "SELECT sha256 FROM firmware WHERE app=?1 UNION ALL SELECT sha256 FROM firmware_image WHERE app=?1"
+_IMAGES_OF_VERSION = (
+    "SELECT sha256 FROM firmware WHERE app=?1 AND version=?2 "
+    "UNION ALL SELECT sha256 FROM firmware_image WHERE app=?1 AND version=?2"
+)
+_NEEDED = "SELECT 1 FROM firmware WHERE sha256=?1 UNION ALL SELECT 1 FROM firmware_image WHERE sha256=?1 LIMIT 1"
 
 
 def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
@@ -307,4 +322,5 @@ def _device(db: Cursor, app: str, device: str) -> None:
 
 
 def blob_needed(db: Cursor, sha256: str) -> bool:
-    return db.execute("SELECT 1 FROM firmware WHERE sha256=? LIMIT 1", (sha256,)).fetchone() is not None
+    """Say whether a firmware record of any app names this image, as its first or as a further one."""
+    return db.execute(_NEEDED, (sha256,)).fetchone() is not None

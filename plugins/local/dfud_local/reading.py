@@ -28,6 +28,7 @@ from dfud_local.encoding import decode, firmware_of, text, unreadable, with_colu
 from dfud_local.purge import Purge
 from dfud_local.queries import (
     ALIASES,
+    BY_DIGEST,
     DEPLOYMENTS,
     DEVICE,
     ENDED,
@@ -242,10 +243,9 @@ class ReadingStore(Store):
         return found
 
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
-        query = "SELECT version, body FROM firmware WHERE app=? AND sha256=? ORDER BY sequence DESC LIMIT 1 OFFSET ?"
         passed = 0
         error: UnreadableError | None = None
-        while (row := self._reader.row(query, app, sha256, passed)) is not None:
+        while (row := self._reader.row(BY_DIGEST, app, sha256, passed)) is not None:
             try:
                 return self._firmware(app, row)
             except UnreadableError as unreadable_one:

@@ -17,6 +17,7 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
+    Pruned,
     StoreError,
 )
 from dfud_local.blobs import Blobs
@@ -37,7 +38,9 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE, Capability.BACKUP})
+    capabilities = frozenset(
+        {Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE, Capability.BACKUP}
+    )
 
     def __init__(
         self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
@@ -118,6 +121,11 @@ class LocalStore(ReadingStore):
             raise StoreError("the store is not open")
         await self._writer.commit(changes)
         self._damage.mended(changes)
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        if self._writer is None:
+            raise StoreError("the store is not open")
+        return await self._writer.prune(before_s, now_s, after, limit)
 
     async def new_blob(self) -> BlobWriter:
         if self._writer is None:

@@ -14,14 +14,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import trio
 
-from dfud.api import Change, DfudError, StoreError, contained, note
+from dfud.api import Change, DfudError, Pruned, StoreError, contained, note
 from dfud_local.blobs import Blobs
 from dfud_local.changes import Changes, blob_needed
 from dfud_local.encoding import encode
 from dfud_local.limits import Limits
+from dfud_local.prune import prune
 from dfud_local.purge import Purge
 
 log = logging.getLogger("dfud.store")
@@ -31,14 +33,19 @@ PROBE_BYTES = 65536
 
 
 class _Job:
-    """One commit; or, with `freed` and no changes, a look whether somebody still needs these images."""
+    """One commit; or, without changes: with `freed`, a look whether somebody still needs these images; or some other `work`."""
 
-    __slots__ = ("changes", "done", "error", "freed")
+    __slots__ = ("changes", "done", "error", "freed", "result", "work")
 
     def __init__(
-        self, changes: Sequence[tuple[Change, tuple[bytes, ...]]], freed: frozenset[str] = frozenset()
+        self,
+        changes: Sequence[tuple[Change, tuple[bytes, ...]]] = (),
+        freed: frozenset[str] = frozenset(),
+        work: Callable[[sqlite3.Connection], Any] | None = None,
     ) -> None:
         self.changes = changes
+        self.work = work
+        self.result: Any = None
         self.freed = freed
         self.done = trio.Event()
         self.error: DfudError | None = None
@@ -84,7 +91,13 @@ class Writer:
     async def release(self, sha256: str) -> None:
         """Remove an image unless a record names it. A writer that has ended leaves that to the next start."""
         with contextlib.suppress(StoreError):
-            await self._do(_Job((), frozenset({sha256})))
+            await self._do(_Job(freed=frozenset({sha256})))
+
+    async def prune(self, before_s: float, now_s: float, after: str, limit: int) -> Pruned:
+        job = _Job(work=lambda database: prune(database, before_s, now_s, after, limit))
+        await self._do(job)
+        found: Pruned = job.result
+        return found
 
     async def _do(self, job: _Job) -> None:
         with self._lock:
@@ -237,7 +250,7 @@ class Writer:
         """Write the batch in one transaction; if the whole cannot be written, none of it is."""
         changes = Changes(database, lambda sha256: self._blobs.find(sha256) is not None, self._limits)
         try:
-            if any(job.changes for job in batch):
+            if any(job.changes or job.work for job in batch):
                 database.execute("BEGIN IMMEDIATE")
                 for job in batch:
                     self._write_one(database, changes, job)
@@ -265,6 +278,8 @@ class Writer:
         try:
             for change, bodies in job.changes:
                 changes.apply(change, bodies)
+            if job.work is not None:
+                job.result = job.work(database)
         except Exception as error:
             if not database.in_transaction:
                 raise  # a full disk ends the whole transaction, and the savepoint with it
