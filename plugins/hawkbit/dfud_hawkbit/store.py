@@ -184,6 +184,9 @@ class HawkbitStore(Store):
     async def check(self) -> None:
         await self.inner.check()
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        return await self.inner.peek(collection, key)
+
     # Writing
 
     async def commit(self, changes: Sequence[Change]) -> None:
