@@ -63,7 +63,7 @@ async def main(count: int, profiled: bool) -> None:
                 bus,
                 controller,
                 Authenticator(store, bus, config, KEY, time.time),
-                Commands(8, 60.0, trio.current_time),
+                Commands(store, bus, 8, 60.0, trio.current_time),
                 config,
                 dialects=(),
                 sinks=(),

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import trio
 
 from dfud.testing.daemon import DaemonProcess
+from tests import warm
 
 # What every secret of dfud's own making looks like, wherever it came from: access tokens, claim codes, JWTs, whole headers.
 SHAPES = re.compile(
@@ -38,6 +40,19 @@ def leaks(daemon: DaemonProcess) -> list[str]:
     for secret in filter(None, daemon.secrets):
         found += [f"{secret[:3]}... in {len(form)} characters" for form in forms(secret) if form in told]
     return found
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cold", action="store_true", help="Start each dfud and dfuctl as a new interpreter (tests/warm.py).")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if sys.platform == "linux" and not config.getoption("--cold"):
+        warm.install()
+
+
+def pytest_unconfigure() -> None:
+    warm.remove()
 
 
 @pytest.fixture(autouse=True)

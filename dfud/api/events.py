@@ -119,6 +119,29 @@ class CancelRequested(msgspec.Struct, frozen=True):
     by: str
 
 
+class DocumentChanged(msgspec.Struct, frozen=True):
+    """Another process has put or deleted a document with `tell`."""
+
+    collection: str
+    key: str
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Another process on the same store said something (Store.tell)."""
+
+    topic: str
+    body: bytes
+
+
+class Missed(msgspec.Struct, frozen=True):
+    """What other processes changed may not have been heard: whatever is remembered of the store is to be forgotten.
+
+    app: of this app only; "": of everything.
+    """
+
+    app: str = ""
+
+
 E = TypeVar("E")
 
 

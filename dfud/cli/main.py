@@ -16,8 +16,10 @@ from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
 from dfud.cli.firmware import firmware
+from dfud.cli.jobs import job
 from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
+from dfud.cli.recalls import firmware_recall  # noqa: F401  # it and its like join the group firmware
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, command, context, login, token
 from dfud.cli.rollouts import channel, rollout
@@ -105,6 +107,7 @@ _FIRMWARE = (
     status,
     explain,
     drift,
+    job,
     retry,
     cancel,
     history,

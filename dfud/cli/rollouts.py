@@ -287,7 +287,9 @@ def channel() -> None:
 def channel_set(session: Session, name: str, version: str) -> None:
     """Have the devices of channel NAME run VERSION: a rule of the app's `spec.rules`."""
     check_name("label value", name)
-    session.request("GET", session.api("firmware", version))
+    found = session.request("GET", session.api("firmware", version))
+    if "recalled" in found:
+        raise CliError(f"firmware {version} is recalled: {found['recalled']['reason']}")
     rules = _rules(
         session, lambda others: [{"selector": f"channel={name}", "firmware": {"version": version}}, *others], name
     )

@@ -174,7 +174,7 @@ class Controller:
                 twins=twins,
             )
             began = verdict.deployment
-            if began is None or began.back or began.rollout in ("", known.rollout if known is not None else ""):
+            if began is None or began.final or began.back or not began.rollout or _has_place(known, began):
                 return verdict, desired
             held = self.rollouts.take(began.rollout, now_s)
             if held is None:
@@ -323,12 +323,20 @@ class Controller:
         known = self._memory.peek(app, device)
         if known is None:
             return None
-        return known.deployment.package if known.deployment is not None else ""
+        return self._package_of(app, known.deployment)
+
+    def _package_of(self, app: str, deployment: Deployment | None) -> str:
+        if deployment is None or (app, deployment.version) in self._memory.recalled:
+            return ""
+        return deployment.package
 
     async def load_package_of(self, app: str, device: str) -> str:
         """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
         async with self._memory.hold(app, device, self._now()) as hold:
-            return hold.known.deployment.package if hold.known.deployment is not None else ""
+            deployment = hold.known.deployment
+            if deployment is not None and deployment.package:
+                await self._memory.firmware(app, deployment.version)  # it may be recalled
+            return self._package_of(app, deployment)
 
     def chunks_in_memory(self, package: str) -> PackageFile | None:
         return self._packages.memory(package)
@@ -435,6 +443,13 @@ class Controller:
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+
+def _has_place(known: Deployment | None, began: Deployment) -> bool:
+    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
+    if known is None or known.rollout != began.rollout:
+        return False
+    return known.id == began.id or not known.final or known.is_between
 
 
 def _unmoved(deployment: Deployment) -> Deployment:

@@ -70,7 +70,7 @@ def explain(
     sentence, todo = SENTENCES[verdict.why](_Case(view, desired, target, verdict.reason, now_s, values))
     stranger = "" if published else ", an image that nobody published here"
     runs = f"It runs {actual.version}{stranger}, as it said at {_time(actual.seen_s)}."
-    said = [sentence, runs, *said]
+    said = [sentence, *_step(verdict.deployment, desired, target, values), runs, *said]
     silent_s = now_s - actual.seen_s
     code = verdict.why.value
     if silent_s > policy.seen_s + SILENT_POLLS * policy.poll_s and verdict.why is not Why.IN_SYNC:
@@ -110,6 +110,19 @@ def _wanted(desired: Desired) -> str:
     return f"It should run {desired.version}: {who} says so."
 
 
+def _step(
+    deployment: Deployment | None, desired: Desired, target: Firmware | None, values: dict[str, Any]
+) -> list[str]:
+    """Say which step of several it is on."""
+    route = deployment.route if deployment is not None and not deployment.final else None
+    if route is None or deployment is None or target is None or deployment.sha256 != target.sha256:
+        return []
+    values |= {"step": route.step, "steps": route.steps, "next": deployment.version}
+    return [
+        f"That is step {route.step} of {route.steps}: {deployment.version}; {desired.version} cannot follow directly."
+    ]
+
+
 def _turn(desired: Desired, rollouts: list[Rollout]) -> list[str]:
     """Say which rollouts of the app are on, where none of them speaks for this device."""
     if desired.rollout:
@@ -133,11 +146,11 @@ def _status(actual: Actual, deployment: Deployment | None, target: Firmware | No
         progress = Progress(bytes.fromhex(deployment.package), deployment.chunks_done, phase)
     defer = None
     if actual.defer_until_s > now_s:
-        defer = Defer(actual.defer_reason, int(actual.defer_until_s - now_s) + 1)
+        defer = Defer(actual.defer_reason, int(actual.defer_until_s - now_s) + 1, actual.defer_own)
     return Status(
         version=actual.version,
         digest=bytes.fromhex(actual.sha256),
-        hardware=actual.hardware if native or target is None else target.hardware,
+        hardware=actual.hardware if native or target is None or target.more else target.hardware,
         kinds=actual.kinds,
         payload=actual.payload_bytes,
         capacity=actual.capacity_bytes if native else SLOT_UNKNOWN,
@@ -152,7 +165,8 @@ def _status(actual: Actual, deployment: Deployment | None, target: Firmware | No
 def _sent(case: _Case) -> tuple[str, str]:
     d = case.deployment
     if d is None or d.final or case.target is None or d.sha256 != case.target.sha256:
-        return f"It will be told to update to {case.wanted} when it asks next.", ""
+        step = f" (first to {case.target.version})" if case.target is not None and case.desired.steps > 1 else ""
+        return f"It will be told to update to {case.wanted}{step} when it asks next.", ""
     case.values |= {"state": str(d.state), "chunks": d.chunks_done, "of": d.chunks_total, "attempts": d.attempts}
     if d.problem:
         case.values["problem"] = d.problem
@@ -219,7 +233,10 @@ def _deferred(case: _Case) -> tuple[str, str]:
 
 
 def _fixed(text: str, todo: str = "") -> Callable[[_Case], tuple[str, str]]:
-    return lambda case: (text.format(wanted=case.wanted, reason=case.reason.rstrip(".")), todo)
+    return lambda case: (
+        text.format(wanted=case.wanted, reason=case.reason.rstrip(".")),
+        todo.format(wanted=case.wanted),
+    )
 
 
 SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
@@ -231,6 +248,12 @@ SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
     ),
     Why.BAD_SPEC: _fixed("{reason}.", "Correct the spec, or publish that version."),
     Why.BARRED: _fixed("{reason}."),
+    Why.RECALLED: _fixed(
+        "{reason}.", "Want another version, or take the recall back: dfuctl firmware unrecall {wanted}."
+    ),
+    Why.NO_PATH: _fixed(
+        "{reason}.", "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}."
+    ),
     Why.LEFT: _left,
     Why.WINDOW: _held("It waits for its maintenance window."),
     Why.RATE: _held("It waits for its turn: the rollout tells only so many a minute."),

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 
 import trio
@@ -211,11 +212,13 @@ class Packages:
     async def _make(self, key: str, order: Order) -> None:
         target, base = order.target, order.base
         # A process of its own: it may take seconds of CPU and much memory, and gives both back.
-        async with self._workers.turn(target.app):
-            image = await self._store.blob(target.sha256)
+        async with (
+            self._workers.turn(target.app),
+            self._store.blob(target.sha256) as image,
+            self._store.blob(base.sha256) if base is not None else nullcontext() as base_path,
+        ):
             if image is None:
                 raise StoreError(f"the image of {target.app} {target.version} is missing from the store")
-            base_path = await self._store.blob(base.sha256) if base is not None else None
             self._path.mkdir(parents=True, exist_ok=True)
             base_given = [str(base_path), base.sha256] if base is not None and base_path is not None else ["", ""]
             given = [str(image), target.sha256, *base_given, str(order.kinds), str(order.payload), str(self._path), key]

@@ -24,8 +24,11 @@ async def judge(
         raise RefusedError(
             f"app {app.name} has {per_app} rollouts already; delete some that have ended, or raise [controller] rollouts_per_app"
         )
-    if await store.firmware(app.name, plan.version) is None:
+    firmware = await store.firmware(app.name, plan.version)
+    if firmware is None:
         raise PeerError(f"spec.firmware: {plan.version} is not published")
+    if firmware.recalled is not None:
+        raise PeerError(f"spec.firmware: {plan.version} is recalled: {firmware.recalled.reason}")
     for other, its in others.values():
         if its is None or other.status.state in FINAL:
             continue

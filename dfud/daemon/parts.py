@@ -31,6 +31,7 @@ from dfud.daemon import config as configuration
 from dfud.daemon.config import CORE_SECTIONS, ConfigErrors, DaemonConfig
 from dfud.daemon.key import read_key
 from dfud.daemon.plugins import Plugins
+from dfud.daemon.retention import SECTION as RETENTION
 from dfud.endpoint.config import SECTION as ENDPOINT
 from dfud.endpoint.config import EndpointConfig
 from dfud.registry.config import SECTION as REGISTRY
@@ -41,7 +42,7 @@ from dfud.registry.server import hypercorn_config
 from dfud.registry.tls import Tls
 
 T = TypeVar("T")
-SECTIONS = (*CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, ENDPOINT)
+SECTIONS = (*CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, ENDPOINT, RETENTION)
 
 
 class Parts(msgspec.Struct, frozen=True):

@@ -18,7 +18,6 @@ from dfud.api import (
     DeploymentChanged,
     StoreError,
     Transport,
-    TrimDocuments,
     contained,
     forever,
 )
@@ -30,6 +29,7 @@ from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
 from dfud.daemon.parts import Parts
+from dfud.daemon.retention import Retention, RetentionConfig
 from dfud.daemon.tasks import keep
 from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.commands import Commands
@@ -47,7 +47,6 @@ from dfud.registry.services import Services
 from dfud.registry.users import Users
 
 log = logging.getLogger("dfud")
-HOUSEKEEPING_S = 3600.0
 
 
 class Service:
@@ -135,6 +134,7 @@ class Service:
         limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes, password_limits(settings))
         wants, leaving = controller.rollouts.desired, controller.leaving
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
+        await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
         self._endpoint = DeviceEndpoint(
             self._store,
@@ -142,10 +142,13 @@ class Service:
             controller,
             Authenticator(self._store, self._bus, settings, key, time.time),
             Commands(
+                self._store,
+                self._bus,
                 settings.commands_queued,
                 settings.commands_expire_s,
                 trio.current_time,
-                devices_max=settings.commands_devices,
+                most=settings.commands_max,
+                most_bytes=settings.commands_max_bytes,
             ),
             settings,
             dialects=self._parts.dialects,
@@ -159,7 +162,8 @@ class Service:
             told = partial(_log_devices_served, transport.name)
             await keep(nursery, "transport.run", transport.run, self._endpoint, told=told, transport=transport.name)
         await self._start_user_plane(nursery, controller)
-        nursery.start_soon(forever, "daemon.housekeeping", self._housekeeping)
+        kept = self._config.section("retention", RetentionConfig)
+        await keep(nursery, "daemon.retention", Retention(self._store, kept, claims=self._claims.forget).run)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
         if not self._stop.is_set():
             self._not_ready = ""
@@ -168,12 +172,6 @@ class Service:
 
     async def _promote(self, app: str, version: str, by: str) -> None:
         await self._registry.set_firmware(app, None, {"version": version}, by)
-
-    async def _housekeeping(self) -> None:
-        """Keep what grows without a device or a user of its own within its limit."""
-        while True:
-            await self._store.commit([TrimDocuments(audit.COLLECTION, self._daemon.audit_max)])
-            await trio.sleep(HOUSEKEEPING_S)
 
     async def _start_user_plane(self, nursery: trio.Nursery, controller: Controller) -> None:
         config = self._config.section("registry", RegistryConfig)
@@ -226,6 +224,8 @@ class Service:
                 draining.start_soon(self._users_served.wait)
                 for transport in self._transports:
                     draining.start_soon(self._drain_one, transport)
+            if self.failure is None:
+                await self._endpoint.commands.kept.settled()
         if scope.cancelled_caught:
             log.warning("not everybody took the answer in time", extra={"drain_s": self._daemon.drain_s})
 

@@ -90,9 +90,6 @@ class EndpointConfig(msgspec.Struct, frozen=True):
     commands_queued: Annotated[
         int, Meta(description="commands kept for one device that is not waiting; 0: none are kept", ge=0, le=1000)
     ] = 8
-    commands_devices: Annotated[
-        int, Meta(description="devices that commands are kept for; for others they are refused", ge=1, le=100_000_000)
-    ] = 100_000
     commands_expire_s: Annotated[
         float,
         Meta(
@@ -102,6 +99,10 @@ class EndpointConfig(msgspec.Struct, frozen=True):
             extra={"unit": "s"},
         ),
     ] = 60.0
+    commands_max: Annotated[int, Meta(description="commands kept for all devices", ge=1, le=10_000_000)] = 100_000
+    commands_max_bytes: Annotated[
+        int, Meta(description="bytes of them", ge=1024, le=1 << 40, extra={"unit": "bytes"})
+    ] = 64 << 20
 
 
 def password_limits(config: EndpointConfig) -> PasswordLimits:

@@ -72,7 +72,8 @@ class _Poll(msgspec.Struct):
 
 
 class DeviceEndpoint(Endpoint):
-    """Authenticates, decodes, hands to the controller, parks. `run()` must be running for parked devices to be woken.
+    """Authenticates, decodes, hands to the controller, parks. `run()` must be running for parked devices to be woken, and for
+    what was kept for devices to be known.
 
     now: the wall clock, for what is told. clock: one that only moves forward, for what is remembered.
     """
@@ -117,8 +118,9 @@ class DeviceEndpoint(Endpoint):
         bus.subscribe(DeploymentChanged, self._stepped)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look again at parked devices for which something changed, until cancelled."""
+        """Read what is kept for devices, then look again at parked ones for which something changed, until cancelled."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self.commands.run)
             # Side by side, so that many of them share one commit.
             for _ in range(WAKING_AT_ONCE):
                 nursery.start_soon(self._reconsider_all)
@@ -307,8 +309,10 @@ class DeviceEndpoint(Endpoint):
                 id=str(uuid.uuid4()),
             )
             problem = await self.sinks.take(telemetry)
+            kept: Reply | None = None
             if problem is None:
                 self._bus.publish(telemetry)
+                kept = await self.commands.take(session.app, session.device)
         except BaseException:
             if waiting is not None:
                 waiting.cancel()
@@ -317,7 +321,6 @@ class DeviceEndpoint(Endpoint):
             if waiting is not None:
                 waiting.cancel()
             return problem
-        kept = self.commands.take(session.app, session.device)
         if kept is not None:
             if waiting is not None:
                 waiting.cancel()

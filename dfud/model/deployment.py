@@ -80,6 +80,16 @@ class Cause(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     manifest: str = ""
 
 
+class Route(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Where a deployment stands on the way to another version. toward: that version; step: from 1, of steps; began: what ran before
+    the first step."""
+
+    toward: str
+    step: int
+    steps: int
+    began: str = ""
+
+
 class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
 
@@ -95,7 +105,8 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
 
     rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
-    what that rollout brought.
+    what that rollout brought; retry: how often the rollout's failures had been forgiven when it was made. download_only: it was made
+    to be written, and switched to later. route: it is one of several steps, None if it goes to its version directly.
     """
 
     id: str
@@ -133,10 +144,18 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     rollout: str = ""
     wave: int = 0
     back: bool = False
+    retry: int = 0
+    download_only: bool = False
+    route: Route | None = None
 
     @property
     def final(self) -> bool:
         return self.state in FINAL
+
+    @property
+    def is_between(self) -> bool:
+        """Whether it is done and was a step: the device is on its way to the version that the route leads to."""
+        return self.state is State.DONE and self.route is not None and self.route.toward != self.version
 
     def step(self, event: Event, now_s: float, **changes: object) -> Deployment:
         """Return this deployment after `event` with `changes` applied; raise BugError where the table has no step."""
@@ -213,6 +232,7 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     attributes: dict[str, str] = {}
     defer_reason: str = ""
     defer_until_s: float = 0.0
+    defer_own: bool = False
     seen_s: float = 0.0
     transport: str = ""
     dialect: str = "dfu/1"

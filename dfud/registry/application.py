@@ -26,6 +26,7 @@ from dfud.registry import (
     routes_batch,
     routes_claims,
     routes_dfu,
+    routes_firmware,
     routes_registry,
     routes_rollouts,
     routes_service,
@@ -66,6 +67,7 @@ def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials
     routes_registry.register(app, services)
     routes_batch.register(app, services)
     routes_dfu.register(app, services, shutdown)
+    routes_firmware.register(app, services)
     routes_service.register(app, services, denials)
     routes_rollouts.register(app, services)
     routes_claims.register(app, services)

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -24,6 +25,7 @@ from dfud.api import (
     PutDocument,
     RefusedError,
     Store,
+    UnreadableError,
     read_record,
 )
 from dfud.model.names import check_device_name
@@ -157,6 +159,32 @@ class Claims:
                 continue  # a use was spent meanwhile
             return
         raise NotFoundError(f"no claim {name} in app {app}")
+
+    async def forget(self, before_s: float) -> int:
+        """Forget the codes of all apps that expired before a time, or whose app is gone; return how many."""
+        forgotten = 0
+        after = ""
+        while documents := await self._store.documents(CLAIMS, after=after):
+            after = documents[-1][0]
+            for key, value in documents:
+                claim = _read(key, value)
+                if claim is None or (claim.expires_s >= before_s and await self._has_app(claim)):
+                    continue
+                uses = await self._uses(claim.app, claim.id)
+                # A use that is spent meanwhile fails this, and the next time is as good.
+                with suppress(NotFoundError):
+                    await self._store.commit(
+                        [DeleteDocument(CLAIMS, key), *(DeleteDocument(USES, use) for use in uses)]
+                    )
+                    forgotten += 1
+        return forgotten
+
+    async def _has_app(self, claim: Claim) -> bool:
+        try:
+            app = await self._store.app(claim.app)
+        except UnreadableError:
+            return True
+        return app is not None and app.metadata.uid == claim.app_uid
 
     async def enrol(self, app: str, device: str, code: str, secret: str) -> bool:
         """Make `device` with `secret`, or find it made so before (the answer was lost); else return False, for any reason.

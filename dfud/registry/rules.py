@@ -86,11 +86,11 @@ def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def firmware_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    return f" ({_firmware(old)} -> {_firmware(new)})"
+    return f" ({firmware_shown(old.get('firmware'))} -> {firmware_shown(new.get('firmware'))})"
 
 
-def _firmware(spec: Mapping[str, Any]) -> str:
-    firmware = spec.get("firmware")
+def firmware_shown(firmware: Any) -> str:
+    """Return a spec.firmware in a few words: the version and its flags."""
     if firmware is None:
         return "none"
     version = firmware.get("version") if isinstance(firmware, Mapping) else None

@@ -20,8 +20,19 @@ from dfud.registry.users import Users
 class CommandSender(Protocol):
     """Takes a user's command to a device; the endpoint."""
 
-    def send(self, app: str, device: str, name: str, payload: bytes, *, expires_s: float | None = None) -> bool:
-        """Return whether the command was handed to a waiting device or is kept for it."""
+    async def send(
+        self,
+        app: str,
+        device: str,
+        uid: str,
+        name: str,
+        payload: bytes,
+        *,
+        expires_s: float | None = None,
+        gateways: Sequence[str] = (),
+        also: Sequence[Change] = (),
+    ) -> bool:
+        """Return whether the command was handed to a waiting device or is stored for it; `also` is committed with it."""
 
 
 class Updates(Protocol):

@@ -76,7 +76,7 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert f"Published 1.1 for esp32c3, {len(image)} bytes, sequence 2." in published
     assert await dfuctl("update", "lamp1", "1.1") == "lamp1 should run 1.1."
     assert await dfuctl("update", "-l", "site=cellar", "1.1") == (
-        "1 device should run 1.1: 1 changed, 0 unchanged, 0 refused."
+        "1 device should run 1.1: 1 changed, 0 unchanged."
     )
     assert "should run 1.1" in await dfuctl("update", "--app-default", "1.1")
     assert await dfuctl("status", "lamp1") == "lamp1: ? -> 1.1: NeverSeen"
@@ -87,7 +87,12 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert (tmp_path / "copy.bin").read_bytes() == image
     await dfuctl("follow", "lamp1")
     assert "firmware" not in json.loads(await dfuctl("device", "show", "lamp1"))["spec"]
-    assert json.loads(await dfuctl("-o", "json", "follow", "-l", "site=cellar")) == {"changed": ["lamp2"]}
+    found = json.loads(await dfuctl("-o", "json", "follow", "-l", "site=cellar"))
+    assert (found["state"], found["changed"], found["firmware"]) == ("done", 1, None)
+    told = await dfuctl("job", "list")
+    assert "site=cellar  (none of their own)" in told
+    assert "1 asked for " in await dfuctl("job", "show", found["job"], "--watch")
+    assert "is done already" in await dfuctl("job", "cancel", found["job"], fails=True)
     assert "name a device, or give -l" in await dfuctl("follow", fails=True)
     assert "is no registry of dfud" in await dfuctl("login", dfuctl.daemon.urls["http"], "--token", "x", fails=True)
     assert "wanted by app lamps" in await dfuctl("firmware", "delete", "--yes", "1.1", fails=True)

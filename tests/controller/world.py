@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from dfud.api import (
     Device,
     DeviceChanged,
     DeviceView,
+    ExpectDevice,
     Firmware,
     FirmwareChanged,
     HistoryEntry,
     Metadata,
     NotFoundError,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
@@ -64,6 +67,7 @@ class Records(Store):
         self.firmwares_: dict[tuple[str, str], Firmware] = {}
         self.actuals: dict[tuple[str, str], Actual] = {}
         self.deployments_: dict[str, Deployment] = {}
+        self.sequences: dict[tuple[str, str], int] = {}
         self.of_device: dict[tuple[str, str], dict[str, Deployment]] = {}
         self.counts_: dict[str, dict[str, int]] = {}
         self.entries: list[HistoryEntry] = []
@@ -93,11 +97,16 @@ class Records(Store):
                     self.devices_[device.app, device.name] = device
                 case PutFirmware(firmware, _):
                     self.firmwares_[firmware.app, firmware.version] = firmware
+                case ExpectDevice(app_name, name, sequence):
+                    if self.sequences.get((app_name, name), 0) != sequence:
+                        raise ConflictError("changed")
                 case PutActual(actual):
+                    self._raise(actual.app, actual.device)
                     self.actuals[actual.app, actual.device] = actual
                 case PutDeployment(deployment, entry):
                     if (deployment.app, deployment.device) not in self.devices_:
                         raise NotFoundError("no device")
+                    self._raise(deployment.app, deployment.device)
                     self.deployments_[deployment.id] = deployment
                     self.of_device.setdefault((deployment.app, deployment.device), {})[deployment.id] = deployment
                     self.entries += [entry] if entry is not None else []
@@ -117,6 +126,9 @@ class Records(Store):
                 case _:
                     raise AssertionError(change)
         await self.pause()
+
+    def _raise(self, app: str, device: str) -> None:
+        self.sequences[app, device] = self.sequences.get((app, device), 0) + 1
 
     async def _read(self, found: Callable[[], Any]) -> Any:
         await self.pause()
@@ -139,7 +151,8 @@ class Records(Store):
             found = self.devices_.get((app, device))
             if found is None:
                 return None
-            return DeviceView(found, self.actuals.get((app, device)), self.newest(app, device))
+            key = (app, device)
+            return DeviceView(found, self.actuals.get(key), self.newest(app, device), self.sequences.get(key, 0))
 
         made: DeviceView | None = await self._read(view)
         return made
@@ -172,7 +185,7 @@ class Records(Store):
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
         every = self.firmwares_.values()
         found: Firmware | None = await self._read(
-            lambda: next((f for f in every if (f.app, f.sha256) == (app, sha256)), None)
+            lambda: next((f for f in every if f.app == app and sha256 in f.digests), None)
         )
         return found
 
@@ -199,15 +212,19 @@ class Records(Store):
         every = sorted(self.documents_.items())
         return [(k, v) for (c, k), v in every if c == collection and k.startswith(prefix) and k > after][:limit]
 
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        raise AssertionError
+
     async def counts(self, scope: str) -> dict[str, int]:
         return {name: number for name, number in self.counts_.get(scope, {}).items() if number}
 
     async def new_blob(self) -> BlobWriter:
         raise StoreError("only records are kept here")
 
-    async def blob(self, sha256: str) -> Path | None:
+    @asynccontextmanager
+    async def blob(self, sha256: str) -> AsyncIterator[Path | None]:
         await self.pause()
-        return self.images.get(sha256)
+        yield self.images.get(sha256)
 
     async def delete_blob(self, sha256: str) -> None:
         self.images.pop(sha256, None)

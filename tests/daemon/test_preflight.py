@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -168,12 +169,12 @@ async def test_the_audit_log_is_bounded(tmp_path: Path) -> None:
     """By number, the oldest first; a start already keeps to it."""
     daemon = DaemonProcess(tmp_path)
     await daemon.init()
-    text = daemon.config.read_text().replace("[daemon]\n", "[daemon]\naudit_max = 1000\n")
+    text = daemon.config.read_text() + "\n[retention]\naudit_max = 1000\n"
     daemon.write_config = lambda: daemon.config.write_text(text)  # type: ignore[assignment,method-assign]
     async with trio.open_nursery() as nursery:
         store = LocalStore(tmp_path / "state")
         await nursery.start(store.run, Bus())
-        await store.commit([audit.entry(float(n), "x", "create", str(n)) for n in range(1200)])
+        await store.commit([audit.entry(time.time() - 2000 + n, "x", "create", str(n)) for n in range(1200)])
         nursery.cancel_scope.cancel()
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from dfud.api import Chunks, Code, Credentials, Reply, Request
-from dfud.endpoint.commands import Commands
 from dfud.endpoint.endpoint import DeviceEndpoint
 from tests.endpoint.world import World, a_status, basic, start_world
 
@@ -56,12 +55,3 @@ def test_an_answer_holds_so_many_chunks_and_bytes(limits: tuple[int, int], sent:
     session = cast(Any, SimpleNamespace(app="a", device="d"))
     found = endpoint._cut(session, "p", "p", chunks, 2, 9)
     assert isinstance(found, Chunks) and found.bodies == chunks[2 : 2 + sent]
-
-
-def test_commands_are_kept_for_so_many_devices() -> None:
-    now = [0.0]
-    commands = Commands(2, 60.0, lambda: now[0], devices_max=3)
-    assert [commands.send("a", f"d{n}", "c", b"") for n in range(5)] == [True, True, True, False, False]
-    assert commands.send("a", "d0", "c", b""), "one that has some may have more"
-    now[0] = 61.0
-    assert commands.send("a", "d4", "c", b""), "what has expired makes room"

@@ -220,7 +220,7 @@ async def test_the_wall_clock_set_back_keeps_nothing_waiting(world: World) -> No
     for _ in range(6):
         await world.code(basic("dev1@app1:wrong"))
     assert await world.code(me) is Code.TOO_MANY
-    assert world.endpoint.commands.send("app1", "dev1", "old", b"")
+    assert await world.endpoint.commands.send("app1", "dev1", "", "old", b"")
     world.clock[0] -= 300 * 86400
     world.monotonic[0] += 61
     found = await world.post(Credentials(me))

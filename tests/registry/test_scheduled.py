@@ -29,6 +29,7 @@ from dfud.api import (
     PutDocument,
     PutFirmware,
     RequestError,
+    SetFirmware,
 )
 from dfud.model.credentials import verify
 from dfud.model.selectors import EVERYTHING
@@ -40,7 +41,7 @@ from dfud.registry.registry import Precondition, Registry
 from dfud.registry.users import Forbidden, Token, Users
 from tests.endpoint.scheduled import Gates
 from tests.registry.desk import ADMIN, KEY, T0
-from tests.registry.scheduled import GatedRegistryStore
+from tests.registry.scheduled import GatedRegistryStore, set_firmware
 
 # A seed is printed when one fails: every choice of the test comes out of it.
 RANDOMS = st.integers(0, 1 << 48).map(Random)
@@ -118,7 +119,8 @@ class Story:
         self.secrets[by] = await self.registry.new_secret("a", self.name(), by)
 
     async def group(self, by: str) -> Any:
-        return await self.registry.update_group("a", EVERYTHING, {"version": self.random.choice(VERSIONS)}, by)
+        wanted = {"version": self.random.choice(VERSIONS)}
+        return await self.registry.groups.accept("a", EVERYTHING, "", wanted, by)
 
     async def publish(self, by: str) -> Any:
         async def body() -> AsyncIterator[bytes]:
@@ -166,8 +168,8 @@ class Story:
         self.check_firmware()
         for number, changes in enumerate(self.store.committed, start=1):
             for change in changes:
-                key = _told_of(change)
-                assert key is None or self.heard.get(key, 0) >= number, f"{key} changed and nobody heard"
+                for key in _told_of(change):
+                    assert self.heard.get(key, 0) >= number, f"{key} changed and nobody heard"
 
     def entries(self) -> list[tuple[AuditEntry, list[Any]]]:
         """Return what is on record in the order in which it was stored, with what was stored beside it."""
@@ -195,9 +197,12 @@ class Story:
                 if isinstance(change, DeleteDevice):
                     del replayed[change.device]
                     good.pop(change.device, None)
+                elif isinstance(change, SetFirmware):
+                    for name in [name for name in change.devices if name in replayed]:
+                        replayed[name] = set_firmware(replayed[name], change.firmware, change.resource_version)
                 elif isinstance(change, PutDevice):
                     device, old = change.device, replayed.get(change.device.name)
-                    if self.kinds[entry.by] in ("want", "group"):
+                    if self.kinds[entry.by] == "want":
                         assert old is not None
                         mine = {**old.spec, "firmware": device.spec.get("firmware")}
                         assert (device.spec, device.metadata.labels) == (mine, old.metadata.labels), "a change was lost"
@@ -254,17 +259,19 @@ REQUESTS: list[Callable[[Story, str], Awaitable[Any]]] = [
 ]
 
 
-def _told_of(change: Any) -> tuple[str, str] | None:
+def _told_of(change: Any) -> list[tuple[str, str]]:
     match change:
         case PutDevice(device):
-            return "device", device.name
+            return [("device", device.name)]
+        case SetFirmware(_, names):
+            return [("device", name) for name in names]
         case DeleteDevice(_, name):
-            return "device", name
+            return [("device", name)]
         case PutFirmware(firmware):
-            return "firmware", firmware.version
+            return [("firmware", firmware.version)]
         case DeleteFirmware(_, version):
-            return "firmware", version
-    return None
+            return [("firmware", version)]
+    return []
 
 
 async def _begin(story: Story) -> None:
@@ -277,6 +284,7 @@ async def tell(random: Random) -> Story:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_begin, story)
         await story.gates.settle()
+        nursery.start_soon(story.registry.groups.run)
         for _ in range(STEPS):
             if story.under_way < AT_ONCE and random.random() < 0.3:
                 story.number += 1
@@ -284,6 +292,7 @@ async def tell(random: Random) -> Story:
             await story.gates.step()
             story.check_now()
         await story.gates.settle()
+        nursery.cancel_scope.cancel()
     story.check_all()
     return story
 
@@ -292,7 +301,7 @@ def test_requests_come_in_between_and_most_are_answered() -> None:
     """The test below would pass if everything were refused, or nothing happened at the same time."""
     story = trio.run(tell, Random(1))
     kinds = {entry.what for entry, _ in story.entries()}
-    assert {"create", "delete", "update", "update-group", "rotate-secret", "publish", "delete-token"} <= kinds
+    assert {"create", "delete", "update", "update-group", "group-updated", "rotate-secret", "publish", "delete-token"} <= kinds
     assert len(story.answered) > len(story.refused) > 0
 
 

@@ -7,6 +7,7 @@ line. So users and devices never wait for hawkBit, and what was answered survive
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dfud.api import (
     DeviceView,
     Firmware,
     HistoryEntry,
+    Pruned,
     PutActual,
     PutDeployment,
     PutDevice,
@@ -34,9 +36,11 @@ from dfud.api import (
     PutFirmware,
     RefusedError,
     Selector,
+    SetFirmware,
     Store,
     StoreError,
     UnreadableError,
+    Wish,
     forever,
 )
 from dfud_hawkbit import feedback, records
@@ -95,6 +99,7 @@ class HawkbitStore(Store):
         """Take the records. Raises ConfigError for secrets that cannot be read."""
         self.config.check()
         self._records = records
+        self.capabilities |= records.capabilities & {Capability.BACKUP, Capability.SHARED}
         self._parts = Parts(records, self.config, self._now)
 
     @property
@@ -223,6 +228,8 @@ class HawkbitStore(Store):
                 before = None if old is None else (old.device.spec.get("firmware"), old.device.metadata.labels)
                 if before != (device.spec.get("firmware"), device.metadata.labels):
                     devices[key] = now_s
+            case SetFirmware(app, names):
+                devices |= dict.fromkeys((records.device_key(app, name) for name in names), now_s)
             case DeleteDevice(app, name):
                 devices[records.device_key(app, name)] = now_s
             case DeleteApp(app):
@@ -272,6 +279,9 @@ class HawkbitStore(Store):
             left_s = link.attributes_s + self.config.attributes_s - self._now()
             devices[key] = self._now() + max(0.0, min(self.config.attributes_s, left_s))
 
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        return await self.inner.prune(before_s, now_s, after=after, limit=limit)
+
     async def new_blob(self) -> BlobWriter:
         return await self.inner.new_blob()
 
@@ -293,6 +303,11 @@ class HawkbitStore(Store):
 
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         return await self.inner.count(app, selector)
+
+    async def wishes(
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, after: str = ""
+    ) -> list[Wish]:
+        return await self.inner.wishes(app, selector, limit=limit, after=after)
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         return await self.inner.find_aliases(app, names)
@@ -332,9 +347,16 @@ class HawkbitStore(Store):
     ) -> list[tuple[str, bytes]]:
         return await self.inner.documents(collection, prefix=prefix, after=after, limit=limit)
 
-    async def blob(self, sha256: str) -> Path | None:
-        return await self.inner.blob(sha256)
+    def blob(self, sha256: str) -> AbstractAsyncContextManager[Path | None]:
+        return self.inner.blob(sha256)
 
-    async def backup(self) -> AsyncIterator[bytes]:
-        async for block in self.inner.backup():
-            yield block
+    def backup(self) -> AsyncIterator[bytes]:
+        return self.inner.backup()
+
+    @asynccontextmanager
+    async def lead(self, name: str) -> AsyncIterator[None]:
+        async with self.inner.lead(name):
+            yield
+
+    async def tell(self, topic: str, body: bytes) -> None:
+        await self.inner.tell(topic, body)

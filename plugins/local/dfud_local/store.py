@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
+    Pruned,
     StoreError,
 )
 from dfud_local.blobs import Blobs
@@ -36,7 +38,9 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE})
+    capabilities = frozenset(
+        {Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE, Capability.BACKUP}
+    )
 
     def __init__(
         self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
@@ -60,12 +64,13 @@ class LocalStore(ReadingStore):
                 self._blobs.open()
                 database = opened.enter_context(contextlib.closing(self._connect()))
                 migrate(database)
+                self._purge.load(database)
                 self._collect(database)
                 database.close()
                 self._open_reader = Reader(lambda: self._connect(readonly=True))
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"the local store in {self._directory} cannot be opened: {error}") from error
-            self._writer = Writer(self._connect, self._blobs, self._limits, stuck_s=self._stuck_s)
+            self._writer = Writer(self._connect, self._blobs, self._limits, self._purge, stuck_s=self._stuck_s)
             task_status.started()
             try:
                 await self._writer.serve()
@@ -114,6 +119,11 @@ class LocalStore(ReadingStore):
         await self._writer.commit(changes)
         self._damage.mended(changes)
 
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        if self._writer is None:
+            raise StoreError("the store is not open")
+        return await self._writer.prune(before_s, now_s, after, limit)
+
     async def new_blob(self) -> BlobWriter:
         if self._writer is None:
             raise StoreError("the store is not open")
@@ -123,8 +133,10 @@ class LocalStore(ReadingStore):
         if self._writer is not None:
             await self._writer.release(sha256)
 
-    async def blob(self, sha256: str) -> Path | None:
-        return self._blobs.find(sha256)
+    @asynccontextmanager
+    async def blob(self, sha256: str) -> AsyncIterator[Path | None]:
+        await trio.lowlevel.checkpoint()
+        yield self._blobs.find(sha256)
 
     async def backup(self) -> AsyncIterator[bytes]:
         """Yield a SQLite database file."""

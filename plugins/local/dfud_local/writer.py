@@ -14,14 +14,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import trio
 
-from dfud.api import Change, DfudError, StoreError, contained, note
+from dfud.api import Change, DfudError, Pruned, StoreError, contained, note
 from dfud_local.blobs import Blobs
 from dfud_local.changes import Changes, blob_needed
 from dfud_local.encoding import encode
 from dfud_local.limits import Limits
+from dfud_local.prune import prune
+from dfud_local.purge import Purge
 
 log = logging.getLogger("dfud.store")
 BATCH_MAX = 1000  # transactions that share one sync
@@ -30,14 +33,19 @@ PROBE_BYTES = 65536
 
 
 class _Job:
-    """One commit; or, with `freed` and no changes, a look whether somebody still needs these images."""
+    """One commit; or, without changes: with `freed`, a look whether somebody still needs these images; or some other `work`."""
 
-    __slots__ = ("changes", "done", "error", "freed")
+    __slots__ = ("changes", "done", "error", "freed", "result", "work")
 
     def __init__(
-        self, changes: Sequence[tuple[Change, tuple[bytes, ...]]], freed: frozenset[str] = frozenset()
+        self,
+        changes: Sequence[tuple[Change, tuple[bytes, ...]]] = (),
+        freed: frozenset[str] = frozenset(),
+        work: Callable[[sqlite3.Connection], Any] | None = None,
     ) -> None:
         self.changes = changes
+        self.work = work
+        self.result: Any = None
         self.freed = freed
         self.done = trio.Event()
         self.error: DfudError | None = None
@@ -50,11 +58,18 @@ class Writer:
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], blobs: Blobs, limits: Limits, *, stuck_s: float = 30.0
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        blobs: Blobs,
+        limits: Limits,
+        purge: Purge,
+        *,
+        stuck_s: float = 30.0,
     ) -> None:
         self._connect = connect
         self._blobs = blobs
         self._limits = limits
+        self._purge = purge
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is put into the queue once it was emptied for ever
         self._closed = ""
@@ -76,7 +91,13 @@ class Writer:
     async def release(self, sha256: str) -> None:
         """Remove an image unless a record names it. A writer that has ended leaves that to the next start."""
         with contextlib.suppress(StoreError):
-            await self._do(_Job((), frozenset({sha256})))
+            await self._do(_Job(freed=frozenset({sha256})))
+
+    async def prune(self, before_s: float, now_s: float, after: str, limit: int) -> Pruned:
+        job = _Job(work=lambda database: prune(database, before_s, now_s, after, limit))
+        await self._do(job)
+        found: Pruned = job.result
+        return found
 
     async def _do(self, job: _Job) -> None:
         with self._lock:
@@ -170,8 +191,16 @@ class Writer:
             database.close()
 
     def _next(self, database: sqlite3.Connection) -> _Job | None:
-        """Return the next job; while commits fail, look now and then whether that is over, for perhaps nobody commits."""
-        while self._fault:
+        """Return the next job; with nothing to do, remove what is left of deleted apps.
+
+        While commits fail, look now and then whether that is over, for perhaps nobody commits.
+        """
+        while self._fault or self._purge.hidden:
+            if not self._fault:
+                self._remove_some(database)
+                with contextlib.suppress(queue.Empty):
+                    return self._queue.get_nowait()
+                continue
             wait_s = self._probe_s - time.monotonic()
             if wait_s <= 0:
                 self._batch = []
@@ -182,6 +211,15 @@ class Writer:
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=wait_s)
         return self._queue.get()
+
+    def _remove_some(self, database: sqlite3.Connection) -> None:
+        self._batch = []
+        self._began_s = time.monotonic()
+        try:
+            self._purge.step(database)
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+        self._began_s = 0.0
 
     def _failed(self, error: Exception) -> StoreError:
         """Note that the disk or the database took no commit; the caller is told the same."""
@@ -212,7 +250,7 @@ class Writer:
         """Write the batch in one transaction; if the whole cannot be written, none of it is."""
         changes = Changes(database, lambda sha256: self._blobs.find(sha256) is not None, self._limits)
         try:
-            if any(job.changes for job in batch):
+            if any(job.changes or job.work for job in batch):
                 database.execute("BEGIN IMMEDIATE")
                 for job in batch:
                     self._write_one(database, changes, job)
@@ -227,6 +265,8 @@ class Writer:
                 database.execute("ROLLBACK")
             _fail(batch, failed)
             return
+        if changes.dropped:
+            self._purge.hide(changes.dropped)
         with contained("store.images"):  # the records are stored; what is not removed now is left for the next start
             freed = changes.freed.union(*(job.freed for job in batch))
             # Nobody else writes records: what none names here, none will, unless its writer is still open.
@@ -238,6 +278,8 @@ class Writer:
         try:
             for change, bodies in job.changes:
                 changes.apply(change, bodies)
+            if job.work is not None:
+                job.result = job.work(database)
         except Exception as error:
             if not database.in_transaction:
                 raise  # a full disk ends the whole transaction, and the savepoint with it
