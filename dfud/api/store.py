@@ -372,7 +372,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, in the order of the commits, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first, each with its number.
+
+        Numbers are not given a second time while the device is there, whatever is no longer kept.
+        """
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:
