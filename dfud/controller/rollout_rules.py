@@ -29,6 +29,17 @@ async def judge(
         raise PeerError(f"spec.firmware: {plan.version} is not published")
     if firmware.recalled is not None:
         raise PeerError(f"spec.firmware: {plan.version} is recalled: {firmware.recalled.reason}")
+    refuse_conflict(plan, others)
+    for device in sorted(plan.whom.devices):
+        if await store.device(app.name, device) is None:
+            raise PeerError(f"spec.devices.names: no device {device} in app {app.name}")
+    if not plan.whom.devices and not plan.whom.dynamic:
+        if not await store.devices(app.name, plan.whom.selector, limit=1):
+            raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+
+
+def refuse_conflict(plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]]) -> None:
+    """Raise ConflictError where another rollout of the same priority may mean the same device."""
     for other, its in others.values():
         if its is None or other.status.state in FINAL:
             continue
@@ -37,12 +48,17 @@ async def judge(
                 f"spec.priority: rollout {other.name} has {plan.priority}, too, and both may mean the same device; "
                 "give one of them another priority"
             )
-    for device in sorted(plan.whom.devices):
-        if await store.device(app.name, device) is None:
-            raise PeerError(f"spec.devices.names: no device {device} in app {app.name}")
-    if not plan.whom.devices and not plan.whom.dynamic:
-        if not await store.devices(app.name, plan.whom.selector, limit=1):
-            raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+
+
+def waiting_names(plan: Plan, members: Sequence[Facts]) -> frozenset[str]:
+    """Return the members that do not run the version yet and are in no wave of a selector."""
+    selectors = [wave.selector for wave in plan.waves if wave.selector is not None]
+    return frozenset(
+        facts.device
+        for facts in members
+        if (facts.actual is None or facts.actual.version != plan.version)
+        and not any(selector.matches(facts.labels) for selector in selectors)
+    )
 
 
 def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
