@@ -80,17 +80,24 @@ class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
 class PutFirmware(msgspec.Struct, frozen=True, tag=True):
     """create: the version must not exist yet. Its blobs must be stored and their BlobWriters still open, but for those that
     the replaced record names: firmware.digests. Those that only the replaced one names are let go of.
+
+    expect: compare and set: the stored record must be this one. Then `create` means nothing.
     """
 
     firmware: Firmware
     create: bool = True
+    expect: Firmware | None = None
 
 
 class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
-    """Its blobs go with the last record that names them, once that is durable."""
+    """Its blobs go with the last record that names them, once that is durable.
+
+    unused: refused with ConflictError while users_of() would name a device.
+    """
 
     app: str
     version: str
+    unused: bool = False
 
 
 class ExpectDevice(msgspec.Struct, frozen=True, tag=True):

@@ -166,9 +166,9 @@ def status(
         show_result(firmware)
 
 
-def _ask(session: Session, what: str, device_name: str) -> None:
+def _ask(session: Session, what: str, device_name: str, promise: str) -> None:
     session.request("POST", session.api(what, device_name))
-    session.done("Accepted.", device=device_name, asked=what)
+    session.done(f"{device_name}: {promise}.", device=device_name, asked=what)
 
 
 @click.command()
@@ -176,7 +176,7 @@ def _ask(session: Session, what: str, device_name: str) -> None:
 @pass_session
 def retry(session: Session, device_name: str) -> None:
     """Let a device try again what it left, or what failed."""
-    _ask(session, "retry", device_name)
+    _ask(session, "retry", device_name, "what it should run may be sent to it again")
 
 
 @click.command()
@@ -184,7 +184,7 @@ def retry(session: Session, device_name: str) -> None:
 @pass_session
 def cancel(session: Session, device_name: str) -> None:
     """End a device's update, unless it runs on trial already. The version is not sent to it again until `retry`."""
-    _ask(session, "cancel", device_name)
+    _ask(session, "cancel", device_name, "the image is not sent to it again until `dfuctl retry`")
 
 
 @click.command()

@@ -49,7 +49,7 @@ from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
 from dfud.controller.packages import Busy, Packages
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
-from dfud.controller.wishes import cancelled, retried
+from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
 from dfud.model.deployment import Event
 from dfud.package.file import PackageFile
@@ -395,11 +395,17 @@ class Controller:
         """Let a device try again what it left, or what failed, or what waits for its next attempt. Said of an update under way,
         its end will not block the next one.
 
-        `also` is committed with it; alone if there is nothing to try again.
+        `also` is committed with it; alone where nothing holds it back from what it should run already. Raises RefusedError where
+        there is nothing to try.
         """
         async with self._memory.hold(app, device, self._now()) as hold:
             after = retried(hold.known.deployment, self._now())
             if after is None:
+                desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
+                if desired.version and target is None:
+                    raise RefusedError(f"{desired.problem}; there is nothing to try again")
+                if nothing := nothing_to_do(device, target, hold.known.actual):
+                    raise RefusedError(f"{nothing}: there is nothing to try again")
                 if also:
                     await self._store.commit(also)
                 return
@@ -410,8 +416,9 @@ class Controller:
         """End a device's deployment, or the one that it would begin with its next status; the same image is not sent again
         until somebody retries or asks for another.
 
-        `also` is committed with it; alone if there is nothing to end. Raises RefusedError where it cannot be done: on trial
-        the device decides, and what is not published cannot be named.
+        `also` is committed with it; alone where the image is not sent anyway until somebody says retry. Raises RefusedError where
+        there is nothing to end, and where it cannot be done: on trial the device decides, and what is not published cannot be
+        named.
         """
         async with self._memory.hold(app, device, self._now()) as hold:
             desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
@@ -420,6 +427,8 @@ class Controller:
             known = hold.known
             after = cancelled(app, device, known.deployment, known.actual, target, by, self._now())
             if after is None:
+                if nothing := nothing_to_do(device, target, known.actual):
+                    raise RefusedError(f"{nothing}: there is nothing to cancel")
                 if also:
                     await self._store.commit(also)
                 return

@@ -108,12 +108,11 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     async def delete_firmware(app: str, version: str) -> Response:
         who = require("manager", app)
         hardware, attributes = request.args.get("hardware", ""), request.args.getlist("attribute")
-        rollouts = services.rollouts.all_of(app)
         if hardware or attributes:
             of = read_attributes_untrusted(attributes)
-            await services.firmware.delete_image(app, version, hardware, of, who.name, rollouts)
+            await services.firmware.delete_image(app, version, hardware, of, who.name)
         else:
-            await services.firmware.delete(app, version, who.name, rollouts)
+            await services.firmware.delete(app, version, who.name)
         return Response("", 204)
 
     @app.post(f"{BASE}/update")

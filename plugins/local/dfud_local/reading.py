@@ -22,6 +22,7 @@ from dfud.api import (
     UnreadableError,
     Wish,
 )
+from dfud_local.changes import USERS
 from dfud_local.damage import Damage, Key
 from dfud_local.encoding import decode, firmware_of, text, unreadable, with_columns
 from dfud_local.purge import Purge
@@ -288,13 +289,7 @@ class ReadingStore(Store):
     async def users_of(self, app: str, version: str) -> list[str]:
         if app in self._purge.hidden:
             return []
-        rows = await self._reader.rows(
-            "SELECT name FROM device WHERE app=?1 AND wants=?2 AND wants<>'' "
-            "UNION SELECT device FROM deployment WHERE app=?1 AND version=?2 AND open ORDER BY 1 LIMIT 10",
-            app,
-            version,
-        )
-        return [text(row[0]) for row in rows]
+        return [text(row[0]) for row in await self._reader.rows(USERS, app, version)]
 
     async def document(self, collection: str, key: str) -> bytes | None:
         row = self._reader.row("SELECT value FROM document WHERE collection=? AND key=?", collection, key)
