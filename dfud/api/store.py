@@ -283,6 +283,12 @@ class Store(abc.ABC):
     async def check(self) -> None:  # noqa: B027 - a store without anything to check is whole
         """Raise ConfigError or StoreError for what would keep run() from starting. Changes nothing; for `check-config`."""
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        """Return a document of a store that does not run, None where it has none or that cannot be told. Changes nothing; for
+        `check-config`.
+        """
+        return None
+
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the store, report started, serve until cancelled, then close.
@@ -321,6 +327,17 @@ class Store(abc.ABC):
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
         """Devices of an app by name (bytewise), those behind `after` only."""
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        """Devices of an app whose newest deployment has not ended, by name, those behind `after` only.
+
+        A store that can finds them without looking at the others.
+        """
+        found: list[DeviceView] = []
+        while len(found) < limit and (page := await self.devices(app, limit=limit, after=after)):
+            after = page[-1].device.name
+            found += [view for view in page if view.deployment is not None and not view.deployment.final]
+        return found[:limit]
 
     @abc.abstractmethod
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
@@ -365,7 +382,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, in the order of the commits, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first, each with its number.
+
+        Numbers are not given a second time while the device is there, whatever is no longer kept.
+        """
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:

@@ -35,27 +35,30 @@ from dfud.api import (
     Store,
     StoreError,
     UnreadableError,
+    forever,
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, decide, entry_of
-from dfud.controller.hear import explained
+from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred, undisputed
 from dfud.controller.observe import actual_of, are_twins, health_of, newly_twins, twins_of, unaged
+from dfud.controller.older import older_told
+from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy, Packages
+from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
-from dfud.controller.sending import Order, command_of, offered, order_of, sent
+from dfud.controller.sending import Order, command_of, has_place, offered, order_of, sent, unmoved
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
 from dfud.model.deployment import Event
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Outcome, Status, Type
+from dfud.wire.messages import Command, Status, Type
 
-OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 DEPLOYMENTS_MAX = 100  # of a device, among which its rollouts are looked for when it is deleted
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
 
@@ -71,15 +74,19 @@ class Controller:
         config: ControllerConfig,
         now: Callable[[], float],
         promote: Promote | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._packages = packages
         self._config = config
         self._now = now
-        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app)
+        self._outbox = outbox or Outbox(store)
+        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app, outbox=self._outbox)
         self._memory = Memory(store, bus, config, self.rollouts.desired)
-        self.insight = Insight(store, self._memory, self.rollouts, config, now)
+        self.fleet = Fleet(store, bus, self._memory.image, now)
+        self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
+        self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
         self._budget = Budget(config.history_per_hour, config.cache_devices)
@@ -90,6 +97,9 @@ class Controller:
         """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rollouts.run)
+            nursery.start_soon(forever, "controller.fleet", self.fleet.run)
+            nursery.start_soon(forever, "controller.attention", self.insight.run)
+            nursery.start_soon(forever, "controller.planner", self.planner.run)
             await self._jobs.run(task_status=task_status)
 
     @property
@@ -138,7 +148,7 @@ class Controller:
                     order = order_of(status, verdict.deployment, target, await self._base(status, app))
                     package = self._take(verdict, order, made, now_s)
                 hold.known.status = status
-                older = await self._older(hold, status, now_s) if not look else []
+                older = await older_told(self._store, hold.known.deployment, status, now_s) if not look else []
                 await self._keep(hold, actual, verdict, now_s, older)
                 command = command_of(verdict, target, desired, package)
                 changed = hold.changed
@@ -178,7 +188,7 @@ class Controller:
                 twins=twins,
             )
             began = verdict.deployment
-            if began is None or began.final or began.back or not began.rollout or _has_place(known, began):
+            if began is None or began.final or began.back or not began.rollout or has_place(known, began):
                 return verdict, desired
             held = self.rollouts.take(began.rollout, now_s)
             if held is None:
@@ -210,20 +220,8 @@ class Controller:
         known = hold.known.actual
         health = health_of(known, status, now_s)
         twins = twins_of(known, status, hold.known.deployment, now_s)
-        return msgspec.structs.replace(actual, health=health, twins=twins)
-
-    async def _older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
-        """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
-        result, newest = status.result, hold.known.deployment
-        if result is None or newest is None or result.outcome == Outcome.CONFIRMED:
-            return []
-        if result.digest.hex() == newest.sha256:
-            return []
-        for found in await self._store.deployments(newest.app, newest.device, limit=OLDER_MAX):
-            if found.sha256 == result.digest.hex() and found.final:
-                after = explained(found, result, now_s)
-                return [after] if after is not None else []
-        return []
+        tally = known.tally if known is not None else ()
+        return msgspec.structs.replace(actual, health=health, twins=twins, tally=tally)
 
     async def _make(
         self, order: Order, device: tuple[str, str], deadline: float
@@ -256,13 +254,17 @@ class Controller:
         if verdict.deployment is not None and verdict.deployment is not last:
             due = now - known.progress_at >= self._config.progress_s
             moved = last is None or verdict.deployment.chunks_done != last.chunks_done
-            if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
+            if (moved and due) or last is None or unmoved(verdict.deployment) != unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
+        changes += self._outbox.deployments(steps)
         counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
+        if counted:
+            changes += await self.rollouts.failures.noted([d for d, _ in verdict.steps])
         if news or changes or now - known.seen_at >= self._config.seen_s:
-            changes.append(PutActual(actual, tell=news))
+            actual, tallied = await self.fleet.noted(actual, verdict.deployment)
+            changes += [PutActual(actual, tell=news), *tallied]
         if changes:
             await self._store.commit(hold.guarded(changes))
             hold.stored(changes)
@@ -377,7 +379,7 @@ class Controller:
                 # A chunk that comes in blocks, or comes again because it was lost, is one chunk.
                 served=deployment.served + (number != known.fetched),
                 updated_s=self._now(),
-            )
+            ).marked(self._now())
             known.fetched = number
             if now - known.progress_at >= self._config.progress_s:
                 known.progress_at = now
@@ -393,7 +395,9 @@ class Controller:
             if deployment.state in (State.PENDING, State.NOTIFIED):
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
-            changes = [PutDeployment(deployment, entry)]
+            tallied = await self._tallied(hold, deployment) if entry is not None else []
+            told = self._outbox.deployments([(deployment, entry)])
+            changes = [PutDeployment(deployment, entry), *told, *tallied]
             await self._store.commit(hold.guarded(changes))  # a conflict is another process' newer truth
             hold.stored(changes)
             hold.known.deployment = deployment
@@ -463,30 +467,29 @@ class Controller:
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
         """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
-        async with self._memory.hold(app, device, self._now()):
+        async with self._memory.hold(app, device, self._now()) as hold:
             counted: dict[str, int] = {}
             with suppress(UnreadableError):
                 counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))
-            yield counting(counted)
+            yield [*counting(counted), *self.fleet.left(hold.known.actual)]
         self.rollouts.counted(counted)
 
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        changes: list[Change] = [PutDeployment(deployment, entry), *counting(counted), *also]
+        more = [*await self._tallied(hold, deployment), *self._outbox.deployments([(deployment, entry)])]
+        changes: list[Change] = [PutDeployment(deployment, entry), *counting(counted), *more, *also]
         await self._store.commit(hold.guarded(changes))
         hold.stored(changes)
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
 
-
-def _has_place(known: Deployment | None, began: Deployment) -> bool:
-    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
-    if known is None or known.rollout != began.rollout:
-        return False
-    return known.id == began.id or not known.final or known.is_between
-
-
-def _unmoved(deployment: Deployment) -> Deployment:
-    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
+    async def _tallied(self, hold: Hold, deployment: Deployment) -> list[Change]:
+        """Return the changes that count a device anew whose deployment is going to be this one."""
+        known = hold.known
+        if known.actual is None:
+            return []
+        actual, tallied = await self.fleet.noted(known.actual, deployment)
+        known.actual = actual
+        return [PutActual(actual), *tallied]

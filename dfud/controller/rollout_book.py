@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import trio
 
 from dfud.api import (
     Actual,
+    ActualChanged,
     App,
     AppChanged,
     Bus,
     Deployment,
     Desired,
     Device,
+    DeviceChanged,
     DeviceStateChanged,
+    DeviceView,
     DocumentChanged,
     FirmwareChanged,
     Missed,
@@ -26,18 +30,22 @@ from dfud.api import (
     Store,
     read_record,
 )
+from dfud.controller.failures import Failures
+from dfud.controller.outbox import Outbox
 from dfud.controller.pace import Pace
 from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.policy import Policy
-from dfud.model.rollout import Facts, Plan
+from dfud.model.rollout import ROLLOUTS, Facts, Plan
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
+from dfud.model.times import time_of
 
-COLLECTION = "rollout"
+COLLECTION = ROLLOUTS
 PAGE = 1000
-Promote = Callable[[str, str, str], Awaitable[None]]
+# Sets an app's spec.firmware, None removes it: (app, firmware, by).
+Promote = Callable[[str, dict[str, Any] | None, str], Awaitable[None]]
 
 
 class Entry(msgspec.Struct):
@@ -58,23 +66,37 @@ class Entry(msgspec.Struct):
 
 
 class Book:
-    """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
+    """now: seconds since the epoch. promote: sets an app's default."""
 
     def __init__(
-        self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None, *, per_app: int = 200
+        self,
+        store: Store,
+        bus: Bus,
+        now: Callable[[], float],
+        promote: Promote | None = None,
+        *,
+        per_app: int = 200,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._now = now
         self._promote = promote
         self._per_app = per_app
+        self._outbox = outbox or Outbox(store)
         self._entries: dict[str, dict[str, Entry]] = {}
         self._policies: dict[str, tuple[str, Policy]] = {}
         self._plans: dict[str, Plan] = {}
         self._pace = Pace()
+        self.failures = Failures(store)
         self._lock = trio.Lock()
         self._news = trio.Event()
         self._orphans: list[Entry] = []
+        self._moved: set[str] = set()
+        """Apps of which a device, or what speaks for it, has changed since their rollouts' waves were counted."""
+        bus.subscribe(DeviceChanged, lambda e: self._moved.add(e.app))
+        bus.subscribe(ActualChanged, lambda e: self._moved.add(e.actual.app))
+        bus.subscribe(PolicyChanged, lambda e: self._moved.add(e.app))
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(FirmwareChanged, self._firmware_changed)
         bus.subscribe(DocumentChanged, self._document_changed)
@@ -97,11 +119,13 @@ class Book:
             self._elsewhere.set()
 
     def _missed(self, event: Missed) -> None:
+        self._moved.update(self._entries)
         self._all_heard = True
         self._elsewhere.set()
 
     def _stepped_elsewhere(self, event: DeviceStateChanged) -> None:
         """A device has gone on at another process: what is counted of its rollouts is read again."""
+        self._moved.add(event.app)
         if self._entries.get(event.app):
             self._news.set()
 
@@ -187,13 +211,16 @@ class Book:
             raise NotFoundError(f"no rollout {name} in app {app}")
         return entry
 
-    def _others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
+    def others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
         return {name: (entry.rollout, entry.plan) for name, entry in self._entries.get(app, {}).items()}
 
     def all_of(self, app: str) -> list[Rollout]:
         """Return the rollouts of an app, newest first."""
         found = [entry.rollout for entry in self._entries.get(app, {}).values()]
         return sorted(found, key=lambda r: (r.metadata.creation_timestamp, r.name), reverse=True)
+
+    def plan(self, uid: str) -> Plan | None:
+        return self._plans.get(uid)
 
     def get(self, app: str, name: str) -> Rollout:
         """Raises NotFoundError."""
@@ -203,19 +230,30 @@ class Book:
         """Return what became of the devices of a rollout, by wave."""
         return read_counts(await self._store.counts(scope_of(uid)), uid)
 
+    async def failed(self, uid: str) -> list[dict[str, Any]]:
+        """Return the first devices of a rollout that failed, with what they said, as users see it."""
+        return [
+            {
+                "device": f.device,
+                "wave": f.wave + 1,
+                "state": f.state,
+                "code": f.code,
+                "at": time_of(f.at_s),
+                "title": f.title,
+                "fingerprint": f.fingerprint,
+                "text": f.text,
+                "deployment": f.deployment,
+            }
+            for f in await self.failures.of(uid)
+        ]
+
     # Deciding
 
     def desired(
         self, app: App, device: Device, actual: Actual | None, deployment: Deployment | None, now_s: float
     ) -> Desired:
         """Return what should run on a device. actual: what it says now; deployment: its newest one. Never raises."""
-        facts = Facts(
-            device=device.name,
-            labels=device.metadata.labels,
-            created=device.metadata.creation_timestamp,
-            actual=actual,
-            told=deployment.rollout if deployment is not None else "",
-        )
+        facts = facts_of(DeviceView(device, actual, deployment))
         found = self._policy(app).wanted(device.spec, facts, deployment, now_s)
         if not found.rollout or found.back or found.held is not None:
             return found
@@ -248,13 +286,25 @@ class Book:
         if difference:
             self._news.set()
 
+    def _of(self, app: App) -> list[Entry]:
+        """Return the rollouts of this very app, not of one of its name before it."""
+        every = self._entries.get(app.name, {}).values()
+        return [entry for entry in every if entry.rollout.metadata.annotations.get("app") == app.metadata.uid]
+
     def _policy(self, app: App) -> Policy:
         version, policy = self._policies.get(app.name, ("", None))
         if policy is None or version != app.metadata.resource_version:
-            entries = self._entries.get(app.name, {})
-            rollouts = [
-                e.rollout for e in entries.values() if e.rollout.metadata.annotations.get("app") == app.metadata.uid
-            ]
-            policy = Policy(app.spec, rollouts)
+            policy = Policy(app.spec, [entry.rollout for entry in self._of(app)])
             self._policies[app.name] = (app.metadata.resource_version, policy)
         return policy
+
+
+def facts_of(view: DeviceView) -> Facts:
+    """Return what decides whether a device is a member of a rollout."""
+    return Facts(
+        device=view.device.name,
+        labels=view.device.metadata.labels,
+        created=view.device.metadata.creation_timestamp,
+        actual=view.actual,
+        told=view.deployment.rollout if view.deployment is not None else "",
+    )

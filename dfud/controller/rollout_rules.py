@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, Store
+import msgspec
+
+from dfud.api import App, ConflictError, DeviceView, Metadata, PeerError, RefusedError, Rollout, Store
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import wave_of
-from dfud.model.rollout import Facts, Plan, RolloutStatus
+from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus
 from dfud.model.rollout_states import FINAL
+from dfud.model.rollout_step import Step
+
+PAGE = 1000
+HISTORY_MAX = 100
+log = logging.getLogger("dfud")
 
 
 async def judge(
@@ -29,6 +37,17 @@ async def judge(
         raise PeerError(f"spec.firmware: {plan.version} is not published")
     if firmware.recalled is not None:
         raise PeerError(f"spec.firmware: {plan.version} is recalled: {firmware.recalled.reason}")
+    refuse_conflict(plan, others)
+    for device in sorted(plan.whom.devices):
+        if await store.device(app.name, device) is None:
+            raise PeerError(f"spec.devices.names: no device {device} in app {app.name}")
+    if not plan.whom.devices and not plan.whom.dynamic:
+        if not await store.devices(app.name, plan.whom.selector, limit=1):
+            raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+
+
+def refuse_conflict(plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]]) -> None:
+    """Raise ConflictError where another rollout of the same priority may mean the same device."""
     for other, its in others.values():
         if its is None or other.status.state in FINAL:
             continue
@@ -37,12 +56,17 @@ async def judge(
                 f"spec.priority: rollout {other.name} has {plan.priority}, too, and both may mean the same device; "
                 "give one of them another priority"
             )
-    for device in sorted(plan.whom.devices):
-        if await store.device(app.name, device) is None:
-            raise PeerError(f"spec.devices.names: no device {device} in app {app.name}")
-    if not plan.whom.devices and not plan.whom.dynamic:
-        if not await store.devices(app.name, plan.whom.selector, limit=1):
-            raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+
+
+def waiting_names(plan: Plan, members: Sequence[Facts]) -> frozenset[str]:
+    """Return the members that do not run the version yet and are in no wave of a selector."""
+    selectors = [wave.selector for wave in plan.waves if wave.selector is not None]
+    return frozenset(
+        facts.device
+        for facts in members
+        if (facts.actual is None or facts.actual.version != plan.version)
+        and not any(selector.matches(facts.labels) for selector in selectors)
+    )
 
 
 def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
@@ -56,6 +80,34 @@ def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
         resource_version=secrets.token_hex(8),
         labels=given.labels,
         annotations={**given.annotations, "app": app.metadata.uid},
+    )
+
+
+def changed(rollout: Rollout, status: RolloutStatus, steps: Sequence[Step], now_s: float) -> Rollout:
+    """Return a rollout with a new status, and the steps that led there in its history."""
+    told = [
+        Happened(at_s=now_s, event=s.event, state=s.after, wave=status.wave, code=s.code, reason=s.reason, by=status.by)
+        for s in steps
+    ]
+    status = msgspec.structs.replace(status, history=(*status.history, *told)[-HISTORY_MAX:])
+    metadata = msgspec.structs.replace(rollout.metadata, resource_version=secrets.token_hex(8))
+    return msgspec.structs.replace(rollout, metadata=metadata, status=status)
+
+
+def log_steps(rollout: Rollout, steps: Sequence[Step]) -> None:
+    for s in steps:
+        about = {"app": rollout.app, "rollout": rollout.name, "state": s.after, "reason": s.reason}
+        log.info("rollout", extra={**about, "wave": rollout.status.wave + 1})
+
+
+def facts_of(view: DeviceView) -> Facts:
+    """Return what decides whether a device is a member."""
+    return Facts(
+        device=view.device.name,
+        labels=view.device.metadata.labels,
+        created=view.device.metadata.creation_timestamp,
+        actual=view.actual,
+        told=view.deployment.rollout if view.deployment is not None else "",
     )
 
 

@@ -113,3 +113,14 @@ def command_of(verdict: Verdict, target: Firmware | None, desired: Desired, pack
         return Command(Type.SYNC, verdict.poll_s, desired.version)
     kind = Type.STOP if verdict.action is Action.STOP else Type.WAIT
     return Command(kind, verdict.poll_s, reason=verdict.reason[:200])
+
+
+def has_place(known: Deployment | None, began: Deployment) -> bool:
+    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
+    if known is None or known.rollout != began.rollout:
+        return False
+    return known.id == began.id or not known.final or known.is_between
+
+
+def unmoved(deployment: Deployment) -> Deployment:
+    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)

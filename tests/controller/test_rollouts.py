@@ -31,6 +31,7 @@ from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import State
 from dfud.model.schedule import is_open
 from dfud.wire.messages import Type
+from tests.amounts import sampled
 from tests.controller.fleet import Fleet
 from tests.controller.world import World
 
@@ -48,6 +49,7 @@ class Led:
         self._scope = trio.CancelScope()
         self.promoted: list[tuple[str, str, str]] = []
         self.told: list[Rollout] = []
+        self.retries = 0  # how often a user had a rollout try again what failed
         world.bus.subscribe(RolloutChanged, lambda e: self.told.append(e.rollout))
 
     @property
@@ -55,10 +57,11 @@ class Led:
         return self.world.controller.rollouts
 
     async def start(self) -> None:
-        async def promote(app: str, version: str, by: str) -> None:
+        async def promote(app: str, firmware: dict[str, Any] | None, by: str) -> None:
+            version = firmware["version"] if firmware is not None else ""
             self.promoted.append((app, version, by))
             held = self.world.store.apps_[app]
-            spec = {**held.spec, "firmware": {"version": version}}
+            spec = {k: v for k, v in held.spec.items() if k != "firmware"} | ({"firmware": firmware} if firmware else {})
             self.world.store.apps_[app] = App(msgspec.structs.replace(held.metadata, resource_version=version), spec)
             self.world.bus.publish(AppChanged(app))
 
@@ -109,7 +112,7 @@ class Led:
         if plan.transfers:
             assert sum(n for c, n in recount.items() if c.endswith("/under_way")) <= plan.transfers
         for board in self.fleet.boards.values():
-            assert board.tried[plan.version] <= 1, f"{board.name} was told twice"
+            assert board.tried[plan.version] <= max(1, plan.attempts) + self.retries, f"{board.name} was told twice"
 
 
 @asynccontextmanager
@@ -157,14 +160,17 @@ async def test_a_good_version_reaches_everybody_wave_by_wave(autojump_clock: tri
         assert rollout.status.author == "eva"
 
 
-async def test_a_bad_version_stops_in_the_first_wave_and_says_why(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("rest_s", sampled(4 * 3600.0, 86400.0))
+async def test_a_bad_version_stops_in_the_first_wave_and_says_why(
+    autojump_clock: trio.testing.MockClock, rest_s: float
+) -> None:
     async with led(300, bad={"1.2": 0.5}) as at:
         await at.create("bad", {"firmware": "1.2", "waves": QUICK})
         rollout = await at.until("bad", State.PAUSED)
         assert rollout.status.wave == 0 and rollout.status.code == "error-threshold"
         assert "devices that answered failed or went back, expected at most 5 %" in rollout.status.reason
         told = sum(board.tried["1.2"] for board in at.fleet.boards.values())
-        await trio.sleep(86400)
+        await trio.sleep(rest_s)
         assert sum(board.tried["1.2"] for board in at.fleet.boards.values()) - told <= 1, "nobody else is told"
 
 
@@ -315,8 +321,9 @@ async def test_what_cannot_come_to_anything_is_refused_by_its_field(autojump_clo
             await at.create("both", {"firmware": "1.2", "priority": 2})
 
 
+@pytest.mark.parametrize("rest_s", sampled(4 * 3600.0, 86400.0))
 async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_back(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, rest_s: float
 ) -> None:
     async with led(60, poll_s=30.0) as at:
         await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "perMinute": 30})
@@ -326,7 +333,7 @@ async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_
         await at.rollouts.act("app", "r", "abort", "eva", "enough")
         told = {board.name for board in at.fleet.boards.values() if board.tried["1.1"]}
         assert len(told) > at.fleet.running()["1.1"], "some are under way"
-        await trio.sleep(86400)
+        await trio.sleep(rest_s)
         assert {board.name for board in at.fleet.boards.values() if board.version == "1.1"} == told
         at.check("r")
 
@@ -482,7 +489,7 @@ async def test_an_app_that_is_made_again_has_none_of_the_rollouts_of_the_one_bef
 async def test_a_version_that_the_app_does_not_take_pauses_at_the_end_and_says_why(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async def refuse(app: str, version: str, by: str) -> None:
+    async def refuse(app: str, firmware: dict[str, Any] | None, by: str) -> None:
         raise PeerError("spec: 70000 bytes as JSON, expected at most 65536")
 
     async with led(4) as at:

@@ -102,6 +102,16 @@ def devices(columns: str, selector: Selector) -> tuple[Query, list[object]]:
     return Query(text, terms.types), terms.values
 
 
+_OPEN = (
+    f"SELECT d.app, d.name FROM device d WHERE d.app=$1 AND d.name>$2 AND NOT d.name=ANY($3) AND {SHOWN} "  # noqa: S608
+    "AND EXISTS (SELECT 1 FROM deployment o WHERE o.app=d.app AND o.device=d.name AND o.open) ORDER BY d.name LIMIT $4"
+)
+UPDATING = Query(
+    f"WITH page AS MATERIALIZED ({_OPEN}) SELECT {VIEW} JOIN page g ON g.app=d.app AND g.name=d.name ORDER BY d.name",
+    "ttTi",
+)
+
+
 def count(selector: Selector) -> tuple[Query, list[object]]:
     """Return the query that counts the devices of an app."""
     terms = Terms("t")

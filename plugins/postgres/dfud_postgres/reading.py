@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
+
 from dfud.api import (
     Actual,
     App,
@@ -164,6 +166,20 @@ class ReadingStore(Store):
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
         query, values = q.devices(q.VIEW, selector)
+        return await self._views(
+            app, after, lambda bad: self._pool.rows(query, app, after, bad, limit, offset, *values)
+        )
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        while True:
+            place = after
+            rows = await self._views(app, place, lambda bad: self._pool.rows(q.UPDATING, app, place, bad, limit))  # noqa: B023
+            found = [view for view in rows if view.deployment is not None and not view.deployment.final]
+            if found or not rows:
+                return found
+            after = rows[-1].device.name  # an older one is open, or unreadable
+
+    async def _views(self, app: str, after: str, read: Callable[[list[str]], Awaitable[list[Row]]]) -> list[DeviceView]:
         unread: list[str] = []
 
         def decoded(row: Row) -> DeviceView:
@@ -174,9 +190,7 @@ class ReadingStore(Store):
 
         if not sayable(after):
             return []
-        found = await self._whole(
-            ("device", app), lambda bad: self._pool.rows(query, app, after, bad, limit, offset, *values), decoded
-        )
+        found = await self._whole(("device", app), read, decoded)
         for number, view in enumerate(found):
             if view.device.name in unread:
                 older = await self._older(app, view.device.name)
@@ -265,7 +279,7 @@ class ReadingStore(Store):
         for number, body in await self._pool.rows(q.HISTORY, app, device, limit):
             what = f"entry {number} in the history of device {device} of app {app}"
             try:
-                found.append(decode(what, HistoryEntry, body))
+                found.append(msgspec.structs.replace(decode(what, HistoryEntry, body), number=number))
             except UnreadableError as error:
                 self._damage.found(error, "history", app, device, str(number))
         return found

@@ -110,7 +110,8 @@ def _group_lives(group: int) -> bool:
 @contextlib.contextmanager
 def running(settings: str = "") -> Iterator[Server]:
     """Start a server of one's own."""
-    directory = Path(tempfile.mkdtemp(prefix="dfud-pg-"))
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(prefix="dfud-pg-", dir=memory if os.access(memory, os.W_OK) else None))
     server = Server(directory, settings)
     try:
         server.init()
@@ -128,6 +129,13 @@ def config_for(directory: Path, socket: str = "", **more: object) -> PostgresCon
     _make(socket, name)
     given: dict[str, object] = {"host": socket, "database": name, "user": "dfud", "blobs_path": str(directory / "blobs")}
     return PostgresConfig(**(given | more))  # type: ignore[arg-type]
+
+
+def forget(server: Server) -> None:
+    """Drop the databases that tests have made."""
+    _make.cache_clear()
+    for (name,) in server.run("SELECT datname FROM pg_database WHERE datname LIKE 't%' AND length(datname) = 25"):
+        server.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @functools.cache
