@@ -27,6 +27,7 @@ _COMMANDS = {
     "coap-server": "coap-server-notls",
     "java": "java",
     "swupdate": "swupdate",
+    "pgbouncer": "pgbouncer",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 
