@@ -438,6 +438,14 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
             await store.commit([PutDocument("c", "other", b""), PutDocument("c", "k", b"3", expect=b"1")])
         assert await store.document("c", "k") == b"2" and await store.document("c", "other") is None
 
+    async def test_collections_and_scopes_are_listed(self, store: Store) -> None:
+        await store.commit([PutDocument(c, "k", b"") for c in ("b", "a")])
+        await store.commit([AddCounts(s, {"n": 1}) for s in ("s1", "s2", "s3")])
+        await store.commit([DeleteDocument("b", "k"), DeleteCounts("s3")])
+        assert await store.collections() == ["a"]
+        assert await store.scopes() == ["s1", "s2"] and await store.scopes(after="s1") == ["s2"]
+        assert await store.scopes(limit=1) == ["s1"]
+
     async def test_counters_add_up_whoever_counts(self, store: Store) -> None:
         async def count(name: str) -> None:
             for _ in range(20):

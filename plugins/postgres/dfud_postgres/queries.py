@@ -47,6 +47,8 @@ USERS = Query(
 )
 DOCUMENT = Query("SELECT value FROM document WHERE collection=$1 AND key=$2", "tt")
 COUNTS = Query("SELECT name, number FROM count WHERE scope=$1 AND number<>0", "t")
+COLLECTIONS = Query("SELECT DISTINCT collection FROM document ORDER BY 1")
+SCOPES = Query("SELECT DISTINCT scope FROM count WHERE scope>$1 AND number<>0 ORDER BY 1 LIMIT $2", "ti")
 STORED = Query("SELECT 1 FROM blob WHERE sha256=$1 AND stored", "t")
 _DOCUMENTS = "SELECT key, value FROM document WHERE collection=$1 AND key>=$2 AND key>$3 AND {} ORDER BY key LIMIT $4"
 DOCUMENTS = Query(_DOCUMENTS.format("true"), "ttti")

@@ -303,6 +303,12 @@ class ReadingStore(Store):
             values.append(beyond)
         return [(row[0], row[1]) for row in await self._pool.rows(query, *values)]
 
+    async def collections(self) -> list[str]:
+        return [row[0] for row in await self._pool.rows(q.COLLECTIONS)]
+
+    async def scopes(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        return [row[0] for row in await self._pool.rows(q.SCOPES, after, limit)]
+
     async def counts(self, scope: str) -> dict[str, int]:
         return dict(await self._pool.rows(q.COUNTS, scope))
 
