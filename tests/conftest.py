@@ -79,6 +79,19 @@ def pytest_unconfigure() -> None:
     warm.remove()
 
 
+# Where the longest tests are: they begin first, so that no worker is left with one of them when the others have nothing to do.
+LONGEST = (
+    "tests/e2e/",
+    "tests/bootloader/test_explore.py",
+    "tests/plugins/hawkbit/test_actions.py",
+    "tests/security/test_hostile_server.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _no_secret_in_any_log() -> Iterator[None]:
     DaemonProcess.started.clear()
