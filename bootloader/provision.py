@@ -17,7 +17,7 @@ import click
 from bootloader.sim.images import trailer
 from devicefw.sim.flash import PARTITIONS, SECTOR_BYTES, partition
 from dfud.errors import PeerError
-from dfud.model.espimage import check_esp_image_untrusted
+from dfud.model.espimage import check_application_untrusted, check_esp_image_untrusted
 from dfud.wire.manifest import KEYS_MAX, decode_envelope_untrusted, verify
 
 TABLE_AT, TABLE_BYTES = 0x8000, 0xC00
@@ -68,9 +68,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "-O", "--to", type=click.Path(file_okay=False, path_type=Path), default=Path("factory"), show_default=True
 )
+@click.option("--raw", is_flag=True, help="An ESP image without an application description: no bootloader, but not ESP-IDF's.")
 @click.option("--port", default="/dev/ttyACM0", show_default=True, help="For the printed command.")
 def main(
-    image: Path, manifest: Path | None, keys: tuple[str, ...], development: tuple[str, ...], to: Path, port: str
+    image: Path,
+    manifest: Path | None,
+    keys: tuple[str, ...],
+    development: tuple[str, ...],
+    to: Path,
+    raw: bool,
+    port: str,
 ) -> None:
     """Write what belongs at which address into a folder, and print the esptool command."""
     data = image.read_bytes()
@@ -86,7 +93,7 @@ def main(
         raise click.ClickException(f"{len(trusted)} keys; a device holds {KEYS_MAX}")
     try:
         with image.open("rb") as file:
-            check_esp_image_untrusted(file, len(data), "esp32c3")
+            (check_esp_image_untrusted if raw else check_application_untrusted)(file, len(data), "esp32c3")
         envelope = manifest.read_bytes() if manifest else b""
         if envelope:
             read, described = decode_envelope_untrusted(envelope)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def find(part: str) -> str | None:
         return shutil.which(_COMMANDS[part], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     name = _MODULES[part]
     return name if importlib.util.find_spec(name) else None
+
+
+def ipv6() -> None:
+    """Skip the running test, or fail it where CI is set, on a machine without ::1."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError as error:
+            message = f"no IPv6 on this machine's loopback: {error}"
+            if os.environ.get("CI"):
+                pytest.fail(message)
+            pytest.skip(message)
 
 
 def require(part: str) -> str:

@@ -2,44 +2,43 @@
 in the recovery from that, any number of times; sectors of the flash may be worn (worn.py). Every distinct state is booted once; the
 exploration ends when no new one appears.
 
-Two states are the same if slots and stage are equal byte for byte and the logs are equal in all that is ever read of them: the
-newest record, the first free place of its sector, and which sectors are blank, counted from that one.
+same.py says which states are the same, and why.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from bootloader.sim.boot import Bootloader, Hang
-from bootloader.sim.images import DIAG_AT, KEYS_AT, SECTOR, STATE_AT, Flash, with_crc
+from bootloader.sim.images import SECTOR, Flash
+from bootloader.sim.same import Log, fewer, key_of, newest, standing, taken, wearing
 from bootloader.sim.worn import Faults, WornFlash
 
 POWER_ON, SOFTWARE = 0x1, 0xC
 PANIC = 0x80040004
-LOGS = ((STATE_AT, 32, 2, b"DFUS", True), (KEYS_AT, 256, 2, b"DFUK", True), (DIAG_AT, 512, 4, b"DFUD", False))
-LOG_SECTORS = {at // SECTOR + i for at, _, sectors, _, _ in LOGS for i in range(sectors)}
 BOOTS_WITHOUT_CUT_MAX = 16
 REPORTED = "the agent was told that the flash does not keep it"
 Key = tuple[object, ...]
 
 
 class Node(msgspec.Struct, frozen=True):
-    """The flash, and what the next reset is: a panic, or anything that is no crash."""
+    """The flash, with sectors that are worn, and what the next reset is: a panic, or anything that is no crash."""
 
     flash: Flash
     crashed: bool = False
+    faults: Faults = {}
 
 
 class Found(msgspec.Struct):
-    """What an exploration came to. `ends`: how often which outcome was reached; bad: what must not be, with the way to it."""
+    """What an exploration came to. `ends`: how often which outcome was reached; bad: what must not be, with the way to it.
+    seen: the identities of the states; reached: the states that were booted, if each counted for itself."""
 
     states: int = 0
     boots: int = 0
@@ -47,6 +46,8 @@ class Found(msgspec.Struct):
     closed: bool = False
     ends: dict[str, int] = {}
     bad: list[str] = []
+    seen: set[Key] = set()
+    reached: list[Node] = []
 
     def line(self, name: str) -> str:
         verdict = "closed" if self.closed else "NOT closed"
@@ -55,8 +56,9 @@ class Found(msgspec.Struct):
 
 
 class Scenario(msgspec.Struct):
-    """after(flash, slot, record) is the booted image: it does its flash operations and returns None to go on with a software reset,
-    "crash" for a panic, or the name of an end. `images`: what may stand in a slot that is booted, whole."""
+    """after(flash, slot) is the booted image: it does its flash operations and returns None to go on with a software reset,
+    "crash" for a panic, or the name of an end. `images`: what may stand in a slot that is booted, whole. The sectors in
+    `faults` are worn from the beginning; those in `wears` wear out before one of the starts, whichever, and stay so."""
 
     name: str
     flash: Flash
@@ -64,53 +66,7 @@ class Scenario(msgspec.Struct):
     images: dict[str, bytes]
     good_ends: frozenset[str]  # the flash begins with a state record, which may never be without a successor
     faults: Faults = {}
-
-
-@lru_cache(maxsize=1 << 16)
-def _sector(content: bytes, size: int, magic: bytes) -> tuple[int, bytes, int]:
-    """Return of one sector of a log: the newest record's number and content, and the first free place."""
-    newest = (-1, b"")
-    for place in range(0, SECTOR, size):
-        record = content[place : place + size]
-        if record[:4] == magic and with_crc(record[:-4]) == record:
-            newest = max(newest, (struct.unpack_from("<I", record, 4)[0], record[8:-4]))
-    return (*newest, -(-len(content.rstrip(b"\xff")) // size))
-
-
-@lru_cache(maxsize=1 << 16)
-def _log(contents: tuple[bytes, ...], size: int, magic: bytes, with_content: bool) -> tuple[int, tuple[object, ...]]:
-    """Return of the sectors of one log: the newest record's number, and everything that decides what is done next."""
-    found = [_sector(content, size, magic) for content in contents]
-    sectors = len(contents)
-    sector = max(range(sectors), key=lambda i: (found[i][0], -i))
-    if found[sector][0] < 0:
-        sector = 0
-    # Sectors count from the newest record's: which of the ring's sectors that is makes no difference.
-    blank = tuple(contents[(sector + i) % sectors] == Flash.BLANK for i in range(sectors))
-    number, content, free = found[sector]
-    return number, (number < 0, content if with_content else b"", free, blank)
-
-
-def log_of(flash: Flash, at: int, size: int, sectors: int, magic: bytes, with_content: bool) -> tuple[int, tuple[object, ...]]:
-    """Return what _log() says of this log in this flash."""
-    get, first = flash.sectors.get, at // SECTOR
-    return _log(tuple([get(first + i, Flash.BLANK) for i in range(sectors)]), size, magic, with_content)
-
-
-def log_key(flash: Flash, at: int, size: int, sectors: int, magic: bytes, with_content: bool) -> tuple[object, ...]:
-    """Return everything of a log that decides what is done next."""
-    return log_of(flash, at, size, sectors, magic, with_content)[1]
-
-
-def key_of(node: Node) -> tuple[object, ...]:
-    """Return the identity of a state."""
-    rest = [(k, v) for k, v in node.flash.sectors.items() if k not in LOG_SECTORS and v != Flash.BLANK]
-    return (node.crashed, *[log_of(node.flash, *log)[1] for log in LOGS], tuple(sorted(rest)))
-
-
-def newest(flash: Flash) -> tuple[int, ...]:
-    """Return the numbers of the newest records of state and keys, as the cells hold them; -1: none."""
-    return tuple([log_of(flash, *log)[0] for log in LOGS[:2]])
+    wears: Faults = {}
 
 
 def _any_bit(a: bytes, b: bytes) -> bytes:
@@ -187,30 +143,51 @@ def explore(
     limit: int = 2_000_000,
     cuts: int | None = None,
     sample: int | None = None,
+    whole: bool = False,
 ) -> Found:
     """Boot every state that the scenario can come into. `limit` boots at most; `cuts`: power cuts at most, None: any number;
-    `sample`: a seed, with which the state to boot next is drawn, so that `limit` of them come from everywhere.
+    `sample`: a seed, with which the state to boot next is drawn, so that `limit` of them come from everywhere. whole: states that
+    differ in the number of places left in a log are not taken for the same, as they never are with `cuts` or `sample`.
     """
+    whole = whole or cuts is not None or sample is not None
     machine = Bootloader(elf)
-    found = Found(ends={}, bad=[])
+    found = Found()
     draw = None if sample is None else random.Random(sample)
-    start = Node(Flash(WornFlash(scenario.flash.sectors, scenario.faults).sectors))
-    seen = {key_of(start)}
-    ways = _Ways(key_of(start))
+    start = Node(Flash(WornFlash(scenario.flash.sectors, scenario.faults).sectors), faults=scenario.faults)
+    first = (False, bool(start.faults), *key_of(start.flash, start.faults, whole=whole))
+    if not whole:
+        start = Node(standing(start.flash, start.faults), faults=start.faults)
+    seen: set[Key] = {first}
+    spread: set[tuple[Key, tuple[Log, ...]]] = set()
+    ways = _Ways(first)
     next_without_cut: dict[Key, Key | str] = {}
-    queue: deque[tuple[Node, Key, int]] = deque([(start, key_of(start), 0)])
+    queue: deque[tuple[Node, Key, int]] = deque([(start, first, 0)])
     while queue and found.boots < limit:
         if draw is not None:
             queue.rotate(draw.randrange(len(queue)))
         node, key, depth = queue.popleft()
         found.boots += 1
+        if whole:
+            found.reached.append(node)
 
-        def add(child: Node, what: str, cut: int, key: Key = key, depth: int = depth) -> Key:
-            name = key_of(child)
+        faults = node.faults
+
+        def put(flash: Flash, crashed: bool, what: str, cut: int, faults: Faults = faults, key: Key = key, depth: int = depth) -> Key:
+            name = (crashed, bool(faults), *key_of(flash, faults, whole=whole))
             if name not in seen and (cuts is None or depth + cut <= cuts):
                 seen.add(name)
                 ways.add(name, key, what)
-                queue.append((child, name, depth + cut))
+                queue.append((Node(flash if whole else standing(flash, faults), crashed, faults), name, depth + cut))
+            return name
+
+        def add(flash: Flash, crashed: bool, what: str, cut: int, node: Node = node, put: Any = put) -> Key:
+            name: Key = put(flash, crashed, what, cut)
+            if not whole:
+                logs = taken(flash, node.flash, node.faults)
+                if logs and (name, logs) not in spread:
+                    spread.add((name, logs))
+                    for few in fewer(flash, logs, node.faults):
+                        put(few, crashed, f"{what}, with few places left", cut)
             return name
 
         numbers = newest(node.flash)
@@ -224,12 +201,15 @@ def explore(
             check(flash, f"what came before {kind} {offset:#x}")  # called within this turn of the loop
             for name, copy in torn(flash, kind, offset, data):
                 check(copy, f"{name} {kind} {offset:#x}")
-                add(Node(Flash(copy.sectors)), f"{name} {kind} {offset:#x}", 1)
+                add(Flash(copy.sectors), False, f"{name} {kind} {offset:#x}", 1)
 
+        if scenario.wears and not faults:
+            for worn in wearing(node.flash, scenario.wears):
+                put(worn, node.crashed, f"{', '.join(scenario.wears.values())} from now on", 0, scenario.wears)
         if not node.flash.state():
             found.bad.append(f"the state is lost after {ways[key]}")
             continue
-        flash = _Forking(node.flash, scenario.faults, fork)
+        flash = _Forking(node.flash, faults, fork)
         store = [0] * 8
         if node.crashed:
             store[6] = PANIC
@@ -243,10 +223,8 @@ def explore(
             found.bad.append(f"nothing boots after {ways[key]}: {result.console}")
             continue
         cells = Flash(flash.sectors)
-        standing = [
-            n for n, data in scenario.images.items() if cells.read((0x10000, 0x1C0000)[slot], len(data)) == data
-        ]
-        if not standing:
+        stands = [n for n, data in scenario.images.items() if cells.read((0x10000, 0x1C0000)[slot], len(data)) == data]
+        if not stands:
             found.bad.append(f"slot {slot} was booted, but holds no whole image, after {ways[key]}")
             continue
         try:
@@ -255,13 +233,13 @@ def explore(
             end = REPORTED
         check(flash, "this start")
         if end in (None, "crash"):
-            next_without_cut[key] = add(Node(Flash(flash.sectors), end == "crash"), f"{standing[0]} ran", 0)
+            next_without_cut[key] = add(Flash(flash.sectors), end == "crash", f"{stands[0]} ran", 0)
         else:
             next_without_cut[key] = end or ""
             found.ends[str(end)] = found.ends.get(str(end), 0) + 1
-            if end not in scenario.good_ends and not (end == REPORTED and scenario.faults):
+            if end not in scenario.good_ends and not (end == REPORTED and faults):
                 found.bad.append(f"{end} after {ways[key]}")
-    found.states = len(seen)
+    found.states, found.seen = len(seen), seen
     found.closed = not queue and cuts is None
     _check_progress(next_without_cut, ways, found)
     return found

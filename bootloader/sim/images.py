@@ -44,6 +44,14 @@ def image(tag: str, size: int = 9000, *, segments: list[tuple[int, bytes]] | Non
     return out + hashlib.sha256(out).digest()
 
 
+def application(tag: str, size: int = 9000) -> bytes:
+    """Return an image with an application description, as ESP-IDF's have it and second-stage bootloaders have not."""
+    noise = random.Random(tag)
+    described = struct.pack("<II8x32s32s", 0xABCD5432, 0, b"1.0", tag.encode()).ljust(256, b"\0")
+    body = b"\x01\xa0\x01\xa0" + bytes(noise.randrange(256) if i % 3 else 65 for i in range(size // 4 * 4))
+    return image(tag, segments=[(0x3FC96600, described), (ENTRY, body)])
+
+
 def key(seed: int) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
 

@@ -185,11 +185,16 @@ def crashing(**logs: int) -> Scenario:
     return Scenario("a trial that crashes", _two(**logs), after, {"old": OLD, "new": NEW}, frozenset({"old"}))
 
 
-def worn(make: Callable[..., Scenario], at: int, kind: str) -> Scenario:
-    """The scenario on a flash with one bad sector. Where nothing can be kept, the old image is what is left to run."""
+def worn(make: Callable[..., Scenario], kind: str, *at: int, later: bool = False) -> Scenario:
+    """The scenario on a flash with bad sectors. Where nothing can be kept, the old image is what is left to run. later: they are
+    bad from any of the starts on."""
     scenario = make()
-    scenario.name += f", {at:#x}: {kind}"
-    scenario.faults = {at // SECTOR: kind}
+    scenario.name += f", {' and '.join(f'{place:#x}' for place in at)}: {kind}{' from some start on' if later else ''}"
+    faults = {place // SECTOR: kind for place in at}
+    if later:
+        scenario.wears = faults
+    else:
+        scenario.faults = faults
     scenario.good_ends |= {"old", "not rotated", BLIND}
     return scenario
 
@@ -267,22 +272,35 @@ ALL: tuple[Callable[[], Scenario], ...] = (
 )
 
 IDLE = 0x1C0000
-WORN: tuple[Callable[[], Scenario], ...] = tuple(
-    partial(worn, make, at, kind)
-    for make, places in (
-        (confirmed, (STATE_AT, STATE_AT + SECTOR)),
-        (changed, (STATE_AT, STATE_AT + SECTOR)),
-        (full, (STATE_AT, STATE_AT + SECTOR)),
-        (unconfirmed, (STATE_AT, STATE_AT + SECTOR)),
-        (crashing, (STATE_AT, STATE_AT + SECTOR, DIAG_AT, DIAG_AT + SECTOR)),
-        (install, (STATE_AT, STATE_AT + SECTOR, IDLE, IDLE + SECTOR, IDLE + 0x1AF000, STAGE_AT, STAGE_AT + SECTOR)),
-        (revert, (STATE_AT, STATE_AT + SECTOR)),
-        (rotation, (KEYS_AT, KEYS_AT + SECTOR)),
-    )
-    for at in places
-    for kind in KINDS
-    if (at, kind) != (KEYS_AT, UNREADABLE)  # the only record: nothing is trusted, and recovery is all there is
-) + tuple(
+STATES = (STATE_AT, STATE_AT + SECTOR)
+PLACES: tuple[tuple[Callable[..., Scenario], tuple[tuple[int, ...], ...]], ...] = (
+    (confirmed, ((STATE_AT,), (STATE_AT + SECTOR,), STATES)),
+    (changed, ((STATE_AT,), (STATE_AT + SECTOR,), STATES)),
+    (full, ((STATE_AT,), (STATE_AT + SECTOR,), STATES)),
+    (unconfirmed, ((STATE_AT,), (STATE_AT + SECTOR,), STATES)),
+    (crashing, ((STATE_AT,), (STATE_AT + SECTOR,), STATES, (DIAG_AT,), (DIAG_AT + SECTOR,))),
+    (install, tuple((at,) for at in (*STATES, IDLE, IDLE + SECTOR, IDLE + 0x1AF000, STAGE_AT, STAGE_AT + SECTOR))),
+    (revert, ((STATE_AT,), (STATE_AT + SECTOR,), STATES)),
+    (rotation, ((KEYS_AT,), (KEYS_AT + SECTOR,))),
+)
+ROTTEN: tuple[Callable[[], Scenario], ...] = tuple(
     partial(rotten, make, size)
     for make, size in ((confirmed, 32), (crashing, 32), (changed, 32), (changed, SECTOR), (full, 32), (full, SECTOR))
 )
+
+
+def _worn(later: bool) -> tuple[Callable[[], Scenario], ...]:
+    # Not with a key log that cannot be read at all: nothing is trusted then, and recovery is all there is. Not with a state
+    # log of which nothing can be read: then each start takes whichever image is newest, and there is no end to tell.
+    return tuple(
+        partial(worn, make, kind, *at, later=later)
+        for make, places in PLACES
+        for at in places
+        for kind in KINDS
+        if kind != UNREADABLE or (at != (KEYS_AT,) and len(at) == 1)
+    )
+
+
+# From the first start on, to draw samples from; and from any start on, for the whole of it.
+WORN = _worn(False) + ROTTEN
+WEARING = _worn(True) + ROTTEN

@@ -53,17 +53,6 @@ VARIANTS = {
 }
 
 
-# As shipped, but with a short trial: its states are few enough to exhaust them on every kind of worn flash.
-SHORT_TRIAL = "CONFIG=-DDFU_MAX_STARTS=2"
-
-
-def short_trial(directory: Path) -> Path:
-    """Build the bootloader with a trial of two starts in `directory`. Raises CalledProcessError."""
-    elf = directory / "bootloader.elf"
-    subprocess.run(["make", "-s", "-C", str(ROOT), f"B={directory}", SHORT_TRIAL, str(elf)], check=True, capture_output=True)
-    return elf
-
-
 def build(name: str, directory: Path) -> Path:
     """Build the variant's ELF in `directory`. Raises CalledProcessError if it does not compile."""
     file, old, new = VARIANTS[name]

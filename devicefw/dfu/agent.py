@@ -53,17 +53,17 @@ class Agent:
         # A chunk's header; and a datagram's, which is received where its block belongs.
         self.buffer = bytearray(self.payload + 32 + 128)
         from dfu.slots import find
-        from dfu.transport import make
+        from dfu.transport import hardware_name, make
 
         self.slots = find(esp32.Partition)
         self.backoff = Backoff(config, machine.reset_cause() == machine.PWRON_RESET)
-        config.setdefault("hardware", "esp32c3")
         self.enrolment = None
         if config.get("claim") and not config.get("secret"):
             from dfu.enrol import Enrolment
 
             enrolment = Enrolment(config)
             self.enrolment = enrolment if enrolment.needed else None
+        config["hardware"] = hardware_name(config.get("hardware", "esp32c3"))
         self.transport = make(config)
         forget("transport")
         if self.enrolment is not None and not hasattr(self.transport, "enrol"):
@@ -120,7 +120,7 @@ class Agent:
             said[9] = self.result
         reason = self._may_update()
         if reason is not None:
-            said[10] = {0: reason[0][:64], 1: reason[1]}
+            said[10] = reason
         if config.get("attributes"):
             said[11] = config["attributes"]
         if slots.state.accept:
@@ -130,23 +130,21 @@ class Agent:
         return pack(said)
 
     def _may_update(self):
-        """Return (reason, seconds) if there should be no update now: the application says so, or one that failed is not long ago."""
+        """Return what to say if there should be no update now: the application says so, or (key 2) one that failed is not long ago."""
         if self.update is None:
             left_ms = self.backoff.left_ms()
             if left_ms:
-                return "waiting after an update that did not end well", left_ms // 1000 + 1
+                return {0: "waiting after an update that did not end well", 1: left_ms // 1000 + 1, 2: True}
         ask = self.config.get("may_update")
         try:
             answer = ask() if ask is not None else None
             if answer is None or answer is True:
                 return None
-            if answer is False:
-                return "the application is busy", 60
-            reason, seconds = answer
-            return str(reason), max(0, int(seconds))
+            reason, seconds = answer or ("the application is busy", 60)
+            return {0: str(reason)[:64], 1: max(0, int(seconds))}
         except Exception as error:
             # The users see it; the device goes on as it is.
-            return "may_update: %s" % error, 60
+            return {0: ("may_update: %s" % error)[:64], 1: 60}
 
     async def _exchange(self, wait_s):
         """Send a status, return the decoded command and its bytes, or None."""

@@ -22,7 +22,7 @@ from micropython import const
 _ACK_TIMEOUT_MS = const(2000)
 _MAX_RETRANSMIT = const(4)
 
-_SEPARATE_MS = const(60000)  # how long an answer may take that was acknowledged
+_SEPARATE = const(30)  # so many times ack_timeout_ms an answer may take that was acknowledged: a minute, if not configured
 _REMEMBERED = const(8)  # message IDs of the server's, to know those that come twice
 _ECHO_TRIES = const(3)
 _HEAD = const(160)  # bytes that a message may have besides its block
@@ -224,7 +224,7 @@ class CoapTransport:
                     raise TransportError("reset")
                 if what == _ACK and not acknowledged:
                     acknowledged = True
-                    deadline = ticks_add(ticks_ms(), _SEPARATE_MS)
+                    deadline = ticks_add(ticks_ms(), _SEPARATE * self.timeout)
             if acknowledged:
                 break
         raise TransportError("no answer: %s" % self.trouble)

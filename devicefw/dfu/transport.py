@@ -33,6 +33,17 @@ def address(url, ports):
     raise ValueError("url %s: expected %s://host:port, an IPv6 host in brackets, and no path" % (url, " or ".join(sorted(ports))))
 
 
+def hardware_name(given):
+    """Return a hardware's name as manifests have it: `ESP32-C3` and `esp32-c3-board1` are `esp32c3` and `esp32c3-board1`."""
+    low = given.lower()
+    for chip in ("c2", "c3", "c6", "h2", "p4", "s2", "s3", ""):
+        for name in ("esp32-" + chip, "esp32" + chip):
+            rest = given[len(name) :]
+            if low.startswith(name) and name[-1] != "-" and (not rest or rest[0] == "-"):
+                return "esp32" + chip + rest
+    return given
+
+
 def make(config):
     chosen = config.get("transport", "http")
     if chosen == "http":

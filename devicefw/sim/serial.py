@@ -16,6 +16,7 @@ import trio
 WAIT_S = 0.05
 READ_BYTES = 4096
 TAKEN_S = 2.0
+ARRIVES_S = 0.05  # the kernel carries bytes from one end to the other in a task of its own
 
 
 class SerialLine:
@@ -47,11 +48,13 @@ class SerialLine:
 
     def _taken(self) -> None:
         """Wait until the host has read what was sent, or TAKEN_S: closing a pseudo-terminal throws away what a wire would carry."""
-        end_s = time.monotonic() + TAKEN_S
-        while self._ends is not None and time.monotonic() < end_s:
+        now_s = time.monotonic()
+        end_s, quiet_s = now_s + TAKEN_S, now_s
+        while self._ends is not None and now_s < end_s and now_s - quiet_s < ARRIVES_S:
             waiting = fcntl.ioctl(self._ends[1], termios.FIONREAD, b"\0" * 4)
-            if not struct.unpack("i", waiting)[0]:
-                return
+            now_s = time.monotonic()
+            if struct.unpack("i", waiting)[0]:
+                quiet_s = now_s
             time.sleep(0.002)
 
     def close(self) -> None:

@@ -8,17 +8,21 @@ from dfud.api.events import (
     AppChanged,
     Bus,
     CancelRequested,
+    ChangeEvent,
     DeploymentChanged,
     DeviceAddress,
     DeviceChanged,
     DeviceDenied,
     DeviceSeen,
+    DocumentChanged,
     FirmwareChanged,
+    Missed,
     PolicyChanged,
     ProgressChanged,
     RetryRequested,
     RolloutChanged,
     Telemetry,
+    Told,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
 from dfud.api.plugins import (
@@ -34,6 +38,8 @@ from dfud.api.plugins import (
 from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.store import (
+    TOLD_BYTES_MAX,
+    TRIMMED_MAX,
     AddCounts,
     BlobWriter,
     Capability,
@@ -44,14 +50,18 @@ from dfud.api.store import (
     DeleteDocument,
     DeleteFirmware,
     DeviceView,
+    ExpectDevice,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
     PutDevice,
     PutDocument,
     PutFirmware,
+    SetFirmware,
     Store,
     TrimDocuments,
+    Wish,
 )
 from dfud.api.tls import server_context
 from dfud.api.turns import Turns
@@ -71,13 +81,15 @@ from dfud.errors import (
 from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
-from dfud.model.firmware import Firmware
+from dfud.model.firmware import Firmware, Image, Recall, Requires
 from dfud.model.resources import App, Device, Metadata
 from dfud.model.rollout import Rollout
-from dfud.model.selectors import Selector, parse_selector_untrusted
+from dfud.model.selectors import Requirement, Selector, parse_selector_untrusted
 from dfud.model.windows import PerMinute
 
 __all__ = [
+    "TOLD_BYTES_MAX",
+    "TRIMMED_MAX",
     "Actual",
     "ActualChanged",
     "AddCounts",
@@ -90,6 +102,7 @@ __all__ = [
     "CancelRequested",
     "Capability",
     "Change",
+    "ChangeEvent",
     "Chunks",
     "Code",
     "Config",
@@ -113,20 +126,25 @@ __all__ = [
     "DfudError",
     "Dialect",
     "DialectSession",
+    "DocumentChanged",
     "Endpoint",
     "EventSink",
+    "ExpectDevice",
     "Firmware",
     "FirmwareChanged",
     "Guard",
     "HistoryEntry",
     "Hooks",
+    "Image",
     "Metadata",
+    "Missed",
     "NotFoundError",
     "PeerError",
     "PerMinute",
     "PluginError",
     "PolicyChanged",
     "ProgressChanged",
+    "Pruned",
     "PutActual",
     "PutApp",
     "PutDeployment",
@@ -134,26 +152,32 @@ __all__ = [
     "PutDocument",
     "PutFirmware",
     "Reading",
+    "Recall",
     "RefusedError",
     "Reply",
     "Request",
     "RequestError",
+    "Requirement",
+    "Requires",
     "RetryRequested",
     "Rollout",
     "RolloutChanged",
     "Secret",
     "Section",
     "Selector",
+    "SetFirmware",
     "State",
     "Store",
     "StoreError",
     "Telemetry",
+    "Told",
     "Transport",
     "TrimDocuments",
     "Turns",
     "UnreadableError",
     "UserRoutes",
     "Waiting",
+    "Wish",
     "chunk_range_untrusted",
     "contained",
     "faults",

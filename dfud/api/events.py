@@ -54,6 +54,21 @@ class DeploymentChanged(msgspec.Struct, frozen=True):
     entry: HistoryEntry
 
 
+class ChangeEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A change of a deployment or a rollout as it is told to an EventSink; it is stored already.
+
+    kind: "deployment" (subject: the device) or "rollout" (subject: its name). id: the same each time that it is told. data: what
+    docs/events.md says of that kind, all of it JSON.
+    """
+
+    kind: str
+    app: str
+    subject: str
+    at_s: float
+    data: dict[str, Any]
+    id: str = ""
+
+
 class ProgressChanged(msgspec.Struct, frozen=True):
     """A deployment's progress moved within one state; not necessarily stored."""
 
@@ -117,6 +132,29 @@ class CancelRequested(msgspec.Struct, frozen=True):
     app: str
     device: str
     by: str
+
+
+class DocumentChanged(msgspec.Struct, frozen=True):
+    """Another process has put or deleted a document with `tell`."""
+
+    collection: str
+    key: str
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Another process on the same store said something (Store.tell)."""
+
+    topic: str
+    body: bytes
+
+
+class Missed(msgspec.Struct, frozen=True):
+    """What other processes changed may not have been heard: whatever is remembered of the store is to be forgotten.
+
+    app: of this app only; "": of everything.
+    """
+
+    app: str = ""
 
 
 E = TypeVar("E")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
 
 from dfud.api.events import Bus
-from dfud.errors import BugError
+from dfud.errors import BugError, StoreError
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
 from dfud.model.resources import App, Device
 from dfud.model.selectors import EVERYTHING, Selector
+
+TOLD_BYTES_MAX = 4096
+TRIMMED_MAX = 10_000
 
 
 class Capability(StrEnum):
@@ -24,7 +29,10 @@ class Capability(StrEnum):
     DELETE_FIRMWARE = "delete-firmware"  # a deleted version's name may be used again
     EXTERNAL_DESIRED = "external-desired"  # the desired state may also be changed in the store's own system
     OWN_ROLLOUTS = "own-rollouts"  # rollouts are made in the store's own system; dfud's are refused
+    SEVERAL_IMAGES = "several-images"  # a version may have an image for each kind of board
     APP_FIRMWARE = "app-firmware"  # spec.firmware at the app reaches devices that have none of their own
+    BACKUP = "backup"  # backup() yields a copy of the records
+    SHARED = "shared"  # several dfud may run on it at once, each with a Store object of its own
 
 
 class PutApp(msgspec.Struct, frozen=True, tag=True):
@@ -35,7 +43,11 @@ class PutApp(msgspec.Struct, frozen=True, tag=True):
 
 
 class DeleteApp(msgspec.Struct, frozen=True, tag=True):
-    """Deletes the app and everything of it: devices, firmware records, deployments, history."""
+    """Deletes the app and everything of it: devices, firmware records, deployments, history.
+
+    A store may need longer for the devices than for the commit. Until they are gone it shows nothing of them, and refuses an app
+    of that name with ConflictError.
+    """
 
     app: str
     expect: str | None = None
@@ -46,6 +58,19 @@ class PutDevice(msgspec.Struct, frozen=True, tag=True):
     expect: str | None = None
 
 
+class SetFirmware(msgspec.Struct, frozen=True, tag=True):
+    """Sets spec.firmware of many devices of an app, None: removes it; nothing else of them changes.
+
+    It is as if each were put with it: generation grows by one, resource_version becomes the one given. A device that is not
+    there is passed over: this is for thousands at a time, and one that is deleted meanwhile must not keep it from the others.
+    """
+
+    app: str
+    devices: tuple[str, ...]
+    firmware: dict[str, Any] | None
+    resource_version: str
+
+
 class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
     app: str
     device: str
@@ -53,25 +78,47 @@ class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutFirmware(msgspec.Struct, frozen=True, tag=True):
-    """create: the version must not exist yet. The blob firmware.sha256 must be stored, its BlobWriter still open."""
+    """create: the version must not exist yet. Its blobs must be stored and their BlobWriters still open, but for those that
+    the replaced record names: firmware.digests. Those that only the replaced one names are let go of.
+
+    expect: compare and set: the stored record must be this one. Then `create` means nothing.
+    """
 
     firmware: Firmware
     create: bool = True
+    expect: Firmware | None = None
 
 
 class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
-    """The blob goes with its last record, once that is durable."""
+    """Its blobs go with the last record that names them, once that is durable.
+
+    unused: refused with ConflictError while users_of() would name a device.
+    """
 
     app: str
     version: str
+    unused: bool = False
+
+
+class ExpectDevice(msgspec.Struct, frozen=True, tag=True):
+    """Changes nothing; raises ConflictError unless the device's sequence is this one, NotFoundError if it is gone.
+
+    Put it before the changes that were decided by what was read: then they are stored only if that is still true.
+    """
+
+    app: str
+    device: str
+    sequence: int
 
 
 class PutActual(msgspec.Struct, frozen=True, tag=True):
+    """Raises the device's sequence by one."""
+
     actual: Actual
 
 
 class PutDeployment(msgspec.Struct, frozen=True, tag=True):
-    """Stores the deployment and, if given, appends what happened to the device's history.
+    """Stores the deployment and, if given, appends what happened to the device's history. Raises the device's sequence by one.
 
     A store bounds both per device: the oldest history entries and the oldest finished deployments go in the same commit.
     """
@@ -83,7 +130,8 @@ class PutDeployment(msgspec.Struct, frozen=True, tag=True):
 class PutDocument(msgspec.Struct, frozen=True, tag=True):
     """A small value of dfud's own (tokens, audit, rollouts, queues).
 
-    create: the key must not exist yet. expect: compare and set: what is stored must be these bytes.
+    create: the key must not exist yet. expect: compare and set: what is stored must be these bytes. tell: other processes are
+    told (DocumentChanged); for collections of which they remember something.
     """
 
     collection: str
@@ -91,18 +139,26 @@ class PutDocument(msgspec.Struct, frozen=True, tag=True):
     value: bytes
     create: bool = False
     expect: bytes | None = None
+    tell: bool = False
 
 
 class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
+    """tell: as in PutDocument."""
+
     collection: str
     key: str
+    tell: bool = False
 
 
 class TrimDocuments(msgspec.Struct, frozen=True, tag=True):
-    """Forgets the documents of a collection but for the `keep` with the highest keys."""
+    """Forgets the documents of a collection but for the `keep` with the highest keys, and of those the ones below the key `below`.
+
+    A store may forget only the lowest TRIMMED_MAX of them in one commit: the same again forgets more.
+    """
 
     collection: str
     keep: int
+    below: str = ""
 
 
 class AddCounts(msgspec.Struct, frozen=True, tag=True):
@@ -122,9 +178,11 @@ Change = (
     PutApp
     | DeleteApp
     | PutDevice
+    | SetFirmware
     | DeleteDevice
     | PutFirmware
     | DeleteFirmware
+    | ExpectDevice
     | PutActual
     | PutDeployment
     | PutDocument
@@ -139,11 +197,29 @@ class DeviceView(msgspec.Struct, frozen=True):
     """A device with what it last said and its newest deployment: the one with the highest number, never the latest by clock.
 
     Where numbers are equal (0: made before they were counted), the one that was created last.
+
+    sequence: 0 until something is stored of what the device said or of its deployments. The first such change sets it to a
+    number that the name did not have before, also not before the device was deleted and made again; each later one adds one.
     """
 
     device: Device
     actual: Actual | None = None
     deployment: Deployment | None = None
+    sequence: int = 0
+
+
+class Wish(msgspec.Struct, frozen=True, gc=False):
+    """A device's name and its own spec.firmware; UNSET: it has none."""
+
+    device: str
+    firmware: Any = msgspec.UNSET
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """What prune() did: how many records it removed, and the place to go on from, "" when it has looked at all."""
+
+    after: str
+    removed: int
 
 
 class BlobWriter(abc.ABC):
@@ -168,7 +244,7 @@ class BlobWriter(abc.ABC):
 
 
 class Store(abc.ABC):
-    """Keeps everything that outlives the process. One per daemon.
+    """Keeps everything that outlives the process. Each daemon has one; with Capability.SHARED, others have one on the same records.
 
     Every method may raise StoreError, and then has changed nothing. Cancelling a commit() leaves it either done whole or
     not at all. A commit() that has returned survives `kill -9` and a power cut. A change that cannot be stored (an integer
@@ -198,9 +274,19 @@ class Store(abc.ABC):
     async def check(self) -> None:  # noqa: B027 - a store without anything to check is whole
         """Raise ConfigError or StoreError for what would keep run() from starting. Changes nothing; for `check-config`."""
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        """Return a document of a store that does not run, None where it has none or that cannot be told. Changes nothing; for
+        `check-config`.
+        """
+        return None
+
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the store, report started, serve until cancelled, then close. Publishes changes made elsewhere on `bus`.
+        """Open the store, report started, serve until cancelled, then close.
+
+        A SHARED store publishes on `bus` what other processes have committed, within a second and as the events that they
+        published themselves where it knows them: AppChanged, DeviceChanged, FirmwareChanged and DocumentChanged. Where some
+        of it may have been lost, it publishes Missed. What this process commits is not told to itself.
 
         Raises StoreError when it can no longer serve; dfud then ends, to be started again by the service manager.
         """
@@ -232,9 +318,30 @@ class Store(abc.ABC):
     ) -> list[DeviceView]:
         """Devices of an app by name (bytewise), those behind `after` only."""
 
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        """Devices of an app whose newest deployment has not ended, by name, those behind `after` only.
+
+        A store that can finds them without looking at the others.
+        """
+        found: list[DeviceView] = []
+        while len(found) < limit and (page := await self.devices(app, limit=limit, after=after)):
+            after = page[-1].device.name
+            found += [view for view in page if view.deployment is not None and not view.deployment.final]
+        return found[:limit]
+
     @abc.abstractmethod
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         """Return how many devices of an app the selector matches, 0 where there is no such app; reads no record."""
+
+    async def wishes(
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, after: str = ""
+    ) -> list[Wish]:
+        """Return which firmware devices ask for themselves, by name (bytewise), those behind `after` only.
+
+        The same devices as devices() lists. A store that can reads no more of them than this.
+        """
+        views = await self.devices(app, selector, limit=limit, after=after)
+        return [Wish(view.device.name, view.device.spec.get("firmware", msgspec.UNSET)) for view in views]
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         """Return find_alias() of each of `names` that leads to a device. A store that can asks once for all of them."""
@@ -253,7 +360,8 @@ class Store(abc.ABC):
         """All firmware of an app, newest sequence first."""
 
     @abc.abstractmethod
-    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None: ...
+    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
+        """Return the record that has this image, whole: Firmware.of_digest() picks it out. Of several, the highest sequence's."""
 
     @abc.abstractmethod
     async def deployment(self, deployment_id: str) -> Deployment | None: ...
@@ -264,7 +372,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, in the order of the commits, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first, each with its number.
+
+        Numbers are not given a second time while the device is there, whatever is no longer kept.
+        """
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:
@@ -284,15 +395,47 @@ class Store(abc.ABC):
         """Return the counters of a scope that are not 0."""
 
     @abc.abstractmethod
-    async def new_blob(self) -> BlobWriter: ...
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        """Remove history and ended deployments from before `before_s`, looking at up to `limit` records: one small transaction.
 
-    @abc.abstractmethod
-    async def blob(self, sha256: str) -> Path | None:
-        """Return a local file with the blob's bytes, or None. The file does not change while it is there.
-
-        It may go at any time if no record names it; who has opened it may read on.
+        A device's newest deployment stays whatever its age. after: where the last call ended, "" to begin. Times are those that
+        the records say; a record that cannot be read, or says a time more than a day ahead of now_s, stays.
         """
 
     @abc.abstractmethod
+    async def new_blob(self) -> BlobWriter: ...
+
+    @abc.abstractmethod
+    def blob(self, sha256: str) -> AbstractAsyncContextManager[Path | None]:
+        """Lend a local file with the blob's bytes, or None where there is no such blob: `async with store.blob(sha256) as path`.
+
+        The file does not change and stays where it is until the block ends, unless the last record that names it is deleted
+        meanwhile; who has opened it may read on. Afterwards it may be gone: a store whose blobs are elsewhere drops its copy.
+        Raises StoreError when the block is entered, e.g. where the bytes that come are not the blob's.
+        """
+
     def backup(self) -> AsyncIterator[bytes]:
-        """Yield a consistent copy of the records (not the blobs), in the store's own form."""
+        """Yield a consistent copy of the records (not the blobs), in the store's own form. Needs Capability.BACKUP."""
+        raise BugError(f"store {self.name} does not declare {Capability.BACKUP}")
+
+    # One of several
+
+    @asynccontextmanager
+    async def lead(self, name: str) -> AsyncIterator[None]:
+        """Wait until this process leads the work `name`, and lead it until the block ends.
+
+        At most one process of a SHARED store is in the block at a time. The block is cancelled, and ends without an error, when
+        the lead is lost; what it has sent to the store by then may still be stored, so it should be compare-and-set. With a
+        store that one process has for itself, that leads everything.
+        """
+        await trio.lowlevel.checkpoint()
+        yield
+
+    async def tell(self, topic: str, body: bytes) -> None:
+        """Have every other process that runs on this store publish Told(topic, body), at most once. Raises StoreError.
+
+        body: up to TOLD_BYTES_MAX. It is not kept: a process that starts or comes back later never hears of it.
+        """
+        if len(body) > TOLD_BYTES_MAX:
+            raise StoreError(f"{len(body)} bytes to tell, expected at most {TOLD_BYTES_MAX}")
+        await trio.lowlevel.checkpoint()

@@ -21,7 +21,7 @@ from dfud.cli.images import image_bytes
 from dfud.cli.resources import pass_session
 from dfud.cli.show import TRANSFER, progress_bar, say
 from dfud.errors import PeerError
-from dfud.model.espimage import check_esp_image_untrusted, hardware_name
+from dfud.model.espimage import check_application_untrusted, check_esp_image_untrusted, hardware_name
 from dfud.package.build import build_package
 from dfud.package.file import PackageFile
 from dfud.wire.manifest import Manifest, decode_envelope_untrusted, encode_manifest
@@ -210,6 +210,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--manifest", type=_FILE, help="Signed manifest of IMAGE, as `dfuctl sign` writes it.")
 @click.option("--version", help="Version of IMAGE, for a device that takes unsigned ones.")
 @click.option("--hardware", default="esp32c3", show_default=True, help="What an unsigned IMAGE is made for.")
+@click.option("--raw", is_flag=True, help="IMAGE has no application description, and is no bootloader either.")
 @app_at_option
 @click.option("--base", type=_FILE, help="The image in the other slot: send only what differs from it.")
 @click.option("--slot", type=click.IntRange(0, 1), help="Slot to write; the one that is not current if not given.")
@@ -223,6 +224,7 @@ def recover(
     manifest: Path | None,
     version: str | None,
     hardware: str,
+    raw: bool,
     app_at: int | None,
     base: Path | None,
     slot: int | None,
@@ -242,7 +244,7 @@ def recover(
     package = None
     if image:
         hardware = hardware_name(hardware)
-        check_esp_image_untrusted(io.BytesIO(data), len(data), hardware)
+        (check_esp_image_untrusted if raw else check_application_untrusted)(io.BytesIO(data), len(data), hardware)
         envelope = _envelope(session, data, manifest, version, hardware)
         package = build_package(data, base.read_bytes() if base else None, kinds=KINDS, payload_bytes=PAYLOAD_BYTES)
     try:

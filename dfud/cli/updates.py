@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from dfud.cli.client import CliError, Session
+from dfud.cli.jobs import finish, no_wait_option, start
+from dfud.cli.jobs import line as line_of
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table, say
 from dfud.cli.state import line
-from dfud.cli.watch import EXIT_OTHERWISE, Watch, exit_code, firmware_of, show_result, tell_outcomes
+from dfud.cli.watch import Watch, exit_code, firmware_of, show_result, tell_outcomes
 from dfud.model.text import visible_lines
 
 WATCH_S = 3600.0
@@ -43,6 +45,12 @@ class Group:
 @click.option("--app-default", is_flag=True, help="All devices of the app that have no wish of their own.")
 @click.option("--hold", is_flag=True, help="Decide now, send later.")
 @click.option("--download-only", is_flag=True, help="Have it written, not booted.")
+@no_wait_option
+@click.option(
+    "--all-at-once",
+    is_flag=True,
+    help="With -l: also where so many match that a rollout should be made ([registry] update_max).",
+)
 @click.option("-w", "--watch", is_flag=True, help="Stay until it has ended everywhere; the exit code says how.")
 @timeout_option
 @pass_session
@@ -55,6 +63,8 @@ def update(
     app_default: bool,
     hold: bool,
     download_only: bool,
+    no_wait: bool,
+    all_at_once: bool,
     watch: bool,
     timeout_s: float,
 ) -> None:
@@ -62,28 +72,31 @@ def update(
 
     \b
     Exit codes: 0 done; 1 refused, or no device matches; 3 with --watch: a device did not get there
-    (rolled back, failed, cancelled, ...), or some were refused; 4 with --watch: the time was over before.
+    (rolled back, failed, cancelled, ...); 4 with --watch: the time was over before.
     """
     one = len(arguments) == 2
     if len(arguments) > 2 or one == bool(selector or app_default) or (selector and app_default):
         raise CliError("name a device, or give -l SELECTOR, or --app-default; and the version last")
     if hold and watch:
         raise CliError("--hold and --watch: what is on hold does not end; leave one of them out")
+    if no_wait and (watch or not selector):
+        raise CliError("--no-wait: it is for -l SELECTOR, without --watch")
+    if all_at_once and not selector:
+        raise CliError("--all-at-once: it is for -l SELECTOR")
     version = arguments[-1]
     wanted: dict[str, Any] = {"version": version}
     wanted |= {"hold": True} if hold else {}
     wanted |= {"downloadOnly": True} if download_only else {}
-    body: dict[str, Any] = {"firmware": wanted}
-    if one:
-        body["device"] = arguments[0]
-    elif selector:
-        body["selector"] = selector
-    refused: dict[str, str] = {}
+    body: dict[str, Any] = {"firmware": wanted} | ({"device": arguments[0]} if one else {})
+    names = [arguments[0]] if one else []
     if selector:
-        names, refused = _update_group(session, selector, body)
+        job = start(session, selector, wanted, all_at_once=all_at_once)
+        job = job if no_wait else finish(session, job)
+        if watch:
+            names = list(Group(session, selector).targets)
+        _show_group(session, job, f"should run {version}")
     else:
         found = session.request("POST", session.api("update"), json=body)
-        names = [arguments[0]] if one else []
         if session.json:
             session.show(found)
         elif one:
@@ -98,8 +111,16 @@ def update(
         )
         outcomes = seen.run()
         tell_outcomes(session, outcomes, seen.found)
-        ctx.exit(exit_code(outcomes.values()) or (EXIT_OTHERWISE if refused else 0))
-    ctx.exit(EXIT_OTHERWISE if refused else 0)
+        ctx.exit(exit_code(outcomes.values()))
+
+
+def _show_group(session: Session, job: dict[str, Any], what: str) -> None:
+    if session.json:
+        session.show(job)
+        return
+    number = job["matched"] if job["state"] == "running" else job["changed"] + job["unchanged"]
+    devices = f"{number} {'device' if number == 1 else 'devices'} {what}"
+    say(f"{devices}: group update {job['job']}." if job["state"] == "running" else f"{devices}: {line_of(job)}.")
 
 
 @click.command()
@@ -113,43 +134,11 @@ def follow(session: Session, device_name: str | None, selector: str | None) -> N
     """
     if bool(device_name) == bool(selector):
         raise CliError("name a device, or give -l SELECTOR")
-    body = {"firmware": None} | ({"device": device_name} if device_name else {"selector": selector})
-    found = session.request("POST", session.api("update"), json=body)
-    number = len(found["changed"])
-    who = device_name or f"{number} {'device' if number == 1 else 'devices'}"
-    session.done(f"{who}: what rollouts, rules and the app say counts.", **found)
-
-
-def _update_group(session: Session, selector: str, body: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Update a group and say what changed; return (devices that should run it now, those that were refused and why)."""
-    version = body["firmware"]["version"]
-    before = Group(session, selector)
-    try:
-        found = session.request("POST", session.api("update"), json=body)
-    except CliError as error:
-        if error.status in (400, 403, 404):
-            raise  # it was refused whole
-        # It is committed in pieces: some may have been.
-        try:
-            now = Group(session, selector).targets
-        except CliError:
-            raise CliError(f"{error}; some of the devices may have been changed: say it again") from None
-        reached = sum(target == version for target in now.values())
-        raise CliError(f"{error}; {reached} of {len(now)} devices should run {version} now: say it again") from None
-    changed: list[str] = found["changed"]
-    refused: dict[str, str] = found.get("leftOut", {})
-    names = [*changed, *(name for name in before.targets if name not in {*changed, *refused})]
-    unchanged = len(names) - len(changed)
-    if session.json:
-        told = {"changed": changed, "unchanged": [n for n in names if n not in set(changed)], "refused": refused}
-        session.show(told)
-        return names, refused
-    total = len(names) + len(refused)
-    counts = f"{len(changed)} changed, {unchanged} unchanged, {len(refused)} refused"
-    say(f"{total} {'device' if total == 1 else 'devices'} should run {version}: {counts}.")
-    for name, why in sorted(refused.items()):
-        say(f"  {name}: {why}")
-    return names, refused
+    if selector:
+        _show_group(session, finish(session, start(session, selector, None)), "follow the app again")
+        return
+    found = session.request("POST", session.api("update"), json={"firmware": None, "device": device_name})
+    session.done(f"{device_name}: what rollouts, rules and the app say counts.", **found)
 
 
 @click.command()
@@ -185,9 +174,9 @@ def status(
         show_result(firmware)
 
 
-def _ask(session: Session, what: str, device_name: str) -> None:
+def _ask(session: Session, what: str, device_name: str, promise: str) -> None:
     session.request("POST", session.api(what, device_name))
-    session.done("Accepted.", device=device_name, asked=what)
+    session.done(f"{device_name}: {promise}.", device=device_name, asked=what)
 
 
 @click.command()
@@ -195,7 +184,7 @@ def _ask(session: Session, what: str, device_name: str) -> None:
 @pass_session
 def retry(session: Session, device_name: str) -> None:
     """Let a device try again what it left, or what failed."""
-    _ask(session, "retry", device_name)
+    _ask(session, "retry", device_name, "what it should run may be sent to it again")
 
 
 @click.command()
@@ -203,7 +192,7 @@ def retry(session: Session, device_name: str) -> None:
 @pass_session
 def cancel(session: Session, device_name: str) -> None:
     """End a device's update, unless it runs on trial already. The version is not sent to it again until `retry`."""
-    _ask(session, "cancel", device_name)
+    _ask(session, "cancel", device_name, "the image is not sent to it again until `dfuctl retry`")
 
 
 @click.command()

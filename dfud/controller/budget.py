@@ -9,7 +9,6 @@ import trio
 from dfud.api import Cache, StoreError
 
 log = logging.getLogger("dfud.controller")
-DEVICES_MAX = 100_000
 HOUR_S = 3600.0
 
 
@@ -23,14 +22,18 @@ class _Bucket:
 
 
 class Budget:
-    """Up to `per_hour` entries of history in an hour for each device, all of them at once if need be."""
+    """Up to `per_hour` of something in an hour for each device, all of it at once if need be.
 
-    def __init__(self, per_hour: int) -> None:
+    key: of [controller], that says so. devices_max: devices that are told apart; the one that was silent longest begins anew.
+    """
+
+    def __init__(self, per_hour: int, devices_max: int, key: str = "history_per_hour") -> None:
         self._per_hour = per_hour
-        self._buckets: Cache[tuple[str, str], _Bucket] = Cache(DEVICES_MAX)
+        self._key = key
+        self._buckets: Cache[tuple[str, str], _Bucket] = Cache(devices_max)
 
     def spend(self, app: str, device: str, entries: int) -> None:
-        """Take `entries` off; raise StoreError where they are not left. Then nothing is to be stored of what was said."""
+        """Take `entries` off; raise StoreError where they are not left. Then nothing is to be done of what was asked."""
         if not entries:
             return
         key, now = (app, device), trio.current_time()
@@ -42,8 +45,8 @@ class Budget:
         bucket.at = now
         if bucket.left < entries:
             if not bucket.told:
-                log.warning("a device changes too often", extra={"app": app, "device": device})
+                log.warning("a device changes too often", extra={"app": app, "device": device, "key": self._key})
             bucket.told = True
-            raise StoreError("the device changes too often; [controller] history_per_hour", retryable=True)
+            raise StoreError(f"the device changes too often; [controller] {self._key}", retryable=True)
         bucket.left -= entries
         bucket.told = bucket.told and bucket.left < self._per_hour / 2

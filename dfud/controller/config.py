@@ -33,7 +33,18 @@ class ControllerConfig(msgspec.Struct, frozen=True):
         float,
         Meta(description="how often it is stored that a silent, unchanged device is alive", ge=1, le=86400, extra=S),
     ] = 900.0
+    attention_s: Annotated[
+        float,
+        Meta(description="how long a deployment may stand still before it needs attention", ge=1, le=8640000, extra=S),
+    ] = 86400.0
     cache_devices: Annotated[int, Meta(description="devices kept in memory", ge=100, le=10_000_000)] = 100_000
+    cache_apps: Annotated[int, Meta(description="apps kept in memory", ge=10, le=10_000_000)] = 10_000
+    cache_firmwares: Annotated[
+        int, Meta(description="firmwares kept in memory, without their images", ge=10, le=10_000_000)
+    ] = 20_000
+    rollouts_per_app: Annotated[
+        int, Meta(description="rollouts of one app, with those that have ended and are not deleted", ge=1, le=100_000)
+    ] = 200
     packages_path: Annotated[str, Meta(description="directory of prepared packages; may be emptied at any time")] = (
         "var/packages"
     )
@@ -43,9 +54,20 @@ class ControllerConfig(msgspec.Struct, frozen=True):
     packages_memory_bytes: Annotated[
         int, Meta(description="prepared packages kept in memory", ge=1 << 20, extra={"unit": "bytes"})
     ] = 128 << 20
+    packages_known: Annotated[
+        int, Meta(description="names of packages kept in memory; others are looked up on disk", ge=16, le=10_000_000)
+    ] = 10_000
     packages_waiting: Annotated[
         int, Meta(description="packages that may wait to be prepared; one for each device at most", ge=1, le=100_000)
     ] = 256
+    packages_per_hour: Annotated[
+        int,
+        Meta(
+            description="packages that one device may have made in an hour; beyond them it is told to wait",
+            ge=4,
+            le=100_000,
+        ),
+    ] = 24
     history_per_hour: Annotated[
         int,
         Meta(

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from dfud.api import Cache, Firmware, Store, StoreError
 
-CHECKED_MAX = 1000
 # What tells whether a file is the one that was checked.
 Identity = tuple[str, int, int, int]
 
 
 class Images:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, checked_max: int) -> None:
         self._store = store
-        self._checked: Cache[Identity, bool] = Cache(CHECKED_MAX)
+        self._checked: Cache[Identity, bool] = Cache(checked_max)
 
-    async def check(self, firmware: Firmware) -> Path:
-        """Return the path of a whole image; raise StoreError if it is missing or damaged."""
-        path = await self._store.blob(firmware.sha256)
+    @asynccontextmanager
+    async def _whole(self, firmware: Firmware) -> AsyncIterator[Path]:
+        """Lend the file of a whole image; raise StoreError if it is missing or damaged."""
+        async with self._store.blob(firmware.sha256) as path:
+            await self._check(firmware, path)
+            assert path is not None
+            yield path
+
+    async def _check(self, firmware: Firmware, path: Path | None) -> None:
         what = f"the image of {firmware.version}"
         if path is None:
             raise StoreError(f"{what} is missing from the store; publish it again")
@@ -35,27 +42,26 @@ class Images:
             raise StoreError(f"{what} cannot be read: {error.strerror}", retryable=True) from error
         if not self._checked.get(key):
             raise StoreError(f"{what} is damaged: it has another SHA-256 than {firmware.sha256}; publish it again")
-        return path
 
     async def problem(self, firmware: Firmware) -> str:
         """Say why nothing of an image can be sent, or ""."""
         try:
-            await self.check(firmware)
+            async with self._whole(firmware):
+                return ""
         except StoreError as error:
             return str(error)
-        return ""
 
     async def read(self, firmware: Firmware, offset: int, size: int) -> bytes:
         """Return a piece of an image. Raises StoreError."""
-        path = await self.check(firmware)
 
-        def read() -> bytes:
+        def read(path: Path) -> bytes:
             with path.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
 
         try:
-            return await trio.to_thread.run_sync(read)
+            async with self._whole(firmware) as path:
+                return await trio.to_thread.run_sync(read, path)
         except OSError as error:
             raise StoreError(f"the image cannot be read: {error.strerror}", retryable=True) from error
 

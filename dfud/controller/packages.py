@@ -10,17 +10,18 @@ import hashlib
 import os
 import sys
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 
 import trio
 
 from dfud.api import BugError, Cache, PeerError, Store, StoreError, contained
+from dfud.controller.budget import Budget
 from dfud.controller.fair import FairLimiter
 from dfud.controller.sending import Order
 from dfud.package.file import ENCODER, PackageFile, read_package_untrusted
 from dfud.package.worker import DAMAGED
 
-NAMES_MAX = 10_000
 TOUCHED_S = 600.0  # how exact "used last" is on disk
 
 
@@ -44,11 +45,21 @@ class Packages:
     """Owns the directory `path` and the memory of recently used packages.
 
     waiting_max: packages that may wait for a worker. One device has at most one in the making, so that its changing statuses
-    cannot fill that; apps take turns.
+    cannot fill that; apps take turns. per_hour: packages that are made for one device; known_max: names in memory.
     """
 
     def __init__(
-        self, store: Store, path: Path, *, disk_bytes: int, memory_bytes: int, workers: int, waiting_max: int = 256
+        self,
+        store: Store,
+        path: Path,
+        *,
+        disk_bytes: int,
+        memory_bytes: int,
+        workers: int,
+        waiting_max: int = 256,
+        per_hour: int = 24,
+        known_max: int = 10_000,
+        devices_max: int = 100_000,
     ) -> None:
         self._store = store
         self._path = path
@@ -58,7 +69,8 @@ class Packages:
         self._memory: OrderedDict[str, PackageFile] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._used = 0
-        self._names: Cache[str, str] = Cache(NAMES_MAX)
+        self._names: Cache[str, str] = Cache(known_max)
+        self._budget = Budget(per_hour, devices_max, "packages_per_hour")
         self._making: dict[str, _Making] = {}
         self._nursery: trio.Nursery | None = None
         self._workers = FairLimiter(workers or max(1, (os.cpu_count() or 2) - 1))
@@ -133,12 +145,16 @@ class Packages:
             return found
         return None
 
+    async def find(self, order: Order) -> PackageFile | None:
+        """Return the package of an order if it is made, from memory or from disk."""
+        return self.ready(order) or await self._kept(self.key(order))
+
     async def get(self, order: Order, device: tuple[str, str]) -> PackageFile:
         """Return the package of an order for (app, device); make it if need be.
 
         Everybody who wants the same one waits for one making. Raises StoreError if an image is missing or damaged, the disk is
-        full, too many packages wait, or another one is being made for this device. Cancelling one waiter does not stop the
-        making.
+        full, too many packages wait, another one is being made for this device, or it has had too many.
+        Cancelling one waiter does not stop the making.
         """
         if order.held:
             found = await self.load(order.held)
@@ -153,9 +169,10 @@ class Packages:
                 raise Busy("another package is being made for this device")
             if len(self._making) >= self._waiting_max:
                 raise Busy(f"{len(self._making)} packages are being made already")
-            making = self._making[key] = _Making()
             if self._nursery is None:
                 raise BugError("packages are asked for before they run")
+            self._budget.spend(*device, 1)
+            making = self._making[key] = _Making()
             self._nursery.start_soon(self._make_for_all, making, key, order)
         making.devices.add(device)
         await making.done.wait()
@@ -199,11 +216,13 @@ class Packages:
     async def _make(self, key: str, order: Order) -> None:
         target, base = order.target, order.base
         # A process of its own: it may take seconds of CPU and much memory, and gives both back.
-        async with self._workers.turn(target.app):
-            image = await self._store.blob(target.sha256)
+        async with (
+            self._workers.turn(target.app),
+            self._store.blob(target.sha256) as image,
+            self._store.blob(base.sha256) if base is not None else nullcontext() as base_path,
+        ):
             if image is None:
                 raise StoreError(f"the image of {target.app} {target.version} is missing from the store")
-            base_path = await self._store.blob(base.sha256) if base is not None else None
             self._path.mkdir(parents=True, exist_ok=True)
             base_given = [str(base_path), base.sha256] if base is not None and base_path is not None else ["", ""]
             given = [str(image), target.sha256, *base_given, str(order.kinds), str(order.payload), str(self._path), key]

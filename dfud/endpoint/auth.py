@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -14,7 +15,7 @@ import trio
 from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, Store, StoreError
 from dfud.endpoint.basic import parse_basic_untrusted
 from dfud.endpoint.certificates import TrustAnchors, read_certificate_untrusted, valid
-from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.config import EndpointConfig, password_limits
 from dfud.endpoint.denials import Denials, Denied, Reason
 from dfud.endpoint.limits import Attempts, TooMany
 from dfud.endpoint.remembered import Judgement, Remembered
@@ -23,8 +24,6 @@ from dfud.model.credentials import is_slow, keys_of, verify
 from dfud.model.resources import is_disabled
 from dfud.wire.enrol import Enrolment
 
-SESSIONS_MAX = 200_000
-WAITING_PER_ADDRESS = 20_000  # as many as there may be connections
 PSK_CACHED_S = 300.0  # a key's validity may end meanwhile
 ROUNDS = 3  # how often a judgement is made anew because its records changed while it was made
 Key = tuple[bytes, bytes, str, str, str]
@@ -75,13 +74,24 @@ class Authenticator:
         self._key = key
         self._now = now
         self._clock = clock
-        self._sessions: Remembered[Key, Session] = Remembered(SESSIONS_MAX)
-        self._psk: Remembered[str, _Known] = Remembered(SESSIONS_MAX)
+        self._sessions: Remembered[Key, Session] = Remembered(config.sessions)
+        self._psk: Remembered[str, _Known] = Remembered(config.sessions)
         # Behind one address may be a fleet; one device has no reason to log in many times at once.
-        self._addresses = Attempts(config.failures_per_address, clock, waiting_max=WAITING_PER_ADDRESS)
-        self._devices = Attempts(config.failures_per_device, clock, waiting_max=config.failures_per_device)
+        self._addresses = Attempts(
+            config.failures_per_address,
+            clock,
+            waiting_max=config.waiting_per_address,
+            counted_max=config.counted_max,
+        )
+        self._devices = Attempts(
+            config.failures_per_device,
+            clock,
+            waiting_max=config.failures_per_device,
+            counted_max=config.counted_max,
+        )
+        self._limits = password_limits(config)
         self._anchors = TrustAnchors(store)
-        self._denials = Denials(bus, clock)
+        self._denials = Denials(bus, clock, config.denials_logged)
         # Not of the pool that the store and the packages use, and left behind when dfud stops.
         self._slow = trio.CapacityLimiter(config.slow_checks)
         self._app_changes = 0
@@ -205,13 +215,15 @@ class Authenticator:
         try:
             found, reason = await self._find(app, device, judging)
             spec = found[1].spec if found is not None else {}
-            if is_slow(spec, username):
+            if is_slow(spec, username, self._limits):
                 # bcrypt and its like are meant to be slow: not on the thread that serves everybody.
                 right = await trio.to_thread.run_sync(
-                    verify, spec, username, password, self._key, limiter=self._slow, abandon_on_cancel=True
+                    partial(verify, spec, username, password, self._key, self._limits),
+                    limiter=self._slow,
+                    abandon_on_cancel=True,
                 )
             else:
-                right = verify(spec, username, password, self._key)
+                right = verify(spec, username, password, self._key, self._limits)
             failed = found is None or not right
             if found is None:
                 raise Denied(reason, *named)

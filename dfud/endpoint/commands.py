@@ -2,70 +2,116 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
+import trio
 
-from dfud.api import Code, Reply, Waiting, contained
-
-DEVICES_MAX = 100_000
+from dfud.api import AppChanged, Bus, Change, Code, DeviceChanged, Reply, Store, Waiting, contained
+from dfud.endpoint.kept import Kept, Record
 
 Wake = Callable[[Reply], None]
 
 
-class _Kept(msgspec.Struct):
-    reply: Reply
-    expires_s: float
+class _Offer(msgspec.Struct, frozen=True):
+    """A command on its way. gateways: who else may take it; until_s: when it expires, on the clock that only moves forward."""
+
+    record: Record
+    gateways: Sequence[str]
+    until_s: float
+
+    @property
+    def reply(self) -> Reply:
+        return Reply(Code.COMMAND, self.record.name, self.record.payload)
 
 
 class Commands:
-    """Delivers each command once. now: a clock that only moves forward, so not the wall's."""
+    """Delivers each command once. clock: one that only moves forward, in seconds; now: the wall's.
 
-    def __init__(self, queue_length: int, expire_s: float, now: Callable[[], float]) -> None:
-        self._length = queue_length
+    queue_length: commands kept for one device; expire_s: for how long, unless the sender says otherwise; most, most_bytes: of all
+    devices. `run()` must be running: it reads what was kept before.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        queue_length: int,
+        expire_s: float,
+        clock: Callable[[], float],
+        now: Callable[[], float] = time.time,
+        *,
+        most: int = 100_000,
+        most_bytes: int = 64 << 20,
+    ) -> None:
+        self._store = store
         self._expire_s = expire_s
+        self._clock = clock
         self._now = now
         self._waiting: dict[tuple[str, str], deque[_Waiter]] = {}
-        self._kept: dict[tuple[str, str], deque[_Kept]] = {}
+        self._handing: set[tuple[str, str]] = set()
+        self._hand_in, self._hand = trio.open_memory_channel[tuple[str, str]](float("inf"))
+        self.kept = Kept(
+            store,
+            clock,
+            now,
+            per_device=queue_length,
+            most=most,
+            most_bytes=most_bytes,
+            available=self._available,
+        )
+        bus.subscribe(DeviceChanged, lambda e: self.kept.forget(e.app, e.device) if e.deleted else None)
+        bus.subscribe(AppChanged, lambda e: self.kept.forget(e.app) if e.deleted else None)
 
-    def send(self, app: str, device: str, name: str, payload: bytes, *, expires_s: float | None = None) -> bool:
-        """Hand the command to a waiting device, or keep it for `expires_s` (None: the default; 0: do not keep).
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read what waits for devices, report started, and keep the store in line until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.kept.run)
+            nursery.start_soon(self._hand_all)
+            task_status.started()
 
-        Return whether it was taken.
+    async def send(
+        self,
+        app: str,
+        device: str,
+        uid: str,
+        name: str,
+        payload: bytes,
+        *,
+        expires_s: float | None = None,
+        gateways: Sequence[str] = (),
+        also: Sequence[Change] = (),
+    ) -> bool:
+        """Hand the command to who waits for the device, or keep it for `expires_s` (None: the default; 0: do not keep).
+
+        Return whether it was taken: then `also` is stored, and it is on its way or stored as well. Gateways get it only if they
+        wait. uid: the device's; one that is made under the same name later does not get it. Raises StoreError.
         """
-        key = (app, device)
-        reply = Reply(Code.COMMAND, name, payload)
-        for waiter in tuple(self._waiting.get(key, ())):
-            if waiter.offer(reply):
-                return True
         keep_s = self._expire_s if expires_s is None else expires_s
-        if not self._length or keep_s <= 0:
+        record = Record(app, device, uid, name, payload, expires_s=self._now() + keep_s, keep_s=keep_s)
+        offer = _Offer(record, tuple(gateways), self._clock() + keep_s)
+        if self._somebody_waits(offer):
+            if also:
+                await self._store.commit(also)
+            if self._offer(offer):
+                return True
+            also = ()  # who waited has gone meanwhile
+        ticket = self.kept.reserve(record) if keep_s > 0 else None
+        if ticket is None:
             return False
-        queue = self._kept.get(key)
-        if queue is None:
-            if len(self._kept) >= DEVICES_MAX:
-                self._forget_expired()
-            if len(self._kept) >= DEVICES_MAX:
-                return False
-            queue = self._kept[key] = deque()
-        while queue and queue[0].expires_s <= self._now():
-            queue.popleft()
-        if len(queue) >= self._length:
-            return False
-        queue.append(_Kept(reply, self._now() + keep_s))
+        await self.kept.put(ticket, record, also)
+        if self._somebody_waits(offer):
+            self._available(app, device)
         return True
 
-    def take(self, app: str, device: str) -> Reply | None:
+    async def take(self, app: str, device: str) -> Reply | None:
         """Return the oldest command that is kept for the device, which then is no longer kept."""
-        queue = self._kept.get((app, device))
-        while queue:
-            kept = queue.popleft()
-            if not queue:
-                self._kept.pop((app, device), None)
-            if kept.expires_s > self._now():
-                return kept.reply
-        return None
+        if not self.kept.has(app, device):
+            return None
+        record = await self.kept.take(app, device)
+        return Reply(Code.COMMAND, record.name, record.payload) if record is not None else None
 
     def wait(self, app: str, device: str, timeout_s: float) -> Waiting:
         """Begin to wait for a command; one that comes before `listen()` is not lost."""
@@ -75,12 +121,47 @@ class Commands:
         """Answer everybody who waits: no command."""
         for waiters in list(self._waiting.values()):
             for waiter in tuple(waiters):
-                waiter.offer(Reply(Code.ACCEPTED))
+                waiter.drain()
 
-    def _forget_expired(self) -> None:
-        now_s = self._now()
-        for key in [k for k, q in self._kept.items() if all(kept.expires_s <= now_s for kept in q)]:
-            del self._kept[key]
+    # Who waits
+
+    def _waiters(self, offer: _Offer) -> list[_Waiter]:
+        names = (offer.record.device, *offer.gateways)
+        return [waiter for name in names for waiter in self._waiting.get((offer.record.app, name), ())]
+
+    def _somebody_waits(self, offer: _Offer) -> bool:
+        return bool(self._waiters(offer))
+
+    def _offer(self, offer: _Offer) -> bool:
+        return any(waiter.offer(offer) for waiter in self._waiters(offer))
+
+    def _back(self, offer: _Offer) -> None:
+        """Whoever took it has gone: it goes to the next who waits, or is kept for its device until it expires."""
+        if self._offer(offer):
+            return
+        left_s = min(offer.record.keep_s, offer.until_s - self._clock())
+        if left_s > 0:
+            self.kept.put_back(msgspec.structs.replace(offer.record, keep_s=left_s))
+
+    def _available(self, app: str, device: str) -> None:
+        """A command that is kept may be handed to who waits."""
+        if (app, device) not in self._handing and self._waiting:
+            self._handing.add((app, device))
+            self._hand_in.send_nowait((app, device))
+
+    async def _hand_all(self) -> None:
+        async for app, device in self._hand:
+            self._handing.discard((app, device))
+            with contained("endpoint.command", app=app, device=device):
+                await self._hand_one(app, device)
+
+    async def _hand_one(self, app: str, device: str) -> None:
+        if not self._waiting.get((app, device)):
+            return  # gateways get only what comes while they wait
+        record = await self.kept.take(app, device)
+        if record is not None:
+            left_s = min(record.keep_s, record.expires_s - self._now())
+            self._back(_Offer(record, (), self._clock() + left_s))
 
     def _add(self, waiter: _Waiter) -> None:
         self._waiting.setdefault(waiter.key, deque()).append(waiter)
@@ -99,19 +180,30 @@ class _Waiter(Waiting):
         self.timeout_s = timeout_s
         self._commands = commands
         self._wake: Wake | None = None
+        self._offered: _Offer | None = None
         self._reply: Reply | None = None
         commands._add(self)
 
-    def offer(self, reply: Reply) -> bool:
-        """Take `reply` if none was taken yet; return whether it is on its way."""
+    def offer(self, offer: _Offer) -> bool:
+        """Take the command if nothing was taken yet; return whether it is on its way."""
         if self._reply is not None:
             return False
+        self._offered = offer
+        return self._answer(offer.reply)
+
+    def drain(self) -> None:
+        if self._reply is None:
+            self._answer(Reply(Code.ACCEPTED))
+
+    def _answer(self, reply: Reply) -> bool:
         self._reply = reply
         self._commands._remove(self)
         if self._wake is None:
             return True
         with contained("endpoint.command", app=self.key[0], device=self.key[1]) as guard:
             self._wake(reply)
+        if guard.error is not None:
+            self._offered = None
         return guard.error is None
 
     def listen(self, wake: Wake) -> None:
@@ -121,11 +213,13 @@ class _Waiter(Waiting):
 
     def expire(self) -> Reply:
         self._commands._remove(self)
-        reply, self._reply = self._reply, self._reply or Reply(Code.ACCEPTED)
-        return reply or Reply(Code.ACCEPTED)
+        self._reply = self._reply or Reply(Code.ACCEPTED)
+        self._offered = None
+        return self._reply
 
     def cancel(self) -> None:
         self._commands._remove(self)
-        reply, self._reply = self._reply, Reply(Code.ACCEPTED)
-        if reply is not None and reply.code is Code.COMMAND:
-            self._commands.send(*self.key, reply.command, reply.body)
+        self._reply = Reply(Code.ACCEPTED)
+        offered, self._offered = self._offered, None
+        if offered is not None:
+            self._commands._back(offered)

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from dfud.api import Section
+from dfud.model.credentials import PasswordLimits
 
 Meta = msgspec.Meta
 
@@ -31,6 +32,52 @@ class EndpointConfig(msgspec.Struct, frozen=True):
     slow_checks: Annotated[
         int, Meta(description="checks of bcrypt and sha512-crypt passwords at a time; others wait", ge=1, le=256)
     ] = 2
+    bcrypt_cost_max: Annotated[
+        int, Meta(description="cost of a stored bcrypt password that is still compared, and may be stored", ge=4, le=18)
+    ] = 13
+    sha512_rounds_max: Annotated[
+        int, Meta(description="rounds of a stored sha512-crypt password, likewise", ge=1000, le=10_000_000)
+    ] = 100_000
+    forms_per_device: Annotated[
+        int, Meta(description="stored passwords of one user of a device that a guess is compared with", ge=1, le=1000)
+    ] = 64
+    slow_forms_per_device: Annotated[int, Meta(description="of these, bcrypt and sha512-crypt ones", ge=0, le=100)] = 4
+    counted_max: Annotated[
+        int,
+        Meta(
+            description="addresses, and devices, with wrong credentials in one minute; further ones are turned away",
+            ge=16,
+            le=100_000_000,
+        ),
+    ] = 100_000
+    waiting_per_address: Annotated[
+        int,
+        Meta(
+            description="log-ins of one address that wait for the result of others before they are turned away",
+            ge=1,
+            le=1_000_000,
+        ),
+    ] = 20_000
+    denials_logged: Annotated[
+        int, Meta(description="lines about denied devices in the log in a minute", ge=1, le=100_000)
+    ] = 60
+    sessions: Annotated[
+        int,
+        Meta(description="log-ins, and keys, that are remembered; others are checked anew", ge=16, le=100_000_000),
+    ] = 200_000
+    polls: Annotated[
+        int, Meta(description="last answers that are remembered; other statuses are judged anew", ge=16, le=100_000_000)
+    ] = 500_000
+    chunks_per_request: Annotated[int, Meta(description="chunks in one answer", ge=1, le=10_000)] = 64
+    chunk_bytes_per_request: Annotated[
+        int,
+        Meta(
+            description="of an answer with several chunks; one is always sent",
+            ge=1024,
+            le=1 << 26,
+            extra={"unit": "bytes"},
+        ),
+    ] = 1 << 18
     events_s: Annotated[
         float,
         Meta(
@@ -52,6 +99,20 @@ class EndpointConfig(msgspec.Struct, frozen=True):
             extra={"unit": "s"},
         ),
     ] = 60.0
+    commands_max: Annotated[int, Meta(description="commands kept for all devices", ge=1, le=10_000_000)] = 100_000
+    commands_max_bytes: Annotated[
+        int, Meta(description="bytes of them", ge=1024, le=1 << 40, extra={"unit": "bytes"})
+    ] = 64 << 20
+
+
+def password_limits(config: EndpointConfig) -> PasswordLimits:
+    """Return what comparing with a stored password may cost."""
+    return PasswordLimits(
+        forms=config.forms_per_device,
+        slow_forms=config.slow_forms_per_device,
+        bcrypt_cost=config.bcrypt_cost_max,
+        sha512_rounds=config.sha512_rounds_max,
+    )
 
 
 SECTION = Section("endpoint", EndpointConfig, "What devices talk to.")

@@ -11,7 +11,6 @@ from dfud.model.text import visible
 from dfud.model.windows import WINDOW_S
 
 log = logging.getLogger("dfud.endpoint")
-LINES_PER_WINDOW = 60
 NAME_MAX = 64
 
 
@@ -39,11 +38,12 @@ class Denied(Exception):
 
 
 class Denials:
-    """Tells the bus of each denial, and the log of each kind once a minute, of LINES_PER_WINDOW kinds."""
+    """Tells the bus of each denial, and the log of each kind once a minute, of `lines` kinds."""
 
-    def __init__(self, bus: Bus, clock: Callable[[], float]) -> None:
+    def __init__(self, bus: Bus, clock: Callable[[], float], lines: int) -> None:
         self._bus = bus
         self._clock = clock
+        self._lines = lines
         self._window = -1
         self._told: set[tuple[str, str, str]] = set()
         self._unlogged = 0
@@ -56,7 +56,7 @@ class Denials:
             self._window = window
             self._told.clear()
         kind = (str(reason), app, device)
-        if kind in self._told or len(self._told) >= LINES_PER_WINDOW:
+        if kind in self._told or len(self._told) >= self._lines:
             self._unlogged += 1
             return
         self._told.add(kind)

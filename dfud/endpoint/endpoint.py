@@ -52,9 +52,6 @@ from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_co
 DFU = "dfu"
 ENROL = "enrol"  # the channel of devices that nobody knows yet
 WAKING_AT_ONCE = 256
-POLLS_MAX = 500_000
-CHUNKS_PER_REQUEST_MAX = 64
-CHUNK_BYTES_PER_REQUEST_MAX = 1 << 18
 
 DENIED = Reply(Code.DENIED, error="AuthenticationError", message="Authentication failed")
 TOO_MANY = Reply(Code.TOO_MANY, error="TooManyRequests", message="Too many failed attempts", retry_after_s=60)
@@ -75,7 +72,8 @@ class _Poll(msgspec.Struct):
 
 
 class DeviceEndpoint(Endpoint):
-    """Authenticates, decodes, hands to the controller, parks. `run()` must be running for parked devices to be woken.
+    """Authenticates, decodes, hands to the controller, parks. `run()` must be running for parked devices to be woken, and for
+    what was kept for devices to be known.
 
     now: the wall clock, for what is told. clock: one that only moves forward, for what is remembered.
     """
@@ -109,8 +107,8 @@ class DeviceEndpoint(Endpoint):
         self._clock = clock
         self._enroller = enroller
         self._parking = Parking()
-        self._polls: Cache[tuple[str, str], _Poll] = Cache(POLLS_MAX, lambda key: key[0])
-        self._sent: Cache[tuple[str, str], int] = Cache(POLLS_MAX)
+        self._polls: Cache[tuple[str, str], _Poll] = Cache(config.polls, lambda key: key[0])
+        self._sent: Cache[tuple[str, str], int] = Cache(config.polls)
         self._sends = 0
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
@@ -120,8 +118,9 @@ class DeviceEndpoint(Endpoint):
         bus.subscribe(DeploymentChanged, self._stepped)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look again at parked devices for which something changed, until cancelled."""
+        """Read what is kept for devices, then look again at parked ones for which something changed, until cancelled."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self.commands.run)
             # Side by side, so that many of them share one commit.
             for _ in range(WAKING_AT_ONCE):
                 nursery.start_soon(self._reconsider_all)
@@ -310,8 +309,10 @@ class DeviceEndpoint(Endpoint):
                 id=str(uuid.uuid4()),
             )
             problem = await self.sinks.take(telemetry)
+            kept: Reply | None = None
             if problem is None:
                 self._bus.publish(telemetry)
+                kept = await self.commands.take(session.app, session.device)
         except BaseException:
             if waiting is not None:
                 waiting.cancel()
@@ -320,7 +321,6 @@ class DeviceEndpoint(Endpoint):
             if waiting is not None:
                 waiting.cancel()
             return problem
-        kept = self.commands.take(session.app, session.device)
         if kept is not None:
             if waiting is not None:
                 waiting.cancel()
@@ -375,9 +375,9 @@ class DeviceEndpoint(Endpoint):
             return NOT_FOUND
         bodies = [chunks[first]]
         size = len(bodies[0])
-        for number in range(first + 1, min(last + 1, first + CHUNKS_PER_REQUEST_MAX, len(chunks))):
+        for number in range(first + 1, min(last + 1, first + self._config.chunks_per_request, len(chunks))):
             size += len(chunks[number])
-            if size > CHUNK_BYTES_PER_REQUEST_MAX:
+            if size > self._config.chunk_bytes_per_request:
                 break
             bodies.append(chunks[number])
         self._controller.fetched(session.app, session.device, package, first)

@@ -17,12 +17,12 @@ class TooMany(Exception):
 class Attempts:
     """Guesses, counted before they are judged: never more are under way for a key than may still fail for it.
 
-    The others wait for a result, `waiting_max` of them for one key. Right ones cost nothing, so that a fleet behind one address
-    logs in, a few at a time.
+    The others wait for a result, `waiting_max` of them for one key; `counted_max` keys are told apart in one minute. Right ones
+    cost nothing, so that a fleet behind one address logs in, a few at a time.
     """
 
-    def __init__(self, limit: int, clock: Callable[[], float], *, waiting_max: int) -> None:
-        self._failures = PerMinute(limit)
+    def __init__(self, limit: int, clock: Callable[[], float], *, waiting_max: int, counted_max: int) -> None:
+        self._failures = PerMinute(limit, counted_max)
         self._clock = clock
         self._waiting_max = waiting_max
         self._judged: Counter[Hashable] = Counter()

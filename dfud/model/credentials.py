@@ -18,17 +18,31 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 PSK_BYTES = 16
 SEALED = "sealed"  # in place of `key` in a psk that this module has sealed
 KEYED = "dfud"  # the password form that this module writes: {"pass": {"dfud": "<salt>.<mac>"}}
-FORMS_MAX = 64  # passwords of one device, or of one of its users, that are looked at
-SLOW_FORMS_MAX = 4
-BCRYPT_COST_MAX = 13  # 2^13 rounds take about half a second; 31 would take days
 _BCRYPT = re.compile(r"\$2[abxy]?\$([0-9]{2})\$")
 _DECOY = {KEYED: "AAAAAAAAAAAA." + "A" * 43 + "="}  # what is compared where there is nothing: as dear, and never right
+
+
+class PasswordLimits(msgspec.Struct, frozen=True):
+    """What one guess may cost, whatever is stored: [endpoint] of dfud.toml.
+
+    forms: passwords of one device, or of one of its users, that are looked at; slow_forms: of these, dear ones. bcrypt_cost: 2^13
+    rounds take about half a second, 31 would take days; sha512_rounds: more would let a stranger's attempt cost seconds.
+    """
+
+    forms: int = 64
+    slow_forms: int = 4
+    bcrypt_cost: int = 13
+    sha512_rounds: int = 100_000
+
+
+LIMITS = PasswordLimits()
 
 
 def new_secret() -> str:
@@ -116,33 +130,34 @@ def _slow(stored: Any) -> bool:
     return isinstance(stored, Mapping) and KEYED not in stored and ("bcrypt" in stored or "sha512" in stored)
 
 
-def is_slow(spec: Mapping[str, Any], username: str | None) -> bool:
+def is_slow(spec: Mapping[str, Any], username: str | None, limits: PasswordLimits = LIMITS) -> bool:
     """Say whether verify() may take milliseconds."""
-    return any(_slow(stored) for stored in islice(passwords(spec, username), FORMS_MAX))
+    return any(_slow(stored) for stored in islice(passwords(spec, username), limits.forms))
 
 
-def verify(spec: Mapping[str, Any], username: str | None, password: str, key: bytes) -> bool:
+def verify(
+    spec: Mapping[str, Any], username: str | None, password: str, key: bytes, limits: PasswordLimits = LIMITS
+) -> bool:
     """Say whether `password` is right. Constant time for keyed hashes; compares at least once, whatever is stored.
 
-    What it costs is bounded, whatever is stored: FORMS_MAX forms are looked at, SLOW_FORMS_MAX of them slow ones, and none that
-    asks for more work than BCRYPT_COST_MAX or ROUNDS_MAX.
+    What it costs is bounded by `limits`, whatever is stored.
     """
     right = False
     compared = False
     slow = 0
-    for stored in islice(passwords(spec, username), FORMS_MAX):
+    for stored in islice(passwords(spec, username), limits.forms):
         compared = True
         if _slow(stored):
             slow += 1
-            if slow > SLOW_FORMS_MAX:
+            if slow > limits.slow_forms:
                 continue
-        right |= _matches(stored, password, key)
+        right |= _matches(stored, password, key, limits)
     if not compared:
-        _matches(_DECOY, password, key)
+        _matches(_DECOY, password, key, limits)
     return right
 
 
-def _matches(stored: Any, password: str, key: bytes) -> bool:
+def _matches(stored: Any, password: str, key: bytes, limits: PasswordLimits) -> bool:
     if isinstance(stored, str):
         stored = {"plain": stored}
     if not isinstance(stored, Mapping):
@@ -159,17 +174,17 @@ def _matches(stored: Any, password: str, key: bytes) -> bool:
     if "plain" in stored:
         return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(value.encode()).digest())
     if "bcrypt" in stored:
-        return _bcrypt(given, value)
+        return _bcrypt(given, value, limits.bcrypt_cost)
     if "sha512" in stored:
-        return _sha512_crypt(given, value)
+        return _sha512_crypt(given, value, limits.sha512_rounds)
     return False
 
 
-def _bcrypt(given: bytes, stored: str) -> bool:
+def _bcrypt(given: bytes, stored: str, cost_max: int) -> bool:
     import bcrypt  # here: an extra of those who bring Drogue's credentials along
 
     cost = _BCRYPT.match(stored)
-    if cost is None or int(cost[1]) > BCRYPT_COST_MAX:
+    if cost is None or int(cost[1]) > cost_max:
         return False
     try:
         return bool(bcrypt.checkpw(given[:72], stored.encode()))
@@ -200,10 +215,9 @@ def keys_of(spec: Mapping[str, Any], now: datetime, key: bytes) -> list[bytes]:
 
 _ITOA64 = "./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ORDER = [(i * 22 % 63, (i * 22 + 21) % 63, (i * 22 + 42) % 63) for i in range(21)]
-ROUNDS_MAX = 100_000  # a stored form that asks for more would let a stranger's attempt cost seconds
 
 
-def _sha512_crypt(given: bytes, stored: str) -> bool:
+def _sha512_crypt(given: bytes, stored: str, rounds_max: int) -> bool:
     """Compare with a crypt(3) `$6$` string. Source: Drepper, "Unix crypt using SHA-256 and SHA-512", 2008."""
     parts = stored.split("$")
     if len(parts) < 4 or parts[0] or parts[1] != "6":
@@ -215,7 +229,7 @@ def _sha512_crypt(given: bytes, stored: str) -> bool:
         except ValueError:
             return False
         parts = [*parts[:2], *parts[3:]]
-    if rounds > ROUNDS_MAX or len(parts) != 4:
+    if rounds > rounds_max or len(parts) != 4:
         return False
     salt = parts[2].encode()[:16]
     b = hashlib.sha512(given + salt + given).digest()

@@ -14,14 +14,13 @@ from quart import Response, current_app, g, request
 
 from dfud.model.address import client_of, limited
 from dfud.model.windows import PerMinute
-from dfud.registry.config import proxies_of
+from dfud.registry.config import RegistryConfig, proxies_of
 from dfud.registry.oidc import looks_like_jwt
 from dfud.registry.services import Services
 from dfud.registry.users import User
 from dfud.registry.web import error_response
 
 log = logging.getLogger("dfud.registry")
-LINES_PER_MINUTE = 60  # of all who are refused; each one has one line a minute
 _PREFIX = re.compile(r"drg_[0-9A-Za-z]{6}(?=_|$)")
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -35,11 +34,12 @@ def probe(view: V) -> V:
 class Denials:
     """Counts who was refused, and logs each address once a minute for each reason. No secret, and nothing of strangers', in it."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], config: RegistryConfig) -> None:
         self._now = now
         self._counts: Counter[str] = Counter()
-        self._told = PerMinute(1)
-        self._lines = PerMinute(LINES_PER_MINUTE)
+        # Each one who is refused has one line a minute, and all of them so many.
+        self._told = PerMinute(1, config.counted_max)
+        self._lines = PerMinute(config.denials_logged)
 
     def add(self, reason: str, peer: str, user: str = "", token: str = "") -> None:
         """Note one refusal. token: the prefix that names it."""
@@ -67,8 +67,8 @@ class Admission:
         self._services = services
         self._denials = denials
         self._proxies = proxies_of(config)
-        self._requests = PerMinute(config.requests_per_minute)
-        self._failures = PerMinute(config.failures_per_minute)
+        self._requests = PerMinute(config.requests_per_minute, config.counted_max)
+        self._failures = PerMinute(config.failures_per_minute, config.counted_max)
 
     async def before(self) -> Response | None:
         """Return the answer to whoever may not ask, or None; then g.user is who asks, and g.peer where from."""

@@ -37,6 +37,14 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     ] = ""
     firmware_max: Annotated[int, Meta(description="largest firmware", ge=1024, le=1 << 32, extra=BYTES)] = 64 << 20
     body_max: Annotated[int, Meta(description="largest other body", ge=1024, le=1 << 26, extra=BYTES)] = 1 << 20
+    update_max: Annotated[
+        int,
+        Meta(
+            description="devices that an update by selector may tell at once unless it says allAtOnce; more take a rollout",
+            ge=1,
+            le=100_000_000,
+        ),
+    ] = 500
     batch_max: Annotated[
         int, Meta(description="devices that one request may register; body_max counts as well", ge=1, le=10_000)
     ] = 500
@@ -82,6 +90,28 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     list_page_bytes: Annotated[
         int, Meta(description="about how much of a list is in memory at one time", ge=4096, le=1 << 26, extra=BYTES)
     ] = 1 << 20
+    lists_made: Annotated[
+        int,
+        Meta(
+            description="pages of lists that are read and encoded at one time: as objects they are many times as large",
+            ge=1,
+            le=1000,
+        ),
+    ] = 2
+    counted_max: Annotated[
+        int,
+        Meta(
+            description="tokens and addresses whose requests are counted in one minute; further ones are refused",
+            ge=16,
+            le=100_000_000,
+        ),
+    ] = 100_000
+    denials_logged: Annotated[
+        int, Meta(description="lines about refused users in the log in a minute", ge=1, le=100_000)
+    ] = 60
+    events_behind: Annotated[
+        int, Meta(description="events that wait for a user who watches; then the stream ends", ge=1, le=1_000_000)
+    ] = 1000
     tokens_per_user: Annotated[int, Meta(description="access tokens of one user", ge=1, le=100_000)] = 100
     claims_per_app: Annotated[int, Meta(description="claim codes of one app", ge=1, le=100_000)] = 100
     token_days: Annotated[

@@ -1,8 +1,16 @@
-"""Setting the firmware of many devices: in pages, each committed whole, with what became of each device told."""
+"""Setting the firmware of many devices: a durable job that goes on after a restart, a page of devices at a time.
+
+What a user asks is stored before it is answered. Each page is one commit together with how far the job has come, so a page is
+done whole or not at all, and done once. Jobs take turns, so a small one does not wait for a large one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -10,143 +18,282 @@ import trio
 
 from dfud.api import (
     Bus,
+    Change,
     ConflictError,
-    Device,
+    DeleteDocument,
     DeviceChanged,
-    DeviceView,
     NotFoundError,
-    PeerError,
-    PutDevice,
+    PutDocument,
     RefusedError,
     Selector,
+    SetFirmware,
     Store,
     StoreError,
+    Wish,
+    note,
+    parse_selector_untrusted,
+    read_record,
 )
-from dfud.registry import audit
-from dfud.registry.paging import Paging
-from dfud.registry.rules import RecordLimits, check_spec_untrusted, firmware_changed, size_of
+from dfud.model.text import visible
+from dfud.registry import audit, guards
+from dfud.registry.rules import RecordLimits, check_spec_untrusted, firmware_shown
 
-GROUP_PAGE_BYTES = 1 << 20  # specs of a group that are in memory at one time; as objects they are many times as large
-GROUPS_AT_ONCE = 2
+log = logging.getLogger("dfud.registry")
+COLLECTION = "group-job"
+PAGE = 500  # devices of one commit: a few milliseconds of the writer
+TELL_AT_ONCE = 50  # devices that are told of before others have their turn
+OPEN_MAX = 100
+KEPT_MAX = 200  # that have ended, of all apps
+RETRY_S = 2.0
+FROM_MAX = 20
+DIGITS = 18
 
 
-class GroupUpdate(msgspec.Struct, frozen=True):
-    """Which devices were changed, and why others that were meant were not."""
+class JobState(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
 
-    changed: list[str]
-    left_out: dict[str, str]
+
+class GroupJob(msgspec.Struct, frozen=True):
+    """One group update. selector: as it was given; firmware None: spec.firmware is removed.
+
+    matched: devices when it was accepted; after: the last one that is done, by name; replaced: what those that were changed
+    asked for before, and how many, the rest under "other". problem: why it does not go on.
+    """
+
+    id: str
+    app: str
+    selector: str
+    firmware: dict[str, Any] | None
+    by: str
+    created_s: float
+    matched: int = 0
+    state: JobState = JobState.RUNNING
+    after: str = ""
+    changed: int = 0
+    unchanged: int = 0
+    replaced: dict[str, int] = {}
+    ended_s: float = 0.0
+    problem: str = ""
 
 
-class Groups:
-    """put: makes the change of one device. one: changes one device by itself, whoever else does so."""
+class _Stored(msgspec.Struct, frozen=True):
+    """A job and the bytes that say so, which another commit may have replaced."""
 
-    def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        now: Callable[[], float],
-        limits: RecordLimits,
-        *,
-        put: Callable[[Device, dict[str, Any]], PutDevice],
-        one: Callable[[str, str, dict[str, Any] | None, str], Awaitable[None]],
-    ) -> None:
+    job: GroupJob
+    value: bytes
+
+
+class GroupJobs:
+    """All group updates. run() must run for them to go on; without it they are accepted and wait."""
+
+    def __init__(self, store: Store, bus: Bus, now: Callable[[], float], limits: RecordLimits) -> None:
         self._store = store
         self._bus = bus
         self._now = now
         self._limits = limits
-        self._put = put
-        self._one = one
-        self._turns = trio.CapacityLimiter(GROUPS_AT_ONCE)
+        self._wake = trio.Event()
+        self._accepting = trio.Lock()
+        self._problem: dict[str, str] = {}
 
-    async def update(self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str) -> GroupUpdate:
-        """Set spec.firmware of every device that the selector matches; tell what became of them.
+    async def accept(
+        self, app: str, selector: Selector, text: str, firmware: dict[str, Any] | None, by: str
+    ) -> GroupJob:
+        """Store that spec.firmware of every device that the selector matches is to be set; return the job.
 
-        Committed in pieces; a device that somebody changes meanwhile is changed by itself. A StoreError says how many were
-        changed before it; the same update again changes the others.
+        Raises PeerError for a firmware that no device could have, NotFoundError without the app, RefusedError where it is not
+        published or too many jobs are under way.
         """
-        await self._published(app, firmware)
-        done = GroupUpdate([], {})
-        try:
-            await self._update(app, selector, firmware, by, done)
-        except StoreError as error:
-            count = (
-                f"{len(done.changed)} {'device was' if len(done.changed) == 1 else 'devices were'} changed before that"
-            )
-            raise StoreError(
-                f"{error}; {count}: repeat the update to change the others", retryable=error.retryable
-            ) from error
-        return done
-
-    async def _update(
-        self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str, done: GroupUpdate
-    ) -> None:
-        after = ""
-        paging = Paging(GROUP_PAGE_BYTES)
-        while True:
-            async with self._turns:
-                views = await self._store.devices(app, selector, limit=paging.rows, after=after)
-                if not views:
-                    return
-                after = views[-1].device.name
-                paging.read(len(views), sum(size_of(view.device.spec) for view in views))
-                await self._update_page(app, views, firmware, by, done)
-
-    async def _update_page(
-        self,
-        app: str,
-        views: Sequence[DeviceView],
-        firmware: dict[str, Any] | None,
-        by: str,
-        done: GroupUpdate,
-    ) -> None:
-        """Change those of a page that are to be changed."""
-        puts: dict[str, PutDevice] = {}
-        told: set[str] = set()
-        for old in (view.device for view in views):
-            spec = with_firmware(old.spec, firmware)
-            if spec == old.spec:
-                continue
-            try:
-                check_spec_untrusted(spec, self._limits, old.spec)
-                puts[old.name] = self._put(old, spec)
-            except PeerError as error:
-                done.left_out[old.name] = str(error)
-                continue
-            told.add(firmware_changed(old.spec, spec))
-        if puts:
-            await self._put_group(app, puts, told, firmware, by, done)
-
-    async def _put_group(
-        self,
-        app: str,
-        puts: dict[str, PutDevice],
-        told: Iterable[str],
-        firmware: dict[str, Any] | None,
-        by: str,
-        done: GroupUpdate,
-    ) -> None:
-        """Commit one piece of a group update."""
-        detail = f"spec.firmware{', '.join(sorted(told))[:400]} of {len(puts)} devices: {', '.join(puts)}"
-        try:
-            entry = audit.entry(self._now(), by, "update-group", app, detail)
-            await self._store.commit([*puts.values(), entry])
-        except (ConflictError, NotFoundError):
-            for name in puts:
-                try:
-                    await self._one(app, name, firmware, by)
-                except (ConflictError, NotFoundError, PeerError) as error:
-                    done.left_out[name] = str(error)
-                else:
-                    done.changed.append(name)
-            return
-        for name in puts:
-            self._bus.publish(DeviceChanged(app, name))
-        done.changed.extend(puts)
-
-    async def _published(self, app: str, firmware: dict[str, Any] | None) -> None:
+        check_spec_untrusted({} if firmware is None else {"firmware": firmware}, self._limits)
+        if await self._store.app(app) is None:
+            raise NotFoundError(f"no app {app}")
         version = (firmware or {}).get("version")
         if isinstance(version, str) and await self._store.firmware(app, version) is None:
             raise RefusedError(f"firmware {version} is not published in app {app}")
+        matched = await self._store.count(app, selector)
+        async with self._accepting:
+            jobs = [stored.job for stored in await self._all()]
+            if sum(job.state is JobState.RUNNING for job in jobs) >= OPEN_MAX:
+                raise RefusedError(f"{OPEN_MAX} group updates are under way: wait for one to end, or cancel one")
+            number = max((int(job.id) for job in jobs), default=0) + 1
+            while True:
+                job = GroupJob(str(number), app, text, firmware, by, self._now(), matched)
+                detail = (
+                    f"job {job.id}: {visible(text)}, {matched} devices, spec.firmware -> {firmware_shown(firmware)}"
+                )
+                entry = audit.entry(self._now(), by, "update-group", app, detail)
+                try:
+                    await self._store.commit([_put(job), guards.touch(guards.wishes_of(app)), entry])
+                except ConflictError:  # another process took the number
+                    number += 1
+                else:
+                    break
+        self._wake.set()
+        return job
+
+    async def get(self, app: str, job_id: str) -> GroupJob:
+        """Return a job. Raises NotFoundError."""
+        return self._shown((await self._get(app, job_id)).job)
+
+    async def _get(self, app: str, job_id: str) -> _Stored:
+        found = None
+        if job_id.isascii() and job_id.isdigit() and len(job_id) <= DIGITS:
+            value = await self._store.document(COLLECTION, _key(job_id))
+            found = None if value is None else _read(_key(job_id), value)
+        if found is None or found.job.app != app:
+            raise NotFoundError(f"no group update {visible(job_id[:40])} in app {app}")
+        return found
+
+    async def of_app(self, app: str) -> list[GroupJob]:
+        """Return the jobs of an app, newest first; the oldest that have ended are forgotten."""
+        return [self._shown(stored.job) for stored in reversed(await self._all()) if stored.job.app == app]
+
+    async def cancel(self, app: str, job_id: str, by: str) -> GroupJob:
+        """End a job; what it has changed stays. Raises NotFoundError, RefusedError if it has ended."""
+        while True:
+            stored = await self._get(app, job_id)
+            job = stored.job
+            if job.state is not JobState.RUNNING:
+                raise RefusedError(f"group update {job.id} is {job.state} already")
+            ended = msgspec.structs.replace(job, state=JobState.CANCELLED, ended_s=self._now())
+            detail = f"job {job.id}: {job.changed} of {job.matched} devices were changed before that"
+            entry = audit.entry(self._now(), by, "cancel-group", app, detail)
+            try:
+                await self._store.commit([_put(ended, stored), entry])
+            except ConflictError:
+                continue  # a page of it was done meanwhile
+            return ended
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do the jobs, those of before the start first, until cancelled."""
+        task_status.started()
+        while True:
+            self._wake = trio.Event()
+            try:
+                again = await self._round()
+            except StoreError as error:
+                if not error.retryable:
+                    note("registry.groups", error)
+                await trio.sleep(RETRY_S)
+                continue
+            if not again:
+                await self._wake.wait()
+
+    async def _round(self) -> bool:
+        """Do a page of each job; return whether there is more to do."""
+        found = [stored for stored in await self._all() if stored.job.state is JobState.RUNNING]
+        for stored in found:
+            job = stored.job
+            try:
+                await self._page(stored)
+            except ConflictError:
+                continue  # it was cancelled meanwhile
+            except Exception as error:
+                if isinstance(error, StoreError) and error.retryable:
+                    self._problem[job.id] = str(error)
+                    raise
+                note("registry.groups", error, app=job.app, job=job.id)
+                problem = f"it could not go on: {visible(str(error)[:200])}"
+                await self._end(msgspec.structs.replace(job, state=JobState.FAILED, problem=problem), stored, [])
+            self._problem.pop(job.id, None)
+        return bool(found)
+
+    async def _page(self, stored: _Stored) -> None:
+        job = stored.job
+        selector = parse_selector_untrusted(job.selector)
+        wishes = await self._store.wishes(job.app, selector, limit=PAGE, after=job.after)
+        wanted = msgspec.UNSET if job.firmware is None else job.firmware
+        other = [wish for wish in wishes if wish.firmware != wanted]
+        names = tuple(wish.device for wish in other)
+        last = len(wishes) < PAGE
+        after = msgspec.structs.replace(
+            job,
+            state=JobState.DONE if last else JobState.RUNNING,
+            after=wishes[-1].device if wishes else job.after,
+            changed=job.changed + len(other),
+            unchanged=job.unchanged + len(wishes) - len(other),
+            replaced=_counted(job.replaced, other),
+        )
+        changes: list[Change] = [SetFirmware(job.app, names, job.firmware, str(uuid.uuid4()))] if names else []
+        async with self._telling(job.app, names):
+            if last:
+                await self._end(after, stored, changes)
+            else:
+                await self._store.commit([*changes, _put(after, stored)])
+
+    async def _end(self, job: GroupJob, stored: _Stored, changes: list[Change]) -> None:
+        ended = msgspec.structs.replace(job, ended_s=self._now())
+        old = ", ".join(f"{count} from {version}" for version, count in sorted(job.replaced.items()))
+        shown = f"job {job.id}: {job.changed} devices changed to {firmware_shown(job.firmware)}"
+        detail = f"{shown} ({old or 'none'}), {job.unchanged} unchanged" + (f"; {job.problem}" if job.problem else "")
+        entry = audit.entry(self._now(), job.by, "group-updated", job.app, detail)
+        await self._store.commit([*changes, _put(ended, stored), *await self._outdated(), entry])
+        about = {"app": job.app, "job": job.id, "state": str(job.state), "changed": job.changed}
+        log.info("group update", extra=about)
+
+    @asynccontextmanager
+    async def _telling(self, app: str, names: tuple[str, ...]) -> AsyncIterator[None]:
+        """Tell of the devices when the commit has returned, also where nobody waits for it any longer."""
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                for count, name in enumerate(names):
+                    self._bus.publish(DeviceChanged(app, name))
+                    if count % TELL_AT_ONCE == TELL_AT_ONCE - 1:
+                        await trio.lowlevel.checkpoint()
+
+    async def _outdated(self) -> list[Change]:
+        ended = [stored.job for stored in await self._all() if stored.job.state is not JobState.RUNNING]
+        return [DeleteDocument(COLLECTION, _key(job.id)) for job in ended[: max(0, len(ended) - KEPT_MAX + 1)]]
+
+    async def _all(self) -> list[_Stored]:
+        """Return every job that can be read, oldest first. There are no more than OPEN_MAX + KEPT_MAX."""
+        read = (_read(key, value) for key, value in await self._store.documents(COLLECTION))
+        return [stored for stored in read if stored is not None]
+
+    def _shown(self, job: GroupJob) -> GroupJob:
+        problem = self._problem.get(job.id, "")
+        return msgspec.structs.replace(job, problem=problem) if problem else job
+
+
+def _counted(before: dict[str, int], wishes: list[Wish]) -> dict[str, int]:
+    found = dict(before)
+    for wish in wishes:
+        shown = firmware_shown(None if wish.firmware is msgspec.UNSET else wish.firmware)
+        key = shown if shown in found or len(found) < FROM_MAX else "other"
+        found[key] = found.get(key, 0) + 1
+    return found
+
+
+def _key(job_id: str) -> str:
+    return f"{int(job_id):0{DIGITS}d}"
+
+
+def _read(key: str, value: bytes) -> _Stored | None:
+    job = read_record("registry.groups", value, GroupJob, key=key)
+    return None if job is None else _Stored(job, value)
+
+
+def _put(job: GroupJob, stored: _Stored | None = None) -> PutDocument:
+    """Return the change to a job that is stored so, or to a new one."""
+    value = msgspec.json.encode(job)
+    return PutDocument(
+        COLLECTION, _key(job.id), value, create=stored is None, expect=None if stored is None else stored.value
+    )
+
+
+async def jobs_for(store: Store, app: str, version: str) -> list[str]:
+    """Return the ids of the group updates of an app that are under way to a version."""
+    found = [_read(key, value) for key, value in await store.documents(COLLECTION)]
+    jobs = [stored.job for stored in found if stored is not None]
+    return [
+        job.id
+        for job in jobs
+        if job.app == app and job.state is JobState.RUNNING and (job.firmware or {}).get("version") == version
+    ]
 
 
 def with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from dfud.registry.paging import Paging
 from dfud.registry.web import Busy
 
 T = TypeVar("T")
-MAKING_MAX = 2  # pages that are read and encoded at one time: as objects they are many times as large
 
 Page = Callable[[T | None, int], Awaitable[Sequence[T]]]
 """Reads up to so many rows behind the given one (None: from the start)."""
@@ -31,7 +30,7 @@ class Lists:
         self._config = config
         self._sent: Counter[str] = Counter()
         self._changed = trio.lowlevel.ParkingLot()
-        self._making = trio.CapacityLimiter(MAKING_MAX)
+        self._making = trio.CapacityLimiter(config.lists_made)
 
     async def _take_turn(self) -> None:
         """Wait until one more list may be sent; the end of the request gives the place back. Raises Busy."""

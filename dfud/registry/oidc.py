@@ -28,7 +28,6 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 TOKEN_MAX_BYTES = 8192
 DOCUMENT_MAX_BYTES = 1 << 18
 KEYS_MAX = 64
-KNOWN_MAX = 10_000
 CHUNK_BYTES = 1 << 14
 FETCH_AGAIN_S = 30.0
 USER_MAX = 200
@@ -56,6 +55,9 @@ class OidcConfig(msgspec.Struct, frozen=True):
         float,
         Meta(description="life of the issuer's keys before they are fetched again", ge=30, le=604800, extra=S),
     ] = 3600.0
+    tokens_known: Annotated[
+        int, Meta(description="tokens that are remembered as right; others are judged anew", ge=16, le=10_000_000)
+    ] = 10_000
     fetch_s: Annotated[float, Meta(description="time the issuer has to answer", ge=0.1, le=60, extra=S)] = 5.0
 
 
@@ -109,7 +111,7 @@ class Oidc:
         self._tried_s = -math.inf
         self._fetching = trio.Lock()
         # What was judged right, with its end: judging again costs a signature. New keys end it, as they may leave one out.
-        self._known: Cache[bytes, tuple[User, float]] = Cache(KNOWN_MAX)
+        self._known: Cache[bytes, tuple[User, float]] = Cache(config.tokens_known)
 
     def _make_client(self) -> httpx.AsyncClient:
         # Redirects are not followed: the keys come from where the issuer says, and from nowhere else.

@@ -22,6 +22,7 @@ from dfud.api import (
     Change,
     ConflictError,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     Deployment,
     Desired,
@@ -33,17 +34,18 @@ from dfud.api import (
     PeerError,
     PutApp,
     PutDevice,
-    Selector,
     Store,
     UnreadableError,
 )
 from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
+from dfud.model.steps import image_for
+from dfud.model.tally import fleet_scope
 from dfud.registry import audit
 from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
-from dfud.registry.groups import Groups, GroupUpdate, with_firmware
+from dfud.registry.groups import GroupJobs, with_firmware
 from dfud.registry.naming import Naming, aliases_of
 from dfud.registry.rules import (
     RecordLimits,
@@ -91,6 +93,8 @@ class _Overtaken(Exception):
 class Registry:
     """All writing of apps and devices. credential_key: under which device passwords are hashed; wants: what should run on a
     device, for its status; leaving: entered while a device is deleted, gives what is committed with that.
+
+    groups: updates of many devices; they go on while groups.run() runs.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class Registry:
         self._leaving = leaving
         self._limits = limits or RecordLimits()
         self._naming = Naming(store)
-        self._groups = Groups(store, bus, now, self._limits, put=self._put, one=self.set_firmware)
+        self.groups = GroupJobs(store, bus, now, self._limits)
         self._batches = Batches(store, bus, credential_key, now, self._naming, fresh=self._fresh)
 
     # Reading
@@ -135,7 +139,8 @@ class Registry:
 
     async def with_status(self, app: App, view: DeviceView) -> Device:
         desired = self._wants(app, view.device, view.actual, view.deployment, self._now())
-        target = await self._store.firmware(app.name, desired.version) if desired.version else None
+        record = await self._store.firmware(app.name, desired.version) if desired.version else None
+        target = image_for(record, view.actual) if record is not None else None
         return msgspec.structs.replace(view.device, status={"firmware": firmware_status(app, view, target, desired)})
 
     # Apps
@@ -169,7 +174,7 @@ class Registry:
             return
         version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
-            await self._write([DeleteApp(name, version)], by, "delete", name)
+            await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
             self._bus.publish(AppChanged(name, deleted=True))
             return
         same_anchors = app.spec.get("trustAnchors") == old.spec.get("trustAnchors")
@@ -206,7 +211,7 @@ class Registry:
                 await self._write([put], by, "delete", name, "waits for finalizers")
                 self._bus.publish(AppChanged(name))
                 return
-        await self._write([DeleteApp(name, version)], by, "delete", name)
+        await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
         self._bus.publish(AppChanged(name, deleted=True))
 
     # Devices
@@ -353,15 +358,6 @@ class Registry:
             await self._update_app(app, App(old.metadata, with_firmware(old.spec, firmware)), by, True)
 
         await _retried(once, f"app {app}")
-
-    async def update_group(self, app: str, selector: Selector, firmware: dict[str, Any] | None, by: str) -> GroupUpdate:
-        """Set spec.firmware of every device that the selector matches; tell what became of them."""
-        return await self._groups.update(app, selector, firmware, by)
-
-    def _put(self, old: Device, spec: dict[str, Any]) -> PutDevice:
-        """Return the change of a device's spec, which holds while nobody else has changed the device."""
-        metadata = self._next_metadata(old.metadata, old.metadata, True)
-        return PutDevice(Device(metadata, spec), old.metadata.resource_version)
 
     # Metadata
 

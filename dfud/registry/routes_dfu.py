@@ -15,33 +15,44 @@ from dfud.api import (
     DeploymentChanged,
     DeviceChanged,
     Firmware,
+    Image,
     NotFoundError,
     PeerError,
     ProgressChanged,
+    RefusedError,
+    RolloutChanged,
 )
 from dfud.model.names import check_name
 from dfud.registry import audit
+from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import KINDS, Upload, trust_shown
+from dfud.registry.groups import GroupJob
+from dfud.registry.images import bound_of, read_attributes_untrusted, refuse_recalled
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
 from dfud.registry.web import error_response, json_response, read_body, read_json, require, selector_of, user
 
 BASE = "/api/dfu/v1/apps/<app>"
-EVENTS_BEHIND_MAX = 1000
 HEARTBEAT_S = 15.0
+EXPIRES_MAX_S = 604_800  # of a command, as [endpoint] commands_expire_s
 _PATHS = "<path:device>"
 
 
 class _Update(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """firmware None removes the wish. selector: which devices; without one and without device: the app's default."""
+    """firmware None removes the wish. selector: which devices; without one and without device: the app's default.
+
+    all_at_once: however many devices the selector matches.
+    """
 
     firmware: dict[str, Any] | None
     device: str | None = None
     selector: str | None = None
+    all_at_once: bool = False
 
 
 def register(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
     _firmware(app, services)
+    _jobs(app, services)
     _deployments(app, services)
     _events(app, services, shutdown)
     _commands(app, services)
@@ -70,6 +81,9 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             args.get("sha256", ""),
             args.get("notes", ""),
             _envelope(request.headers.get("dfud-manifest", "")),
+            read_attributes_untrusted(args.getlist("attribute")),
+            bound_of(args.get("requiresFrom"), args.get("requiresTo")),
+            args.get("stop") == "true",
         )
         # The body is streamed to the store; the limit of other bodies' time does not fit it.
         with trio.fail_after(services.config.upload_s):
@@ -84,11 +98,13 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     @app.get(f"{BASE}/firmware/<version>/image")
     async def download_firmware(app: str, version: str) -> Response:
         require("reader", app)
-        record = await services.firmware.get(app, version)
-        path = await services.firmware.image(app, version)
+        attributes = read_attributes_untrusted(request.args.getlist("attribute"))
+        which = request.args.get("hardware", "")
+        async with services.firmware.image(app, version, which, attributes) as (path, record):
+            opened = await trio.open_file(path, "rb")  # who has opened it may read on
 
         async def blocks() -> AsyncIterator[bytes]:
-            async with await trio.open_file(path, "rb") as file:
+            async with opened as file:
                 while block := await file.read(1 << 16):
                     yield block
 
@@ -98,7 +114,12 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     @app.delete(f"{BASE}/firmware/<version>")
     async def delete_firmware(app: str, version: str) -> Response:
         who = require("manager", app)
-        await services.firmware.delete(app, version, who.name, services.rollouts.all_of(app))
+        hardware, attributes = request.args.get("hardware", ""), request.args.getlist("attribute")
+        if hardware or attributes:
+            of = read_attributes_untrusted(attributes)
+            await services.firmware.delete_image(app, version, hardware, of, who.name)
+        else:
+            await services.firmware.delete(app, version, who.name)
         return Response("", 204)
 
     @app.post(f"{BASE}/update")
@@ -108,16 +129,36 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         given = await read_json(_Update, services.config.body_max)
         version = (given.firmware or {}).get("version")
         if isinstance(version, str):
-            await services.firmware.get(app, version)
+            refuse_recalled(await services.firmware.get(app, version))
         if given.selector is not None and given.device is None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
-            done = await services.registry.update_group(app, selector, given.firmware, who.name)
-            left_out = {"leftOut": done.left_out} if done.left_out else {}
-            return json_response({"changed": done.changed, **left_out})
+            if given.firmware is not None and not given.all_at_once and given.firmware.get("hold") is not True:
+                check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
+            job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
+            return json_response(job_json(job), 202)
         await services.registry.set_firmware(app, given.device, given.firmware, who.name)
         return json_response({"changed": [given.device] if given.device is not None else []})
+
+
+def _jobs(app: QuartTrio, services: Services) -> None:
+    groups = services.registry.groups
+
+    @app.get(f"{BASE}/jobs")
+    async def list_jobs(app: str) -> Response:
+        require("reader", app)
+        return json_response([job_json(job) for job in await groups.of_app(app)])
+
+    @app.get(f"{BASE}/jobs/<job>")
+    async def get_job(app: str, job: str) -> Response:
+        require("reader", app)
+        return json_response(job_json(await groups.get(app, job)))
+
+    @app.post(f"{BASE}/jobs/<job>/cancel")
+    async def cancel_job(app: str, job: str) -> Response:
+        who = require("manager", app)
+        return json_response(job_json(await groups.cancel(app, job, who.name)))
 
 
 def _deployments(app: QuartTrio, services: Services) -> None:
@@ -180,6 +221,15 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         return json_response({"psk": psk.hex()}, 201)
 
 
+def check_number(number: int, selector: str, version: str, config: RegistryConfig) -> None:
+    """Raise RefusedError where an update means more devices than should be told at once without somebody's saying so."""
+    if number > config.update_max:
+        raise RefusedError(
+            f"selector: {selector[:100]} matches {number} devices, expected at most {config.update_max} ([registry] update_max): "
+            f"make a rollout (dfuctl rollout create NAME {version} -l {selector[:100]!r}), or say allAtOnce (--all-at-once)"
+        )
+
+
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}
 
@@ -192,8 +242,8 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
         only = request.args.get("device")
 
         async def lines() -> AsyncIterator[bytes]:
-            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged)
-            async with services.bus.stream(*kinds, capacity=EVENTS_BEHIND_MAX) as stream:
+            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged, RolloutChanged)
+            async with services.bus.stream(*kinds, capacity=services.config.events_behind) as stream:
                 yield b"\n"
                 while not shutdown.is_set():
                     event: Any = None
@@ -226,6 +276,8 @@ async def _next(stream: trio.MemoryReceiveChannel[Any], shutdown: trio.Event) ->
 
 
 def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | None:
+    if isinstance(event, RolloutChanged):
+        return _rollout_json(event) if event.rollout.app == app and device is None else None
     subject = event
     if isinstance(event, (DeploymentChanged, ProgressChanged)):
         subject = event.deployment
@@ -244,15 +296,30 @@ def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | No
     return out
 
 
+def _rollout_json(event: RolloutChanged) -> dict[str, Any]:
+    """device "": it is of no one device, and whoever follows some looks at all of them."""
+    status = event.rollout.status
+    out = {
+        "event": "RolloutChanged",
+        "device": "",
+        "rollout": event.rollout.name,
+        "firmware": event.rollout.spec.get("firmware"),
+        "state": status.state,
+        "wave": status.wave + 1,
+    }
+    more = {"code": status.code, "reason": status.reason, "by": status.by, "deleted": event.deleted}
+    return out | {key: value for key, value in more.items() if value}
+
+
 def _commands(app: QuartTrio, services: Services) -> None:
     @app.post(f"/api/command/v1alpha1/apps/<app>/devices/{_PATHS}")
     async def send_command(app: str, device: str) -> Response:
-        """Take a command to a device: 202 if it waits or the command is kept, 406 if neither."""
+        """Take a command to a device: 202 if it waits or the command is stored, 406 if neither."""
         who = require("manager", app)
         name = check_name("command", request.args.get("command", ""))
         expires = request.args.get("expires")
-        if expires is not None and not (expires.isascii() and expires.isdigit() and len(expires) < 8):
-            raise PeerError("expires: expected a number of seconds")
+        if expires is not None and not (expires.isascii() and expires.isdigit() and int(expires[:12]) <= EXPIRES_MAX_S):
+            raise PeerError(f"expires {expires[:20]!r}: expected a number of seconds up to {EXPIRES_MAX_S}")
         payload = await read_body(services.config.body_max)
         view = await services.store.device(app, device)
         if view is None:
@@ -260,16 +327,20 @@ def _commands(app: QuartTrio, services: Services) -> None:
         core = view.device.spec.get("core")
         if isinstance(core, dict) and core.get("disabled") is True:
             return error_response(406, "NotAcceptable", f"device {device} is disabled")
-        targets = [device]
         selector = view.device.spec.get("gatewaySelector")
         names = selector.get("matchNames") if isinstance(selector, dict) else None
-        targets += [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
-        await services.store.commit([audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)])
-        expires_s = float(expires) if expires is not None else None
-        # Gateways get it if they wait; it is kept for the device alone.
-        if any(services.commands.send(app, target, name, payload, expires_s=0.0) for target in targets):
-            return Response("", 202)
-        if services.commands.send(app, device, name, payload, expires_s=expires_s):
+        gateways = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+        taken = await services.commands.send(
+            app,
+            device,
+            view.device.metadata.uid,
+            name,
+            payload,
+            expires_s=float(expires) if expires is not None else None,
+            gateways=gateways,
+            also=[audit.entry(services.now(), who.name, "command", f"{app}/{device}", name)],
+        )
+        if taken:
             return Response("", 202)
         return error_response(406, "NotAcceptable", "the device is not waiting, and the command is not kept")
 
@@ -294,6 +365,50 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
     }
     if f.notes:
         out["notes"] = f.notes
+    if f.attributes:
+        out["attributes"] = f.attributes
+    if f.more:
+        out["images"] = [_image_json(image) for image in f.images]
+    if f.requires is not None:
+        out["requires"] = {"from": f.requires.low, "to": f.requires.high}
+    if f.stop:
+        out["stop"] = True
+    if f.recalled is not None:
+        out["recalled"] = msgspec.to_builtins(f.recalled)
+    return out
+
+
+def _image_json(image: Image) -> dict[str, Any]:
+    return {
+        "hardware": image.hardware,
+        "attributes": image.attributes,
+        "sequence": image.sequence,
+        "size": image.size_bytes,
+        "sha256": image.sha256,
+        "kind": image.kind,
+        "signed": image.signed,
+        "trust": trust_shown(image),
+        "manifest": msgspec.to_builtins(image.manifest),
+    }
+
+
+def job_json(job: GroupJob) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "job": job.id,
+        "state": str(job.state),
+        "selector": job.selector,
+        "firmware": job.firmware,
+        "by": job.by,
+        "created": timestamp(job.created_s),
+        "matched": job.matched,
+        "changed": job.changed,
+        "unchanged": job.unchanged,
+        "replaced": job.replaced,
+    }
+    if job.ended_s:
+        out["ended"] = timestamp(job.ended_s)
+    if job.problem:
+        out["problem"] = job.problem
     return out
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from dfud.api import Metadata, PeerError
-from dfud.model.credentials import BCRYPT_COST_MAX, ROUNDS_MAX
+from dfud.model.credentials import PasswordLimits
 from dfud.model.desired import desired_of
 from dfud.model.layout import limits_untrusted
 from dfud.model.names import check_labels, check_name
@@ -32,10 +32,11 @@ _SHA512 = re.compile(r"\$6\$(?:rounds=(\d{1,9})\$)?[^$]{0,16}\$[./A-Za-z0-9]{86}
 
 
 class RecordLimits(msgspec.Struct, frozen=True):
-    """[registry] spec_max_bytes and metadata_max_bytes."""
+    """[registry] spec_max_bytes and metadata_max_bytes; passwords: what a stored one may cost who compares with it."""
 
     spec_max_bytes: int = ENCODED_MAX_BYTES
     metadata_max_bytes: int = METADATA_MAX_BYTES
+    passwords: PasswordLimits = PasswordLimits()
 
 
 def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Mapping[str, Any] | None = None) -> None:
@@ -56,7 +57,7 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
         _check_aliases(changed["alias"], held.get("alias"))
     for place in ("authentication", "credentials"):
         if place in changed:
-            _check_credentials(changed[place], f"spec.{place}")
+            _check_credentials(changed[place], f"spec.{place}", limits.passwords)
     _at_most(changed, ("trustAnchors", "anchors"), ANCHORS_MAX)
     _at_most(changed, ("signing", "keys"), KEYS_MAX)
 
@@ -85,11 +86,11 @@ def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def firmware_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    return f" ({_firmware(old)} -> {_firmware(new)})"
+    return f" ({firmware_shown(old.get('firmware'))} -> {firmware_shown(new.get('firmware'))})"
 
 
-def _firmware(spec: Mapping[str, Any]) -> str:
-    firmware = spec.get("firmware")
+def firmware_shown(firmware: Any) -> str:
+    """Return a spec.firmware in a few words: the version and its flags."""
     if firmware is None:
         return "none"
     version = firmware.get("version") if isinstance(firmware, Mapping) else None
@@ -128,7 +129,7 @@ def _check_aliases(aliases: Any, held: Any) -> None:
                 raise PeerError(f"spec.alias[{index}]: {error}") from None
 
 
-def _check_credentials(section: Any, what: str) -> None:
+def _check_credentials(section: Any, what: str, limits: PasswordLimits) -> None:
     """Refuse what would be dear to compare with: devices are checked against these forms when strangers guess."""
     items = section.get("credentials") if isinstance(section, Mapping) else None
     if not isinstance(items, list):
@@ -141,26 +142,28 @@ def _check_credentials(section: Any, what: str) -> None:
         user = item.get("user")
         for name, form in (("pass", item.get("pass")), ("user.password", _password(user))):
             if isinstance(form, Mapping):
-                _check_form(form, f"{what}.credentials[{index}].{name}")
+                _check_form(form, f"{what}.credentials[{index}].{name}", limits)
 
 
 def _password(user: Any) -> Any:
     return user.get("password") if isinstance(user, Mapping) else None
 
 
-def _check_form(form: Mapping[str, Any], what: str) -> None:
+def _check_form(form: Mapping[str, Any], what: str, limits: PasswordLimits) -> None:
     dear = [kind for kind in ("bcrypt", "sha512") if kind in form]
     if dear and len(form) != 1:
         raise PeerError(f"{what}: {dear[0]} and something else, expected one form alone")
     if "bcrypt" in form:
         bcrypt = form["bcrypt"]
         found = _BCRYPT.fullmatch(bcrypt) if isinstance(bcrypt, str) else None
-        if found is None or not 4 <= int(found[1]) <= BCRYPT_COST_MAX:
+        if found is None or not 4 <= int(found[1]) <= limits.bcrypt_cost:
             cost = f"cost {found[1]}" if found else "another form"
-            raise PeerError(f"{what}.bcrypt: {cost}, expected a bcrypt hash of cost 4 to {BCRYPT_COST_MAX}")
+            raise PeerError(f"{what}.bcrypt: {cost}, expected a bcrypt hash of cost 4 to {limits.bcrypt_cost}")
     if "sha512" in form:
         sha512 = form["sha512"]
         crypt = _SHA512.fullmatch(sha512) if isinstance(sha512, str) else None
-        if crypt is None or int(crypt[1] or 5000) > ROUNDS_MAX:
+        if crypt is None or int(crypt[1] or 5000) > limits.sha512_rounds:
             rounds = f"{crypt[1]} rounds" if crypt else "another form"
-            raise PeerError(f"{what}.sha512: {rounds}, expected a crypt(3) $6$ hash of at most {ROUNDS_MAX} rounds")
+            raise PeerError(
+                f"{what}.sha512: {rounds}, expected a crypt(3) $6$ hash of at most {limits.sha512_rounds} rounds"
+            )

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from dfud.api import (
+    Capability,
     DeleteApp,
     DeleteFirmware,
     NotFoundError,
@@ -18,15 +19,15 @@ from dfud.api import (
     Store,
     StoreError,
 )
-from dfud.testing.store_values import a_blob, a_firmware, an_app
+from dfud.testing.store_values import a_blob, a_firmware, an_app, image_of, with_image
 
 RACES = 40
 PUBLISHERS = 6
 
 
 async def there(store: Store, sha256: str) -> bool:
-    path = await store.blob(sha256)
-    return path is not None and hashlib.sha256(await trio.Path(path).read_bytes()).hexdigest() == sha256
+    found = await image_of(store, sha256)
+    return found is not None and hashlib.sha256(found).hexdigest() == sha256
 
 
 class BlobConformance:
@@ -35,7 +36,7 @@ class BlobConformance:
         await writer.write(b"half")
         await writer.aclose()
         await writer.aclose()
-        assert await store.blob(hashlib.sha256(b"half").hexdigest()) is None
+        assert await image_of(store, hashlib.sha256(b"half").hexdigest()) is None
         with pytest.raises(StoreError):
             await writer.commit()
 
@@ -49,7 +50,7 @@ class BlobConformance:
             assert await there(store, sha256), "another writer of the same image has closed, this one has not"
             await store.commit([DeleteFirmware("app1", "2.0")])
             assert await there(store, sha256), "its only record was deleted, but the writer is open"
-        assert await store.blob(sha256) is None
+        assert await image_of(store, sha256) is None
         with pytest.raises(NotFoundError):
             await store.commit([PutFirmware(a_firmware(sha256))])
 
@@ -67,9 +68,26 @@ class BlobConformance:
         async with a_blob(store, b"othe") as other:
             await store.commit([PutFirmware(a_firmware(other, "2.0", app="app3"), create=False)])
         assert await there(store, other)
-        assert await store.blob(sha256) is None, "its last record names another image now"
+        assert await image_of(store, sha256) is None, "its last record names another image now"
         await store.commit([DeleteApp("app3")])
-        assert await store.blob(other) is None
+        assert await image_of(store, other) is None
+
+    async def test_a_blob_lives_while_a_record_names_it_as_one_of_several_images(self, store: Store) -> None:
+        if Capability.SEVERAL_IMAGES not in store.capabilities:
+            pytest.skip("the store does not declare several-images")
+        await store.commit([PutApp(an_app("app1")), PutApp(an_app("app2"))])
+        async with a_blob(store, b"some") as first, a_blob(store, b"more") as second:
+            one = a_firmware(first)
+            await store.commit([PutFirmware(with_image(one, second))])
+            await store.commit([PutFirmware(a_firmware(second, "2.0"))])
+            await store.commit([PutFirmware(with_image(a_firmware(second, app="app2"), first))])
+        assert await there(store, first) and await there(store, second)
+        await store.commit([PutFirmware(one, create=False), DeleteFirmware("app1", "2.0")])
+        assert await there(store, second), "the other app has it as its first image"
+        await store.commit([DeleteFirmware("app1", "1.0")])
+        assert await there(store, first), "the other app has it as its second image"
+        await store.commit([DeleteApp("app2")])
+        assert await image_of(store, first) is None and await image_of(store, second) is None
 
     async def test_a_refused_commit_lets_go_of_nothing(self, store: Store) -> None:
         await store.commit([PutApp(an_app())])

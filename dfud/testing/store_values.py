@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from dfud.api import App, Deployment, Device, Firmware, Metadata, State, Store
 
 
@@ -30,6 +32,12 @@ def a_firmware(sha256: str, version: str = "1.0", app: str = "app1", sequence: i
     )
 
 
+def with_image(firmware: Firmware, sha256: str) -> Firmware:
+    """Return a record with one more image, for boards of its hardware that say `rev` and the digest's first letters."""
+    image = msgspec.structs.replace(firmware.first, sha256=sha256, attributes={"rev": sha256[:6]})
+    return firmware.with_images([*firmware.images, image])
+
+
 def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "dev1") -> Deployment:
     return Deployment(
         id=f"{number:032x}",
@@ -41,6 +49,12 @@ def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "d
         created_s=1000.0 + number,
         updated_s=1000.0 + number,
     )
+
+
+async def image_of(store: Store, sha256: str) -> bytes | None:
+    """Return the bytes of a blob, or None."""
+    async with store.blob(sha256) as path:
+        return None if path is None else path.read_bytes()
 
 
 @asynccontextmanager

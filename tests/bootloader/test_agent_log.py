@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from bootloader.sim.explore import log_key, newest, torn
+from bootloader.sim.explore import torn
 from bootloader.sim.images import KEYS_AT, SECTOR, STATE_AT, Flash, key, key_record, state, with_crc
+from bootloader.sim.same import STATE, log_key, newest, view
 from bootloader.sim.scenarios import AGENT, _Part, agent_state
 from bootloader.sim.worn import KINDS, UNREADABLE, Faults, WornFlash
 from tests.bootloader.machine import SIGNER, boot, device
 
 FIRST = STATE_AT // SECTOR
-STATE_LOG = (STATE_AT, 32, 2, b"DFUS", True)
 APPENDS = 5
 
 
@@ -47,16 +47,15 @@ def filled(states: int) -> dict[int, bytes]:
 
 def floor_of(flash: Flash) -> int:
     """Return the newest record's floor as the cells hold it, whoever can read them."""
-    content = log_key(flash, *STATE_LOG)[1]
-    assert isinstance(content, bytes)
-    return int.from_bytes(content[8:12], "little") if content else -1
+    seen = view(flash, STATE)
+    return int.from_bytes(seen.record[16:20], "little") if seen is not None else -1
 
 
 def explore(sectors: dict[int, bytes], faults: Faults) -> tuple[int, int]:
     """Append with a raised floor, up to APPENDS records, from every state that power cuts lead to. Returns states and successes."""
     start = WornFlash(sectors, faults)
     queue: list[tuple[Flash, int]] = [(start, 0)]
-    seen = {(log_key(start, *STATE_LOG), 0)}
+    seen = {(log_key(start, STATE, faults, True), 0)}
     kept = 0
     while queue:
         flash, depth = queue.pop()
@@ -74,7 +73,7 @@ def explore(sectors: dict[int, bytes], faults: Faults) -> tuple[int, int]:
             # Never a lower floor than the one that stood there, whatever was cut.
             assert newest(copy)[0] >= number, (faults, depth)
             assert floor_of(copy) >= before, (faults, depth)
-            name = (log_key(copy, *STATE_LOG), depth + 1)
+            name = (log_key(copy, STATE, faults, True), depth + 1)
             if depth + 1 < APPENDS and name not in seen:
                 seen.add(name)
                 queue.append((copy.copy(), depth + 1))

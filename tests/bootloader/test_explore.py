@@ -11,13 +11,28 @@ import pytest
 
 from bootloader.sim.explore import Found, Scenario, explore
 from bootloader.sim.images import SECTOR, STATE_AT
-from bootloader.sim.scenarios import ALL, WORN, changed, confirmed, crashing, full, install, unconfirmed, worn
-from bootloader.sim.variants import VARIANTS, build, short_trial
-from bootloader.sim.worn import ERASE_IGNORED, PROGRAM_IGNORED, UNREADABLE
+from bootloader.sim.same import key_of
+from bootloader.sim.scenarios import (
+    ALL,
+    LEFT,
+    WEARING,
+    WORN,
+    changed,
+    confirmed,
+    crashing,
+    full,
+    install,
+    revert,
+    unconfirmed,
+    worn,
+)
+from bootloader.sim.variants import VARIANTS, build
+from bootloader.sim.worn import ERASE_IGNORED, ERASE_REFUSED, KINDS, PROGRAM_IGNORED, STUCK, UNREADABLE, WEAK
 from tests.real_parts import require
 
 NAMES = ["install", "delta", "mapped", "confirmed", "crashing", "unconfirmed", "revert", "changeover", "rotation"]
-SMALL = [n for n in NAMES if n not in ("confirmed", "crashing", "unconfirmed", "changeover")]
+LARGE = ("crashing", "changeover")
+SMALL = [n for n in NAMES if n not in LARGE]
 BY_NAME = dict(zip(NAMES, ALL, strict=True))
 SEED = 17
 
@@ -39,16 +54,16 @@ def test_every_state_ends_with_an_image_that_verifies(name: str) -> None:
     assert set(found.ends) <= set(scenario.good_ends)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in SMALL])
+@pytest.mark.parametrize("name", LARGE)
 def test_states_drawn_from_everywhere_end_with_an_image_that_verifies(name: str) -> None:
-    """A trial has tens of thousands of states; the whole of them is test_every_state_of_a_trial, a slow one."""
+    """These have thousands of states; the whole of them is test_every_state, a slow one."""
     assert explored(BY_NAME[name](), limit=400, sample=SEED).boots == 400
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in SMALL])
-def test_every_state_of_a_trial(name: str) -> None:
+@pytest.mark.parametrize("name", LARGE)
+def test_every_state(name: str) -> None:
     assert explored(BY_NAME[name]()).closed
 
 
@@ -62,26 +77,48 @@ def test_worn_flash_loses_no_record_and_boots_a_whole_image() -> None:
     assert sum(explored(make(), limit=12, sample=SEED).boots for make in WORN) > 8 * len(WORN)
 
 
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require("riscv-gcc")
-    return short_trial(tmp_path_factory.mktemp("short"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_state_of_a_trial_whose_log_wears_out_at_any_start(kind: str) -> None:
+    """Erase and program that are refused or ignored, weak and stuck bits, reads that fail: in the sector that is entered next."""
+    found = explored(worn(unconfirmed, kind, STATE_AT + SECTOR, later=True))
+    assert found.closed
+    assert found.ends[LEFT]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("number", range(len(WORN)))
-def test_every_state_on_worn_flash(number: int, short: Path) -> None:
-    assert explored(WORN[number](), short).closed
+@pytest.mark.parametrize("number", range(len(WEARING)))
+def test_every_state_on_flash_that_wears_out(number: int) -> None:
+    assert explored(WEARING[number]()).closed
+
+
+REDUCED = [
+    (confirmed, ()),
+    (revert, (WEAK, STATE_AT)),
+    *((unconfirmed, (kind, STATE_AT + SECTOR)) for kind in (ERASE_REFUSED, WEAK, STUCK)),
+]
+
+
+@pytest.mark.parametrize(("make", "wear"), REDUCED)
+def test_states_that_are_taken_for_one_are_one(make: Callable[..., Scenario], wear: tuple[Any, ...]) -> None:
+    """Explored one by one, without taking any for the same, they come to nothing that the reduced exploration has not come to."""
+    scenario = worn(make, *wear) if wear else make()
+    every = explored(scenario, limit=250, sample=SEED)
+    one_by_one = explored(scenario, limit=250, whole=True)
+    reduced = explored(scenario)
+    assert reduced.closed
+    for whole in (every, one_by_one):
+        assert len(whole.reached) == whole.boots > 5
+        assert {key_of(node.flash, node.faults) for node in whole.reached} <= {key[2:] for key in reduced.seen}
 
 
 SEEDED: tuple[Callable[[], Scenario], ...] = (
     install,
     crashing,
     unconfirmed,
-    partial(worn, unconfirmed, STATE_AT, PROGRAM_IGNORED),
-    partial(worn, full, STATE_AT, ERASE_IGNORED),
-    partial(worn, changed, STATE_AT + SECTOR, UNREADABLE),
+    partial(worn, unconfirmed, PROGRAM_IGNORED, STATE_AT),
+    partial(worn, full, ERASE_IGNORED, STATE_AT),
+    partial(worn, changed, UNREADABLE, STATE_AT + SECTOR),
 )
 
 

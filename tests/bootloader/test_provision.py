@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from bootloader.provision import main
-from bootloader.sim.images import Flash, envelope, image, key, public
+from bootloader.sim.images import Flash, application, envelope, image, key, public
 from devicefw.sim.flash import PARTITIONS
 from tests.bootloader.machine import boot
 
-FIRMWARE = image("factory", 20000)
+FIRMWARE = application("factory", 20000)
 
 
 def provision(tmp_path: Path, *arguments: str, code: int = 0, firmware: bytes = FIRMWARE) -> str:
@@ -71,10 +71,19 @@ def test_what_would_not_boot_is_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_second_stage_bootloader_is_no_image_for_a_slot(tmp_path: Path) -> None:
+    other = image("second stage", 9000)
+    assert "no application description" in provision(tmp_path, firmware=other, code=1)
+    assert not (tmp_path / "out").exists()
+    assert boot(flashed(provision(tmp_path, "--raw", firmware=other))).slot == 0
+    # What is no ESP image boots nowhere.
+    assert "ESP image" in provision(tmp_path, "--raw", firmware=b"no image" * 100, code=1)
+
+
 @pytest.mark.parametrize("size", [1_765_376, 1_765_392, 1_848_416])
 def test_an_image_larger_than_a_slot_is_refused_with_the_numbers(tmp_path: Path, size: int) -> None:
     """1,848,416 bytes: a real build with displays. It reached into the other slot."""
-    firmware = image("large", size - 144)
+    firmware = application("large", size - 336)
     assert len(firmware) == size
     if size == 1_765_376:
         assert flashed(provision(tmp_path, firmware=firmware)).read(0x1BF000 - 32, 64) == firmware[-32:] + b"\xff" * 32

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootloader.sim.boot import BootResult
-from bootloader.sim.images import KEYS_AT, SLOTS, Flash, envelope, image, key, key_record
+from bootloader.sim.images import KEYS_AT, SLOTS, Flash, application, envelope, image, key, key_record
 from bootloader.sim.scenarios import calls
 from devicefw.sim.serial import SerialLine
 from dfud.cli.recover import escape, unescape
@@ -102,7 +102,7 @@ def file(tmp_path: Path, name: str, data: bytes) -> str:
 
 def test_a_device_that_does_not_boot_is_brought_back(tmp_path: Path) -> None:
     flash = broken()
-    firmware = image("rescue", 30000)
+    firmware = application("rescue", 30000)
     with waiting(flash) as device:
         text = dfuctl(tmp_path, "recover", "--port", device.port, file(tmp_path, "r.bin", firmware), "--version", "2.0")
         result = device.results.get(timeout=30)
@@ -115,12 +115,19 @@ def test_a_device_that_does_not_boot_is_brought_back(tmp_path: Path) -> None:
     assert (flash.state()["phase"], flash.state()["previous"]) == (1, 0)
 
 
+def test_a_second_stage_bootloader_is_not_sent(tmp_path: Path) -> None:
+    """Nor is anything else without an application description, unless somebody says so. The port is not even opened."""
+    arguments = ["recover", "--port", str(tmp_path / "none"), file(tmp_path, "second.bin", NEW), "--version", "2.0"]
+    assert "no application description" in dfuctl(tmp_path, *arguments, code=1)
+    assert "cannot be opened" in dfuctl(tmp_path, *arguments, "--raw", code=1)
+
+
 def test_the_pin_asks_for_recovery_and_a_delta_is_enough(tmp_path: Path) -> None:
     flash = device(phase=0)
     with waiting(flash, strap=True) as found:
         state = json.loads(dfuctl(tmp_path, "-o", "json", "recover", "--port", found.port))
         assert (state["reason"], state["current"], state["slots"][1]["version"]) == ("the recovery pin is held", 1, "1.1")
-        arguments = ["--version", "1.2", "--base", file(tmp_path, "new.bin", NEW)]
+        arguments = ["--raw", "--version", "1.2", "--base", file(tmp_path, "new.bin", NEW)]
         dfuctl(tmp_path, "recover", "--port", found.port, file(tmp_path, "o.bin", OLD + b""), *arguments)
     assert boot(flash).slot == 0
     assert flash.read(SLOTS[0], len(OLD)) == OLD
@@ -132,7 +139,7 @@ def test_a_mapped_delta_recovers(tmp_path: Path) -> None:
     flash = device(phase=0)
     flash.install(1, old, envelope(old, version="1.1", sequence=2))
     with waiting(flash, strap=True) as found:
-        arguments = ["--version", "1.2", "--base", file(tmp_path, "old.bin", old), "--slot", "0"]
+        arguments = ["--raw", "--version", "1.2", "--base", file(tmp_path, "old.bin", old), "--slot", "0"]
         dfuctl(tmp_path, "recover", "--port", found.port, file(tmp_path, "new.bin", new), *arguments)
     assert flash.read(SLOTS[0], len(new)) == new
     assert flash.read(TABLE_AT, 8) != b"\xff" * 8  # so it was one
@@ -147,12 +154,12 @@ def test_only_a_trusted_key_may_recover_a_device_with_keys(tmp_path: Path) -> No
     wrong = file(tmp_path, "wrong", envelope(NEW, signer=key(8), sequence=5))
     with waiting(flash) as found:
         before = dict(flash.sectors)
-        text = dfuctl(tmp_path, "recover", "--port", found.port, firmware, "--manifest", wrong, code=1)
+        text = dfuctl(tmp_path, "recover", "--port", found.port, firmware, "--raw", "--manifest", wrong, code=1)
         assert "no key that the device trusts signed it" in text
-        text = dfuctl(tmp_path, "recover", "--port", found.port, firmware, "--version", "9", code=1)
+        text = dfuctl(tmp_path, "recover", "--port", found.port, firmware, "--raw", "--version", "9", code=1)
         assert "no key that the device trusts signed it" in text
         assert flash.sectors == before
-        dfuctl(tmp_path, "recover", "--port", found.port, firmware, "--manifest", right)
+        dfuctl(tmp_path, "recover", "--port", found.port, firmware, "--raw", "--manifest", right)
     assert boot(flash).slot == 0
 
 

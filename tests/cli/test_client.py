@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from dfud.cli import jobs
 from dfud.cli.client import CliError, Contexts, Session, checked
-from dfud.cli.updates import _update_group
+from dfud.cli.jobs import finish, start
 
 JSON = {"content-type": "application/json"}
 
@@ -37,40 +38,47 @@ def test_an_error_is_one_sentence(status: int, content: bytes, message: str, tra
     assert (str(found.value), found.value.status, found.value.transient) == (message, status, transient)
 
 
-class HalfDone(Session):
-    """A registry that fails in the middle of a group update. away: and is not there afterwards."""
+class Answers(Session):
+    """A registry that answers a group update so, one look after the other; None: it is away."""
 
-    def __init__(self, directory: Path, *, away: bool) -> None:
+    def __init__(self, directory: Path, *answers: dict[str, Any] | None) -> None:
         super().__init__(Contexts(directory / "contexts.toml"), None, "lamps", "text")
-        self.away = away
-        self.updated = False
+        self.answers = list(answers)
 
     def request(self, method: str, path: str, **options: Any) -> Any:
-        if method == "POST":
-            self.updated = True
-            raise CliError("HTTP 503", status=503, transient=True)
-        if self.updated and self.away:
+        answer = self.answers.pop(0)
+        if answer is None:
             raise CliError("http://x cannot be reached", transient=True)
-        if options["params"]["offset"]:
-            return []
-        targets = ["1.1" if self.updated and n < 2 else "1.0" for n in range(5)]
-        return [
-            {"metadata": {"name": f"d{n}"}, "spec": {}, "status": {"firmware": {"target": target}}}
-            for n, target in enumerate(targets)
-        ]
+        return JOB | answer
+
+
+JOB = {"job": "3", "state": "running", "matched": 5, "changed": 0, "unchanged": 0}
+
+
+def test_a_group_update_is_watched_over_a_registry_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "LOOK_S", 0.0)
+    session = Answers(tmp_path, {}, {"changed": 2}, None, {"changed": 5, "state": "done"})
+    assert finish(session, start(session, "site=attic", None))["changed"] == 5
+    assert "cannot be reached; the job goes on when it is back" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("away", "told"),
+    ("answers", "told"),
     [
-        (False, "HTTP 503; 2 of 5 devices should run 1.1 now: say it again"),
-        (True, "HTTP 503; some of the devices may have been changed: say it again"),
+        (({"matched": 0, "state": "done"},), "no device of app lamps matches 'site=attic'"),
+        (({}, {"changed": 2, "state": "cancelled"}), "group update 3 was cancelled; 2 of 5 devices were changed"),
+        (({}, {"state": "failed", "problem": "why"}), "group update 3 failed: why; 0 of 5 devices were changed"),
     ],
 )
-def test_a_group_update_that_fails_in_the_middle_says_how_far_it_came(tmp_path: Path, away: bool, told: str) -> None:
-    body = {"firmware": {"version": "1.1"}, "selector": "site=attic"}
+def test_a_group_update_that_does_not_end_well_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: tuple[dict[str, Any], ...], told: str
+) -> None:
+    monkeypatch.setattr(jobs, "LOOK_S", 0.0)
+    session = Answers(tmp_path, *answers)
     with pytest.raises(CliError) as found:
-        _update_group(HalfDone(tmp_path, away=away), "site=attic", body)
+        finish(session, start(session, "site=attic", None))
     assert str(found.value) == told
 
 

@@ -76,7 +76,7 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert f"Published 1.1 for esp32c3, {len(image)} bytes, sequence 2." in published
     assert await dfuctl("update", "lamp1", "1.1") == "lamp1 should run 1.1."
     assert await dfuctl("update", "-l", "site=cellar", "1.1") == (
-        "1 device should run 1.1: 1 changed, 0 unchanged, 0 refused."
+        "1 device should run 1.1: 1 changed, 0 unchanged."
     )
     assert "should run 1.1" in await dfuctl("update", "--app-default", "1.1")
     assert await dfuctl("status", "lamp1") == "lamp1: ? -> 1.1: NeverSeen"
@@ -87,7 +87,12 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert (tmp_path / "copy.bin").read_bytes() == image
     await dfuctl("follow", "lamp1")
     assert "firmware" not in json.loads(await dfuctl("device", "show", "lamp1"))["spec"]
-    assert json.loads(await dfuctl("-o", "json", "follow", "-l", "site=cellar")) == {"changed": ["lamp2"]}
+    found = json.loads(await dfuctl("-o", "json", "follow", "-l", "site=cellar"))
+    assert (found["state"], found["changed"], found["firmware"]) == ("done", 1, None)
+    told = await dfuctl("job", "list")
+    assert "site=cellar  (none of their own)" in told
+    assert "1 asked for " in await dfuctl("job", "show", found["job"], "--watch")
+    assert "is done already" in await dfuctl("job", "cancel", found["job"], fails=True)
     assert "name a device, or give -l" in await dfuctl("follow", fails=True)
     assert "is no registry of dfud" in await dfuctl("login", dfuctl.daemon.urls["http"], "--token", "x", fails=True)
     assert "wanted by app lamps" in await dfuctl("firmware", "delete", "--yes", "1.1", fails=True)
@@ -117,6 +122,29 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     ):
         json.loads(await dfuctl("-o", "json", *arguments))
     assert json.loads(await dfuctl("-o", "json", "context"))[0]["app"] == "lamps"
+
+
+async def test_what_is_answered_is_so(dfuctl: Dfuctl) -> None:
+    """Cancelling nothing said "Accepted", and an app that waits for its finalizers was "deleted"."""
+    await dfuctl("app", "create", "lamps", "--unsigned")
+    await dfuctl("context", "--app", "lamps")
+    await dfuctl("device", "create", "lamp1")
+    for what in ("cancel", "retry"):
+        told = await dfuctl("-o", "json", what, "lamp1", fails=True)
+        assert f"no firmware is wanted of device lamp1: there is nothing to {'try again' if what == 'retry' else what}" in told
+    assert "cancel" not in await dfuctl("audit", "--what", "cancel")
+    found = json.loads(await dfuctl("device", "show", "lamp1"))
+    found["metadata"]["finalizers"] = ["inventory"]
+    async with dfuctl.daemon.client() as user:
+        path = "/api/registry/v1alpha1/apps/lamps/devices/lamp1"
+        (await user.put(path, json=found)).raise_for_status()
+        told = json.loads(await dfuctl("-o", "json", "device", "delete", "--yes", "lamp1"))
+        assert told == {"device": "lamp1", "deleted": False, "finalizers": ["inventory"]}
+        left = json.loads(await dfuctl("device", "show", "lamp1"))
+        assert left["metadata"]["deletionTimestamp"]
+        left["metadata"]["finalizers"] = []
+        (await user.put(path, json=left)).raise_for_status()
+    assert "no device lamp1" in await dfuctl("device", "delete", "--yes", "lamp1", fails=True)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def run(
     target: Firmware | None = TARGET,
     now_s: float = 100,
 ) -> Verdict:
-    return decide("app", "dev", said, held, want, target, POLICY, now_s)
+    return decide(
+        app="app", device="dev", status=said, deployment=held, desired=want, target=target, policy=POLICY, now_s=now_s
+    )
 
 
 def states(verdict: Verdict) -> list[State]:

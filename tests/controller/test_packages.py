@@ -83,6 +83,23 @@ async def test_one_device_has_one_package_in_the_making_and_the_rest_waits_in_a_
     nursery.cancel_scope.cancel()
 
 
+async def test_one_device_has_so_many_packages_made_in_an_hour(
+    store: Records, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    packages = Made(store, tmp_path / "p", per_hour=4)
+    packages.gate.set()
+    await nursery.start(packages.run)
+    for payload in PAYLOADS:
+        with pytest.raises(StoreError):
+            await packages.get(order(payload), ("app", "greedy"))
+    assert len(packages.asked) == 4
+    with pytest.raises(StoreError, match="packages_per_hour"):
+        await packages.get(order(), ("app", "greedy"))
+    with pytest.raises(StoreError, match="not today"):
+        await packages.get(order(), ("app", "honest"))
+    nursery.cancel_scope.cancel()
+
+
 async def test_apps_take_turns(autojump_clock: MockClock) -> None:
     limiter, served = FairLimiter(1), []
 
@@ -173,7 +190,7 @@ async def test_what_is_used_stays_and_names_go_with_what_they_name(
 
 
 async def test_nothing_is_read_out_of_a_damaged_image(store: Records) -> None:
-    images = Images(store)
+    images = Images(store, 100)
     firmware = msgspec.structs.replace(a_firmware("2"), sha256=hashlib.sha256(NEW).hexdigest())
     assert await images.read(firmware, 10, 5) == NEW[10:15]
     store.images[firmware.sha256].write_bytes(NEW[:100])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from dfud.api import (
     Device,
     DeviceChanged,
     DeviceView,
+    ExpectDevice,
     Firmware,
     FirmwareChanged,
     HistoryEntry,
     Metadata,
     NotFoundError,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
@@ -40,6 +43,7 @@ from dfud.api import (
     Selector,
     Store,
     StoreError,
+    TrimDocuments,
 )
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
@@ -64,6 +68,7 @@ class Records(Store):
         self.firmwares_: dict[tuple[str, str], Firmware] = {}
         self.actuals: dict[tuple[str, str], Actual] = {}
         self.deployments_: dict[str, Deployment] = {}
+        self.sequences: dict[tuple[str, str], int] = {}
         self.of_device: dict[tuple[str, str], dict[str, Deployment]] = {}
         self.counts_: dict[str, dict[str, int]] = {}
         self.entries: list[HistoryEntry] = []
@@ -93,11 +98,16 @@ class Records(Store):
                     self.devices_[device.app, device.name] = device
                 case PutFirmware(firmware, _):
                     self.firmwares_[firmware.app, firmware.version] = firmware
+                case ExpectDevice(app_name, name, sequence):
+                    if self.sequences.get((app_name, name), 0) != sequence:
+                        raise ConflictError("changed")
                 case PutActual(actual):
+                    self._raise(actual.app, actual.device)
                     self.actuals[actual.app, actual.device] = actual
                 case PutDeployment(deployment, entry):
                     if (deployment.app, deployment.device) not in self.devices_:
                         raise NotFoundError("no device")
+                    self._raise(deployment.app, deployment.device)
                     self.deployments_[deployment.id] = deployment
                     self.of_device.setdefault((deployment.app, deployment.device), {})[deployment.id] = deployment
                     self.entries += [entry] if entry is not None else []
@@ -107,7 +117,13 @@ class Records(Store):
                         raise ConflictError("changed")
                     self.documents_[collection, key] = value
                 case DeleteDocument(collection, key):
+                    if (collection, key) not in self.documents_:
+                        raise NotFoundError(f"no {collection} {key}")
                     del self.documents_[collection, key]
+                case TrimDocuments(collection, keep):
+                    keys = sorted(key for place, key in self.documents_ if place == collection)
+                    for key in keys[: max(0, len(keys) - keep)]:
+                        del self.documents_[collection, key]
                 case AddCounts(scope, add):
                     counts = self.counts_.setdefault(scope, {})
                     for name, number in add.items():
@@ -117,6 +133,9 @@ class Records(Store):
                 case _:
                     raise AssertionError(change)
         await self.pause()
+
+    def _raise(self, app: str, device: str) -> None:
+        self.sequences[app, device] = self.sequences.get((app, device), 0) + 1
 
     async def _read(self, found: Callable[[], Any]) -> Any:
         await self.pause()
@@ -139,7 +158,8 @@ class Records(Store):
             found = self.devices_.get((app, device))
             if found is None:
                 return None
-            return DeviceView(found, self.actuals.get((app, device)), self.newest(app, device))
+            key = (app, device)
+            return DeviceView(found, self.actuals.get(key), self.newest(app, device), self.sequences.get(key, 0))
 
         made: DeviceView | None = await self._read(view)
         return made
@@ -172,7 +192,7 @@ class Records(Store):
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
         every = self.firmwares_.values()
         found: Firmware | None = await self._read(
-            lambda: next((f for f in every if (f.app, f.sha256) == (app, sha256)), None)
+            lambda: next((f for f in every if f.app == app and sha256 in f.digests), None)
         )
         return found
 
@@ -184,7 +204,8 @@ class Records(Store):
         return sorted(self.of_device.get((app, device), {}).values(), key=lambda d: -d.number)[:limit]
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        return [e for e in reversed(self.entries) if (e.app, e.device) == (app, device)][:limit]
+        own = [e for e in self.entries if (e.app, e.device) == (app, device)]
+        return [msgspec.structs.replace(e, number=n) for n, e in enumerate(own, 1)][::-1][:limit]
 
     async def users_of(self, app: str, version: str) -> list[str]:
         return []
@@ -198,15 +219,19 @@ class Records(Store):
         every = sorted(self.documents_.items())
         return [(k, v) for (c, k), v in every if c == collection and k.startswith(prefix) and k > after][:limit]
 
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        raise AssertionError
+
     async def counts(self, scope: str) -> dict[str, int]:
         return {name: number for name, number in self.counts_.get(scope, {}).items() if number}
 
     async def new_blob(self) -> BlobWriter:
         raise StoreError("only records are kept here")
 
-    async def blob(self, sha256: str) -> Path | None:
+    @asynccontextmanager
+    async def blob(self, sha256: str) -> AsyncIterator[Path | None]:
         await self.pause()
-        return self.images.get(sha256)
+        yield self.images.get(sha256)
 
     async def delete_blob(self, sha256: str) -> None:
         self.images.pop(sha256, None)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import trio
 
+from dfud.daemon.notify import Notifier
 from dfud.daemon.parts import load
 from dfud.testing.daemon import DaemonProcess
 from tests.real_parts import require
@@ -172,3 +173,20 @@ def test_the_commands_explain_themselves() -> None:
     listed = dfud("plugins", cwd=ROOT).stdout
     assert "local" in listed and "enabled" in listed
     assert os.linesep.join(listed.splitlines()).count("dfud_http:plugin") == 1
+
+
+def test_a_supervisor_that_is_behind_holds_nothing_up_and_is_told_later(tmp_path: Path) -> None:
+    """Its socket takes a few datagrams; more must not stop the thread that serves everybody."""
+    supervisor = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        for _ in range(2000):
+            notifier.tell("WATCHDOG=1")
+        notifier.tell("READY=1")
+        supervisor.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                assert b"READY" not in supervisor.recv(1000)
+        notifier.tell("WATCHDOG=1")
+        assert supervisor.recv(1000) == b"READY=1\nWATCHDOG=1"

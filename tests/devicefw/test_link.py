@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dfud.model.espimage import hardware_name
 from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,18 @@ for url in {[url for url, _ in URLS]!r}:
     for (url, expected), found in zip(URLS, run(program), strict=True):
         wrong = f"url {url}: expected http or https://host:port, an IPv6 host in brackets, and no path"
         assert found == (wrong if expected is None else expected)
+
+
+def test_a_hardware_has_the_name_that_manifests_have() -> None:
+    names = ["esp32c3", "ESP32-C3", "esp32-c3", "Esp32C3-Board1", "esp32-c3-Board-2", "esp32", "ESP32"]
+    names += ["ESP32-board", "esp32-s3", "ESP32S2"]
+    names += ["esp32-c3x", "esp32c", "esp32c33", "esp32-", "toaster", "rp2040", "", "esp32-c", "esp32_c3", "ESP32-P4-x", "esp32-h2-"]
+    program = f"""
+from dfu.transport import hardware_name
+for name in {names!r}:
+    print(json.dumps(hardware_name(name)))
+"""
+    assert run(program) == [hardware_name(name) for name in names]
 
 
 def test_the_host_header_names_host_and_port() -> None:

@@ -131,7 +131,7 @@ async def test_a_command_for_a_transport_that_breaks_goes_to_the_next_who_waits(
         waiting = await world.post(ME, timeout_s=60.0)
         assert isinstance(waiting, Waiting)
         waiting.listen(listener)
-    assert world.endpoint.commands.send("app1", "dev1", "blink", b"")
+    assert await world.endpoint.commands.send("app1", "dev1", "", "blink", b"")
     assert [r.command for r in got] == ["blink"]
 
 

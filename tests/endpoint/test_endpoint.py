@@ -161,13 +161,13 @@ async def test_commands_reach_who_waits_and_are_kept_for_who_does_not(world: Wor
     waiting = await world.post(me, timeout_s=30.0)
     assert isinstance(waiting, Waiting)
     got: list[Reply] = []
-    assert world.endpoint.commands.send("app1", "dev1", "early", b"1"), "before listen(): not lost"
+    assert await world.endpoint.commands.send("app1", "dev1", "", "early", b"1"), "before listen(): not lost"
     waiting.listen(got.append)
     assert [r.command for r in got] == ["early"]
-    assert world.endpoint.commands.send("app1", "dev1", "kept", b"2")
-    assert world.endpoint.commands.send("app1", "dev1", "kept too", b"3")
-    assert not world.endpoint.commands.send("app1", "dev1", "one too many", b"4")
-    assert not world.endpoint.commands.send("app1", "nobody", "now or never", b"", expires_s=0)
+    assert await world.endpoint.commands.send("app1", "dev1", "", "kept", b"2")
+    assert await world.endpoint.commands.send("app1", "dev1", "", "kept too", b"3")
+    assert not await world.endpoint.commands.send("app1", "dev1", "", "one too many", b"4")
+    assert not await world.endpoint.commands.send("app1", "nobody", "", "now or never", b"", expires_s=0)
     found = await world.post(me)
     assert isinstance(found, Reply)
     assert (found.code, found.command, found.body) == (Code.COMMAND, "kept", b"2")
@@ -189,7 +189,7 @@ class Answering(EventSink):
         task_status.started()
 
     async def take(self, telemetry: Telemetry) -> None:
-        assert self.endpoint.commands.send(telemetry.app, telemetry.device, "quick", b"", expires_s=0), (
+        assert await self.endpoint.commands.send(telemetry.app, telemetry.device, "", "quick", b"", expires_s=0), (
             "it waits already"
         )
 
@@ -207,8 +207,9 @@ async def test_a_command_for_a_peer_that_has_just_gone_is_kept(world: World) -> 
     me = Credentials(basic("dev1@app1:pw"))
     waiting = await world.post(me, timeout_s=30.0)
     assert isinstance(waiting, Waiting)
-    assert world.endpoint.commands.send("app1", "dev1", "late", b"1")
+    assert await world.endpoint.commands.send("app1", "dev1", "", "late", b"1")
     waiting.cancel()
+    await world.endpoint.commands.kept.settled()
     found = await world.post(me)
     assert isinstance(found, Reply)
     assert found.command == "late"

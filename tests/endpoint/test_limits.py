@@ -13,11 +13,11 @@ import trio
 
 import dfud.endpoint.auth as auth_module
 from dfud.api import Code, Credentials, Reply
-from dfud.endpoint.denials import LINES_PER_WINDOW
 from dfud.endpoint.limits import Attempts, TooMany
-from dfud.model.credentials import BCRYPT_COST_MAX, FORMS_MAX, SLOW_FORMS_MAX, verify
+from dfud.model.credentials import LIMITS, verify
 from tests.endpoint.world import KEY, World, basic, start_world
 
+LINES = 5
 FAST = bcrypt.hashpw(b"pw", bcrypt.gensalt(4)).decode()
 
 
@@ -34,7 +34,7 @@ class Judge:
         self._lock = threading.Lock()
         monkeypatch.setattr(auth_module, "verify", self)
 
-    def __call__(self, spec: Any, username: str | None, password: str, key: bytes) -> bool:
+    def __call__(self, spec: Any, username: str | None, password: str, key: bytes, limits: object) -> bool:
         with self._lock:
             self.judged += 1
             self.at_once += 1
@@ -83,7 +83,7 @@ async def test_a_fleet_behind_one_address_logs_in_though_more_are_under_way_than
 
 
 async def test_attempts_that_are_given_up_give_their_place_away() -> None:
-    attempts = Attempts(1, trio.current_time, waiting_max=3)
+    attempts = Attempts(1, trio.current_time, waiting_max=3, counted_max=100)
     await attempts.begin("a")
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0.01):
@@ -147,7 +147,7 @@ async def test_a_slow_check_does_not_hold_up_the_end(
     "stored",
     [
         {"bcrypt": FAST.replace("$04$", "$31$")},
-        {"bcrypt": FAST.replace("$04$", f"${BCRYPT_COST_MAX + 1}$")},
+        {"bcrypt": FAST.replace("$04$", f"${LIMITS.bcrypt_cost + 1}$")},
         {"bcrypt": "$2b$99999999999$x"},
         {"bcrypt": ""},
         {"sha512": "$6$rounds=999999999$salt$x"},
@@ -166,9 +166,9 @@ def test_forms_beyond_what_one_guess_may_cost_are_not_looked_at(monkeypatch: pyt
         return False
 
     monkeypatch.setattr(bcrypt, "checkpw", check)
-    many = {"authentication": {"credentials": [{"pass": {"bcrypt": FAST}}] * 50 + [{"pass": "plain"}] * FORMS_MAX}}
+    many = {"authentication": {"credentials": [{"pass": {"bcrypt": FAST}}] * 50 + [{"pass": "plain"}] * LIMITS.forms}}
     assert not verify(many, None, "guess", KEY)
-    assert len(run) == SLOW_FORMS_MAX
+    assert len(run) == LIMITS.slow_forms
     assert verify(many, None, "plain", KEY), "those that cost nothing count on their own"
 
 
@@ -204,14 +204,14 @@ async def test_a_denied_device_leaves_a_line_and_a_count_and_never_its_secret(
 async def test_strangers_cannot_fill_the_log_with_denials(
     nursery: trio.Nursery, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = await start_world(nursery, tmp_path, failures_per_address=100_000)
-    for number in range(LINES_PER_WINDOW * 3):
+    world = await start_world(nursery, tmp_path, failures_per_address=100_000, denials_logged=LINES)
+    for number in range(LINES * 3):
         await world.code(basic(f"n{number}@app1:x"))
-    assert len([r for r in caplog.records if r.message == "a device was denied"]) == LINES_PER_WINDOW
-    assert len(world.denied) == LINES_PER_WINDOW * 3
+    assert len([r for r in caplog.records if r.message == "a device was denied"]) == LINES
+    assert len(world.denied) == LINES * 3
     world.let_pass(61)
     await world.code(basic("later@app1:x"))
-    assert caplog.records[-1].__dict__["unlogged_before"] == LINES_PER_WINDOW * 2
+    assert caplog.records[-1].__dict__["unlogged_before"] == LINES * 2
     nursery.cancel_scope.cancel()
 
 
@@ -220,7 +220,7 @@ async def test_the_wall_clock_set_back_keeps_nothing_waiting(world: World) -> No
     for _ in range(6):
         await world.code(basic("dev1@app1:wrong"))
     assert await world.code(me) is Code.TOO_MANY
-    assert world.endpoint.commands.send("app1", "dev1", "old", b"")
+    assert await world.endpoint.commands.send("app1", "dev1", "", "old", b"")
     world.clock[0] -= 300 * 86400
     world.monotonic[0] += 61
     found = await world.post(Credentials(me))

@@ -126,7 +126,7 @@ def slow_gates(monkeypatch: pytest.MonkeyPatch) -> list[Gates]:
         return found
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-    monkeypatch.setattr("dfud.endpoint.auth.is_slow", lambda spec, username: True)
+    monkeypatch.setattr("dfud.endpoint.auth.is_slow", lambda spec, username, limits: True)
     return gates
 
 
@@ -202,6 +202,13 @@ def test_no_pre_shared_key_is_kept_that_is_no_longer_the_devices(random: Random)
     trio.run(run)
 
 
+class NothingKept:
+    """A store that is asked for nothing but the commands that wait, of which there are none."""
+
+    async def documents(self, collection: str, **page: object) -> list[tuple[str, bytes]]:
+        return []
+
+
 class FakeController:
     """Decides by `version` alone; every status waits before and after it is looked at."""
 
@@ -237,12 +244,13 @@ def test_no_change_is_missed_by_a_device_that_polls_or_waits(random: Random) -> 
     async def run() -> None:
         gates, bus = Gates(random), Bus()
         controller = FakeController(gates)
+        store: Any = NothingKept()
         endpoint = DeviceEndpoint(
-            None,  # type: ignore[arg-type]  # not asked for anything
+            store,
             bus,
             controller,  # type: ignore[arg-type]  # the part of it that is asked
             KnownAuth(),  # type: ignore[arg-type]  # the same
-            Commands(1, 60.0, trio.current_time),
+            Commands(store, bus, 1, 60.0, trio.current_time),
             CONFIG,
             dialects=(),
             sinks=(),

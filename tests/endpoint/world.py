@@ -104,7 +104,7 @@ async def start_world(nursery: trio.Nursery, tmp_path: Path, wrap: Any = None, *
         bus,
         controller,
         Authenticator(store, bus, config, KEY, lambda: clock[0], lambda: monotonic[0]),
-        Commands(2, 60.0, lambda: monotonic[0]),
+        Commands(store, bus, 2, 60.0, lambda: monotonic[0], lambda: clock[0]),
         config,
         dialects=(),
         sinks=(),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from dfud.model import windows
 from dfud.model.windows import PerMinute
 
 
@@ -22,9 +19,8 @@ def test_a_clock_that_is_set_back_begins_a_new_window() -> None:
     assert not counts.blocked("a", 10.0)
 
 
-def test_a_new_key_is_blocked_where_too_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "KEYS_MAX", 3)
-    counts = PerMinute(2)
+def test_a_new_key_is_blocked_where_too_many_are_remembered() -> None:
+    counts = PerMinute(2, counted_max=3)
     for key in "abc":
         counts.add(key, 0.0)
     assert not counts.take("d", 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +24,17 @@ from dfud.api import (
     Firmware,
     HistoryEntry,
     NotFoundError,
+    Pruned,
     PutApp,
     PutDevice,
     PutDocument,
     PutFirmware,
     Selector,
+    SetFirmware,
     Store,
     StoreError,
 )
+from dfud.registry.groups import with_firmware
 from dfud.registry.naming import aliases_of
 from tests.endpoint.scheduled import Gates
 
@@ -169,10 +173,13 @@ class GatedRegistryStore(Store):
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
         raise AssertionError
 
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        raise AssertionError
+
     async def counts(self, scope: str) -> dict[str, int]:
         raise AssertionError
 
-    async def blob(self, sha256: str) -> Path | None:
+    def blob(self, sha256: str) -> AbstractAsyncContextManager[Path | None]:
         raise AssertionError
 
     def backup(self) -> AsyncIterator[bytes]:
@@ -191,16 +198,25 @@ def _apply(tables: Tables, change: Change) -> None:
                 if other != key and other[0] == key[0] and aliases_of(held.spec) & aliases_of(device.spec):
                     raise ConflictError("an alias of another device")
             tables.devices[key] = device
+        case SetFirmware(app, names, firmware, version):
+            for key in [(app, name) for name in names if (app, name) in tables.devices]:
+                tables.devices[key] = set_firmware(tables.devices[key], firmware, version)
         case DeleteDevice(app, name, expect):
             if (app, name) not in tables.devices:
                 raise NotFoundError("no device")
             _check(expect, tables.devices.get((app, name)))
             del tables.devices[app, name]
-        case PutFirmware(firmware, create):
-            if create and (firmware.app, firmware.version) in tables.firmware:
+        case PutFirmware(firmware, create, expected_firmware):
+            held_firmware = tables.firmware.get((firmware.app, firmware.version))
+            if expected_firmware is not None and held_firmware != expected_firmware:
+                raise ConflictError("changed")
+            if create and expected_firmware is None and (firmware.app, firmware.version) in tables.firmware:
                 raise ConflictError("exists already")
             tables.firmware[firmware.app, firmware.version] = firmware
-        case DeleteFirmware(app, version):
+        case DeleteFirmware(app, version, unused):
+            wishes = [d.spec.get("firmware", {}).get("version") for (place, _), d in tables.devices.items() if place == app]
+            if unused and version in wishes:
+                raise ConflictError("wanted")
             if tables.firmware.pop((app, version), None) is None:
                 raise NotFoundError("no firmware")
         case PutDocument(collection, key, value, create, expected):
@@ -213,6 +229,13 @@ def _apply(tables: Tables, change: Change) -> None:
                 raise NotFoundError("no document")
         case _:
             raise StoreError(f"not expected here: {change!r}")
+
+
+def set_firmware(device: Device, firmware: dict[str, Any] | None, version: str) -> Device:
+    metadata = msgspec.structs.replace(
+        device.metadata, generation=device.metadata.generation + 1, resource_version=version
+    )
+    return Device(metadata, with_firmware(device.spec, firmware))
 
 
 def _check(expect: str | None, held: App | Device | None) -> None:

@@ -251,10 +251,13 @@ async def test_a_group_is_updated_in_one_call(api: Api) -> None:
     await api.publish()
     for number in range(300):
         await api.device(f"d{number:03}", ring="1" if number % 2 else "2")
-    changed = await api.ask(200, "POST", f"{DFU}/update", json={"selector": "ring=1", "firmware": {"version": "1.0"}})
-    assert len(changed["changed"]) == 150
-    again = await api.ask(200, "POST", f"{DFU}/update", json={"selector": "ring=1", "firmware": {"version": "1.0"}})
-    assert again["changed"] == []
+    for changed in (150, 0):
+        body = {"selector": "ring=1", "firmware": {"version": "1.0"}}
+        job = await api.ask(202, "POST", f"{DFU}/update", json=body)
+        assert job["matched"] == 150
+        while job["state"] == "running":
+            job = await api.ask(200, "GET", f"{DFU}/jobs/{job['job']}")
+        assert (job["state"], job["changed"], job["unchanged"]) == ("done", changed, 150 - changed)
     found = await api.ask(200, "GET", f"{APPS}/a/devices/d001")
     assert found["status"]["firmware"]["target"] == "1.0"
     assert (await api.ask(200, "GET", f"{APPS}/a/devices/d000"))["status"]["firmware"]["target"] == ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import trio
 from dfud.api import (
     App,
     AppChanged,
-    Change,
     ConflictError,
     Device,
     DeviceChanged,
@@ -20,10 +19,8 @@ from dfud.api import (
     NotFoundError,
     PutDocument,
     RefusedError,
-    StoreError,
 )
 from dfud.model.credentials import verify
-from dfud.model.selectors import EVERYTHING
 from dfud.registry import audit
 from dfud.registry.registry import Precondition
 from dfud.registry.users import COLLECTION, Forbidden, User
@@ -77,7 +74,6 @@ async def test_what_dfud_changes_of_a_device_keeps_what_others_changed_meanwhile
         lambda at: at.registry.new_secret("a", "d", "eve", keep=0),
         lambda at: at.registry.set_firmware("a", "d", {"hold": True}, "eve"),
         lambda at: at.registry.set_firmware("a", None, {"hold": True}, "eve"),
-        lambda at: at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve"),
         lambda at: at.registry.delete_device("a", "d", Precondition(), "eve"),
         lambda at: at.registry.create_device("a", Device(Metadata("e")), "eve"),
         lambda at: at.registry.delete_app("a", Precondition(), "eve"),
@@ -139,55 +135,6 @@ async def test_of_two_devices_that_take_one_name_at_once_one_has_it(at: Desk) ->
         nursery.start_soon(take, Device(Metadata("y"), {"alias": ["x"]}))
     assert len(taken) == 1
     await at.registry.create_device("a", Device(Metadata("z")), "eve")
-
-
-async def test_a_group_goes_on_past_who_is_deleted_or_changed_meanwhile(at: Desk) -> None:
-    for name in ("b", "e", "f"):
-        await at.registry.create_device("a", Device(Metadata(name)), "admin")
-
-    async def meanwhile() -> None:
-        await labelled(at)
-        view = await at.store.device("a", "e")
-        assert view is not None
-        await at.registry.delete_device("a", "e", Precondition(), "bob")
-
-    at.store.before = meanwhile
-    done = await at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve")
-    assert (done.changed, list(done.left_out)) == (["b", "d", "f"], ["e"])
-    assert (await device(at)).spec == {"other": 1, "firmware": {"hold": True}}
-
-
-@pytest.mark.parametrize("overtaken", [False, True])
-async def test_a_group_that_is_changed_in_part_says_so_and_the_same_again_completes_it(
-    at: Desk, overtaken: bool
-) -> None:
-    names = ["d", *(f"d{n}" for n in range(19))]
-    for name in names[1:]:
-        await at.registry.create_device("a", Device(Metadata(name)), "admin")
-    told: list[str] = []
-    at.bus.subscribe(DeviceChanged, lambda event: told.append(event.device))
-    commits, right = 0, at.store.commit
-
-    async def commit(changes: Sequence[Change]) -> None:
-        nonlocal commits
-        commits += 1
-        if overtaken and commits == 1:
-            raise ConflictError("somebody was in between")  # so that they are changed one by one
-        if commits == (5 if overtaken else 2):
-            raise StoreError("the disk is full", retryable=True)
-        await right(changes)
-
-    at.store.commit = commit  # type: ignore[method-assign]
-    with pytest.raises(StoreError, match="the disk is full; (3|8) devices were changed before that: repeat") as caught:
-        await at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve")
-    assert caught.value.retryable
-    held = [name for name in names if "firmware" in (await device(at, name)).spec]
-    assert held == told and len(held) == (3 if overtaken else 8)
-    done = await at.registry.update_group("a", EVERYTHING, {"hold": True}, "eve")
-    assert sorted([*held, *done.changed]) == sorted(names) and not done.left_out
-    if not overtaken:
-        entries = [e.detail for _, e in await audit.read(at.store) if e.what == "update-group"]
-        assert {name for detail in entries for name in detail.rpartition(": ")[2].split(", ")} == set(names)
 
 
 async def test_two_admins_who_end_each_others_token_leave_one(at: Desk) -> None:

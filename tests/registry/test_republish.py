@@ -17,6 +17,7 @@ from dfud.api import App, Change, ConflictError, Metadata, NotFoundError, Refuse
 from dfud.registry import audit
 from dfud.registry.firmware import FirmwareRegistry, Upload, trust_shown
 from dfud.registry.registry import Precondition
+from dfud.testing.store import image_of
 from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, decode_envelope_untrusted, sign, unsigned
 from dfud.wire.trust import Trust
 from tests.registry.desk import Desk, desk
@@ -172,7 +173,7 @@ async def test_a_key_that_leaves_the_app_while_an_image_comes_in_signs_nothing(a
     with pytest.raises(RefusedError, match="not signed by a trusted key"):
         await at.firmware.publish("a", Upload(envelope=sign(manifest(), ONE)), slowly(), "eve")
     assert await at.firmware.list("a") == []
-    assert await at.store.blob(hashlib.sha256(IMAGE).hexdigest()) is None
+    assert await image_of(at.store, hashlib.sha256(IMAGE).hexdigest()) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -198,8 +199,7 @@ async def test_what_was_answered_as_published_is_there_whatever_others_publish_a
                         raise
                 else:
                     # Nobody else touches this app: until its own delete the image must be there.
-                    path = await at.store.blob(made.sha256)
-                    assert path is not None and path.read_bytes() == image, f"seed {seed}: the image is gone"
+                    assert await image_of(at.store, made.sha256) == image, f"seed {seed}: the image is gone"
                 if chance.random() < 0.5:
                     try:
                         await at.firmware.delete(app, version, "eve")
@@ -211,7 +211,7 @@ async def test_what_was_answered_as_published_is_there_whatever_others_publish_a
             nursery.start_soon(round_of, "b")
         for app in "ab":
             for found in await at.firmware.list(app):
-                assert await at.store.blob(found.sha256) is not None, f"seed {seed}"
+                assert await image_of(at.store, found.sha256) is not None, f"seed {seed}"
             await at.registry.delete_app(app, Precondition(), "admin")
         for image in (b"0", b"1"):
-            assert await at.store.blob(hashlib.sha256(image).hexdigest()) is None, f"seed {seed}: nobody needs it"
+            assert await image_of(at.store, hashlib.sha256(image).hexdigest()) is None, f"seed {seed}: nobody needs it"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,8 @@ from dfud.wire.manifest import SIGNATURE_CONTEXT
 from dfud.wire.subset import encode
 from tests.security.hostile import Offer
 
+STALLS = 0.015  # of all answers
+GIVES_UP_S = 60.0  # a device waits longer for nothing
 INTERESTING = (0, 1, 2, 5, 6, 31, 32, 63, 255, 256, 4095, 4096, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 53, (1 << 64) - 1)
 
 
@@ -90,11 +94,28 @@ class Mutator:
     genuine: Offer
     signed: bool = False
     honest: bool = False
+    enrols: bool = False
     asked: dict[str, int] = field(default_factory=dict)
     _last: bytes = b""
 
     def count(self, what: str) -> None:
         self.asked[what] = self.asked.get(what, 0) + 1
+
+    def stalls(self) -> bool:
+        """Say whether to answer in part, or not at all, and to go on with nothing for as long as the device waits."""
+        if self.honest or self.rng.random() > STALLS:
+            return False
+        self.count("stall")
+        return True
+
+    def enrol(self) -> Sent:
+        """Answer a claim code: not with a yes, before `enrols`."""
+        if self.enrols:
+            return Sent(b"", command=False)
+        self.count("enrol")
+        rng = self.rng
+        body = rng.choice((b"", loose(odd(rng)), rng.randbytes(rng.choice((1, 100, 6000, 7000)))))
+        return Sent(body, rng.choice((202, 204, 301, 400, 401, 403, 404, 409, 429, 500, 503, 999)), rng.random() < 0.5)
 
     def command(self) -> Sent:
         """Answer a status."""
@@ -180,10 +201,11 @@ class Mutator:
 
 
 class HttpServer:
-    """Gives `mutator`'s answers over HTTP, and is wrong there, too."""
+    """Gives `mutator`'s answers over HTTP, and is wrong there, too. `held`: how it let devices wait until they hung up."""
 
     def __init__(self, mutator: Mutator, stall_s: float = 0.05) -> None:
         self.mutator, self.stall_s = mutator, stall_s
+        self.held: dict[str, int] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -218,10 +240,14 @@ class HttpServer:
         """Answer one request; return whether the connection goes on."""
         mutator = self.mutator
         parts = path.split("?")[0].strip("/").split("/")
-        sent = mutator.chunk(int(parts[3])) if len(parts) == 4 else mutator.command()
+        answers = {"enrol": mutator.enrol, "dfu": mutator.command}
+        sent = mutator.chunk(int(parts[3])) if len(parts) == 4 else answers[parts[1]]()
         mark = b"command: dfu\r\n" if sent.command else b""
         right = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n%s\r\n" % (sent.status, len(sent.body), mark) + sent.body
         rng, stated = mutator.rng, b"%d\r\n" % len(sent.body)
+        if mutator.stalls():
+            await self._hold(stream, right)
+            return False
         if mutator.honest or rng.random() < 0.7:
             await stream.send_all(right)
             return True
@@ -231,8 +257,8 @@ class HttpServer:
             flipped(rng, right[:60]) + right[60:],
             right.replace(stated, rng.choice((b"-1", b"-5", b"1e9", b"\xff", b"", b"99999999999999999999")) + b"\r\n", 1),
             right.replace(stated, b"%d\r\n" % rng.randrange(8000), 1),
-            b"HTTP/1.1 200 X\r\n" + b"a: b\r\n" * rng.choice((63, 64, 1000)) + right[16:],
-            b"HTTP/1.1 200 X\r\na: " + b"x" * rng.choice((2000, 100_000)) + b"\r\n\r\n",
+            b"HTTP/1.1 %d X\r\n" % sent.status + b"a: b\r\n" * rng.choice((63, 64, 1000)) + right[16:],
+            b"HTTP/1.1 %d X\r\na: " % sent.status + b"x" * rng.choice((2000, 100_000)) + b"\r\n\r\n",
             b"x" * rng.choice((100, 100_000)),
             b"HTTP/1.1 100 Continue\r\n\r\n" + right,
             right + right,
@@ -245,3 +271,29 @@ class HttpServer:
             if rng.random() < 0.2:
                 await trio.sleep(self.stall_s)
         return rng.random() < 0.3
+
+    async def _hold(self, stream: trio.SocketStream, answer: bytes) -> None:
+        """Send a part of the answer, or byte by byte without an end, until the device has enough of it."""
+        rng, head = self.mutator.rng, answer.index(b"\r\n\r\n") + 4
+        how = rng.choice(("nothing", "half a head", "half a body", "drops"))
+        parts = {"nothing": 0, "half a head": rng.randrange(head), "half a body": rng.randrange(head, len(answer) + 1), "drops": 15}
+        if how == "half a body" and parts[how] == len(answer):
+            answer = answer.replace(b"Content-Length: ", b"Content-Length: 1", 1)
+        with trio.move_on_after(GIVES_UP_S) as patience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._part, stream, answer[: parts[how]], how == "drops")
+                with suppress(trio.BrokenResourceError):
+                    while await stream.receive_some(65536):
+                        pass
+                nursery.cancel_scope.cancel()
+        if patience.cancelled_caught:
+            raise AssertionError(f"the device still waits after {GIVES_UP_S} s: {how}")
+        self.held[how] = self.held.get(how, 0) + 1
+
+    async def _part(self, stream: trio.SocketStream, data: bytes, endless: bool) -> None:
+        """Send this; then, if it has no end, headers, a byte at a time."""
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(data)
+            for byte in itertools.cycle(b"\r\nx: y") if endless else ():
+                await stream.send_all(bytes([byte]))
+                await trio.sleep(self.stall_s)

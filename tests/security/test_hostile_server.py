@@ -20,7 +20,7 @@ from dfud.wire.messages import Code as Why
 from dfud.wire.subset import encode
 from tests.package.test_build import code
 from tests.real_parts import require
-from tests.security.coapmutating import CoapServer
+from tests.security.coapmutating import PSK, CoapServer, OscoreServer
 from tests.security.hostile import APP, HostileEndpoint, Offer, board_at, firmware, hostile_server
 from tests.security.mutating import HttpServer, Mutator
 
@@ -138,52 +138,66 @@ async def test_updates_that_come_to_nothing_are_paused_for_twice_as_long_each_ti
     assert endpoint.fetched[offer.name] <= fetched + 3
 
 
-async def answered(board: Board, mutator: Mutator, rounds: int) -> None:
-    """Let the server answer so many requests; the device may not reset meanwhile, nor stop asking."""
-    end = sum(mutator.asked.values()) + rounds
+async def answered(board: Board, mutator: Mutator, what: str | None, rounds: int) -> None:
+    """Let the server answer so many requests, of one kind or of any; the device may not reset meanwhile, nor stop asking."""
+
+    def asked() -> int:
+        return mutator.asked.get(what, 0) if what else sum(mutator.asked.values())
+
+    end = asked() + rounds
     with trio.fail_after(120 + rounds):
-        while sum(mutator.asked.values()) < end:
+        while asked() < end and not (what == "enrol" and "command" in mutator.asked):  # a flipped byte may be a yes
             assert len(board.boots) <= 1, "\n".join(board.console[-40:])
             await trio.sleep(0.02)
     assert not any("app: running 1.0" in line for line in board.console)
 
 
-async def fuzz(directory: Path, seed: int, rounds: int, server: type[HttpServer | CoapServer], **config: Any) -> None:
+Serving = HttpServer | CoapServer
+
+
+async def fuzz(directory: Path, seed: int, rounds: int, server: type[Serving], **config: Any) -> None:
     require("micropython")
     require("riscv-gcc")
     rng = random.Random(seed)
     newer = Named("newer", signed(NEWER), NEWER)
     assert len(newer.sent) > 5
-    mutator = Mutator(rng, FOREIGN, newer)
+    mutator = Mutator(rng, FOREIGN, newer, enrols="claim" not in config)
+    serving = server(mutator)
     where = f"seed {seed}, {rounds} rounds, {config}"
     print(where)
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(server(mutator).run)
-        settings = {"timeout_s": 1, "backoff_ms": 4, "update_backoff_ms": 20, "wait_s": 1, "payload": 4112, **config}
+        url = await nursery.start(serving.run)
+        settings = {"timeout_s": 0.3, "backoff_ms": 4, "update_backoff_ms": 20, "wait_s": 1, "payload": 4112, **config}
         board = board_at(directory, url, RUNNING, **settings)
         armed(board)
         before, outside = flash_of(board), flash_of(board, "ota_1", "dfu_stage")
         nursery.start_soon(board.run)
-        await answered(board, mutator, rounds)
+        if not mutator.enrols:
+            await answered(board, mutator, "enrol", rounds // 4)
+            mutator.enrols = True
+            assert mutator.asked["enrol"] > rounds // 10, mutator.asked
+        await answered(board, mutator, None, rounds)
         # Whoever has no signature of the publisher's does not get a single bit written.
         assert flash_of(board) == before, where
         mutator.signed = True
-        await answered(board, mutator, rounds)
+        await answered(board, mutator, None, rounds)
         assert flash_of(board, "ota_1", "dfu_stage") == outside, where
         assert flash_of(board) != before, "this far a publisher's signature does get him"
-        assert mutator.asked["chunk"] > rounds // 10, mutator.asked
+        assert mutator.asked["chunk"] > rounds // 25, mutator.asked
         mutator.honest = True
         with trio.fail_after(120):
             while "app: confirmed 1.2" not in board.console:
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
+    print(mutator.asked, "held:", serving.held)
+    assert len(serving.held) >= 2 and sum(serving.held.values()) >= rounds // 100, "it was let wait, too"
     ran = {line.split()[-1] for line in board.console if line.startswith("app: ")}
     assert ran == {"1.1", "1.2"}, where
     assert [boot.slot for boot in board.boots] == [0, 1], where
 
 
 @pytest.mark.parametrize(
-    ("seed", "rounds", "install"), [(1, 700, ""), *(pytest.param(s, 20_000, i, marks=EXHAUSTIVE) for s, i in LONG)]
+    ("seed", "rounds", "install"), [(1, 300, ""), *(pytest.param(s, 5_000, i, marks=EXHAUSTIVE) for s, i in LONG)]
 )
 async def test_nothing_that_a_server_sends_resets_a_device_or_gets_past_a_signature(
     tmp_path: Path, seed: int, rounds: int, install: str
@@ -191,8 +205,22 @@ async def test_nothing_that_a_server_sends_resets_a_device_or_gets_past_a_signat
     await fuzz(tmp_path, seed, rounds, HttpServer, install=install)
 
 
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 400), *(pytest.param(s, 10_000, marks=EXHAUSTIVE) for s in (2, 3))])
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 60), pytest.param(2, 2_000, marks=EXHAUSTIVE)])
+async def test_nothing_that_answers_a_claim_code_resets_a_device_or_keeps_it_from_enrolling(
+    tmp_path: Path, seed: int, rounds: int
+) -> None:
+    await fuzz(tmp_path, seed, rounds, HttpServer, claim="dfc_0123456789_" + "x" * 30, secret="")
+
+
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 150), *(pytest.param(s, 3_000, marks=EXHAUSTIVE) for s in (2, 3))])
 async def test_nothing_that_a_coap_server_sends_resets_a_device_or_gets_past_a_signature(
     tmp_path: Path, seed: int, rounds: int
 ) -> None:
     await fuzz(tmp_path, seed, rounds, CoapServer, transport="coap", block=1024, ack_timeout_ms=30)
+
+
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 100), *(pytest.param(s, 3_000, marks=EXHAUSTIVE) for s in (2, 3))])
+async def test_nothing_that_a_server_with_the_devices_keys_protects_resets_a_device_or_gets_past_a_signature(
+    tmp_path: Path, seed: int, rounds: int
+) -> None:
+    await fuzz(tmp_path, seed, rounds, OscoreServer, transport="coap", block=1024, ack_timeout_ms=10, psk=PSK.hex())

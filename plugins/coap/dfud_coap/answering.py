@@ -15,7 +15,6 @@ from dfud_coap.peer import Exchange, Peer
 from dfud_coap.reliability import Duplicates, Outbox, Timer, Timers
 from dfud_coap.translate import TEXT_MAX_BYTES, Answer, Ask
 
-VERIFIED_MAX = 100_000
 # What an endpoint says to those whose credentials it does not know.
 _UNKNOWN = frozenset({Code.FORBIDDEN, Code.TOO_MANY, Code.BAD_REQUEST})
 
@@ -41,14 +40,14 @@ class Answering:
         self._now = now
         self.changed = changed
         self.timers = Timers(sooner)
-        self.outbox = Outbox(self.timers, rng)
+        self.outbox = Outbox(self.timers, config.queued_per_peer, rng)
         self.szx = szx_of(config.block_max)
         self.block_bytes = 16 << self.szx
-        self.duplicates = Duplicates(config.remembered)
+        self.duplicates = Duplicates(config.remembered, config.remembered_max_bytes)
         self.kept: Kept[Answer] = Kept(config.transfers)
         self.echo = Echo(key)
-        self.verified = Verified(VERIFIED_MAX)
-        self.strangers = PerMinute(config.errors_per_address)
+        self.verified = Verified(config.verified)
+        self.strangers = PerMinute(config.errors_per_address, config.counted_max)
 
     def cut(self, who: Hashable, ask: Ask, answer: Answer, now_s: float) -> Answer:
         """Return the block of an answer that was asked for, and keep the others. Raises BlockError."""
@@ -127,12 +126,16 @@ class Answering:
         exchange.answered = True
         if exchange.late is not None:
             exchange.late.cancel()
-        if exchange.acknowledged:
+        if exchange.acknowledged and (trusted or self._may_repeat(peer)):
             self.outbox.send(peer.key, message_id, data, now_s, peer.send, lambda arrived: self.changed())
             return
-        if exchange.code != Code.GET:
+        if exchange.code != Code.GET and not exchange.acknowledged:
             self.duplicates.add((peer.key, exchange.message_id), exchange.data, data, now_s)
         peer.send(data)
+
+    def _may_repeat(self, peer: Peer) -> bool:
+        """Whether an answer to a stranger is worth the memory that its repetition takes: one for each, so many in all."""
+        return self.outbox.active < self._config.repeated_to_strangers and not self.outbox.busy(peer.key)
 
     def acknowledge(self, exchange: Exchange) -> None:
         """Send the empty ACK: the answer will be a message of its own."""

@@ -44,12 +44,52 @@ class CoapConfig(msgspec.Struct, frozen=True):
     waiting_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=1_000_000)] = 10_000
     under_way: Annotated[int, Meta(description="requests being worked on at a time", ge=1, le=100_000)] = 1000
     under_way_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=100_000)] = 500
+    under_way_events: Annotated[
+        int,
+        Meta(
+            description="of all of these, telemetry: where it goes to may hang, and updates must not wait for that",
+            ge=1,
+            le=100_000,
+        ),
+    ] = 500
     remembered: Annotated[int, Meta(description="messages recognised when they come twice", ge=16, le=10_000_000)] = (
         65536
     )
+    remembered_max_bytes: Annotated[
+        int, Meta(description="answers that are kept for them", ge=1 << 16, le=1 << 34, extra=BYTES)
+    ] = 1 << 26
+    requests_known: Annotated[
+        int, Meta(description="requests that are recognised by their bytes; others are read anew", ge=16, le=10_000_000)
+    ] = 16384
+    peers: Annotated[
+        int, Meta(description="addresses with a port that are remembered, without DTLS", ge=16, le=10_000_000)
+    ] = 65536
+    verified: Annotated[
+        int, Meta(description="of these, ones that have proved themselves, for an hour", ge=16, le=10_000_000)
+    ] = 100_000
+    counted_max: Annotated[
+        int,
+        Meta(
+            description="addresses whose errors are counted in one minute; further ones get none", ge=16, le=100_000_000
+        ),
+    ] = 100_000
+    queued_per_peer: Annotated[
+        int, Meta(description="confirmable messages that wait for the acknowledgement of another", ge=1, le=10_000)
+    ] = 64
+    repeated_to_strangers: Annotated[
+        int,
+        Meta(
+            description="answers to strangers that are repeated until they are acknowledged; further ones are sent once",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 4096
     contexts: Annotated[int, Meta(description="OSCORE contexts kept", ge=1, le=10_000_000)] = 100_000
     sessions: Annotated[int, Meta(description="DTLS sessions in total", ge=1, le=1_000_000)] = 5000
     sessions_per_address: Annotated[int, Meta(description="DTLS sessions from one address", ge=1, le=1_000_000)] = 2500
+    session_queue: Annotated[
+        int, Meta(description="datagrams of one session that wait, in each direction; more are lost", ge=1, le=10_000)
+    ] = 16
     session_idle_s: Annotated[
         float, Meta(description="time a DTLS session may be silent", ge=0.05, le=86400, extra=S)
     ] = 1800.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import msgspec
@@ -17,21 +17,23 @@ ACK_RANDOM_FACTOR = 1.5
 MAX_RETRANSMIT = 4
 NSTART = 1
 EXCHANGE_LIFETIME_S = 247.0  # 4.8.2
-QUEUED_PER_PEER_MAX = 64
-REMEMBERED_MAX_BYTES = 1 << 26
+HEAP_MIN = 1024  # entries of a heap that is not worth clearing
 
 
 class Timer:
-    """`cancel()` is cheap: the entry stays in the heap until its time."""
+    """`cancel()` is cheap: the entry stays in the heap until its time, or until most of the heap is of that kind."""
 
-    __slots__ = ("action", "when_s")
+    __slots__ = ("_timers", "action", "when_s")
 
-    def __init__(self, when_s: float, action: Callable[[float], None]) -> None:
+    def __init__(self, timers: Timers, when_s: float, action: Callable[[float], None]) -> None:
+        self._timers = timers
         self.when_s = when_s
         self.action: Callable[[float], None] | None = action
 
     def cancel(self) -> None:
-        self.action = None
+        if self.action is not None:
+            self.action = None
+            self._timers.cancelled()
 
 
 class Timers:
@@ -40,13 +42,14 @@ class Timers:
     def __init__(self, sooner: Callable[[], None] = lambda: None) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = 0
+        self._cancelled = 0
         self._sooner = sooner
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def at(self, when_s: float, action: Callable[[float], None]) -> Timer:
-        timer = Timer(when_s, action)
+        timer = Timer(self, when_s, action)
         self._order += 1
         first = not self._heap or when_s < self._heap[0][0]
         heappush(self._heap, (when_s, self._order, timer))
@@ -54,11 +57,20 @@ class Timers:
             self._sooner()
         return timer
 
+    def cancelled(self) -> None:
+        """One more was; who begins to wait and stops, again and again, must not fill the heap."""
+        self._cancelled += 1
+        if self._cancelled > HEAP_MIN and 2 * self._cancelled > len(self._heap):
+            self._heap[:] = [entry for entry in self._heap if entry[2].action is not None]
+            heapify(self._heap)
+            self._cancelled = 0
+
     def next_s(self) -> float | None:
         """Return when something is to be done, or None."""
         heap = self._heap
         while heap and heap[0][2].action is None:
             heappop(heap)
+            self._cancelled -= 1
         return heap[0][0] if heap else None
 
     def run(self, now_s: float) -> None:
@@ -67,21 +79,24 @@ class Timers:
         while heap and heap[0][0] <= now_s:
             timer = heappop(heap)[2]
             action, timer.action = timer.action, None
-            if action is not None:
+            if action is None:
+                self._cancelled -= 1
+            else:
                 action(now_s)
 
 
 class Duplicates:
-    """Which messages were taken already, with what was answered. At most `count_max` of them and REMEMBERED_MAX_BYTES of
+    """Which messages were taken already, with what was answered. At most `count_max` of them and `bytes_max` of
     answers; the oldest are forgotten first.
 
     A message with the identifier of another and other bytes is a new one: a peer that restarted counts from anywhere.
     """
 
-    __slots__ = ("_bytes", "_count_max", "_seen")
+    __slots__ = ("_bytes", "_bytes_max", "_count_max", "_seen")
 
-    def __init__(self, count_max: int) -> None:
+    def __init__(self, count_max: int, bytes_max: int) -> None:
         self._count_max = count_max
+        self._bytes_max = bytes_max
         self._bytes = 0
         # Since the lifetime is the same for all, the order of insertion is the order of expiry. A plain dict would do, but
         # finding its first key takes the longer, the more have been deleted in front of it.
@@ -109,7 +124,7 @@ class Duplicates:
                 break
             oldest = next(iter(seen))
             until_s, _, kept = seen[oldest]
-            if until_s > now_s and len(seen) < self._count_max and self._bytes < REMEMBERED_MAX_BYTES:
+            if until_s > now_s and len(seen) < self._count_max and self._bytes < self._bytes_max:
                 break
             del seen[oldest]
             self._bytes -= len(kept)
@@ -140,14 +155,16 @@ class _Sent(msgspec.Struct):
 
 
 class Outbox:
-    """Confirmable messages and their retransmission; one at a time to each peer (NSTART), the others wait.
+    """Confirmable messages and their retransmission; one at a time to each peer (NSTART), the others wait,
+    `queued_max` of them.
 
     `ended(True)` is called with the acknowledgement, `ended(False)` with a reset, after the last retransmission or when a
     peer has too many waiting.
     """
 
-    def __init__(self, timers: Timers, rng: random.Random | None = None) -> None:
+    def __init__(self, timers: Timers, queued_max: int, rng: random.Random | None = None) -> None:
         self._timers = timers
+        self._queued_max = queued_max
         self._rng = rng or random.SystemRandom()
         self._active: dict[tuple[Hashable, int], _Sent] = {}
         self._waiting: dict[Hashable, deque[_Sent]] = {}
@@ -157,6 +174,15 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._active) + sum(map(len, self._waiting.values()))
+
+    @property
+    def active(self) -> int:
+        """How many have been sent and not acknowledged."""
+        return len(self._active)
+
+    def busy(self, peer: Hashable) -> bool:
+        """Whether one to this peer has."""
+        return peer in self._busy
 
     def send(
         self,
@@ -170,7 +196,7 @@ class Outbox:
         sent = _Sent(data, send, ended, message_id)
         if self._busy.get(peer, 0) >= NSTART:
             queue = self._waiting.setdefault(peer, deque())
-            if len(queue) >= QUEUED_PER_PEER_MAX:
+            if len(queue) >= self._queued_max:
                 self.given_up += 1
                 ended(False)
                 return

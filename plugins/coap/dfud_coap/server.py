@@ -33,8 +33,8 @@ from dfud_coap.waiting import RETRY_S, WaitingRoom
 from dfud_coap.work import Work
 
 OBSERVE_MARGIN_S = 100
-ASKS_MAX = 16384
 ASK_MAX_BYTES = 512
+OWN_CHANNELS = frozenset({"dfu", "enrol"})  # whatever is posted to others is telemetry
 _MAX_AGE = uint(CHUNK_MAX_AGE_S)
 
 
@@ -75,13 +75,20 @@ class Server:
         self._respond = answering.respond
         self._finish = answering.finish
         self._is_trusted = answering.is_trusted
-        self._work = Work(config.under_way, config.under_way_per_address, answering, spawn=spawn, now=now)
+        self._work = Work(
+            config.under_way,
+            config.under_way_per_address,
+            config.under_way_events,
+            answering,
+            spawn=spawn,
+            now=now,
+        )
         self.waiting = WaitingRoom(config.waiting, config.waiting_per_address, answering, now=now)
         self.securing = Securing(
             endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall
         )
         self._bodies = Bodies(config.transfers, config.transfers_per_address, config.body_max)
-        self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(ASKS_MAX)
+        self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(config.requests_known)
         self._draining = False
         self._observe_number = 1
         self.observers = Observers(
@@ -218,11 +225,20 @@ class Server:
                 lambda: self._endpoint.post(request),
                 lambda found: self._found(exchange, ask, request, found, self._now()),
                 now_s,
+                event=request.channel not in OWN_CHANNELS,
             )
         else:
             self._found(exchange, ask, request, found, now_s)
 
     def _found(self, exchange: Exchange, ask: Ask, request: Request, found: Reply | Waiting, now_s: float) -> None:
+        try:
+            self._tell(exchange, ask, request, found, now_s)
+        except BaseException:
+            if isinstance(found, Waiting):
+                found.cancel()  # nobody will hear of it
+            raise
+
+    def _tell(self, exchange: Exchange, ask: Ask, request: Request, found: Reply | Waiting, now_s: float) -> None:
         if isinstance(found, Waiting):
             if self._draining:
                 self._finish(exchange, ask, answer_reply(found.expire()), now_s)

@@ -26,9 +26,7 @@ from dfud_coap.server import Server
 
 log = logging.getLogger("dfud.coap")
 AT_ONCE = 64
-PEERS_MAX = 65536
 SOCKET_BUFFER_BYTES = 1 << 22
-DTLS_QUEUE = 16
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM"
 
 # How a DTLS session ends that nobody is to blame for here.
@@ -112,8 +110,15 @@ class CoapTransport(Transport):
 
     async def _serve_dtls(self, sock: socket.socket, server: Server) -> None:
         assert self._tls is not None
-        with trio.DTLSEndpoint(trio.socket.from_stdlib_socket(sock), incoming_packets_buffer=DTLS_QUEUE) as dtls:
+        with trio.DTLSEndpoint(
+            trio.socket.from_stdlib_socket(sock), incoming_packets_buffer=self._config.session_queue
+        ) as dtls:
             await dtls.serve(self._tls, lambda channel: self._session(channel, server))
+
+    async def check(self) -> None:
+        for port in (self._config.port, self._config.dtls_port if self._tls is not None else 0):
+            if port:
+                (await self._open(port)).close()
 
     async def _open(self, port: int) -> socket.socket:
         where = f"[transport.coap] cannot listen on {self._config.host}:{port}"
@@ -139,7 +144,7 @@ class CoapTransport(Transport):
 
     async def _receive(self, sock: socket.socket, server: Server) -> None:
         """Take up to AT_ONCE datagrams for each time the socket is readable: that is most of what a datagram costs."""
-        peers: Cache[Any, Peer] = Cache(PEERS_MAX)
+        peers: Cache[Any, Peer] = Cache(self._config.peers)
         receive, datagram = sock.recvfrom, server.datagram
         while True:
             await trio.lowlevel.wait_readable(sock)
@@ -202,7 +207,7 @@ class CoapTransport(Transport):
         async with self._handshakes.turn(limited(address)):
             with trio.fail_after(self._config.handshake_s):
                 await channel.do_handshake()
-        outgoing, queue = trio.open_memory_channel[bytes](DTLS_QUEUE)
+        outgoing, queue = trio.open_memory_channel[bytes](self._config.session_queue)
 
         def send(data: bytes) -> None:
             # What does not fit is lost, as on any link; it is sent again if it matters.

@@ -183,17 +183,11 @@ class FirmwareSync:
         return False
 
     async def _upload(self, module: int, f: Firmware) -> None:
-        path: Path | None = await self._store.blob(f.sha256)
-        if path is None:
-            raise Unusable(f"the image of firmware {f.version} is missing from the records")
-
-        async def blocks() -> AsyncGenerator[bytes, None]:
-            async with await trio.open_file(path, "rb") as file:
-                while block := await file.read(1 << 16):
-                    yield block
-
-        async with aclosing(blocks()) as content:
-            await self._client.upload(module, f"{f.app}-{f.sequence}.bin", content, f.size_bytes, f.sha256)
+        async with self._store.blob(f.sha256) as path:
+            if path is None:
+                raise Unusable(f"the image of firmware {f.version} is missing from the records")
+            async with aclosing(_blocks(path)) as content:
+                await self._client.upload(module, f"{f.app}-{f.sequence}.bin", content, f.size_bytes, f.sha256)
 
     async def withdraw(self, app: str, version: str, known: FirmwareSet) -> None:
         """Delete a set that dfud made; a set that somebody else made is left alone."""
@@ -246,12 +240,12 @@ class FirmwareSync:
         )
 
     async def _image(self, artifact: Artifact, sha256: str) -> AsyncGenerator[bytes, None]:
-        cached: Path | None = await self._store.blob(sha256)
-        if cached is not None:
-            async with await trio.open_file(cached, "rb") as file:
-                while block := await file.read(1 << 16):
-                    yield block
-            return
+        async with self._store.blob(sha256) as cached:
+            if cached is not None:
+                async with aclosing(_blocks(cached)) as blocks:
+                    async for data in blocks:
+                        yield data
+                return
         stored = [a for a in await self._artifacts(artifact.module) if a.hashes.sha256.lower() == sha256]
         if not stored:
             raise Unusable(f"artifact {artifact.filename} is not in module {artifact.module} any more")
@@ -259,3 +253,9 @@ class FirmwareSync:
         async with aclosing(self._client.download(artifact.module, stored[0].id)) as blocks:
             async for data in blocks:
                 yield data
+
+
+async def _blocks(path: Path) -> AsyncGenerator[bytes, None]:
+    async with await trio.open_file(path, "rb") as file:
+        while block := await file.read(1 << 16):
+            yield block

@@ -1,4 +1,4 @@
-"""Records to bytes and back. Every failure names the record; nothing here may be called in the writer's thread."""
+"""Records to bytes and back. Every failure names the record. Only decode() of a small record is for the writer's thread."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import msgspec
 
 from dfud.api import (
     Change,
+    Device,
     PutActual,
     PutApp,
     PutDeployment,
     PutDevice,
     PutFirmware,
+    SetFirmware,
     StoreError,
     UnreadableError,
 )
 
 T = TypeVar("T")
+NO_FIRMWARE = b""  # in the column `firmware` of a device: its spec has none, whatever the body says
 DEPTH_MAX = 100  # the decoder takes about a thousand levels, less where the stack is deep already
 INTEGERS = range(-(1 << 63), 1 << 64)  # what msgpack can say
 
@@ -33,6 +36,12 @@ def encode(change: Change) -> tuple[bytes, ...]:
             what = f"device {device.name} of app {device.app}"
             _check_spec(what, device.spec)
             return (_encode(what, device),)
+        case SetFirmware(app, _, firmware):
+            if firmware is None:
+                return (NO_FIRMWARE,)
+            what = f"spec.firmware of devices of app {app}"
+            _check_spec(what, firmware)
+            return (_encode(what, firmware),)
         case PutFirmware(firmware):
             return (_encode(f"firmware {firmware.version} of app {firmware.app}", firmware),)
         case PutActual(actual):
@@ -81,6 +90,36 @@ def decode(what: str, kind: type[T], body: Any) -> T:
         return msgspec.msgpack.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, TypeError, ValueError) as error:
         raise unreadable(what, str(error)) from error
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    firmware: Any = msgspec.UNSET
+
+
+class _Wishing(msgspec.Struct):
+    """What of a device's record is read where only its spec.firmware counts."""
+
+    spec: _Spec = _Spec()
+
+
+def firmware_of(what: str, body: Any, firmware: Any) -> Any:
+    """Return a device's spec.firmware, UNSET if it has none; body and firmware as they are stored. Raises UnreadableError."""
+    if firmware is None:
+        return decode(what, _Wishing, body).spec.firmware
+    return msgspec.UNSET if firmware == NO_FIRMWARE else decode(what, Any, firmware)
+
+
+def with_columns(what: str, device: Device, firmware: Any, newer: int, version: str) -> Device:
+    """Return a device with what SetFirmware wrote beside its body: spec.firmware, and by how much that raised its generation."""
+    if firmware is None:
+        return device
+    spec = {key: value for key, value in device.spec.items() if key != "firmware"}
+    if firmware != NO_FIRMWARE:
+        spec["firmware"] = decode(what, Any, firmware)
+    metadata = msgspec.structs.replace(
+        device.metadata, generation=device.metadata.generation + newer, resource_version=version
+    )
+    return msgspec.structs.replace(device, metadata=metadata, spec=spec)
 
 
 def unreadable(what: str, why: str) -> UnreadableError:

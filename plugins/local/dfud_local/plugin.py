@@ -28,10 +28,19 @@ class LocalConfig(
     ] = 0
     history_per_device: Annotated[
         int, msgspec.Meta(description="entries of a device's history that are kept", ge=1, le=1_000_000)
-    ] = 1000
+    ] = 200
     deployments_per_device: Annotated[
         int, msgspec.Meta(description="finished deployments of a device that are kept", ge=1, le=100_000)
-    ] = 100
+    ] = 20
+    stuck_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="time one write may take before dfud takes the disk for dead and ends",
+            ge=0.1,
+            le=3600,
+            extra={"unit": "s"},
+        ),
+    ] = 30.0
 
 
 @hookimpl
@@ -45,4 +54,11 @@ def dfud_stores(config: Config) -> Iterable[Store]:
     limits = Limits(
         history_per_device=section.history_per_device, deployments_per_device=section.deployments_per_device
     )
-    return [LocalStore(Path(section.path), database_max_bytes=section.database_max_bytes, limits=limits)]
+    return [
+        LocalStore(
+            Path(section.path),
+            database_max_bytes=section.database_max_bytes,
+            limits=limits,
+            stuck_s=section.stuck_s,
+        )
+    ]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
+
+import msgspec
 
 from dfud.api import (
     Actual,
@@ -20,9 +23,26 @@ from dfud.api import (
     Store,
     StoreError,
     UnreadableError,
+    Wish,
 )
+from dfud_local.changes import USERS
 from dfud_local.damage import Damage, Key
-from dfud_local.encoding import decode, text, unreadable
+from dfud_local.encoding import decode, firmware_of, text, unreadable, with_columns
+from dfud_local.purge import Purge
+from dfud_local.queries import (
+    ALIASES,
+    BY_DIGEST,
+    DEPLOYMENTS,
+    DEVICE,
+    ENDED,
+    FROM,
+    NEWEST,
+    VIEW,
+    count_of,
+    page_of,
+    successor,
+    where_of,
+)
 from dfud_local.reader import Reader, Row
 
 T = TypeVar("T")
@@ -34,6 +54,7 @@ class ReadingStore(Store):
 
     def __init__(self) -> None:
         self._damage = Damage()
+        self._purge = Purge()
         self._open_reader: Reader | None = None
 
     @property
@@ -62,7 +83,7 @@ class ReadingStore(Store):
         return self._record(("app", name), f"app {name}", App, body, lambda a: a.name == name)
 
     async def apps(self, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0) -> list[App]:
-        where, values = _where(selector, "SELECT 1 FROM app_label WHERE app=a.name")
+        where, values = where_of(selector, "SELECT 1 FROM app_label WHERE app=a.name")
         query = f"""SELECT name, body FROM app a WHERE name NOT IN (SELECT value FROM json_each(?)) AND {where}
             ORDER BY name LIMIT ? OFFSET ?"""  # noqa: S608 - values are bound
         return await self._whole(
@@ -88,18 +109,22 @@ class ReadingStore(Store):
                 return found
 
     async def device(self, app: str, device: str) -> DeviceView | None:
-        row = self._reader.row(_DEVICE, app, device)
+        if app in self._purge.hidden:
+            return None
+        row = self._reader.row(DEVICE, app, device)
         return None if row is None else self._view(app, device, row)
 
     def _view(self, app: str, name: str, row: Row) -> DeviceView:
-        body, actual, newest = row[:3]
+        body, actual, newest, firmware, newer, version, sequence = row[:7]
         key, what = ("device", app, name), f"device {name} of app {app}"
         device = self._record(key, what, Device, body, lambda d: (d.app, d.name) == (app, name))
-        return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest))
+        if firmware is not None:
+            device = with_columns(what, device, firmware, newer, text(version))
+        return DeviceView(device, self._actual(app, name, actual), self._newest(app, name, newest), sequence)
 
     def _actual(self, app: str, device: str, body: bytes | None) -> Actual | None:
         """What cannot be read was not said: the device says it again."""
-        if body is None:
+        if not body:
             return None
         key, what = ("actual", app, device), f"what device {device} of app {app} said"
         with contextlib.suppress(UnreadableError):
@@ -117,7 +142,7 @@ class ReadingStore(Store):
             if newest is None or (newest.app, newest.device) == (app, device):
                 return newest
         passed = 0
-        while (row := self._reader.row(_DEPLOYMENTS + _NEWEST + "LIMIT 1 OFFSET ?", app, device, passed)) is not None:
+        while (row := self._reader.row(DEPLOYMENTS + NEWEST + "LIMIT 1 OFFSET ?", app, device, passed)) is not None:
             try:
                 return self._deployment(row)
             except UnreadableError as error:
@@ -128,7 +153,7 @@ class ReadingStore(Store):
 
     def _stands_for(self, deployment_id: str, why: str) -> Deployment | None:
         """Return what the other columns say of an unreadable deployment that has ended; None if it has not, or its image is gone."""
-        row = self._reader.row(_ENDED, deployment_id)
+        row = self._reader.row(ENDED, deployment_id)
         if row is None:
             return None
         app, device, version, created_s, number, sha256 = row
@@ -149,27 +174,76 @@ class ReadingStore(Store):
     async def devices(
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
-        where, values = _where(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
-        query = f"""SELECT {_VIEW}, d.name {_FROM}
+        if app in self._purge.hidden:
+            return []
+        where, values = where_of(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
+        query = f"""SELECT {VIEW}, d.name {FROM}
             WHERE d.app=? AND d.name>? AND d.name NOT IN (SELECT value FROM json_each(?)) AND {where}
             ORDER BY d.name LIMIT ? OFFSET ?"""  # noqa: S608 - values are bound
         return await self._whole(
             ("device", app),
             lambda bad: self._reader.rows(query, app, after, bad, *values, limit, offset),
-            lambda row: self._view(app, text(row[3]), row),
+            lambda row: self._view(app, text(row[7]), row),
         )
 
+    async def wishes(
+        self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, after: str = ""
+    ) -> list[Wish]:
+        if app in self._purge.hidden:
+            return []
+        query, values, name = page_of("d.name, d.body, d.firmware", selector)
+        query += f" AND {name}>? AND {name} NOT IN (SELECT value FROM json_each(?)) ORDER BY {name} LIMIT ?"  # noqa: S608 - a column
+
+        def wish(row: Row) -> Wish:
+            device = text(row[0])
+            try:
+                return Wish(device, firmware_of(f"device {device} of app {app}", row[1], row[2]))
+            except UnreadableError as error:
+                self._damage.found(error, "device", app, device)
+                raise
+
+        return await self._whole(
+            ("device", app), lambda bad: self._reader.rows(query, app, *values, after, bad, limit), wish
+        )
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        if app in self._purge.hidden:
+            return []
+        query = f"""SELECT {VIEW}, d.name {FROM}
+            WHERE d.app=? AND d.name>? AND d.name NOT IN (SELECT value FROM json_each(?))
+            AND d.name IN (SELECT device FROM deployment WHERE app=? AND open)
+            ORDER BY d.name LIMIT ?"""  # noqa: S608 - values are bound
+        while True:
+            rows = await self._whole(
+                ("device", app),
+                partial(self._rows_behind, query, app, after, limit),
+                lambda row: self._view(app, text(row[-1]), row),
+            )
+            found = [view for view in rows if view.deployment is not None and not view.deployment.final]
+            if found or not rows:
+                return found
+            after = rows[-1].device.name  # an older one is open, or unreadable
+
+    async def _rows_behind(self, query: str, app: str, after: str, limit: int, bad: str) -> list[Row]:
+        return await self._reader.rows(query, app, after, bad, app, limit)
+
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
-        query, values = _count(selector)
+        if app in self._purge.hidden:
+            return 0
+        query, values = count_of(selector)
         ((number,),) = await self._reader.rows(query, app, *values) or [(0,)]
         return int(number)
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
+        if app in self._purge.hidden:
+            return {}
         asked = json.dumps(list(names))
-        rows = await self._reader.rows(_ALIASES, asked, app)
+        rows = await self._reader.rows(ALIASES, asked, app)
         return {text(name): text(device) for name, device in rows}
 
     async def find_alias(self, app: str, alias: str) -> str | None:
+        if app in self._purge.hidden:
+            return None
         row = self._reader.row("SELECT name FROM device WHERE app=? AND name=?", app, alias) or self._reader.row(
             "SELECT device FROM alias WHERE app=? AND alias=?", app, alias
         )
@@ -193,10 +267,9 @@ class ReadingStore(Store):
         return found
 
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
-        query = "SELECT version, body FROM firmware WHERE app=? AND sha256=? ORDER BY sequence DESC LIMIT 1 OFFSET ?"
         passed = 0
         error: UnreadableError | None = None
-        while (row := self._reader.row(query, app, sha256, passed)) is not None:
+        while (row := self._reader.row(BY_DIGEST, app, sha256, passed)) is not None:
             try:
                 return self._firmware(app, row)
             except UnreadableError as unreadable_one:
@@ -207,7 +280,7 @@ class ReadingStore(Store):
 
     async def deployment(self, deployment_id: str) -> Deployment | None:
         row = self._reader.row("SELECT id, app, device, body FROM deployment WHERE id=?", deployment_id)
-        return None if row is None else self._deployment(row)
+        return None if row is None or text(row[1]) in self._purge.hidden else self._deployment(row)
 
     def _deployment(self, row: Row) -> Deployment:
         deployment_id, app, device = map(text, row[:3])
@@ -216,31 +289,30 @@ class ReadingStore(Store):
         return self._record(key, what, Deployment, row[3], lambda d: (d.app, d.device, d.id) == names)
 
     async def deployments(self, app: str, device: str, *, limit: int = 20) -> list[Deployment]:
-        query = f"{_DEPLOYMENTS} AND id NOT IN (SELECT value FROM json_each(?)) {_NEWEST} LIMIT ?"  # noqa: S608
+        if app in self._purge.hidden:
+            return []
+        query = f"{DEPLOYMENTS} AND id NOT IN (SELECT value FROM json_each(?)) {NEWEST} LIMIT ?"  # noqa: S608
         return await self._whole(
             ("deployment", app, device), lambda bad: self._reader.rows(query, app, device, bad, limit), self._deployment
         )
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        query = "SELECT id, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
+        if app in self._purge.hidden:
+            return []
+        query = "SELECT number, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
         found: list[HistoryEntry] = []
         for number, body in await self._reader.rows(query, app, device, limit):
             try:
-                found.append(
-                    decode(f"entry {number} in the history of device {device} of app {app}", HistoryEntry, body)
-                )
+                entry = decode(f"entry {number} in the history of device {device} of app {app}", HistoryEntry, body)
+                found.append(msgspec.structs.replace(entry, number=number))
             except UnreadableError as error:
                 self._damage.found(error, "history", app, device, str(number))
         return found
 
     async def users_of(self, app: str, version: str) -> list[str]:
-        rows = await self._reader.rows(
-            "SELECT name FROM device WHERE app=?1 AND wants=?2 AND wants<>'' "
-            "UNION SELECT device FROM deployment WHERE app=?1 AND version=?2 AND open ORDER BY 1 LIMIT 10",
-            app,
-            version,
-        )
-        return [text(row[0]) for row in rows]
+        if app in self._purge.hidden:
+            return []
+        return [text(row[0]) for row in await self._reader.rows(USERS, app, version)]
 
     async def document(self, collection: str, key: str) -> bytes | None:
         row = self._reader.row("SELECT value FROM document WHERE collection=? AND key=?", collection, key)
@@ -260,65 +332,3 @@ class ReadingStore(Store):
     async def counts(self, scope: str) -> dict[str, int]:
         rows = await self._reader.rows("SELECT name, number FROM count WHERE scope=? AND number<>0", scope)
         return {text(row[0]): int(row[1]) for row in rows}
-
-
-def successor(prefix: str) -> str:
-    """Return the least text above every text that begins with `prefix`, "" if there is none. Order: by code point, as UTF-8 sorts."""
-    stem = prefix.rstrip("\U0010ffff")
-    if not stem:
-        return ""
-    following = ord(stem[-1]) + 1
-    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)  # UTF-8 has no surrogates
-
-
-_DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
-_ENDED = (
-    "SELECT d.app, d.device, d.version, d.created, d.number, f.sha256 FROM deployment d "
-    "JOIN firmware f ON f.app=d.app AND f.version=d.version WHERE d.id=? AND NOT d.open"
-)
-_NEWEST = "ORDER BY number DESC, created DESC, id DESC "
-_VIEW = (
-    "d.body, a.body, "
-    "(SELECT body FROM deployment WHERE app=d.app AND device=d.name ORDER BY number DESC, created DESC, id DESC LIMIT 1)"
-)
-_FROM = "FROM device d LEFT JOIN actual a ON a.app=d.app AND a.device=d.name"
-_ALIASES = (  # CROSS: the names drive, whatever the planner thinks; a device's own name comes last, for it is what stays
-    "SELECT v.value, a.device FROM json_each(?1) v CROSS JOIN alias a ON a.app=?2 AND a.alias=v.value "
-    "UNION ALL SELECT v.value, d.name FROM json_each(?1) v CROSS JOIN device d ON d.app=?2 AND d.name=v.value"
-)
-_DEVICE = f"SELECT {_VIEW} {_FROM} WHERE d.app=? AND d.name=?"
-
-
-def _where(selector: Selector, labels: str) -> tuple[str, list[str]]:
-    """Return the SQL condition of a selector, given the query of the labels of one row, and the values to bind."""
-    clauses = ["1"]
-    values: list[str] = []
-    for r in selector.requirements:
-        test = f"EXISTS ({labels} AND key=?"
-        values.append(r.key)
-        if r.operator in ("in", "notin"):
-            test += " AND value IN (SELECT value FROM json_each(?))"
-            values.append(json.dumps(r.values))
-        clauses.append(f"{'NOT ' if r.operator in ('notin', 'absent') else ''}{test})")
-    return " AND ".join(clauses), values
-
-
-def _count(selector: Selector) -> tuple[str, list[str]]:
-    """Return the SQL that counts devices, for an app and the values to bind.
-
-    Devices are walked one by one only where no term says what they have: else the rows of one label are, by its index.
-    """
-    drive = next((r for r in selector.requirements if r.operator in ("in", "exists")), None)
-    if drive is None:
-        where, values = _where(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
-        return f"SELECT COUNT(*) FROM device d WHERE d.app=? AND {where}", values  # noqa: S608 - values are bound
-    rest = Selector(tuple(r for r in selector.requirements if r is not drive))
-    where, values = _where(rest, "SELECT 1 FROM device_label WHERE app=l.app AND device=l.device")
-    mine = [drive.key]
-    having = ""
-    if drive.operator == "in":
-        having = " AND l.value IN (SELECT value FROM json_each(?))"
-        mine.append(json.dumps(drive.values))
-    # A device has one row for each of its keys, so no device is counted twice.
-    query = f"SELECT COUNT(*) FROM device_label l WHERE l.app=? AND l.key=?{having} AND {where}"  # noqa: S608 - as above
-    return query, [*mine, *values]

@@ -45,6 +45,23 @@ MIGRATIONS = (
     """
     CREATE TABLE count (scope TEXT, name TEXT, number INTEGER NOT NULL, PRIMARY KEY (scope, name)) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE device ADD COLUMN firmware BLOB;
+    ALTER TABLE device ADD COLUMN newer INTEGER NOT NULL DEFAULT 0;
+    """,
+    # A row without a body: nothing was said yet, but there are deployments.
+    """
+    ALTER TABLE actual ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+    """,
+    # Apps that were deleted and whose devices are still to go.
+    """
+    CREATE TABLE dropped (app TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE INDEX deployment_ended ON deployment (created) WHERE NOT open;
+    """,
+    """
+    CREATE TABLE firmware_image (app TEXT, version TEXT, sha256 TEXT, PRIMARY KEY (app, version, sha256)) WITHOUT ROWID;
+    CREATE INDEX firmware_image_digest ON firmware_image (sha256, app);
+    """,
 )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,11 +17,12 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
+    Pruned,
     StoreError,
 )
 from dfud_local.blobs import Blobs
 from dfud_local.changes import blob_needed
-from dfud_local.check import check_directory
+from dfud_local.check import check_directory, peek
 from dfud_local.limits import Limits
 from dfud_local.lock import DirectoryLock
 from dfud_local.reader import Reader
@@ -36,18 +38,26 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE})
+    capabilities = frozenset(
+        {Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE, Capability.BACKUP}
+    )
 
-    def __init__(self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
+    ) -> None:
         super().__init__()
         self._directory = directory
         self._database_max_bytes = database_max_bytes
         self._limits = limits or Limits()
         self._blobs = Blobs(directory / "blobs", self._release)
+        self._stuck_s = stuck_s
         self._writer: Writer | None = None
 
     async def check(self) -> None:
         await trio.to_thread.run_sync(check_directory, self._directory)
+
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        return await trio.to_thread.run_sync(peek, self._directory, collection, key)
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with contextlib.ExitStack() as opened:
@@ -57,12 +67,13 @@ class LocalStore(ReadingStore):
                 self._blobs.open()
                 database = opened.enter_context(contextlib.closing(self._connect()))
                 migrate(database)
+                self._purge.load(database)
                 self._collect(database)
                 database.close()
                 self._open_reader = Reader(lambda: self._connect(readonly=True))
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"the local store in {self._directory} cannot be opened: {error}") from error
-            self._writer = Writer(self._connect, self._blobs, self._limits)
+            self._writer = Writer(self._connect, self._blobs, self._limits, self._purge, stuck_s=self._stuck_s)
             task_status.started()
             try:
                 await self._writer.serve()
@@ -111,6 +122,11 @@ class LocalStore(ReadingStore):
         await self._writer.commit(changes)
         self._damage.mended(changes)
 
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        if self._writer is None:
+            raise StoreError("the store is not open")
+        return await self._writer.prune(before_s, now_s, after, limit)
+
     async def new_blob(self) -> BlobWriter:
         if self._writer is None:
             raise StoreError("the store is not open")
@@ -120,8 +136,10 @@ class LocalStore(ReadingStore):
         if self._writer is not None:
             await self._writer.release(sha256)
 
-    async def blob(self, sha256: str) -> Path | None:
-        return self._blobs.find(sha256)
+    @asynccontextmanager
+    async def blob(self, sha256: str) -> AsyncIterator[Path | None]:
+        await trio.lowlevel.checkpoint()
+        yield self._blobs.find(sha256)
 
     async def backup(self) -> AsyncIterator[bytes]:
         """Yield a SQLite database file."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import msgspec
-from dfud_coap import answering, block, echo, message, oscore, reliability, server, translate
+from dfud_coap import block, echo, message, oscore, reliability, server, translate
 from dfud_coap.config import CoapConfig
 
 from dfud.api import Chunks
@@ -40,7 +40,7 @@ def test_numbers() -> None:
     assert server.OBSERVE_MARGIN_S == 100 and "Max-Age is that and 100 s" in FLAT
     assert oscore.WINDOW == 32 and "| Replay window | 32 |" in FLAT and oscore.NONCE_BYTES == 8
     assert (oscore.DEVICE_ID, oscore.SERVER_ID, oscore.KEY_BYTES) == (b"\1", b"\0", 16)
-    assert f"up to {answering.VERIFIED_MAX:,} of them" in FLAT
+    assert f"up to {CoapConfig().verified:,} of them (`verified`)" in FLAT
 
 
 def test_the_etag_rule() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from dfud_coap import reliability
-from dfud_coap.reliability import EXCHANGE_LIFETIME_S, QUEUED_PER_PEER_MAX, Duplicates, Outbox, Timers
+from dfud_coap.reliability import EXCHANGE_LIFETIME_S, HEAP_MIN, Duplicates, Outbox, Timers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.plugins.coap.virtual import Patient
+
+QUEUED = 64
 
 
 def test_timers_run_in_order_and_a_cancelled_one_does_not() -> None:
@@ -28,10 +29,24 @@ def test_timers_run_in_order_and_a_cancelled_one_does_not() -> None:
     assert told[-2:] == ["four", ("five", 6)] and timers.next_s() is None and len(timers) == 0
 
 
+def test_those_that_are_cancelled_do_not_fill_the_heap() -> None:
+    """Who waits for five minutes and stops at once, again and again, leaves nothing behind."""
+    timers = Timers()
+    told: list[float] = []
+    kept = [timers.at(n, told.append) for n in range(100)]
+    for _ in range(50_000):
+        timers.at(300, told.append).cancel()
+        assert len(timers) < 2 * (HEAP_MIN + len(kept))
+    for timer in kept[::2]:
+        timer.cancel()
+    timers.run(400)
+    assert told == [400] * 50 and len(timers) == 0 and timers._cancelled == 0
+
+
 class Sending:
     def __init__(self) -> None:
         self.timers = Timers()
-        self.outbox = Outbox(self.timers, Patient())
+        self.outbox = Outbox(self.timers, QUEUED, Patient())
         self.sent: list[tuple[float, bytes]] = []
         self.ended: list[tuple[int, bool]] = []
         self.now_s = 0.0
@@ -77,15 +92,15 @@ def test_nstart_the_second_message_waits_for_the_end_of_the_first_but_not_for_ot
 
 def test_a_peer_that_never_acknowledges_cannot_pile_up_messages() -> None:
     s = Sending()
-    for number in range(QUEUED_PER_PEER_MAX + 5):
+    for number in range(QUEUED + 5):
         s.send(number)
-    assert len(s.outbox) == QUEUED_PER_PEER_MAX + 1 and len(s.ended) == 4
+    assert len(s.outbox) == QUEUED + 1 and len(s.ended) == 4
     s.until(10_000)
-    assert len(s.outbox) == 0 and len(s.ended) == QUEUED_PER_PEER_MAX + 5
+    assert len(s.outbox) == 0 and len(s.ended) == QUEUED + 5
 
 
 def test_a_duplicate_is_known_for_its_lifetime_and_by_its_bytes() -> None:
-    d = Duplicates(10)
+    d = Duplicates(10, 1 << 20)
     assert d.find("a", b"x", 0) is None
     d.add("a", b"x", b"", 0)
     assert d.find("a", b"x", 1) == b"" and d.find("a", b"y", 1) is None
@@ -97,18 +112,14 @@ def test_a_duplicate_is_known_for_its_lifetime_and_by_its_bytes() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(0, 40)), max_size=80))
 def test_the_table_of_duplicates_stays_within_its_bounds(steps: list[tuple[int, int, int]]) -> None:
-    limit, reliability.REMEMBERED_MAX_BYTES = reliability.REMEMBERED_MAX_BYTES, 100
-    try:
-        d, now_s = Duplicates(10), 0.0
-        for key, seconds, size in steps:
-            now_s += seconds * 50
-            d.add(key, b"x", b"a" * size, now_s)
-            assert d.find(key, b"x", now_s) == b"a" * size
-            assert len(d) <= 10 and d._bytes == sum(len(v[2]) for v in d._seen.values()) <= 100 + 40
-            expiries = [v[0] for v in d._seen.values()]
-            assert expiries == sorted(expiries)
-            assert isinstance(
-                d._seen, OrderedDict
-            )  # a dict would search for its first key at each message, once it is full
-    finally:
-        reliability.REMEMBERED_MAX_BYTES = limit
+    d, now_s = Duplicates(10, 100), 0.0
+    for key, seconds, size in steps:
+        now_s += seconds * 50
+        d.add(key, b"x", b"a" * size, now_s)
+        assert d.find(key, b"x", now_s) == b"a" * size
+        assert len(d) <= 10 and d._bytes == sum(len(v[2]) for v in d._seen.values()) <= 100 + 40
+        expiries = [v[0] for v in d._seen.values()]
+        assert expiries == sorted(expiries)
+        assert isinstance(
+            d._seen, OrderedDict
+        )  # a dict would search for its first key at each message, once it is full

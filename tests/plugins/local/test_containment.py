@@ -36,7 +36,7 @@ from dfud.api import (
     faults,
 )
 from dfud.controller.wishes import retried
-from dfud.testing.store import a_blob, a_deployment, a_device, a_firmware, an_app
+from dfud.testing.store import a_blob, a_deployment, a_device, a_firmware, an_app, image_of
 
 
 @pytest.fixture
@@ -131,10 +131,12 @@ async def test_a_writer_that_dies_fails_every_commit_and_the_store(
 
 
 async def test_a_writer_that_is_stuck_is_a_problem_until_it_goes_on(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that hangs: /readyz has to say so, although nothing has failed."""
-    monkeypatch.setattr(writer_module, "STUCK_S", 0.0)
+    store = LocalStore(tmp_path, stuck_s=0.0)
+    monkeypatch.setattr(writer_module.Writer, "_watch", lambda self: None)
+    await nursery.start(store.run, Bus())
     real, stuck, go_on = writer_module.Writer._write, threading.Event(), threading.Event()
 
     def hanging(*arguments: Any) -> None:
@@ -310,9 +312,9 @@ async def test_an_app_and_a_firmware_cost_themselves_only(store: LocalStore, tmp
     with pytest.raises(UnreadableError, match="app app0"):
         await store.app("app0")
     await store.commit([DeleteFirmware("app1", "1.0")])
-    assert await store.blob(sha256) is not None, "its other record names it, although nobody can read that"
+    assert await image_of(store, sha256) is not None, "its other record names it, although nobody can read that"
     await store.commit([DeleteFirmware("app1", "2.0"), DeleteApp("app0")])
-    assert await store.blob(sha256) is None
+    assert await image_of(store, sha256) is None
     assert store.counters()["dfud_store_unreadable_records"] == 0
 
 

@@ -17,7 +17,7 @@ import trio
 from dfud_local.store import LocalStore
 
 from dfud.api import Actual, Bus, PutActual, PutApp, PutDevice, PutFirmware, StoreError
-from dfud.testing.store import a_blob, a_device, a_firmware, an_app
+from dfud.testing.store import a_blob, a_device, a_firmware, an_app, image_of
 
 REPORTS = 200
 
@@ -136,7 +136,7 @@ async def test_images_without_a_record_go_at_start(tmp_path: Path) -> None:
         store = LocalStore(tmp_path)
         await nursery.start(store.run, Bus())
         assert not stray.exists()
-        assert await store.blob(sha256) is not None
+        assert await image_of(store, sha256) is not None
         assert (tmp_path / "blobs" / "notes.txt").exists()
         nursery.cancel_scope.cancel()
 

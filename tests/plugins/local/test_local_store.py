@@ -32,7 +32,7 @@ from dfud.api import (
     StoreError,
     parse_selector_untrusted,
 )
-from dfud.testing.store import StoreConformance, a_device, an_app
+from dfud.testing.store import StoreConformance, a_device, an_app, image_of
 
 
 class TestLocalStore(StoreConformance):
@@ -265,9 +265,9 @@ async def test_being_killed_again_and_again_under_load_loses_nothing_that_was_an
                 assert view is not None and view.actual is not None, f"seed {seed} cut {cut}"
                 assert int(view.actual.version) >= number, f"seed {seed} cut {cut} {device}"
             for sha256 in blobs:
-                path = await store.blob(sha256)
-                assert path is not None, f"seed {seed} cut {cut}"
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256, f"seed {seed} cut {cut}"
+                image = await image_of(store, sha256)
+                assert image is not None, f"seed {seed} cut {cut}"
+                assert hashlib.sha256(image).hexdigest() == sha256, f"seed {seed} cut {cut}"
             nursery.cancel_scope.cancel()
     database = sqlite3.connect(tmp_path / "dfud.sqlite3")
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -1,0 +1,93 @@
+"""What is asked of the database, as SQL text and the values to bind. Pure."""
+
+from __future__ import annotations
+
+import json
+
+from dfud.api import Requirement, Selector
+
+DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
+ENDED = (
+    "SELECT d.app, d.device, d.version, d.created, d.number, f.sha256 FROM deployment d "
+    "JOIN firmware f ON f.app=d.app AND f.version=d.version WHERE d.id=? AND NOT d.open"
+)
+NEWEST = "ORDER BY number DESC, created DESC, id DESC "
+VIEW = (
+    "d.body, a.body, "
+    "(SELECT body FROM deployment WHERE app=d.app AND device=d.name ORDER BY number DESC, created DESC, id DESC LIMIT 1), "
+    "d.firmware, d.newer, d.version, COALESCE(a.sequence, 0)"
+)
+FROM = "FROM device d LEFT JOIN actual a ON a.app=d.app AND a.device=d.name"
+ALIASES = (  # CROSS: the names drive, whatever the planner thinks; a device's own name comes last, for it is what stays
+    "SELECT v.value, a.device FROM json_each(?1) v CROSS JOIN alias a ON a.app=?2 AND a.alias=v.value "
+    "UNION ALL SELECT v.value, d.name FROM json_each(?1) v CROSS JOIN device d ON d.app=?2 AND d.name=v.value"
+)
+BY_DIGEST = (
+    "SELECT version, body FROM firmware WHERE app=?1 AND version IN (SELECT version FROM firmware WHERE app=?1 AND sha256=?2 "
+    "UNION ALL SELECT version FROM firmware_image WHERE app=?1 AND sha256=?2) ORDER BY sequence DESC LIMIT 1 OFFSET ?3"
+)
+DEVICE = f"SELECT {VIEW} {FROM} WHERE d.app=? AND d.name=?"
+
+
+def where_of(selector: Selector, labels: str) -> tuple[str, list[str]]:
+    """Return the SQL condition of a selector, given the query of the labels of one row, and the values to bind."""
+    clauses = ["1"]
+    values: list[str] = []
+    for r in selector.requirements:
+        test = f"EXISTS ({labels} AND key=?"
+        values.append(r.key)
+        if r.operator in ("in", "notin"):
+            test += " AND value IN (SELECT value FROM json_each(?))"
+            values.append(json.dumps(r.values))
+        clauses.append(f"{'NOT ' if r.operator in ('notin', 'absent') else ''}{test})")
+    return " AND ".join(clauses), values
+
+
+def count_of(selector: Selector) -> tuple[str, list[str]]:
+    """Return the SQL that counts devices, for an app and the values to bind.
+
+    Devices are walked one by one only where no term says what they have: else the rows of one label are, by its index.
+    """
+    drive = next((r for r in selector.requirements if r.operator in ("in", "exists")), None)
+    if drive is None:
+        where, values = where_of(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
+        return f"SELECT COUNT(*) FROM device d WHERE d.app=? AND {where}", values  # noqa: S608 - values are bound
+    having, values = _driven(drive, selector)
+    # A device has one row for each of its keys, so no device is counted twice.
+    return f"SELECT COUNT(*) FROM device_label l WHERE l.app=? AND l.key=?{having}", values  # noqa: S608 - as above
+
+
+def page_of(columns: str, selector: Selector) -> tuple[str, list[str], str]:
+    """Return the SQL that selects `columns` of devices `d`, for an app and the values to bind; and what to call a device's name.
+
+    A label with one value drives where there is one: its index is in the order of the names, so a page is read from where the
+    last one ended.
+    """
+    drive = next((r for r in selector.requirements if r.operator == "in" and len(set(r.values)) == 1), None)
+    if drive is None:
+        where, values = where_of(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
+        return f"SELECT {columns} FROM device d WHERE d.app=? AND {where}", values, "d.name"  # noqa: S608 - as above
+    having, values = _driven(drive, selector)
+    source = "device_label l CROSS JOIN device d ON d.app=l.app AND d.name=l.device"
+    return f"SELECT {columns} FROM {source} WHERE l.app=? AND l.key=?{having}", values, "l.device"  # noqa: S608 - as above
+
+
+def _driven(drive: Requirement, selector: Selector) -> tuple[str, list[str]]:
+    """Return the condition on the label rows `l` of `drive`'s key, and the values to bind."""
+    rest = Selector(tuple(r for r in selector.requirements if r is not drive))
+    where, values = where_of(rest, "SELECT 1 FROM device_label WHERE app=l.app AND device=l.device")
+    mine, having = [drive.key], ""
+    if drive.operator == "in":
+        one = len(set(drive.values)) == 1  # said as one value, it is a range of the index
+        having = " AND l.value=?" if one else " AND l.value IN (SELECT value FROM json_each(?))"
+        mine.append(drive.values[0] if one else json.dumps(drive.values))
+    return f"{having} AND {where}", [*mine, *values]
+
+
+def successor(prefix: str) -> str:
+    """Return the least text above every text that begins with `prefix`, "" if there is none. Order: by code point, as UTF-8 sorts."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return ""
+    following = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)  # UTF-8 has no surrogates
