@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 TRANSPORT ?= http
-# Test files side by side; each test starts its own daemons on free ports.
-WORKERS ?= 2
+# Tests side by side, two more than there are cores since many of them wait; each starts its own daemons on free ports.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 
 .PHONY: help bootloader demo test exhaustive setup lock lint audit clean distclean
 help:
