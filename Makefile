@@ -37,6 +37,8 @@ bootloader: setup
 demo: setup bootloader
 	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
 
+# What is compiled is kept, whatever the caller's environment says: each worker and each program that a test starts reads it.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
