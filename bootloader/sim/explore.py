@@ -152,7 +152,7 @@ def explore(
     if not whole:
         start = Node(standing(start.flash, start.faults), faults=start.faults)
     seen: set[Key] = {first}
-    spread: set[tuple[Key, tuple[Log, ...]]] = set()
+    spread: set[tuple[Key, tuple[tuple[Log, int], ...]]] = set()
     ways = _Ways(first)
     next_without_cut: dict[Key, Key | str] = {}
     queue: deque[tuple[Node, Key, int]] = deque([(start, first, 0)])

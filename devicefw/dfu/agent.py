@@ -127,6 +127,8 @@ class Agent:
             said[12] = slots.state.accept
         if self.starts is not None:
             said[13] = self.starts
+        if m:
+            said[14] = m.sequence
         return pack(said)
 
     def _may_update(self):

@@ -87,8 +87,11 @@ class Board:
         trio.from_thread.run_sync(self._say, f"dfud boot: recovery on {port}")
 
     def _say(self, line: str) -> None:
-        if len(self.console) < CONSOLE_MAX_LINES:
-            self.console.append(line)
+        if len(self.console) >= CONSOLE_MAX_LINES:
+            # What the application said is seldom and says how far it came.
+            old = self.console[: CONSOLE_MAX_LINES // 2]
+            self.console[: len(old)] = [kept for kept in old if kept.startswith("app: ")][-CONSOLE_MAX_LINES // 10 :]
+        self.console.append(line)
         if self._on_line is not None:
             self._on_line(line)
 

@@ -12,6 +12,7 @@ from dfud.api import Actual, Deployment, Desired, DeviceView, Firmware, Rollout,
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Why, decide
 from dfud.controller.observe import are_twins
+from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import Code, Defer, Phase, Progress, Status
 
 NEVER_SEEN = "never-seen"
@@ -71,6 +72,7 @@ def explain(
     stranger = "" if published else ", an image that nobody published here"
     runs = f"It runs {actual.version}{stranger}, as it said at {_time(actual.seen_s)}."
     said = [sentence, runs, *said]
+    said += _renewal(actual, target)
     silent_s = now_s - actual.seen_s
     code = verdict.why.value
     if silent_s > policy.seen_s + SILENT_POLLS * policy.poll_s and verdict.why is not Why.IN_SYNC:
@@ -110,6 +112,18 @@ def _wanted(desired: Desired) -> str:
     return f"It should run {desired.version}: {who} says so."
 
 
+def _renewal(actual: Actual, target: Firmware | None) -> list[str]:
+    """Say that only the manifest is new, where it is so."""
+    if target is None or actual.sha256 != target.sha256:
+        return []
+    if not renewal_due(target.manifest, target.sequence, actual.manifest):
+        return []
+    return [
+        f"It runs the image already, under the manifest with sequence {actual.manifest}; it gets it again under the one with "
+        f"sequence {target.sequence}, for that one has a floor or changes keys."
+    ]
+
+
 def _turn(desired: Desired, rollouts: list[Rollout]) -> list[str]:
     """Say which rollouts of the app are on, where none of them speaks for this device."""
     if desired.rollout:
@@ -146,6 +160,7 @@ def _status(actual: Actual, deployment: Deployment | None, target: Firmware | No
         attributes=actual.attributes,
         progress=progress,
         defer=defer,
+        manifest=actual.manifest,
     )
 
 

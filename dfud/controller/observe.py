@@ -87,4 +87,5 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         defer_until_s=now_s + status.defer.retry_s if status.defer else 0.0,
         seen_s=now_s,
         transport=transport,
+        manifest=status.manifest,
     )

@@ -94,6 +94,8 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     that one arrived. furthest: the most chunks that were there when the device started over; stalls: how often in a row it then
     had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
 
+    renews: 0, or the sequence number of the manifest under which a device gets an image that it runs already.
+
     rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
     what that rollout brought.
     """
@@ -133,6 +135,7 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     rollout: str = ""
     wave: int = 0
     back: bool = False
+    renews: int = 0
 
     @property
     def final(self) -> bool:
@@ -193,7 +196,10 @@ class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a device last said of itself; only ever that. sha256 is hexadecimal."""
+    """What a device last said of itself; only ever that. sha256 is hexadecimal.
+
+    manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
+    """
 
     app: str
     device: str
@@ -213,3 +219,4 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     dialect: str = "dfu/1"
     health: Health | None = None
     twins: Twins | None = None
+    manifest: int | None = None
