@@ -9,6 +9,9 @@ Slots, stage and whatever else stands there count byte for byte. Of a log only w
 - of the other sectors, whether they are blank. They are erased before they are written otherwise; only where an erase
   does nothing does it matter which of their places are blank.
 
+Of diagnostics nothing is ever read, so that nothing but the next append depends on them: where they are not what wears out,
+they do not count at all.
+
 Where nothing was ever written from `free` on, and more places are left there than a start can take (`reach`; taken() looks
 that none takes more), it makes no difference how many: code and fault treat all places alike, or as those PERIOD further on,
 so a start does the same there, some places on. All these states are one, "many"; it is explored where `free` is first. A
@@ -165,10 +168,10 @@ def log_key(flash: Flash, log: Log, faults: Faults, whole: bool) -> tuple[object
     return (seen.record[8:-4] if log.content else b"", faults.get(seen.sector), behind, *others)
 
 
-def key_of(flash: Flash, faults: Faults, *, whole: bool = False) -> tuple[object, ...]:
-    """Return the identity of what stands in flash. whole: each number of places is told from the others."""
+def key_of(flash: Flash, faults: Faults, logs: tuple[Log, ...] = LOGS, *, whole: bool = False) -> tuple[object, ...]:
+    """Return the identity of what stands in flash. logs: those that count; whole: each number of places is told from the others."""
     rest = tuple(sorted((k, v) for k, v in flash.sectors.items() if k not in LOG_SECTORS and v != Flash.BLANK))
-    return (*(log_key(flash, log, faults, whole) for log in LOGS), rest)
+    return (*(log_key(flash, log, faults, whole) for log in logs), rest)
 
 
 def _moved(flash: Flash, log: Log, seen: View, free: int, until: int, kind: str | None) -> Flash:
