@@ -120,7 +120,7 @@ class Agent:
             said[9] = self.result
         reason = self._may_update()
         if reason is not None:
-            said[10] = {0: reason[0][:64], 1: reason[1]}
+            said[10] = reason
         if config.get("attributes"):
             said[11] = config["attributes"]
         if slots.state.accept:
@@ -132,23 +132,21 @@ class Agent:
         return pack(said)
 
     def _may_update(self):
-        """Return (reason, seconds) if there should be no update now: the application says so, or one that failed is not long ago."""
+        """Return what to say if there should be no update now: the application says so, or (key 2) one that failed is not long ago."""
         if self.update is None:
             left_ms = self.backoff.left_ms()
             if left_ms:
-                return "waiting after an update that did not end well", left_ms // 1000 + 1
+                return {0: "waiting after an update that did not end well", 1: left_ms // 1000 + 1, 2: True}
         ask = self.config.get("may_update")
         try:
             answer = ask() if ask is not None else None
             if answer is None or answer is True:
                 return None
-            if answer is False:
-                return "the application is busy", 60
-            reason, seconds = answer
-            return str(reason), max(0, int(seconds))
+            reason, seconds = answer or ("the application is busy", 60)
+            return {0: str(reason)[:64], 1: max(0, int(seconds))}
         except Exception as error:
             # The users see it; the device goes on as it is.
-            return "may_update: %s" % error, 60
+            return {0: ("may_update: %s" % error)[:64], 1: 60}
 
     async def _exchange(self, wait_s):
         """Send a status, return the decoded command and its bytes, or None."""

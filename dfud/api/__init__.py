@@ -8,6 +8,7 @@ from dfud.api.events import (
     AppChanged,
     Bus,
     CancelRequested,
+    ChangeEvent,
     DeploymentChanged,
     DeviceAddress,
     DeviceChanged,
@@ -38,6 +39,7 @@ from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.store import (
     TOLD_BYTES_MAX,
+    TRIMMED_MAX,
     AddCounts,
     BlobWriter,
     Capability,
@@ -49,6 +51,7 @@ from dfud.api.store import (
     DeleteFirmware,
     DeviceView,
     ExpectDevice,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
@@ -78,7 +81,7 @@ from dfud.errors import (
 from dfud.model.address import is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
-from dfud.model.firmware import Firmware
+from dfud.model.firmware import Firmware, Image, Recall, Requires
 from dfud.model.resources import App, Device, Metadata
 from dfud.model.rollout import Rollout
 from dfud.model.selectors import Requirement, Selector, parse_selector_untrusted
@@ -86,6 +89,7 @@ from dfud.model.windows import PerMinute
 
 __all__ = [
     "TOLD_BYTES_MAX",
+    "TRIMMED_MAX",
     "Actual",
     "ActualChanged",
     "AddCounts",
@@ -98,6 +102,7 @@ __all__ = [
     "CancelRequested",
     "Capability",
     "Change",
+    "ChangeEvent",
     "Chunks",
     "Code",
     "Config",
@@ -130,6 +135,7 @@ __all__ = [
     "Guard",
     "HistoryEntry",
     "Hooks",
+    "Image",
     "Metadata",
     "Missed",
     "NotFoundError",
@@ -138,6 +144,7 @@ __all__ = [
     "PluginError",
     "PolicyChanged",
     "ProgressChanged",
+    "Pruned",
     "PutActual",
     "PutApp",
     "PutDeployment",
@@ -145,11 +152,13 @@ __all__ = [
     "PutDocument",
     "PutFirmware",
     "Reading",
+    "Recall",
     "RefusedError",
     "Reply",
     "Request",
     "RequestError",
     "Requirement",
+    "Requires",
     "RetryRequested",
     "Rollout",
     "RolloutChanged",

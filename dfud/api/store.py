@@ -20,6 +20,7 @@ from dfud.model.resources import App, Device
 from dfud.model.selectors import EVERYTHING, Selector
 
 TOLD_BYTES_MAX = 4096
+TRIMMED_MAX = 10_000
 
 
 class Capability(StrEnum):
@@ -28,6 +29,7 @@ class Capability(StrEnum):
     DELETE_FIRMWARE = "delete-firmware"  # a deleted version's name may be used again
     EXTERNAL_DESIRED = "external-desired"  # the desired state may also be changed in the store's own system
     OWN_ROLLOUTS = "own-rollouts"  # rollouts are made in the store's own system; dfud's are refused
+    SEVERAL_IMAGES = "several-images"  # a version may have an image for each kind of board
     APP_FIRMWARE = "app-firmware"  # spec.firmware at the app reaches devices that have none of their own
     BACKUP = "backup"  # backup() yields a copy of the records
     SHARED = "shared"  # several dfud may run on it at once, each with a Store object of its own
@@ -76,17 +78,26 @@ class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
 
 
 class PutFirmware(msgspec.Struct, frozen=True, tag=True):
-    """create: the version must not exist yet. The blob firmware.sha256 must be stored, its BlobWriter still open."""
+    """create: the version must not exist yet. Its blobs must be stored and their BlobWriters still open, but for those that
+    the replaced record names: firmware.digests. Those that only the replaced one names are let go of.
+
+    expect: compare and set: the stored record must be this one. Then `create` means nothing.
+    """
 
     firmware: Firmware
     create: bool = True
+    expect: Firmware | None = None
 
 
 class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
-    """The blob goes with its last record, once that is durable."""
+    """Its blobs go with the last record that names them, once that is durable.
+
+    unused: refused with ConflictError while users_of() would name a device.
+    """
 
     app: str
     version: str
+    unused: bool = False
 
 
 class ExpectDevice(msgspec.Struct, frozen=True, tag=True):
@@ -140,10 +151,14 @@ class DeleteDocument(msgspec.Struct, frozen=True, tag=True):
 
 
 class TrimDocuments(msgspec.Struct, frozen=True, tag=True):
-    """Forgets the documents of a collection but for the `keep` with the highest keys."""
+    """Forgets the documents of a collection but for the `keep` with the highest keys, and of those the ones below the key `below`.
+
+    A store may forget only the lowest TRIMMED_MAX of them in one commit: the same again forgets more.
+    """
 
     collection: str
     keep: int
+    below: str = ""
 
 
 class AddCounts(msgspec.Struct, frozen=True, tag=True):
@@ -200,6 +215,13 @@ class Wish(msgspec.Struct, frozen=True, gc=False):
     firmware: Any = msgspec.UNSET
 
 
+class Pruned(msgspec.Struct, frozen=True):
+    """What prune() did: how many records it removed, and the place to go on from, "" when it has looked at all."""
+
+    after: str
+    removed: int
+
+
 class BlobWriter(abc.ABC):
     """Takes the bytes of one blob, and holds the blob from commit() until aclose().
 
@@ -252,6 +274,12 @@ class Store(abc.ABC):
     async def check(self) -> None:  # noqa: B027 - a store without anything to check is whole
         """Raise ConfigError or StoreError for what would keep run() from starting. Changes nothing; for `check-config`."""
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        """Return a document of a store that does not run, None where it has none or that cannot be told. Changes nothing; for
+        `check-config`.
+        """
+        return None
+
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the store, report started, serve until cancelled, then close.
@@ -290,6 +318,17 @@ class Store(abc.ABC):
     ) -> list[DeviceView]:
         """Devices of an app by name (bytewise), those behind `after` only."""
 
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        """Devices of an app whose newest deployment has not ended, by name, those behind `after` only.
+
+        A store that can finds them without looking at the others.
+        """
+        found: list[DeviceView] = []
+        while len(found) < limit and (page := await self.devices(app, limit=limit, after=after)):
+            after = page[-1].device.name
+            found += [view for view in page if view.deployment is not None and not view.deployment.final]
+        return found[:limit]
+
     @abc.abstractmethod
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         """Return how many devices of an app the selector matches, 0 where there is no such app; reads no record."""
@@ -321,7 +360,8 @@ class Store(abc.ABC):
         """All firmware of an app, newest sequence first."""
 
     @abc.abstractmethod
-    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None: ...
+    async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
+        """Return the record that has this image, whole: Firmware.of_digest() picks it out. Of several, the highest sequence's."""
 
     @abc.abstractmethod
     async def deployment(self, deployment_id: str) -> Deployment | None: ...
@@ -332,7 +372,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, in the order of the commits, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first, each with its number.
+
+        Numbers are not given a second time while the device is there, whatever is no longer kept.
+        """
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:
@@ -350,6 +393,14 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def counts(self, scope: str) -> dict[str, int]:
         """Return the counters of a scope that are not 0."""
+
+    @abc.abstractmethod
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        """Remove history and ended deployments from before `before_s`, looking at up to `limit` records: one small transaction.
+
+        A device's newest deployment stays whatever its age. after: where the last call ended, "" to begin. Times are those that
+        the records say; a record that cannot be read, or says a time more than a day ahead of now_s, stays.
+        """
 
     @abc.abstractmethod
     async def new_blob(self) -> BlobWriter: ...

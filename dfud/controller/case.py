@@ -8,7 +8,7 @@ import uuid
 import msgspec
 
 from dfud.controller.config import ControllerConfig
-from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State, advance
+from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, Route, State, advance
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
 from dfud.wire.manifest import renewal_due
@@ -122,10 +122,36 @@ class Case:
         made = new_deployment(
             self.app, self.device, target, self.deployment, self.now_s, version=status.version, sha256=self.digest
         )
+        route = self._route(desired)
         if self.due:
             # Of a rollout the device has its part already.
-            made = msgspec.structs.replace(made, renews=target.sequence)
+            made = msgspec.structs.replace(made, renews=target.sequence, download_only=desired.download_only)
         else:
-            made = msgspec.structs.replace(made, rollout=desired.rollout, wave=desired.wave, back=desired.back)
+            made = msgspec.structs.replace(
+                made,
+                rollout=desired.rollout,
+                wave=desired.wave,
+                back=desired.back,
+                retry=desired.retries,
+                download_only=desired.download_only,
+                route=route,
+            )
         self.deployment = made
-        self.steps.append((made, entry_of(made, "created", desired.origin if desired.rollout else None)))
+        told = desired.origin if desired.rollout else None
+        if route is not None:
+            told = f"{told or desired.origin}, step {route.step} of {route.steps} to {route.toward}"
+        self.steps.append((made, entry_of(made, "created", told)))
+
+    def _route(self, desired: Desired) -> Route | None:
+        """Say where the deployment that begins stands on a way of several steps; the steps that are done count."""
+        before, done, began = self.deployment, 0, self.status.version
+        if before is not None and before.route is not None and _same_way(before, desired):
+            if before.is_between:
+                done, began = before.route.step, before.route.began
+            elif self.digest == before.from_sha256:
+                done, began = before.route.step - 1, before.route.began
+        return Route(desired.version, done + 1, done + desired.steps, began) if done + desired.steps > 1 else None
+
+
+def _same_way(before: Deployment, desired: Desired) -> bool:
+    return before.route is not None and (before.route.toward, before.rollout) == (desired.version, desired.rollout)

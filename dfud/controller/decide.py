@@ -11,7 +11,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.controller.hear import hear
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State
 from dfud.model.desired import Desired, Held
-from dfud.model.firmware import Firmware
+from dfud.model.firmware import Firmware, place_of
 from dfud.wire.messages import Code, Status
 
 __all__ = ["FULL_AFTER", "Action", "Verdict", "Why", "decide", "entry_of"]
@@ -40,6 +40,8 @@ class Why(enum.Enum):
     NOTHING_WANTED = "nothing-wanted"
     BAD_SPEC = "bad-spec"
     BARRED = "barred"
+    RECALLED = "recalled"
+    NO_PATH = "no-path"
     LEFT = "left"
     WINDOW = "window"
     RATE = "rate"
@@ -92,6 +94,7 @@ def decide(
     what follows from the order of their statuses. With action SEND the returned deployment is open, and the caller sends a
     package of it, or WAIT while it makes one.
     """
+    policy = _policy_of(policy, desired)
     case = Case(
         app=app,
         device=device,
@@ -106,6 +109,19 @@ def decide(
         hear(case)
     action, poll_s, why, reason = _next(case, desired)
     return Verdict(action, case.deployment, case.steps, poll_s, reason, why)
+
+
+def _policy_of(policy: ControllerConfig, desired: Desired) -> ControllerConfig:
+    """Return the configuration with what a rollout says of attempts."""
+    if not desired.attempts and not desired.backoff_s:
+        return policy
+    first_s = int(desired.backoff_s) or policy.retry_s
+    return msgspec.structs.replace(
+        policy,
+        attempts=desired.attempts or policy.attempts,
+        retry_s=first_s,
+        retry_max_s=max(first_s, policy.retry_max_s),
+    )
 
 
 def _next(case: Case, desired: Desired) -> Next:
@@ -130,9 +146,13 @@ def _next(case: Case, desired: Desired) -> Next:
         action = Action.STOP if stop is Action.STOP else Action.SYNC
         return action, policy.poll_s, Why.IN_SYNC, "it runs what it should"
     if barred:
-        return stop, policy.poll_s, Why.BARRED, barred
+        if desired.back and (case.deployment is None or not case.deployment.back):
+            # It cannot go back: that is counted, and the rollout does not wait for it.
+            case.start(target, desired)
+            case.step(Event.GIVEN_UP, code=int(Code.REFUSED), text=barred, blocks=True)
+        return stop, policy.poll_s, Why(desired.code) if desired.code else Why.BARRED, barred
     if current is None:
-        if held := _held_back(case, target):
+        if held := _held_back(case, target, desired):
             return stop, policy.poll_s, Why.LEFT, held
         if desired.held is not None:
             # Nothing is stored of a device before it is its turn.
@@ -161,7 +181,7 @@ def _open(case: Case, current: Deployment, desired: Desired) -> Next:
         return Action.WAIT, policy.busy_poll_s, Why.TWIN_ON_TRIAL, "another board of this identity is on trial"
     if desired.hold:
         return Action.WAIT, policy.poll_s, Why.HOLD, desired.reason or "on hold"
-    if status.defer is not None:
+    if status.defer is not None and (status.defer.own or not desired.forced):
         wait_s = max(1, min(status.defer.retry_s, policy.poll_s))
         return Action.WAIT, wait_s, Why.DEFERRED, "deferred by the device"
     left_s = current.not_before_s - case.now_s
@@ -172,6 +192,8 @@ def _open(case: Case, current: Deployment, desired: Desired) -> Next:
     if left_s > 0:
         return Action.WAIT, int(left_s) + 1, Why.BACK_OFF, "waits for another attempt"
     if desired.download_only and current.state is State.WRITTEN:
+        if (held := desired.held) is not None:
+            return Action.WAIT, _until(held, policy, case.now_s), Why(held.code), HELD_TEXT[held.code]
         return Action.WAIT, policy.poll_s, Why.DOWNLOAD_ONLY, "download only"
     return Action.SEND, policy.busy_poll_s, Why.SENT, ""
 
@@ -182,11 +204,13 @@ def _until(held: Held, policy: ControllerConfig, now_s: float) -> int:
     return max(1, min(policy.poll_s, int(left_s) + 1))
 
 
-def _held_back(case: Case, target: Firmware) -> str:
+def _held_back(case: Case, target: Firmware, desired: Desired) -> str:
     """Say why the target is not sent to this device again, or "". What the verdict rested on may have changed."""
     newest = case.deployment
     if newest is None or not newest.blocks or newest.sha256 != target.sha256:
         return ""
+    if desired.rollout == newest.rollout and desired.retries > newest.retry and newest.state is not State.CANCELLED:
+        return ""  # a user had the rollout try again whatever failed
     ended = _ended(newest, cause_of(case.status, target))
     if not ended:
         return f"{target.version} was left here: {newest.state}"
@@ -212,8 +236,15 @@ def _ended(deployment: Deployment, now: Cause) -> str:
 
 def _unfit(status: Status, target: Firmware) -> tuple[Code, str] | None:
     """Say why this device could never run the target."""
-    if target.hardware != status.hardware:
-        return Code.HARDWARE, f"{target.version} is for {target.hardware}, the device is {status.hardware}"
+    if target.more or not target.first_fits(status.hardware, status.attributes):
+        meant = "; ".join(image.meant_for for image in target.images)
+        return Code.HARDWARE, f"{target.version} is for {meant}, the device is {_place(status, target)}"
     if target.size_bytes > status.capacity:
         return Code.TOO_LARGE, f"{target.version} has {target.size_bytes} bytes, the slot holds {status.capacity}"
     return None
+
+
+def _place(status: Status, target: Firmware) -> str:
+    """Say what a device is, as far as the images of a version ask for it."""
+    asked = {key for image in target.images for key in image.attributes}
+    return place_of(status.hardware, {key: value for key, value in status.attributes.items() if key in asked})

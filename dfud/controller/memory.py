@@ -32,6 +32,7 @@ from dfud.api import (
     Store,
 )
 from dfud.controller.config import ControllerConfig
+from dfud.model.steps import Ladder, image_for, no_way, started_from, way
 from dfud.wire.trust import trust_problem
 
 Key = tuple[str, str]
@@ -89,11 +90,14 @@ class Memory:
         self._apps: Cache[str, App] = Cache(config.cache_apps)
         self._firmwares: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._images: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
+        self._ladders: Cache[str, Ladder] = Cache(config.cache_apps)
+        self.recalled: set[Key] = set()
+        """Versions of which nothing is handed out any longer: (app, version); those that were seen so far."""
         self._lines: dict[Key, _Line] = {}
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._apps.forget(e.app))
         bus.subscribe(DeviceChanged, lambda e: self._devices.forget((e.app, e.device)))
-        bus.subscribe(FirmwareChanged, lambda e: self._firmware_changed(e.firmware.app))
+        bus.subscribe(FirmwareChanged, self._firmware_said)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._apps.forget(event.app)
@@ -101,9 +105,23 @@ class Memory:
             self._devices.forget_group(event.app)
             self._firmware_changed(event.app)
 
+    def _firmware_said(self, event: FirmwareChanged) -> None:
+        self._firmware_changed(event.firmware.app)
+        self._noted(event.firmware)
+
     def _firmware_changed(self, app: str) -> None:
         self._firmwares.forget_group(app)
         self._images.forget_group(app)
+        self._ladders.forget(app)
+
+    def _noted(self, firmware: Firmware | None) -> None:
+        """Remember whether a version is recalled."""
+        if firmware is None:
+            return
+        if firmware.recalled is not None:
+            self.recalled.add((firmware.app, firmware.version))
+        elif self.recalled:
+            self.recalled.discard((firmware.app, firmware.version))
 
     async def app(self, name: str) -> App:
         async def read() -> App:
@@ -115,11 +133,29 @@ class Memory:
         return await self._apps.load(name, read)
 
     async def firmware(self, app: str, version: str) -> Firmware | None:
-        return await self._firmwares.load((app, version), lambda: self._store.firmware(app, version))
+        async def read() -> Firmware | None:
+            found = await self._store.firmware(app, version)
+            self._noted(found)
+            return found
+
+        return await self._firmwares.load((app, version), read)
 
     async def image(self, app: str, sha256: str) -> Firmware | None:
-        """Return the firmware of an app that has this image."""
-        return await self._images.load((app, sha256), lambda: self._store.firmware_by_digest(app, sha256))
+        """Return the firmware of an app that has this image, with this image alone."""
+
+        async def read() -> Firmware | None:
+            found = await self._store.firmware_by_digest(app, sha256)
+            return found.of_digest(sha256) if found is not None else None
+
+        return await self._images.load((app, sha256), read)
+
+    async def ladder(self, app: str) -> Ladder:
+        """Return the versions of an app and the ways between them."""
+
+        async def read() -> Ladder:
+            return Ladder(await self._store.firmwares(app))
+
+        return await self._ladders.load(app, read)
 
     def peek(self, app: str, device: str) -> Known | None:
         """Return a device if it is in memory. It may be held by somebody."""
@@ -183,22 +219,44 @@ class Memory:
         desired = self._wants(resource, known.device, actual, known.deployment, now_s)
         if desired.version:
             hold.readings.append(self._firmwares.begin((app, desired.version)))
-        return await self._target(resource, desired)
+        return await self.aim(resource, desired, actual)
 
     async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:
         """As wanted(), of what is stored of a device that nobody holds."""
         app = await self.app(view.device.app)
-        return await self._target(app, self._wants(app, view.device, view.actual, view.deployment, now_s))
+        desired = self._wants(app, view.device, view.actual, view.deployment, now_s)
+        return await self.aim(app, desired, view.actual)
 
-    async def _target(self, app: App, desired: Desired) -> tuple[Desired, Firmware | None]:
+    async def aim(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
+        """Return what is sent to a device of which this is desired, and why not to send that (`problem`)."""
         if not desired.version:
             return desired, None
-        target = await self.firmware(app.name, desired.version)
-        if target is None:
+        record = await self.firmware(app.name, desired.version)
+        if record is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
+        target = image_for(record, actual)
+        if actual is not None and actual.sha256 != target.sha256:
+            desired, target = await self._next(app.name, desired, target, actual)
         return barred(desired, app.spec, target), target
+
+    async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
+        """Return the next version on the way to a target, or the target with what keeps it from being sent."""
+        if target.recalled is not None:
+            text = f"{target.version} is recalled: {target.recalled.reason}"
+            return msgspec.structs.replace(desired, problem=text, code="recalled"), target
+        ladder = await self.ladder(app)
+        if ladder.free or desired.back or target.more:
+            return desired, target
+        start = started_from(await self.image(app, actual.sha256), actual)
+        others = ladder.of(actual.hardware, actual.attributes)
+        found = way(start, target, others)
+        if found is None:
+            return msgspec.structs.replace(desired, problem=no_way(start, target, others), code="no-path"), target
+        return msgspec.structs.replace(desired, steps=len(found)), found[0]
 
 
 def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desired:
     """Return `desired` with the problem that keeps its target from being sent, if there is one."""
+    if desired.problem:
+        return desired
     return msgspec.structs.replace(desired, problem=trust_problem(spec, target.version, target.manifest))

@@ -85,6 +85,7 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         attributes=status.attributes,
         defer_reason=status.defer.reason if status.defer else "",
         defer_until_s=now_s + status.defer.retry_s if status.defer else 0.0,
+        defer_own=status.defer is not None and status.defer.own,
         seen_s=now_s,
         transport=transport,
         manifest=status.manifest,

@@ -7,26 +7,16 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 from __future__ import annotations
 
 import contextlib
-import logging
-import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import trio
 
 from dfud.api import (
-    Actual,
-    App,
-    AppChanged,
-    Bus,
     Change,
     ConflictError,
     DeleteCounts,
     DeleteDocument,
-    Deployment,
-    Desired,
-    Device,
-    FirmwareChanged,
     Metadata,
     NotFoundError,
     PeerError,
@@ -35,132 +25,36 @@ from dfud.api import (
     RefusedError,
     Rollout,
     RolloutChanged,
-    Store,
     contained,
-    read_record,
 )
-from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import four_eyes, judge, new_metadata, scope_of, waiting
-from dfud.model.counts import WaveCounts, read_counts
-from dfud.model.desired import Held
+from dfud.controller.failures import COLLECTION as FAILED
+from dfud.controller.outbox import rollout_event
+from dfud.controller.rollout_book import COLLECTION, Book, Entry, Promote
+from dfud.controller.rollout_rules import (
+    changed,
+    four_eyes,
+    judge,
+    log_steps,
+    members_of,
+    new_metadata,
+    scope_of,
+    waiting,
+)
 from dfud.model.names import check_name
-from dfud.model.policy import Policy, shares_of
-from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
+from dfud.model.policy import shares_of
+from dfud.model.rollout import Facts, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
 from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
 
-log = logging.getLogger("dfud")
-COLLECTION = "rollout"
-HISTORY_MAX = 100
+__all__ = ["Promote", "Rollouts"]
 GATHER_S = 0.05  # answers that come so close together are looked at once
 LOOK_S = 60.0  # however quiet it is
-PAGE = 1000
 TRIES = 8
-Promote = Callable[[str, str, str], Awaitable[None]]
 
 
-class _Entry(msgspec.Struct):
-    """One rollout as it is stored. plan None: its spec cannot be read, as `problem` says."""
-
-    rollout: Rollout
-    raw: bytes
-    plan: Plan | None
-    problem: str = ""
-
-    @property
-    def key(self) -> str:
-        return f"{self.rollout.app}/{self.rollout.name}"
-
-    @property
-    def uid(self) -> str:
-        return self.rollout.metadata.uid
-
-
-class Rollouts:
-    """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
-
-    def __init__(
-        self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None, *, per_app: int = 200
-    ) -> None:
-        self._store = store
-        self._bus = bus
-        self._now = now
-        self._promote = promote
-        self._per_app = per_app
-        self._entries: dict[str, dict[str, _Entry]] = {}
-        self._policies: dict[str, tuple[str, Policy]] = {}
-        self._plans: dict[str, Plan] = {}
-        self._pace = Pace()
-        self._lock = trio.Lock()
-        self._news = trio.Event()
-        self._orphans: list[_Entry] = []
-        bus.subscribe(AppChanged, self._app_changed)
-        bus.subscribe(FirmwareChanged, self._firmware_changed)
-
-    def _app_changed(self, event: AppChanged) -> None:
-        self._policies.pop(event.app, None)
-        if event.deleted and (left := self._entries.pop(event.app, None)):
-            self._orphans += left.values()
-            self._news.set()
-
-    def _firmware_changed(self, event: FirmwareChanged) -> None:
-        if event.deleted and self._entries.get(event.firmware.app):
-            self._news.set()
-
-    # Deciding
-
-    def desired(
-        self, app: App, device: Device, actual: Actual | None, deployment: Deployment | None, now_s: float
-    ) -> Desired:
-        """Return what should run on a device. actual: what it says now; deployment: its newest one. Never raises."""
-        facts = Facts(
-            device=device.name,
-            labels=device.metadata.labels,
-            created=device.metadata.creation_timestamp,
-            actual=actual,
-            told=deployment.rollout if deployment is not None else "",
-        )
-        found = self._policy(app).wanted(device.spec, facts, deployment, now_s)
-        if not found.rollout or found.back or found.held is not None or facts.told == found.rollout:
-            return found
-        plan = self._plans.get(found.rollout)
-        if plan is None or (actual is not None and actual.version == found.version):
-            return found
-        return msgspec.structs.replace(found, held=self._pace.held(found.rollout, plan, now_s))
-
-    def take(self, uid: str, now_s: float) -> Held | None:
-        """Take a place in a rollout for a device that it is about to tell, or say why there is none now."""
-        plan = self._plans.get(uid)
-        return self._pace.take(uid, plan, now_s) if plan is not None else None
-
-    def give_back(self, uid: str) -> None:
-        """End what take() began: the device is counted by now, or was not told."""
-        self._pace.give_back(uid)
-
-    def leads(self, uid: str) -> bool:
-        """Say whether there is such a rollout: for one that is deleted nothing is counted any more."""
-        return uid in self._plans
-
-    def counted(self, difference: dict[str, int]) -> None:
-        """Note what was counted in a commit that is done: counter to what was added (dfud.model.counts)."""
-        for name, number in difference.items():
-            uid, _, rest = name.partition("/")
-            if rest.endswith("/under_way"):
-                self._pace.moved(uid, number)
-        if difference:
-            self._news.set()
-
-    def _policy(self, app: App) -> Policy:
-        version, policy = self._policies.get(app.name, ("", None))
-        if policy is None or version != app.metadata.resource_version:
-            entries = self._entries.get(app.name, {})
-            rollouts = [
-                e.rollout for e in entries.values() if e.rollout.metadata.annotations.get("app") == app.metadata.uid
-            ]
-            policy = Policy(app.spec, rollouts)
-            self._policies[app.name] = (app.metadata.resource_version, policy)
-        return policy
+class Rollouts(Book):
+    """The book, and the engine that leads what is in it."""
 
     # The engine
 
@@ -184,37 +78,6 @@ class Rollouts:
         ]
         return max(0.0, min([LOOK_S, *(t - now_s for t in times)]))
 
-    def _all(self) -> list[_Entry]:
-        return [entry for entries in self._entries.values() for entry in entries.values()]
-
-    async def _load(self) -> None:
-        self._entries.clear()
-        self._policies.clear()
-        after = ""
-        while page := await self._store.documents(COLLECTION, after=after, limit=PAGE):
-            after = page[-1][0]
-            for key, raw in page:
-                self._remember(key, raw)
-        for entry in self._all():
-            if entry.rollout.status.state not in FINAL:
-                counts = await self.counts(entry.uid)
-                self._pace.under_way(entry.uid, sum(c.under_way for c in counts.values()))
-
-    def _remember(self, key: str, raw: bytes) -> _Entry | None:
-        """Take a stored rollout into memory. One that cannot be read is named in the log, and speaks for nobody."""
-        rollout = read_record("rollouts.record", raw, Rollout, rollout=key)
-        if rollout is None:
-            return None
-        entry = _Entry(rollout, raw, None)
-        try:
-            entry.plan = read_plan_untrusted(rollout.spec)
-            self._plans[entry.uid] = entry.plan
-        except PeerError as error:
-            entry.problem = str(error)
-        self._entries.setdefault(rollout.app, {})[rollout.name] = entry
-        self._policies.pop(rollout.app, None)
-        return entry
-
     async def _look(self) -> None:
         with contained("rollouts.step"):
             async with self._lock:
@@ -224,7 +87,7 @@ class Rollouts:
                 if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
                     await self._advance(entry)
 
-    async def _advance(self, entry: _Entry) -> None:
+    async def _advance(self, entry: Entry) -> None:
         status, plan, raw = entry.rollout.status, entry.plan, entry.raw
         app = await self._store.app(entry.rollout.app)
         if app is None or app.metadata.uid != entry.rollout.metadata.annotations.get("app"):
@@ -237,8 +100,8 @@ class Rollouts:
         now_s = self._now()
         if plan is None:
             await self._pause(entry, raw, "bad-spec", entry.problem)
-        elif status.state is not State.REVERTING and await self._store.firmware(app.name, plan.version) is None:
-            await self._pause(entry, raw, "not-published", f"firmware {plan.version} is no longer published")
+        elif why := await self._unsendable(app.name, plan, status):
+            await self._pause(entry, raw, *why)
         elif status.state is State.SCHEDULED:
             if now_s >= plan.start_s:
                 await self._start(entry, raw, plan, now_s)
@@ -258,14 +121,25 @@ class Rollouts:
             if steps or after is not status:
                 await self._led(entry, raw, after, steps)
 
-    async def _pause(self, entry: _Entry, raw: bytes, code: str, reason: str) -> None:
+    async def _unsendable(self, app: str, plan: Plan, status: RolloutStatus) -> tuple[str, str] | None:
+        """Say why nobody can be sent the version any longer: code and reason."""
+        if status.state is State.REVERTING:
+            return None
+        firmware = await self._store.firmware(app, plan.version)
+        if firmware is None:
+            return "not-published", f"firmware {plan.version} is no longer published"
+        if firmware.recalled is not None:
+            return "recalled", f"firmware {plan.version} is recalled: {firmware.recalled.reason}"
+        return None
+
+    async def _pause(self, entry: Entry, raw: bytes, code: str, reason: str) -> None:
         before = entry.rollout.status
         if before.state is State.REVERTING or not self._is_as(entry, raw):
             return
         after = apply(before, Event.PAUSE, self._now(), code=code, reason=reason)
         await self._led(entry, raw, after, [Step(Event.PAUSE, before.state, after.state, code, reason)])
 
-    async def _start(self, entry: _Entry, raw: bytes, plan: Plan, now_s: float) -> None:
+    async def _start(self, entry: Entry, raw: bytes, plan: Plan, now_s: float) -> None:
         """Fix who is in which wave, and open the first."""
         if not self._is_as(entry, raw):
             return
@@ -286,73 +160,41 @@ class Rollouts:
         status = msgspec.structs.replace(status, expected=(waiting(plan, entry.uid, status, members, 0),))
         await self._led(entry, raw, status, [Step(Event.START, before.state, status.state)])
 
-    async def _led(self, entry: _Entry, raw: bytes, status: RolloutStatus, steps: Sequence[Step]) -> None:
+    async def _led(self, entry: Entry, raw: bytes, status: RolloutStatus, steps: Sequence[Step]) -> None:
         """Store what the engine has decided about the rollout as it was at `raw`, unless a user was faster."""
         async with self._lock:
             if self._is_as(entry, raw):
                 await self._save(entry, status, steps)
 
-    def _is_as(self, entry: _Entry, raw: bytes) -> bool:
+    def _is_as(self, entry: Entry, raw: bytes) -> bool:
         """Say whether a rollout is still there, as it was at `raw`: a user may have steered or deleted it during an await."""
         return entry.raw is raw and self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry
 
-    async def _opened(self, entry: _Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:
+    async def _opened(self, entry: Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:
         """Count the devices of the wave that opens."""
         members = await self._members(entry, plan, status.started_s)
         number = waiting(plan, entry.uid, status, members, status.wave)
         return msgspec.structs.replace(status, expected=(*status.expected[: status.wave], number))
 
-    async def _members(self, entry: _Entry, plan: Plan, started_s: float) -> list[Facts]:
-        """Return all devices that are meant, but for those with a firmware of their own."""
-        found: list[Facts] = []
-        after = ""
-        while page := await self._store.devices(entry.rollout.app, plan.whom.selector, limit=PAGE, after=after):
-            after = page[-1].device.name
-            for view in page:
-                facts = Facts(
-                    device=view.device.name,
-                    labels=view.device.metadata.labels,
-                    created=view.device.metadata.creation_timestamp,
-                    actual=view.actual,
-                    told=view.deployment.rollout if view.deployment is not None else "",
-                )
-                if "firmware" not in view.device.spec and is_member(plan, entry.uid, started_s, facts):
-                    found.append(facts)
-        return found
+    async def _members(self, entry: Entry, plan: Plan, started_s: float) -> list[Facts]:
+        return await members_of(self._store, entry.rollout.app, plan, entry.uid, started_s)
 
     async def _save(
-        self, entry: _Entry, status: RolloutStatus, steps: Iterable[Step], also: Sequence[Change] = ()
+        self, entry: Entry, status: RolloutStatus, steps: Sequence[Step], also: Sequence[Change] = ()
     ) -> None:
         """Store a status by compare-and-set, then say so. After a conflict the stored one is what counts."""
         now_s = self._now()
-        told = [
-            Happened(
-                at_s=now_s, event=s.event, state=s.after, wave=status.wave, code=s.code, reason=s.reason, by=status.by
-            )
-            for s in steps
-        ]
-        status = msgspec.structs.replace(status, history=(*status.history, *told)[-HISTORY_MAX:])
-        metadata = msgspec.structs.replace(entry.rollout.metadata, resource_version=secrets.token_hex(8))
-        rollout = msgspec.structs.replace(entry.rollout, metadata=metadata, status=status)
+        rollout = changed(entry.rollout, status, steps, now_s)
         raw = msgspec.json.encode(rollout)
         try:
-            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *also])
+            told = self._outbox.rollout(rollout, steps, now_s)
+            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *told, *also])
         except ConflictError:
             await self._reread(entry)
             raise
         entry.rollout, entry.raw = rollout, raw
         self._say(rollout)
-        for s in steps:
-            log.info(
-                "rollout",
-                extra={
-                    "app": rollout.app,
-                    "rollout": rollout.name,
-                    "state": s.after,
-                    "wave": status.wave + 1,
-                    "reason": s.reason,
-                },
-            )
+        log_steps(rollout, steps)
 
     def _say(self, rollout: Rollout, *, deleted: bool = False) -> None:
         self._policies.pop(rollout.app, None)
@@ -360,7 +202,7 @@ class Rollouts:
         self._bus.publish(PolicyChanged(rollout.app))
         self._news.set()
 
-    async def _reread(self, entry: _Entry) -> None:
+    async def _reread(self, entry: Entry) -> None:
         raw = await self._store.document(COLLECTION, entry.key)
         if raw is None:
             self._entries.get(entry.rollout.app, {}).pop(entry.rollout.name, None)
@@ -375,8 +217,18 @@ class Rollouts:
                 await self._forget(self._orphans[0], [])
             self._orphans.pop(0)
 
-    async def _forget(self, entry: _Entry, also: Sequence[Change]) -> None:
-        await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
+    async def _forget(self, entry: Entry, also: Sequence[Change]) -> None:
+        failed = [DeleteDocument(FAILED, entry.uid)] if await self._store.document(FAILED, entry.uid) else []
+        await self._store.commit(
+            [
+                DeleteDocument(COLLECTION, entry.key),
+                DeleteCounts(scope_of(entry.uid)),
+                *failed,
+                *self._outbox.put([rollout_event(entry.rollout, "deleted", self._now())]),
+                *also,
+            ]
+        )
+        self.failures.forget(entry.uid)
         if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
             del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
@@ -384,28 +236,6 @@ class Rollouts:
         self._say(entry.rollout, deleted=True)
 
     # What users ask
-
-    async def counts(self, uid: str) -> dict[int, WaveCounts]:
-        """Return what became of the devices of a rollout, by wave."""
-        return read_counts(await self._store.counts(scope_of(uid)), uid)
-
-    def all_of(self, app: str) -> list[Rollout]:
-        """Return the rollouts of an app, newest first."""
-        found = [entry.rollout for entry in self._entries.get(app, {}).values()]
-        return sorted(found, key=lambda r: (r.metadata.creation_timestamp, r.name), reverse=True)
-
-    def get(self, app: str, name: str) -> Rollout:
-        """Raises NotFoundError."""
-        return self._entry(app, name).rollout
-
-    def _entry(self, app: str, name: str) -> _Entry:
-        entry = self._entries.get(app, {}).get(name)
-        if entry is None:
-            raise NotFoundError(f"no rollout {name} in app {app}")
-        return entry
-
-    def _others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
-        return {name: (entry.rollout, entry.plan) for name, entry in self._entries.get(app, {}).items()}
 
     async def create(
         self,
@@ -428,7 +258,7 @@ class Rollouts:
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
             await self._forget_orphans()
-            await judge(self._store, app, metadata.name, plan, self._others(app_name), self._per_app)
+            await judge(self._store, app, metadata.name, plan, self.others(app_name), self._per_app)
             now_s = self._now()
             made = new_metadata(metadata, app, now_s)
             status = RolloutStatus(since_s=now_s, author=by)
@@ -436,7 +266,10 @@ class Rollouts:
                 status = apply(status, Event.SUBMIT if four_eyes(app) else Event.SCHEDULE, now_s, by=by)
             rollout = Rollout(made, dict(spec), status)
             raw = msgspec.json.encode(rollout)
-            await self._store.commit([PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *also])
+            told = self._outbox.put([rollout_event(rollout, "created", now_s)])
+            await self._store.commit(
+                [PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *told, *also]
+            )
             self._remember(f"{app_name}/{metadata.name}", raw)
             self._say(rollout)
         return rollout
@@ -478,7 +311,7 @@ class Rollouts:
             return entry.rollout
 
     async def _do(
-        self, entry: _Entry, event: Event, action: str, by: str, reason: str, also: Sequence[Change], now_s: float
+        self, entry: Entry, event: Event, action: str, by: str, reason: str, also: Sequence[Change], now_s: float
     ) -> None:
         status, plan = entry.rollout.status, entry.plan
         if (status.state, event) not in TABLE:

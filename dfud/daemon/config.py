@@ -39,9 +39,6 @@ class DaemonConfig(msgspec.Struct, frozen=True):
             description="how long a stopping dfud waits for answers under way", ge=0, le=600, extra={"unit": "s"}
         ),
     ] = 10.0
-    audit_max: Annotated[
-        int, msgspec.Meta(description="entries of the audit log that are kept", ge=1000, le=1_000_000_000)
-    ] = 1_000_000
 
 
 class PluginsConfig(msgspec.Struct, frozen=True):

@@ -41,7 +41,9 @@ class Conversation(DialectSession):
         )
 
         def translate(deployment: Deployment | None, target: Firmware | None) -> Status:
-            hardware = target.hardware if target is not None else actual.hardware or "unknown"
+            # What it is it does not say: the one image of a version is taken to be for it, of several none is.
+            sole = target is not None and not target.more and not target.attributes
+            hardware = target.hardware if sole and target is not None else actual.hardware or "unknown"
             return status_of(actual.version, digest, hardware, deployment, offset=offset, version=version, swap=swap)
 
         return await self._controller.report(actual, translate, pinned=version if offset is not None else "")

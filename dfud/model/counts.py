@@ -18,9 +18,10 @@ _FIELD = {State.DONE: "done", State.FAILED: "failed", State.ROLLED_BACK: "left",
 
 
 class WaveCounts(msgspec.Struct, frozen=True):
-    """under_way: told and not answered yet. left: ran the image and went back."""
+    """under_way: told and not answered yet. written: told to write it only, and it has. left: ran the image and went back."""
 
     under_way: int = 0
+    written: int = 0
     done: int = 0
     failed: int = 0
     left: int = 0
@@ -29,7 +30,7 @@ class WaveCounts(msgspec.Struct, frozen=True):
     @property
     def told(self) -> int:
         """Whom it was decided to tell; those whose update was cancelled no longer count."""
-        return self.under_way + self.done + self.failed + self.left
+        return self.under_way + self.written + self.done + self.failed + self.left
 
     @property
     def answered(self) -> int:
@@ -45,7 +46,12 @@ def counter_of(deployment: Deployment) -> str:
     if not deployment.rollout:
         return ""
     wave = REVERT_WAVE if deployment.back else deployment.wave
-    return f"{deployment.rollout}/{wave}/{_FIELD.get(deployment.state, 'under_way')}"
+    field = _FIELD.get(deployment.state, "under_way")
+    if deployment.is_between:
+        field = "under_way"  # the target is what counts
+    elif deployment.download_only and deployment.state is State.WRITTEN:
+        field = "written"
+    return f"{deployment.rollout}/{wave}/{field}"
 
 
 def difference(before: Deployment | None, after: Deployment) -> dict[str, int]:
@@ -68,7 +74,7 @@ def departed(deployments: Iterable[Deployment]) -> dict[str, int]:
         if deployment.rollout not in seen:
             seen.add(deployment.rollout)
             owner, _, field = counter_of(deployment).rpartition("/")
-            if field in ("under_way", "done"):
+            if field in ("under_way", "written", "done"):
                 found |= {f"{owner}/{field}": -1, f"{owner}/cancelled": 1}
     return found
 

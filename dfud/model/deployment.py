@@ -80,6 +80,16 @@ class Cause(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     manifest: str = ""
 
 
+class Route(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Where a deployment stands on the way to another version. toward: that version; step: from 1, of steps; began: what ran before
+    the first step."""
+
+    toward: str
+    step: int
+    steps: int
+    began: str = ""
+
+
 class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
 
@@ -96,8 +106,11 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
     renews: 0, or the sequence number of the manifest under which a device gets an image that it runs already.
 
+    mark: the furthest that it has come, and moved_s when (0: it has not moved since it was made): going back is no movement.
+
     rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
-    what that rollout brought.
+    what that rollout brought; retry: how often the rollout's failures had been forgiven when it was made. download_only: it was made
+    to be written, and switched to later. route: it is one of several steps, None if it goes to its version directly.
     """
 
     id: str
@@ -136,21 +149,45 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     wave: int = 0
     back: bool = False
     renews: int = 0
+    mark: int = 0
+    moved_s: float = 0.0
+    retry: int = 0
+    download_only: bool = False
+    route: Route | None = None
 
     @property
     def final(self) -> bool:
         return self.state in FINAL
+
+    @property
+    def is_between(self) -> bool:
+        """Whether it is done and was a step: the device is on its way to the version that the route leads to."""
+        return self.state is State.DONE and self.route is not None and self.route.toward != self.version
 
     def step(self, event: Event, now_s: float, **changes: object) -> Deployment:
         """Return this deployment after `event` with `changes` applied; raise BugError where the table has no step."""
         state = advance(self.state, event)
         if state is None:
             raise BugError(f"deployment {self.id}: no step from {self.state} on {event}")
-        return msgspec.structs.replace(self, state=state, updated_s=now_s, **changes)
+        return msgspec.structs.replace(self, state=state, updated_s=now_s, **changes).marked(now_s)
+
+    def marked(self, now_s: float) -> Deployment:
+        """Return this deployment with a note of its being further than ever before, if it is."""
+        mark = _MARKS[self.state] + (self.chunks_done if self.state is State.FETCHING else 0)
+        return msgspec.structs.replace(self, mark=mark, moved_s=now_s) if mark > self.mark else self
+
+
+# FETCHING is followed by its chunks, of which there are fewer than between it and WRITTEN.
+_MARKS = {State.PENDING: 0, State.NOTIFIED: 1, State.FETCHING: 2, State.WRITTEN: 1 << 40, State.TRIAL: 2 << 40}
+_MARKS |= dict.fromkeys(FINAL, 3 << 40)
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One change of a deployment's state, kept for users. Appended, never changed."""
+    """One change of a deployment's state, kept for users. Appended, never changed.
+
+    number: its place in the device's history, given by the store, from 1 on: it rises with every entry, whatever the clock says,
+    and is never given twice (0: from before they were counted).
+    """
 
     deployment: str
     app: str
@@ -161,6 +198,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     event: str = ""
     code: int = 0
     text: str = ""
+    number: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -199,6 +237,7 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What a device last said of itself; only ever that. sha256 is hexadecimal.
 
     manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
+    tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
     """
 
     app: str
@@ -214,9 +253,11 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     attributes: dict[str, str] = {}
     defer_reason: str = ""
     defer_until_s: float = 0.0
+    defer_own: bool = False
     seen_s: float = 0.0
     transport: str = ""
     dialect: str = "dfu/1"
     health: Health | None = None
     twins: Twins | None = None
     manifest: int | None = None
+    tally: tuple[str, ...] = ()

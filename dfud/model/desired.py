@@ -30,6 +30,11 @@ class Desired(msgspec.Struct, frozen=True):
 
     origin: who says so: "device", "app", "rule n" or "rollout name". rollout, wave: uid and number of the rollout's wave, "" and 0
     if it is none; held: what keeps a device that was not told from being told; back: it is to go back from that rollout.
+    retries: how often the rollout's failures were forgiven so far; attempts, backoff_s: its own, 0: those of the configuration.
+    forced: the device's application is not asked.
+
+    code: stable, why `problem` keeps the target from being sent: "recalled" or "no-path"; "" for others. steps: how many versions
+    have to be installed, one after the other, until it runs `version`; the next of them is the target.
     """
 
     version: str = ""
@@ -42,6 +47,12 @@ class Desired(msgspec.Struct, frozen=True):
     wave: int = 0
     held: Held | None = None
     back: bool = False
+    retries: int = 0
+    attempts: int = 0
+    backoff_s: float = 0.0
+    forced: bool = False
+    code: str = ""
+    steps: int = 1
 
 
 def desired_of(app_spec: Mapping[str, Any], device_spec: Mapping[str, Any]) -> Desired:

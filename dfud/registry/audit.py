@@ -61,6 +61,11 @@ def entry(at_s: float, by: str, what: str, target: str, detail: str = "") -> Cha
     return PutDocument(COLLECTION, key, value, create=True)
 
 
+def key_at(at_s: float) -> str:
+    """Return what the keys of entries from before `at_s` are below: a key is never below its time."""
+    return f"{max(0, int(at_s * 1e6)):020d}"
+
+
 class Filter(msgspec.Struct, frozen=True):
     """Which entries; "" and None: any. app: the app itself or what is in it; target: exactly, or what is below it.
 
@@ -81,7 +86,7 @@ class Filter(msgspec.Struct, frozen=True):
 
     def lowest(self) -> str:
         """Return what all keys of wanted entries are above: a key is never below its time."""
-        return f"{max(0, int(self.since_s * 1e6)):020d}" if self.since_s is not None else ""
+        return key_at(self.since_s) if self.since_s is not None else ""
 
 
 async def read(

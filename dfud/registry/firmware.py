@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -14,58 +13,55 @@ import trio
 from dfud.api import (
     App,
     Bus,
+    Capability,
+    Change,
     ConflictError,
     DeleteFirmware,
     Firmware,
     FirmwareChanged,
+    Image,
     NotFoundError,
     PeerError,
+    PutApp,
     PutFirmware,
+    Recall,
     RefusedError,
     Rollout,
     Store,
     StoreError,
     UnreadableError,
+    read_record,
 )
 from dfud.model.desired import desired_of
-from dfud.model.espimage import check_application_untrusted, hardware_name
+from dfud.model.espimage import hardware_name
 from dfud.model.layout import too_large
 from dfud.model.names import check_name
 from dfud.model.policy import rules_for
+from dfud.model.rollout import ROLLOUTS
 from dfud.model.rollout_states import FINAL
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
+from dfud.registry.groups import jobs_for
+from dfud.registry.images import Bound, added, chosen, read_requires, replaced
 from dfud.registry.status import timestamp
-from dfud.wire.manifest import (
-    FLAG_DOWNGRADE,
-    FLAG_RAW,
-    Manifest,
-    decode_envelope_untrusted,
-    key_id,
-    unsigned,
-    verify,
+from dfud.registry.uploads import (
+    Upload,
+    check_image_untrusted,
+    check_signature,
+    manifest_of,
+    replaces,
+    told_of,
+    unsigned_manifest,
+    ways_of,
 )
-from dfud.wire.trust import Trust, signing_of, trust_of
+from dfud.wire.manifest import FLAG_RAW, Manifest
+from dfud.wire.trust import Trust, trust_of
+
+__all__ = ["KINDS", "NOTES_MAX_BYTES", "FirmwareRegistry", "Upload", "trust_shown"]
 
 NOTES_MAX_BYTES = 4096
 TRIES = 8
 KINDS = ("esp-image", "raw")
-
-
-class Upload(msgspec.Struct, frozen=True):
-    """What the publisher says of an image. envelope: the signed manifest; then version, hardware and sequence are its.
-
-    hardware: of a chip in any spelling that espimage.hardware_name knows; the canonical one is stored.
-    sequence None: one more than the app's highest. sha256: of the image, checked if given.
-    """
-
-    version: str = ""
-    hardware: str = ""
-    sequence: int | None = None
-    kind: Literal["esp-image", "raw"] = "esp-image"
-    sha256: str = ""
-    notes: str = ""
-    envelope: bytes = b""
 
 
 class FirmwareRegistry:
@@ -87,13 +83,13 @@ class FirmwareRegistry:
         """
         app = await self._app(app_name)
         upload = msgspec.structs.replace(upload, hardware=hardware_name(upload.hardware))
-        manifest = _manifest_of(app, upload)
+        manifest = manifest_of(app, upload)
         check_name("version", manifest.version if manifest else upload.version)
         check_name("hardware", manifest.hardware if manifest else upload.hardware)
         if len(upload.notes.encode("utf-8", "surrogatepass")) > NOTES_MAX_BYTES:
             raise PeerError(f"notes: expected at most {NOTES_MAX_BYTES} bytes")
         check_json_untrusted(upload.notes, "notes", max_bytes=6 * NOTES_MAX_BYTES + 2)
-        _check_signature(app, upload.envelope)
+        check_signature(app, upload.envelope)
         writer = await self._store.new_blob()
         try:
             size = 0
@@ -115,7 +111,7 @@ class FirmwareRegistry:
                 async with self._store.blob(sha256) as path:
                     if path is None:
                         raise StoreError(f"the image {sha256} is gone from the store", retryable=True)
-                    await trio.to_thread.run_sync(_check_image, path, size, hardware)
+                    await trio.to_thread.run_sync(check_image_untrusted, path, size, hardware)
             # One after the other, so that however many publish at once, each needs one try. The guard is for everybody else.
             turn = self._recording.setdefault(app_name, trio.Lock())
             async with turn:
@@ -134,37 +130,51 @@ class FirmwareRegistry:
             # The keys of the app may have changed while the image came in, and the number of a firmware be given away.
             guarded = await guards.take(self._store, f"firmware {app_name}")
             app = await self._app(app_name)
-            signed = _check_signature(app, upload.envelope)
+            signed = check_signature(app, upload.envelope)
             if problem := too_large(app.spec, manifest.hardware if manifest else upload.hardware, size):
                 raise RefusedError(f"app {app_name}: {problem}")
             existing = await self._existing(app_name, version)
-            if existing is not None and existing.sha256 != sha256:
-                raise ConflictError(f"firmware {version} of app {app_name} exists already, with another image")
-            if existing is not None and not _replaces(existing, upload, manifest, raw):
+            held = existing.of_digest(sha256) if existing is not None else None
+            if held is not None and not replaces(held, upload, manifest, raw) and existing is not None:
                 return existing
+            if held is None and existing is not None and Capability.SEVERAL_IMAGES not in self._store.capabilities:
+                raise ConflictError(
+                    f"firmware {version} of app {app_name} exists already, with another image; the store {self._store.name} "
+                    "holds one image for each version: publish this one under a version of its own"
+                )
+            default = existing.sequence if existing is not None else None
             firmware = Firmware(
                 app=app_name,
                 version=version,
                 hardware=manifest.hardware if manifest else upload.hardware,
-                sequence=manifest.sequence if manifest else await self._sequence(app_name, upload.sequence),
+                sequence=manifest.sequence if manifest else await self._sequence(app_name, upload.sequence, default),
                 size_bytes=size,
                 sha256=sha256,
                 manifest=upload.envelope,
                 kind="raw" if raw else "esp-image",
                 signed=signed,
-                created=existing.created if existing is not None else timestamp(self._now()),
+                created=timestamp(self._now()),
                 uploaded_by=by,
-                notes=upload.notes or (existing.notes if existing is not None else ""),
+                notes=upload.notes,
+                attributes=upload.attributes,
             )
             if not firmware.manifest:
-                firmware = msgspec.structs.replace(firmware, manifest=_unsigned(firmware))
+                firmware = msgspec.structs.replace(firmware, manifest=unsigned_manifest(firmware))
+            about = f"{sha256} for {firmware.first.meant_for}, {told_of(firmware)}"
             if existing is None:
-                entry = audit.entry(self._now(), by, "publish", target, f"{sha256}, {_told(firmware)}")
+                firmware = await self._with_ways(firmware, upload)
+                entry = audit.entry(self._now(), by, "publish", target, about)
+            elif held is None:
+                firmware = _updated(added(existing, firmware.first), firmware)
+                await self._same_ways(firmware, upload)
+                entry = audit.entry(self._now(), by, "publish-image", target, about)
             else:
-                changed = f"{sha256}: {_told(existing)} -> {_told(firmware)}"
+                changed = f"{sha256}: {told_of(held)} -> {told_of(firmware)}"
                 entry = audit.entry(self._now(), by, "replace-manifest", target, changed)
+                firmware = _updated(replaced(existing, firmware.first), firmware)
             try:
-                await self._store.commit([PutFirmware(firmware, create=existing is None), *guarded, entry])
+                put = PutFirmware(firmware, create=existing is None, expect=existing)
+                await self._store.commit([put, *guarded, entry])
             except (ConflictError, NotFoundError) as error:
                 why = str(error)
                 continue
@@ -173,6 +183,23 @@ class FirmwareRegistry:
         raise ConflictError(
             f"firmware {version} of app {app_name} was not published in {TRIES} tries; the last one: {why}"
         )
+
+    async def _with_ways(self, firmware: Firmware, upload: Upload) -> Firmware:
+        """Return the record with what the publisher says of the ways to it. Raises PeerError that names the field."""
+        requires = None
+        if upload.requires is not None:
+            published = await self._store.firmwares(firmware.app)
+            requires = read_requires(upload.requires, published, firmware.version, firmware.sequence)
+        return msgspec.structs.replace(firmware, requires=requires, stop=upload.stop)
+
+    async def _same_ways(self, firmware: Firmware, upload: Upload) -> None:
+        """Raise ConflictError where an image of a version says something else of the ways to it."""
+        given = await self._with_ways(firmware, upload)
+        if (upload.requires is not None and given.requires != firmware.requires) or (upload.stop and not firmware.stop):
+            raise ConflictError(
+                f"firmware {firmware.version} exists already, with other ways to it: change them for all its images "
+                f"(`dfuctl firmware ways {firmware.version}`)"
+            )
 
     async def _existing(self, app: str, version: str) -> Firmware | None:
         """Return the record of a version, or None. Raises RefusedError for one that cannot be read."""
@@ -216,45 +243,136 @@ class FirmwareRegistry:
         return _as_now(await self._app(app_name), found)
 
     @asynccontextmanager
-    async def image(self, app: str, version: str) -> AsyncIterator[Path]:
-        """Lend the file with a firmware's image. Raises NotFoundError."""
-        async with self._store.blob((await self.get(app, version)).sha256) as path:
+    async def image(
+        self, app: str, version: str, hardware: str = "", attributes: Mapping[str, str] | None = None
+    ) -> AsyncIterator[tuple[Path, Image]]:
+        """Lend the file with an image of a version, and say what is known of it; the only one needs no name.
+
+        Raises NotFoundError, RefusedError.
+        """
+        found = chosen(await self.get(app, version), hardware_name(hardware), attributes or {})
+        async with self._store.blob(found.sha256) as path:
             if path is None:
                 raise NotFoundError(f"the image of firmware {version} is missing from the store")
-            yield path
+            yield path, found
 
-    async def delete(self, app_name: str, version: str, by: str, rollouts: Sequence[Rollout] = ()) -> None:
-        """Delete a firmware that nobody wants. Raises RefusedError that names who does. rollouts: those of the app.
+    # Ways and recalls
 
-        In a store without Capability.DELETE_FIRMWARE the version's name stays taken for ever.
+    async def set_ways(self, app: str, version: str, requires: Bound | None, stop: bool, by: str) -> Firmware:
+        """Say which versions may go to one directly (None: all), and whether it may be skipped. Raises PeerError, NotFoundError."""
+
+        async def changed(old: Firmware) -> tuple[Firmware, str]:
+            asked = Upload(requires=requires, stop=stop)
+            new = await self._with_ways(old, asked)
+            return new, f"{ways_of(old)} -> {ways_of(new)}"
+
+        return await self._change(app, version, by, "firmware-ways", changed)
+
+    async def recall(self, app: str, version: str, reason: str, by: str) -> Firmware:
+        """Have nobody get a version any longer. Raises PeerError without a reason, NotFoundError."""
+        if not reason.strip():
+            raise PeerError("reason: empty, expected why the firmware is recalled")
+
+        async def changed(old: Firmware) -> tuple[Firmware, str]:
+            return msgspec.structs.replace(old, recalled=Recall(reason, by, timestamp(self._now()))), reason
+
+        return await self._change(app, version, by, "recall", changed)
+
+    async def unrecall(self, app: str, version: str, by: str) -> Firmware:
+        """Take a recall back. Raises RefusedError where there is none."""
+
+        async def changed(old: Firmware) -> tuple[Firmware, str]:
+            if old.recalled is None:
+                raise RefusedError(f"firmware {version} is not recalled")
+            return msgspec.structs.replace(old, recalled=None), old.recalled.reason
+
+        return await self._change(app, version, by, "unrecall", changed)
+
+    async def _change(
+        self, app: str, version: str, by: str, what: str, changed: Callable[[Firmware], Awaitable[tuple[Firmware, str]]]
+    ) -> Firmware:
+        """Replace a record by what `changed` makes of it and tells the audit log; again whenever somebody was in between."""
+        why = ""
+        for _ in range(TRIES):
+            guarded = await guards.take(self._store, f"firmware {app}")
+            old = await self._existing(app, version)  # as it is stored, not as its keys make of it now
+            if old is None:
+                raise NotFoundError(f"no firmware {version} in app {app}")
+            new, detail = await changed(old)
+            entry = audit.entry(self._now(), by, what, f"{app}/{version}", detail)
+            try:
+                await self._store.commit([PutFirmware(new, expect=old), *guarded, entry])
+            except ConflictError as error:
+                why = str(error)
+                continue
+            self._bus.publish(FirmwareChanged(new))
+            return new
+        raise ConflictError(f"firmware {version} of app {app} was not changed in {TRIES} tries; the last one: {why}")
+
+    async def delete_image(self, app: str, version: str, hardware: str, attributes: Mapping[str, str], by: str) -> None:
+        """Delete one image of a version that nobody wants; with the last one the version goes. Raises RefusedError."""
+        gone = chosen(await self.get(app, version), hardware_name(hardware), attributes)
+        await self._delete(app, version, by, gone)
+
+    async def delete(self, app_name: str, version: str, by: str) -> None:
+        """Delete a firmware that nobody wants. Raises RefusedError that names who does.
+
+        Who wants it at the same time has it kept, or is too late. In a store without Capability.DELETE_FIRMWARE the version's name
+        stays taken for ever.
         """
-        app = await self._app(app_name)
-        try:
-            firmware = await self.get(app_name, version)
-        except UnreadableError:
-            # Nobody can be sent it; whoever wants it is told that it is not published.
-            entry = audit.entry(
-                self._now(), by, "delete-firmware", f"{app_name}/{version}", "the record could not be read"
-            )
-            await self._store.commit([DeleteFirmware(app_name, version), entry])
+        await self._delete(app_name, version, by)
+
+    async def _delete(self, app_name: str, version: str, by: str, gone: Image | None = None) -> None:
+        """Delete a version, or one image of it: the last one takes the version along."""
+        target = f"{app_name}/{version}"
+        for _ in range(TRIES):
+            guarded = await guards.take(self._store, guards.wishes_of(app_name))
+            guarded += await guards.take(self._store, f"firmware {app_name}")
+            app = await self._app(app_name)
+            try:
+                firmware = await self.get(app_name, version)
+            except UnreadableError:
+                # Nobody can be sent it; whoever wants it is told that it is not published.
+                entry = audit.entry(self._now(), by, "delete-firmware", target, "the record could not be read")
+                await self._store.commit([DeleteFirmware(app_name, version), entry])
+                return
+            others = [] if gone is None else [image for image in firmware.images if image.meant_for != gone.meant_for]
+            if gone is not None and len(others) == len(firmware.images):
+                raise NotFoundError(f"firmware {version} has no image for {gone.meant_for} any longer")
+            left = firmware.with_images(others) if others else None
+            await self._unwanted(app, version)
+            what = "delete-firmware" if left is None else "delete-image"
+            told = ", ".join(image.sha256 for image in firmware.images)
+            if left is not None and gone is not None:
+                told = f"{gone.sha256} for {gone.meant_for}"
+            entry = audit.entry(self._now(), by, what, target, told)
+            # What was judged is judged again by the store: the app as it was read, no rollout made since, no device.
+            changes: list[Change] = [PutApp(app, expect=app.metadata.resource_version or None)]
+            changes += [
+                DeleteFirmware(app_name, version, unused=True),
+                *([PutFirmware(left)] if left is not None else ()),
+            ]
+            try:
+                await self._store.commit([*changes, *guarded, entry])
+            except ConflictError:
+                continue
+            self._bus.publish(FirmwareChanged(firmware if left is None else left, deleted=left is None))
             return
+        raise ConflictError(f"what devices of app {app_name} should run is being changed by others; try again")
+
+    async def _unwanted(self, app: App, version: str) -> None:
+        """Raise RefusedError that names who wants a version."""
         users = [
-            *([f"app {app_name}"] if desired_of(app.spec, {}).version == version else []),
+            *([f"app {app.name}"] if desired_of(app.spec, {}).version == version else []),
             *rules_for(app.spec, version),
-            *(
-                f"rollout {r.name}"
-                for r in rollouts
-                if r.status.state not in FINAL and r.spec.get("firmware") == version
-            ),
-            *(f"device {name}" for name in await self._store.users_of(app_name, version)),
+            *(f"rollout {name}" for name in await _rollouts_of(self._store, app.name, version)),
+            *(f"group update {job}" for job in await jobs_for(self._store, app.name, version)),
+            *(f"device {name}" for name in await self._store.users_of(app.name, version)),
         ]
         if users:
             raise RefusedError(
                 f"firmware {version} is wanted by {', '.join(users[:5])}{' and others' if len(users) > 5 else ''}"
             )
-        entry = audit.entry(self._now(), by, "delete-firmware", f"{app_name}/{version}", firmware.sha256)
-        await self._store.commit([DeleteFirmware(app_name, version), entry])
-        self._bus.publish(FirmwareChanged(firmware, deleted=True))
 
     async def _app(self, name: str) -> App:
         app = await self._store.app(name)
@@ -262,117 +380,41 @@ class FirmwareRegistry:
             raise NotFoundError(f"no app {name}")
         return app
 
-    async def _sequence(self, app: str, given: int | None) -> int:
+    async def _sequence(self, app: str, given: int | None, default: int | None) -> int:
         if given is not None:
             return given
+        if default is not None:
+            return default
         highest = await self._store.firmwares(app)
         return highest[0].sequence + 1 if highest else 1
 
 
-def _check_image(path: Path, size: int, hardware: str) -> None:
-    with path.open("rb") as file:
-        check_application_untrusted(file, size, hardware)
+async def _rollouts_of(store: Store, app: str, version: str) -> list[str]:
+    """Return the rollouts that have not ended and bring a version. One whose record cannot be read does nothing."""
+    found: list[str] = []
+    after = prefix = f"{app}/"
+    while page := await store.documents(ROLLOUTS, prefix=prefix, after=after):
+        after = page[-1][0]
+        for key, raw in page:
+            rollout = read_record("users.rollout", raw, Rollout, rollout=key)
+            if rollout is not None and rollout.status.state not in FINAL and rollout.spec.get("firmware") == version:
+                found.append(rollout.metadata.name)
+    return found
 
 
-def trust_shown(firmware: Firmware) -> Trust:
+def trust_shown(firmware: Firmware | Image) -> Trust:
     """Return what users read of the trust in a firmware that list() or get() gave."""
     # Without keys nothing is signed; so this tells one that has no signature from one whose key the app does not have.
     return Trust.SIGNED if firmware.signed else trust_of({}, firmware.manifest)
 
 
 def _as_now(app: App, firmware: Firmware) -> Firmware:
-    return msgspec.structs.replace(firmware, signed=trust_of(app.spec, firmware.manifest) is Trust.SIGNED)
-
-
-def _check_signature(app: App, envelope: bytes) -> bool:
-    """Return whether the envelope is signed by a key of the app. Raises RefusedError if the app does not take it."""
-    required, keys = signing_of(app.spec)
-    if not envelope:
-        if required:
-            raise RefusedError(
-                f"app {app.name} takes signed firmware only: give a manifest (`dfuctl sign`), or set its "
-                'spec.signing.mode to "optional"'
-            )
-        return False
-    decoded, _ = decode_envelope_untrusted(envelope)
-    if not decoded.signature and not required:
-        return False
-    try:
-        verify(decoded, keys)
-    except PeerError as error:
-        raise RefusedError(f"app {app.name}: {error}") from None
-    return True
-
-
-def _replaces(existing: Firmware, upload: Upload, manifest: Manifest | None, raw: bool) -> bool:
-    """Say whether what is given for an image that is published says something new, which then replaces the record.
-
-    Raises ConflictError for what would make it another firmware, RefusedError where its signature would be lost.
-    """
-    hardware = manifest.hardware if manifest else upload.hardware
-    kind = "raw" if raw else "esp-image"
-    for what, given, held in (("hardware", hardware, existing.hardware), ("kind", kind, existing.kind)):
-        if given != held:
-            raise ConflictError(f"firmware {existing.version} exists already: {what} {held!r}, {given!r} was given")
-    if upload.envelope == existing.manifest:
-        return False
-    if trust_of({}, existing.manifest) is not Trust.UNSIGNED and not (
-        upload.envelope and decode_envelope_untrusted(upload.envelope)[0].signature
-    ):
-        raise RefusedError(
-            f"firmware {existing.version} is published with a signature; unsigned it does not replace that"
-        )
-    if not upload.envelope:
-        return upload.sequence not in (None, existing.sequence)
-    return True
-
-
-def _told(firmware: Firmware) -> str:
-    """Say what a manifest says, for the audit log."""
-    try:
-        envelope, manifest = decode_envelope_untrusted(firmware.manifest)
-    except PeerError:
-        return "a manifest that cannot be read"
-    told = [f"signed by {envelope.key.hex()}" if envelope.signature else "unsigned", f"sequence {manifest.sequence}"]
-    if manifest.floor:
-        told.append(f"floor {manifest.floor}")
-    if manifest.flags & FLAG_DOWNGRADE:
-        told.append("downgrade allowed")
-    told += [f"adds key {key_id(key).hex()}" for key in manifest.add]
-    told += [f"revokes key {key.hex()}" for key in manifest.revoke]
-    return " ".join(told)
-
-
-def _unsigned(f: Firmware) -> bytes:
-    flags = FLAG_RAW if f.kind == "raw" else 0
-    manifest = Manifest(
-        app=f.app,
-        version=f.version,
-        hardware=f.hardware,
-        sequence=f.sequence,
-        size=f.size_bytes,
-        sha256=bytes.fromhex(f.sha256),
-        flags=flags,
+    return firmware.with_images(
+        msgspec.structs.replace(image, signed=trust_of(app.spec, image.manifest) is Trust.SIGNED)
+        for image in firmware.images
     )
-    return unsigned(manifest)
 
 
-def _manifest_of(app: App, upload: Upload) -> Manifest | None:
-    if not upload.envelope:
-        return None
-    _, manifest = decode_envelope_untrusted(upload.envelope)
-    if manifest.app != app.name:
-        raise PeerError(f"the manifest is for app {manifest.app}, not for {app.name}")
-    canonical = hardware_name(manifest.hardware)
-    if canonical != manifest.hardware and not manifest.flags & FLAG_RAW:
-        # It is signed as it stands, and devices compare it byte by byte with what they are.
-        raise PeerError(
-            f"the manifest is for hardware {manifest.hardware!r}, expected {canonical!r}, as devices say it: sign the image again"
-        )
-    for what, said, stated in (
-        ("version", upload.version, manifest.version),
-        ("hardware", upload.hardware, canonical),
-    ):
-        if said and said != stated:
-            raise PeerError(f"{what} {said!r} was given, the manifest says {stated!r}")
-    return manifest
+def _updated(record: Firmware, given: Firmware) -> Firmware:
+    """Return a record that has got an image, with what else the upload says of the version."""
+    return msgspec.structs.replace(record, uploaded_by=given.uploaded_by, notes=given.notes or record.notes)

@@ -15,14 +15,19 @@ from dfud.api import (
     DeploymentChanged,
     DeviceChanged,
     Firmware,
+    Image,
     NotFoundError,
     PeerError,
     ProgressChanged,
+    RefusedError,
+    RolloutChanged,
 )
 from dfud.model.names import check_name
 from dfud.registry import audit
+from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.groups import GroupJob
+from dfud.registry.images import bound_of, read_attributes_untrusted, refuse_recalled
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
 from dfud.registry.web import error_response, json_response, read_body, read_json, require, selector_of, user
@@ -34,11 +39,15 @@ _PATHS = "<path:device>"
 
 
 class _Update(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """firmware None removes the wish. selector: which devices; without one and without device: the app's default."""
+    """firmware None removes the wish. selector: which devices; without one and without device: the app's default.
+
+    all_at_once: however many devices the selector matches.
+    """
 
     firmware: dict[str, Any] | None
     device: str | None = None
     selector: str | None = None
+    all_at_once: bool = False
 
 
 def register(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
@@ -72,6 +81,9 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             args.get("sha256", ""),
             args.get("notes", ""),
             _envelope(request.headers.get("dfud-manifest", "")),
+            read_attributes_untrusted(args.getlist("attribute")),
+            bound_of(args.get("requiresFrom"), args.get("requiresTo")),
+            args.get("stop") == "true",
         )
         # The body is streamed to the store; the limit of other bodies' time does not fit it.
         with trio.fail_after(services.config.upload_s):
@@ -86,8 +98,9 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     @app.get(f"{BASE}/firmware/<version>/image")
     async def download_firmware(app: str, version: str) -> Response:
         require("reader", app)
-        record = await services.firmware.get(app, version)
-        async with services.firmware.image(app, version) as path:
+        attributes = read_attributes_untrusted(request.args.getlist("attribute"))
+        which = request.args.get("hardware", "")
+        async with services.firmware.image(app, version, which, attributes) as (path, record):
             opened = await trio.open_file(path, "rb")  # who has opened it may read on
 
         async def blocks() -> AsyncIterator[bytes]:
@@ -101,7 +114,12 @@ def _firmware(app: QuartTrio, services: Services) -> None:
     @app.delete(f"{BASE}/firmware/<version>")
     async def delete_firmware(app: str, version: str) -> Response:
         who = require("manager", app)
-        await services.firmware.delete(app, version, who.name, services.rollouts.all_of(app))
+        hardware, attributes = request.args.get("hardware", ""), request.args.getlist("attribute")
+        if hardware or attributes:
+            of = read_attributes_untrusted(attributes)
+            await services.firmware.delete_image(app, version, hardware, of, who.name)
+        else:
+            await services.firmware.delete(app, version, who.name)
         return Response("", 204)
 
     @app.post(f"{BASE}/update")
@@ -111,11 +129,13 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         given = await read_json(_Update, services.config.body_max)
         version = (given.firmware or {}).get("version")
         if isinstance(version, str):
-            await services.firmware.get(app, version)
+            refuse_recalled(await services.firmware.get(app, version))
         if given.selector is not None and given.device is None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
+            if given.firmware is not None and not given.all_at_once and given.firmware.get("hold") is not True:
+                check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
         await services.registry.set_firmware(app, given.device, given.firmware, who.name)
@@ -201,6 +221,15 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         return json_response({"psk": psk.hex()}, 201)
 
 
+def check_number(number: int, selector: str, version: str, config: RegistryConfig) -> None:
+    """Raise RefusedError where an update means more devices than should be told at once without somebody's saying so."""
+    if number > config.update_max:
+        raise RefusedError(
+            f"selector: {selector[:100]} matches {number} devices, expected at most {config.update_max} ([registry] update_max): "
+            f"make a rollout (dfuctl rollout create NAME {version} -l {selector[:100]!r}), or say allAtOnce (--all-at-once)"
+        )
+
+
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}
 
@@ -213,7 +242,7 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
         only = request.args.get("device")
 
         async def lines() -> AsyncIterator[bytes]:
-            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged)
+            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged, RolloutChanged)
             async with services.bus.stream(*kinds, capacity=services.config.events_behind) as stream:
                 yield b"\n"
                 while not shutdown.is_set():
@@ -247,6 +276,8 @@ async def _next(stream: trio.MemoryReceiveChannel[Any], shutdown: trio.Event) ->
 
 
 def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | None:
+    if isinstance(event, RolloutChanged):
+        return _rollout_json(event) if event.rollout.app == app and device is None else None
     subject = event
     if isinstance(event, (DeploymentChanged, ProgressChanged)):
         subject = event.deployment
@@ -263,6 +294,21 @@ def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | No
         out["current"] = event.actual.version
         out["trial"] = event.actual.trial
     return out
+
+
+def _rollout_json(event: RolloutChanged) -> dict[str, Any]:
+    """device "": it is of no one device, and whoever follows some looks at all of them."""
+    status = event.rollout.status
+    out = {
+        "event": "RolloutChanged",
+        "device": "",
+        "rollout": event.rollout.name,
+        "firmware": event.rollout.spec.get("firmware"),
+        "state": status.state,
+        "wave": status.wave + 1,
+    }
+    more = {"code": status.code, "reason": status.reason, "by": status.by, "deleted": event.deleted}
+    return out | {key: value for key, value in more.items() if value}
 
 
 def _commands(app: QuartTrio, services: Services) -> None:
@@ -319,7 +365,31 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
     }
     if f.notes:
         out["notes"] = f.notes
+    if f.attributes:
+        out["attributes"] = f.attributes
+    if f.more:
+        out["images"] = [_image_json(image) for image in f.images]
+    if f.requires is not None:
+        out["requires"] = {"from": f.requires.low, "to": f.requires.high}
+    if f.stop:
+        out["stop"] = True
+    if f.recalled is not None:
+        out["recalled"] = msgspec.to_builtins(f.recalled)
     return out
+
+
+def _image_json(image: Image) -> dict[str, Any]:
+    return {
+        "hardware": image.hardware,
+        "attributes": image.attributes,
+        "sequence": image.sequence,
+        "size": image.size_bytes,
+        "sha256": image.sha256,
+        "kind": image.kind,
+        "signed": image.signed,
+        "trust": trust_shown(image),
+        "manifest": msgspec.to_builtins(image.manifest),
+    }
 
 
 def job_json(job: GroupJob) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def deployment_json(d: Deployment) -> dict[str, Any]:
         out["blocked"] = True
     if d.problem:
         out["problem"] = d.problem
+    if d.route is not None:
+        out["route"] = {"toward": d.route.toward, "step": d.route.step, "steps": d.route.steps}
     if d.code or d.text or d.crashes:
         out["result"] = {
             "code": d.code,
@@ -169,7 +171,14 @@ def _that_matters(view: DeviceView, target: Firmware | None) -> Deployment | Non
         # Of a renewal it runs the image from the beginning: what counts is the manifest.
         renews = deployment.renews > (actual.manifest if actual.manifest is not None else deployment.renews)
         return deployment if renews else None
-    return deployment if target is not None and target.sha256 == deployment.sha256 else None
+    return deployment if target is not None and _leads_to(deployment, target) else None
+
+
+def _leads_to(deployment: Deployment, target: Firmware) -> bool:
+    """Say whether a deployment is of the target, or of a step on the way to it."""
+    if deployment.sha256 == target.sha256:
+        return True
+    return deployment.route is not None and deployment.route.toward == target.version
 
 
 def _in_sync(
@@ -187,17 +196,20 @@ def _in_sync(
         if actual.trial:
             return _condition("InSync", "False", "Trial", "runs the target, unconfirmed", at_s)
         return _condition("InSync", "True", "", "", at_s)
+    if target.recalled is not None:
+        reason = f"{target.version} is recalled: {target.recalled.reason}"
+        return _condition("InSync", "False", "Recalled", reason, at_s)
     if barred:
         return _condition("InSync", "False", "NotTrusted", barred, at_s)
-    ours = deployment if deployment is not None and deployment.sha256 == target.sha256 else None
+    ours = deployment if deployment is not None and _leads_to(deployment, target) else None
     if renewed and ours is not None and ours.renews < target.sequence:
         ours = None  # of the time before this manifest
-    if ours is not None and ours.final:
+    if ours is not None and ours.final and not ours.is_between:
         # Done, and yet it runs something else: it went back by itself, later.
-        state = State.ROLLED_BACK if ours.state is State.DONE else ours.state
+        ended = State.ROLLED_BACK if ours.state is State.DONE else ours.state
         if ours.blocks or ours.state is State.DONE:
-            return _condition("InSync", "False", state, ours.text or code_name(ours.code), at_s)
-        return _condition("InSync", "False", State.PENDING, f"was {state}, may be tried again", at_s)
+            return _condition("InSync", "False", ended, ours.text or code_name(ours.code), at_s)
+        return _condition("InSync", "False", State.PENDING, f"was {ended}, may be tried again", at_s)
     if actual is None:
         return _condition("InSync", "Unknown", "NeverSeen", "the device has not reported yet", at_s)
     if desired.hold:
@@ -205,7 +217,15 @@ def _in_sync(
     if ours is not None and ours.problem:
         return _condition("InSync", "False", "NotPackaged", ours.problem, at_s)
     # A deployment of another image ends with the device's next status.
-    return _condition("InSync", "False", ours.state if ours is not None else State.PENDING, "", at_s)
+    state = ours.state if ours is not None and not ours.final else State.PENDING
+    return _condition("InSync", "False", state, _step_of(ours), at_s)
+
+
+def _step_of(deployment: Deployment | None) -> str:
+    route = deployment.route if deployment is not None else None
+    if route is None or deployment is None:
+        return ""
+    return f"step {route.step} of {route.steps}: {deployment.version}"
 
 
 def _condition(kind: str, status: str, reason: str, message: str, at_s: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from dfud.api import (
+    Capability,
     DeleteApp,
     DeleteFirmware,
     NotFoundError,
@@ -18,7 +19,7 @@ from dfud.api import (
     Store,
     StoreError,
 )
-from dfud.testing.store_values import a_blob, a_firmware, an_app, image_of
+from dfud.testing.store_values import a_blob, a_firmware, an_app, image_of, with_image
 
 RACES = 40
 PUBLISHERS = 6
@@ -70,6 +71,23 @@ class BlobConformance:
         assert await image_of(store, sha256) is None, "its last record names another image now"
         await store.commit([DeleteApp("app3")])
         assert await image_of(store, other) is None
+
+    async def test_a_blob_lives_while_a_record_names_it_as_one_of_several_images(self, store: Store) -> None:
+        if Capability.SEVERAL_IMAGES not in store.capabilities:
+            pytest.skip("the store does not declare several-images")
+        await store.commit([PutApp(an_app("app1")), PutApp(an_app("app2"))])
+        async with a_blob(store, b"some") as first, a_blob(store, b"more") as second:
+            one = a_firmware(first)
+            await store.commit([PutFirmware(with_image(one, second))])
+            await store.commit([PutFirmware(a_firmware(second, "2.0"))])
+            await store.commit([PutFirmware(with_image(a_firmware(second, app="app2"), first))])
+        assert await there(store, first) and await there(store, second)
+        await store.commit([PutFirmware(one, create=False), DeleteFirmware("app1", "2.0")])
+        assert await there(store, second), "the other app has it as its first image"
+        await store.commit([DeleteFirmware("app1", "1.0")])
+        assert await there(store, first), "the other app has it as its second image"
+        await store.commit([DeleteApp("app2")])
+        assert await image_of(store, first) is None and await image_of(store, second) is None
 
     async def test_a_refused_commit_lets_go_of_nothing(self, store: Store) -> None:
         await store.commit([PutApp(an_app())])

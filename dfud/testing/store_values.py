@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from dfud.api import App, Deployment, Device, Firmware, Metadata, State, Store
 
 
@@ -28,6 +30,12 @@ def a_firmware(sha256: str, version: str = "1.0", app: str = "app1", sequence: i
         manifest=b"envelope",
         kind="raw",
     )
+
+
+def with_image(firmware: Firmware, sha256: str) -> Firmware:
+    """Return a record with one more image, for boards of its hardware that say `rev` and the digest's first letters."""
+    image = msgspec.structs.replace(firmware.first, sha256=sha256, attributes={"rev": sha256[:6]})
+    return firmware.with_images([*firmware.images, image])
 
 
 def a_deployment(number: int = 1, state: State = State.PENDING, device: str = "dev1") -> Deployment:

@@ -27,7 +27,7 @@ from dfud.api import (
     Store,
 )
 from dfud.testing.store_faults import FaultConformance
-from dfud.testing.store_values import a_device, a_firmware, an_app, image_of
+from dfud.testing.store_values import a_device, a_firmware, an_app, image_of, with_image
 
 STEPS = 250
 APPS = ("app1", "app2")
@@ -46,7 +46,7 @@ class Model:
         self.names_stay = names_stay
         self.gone: set[tuple[str, str]] = set()
         self.devices: dict[str, set[str]] = {}
-        self.firmware: dict[str, dict[str, str]] = {}
+        self.firmware: dict[str, dict[str, frozenset[str]]] = {}
         self.held: list[str] = []
         self.strays: set[str] = set()
 
@@ -61,7 +61,9 @@ class Model:
         self.strays.discard(sha256)  # needed again, so it goes when it is let go of
 
     def images(self) -> set[str]:
-        return {sha for firmwares in self.firmware.values() for sha in firmwares.values()} | set(self.held)
+        return {sha for firmwares in self.firmware.values() for shas in firmwares.values() for sha in shas} | set(
+            self.held
+        )
 
     def apply(self, change: Change) -> bool:
         """Take a change over; return whether a store has to take it, too."""
@@ -83,12 +85,12 @@ class Model:
                 return there
             case PutFirmware(firmware, create):
                 known = self.firmware.get(firmware.app)
-                stored = firmware.sha256 in self.images() | self.strays
+                stored = firmware.digests <= self.images() | self.strays
                 taken = firmware.version in (known or ()) or (firmware.app, firmware.version) in self.gone
                 if known is None or not stored or (create and taken):
                     return False
-                self.strays.discard(firmware.sha256)
-                known[firmware.version] = firmware.sha256
+                self.strays -= firmware.digests
+                known[firmware.version] = firmware.digests
                 return True
             case DeleteFirmware(app, version):
                 there = self.firmware.get(app, {}).pop(version, None) is not None
@@ -140,6 +142,8 @@ class WalkConformance(FaultConformance):
             case _:
                 create = rng.random() < 0.5
                 firmware = a_firmware(digest(image), name, app=app)
+                if Capability.SEVERAL_IMAGES in store.capabilities and rng.random() < 0.3:
+                    firmware = with_image(firmware, digest(rng.choice(IMAGES)))
                 one: list[Change] = [
                     PutApp(an_app(app)),
                     PutDevice(a_device(name, app)),
@@ -164,7 +168,7 @@ class WalkConformance(FaultConformance):
         assert {a.name for a in await store.apps()} == set(model.devices), steps
         for app in APPS:
             assert {v.device.name for v in await store.devices(app)} == model.devices.get(app, set()), steps
-            found = {f.version: f.sha256 for f in await store.firmwares(app)}
+            found = {f.version: f.digests for f in await store.firmwares(app)}
             assert found == model.firmware.get(app, {}), steps
         for image in IMAGES:
             stored = await image_of(store, digest(image))

@@ -80,8 +80,11 @@ class Starts(msgspec.Struct, frozen=True):
 
 
 class Defer(msgspec.Struct, frozen=True):
+    """own: the agent's pause after a failure, which nobody's order shortens; else the application said so."""
+
     reason: str
     retry_s: int
+    own: bool = False
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -144,6 +147,8 @@ def encode_status(status: Status) -> bytes:
             message[9][7] = r.number
     if status.defer:
         message[10] = {0: status.defer.reason, 1: status.defer.retry_s}
+        if status.defer.own:
+            message[10][2] = True
     if status.attributes:
         message[11] = dict(sorted(status.attributes.items()))
     if status.sequence:
@@ -187,16 +192,15 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
             _str(s, 3, "starts.text", 0, 512, ""),
         )
     if (d := _optional_map(m, 10, "defer")) is not None:
-        defer = Defer(_str(d, 0, "defer.reason", 0, 64, ""), _uint(d, 1, "defer.retry_s", 0, 1 << 31))
+        defer = Defer(
+            _str(d, 0, "defer.reason", 0, 64, ""), _uint(d, 1, "defer.retry_s", 0, 1 << 31), _flag(d, 2, "defer.own")
+        )
     attributes = _optional_map(m, 11, "attributes") or {}
     if len(attributes) > ATTRIBUTES_MAX:
         raise PeerError(f"status: {len(attributes)} attributes, expected at most {ATTRIBUTES_MAX}")
     for key, value in attributes.items():
         if type(key) is not str or type(value) is not str or len(key.encode()) > 64 or len(value.encode()) > 64:
             raise PeerError("status: an attribute is not text of at most 64 bytes")
-    trial = m.get(7, False)
-    if type(trial) is not bool:
-        raise PeerError("status: trial is not a bool")
     return Status(
         version=_str(m, 1, "version", 1, 64),
         digest=_bin(m, 2, "digest", 32, 32),
@@ -204,7 +208,7 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
         kinds=_uint(m, 4, "kinds", 1, U32_MAX),
         payload=_uint(m, 5, "payload", PAYLOAD_MIN_BYTES, PAYLOAD_MAX_BYTES),
         capacity=_uint(m, 6, "capacity", 0, U32_MAX),
-        trial=trial,
+        trial=_flag(m, 7, "status: trial"),
         progress=progress,
         result=result,
         defer=defer,
@@ -272,6 +276,13 @@ def _uint(m: dict[Any, Any], key: int, what: str, low: int, high: int, default: 
     value = m.get(key)
     if type(value) is not int or not low <= value <= high:
         raise PeerError(f"{what}: found {str(value)[:40]!r}, expected an integer from {low} to {high}")
+    return value
+
+
+def _flag(m: dict[Any, Any], key: int, what: str) -> bool:
+    value = m.get(key, False)
+    if type(value) is not bool:
+        raise PeerError(f"{what} is not a bool")
     return value
 
 

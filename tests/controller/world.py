@@ -33,6 +33,7 @@ from dfud.api import (
     HistoryEntry,
     Metadata,
     NotFoundError,
+    Pruned,
     PutActual,
     PutApp,
     PutDeployment,
@@ -42,6 +43,7 @@ from dfud.api import (
     Selector,
     Store,
     StoreError,
+    TrimDocuments,
 )
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
@@ -115,7 +117,13 @@ class Records(Store):
                         raise ConflictError("changed")
                     self.documents_[collection, key] = value
                 case DeleteDocument(collection, key):
+                    if (collection, key) not in self.documents_:
+                        raise NotFoundError(f"no {collection} {key}")
                     del self.documents_[collection, key]
+                case TrimDocuments(collection, keep):
+                    keys = sorted(key for place, key in self.documents_ if place == collection)
+                    for key in keys[: max(0, len(keys) - keep)]:
+                        del self.documents_[collection, key]
                 case AddCounts(scope, add):
                     counts = self.counts_.setdefault(scope, {})
                     for name, number in add.items():
@@ -184,7 +192,7 @@ class Records(Store):
     async def firmware_by_digest(self, app: str, sha256: str) -> Firmware | None:
         every = self.firmwares_.values()
         found: Firmware | None = await self._read(
-            lambda: next((f for f in every if (f.app, f.sha256) == (app, sha256)), None)
+            lambda: next((f for f in every if f.app == app and sha256 in f.digests), None)
         )
         return found
 
@@ -196,7 +204,8 @@ class Records(Store):
         return sorted(self.of_device.get((app, device), {}).values(), key=lambda d: -d.number)[:limit]
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        return [e for e in reversed(self.entries) if (e.app, e.device) == (app, device)][:limit]
+        own = [e for e in self.entries if (e.app, e.device) == (app, device)]
+        return [msgspec.structs.replace(e, number=n) for n, e in enumerate(own, 1)][::-1][:limit]
 
     async def users_of(self, app: str, version: str) -> list[str]:
         return []
@@ -209,6 +218,9 @@ class Records(Store):
     ) -> list[tuple[str, bytes]]:
         every = sorted(self.documents_.items())
         return [(k, v) for (c, k), v in every if c == collection and k.startswith(prefix) and k > after][:limit]
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        raise AssertionError
 
     async def counts(self, scope: str) -> dict[str, int]:
         return {name: number for name, number in self.counts_.get(scope, {}).items() if number}

@@ -8,5 +8,5 @@ import msgspec
 class Limits(msgspec.Struct, frozen=True):
     """The oldest go first, in the commit that brings one too many."""
 
-    history_per_device: int = 1000
-    deployments_per_device: int = 100
+    history_per_device: int = 200
+    deployments_per_device: int = 20

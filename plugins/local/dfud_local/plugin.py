@@ -28,10 +28,10 @@ class LocalConfig(
     ] = 0
     history_per_device: Annotated[
         int, msgspec.Meta(description="entries of a device's history that are kept", ge=1, le=1_000_000)
-    ] = 1000
+    ] = 200
     deployments_per_device: Annotated[
         int, msgspec.Meta(description="finished deployments of a device that are kept", ge=1, le=100_000)
-    ] = 100
+    ] = 20
     stuck_s: Annotated[
         float,
         msgspec.Meta(

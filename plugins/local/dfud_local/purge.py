@@ -52,6 +52,7 @@ def drop_app(database: sqlite3.Connection, name: str) -> bool:
     database.execute("DELETE FROM app WHERE name=?", (name,))
     database.execute("DELETE FROM app_label WHERE app=?", (name,))
     database.execute("DELETE FROM firmware WHERE app=?", (name,))
+    database.execute("DELETE FROM firmware_image WHERE app=?", (name,))
     if drop_devices(database, name):
         return True
     database.execute("INSERT OR IGNORE INTO dropped VALUES (?)", (name,))

@@ -22,6 +22,10 @@ ALIASES = (  # CROSS: the names drive, whatever the planner thinks; a device's o
     "SELECT v.value, a.device FROM json_each(?1) v CROSS JOIN alias a ON a.app=?2 AND a.alias=v.value "
     "UNION ALL SELECT v.value, d.name FROM json_each(?1) v CROSS JOIN device d ON d.app=?2 AND d.name=v.value"
 )
+BY_DIGEST = (
+    "SELECT version, body FROM firmware WHERE app=?1 AND version IN (SELECT version FROM firmware WHERE app=?1 AND sha256=?2 "
+    "UNION ALL SELECT version FROM firmware_image WHERE app=?1 AND sha256=?2) ORDER BY sequence DESC LIMIT 1 OFFSET ?3"
+)
 DEVICE = f"SELECT {VIEW} {FROM} WHERE d.app=? AND d.name=?"
 
 

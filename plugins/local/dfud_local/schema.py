@@ -56,6 +56,11 @@ MIGRATIONS = (
     # Apps that were deleted and whose devices are still to go.
     """
     CREATE TABLE dropped (app TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE INDEX deployment_ended ON deployment (created) WHERE NOT open;
+    """,
+    """
+    CREATE TABLE firmware_image (app TEXT, version TEXT, sha256 TEXT, PRIMARY KEY (app, version, sha256)) WITHOUT ROWID;
+    CREATE INDEX firmware_image_digest ON firmware_image (sha256, app);
     """,
 )
 

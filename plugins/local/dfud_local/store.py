@@ -17,11 +17,12 @@ from dfud.api import (
     Bus,
     Capability,
     Change,
+    Pruned,
     StoreError,
 )
 from dfud_local.blobs import Blobs
 from dfud_local.changes import blob_needed
-from dfud_local.check import check_directory
+from dfud_local.check import check_directory, peek
 from dfud_local.limits import Limits
 from dfud_local.lock import DirectoryLock
 from dfud_local.reader import Reader
@@ -37,7 +38,9 @@ class LocalStore(ReadingStore):
     """Records in `directory`/dfud.sqlite3, blobs in `directory`/blobs."""
 
     name = "local"
-    capabilities = frozenset({Capability.DELETE_FIRMWARE, Capability.APP_FIRMWARE, Capability.BACKUP})
+    capabilities = frozenset(
+        {Capability.DELETE_FIRMWARE, Capability.SEVERAL_IMAGES, Capability.APP_FIRMWARE, Capability.BACKUP}
+    )
 
     def __init__(
         self, directory: Path, *, database_max_bytes: int = 0, limits: Limits | None = None, stuck_s: float = 30.0
@@ -52,6 +55,9 @@ class LocalStore(ReadingStore):
 
     async def check(self) -> None:
         await trio.to_thread.run_sync(check_directory, self._directory)
+
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        return await trio.to_thread.run_sync(peek, self._directory, collection, key)
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with contextlib.ExitStack() as opened:
@@ -115,6 +121,11 @@ class LocalStore(ReadingStore):
             raise StoreError("the store is not open")
         await self._writer.commit(changes)
         self._damage.mended(changes)
+
+    async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
+        if self._writer is None:
+            raise StoreError("the store is not open")
+        return await self._writer.prune(before_s, now_s, after, limit)
 
     async def new_blob(self) -> BlobWriter:
         if self._writer is None:

@@ -1,0 +1,227 @@
+"""The rollouts as they are kept in memory: a copy of what is stored, and what follows from it for each device. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import trio
+
+from dfud.api import (
+    Actual,
+    App,
+    AppChanged,
+    Bus,
+    Deployment,
+    Desired,
+    Device,
+    FirmwareChanged,
+    NotFoundError,
+    PeerError,
+    Rollout,
+    Store,
+    read_record,
+)
+from dfud.controller.failures import Failures
+from dfud.controller.outbox import Outbox
+from dfud.controller.pace import Pace
+from dfud.controller.rollout_rules import scope_of
+from dfud.model.counts import WaveCounts, read_counts
+from dfud.model.desired import Held
+from dfud.model.policy import Policy
+from dfud.model.rollout import ROLLOUTS, Facts, Plan
+from dfud.model.rollout_spec import read_plan_untrusted
+from dfud.model.rollout_states import FINAL
+from dfud.model.times import time_of
+
+COLLECTION = ROLLOUTS
+PAGE = 1000
+Promote = Callable[[str, str, str], Awaitable[None]]
+
+
+class Entry(msgspec.Struct):
+    """One rollout as it is stored. plan None: its spec cannot be read, as `problem` says."""
+
+    rollout: Rollout
+    raw: bytes
+    plan: Plan | None
+    problem: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.rollout.app}/{self.rollout.name}"
+
+    @property
+    def uid(self) -> str:
+        return self.rollout.metadata.uid
+
+
+class Book:
+    """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        now: Callable[[], float],
+        promote: Promote | None = None,
+        *,
+        per_app: int = 200,
+        outbox: Outbox | None = None,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._now = now
+        self._promote = promote
+        self._per_app = per_app
+        self._outbox = outbox or Outbox(store)
+        self._entries: dict[str, dict[str, Entry]] = {}
+        self._policies: dict[str, tuple[str, Policy]] = {}
+        self._plans: dict[str, Plan] = {}
+        self._pace = Pace()
+        self.failures = Failures(store)
+        self._lock = trio.Lock()
+        self._news = trio.Event()
+        self._orphans: list[Entry] = []
+        bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(FirmwareChanged, self._firmware_changed)
+
+    def _app_changed(self, event: AppChanged) -> None:
+        self._policies.pop(event.app, None)
+        if event.deleted and (left := self._entries.pop(event.app, None)):
+            self._orphans += left.values()
+            self._news.set()
+
+    def _firmware_changed(self, event: FirmwareChanged) -> None:
+        if (event.deleted or event.firmware.recalled is not None) and self._entries.get(event.firmware.app):
+            self._news.set()
+
+    async def _load(self) -> None:
+        self._entries.clear()
+        self._policies.clear()
+        after = ""
+        while page := await self._store.documents(COLLECTION, after=after, limit=PAGE):
+            after = page[-1][0]
+            for key, raw in page:
+                self._remember(key, raw)
+        for entry in self._all():
+            if entry.rollout.status.state not in FINAL:
+                counts = await self.counts(entry.uid)
+                self._pace.under_way(entry.uid, sum(c.under_way for c in counts.values()))
+
+    def _remember(self, key: str, raw: bytes) -> Entry | None:
+        """Take a stored rollout into memory. One that cannot be read is named in the log, and speaks for nobody."""
+        rollout = read_record("rollouts.record", raw, Rollout, rollout=key)
+        if rollout is None:
+            return None
+        entry = Entry(rollout, raw, None)
+        try:
+            entry.plan = read_plan_untrusted(rollout.spec)
+            self._plans[entry.uid] = entry.plan
+        except PeerError as error:
+            entry.problem = str(error)
+        self._entries.setdefault(rollout.app, {})[rollout.name] = entry
+        self._policies.pop(rollout.app, None)
+        return entry
+
+    def _all(self) -> list[Entry]:
+        return [entry for entries in self._entries.values() for entry in entries.values()]
+
+    def _entry(self, app: str, name: str) -> Entry:
+        entry = self._entries.get(app, {}).get(name)
+        if entry is None:
+            raise NotFoundError(f"no rollout {name} in app {app}")
+        return entry
+
+    def others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
+        return {name: (entry.rollout, entry.plan) for name, entry in self._entries.get(app, {}).items()}
+
+    def all_of(self, app: str) -> list[Rollout]:
+        """Return the rollouts of an app, newest first."""
+        found = [entry.rollout for entry in self._entries.get(app, {}).values()]
+        return sorted(found, key=lambda r: (r.metadata.creation_timestamp, r.name), reverse=True)
+
+    def plan(self, uid: str) -> Plan | None:
+        return self._plans.get(uid)
+
+    def get(self, app: str, name: str) -> Rollout:
+        """Raises NotFoundError."""
+        return self._entry(app, name).rollout
+
+    async def counts(self, uid: str) -> dict[int, WaveCounts]:
+        """Return what became of the devices of a rollout, by wave."""
+        return read_counts(await self._store.counts(scope_of(uid)), uid)
+
+    async def failed(self, uid: str) -> list[dict[str, Any]]:
+        """Return the first devices of a rollout that failed, with what they said, as users see it."""
+        return [
+            {
+                "device": f.device,
+                "wave": f.wave + 1,
+                "state": f.state,
+                "code": f.code,
+                "at": time_of(f.at_s),
+                "title": f.title,
+                "fingerprint": f.fingerprint,
+                "text": f.text,
+                "deployment": f.deployment,
+            }
+            for f in await self.failures.of(uid)
+        ]
+
+    # Deciding
+
+    def desired(
+        self, app: App, device: Device, actual: Actual | None, deployment: Deployment | None, now_s: float
+    ) -> Desired:
+        """Return what should run on a device. actual: what it says now; deployment: its newest one. Never raises."""
+        facts = Facts(
+            device=device.name,
+            labels=device.metadata.labels,
+            created=device.metadata.creation_timestamp,
+            actual=actual,
+            told=deployment.rollout if deployment is not None else "",
+        )
+        found = self._policy(app).wanted(device.spec, facts, deployment, now_s)
+        if not found.rollout or found.back or found.held is not None:
+            return found
+        if facts.told == found.rollout and deployment is not None and (not deployment.final or deployment.is_between):
+            return found
+        plan = self._plans.get(found.rollout)
+        if plan is None or (actual is not None and actual.version == found.version):
+            return found
+        return msgspec.structs.replace(found, held=self._pace.held(found.rollout, plan, now_s))
+
+    def take(self, uid: str, now_s: float) -> Held | None:
+        """Take a place in a rollout for a device that it is about to tell, or say why there is none now."""
+        plan = self._plans.get(uid)
+        return self._pace.take(uid, plan, now_s) if plan is not None else None
+
+    def give_back(self, uid: str) -> None:
+        """End what take() began: the device is counted by now, or was not told."""
+        self._pace.give_back(uid)
+
+    def leads(self, uid: str) -> bool:
+        """Say whether there is such a rollout: for one that is deleted nothing is counted any more."""
+        return uid in self._plans
+
+    def counted(self, difference: dict[str, int]) -> None:
+        """Note what was counted in a commit that is done: counter to what was added (dfud.model.counts)."""
+        for name, number in difference.items():
+            uid, _, rest = name.partition("/")
+            if rest.endswith("/under_way"):
+                self._pace.moved(uid, number)
+        if difference:
+            self._news.set()
+
+    def _policy(self, app: App) -> Policy:
+        version, policy = self._policies.get(app.name, ("", None))
+        if policy is None or version != app.metadata.resource_version:
+            entries = self._entries.get(app.name, {})
+            rollouts = [
+                e.rollout for e in entries.values() if e.rollout.metadata.annotations.get("app") == app.metadata.uid
+            ]
+            policy = Policy(app.spec, rollouts)
+            self._policies[app.name] = (app.metadata.resource_version, policy)
+        return policy
