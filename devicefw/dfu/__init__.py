@@ -60,6 +60,14 @@ def guard(function, start_s=120):
             arm(start_s * 1000)
             forget("crash", "trial")
         function()
+    except KeyboardInterrupt:
+        # Somebody at the console, such as mpremote: that is no hang, so nobody is to reset the chip under their hands.
+        import machine
+        from dfu.trial import feed
+
+        feed(machine, 0)
+        forget("trial")
+        raise
     except Exception as error:
         fail(CRASHED, error, _agent)
 

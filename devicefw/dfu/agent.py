@@ -76,7 +76,7 @@ class Agent:
         from dfu.starts import count
 
         self.starts = count(self.slots, self.result, machine.reset_cause() == machine.WDT_RESET)
-        forget("starts")
+        forget("starts", "result")
         self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
         self.confirmed = asyncio.Event()
         if not self.trial:

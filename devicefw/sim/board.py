@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -104,6 +105,11 @@ class Board:
         self._pulled = reason
         if self._process is not None:
             self._process.kill()
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C on the console, as mpremote does before anything else."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled: the power is switched off."""
