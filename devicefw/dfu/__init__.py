@@ -22,19 +22,25 @@ _agent = None
 _tasks = []
 
 
-def start(config):
+def start(config, serve=True):
     """Begin to look for updates, in tasks of the running event loop. Returns the agent."""
     global _agent
     if _agent is None:
         _agent = Agent(config)
-    if not _tasks:
         if _agent.trial:
             from dfu.trial import watch
 
             _tasks.append(asyncio.create_task(_guarded(watch(_agent, fail))))
             forget("trial")
+    if serve and not _agent.serves:
+        _agent.serves = True
         _tasks.append(asyncio.create_task(_guarded(_agent.run())))
     return _agent
+
+
+async def once(config):
+    """For a device that sleeps: look for an update once, bring it in if there is one. Returns in how many seconds to do so again."""
+    return await start(config, False).once()
 
 
 async def _guarded(coroutine):
