@@ -184,6 +184,9 @@ class HawkbitStore(Store):
     async def check(self) -> None:
         await self.inner.check()
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        return await self.inner.peek(collection, key)
+
     # Writing
 
     async def commit(self, changes: Sequence[Change]) -> None:
@@ -311,6 +314,9 @@ class HawkbitStore(Store):
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         return await self.inner.find_aliases(app, names)
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        return await self.inner.updating(app, limit=limit, after=after)
 
     async def find_alias(self, app: str, alias: str) -> str | None:
         return await self.inner.find_alias(app, alias)
