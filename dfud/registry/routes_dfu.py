@@ -129,8 +129,8 @@ def _firmware(app: QuartTrio, services: Services) -> None:
                 raise PeerError("selector: empty; leave it out to change the app's default")
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
-        await services.registry.set_firmware(app, given.device, given.firmware, who.name)
-        return json_response({"changed": [given.device] if given.device is not None else []})
+        changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name)
+        return json_response({"changed": [given.device] if changed else []})
 
 
 def _jobs(app: QuartTrio, services: Services) -> None:
