@@ -35,18 +35,22 @@ from dfud.api import (
     Store,
     StoreError,
     UnreadableError,
+    forever,
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, decide, entry_of
+from dfud.controller.fleet import Fleet
 from dfud.controller.hear import explained
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred
 from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
+from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy, Packages
+from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
@@ -71,15 +75,19 @@ class Controller:
         config: ControllerConfig,
         now: Callable[[], float],
         promote: Promote | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._packages = packages
         self._config = config
         self._now = now
-        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app)
+        self._outbox = outbox or Outbox(store)
+        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app, outbox=self._outbox)
         self._memory = Memory(store, bus, config, self.rollouts.desired)
-        self.insight = Insight(store, self._memory, self.rollouts, config, now)
+        self.fleet = Fleet(store, bus, self._memory.image, now)
+        self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
+        self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
         self._budget = Budget(config.history_per_hour, config.cache_devices)
@@ -90,6 +98,9 @@ class Controller:
         """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rollouts.run)
+            nursery.start_soon(forever, "controller.fleet", self.fleet.run)
+            nursery.start_soon(forever, "controller.attention", self.insight.run)
+            nursery.start_soon(forever, "controller.planner", self.planner.run)
             await self._jobs.run(task_status=task_status)
 
     @property
@@ -206,7 +217,8 @@ class Controller:
         known = hold.known.actual
         health = health_of(known, status, now_s)
         twins = twins_of(known, status, hold.known.deployment, now_s)
-        return msgspec.structs.replace(actual, health=health, twins=twins)
+        tally = known.tally if known is not None else ()
+        return msgspec.structs.replace(actual, health=health, twins=twins, tally=tally)
 
     async def _older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
         """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
@@ -255,10 +267,14 @@ class Controller:
             if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
+        changes += self._outbox.deployments(steps)
         counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
         changes += counting(counted)
+        if counted:
+            changes += await self.rollouts.failures.noted([d for d, _ in verdict.steps])
         if news or changes or now - known.seen_at >= self._config.seen_s:
-            changes.append(PutActual(actual))
+            actual, tallied = await self.fleet.noted(actual, verdict.deployment)
+            changes += [PutActual(actual), *tallied]
         if changes:
             await self._store.commit(changes)
             known.seen_at = now
@@ -360,7 +376,7 @@ class Controller:
                 # A chunk that comes in blocks, or comes again because it was lost, is one chunk.
                 served=deployment.served + (number != known.fetched),
                 updated_s=self._now(),
-            )
+            ).marked(self._now())
             known.fetched = number
             if now - known.progress_at >= self._config.progress_s:
                 known.progress_at = now
@@ -376,7 +392,9 @@ class Controller:
             if deployment.state in (State.PENDING, State.NOTIFIED):
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
-            await self._store.commit([PutDeployment(deployment, entry)])
+            tallied = await self._tallied(hold, deployment) if entry is not None else []
+            told = self._outbox.deployments([(deployment, entry)])
+            await self._store.commit([PutDeployment(deployment, entry), *told, *tallied])
             hold.known.deployment = deployment
             if entry is not None:
                 self._bus.publish(DeploymentChanged(deployment, entry))
@@ -438,20 +456,30 @@ class Controller:
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
         """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
-        async with self._memory.hold(app, device, self._now()):
+        async with self._memory.hold(app, device, self._now()) as hold:
             counted: dict[str, int] = {}
             with suppress(UnreadableError):
                 counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))
-            yield counting(counted)
+            yield [*counting(counted), *self.fleet.left(hold.known.actual)]
         self.rollouts.counted(counted)
 
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
+        more = [*await self._tallied(hold, deployment), *self._outbox.deployments([(deployment, entry)])]
+        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *more, *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+    async def _tallied(self, hold: Hold, deployment: Deployment) -> list[Change]:
+        """Return the changes that count a device anew whose deployment is going to be this one."""
+        known = hold.known
+        if known.actual is None:
+            return []
+        actual, tallied = await self.fleet.noted(known.actual, deployment)
+        known.actual = actual
+        return [PutActual(actual), *tallied]
 
 
 def _has_place(known: Deployment | None, began: Deployment) -> bool:
@@ -462,7 +490,7 @@ def _has_place(known: Deployment | None, began: Deployment) -> bool:
 
 
 def _unmoved(deployment: Deployment) -> Deployment:
-    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
+    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)
 
 
 def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:

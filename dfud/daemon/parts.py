@@ -27,6 +27,7 @@ from dfud.api import (
     UserRoutes,
 )
 from dfud.controller.config import SECTION as CONTROLLER
+from dfud.controller.outbox import SECTION as OUTBOX
 from dfud.daemon import config as configuration
 from dfud.daemon.config import CORE_SECTIONS, ConfigErrors, DaemonConfig
 from dfud.daemon.key import COLLECTION, NAME, compare_key, read_key
@@ -42,7 +43,7 @@ from dfud.registry.server import check_listening, hypercorn_config
 from dfud.registry.tls import Tls
 
 T = TypeVar("T")
-SECTIONS = (*CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, ENDPOINT, RETENTION)
+SECTIONS = (*CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, OUTBOX, ENDPOINT, RETENTION)
 
 
 class Parts(msgspec.Struct, frozen=True):

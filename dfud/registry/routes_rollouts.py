@@ -38,7 +38,11 @@ def register(app: QuartTrio, services: Services) -> None:
     limits = RecordLimits(services.config.spec_max_bytes, services.config.metadata_max_bytes)
 
     async def shown(rollout: Rollout) -> dict[str, Any]:
-        return rollout_json(rollout, await rollouts.counts(rollout.metadata.uid))
+        uid = rollout.metadata.uid
+        out = rollout_json(rollout, await rollouts.counts(uid))
+        if failures := await rollouts.failed(uid):
+            out["status"]["failures"] = failures
+        return out
 
     @app.post(BASE)
     async def create_rollout(app: str) -> Response:
