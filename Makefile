@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 TRANSPORT ?= http
-# Test files side by side; each test starts its own daemons on free ports.
-WORKERS ?= 2
+# Tests side by side, two more than there are cores since many of them wait; each starts its own daemons on free ports.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 
 .PHONY: help bootloader demo test exhaustive setup lock lint audit clean distclean
 help:
@@ -37,6 +37,8 @@ bootloader: setup
 demo: setup bootloader
 	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
 
+# What is compiled is kept, whatever the caller's environment says: each worker and each program that a test starts reads it.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
