@@ -302,6 +302,12 @@ class Store(abc.ABC):
     async def check(self) -> None:  # noqa: B027 - a store without anything to check is whole
         """Raise ConfigError or StoreError for what would keep run() from starting. Changes nothing; for `check-config`."""
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        """Return a document of a store that does not run, None where it has none or that cannot be told. Changes nothing; for
+        `check-config`.
+        """
+        return None
+
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the store, report started, serve until cancelled, then close.
@@ -394,7 +400,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, in the order of the commits, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first, each with its number.
+
+        Numbers are not given a second time while the device is there, whatever is no longer kept.
+        """
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:

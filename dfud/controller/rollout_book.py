@@ -30,12 +30,12 @@ from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.policy import Policy
-from dfud.model.rollout import Facts, Plan
+from dfud.model.rollout import ROLLOUTS, Facts, Plan
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
 from dfud.model.times import time_of
 
-COLLECTION = "rollout"
+COLLECTION = ROLLOUTS
 PAGE = 1000
 Promote = Callable[[str, str, str], Awaitable[None]]
 

@@ -32,6 +32,7 @@ from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
 from dfud.daemon.parts import Parts
+from dfud.daemon.pauses import Pauses
 from dfud.daemon.retention import Retention, RetentionConfig
 from dfud.daemon.tasks import keep
 from dfud.endpoint.auth import Authenticator
@@ -66,6 +67,7 @@ class Service:
         self._store = parts.store
         self._transports = parts.transports
         self._not_ready = "starting"
+        self._pauses = Pauses()
         self._stop = trio.Event()
         self._users_served = trio.Event()
         self.failure: Exception | None = None
@@ -75,6 +77,14 @@ class Service:
 
         Returns when everything that was accepted is answered and stored, or drain_s has passed.
         """
+        self._pauses.watch()
+        try:
+            await self._run(reread)
+        finally:
+            self._pauses.end()
+        log.info("stopped")
+
+    async def _run(self, reread: Callable[[], Config]) -> None:
         async with trio.open_nursery() as outer:
             await outer.start(self._run_store)
             settings = self._config.section("endpoint", EndpointConfig)
@@ -86,7 +96,9 @@ class Service:
                 await self._drain()
                 nursery.cancel_scope.cancel()
             outer.cancel_scope.cancel()
-        log.info("stopped")
+
+    def _counters(self) -> Mapping[str, float]:
+        return {**self._store.counters(), **self._pauses.counters()}
 
     async def _run_store(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the store. Without one nothing can be answered, so its end is dfud's, with what is parked answered first."""
@@ -215,7 +227,7 @@ class Service:
         def outbox() -> str:
             return outbox_lines(self._deliveries.status())
 
-        return Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters, [fleets, outbox])
+        return Metrics(self._bus, lambda: self._endpoint.parked, self._counters, [fleets, outbox])
 
     async def _serve_users(
         self, app: object, config: RegistryConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED

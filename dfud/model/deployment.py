@@ -180,7 +180,11 @@ _MARKS |= dict.fromkeys(FINAL, 3 << 40)
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One change of a deployment's state, kept for users. Appended, never changed."""
+    """One change of a deployment's state, kept for users. Appended, never changed.
+
+    number: its place in the device's history, given by the store, from 1 on: it rises with every entry, whatever the clock says,
+    and is never given twice (0: from before they were counted).
+    """
 
     deployment: str
     app: str
@@ -191,6 +195,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     event: str = ""
     code: int = 0
     text: str = ""
+    number: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

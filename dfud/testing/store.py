@@ -386,6 +386,7 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
             entry = HistoryEntry(deployment.id, "app1", "dev1", float(number), state, "1.0")
             await store.commit([PutDeployment(deployment, entry)])
         assert [e.state for e in await store.history("app1", "dev1")] == [State.DONE, State.NOTIFIED, State.PENDING]
+        assert [e.number for e in await store.history("app1", "dev1")] == [3, 2, 1]
         assert len(await store.history("app1", "dev1", limit=1)) == 1
         assert await store.deployment(deployment.id) == deployment
         assert await store.deployments("app1", "dev1") == [deployment]

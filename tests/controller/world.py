@@ -204,7 +204,8 @@ class Records(Store):
         return sorted(self.of_device.get((app, device), {}).values(), key=lambda d: -d.number)[:limit]
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        return [e for e in reversed(self.entries) if (e.app, e.device) == (app, device)][:limit]
+        own = [e for e in self.entries if (e.app, e.device) == (app, device)]
+        return [msgspec.structs.replace(e, number=n) for n, e in enumerate(own, 1)][::-1][:limit]
 
     async def users_of(self, app: str, version: str) -> list[str]:
         return []

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import msgspec
+
 from dfud.api import (
     Actual,
     App,
@@ -297,13 +299,12 @@ class ReadingStore(Store):
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
         if app in self._purge.hidden:
             return []
-        query = "SELECT id, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
+        query = "SELECT number, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
         found: list[HistoryEntry] = []
         for number, body in await self._reader.rows(query, app, device, limit):
             try:
-                found.append(
-                    decode(f"entry {number} in the history of device {device} of app {app}", HistoryEntry, body)
-                )
+                entry = decode(f"entry {number} in the history of device {device} of app {app}", HistoryEntry, body)
+                found.append(msgspec.structs.replace(entry, number=number))
             except UnreadableError as error:
                 self._damage.found(error, "history", app, device, str(number))
         return found
