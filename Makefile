@@ -2,12 +2,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 TRANSPORT ?= http
+BOARDS ?= 20
 # Test files side by side; each test starts its own daemons on free ports.
 WORKERS ?= 2
 
-.PHONY: help bootloader demo test exhaustive setup lock lint audit clean distclean
+.PHONY: help bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
 help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo-rollout [BOARDS=20]    a good version in three waves over a fleet of boards, a bad one that stops itself"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
@@ -36,6 +38,9 @@ bootloader: setup
 
 demo: setup bootloader
 	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
+
+demo-rollout: setup bootloader
+	nice $(BIN)/python -m devicefw.sim.demo_rollout --boards $(BOARDS)
 
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench

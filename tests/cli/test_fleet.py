@@ -16,8 +16,8 @@ from tests.cli.test_rollouts import boards  # noqa: F401  # a fixture
 
 
 def test_bars_and_sparks_show_what_there_is() -> None:
-    assert bar(0.0) == " " * 30 and bar(1.0) == "█" * 30 and bar(2.0) == "█" * 30
-    assert bar(0.0001).strip() == "▏" and len(bar(0.37)) == 30
+    assert bar(0.0) == " " * 22 and bar(1.0) == "█" * 22 and bar(2.0) == "█" * 22
+    assert bar(0.0001).strip() == "▏" and len(bar(0.37)) == 22
     assert spark([0, 5, 10]) == "▁▅█" and spark([0, 0]) == "▁▁" and spark([]) == ""
 
 
