@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ async def _within(directory: Path, boards: int, minutes: int) -> None:
         await Demo(directory, boards).run()
     if scope.cancelled_caught:
         raise SystemExit(f"the demonstration was not over after {minutes} minutes")
+
+
+async def _until(ask: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it is so; the whole demonstration has a time limit."""
+    while True:
+        if await ask():
+            return
+        await trio.sleep(0.3)
 
 
 def waves(boards: int) -> list[dict[str, Any]]:
@@ -112,13 +121,20 @@ class Demo:
                 }
                 self._boards[name] = Board(self._directory / name, settings, image=image)
                 nursery.start_soon(self._boards[name].run)
-                while sum(not board.version_line() for board in self._boards.values()) >= STARTING_AT_ONCE:
-                    await trio.sleep(0.1)
+                await _until(self._few_are_starting)
                 if (number + 1) % 5 == 0:
                     console.print(f"{number + 1} of {self._number} boards are switched on")
-            while (await self._fleet())["neverReported"]:
-                await trio.sleep(0.5)
+            await _until(self._all_have_reported)
         console.print(f"all {self._number} boards have reported")
+
+    async def _few_are_starting(self) -> bool:
+        return sum(not board.version_line() for board in self._boards.values()) < STARTING_AT_ONCE
+
+    async def _all_have_reported(self) -> bool:
+        return not (await self._fleet())["neverReported"]
+
+    async def _all_run_the_good_one(self) -> bool:
+        return bool((await self._fleet())["versions"] == {"1.1": self._number})
 
     async def _fleet(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(await self._dfuctl("-o", "json", "fleet", show=False))
@@ -148,8 +164,7 @@ class Demo:
         if "ZeroDivisionError" not in told.splitlines()[0]:
             raise SystemExit("the traceback is not at the top of `dfuctl rollout show`")
         # Those of the first wave are back on what they ran, and nobody else was told.
-        while (await self._fleet())["versions"] != {"1.1": self._number}:
-            await trio.sleep(0.5)
+        await _until(self._all_run_the_good_one)
         first = waves(self._number)[0]["count"]
         status = json.loads(await self._dfuctl("-o", "json", "rollout", "show", "bad", show=False))["status"]
         if len(status["waves"]) != 1 or not 1 <= status["waves"][0]["told"] <= first:
