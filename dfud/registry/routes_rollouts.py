@@ -44,10 +44,11 @@ def register(app: QuartTrio, services: Services) -> None:
             out["status"]["failures"] = failures
         return out
 
-    own = Capability.OWN_ROLLOUTS in services.store.capabilities
+    def own() -> bool:
+        return Capability.OWN_ROLLOUTS in services.store.capabilities
 
     def refuse_own(todo: str) -> None:
-        if own:
+        if own():
             raise RefusedError(f"the store {services.store.name} has rollouts of its own: {todo}")
 
     async def owned(app: str, name: str) -> OwnRollout:
@@ -73,14 +74,14 @@ def register(app: QuartTrio, services: Services) -> None:
     async def list_rollouts(app: str) -> Response:
         require("reader", app)
         await services.registry.app(app)
-        if own:
+        if own():
             return json_response([own_json(r, services.store.name) for r in await services.store.own_rollouts(app)])
         return json_response([await shown(r) for r in rollouts.all_of(app)])
 
     @app.get(f"{BASE}/<name>")
     async def get_rollout(app: str, name: str) -> Response:
         require("reader", app)
-        if own:
+        if own():
             await services.registry.app(app)
             return json_response(own_json(await owned(app, name), services.store.name))
         return json_response(await shown(rollouts.get(app, name)))
@@ -88,7 +89,7 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.delete(f"{BASE}/<name>")
     async def delete_rollout(app: str, name: str) -> Response:
         who = require("manager", app)
-        if own:
+        if own():
             refuse_own(f"delete it there, {(await owned(app, name)).link}")
         entry = audit.entry(services.now(), who.name, "delete-rollout", f"{app}/rollout/{name}")
         await rollouts.delete(app, name, [entry])
@@ -98,7 +99,7 @@ def register(app: QuartTrio, services: Services) -> None:
     async def act(app: str, name: str, action: str) -> Response:
         """Steer a rollout: start, approve, deny, pause, resume, next, revert, abort."""
         who = require("manager", app)
-        if own:
+        if own():
             refuse_own(f"steer it there, {(await owned(app, name)).link}")
         given = await read_json(_Reason, services.config.body_max)
         reason = given.reason[:REASON_MAX]
