@@ -7,7 +7,8 @@ cache. The fleet is read in pages, and what is kept does not grow with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -128,19 +129,20 @@ class Reader:
         """
         found = Forecast(codes={}, running=Counter(), loads={}, waves=Counter(), zones=Counter(), samples=[])
         number = 0
-        async for view in self._devices(app, plan):
-            number += 1
-            if number % AT_ONCE == 0:
-                progress(number)
-                await trio.lowlevel.checkpoint()
-            if most and number > most:
-                break
-            if is_member(plan, uid, started_s, facts_of(view)):
-                await self._one(found, app, plan, view, uid, shares, silent_s)
+        async with aclosing(self._devices(app, plan)) as views:
+            async for view in views:
+                number += 1
+                if number % AT_ONCE == 0:
+                    progress(number)
+                    await trio.lowlevel.checkpoint()
+                if most and number > most:
+                    break
+                if is_member(plan, uid, started_s, facts_of(view)):
+                    await self._one(found, app, plan, view, uid, shares, silent_s)
         progress(number)
         return found
 
-    async def _devices(self, app: App, plan: Plan) -> AsyncIterator[DeviceView]:
+    async def _devices(self, app: App, plan: Plan) -> AsyncGenerator[DeviceView, None]:
         if plan.whom.devices:
             for name in sorted(plan.whom.devices):
                 view = await self._store.device(app.name, name)
