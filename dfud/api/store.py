@@ -176,6 +176,34 @@ class DeleteCounts(msgspec.Struct, frozen=True, tag=True):
     scope: str
 
 
+class OwnWave(msgspec.Struct, frozen=True):
+    """One group of a rollout of the store's own: how many devices are in it, and what became of them."""
+
+    name: str
+    state: str
+    devices: int
+    told: int = 0
+    under_way: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class OwnRollout(msgspec.Struct, frozen=True):
+    """A rollout that was made in the store's own system. state: in dfud's words (docs/rollouts.md); said: in the store's.
+
+    waves: () where only one rollout of many was asked for in short. link: where it is seen and steered.
+    """
+
+    name: str
+    firmware: str
+    state: str
+    said: str = ""
+    devices: int = 0
+    by: str = ""
+    waves: tuple[OwnWave, ...] = ()
+    link: str = ""
+
+
 Change = (
     PutApp
     | DeleteApp
@@ -427,6 +455,19 @@ class Store(abc.ABC):
     def backup(self) -> AsyncIterator[bytes]:
         """Yield a consistent copy of the records (not the blobs), in the store's own form. Needs Capability.BACKUP."""
         raise BugError(f"store {self.name} does not declare {Capability.BACKUP}")
+
+    # Rollouts of its own
+
+    async def own_rollouts(self, app: str) -> list[OwnRollout]:
+        """Return the rollouts of an app in the store's own system, the newest first, without waves. Needs OWN_ROLLOUTS.
+
+        Raises StoreError while that system is away.
+        """
+        raise BugError(f"store {self.name} does not declare {Capability.OWN_ROLLOUTS}")
+
+    async def own_rollout(self, app: str, name: str) -> OwnRollout | None:
+        """Return one of them with its waves. Needs OWN_ROLLOUTS."""
+        raise BugError(f"store {self.name} does not declare {Capability.OWN_ROLLOUTS}")
 
     # One of several
 

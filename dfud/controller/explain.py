@@ -281,20 +281,26 @@ SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
         "Nothing is wanted of it.",
         f"Say what it should run: dfuctl update {case.view.device.name} VERSION.",
     ),
-    Why.BAD_SPEC: _fixed("{reason}.", "Correct the spec, or publish that version."),
-    Why.BARRED: _fixed("{reason}."),
+    Why.BAD_SPEC: _fixed(
+        "What it should run cannot be followed: {reason}.", "Correct the spec, or publish that version."
+    ),
+    Why.BARRED: _fixed("{wanted} may not be sent to it: {reason}."),
     Why.RECALLED: _fixed(
-        "{reason}.", "Want another version, or take the recall back: dfuctl firmware unrecall {wanted}."
+        "{wanted} is not sent to anybody: {reason}.",
+        "Want another version, or take the recall back: dfuctl firmware unrecall {wanted}.",
     ),
     Why.NO_PATH: _fixed(
-        "{reason}.", "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}."
+        "{wanted} is not sent to it: {reason}.",
+        "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}.",
     ),
     Why.LEFT: _left,
     Why.WINDOW: _held("It waits for its maintenance window."),
     Why.RATE: _held("It waits for its turn: the rollout tells only so many a minute."),
     Why.CEILING: _held("It waits for its turn: the rollout updates only so many at one time."),
-    Why.HARDWARE: _fixed("{reason}.", "Want a version that is for its hardware."),
-    Why.TOO_LARGE: _fixed("{reason}.", "Publish a smaller image, or give the device larger slots."),
+    Why.HARDWARE: _fixed("It cannot run {wanted}: {reason}.", "Want a version that is for its hardware."),
+    Why.TOO_LARGE: _fixed(
+        "It cannot take {wanted}: {reason}.", "Publish a smaller image, or give the device larger slots."
+    ),
     Why.TWIN_ON_TRIAL: _fixed(
         "Two boards use this identity, and the other one is on trial.", "Give each board its own."
     ),
