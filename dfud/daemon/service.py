@@ -298,8 +298,10 @@ def _log_users_served(urls: Iterable[str]) -> None:
 
 
 def _log_deployment(event: DeploymentChanged) -> None:
+    # One line an update, which says how it ended; its steps are in the device's history.
     d = event.deployment
-    log.info(
+    log.log(
+        logging.INFO if d.final else logging.DEBUG,
         "deployment",
         extra={"app": d.app, "device": d.device, "firmware": d.version, "state": str(d.state), "code": d.code},
     )

@@ -43,20 +43,16 @@ from dfud.endpoint.denials import Denied, Reason
 from dfud.endpoint.dialects import Conversation
 from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
-from dfud.endpoint.sinking import AWAY, Sinks
+from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
+from dfud.endpoint.sinking import Sinks
+from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
 from dfud.model.names import check_name
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
-from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_command
+from dfud.wire.messages import Command, Type, encode_command
 
 DFU = "dfu"
 ENROL = "enrol"  # the channel of devices that nobody knows yet
-WAKING_AT_ONCE = 256
-
-DENIED = Reply(Code.DENIED, error="AuthenticationError", message="Authentication failed")
-TOO_MANY = Reply(Code.TOO_MANY, error="TooManyRequests", message="Too many failed attempts", retry_after_s=60)
-NOT_FOUND = Reply(Code.NOT_FOUND, error="NotFound", message="No such package or chunk for this device")
-FAILED = Reply(Code.FAILED, error="InternalError", message="The request failed; the log of dfud says why")
 
 
 class _Poll(msgspec.Struct):
@@ -107,6 +103,7 @@ class DeviceEndpoint(Endpoint):
         self._clock = clock
         self._enroller = enroller
         self._parking = Parking()
+        self._waking = Waking(controller, authenticator, self._parking, self._command)
         self._polls: Cache[tuple[str, str], _Poll] = Cache(config.polls, lambda key: key[0])
         self._sent: Cache[tuple[str, str], int] = Cache(config.polls)
         self._sends = 0
@@ -121,18 +118,8 @@ class DeviceEndpoint(Endpoint):
         """Read what is kept for devices, then look again at parked ones for which something changed, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.commands.run)
-            # Side by side, so that many of them share one commit.
-            for _ in range(WAKING_AT_ONCE):
-                nursery.start_soon(self._reconsider_all)
+            await nursery.start(self._waking.run)
             task_status.started()
-
-    async def _reconsider_all(self) -> None:
-        while True:
-            parked = await self._parking.next()
-            with contained("endpoint.wake", app=parked.app, device=parked.device) as guard:
-                await self._reconsider(parked)
-            if guard.error is not None:
-                parked.answer(FAILED)
 
     def drain(self) -> None:
         """Answer everybody who is parked, and park nobody any more."""
@@ -158,31 +145,6 @@ class DeviceEndpoint(Endpoint):
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
         return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
-
-    async def _reconsider(self, parked: Parked) -> None:
-        request = parked.request
-        try:
-            if parked.again:
-                parked.again = False
-                await self._auth.session(request.peer, request.credentials, request.as_device)
-            status = decode_status_untrusted(request.body)
-            command = await self._controller.status(
-                parked.app, parked.device, status, request.transport, patience_s=0.0
-            )
-        except (Denied, NotFoundError):
-            parked.answer(DENIED)
-            return
-        except TooMany:
-            parked.answer(TOO_MANY)
-            return
-        except StoreError:
-            parked.answer(AWAY)
-            return
-        if command.type in (Type.UPDATE, Type.STOP):
-            parked.answer(self._command(parked.app, parked.device, command))
-        elif command.type is Type.WAIT and command.poll_s < parked.poll_s:
-            # Something is being made for it: it asks again at the time that it is told.
-            parked.answer(self._command(parked.app, parked.device, command))
 
     # Publishing
 
@@ -240,7 +202,7 @@ class DeviceEndpoint(Endpoint):
         self._bus.publish(DeviceAddress(session.app, session.device, request.peer))
         body = request.body
         if body and (0x80 <= body[0] <= 0x8F or body[0] == 0xDE):
-            status = decode_status_untrusted(body)
+            status = read_status_untrusted(body)
         else:
             for dialect in self._dialects:
                 if dialect.recognises(request.content_type, body):
@@ -248,7 +210,7 @@ class DeviceEndpoint(Endpoint):
                         self._controller, self._store, session.app, session.device, request.transport, self._now
                     )
                     return await dialect.answer(request, conversation)
-            status = decode_status_untrusted(body)
+            status = read_status_untrusted(body)
         patience_s = min(request.timeout_s, self._config.poll_max_s) or 5.0
         key = (session.app, session.device)
         reading = self._polls.begin(key)

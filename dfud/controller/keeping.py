@@ -1,0 +1,142 @@
+"""What one look at a device came to: what is to be stored of it, in the commit that others share, and what is told after that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import trio
+
+from dfud.api import (
+    Actual,
+    ActualChanged,
+    Bus,
+    Change,
+    Deployment,
+    DeploymentChanged,
+    DeviceSeen,
+    HistoryEntry,
+    PutActual,
+    PutDeployment,
+    Store,
+)
+from dfud.controller.budget import Budget
+from dfud.controller.config import ControllerConfig
+from dfud.controller.counting import counted_of, counting
+from dfud.controller.decide import Verdict, entry_of
+from dfud.controller.memory import Hold
+from dfud.controller.observe import are_twins
+from dfud.controller.sending import Order
+from dfud.package.file import PackageFile
+from dfud.wire.messages import Command, Status
+
+Step = tuple[Deployment, HistoryEntry]
+
+
+class Kept(msgspec.Struct, gc=False):
+    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it."""
+
+    changes: list[Change]
+    steps: Sequence[Step]
+    counted: Mapping[str, int]
+    actual: Actual
+    deployment: Deployment | None
+    news: bool
+    now: float
+    now_s: float
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """One device's status, among those of others (Controller.statuses)."""
+
+    app: str
+    device: str
+    status: Status
+    transport: str
+
+
+class Look(msgspec.Struct, gc=False):
+    """What a status comes to. order: the package that is to be sent; package: that, if it is there."""
+
+    kept: Kept
+    command: Command
+    order: Order | None
+    package: PackageFile | None
+
+
+class Keeper:
+    """leads: whether there is such a rollout; counted: told of what was counted, once it is stored."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        config: ControllerConfig,
+        *,
+        leads: Callable[[str], bool],
+        counted: Callable[[dict[str, int]], None],
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._config = config
+        self._budget = Budget(config.history_per_hour, config.cache_devices)
+        self._leads = leads
+        self._counted = counted
+
+    async def of(self, hold: Hold, actual: Actual, verdict: Verdict, now_s: float, older: Sequence[Step] = ()) -> Kept:
+        """Work out what is to be stored. Raises StoreError where the device has changed too often."""
+        known, now = hold.known, trio.current_time()
+        news = known.actual is None or not _same(known.actual, actual)
+        steps: Sequence[Step] = verdict.steps
+        if older or _newly_twins(known.actual, actual, now_s):
+            steps = [*older, *verdict.steps]
+            if verdict.deployment is not None and _newly_twins(known.actual, actual, now_s):
+                text = "two boards use this identity: what runs contradicts what was sent"
+                steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
+        changes: list[Change] = []
+        if steps:
+            self._budget.spend(actual.app, actual.device, len(steps))
+            changes += [PutDeployment(d, e) for d, e in steps]
+        last = steps[-1][0] if verdict.steps else known.deployment
+        if verdict.deployment is not None and verdict.deployment is not last:
+            due = now - known.progress_at >= self._config.progress_s
+            moved = last is None or verdict.deployment.chunks_done != last.chunks_done
+            if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
+                changes.append(PutDeployment(verdict.deployment))
+                known.progress_at = now
+        counted: dict[str, int] = {}
+        if verdict.steps:
+            counted = await counted_of(self._store, self._leads, known.deployment, [d for d, _ in verdict.steps])
+            changes += counting(counted)
+        if news or changes or now - known.seen_at >= self._config.seen_s:
+            changes.append(PutActual(actual))
+        return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s)
+
+    def done(self, hold: Hold, kept: Kept) -> None:
+        """It is stored: remember it in the hold and say so on the bus."""
+        known, actual = hold.known, kept.actual
+        if kept.changes:
+            known.seen_at = kept.now
+        self._counted(dict(kept.counted))
+        known.actual = actual
+        known.deployment = kept.deployment
+        for deployment, entry in kept.steps:
+            self._bus.publish(DeploymentChanged(deployment, entry))
+        if kept.news:
+            self._bus.publish(ActualChanged(actual))
+        if kept.changes:
+            self._bus.publish(DeviceSeen(actual.app, actual.device, kept.now_s))
+
+
+def _unmoved(deployment: Deployment) -> Deployment:
+    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
+
+
+def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
+    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
+
+
+def _same(one: Actual, other: Actual) -> bool:
+    """Say whether a device has said nothing new, but for when it said it."""
+    aged = msgspec.structs.replace(one, seen_s=other.seen_s, defer_until_s=other.defer_until_s)
+    return aged == other
