@@ -25,6 +25,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "dfud.cli": ("dfud.cli.main",),
     "dfud.daemon": ("dfud.daemon.main", "dfud.daemon.init", "dfud.daemon.logs", "dfud.daemon.service", "dfud_http", "dfud_local"),
     "dfud.package.worker": ("dfud.package.worker",),
+    "esptool": ("esptool",),
 }
 SERVER = Path(__file__).with_name("warm_server.py")
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)

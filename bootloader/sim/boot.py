@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ WDTCONFIG0, SPI1_CMD, SPI1_W0 = 0x60008090, 0x60002000, 0x60002058
 UART_FIFO, UART_STATUS, USB_EP1_CONF, GPIO_IN = 0x60000000, 0x6000001C, 0x60043004, 0x6000403C
 RECOVERY_PIN = 9
 PAGE_PROGRAM_BYTES = 256
+RUN_MAX_S = 120.0
 
 
 class Flash(Protocol):
@@ -147,7 +149,7 @@ class Bootloader:
             self.uc.mem_write(address, data)
         self.uc.reg_write(UC_RISCV_REG_SP, ROM_STACK)
         try:
-            self.uc.emu_start(self._start, 0, count=0, timeout=120_000_000)
+            self._emulate()
         except UcError as error:
             pc = self.uc.reg_read(UC_RISCV_REG_PC)
             if self._error is None and not self._end:
@@ -170,6 +172,16 @@ class Bootloader:
             bool(self._registers.get(WDTCONFIG0, 0) >> 31),
             self._end != "entered",
         )
+
+    def _emulate(self) -> None:
+        """Run until something stops it, for RUN_MAX_S at most. Unicorn's own timeout polls every few microseconds."""
+        timer = threading.Timer(RUN_MAX_S, self.uc.emu_stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            self.uc.emu_start(self._start, 0)
+        finally:
+            timer.cancel()
 
     def register(self, address: int) -> int:
         """Return what the last run left in a peripheral's register."""

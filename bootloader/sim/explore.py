@@ -69,6 +69,12 @@ class Scenario(msgspec.Struct):
     wears: Faults = {}
 
 
+def _any_bit(a: bytes, b: bytes) -> bytes:
+    """Return a | b, as long as the shorter of them."""
+    size = min(len(a), len(b))
+    return (int.from_bytes(a[:size], "big") | int.from_bytes(b[:size], "big")).to_bytes(size, "big")
+
+
 def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[str, Flash]]:
     """Yield what a power cut in this operation may leave: nothing done, half of it, some of its bits."""
     yield "before", flash.copy()
@@ -76,7 +82,7 @@ def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[st
     if kind == "erase":
         old = Flash(flash.sectors).read(offset, SECTOR)
         half = b"\xff" * (SECTOR // 2) + old[SECTOR // 2 :]
-        some = bytes(a | b for a, b in zip(old, mask, strict=True))
+        some = _any_bit(old, mask)
         for name, content in (("half", half), ("some bits", some)):
             copy = flash.copy()
             copy.force(offset, content)
@@ -84,7 +90,7 @@ def torn(flash: Flash, kind: str, offset: int, data: bytes) -> Iterator[tuple[st
     else:
         for name, part in (
             ("half", data[: len(data) // 2]),
-            ("some bits", bytes(a | b for a, b in zip(data, mask, strict=False))),
+            ("some bits", _any_bit(data, mask)),
         ):
             copy = flash.copy()
             try:

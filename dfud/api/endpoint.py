@@ -150,6 +150,9 @@ class Transport(abc.ABC):
     ) -> None:
         """Listen, report started with the addresses as URLs (`http://127.0.0.1:8881`), serve until cancelled."""
 
+    async def check(self) -> None:  # noqa: B027 - a transport that opens nothing has nothing to check
+        """Raise ConfigError for what would keep run() from listening now, such as a port in use; for `check-config`."""
+
     @abc.abstractmethod
     async def drain(self) -> None:
         """Stop accepting; answer what is parked (the endpoint has woken it) and under way; return when no request is left."""

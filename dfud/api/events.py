@@ -54,6 +54,21 @@ class DeploymentChanged(msgspec.Struct, frozen=True):
     entry: HistoryEntry
 
 
+class ChangeEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A change of a deployment or a rollout as it is told to an EventSink; it is stored already.
+
+    kind: "deployment" (subject: the device) or "rollout" (subject: its name). id: the same each time that it is told. data: what
+    docs/events.md says of that kind, all of it JSON.
+    """
+
+    kind: str
+    app: str
+    subject: str
+    at_s: float
+    data: dict[str, Any]
+    id: str = ""
+
+
 class ProgressChanged(msgspec.Struct, frozen=True):
     """A deployment's progress moved within one state; not necessarily stored."""
 

@@ -11,8 +11,9 @@ import trio
 
 from dfud.api.config import Config, Section
 from dfud.api.endpoint import Reply, Request, Transport
-from dfud.api.events import Bus, Telemetry
+from dfud.api.events import Bus, ChangeEvent, Telemetry
 from dfud.api.store import Store
+from dfud.errors import BugError
 from dfud.model.deployment import Actual
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
@@ -66,9 +67,11 @@ class Dialect(abc.ABC):
 
 
 class EventSink(abc.ABC):
-    """Where telemetry goes."""
+    """Where telemetry goes, and changes of deployments and rollouts. telemetry, changes: which of them it wants."""
 
     name: str
+    telemetry: bool = True
+    changes: bool = False
 
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None: ...
@@ -76,6 +79,13 @@ class EventSink(abc.ABC):
     @abc.abstractmethod
     async def take(self, telemetry: Telemetry) -> None:
         """Take over one event; when this returns the sink answers for it. Raises StoreError(retryable) if it cannot."""
+
+    async def tell(self, event: ChangeEvent) -> None:
+        """Take over one change; when this returns the sink answers for it. Called again until it has, in order for each subject.
+
+        Raises StoreError: retryable if the sink is away for a while, else if it will not take this one.
+        """
+        raise BugError(f"sink {self.name} wants changes and does not take them")
 
 
 V = TypeVar("V", bound=Callable[..., Any])

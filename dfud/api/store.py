@@ -80,17 +80,24 @@ class DeleteDevice(msgspec.Struct, frozen=True, tag=True):
 class PutFirmware(msgspec.Struct, frozen=True, tag=True):
     """create: the version must not exist yet. Its blobs must be stored and their BlobWriters still open, but for those that
     the replaced record names: firmware.digests. Those that only the replaced one names are let go of.
+
+    expect: compare and set: the stored record must be this one. Then `create` means nothing.
     """
 
     firmware: Firmware
     create: bool = True
+    expect: Firmware | None = None
 
 
 class DeleteFirmware(msgspec.Struct, frozen=True, tag=True):
-    """Its blobs go with the last record that names them, once that is durable."""
+    """Its blobs go with the last record that names them, once that is durable.
+
+    unused: refused with ConflictError while users_of() would name a device.
+    """
 
     app: str
     version: str
+    unused: bool = False
 
 
 class ExpectDevice(msgspec.Struct, frozen=True, tag=True):
@@ -267,6 +274,12 @@ class Store(abc.ABC):
     async def check(self) -> None:  # noqa: B027 - a store without anything to check is whole
         """Raise ConfigError or StoreError for what would keep run() from starting. Changes nothing; for `check-config`."""
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        """Return a document of a store that does not run, None where it has none or that cannot be told. Changes nothing; for
+        `check-config`.
+        """
+        return None
+
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the store, report started, serve until cancelled, then close.
@@ -304,6 +317,17 @@ class Store(abc.ABC):
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
         """Devices of an app by name (bytewise), those behind `after` only."""
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        """Devices of an app whose newest deployment has not ended, by name, those behind `after` only.
+
+        A store that can finds them without looking at the others.
+        """
+        found: list[DeviceView] = []
+        while len(found) < limit and (page := await self.devices(app, limit=limit, after=after)):
+            after = page[-1].device.name
+            found += [view for view in page if view.deployment is not None and not view.deployment.final]
+        return found[:limit]
 
     @abc.abstractmethod
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
@@ -348,7 +372,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, in the order of the commits, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first, each with its number.
+
+        Numbers are not given a second time while the device is there, whatever is no longer kept.
+        """
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:

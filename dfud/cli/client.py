@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import ssl
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,20 @@ class Contexts:
         return str(chosen), dict(found)
 
 
+@cache
+def trust(url: str, ca: str | None) -> ssl.SSLContext:
+    """Return whom a client of `url` trusts: the authorities in the file or directory `ca`, or the public ones.
+
+    Without TLS nobody, since reading the public ones takes longer than most commands. Raises OSError.
+    """
+    if not url.lower().startswith("https:"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not ca:
+        return httpx.create_ssl_context()
+    is_directory = Path(ca).is_dir()
+    return ssl.create_default_context(cafile=None if is_directory else ca, capath=ca if is_directory else None)
+
+
 class Session:
     """One invocation: the chosen context, the output format, and the HTTP client."""
 
@@ -111,8 +127,8 @@ class Session:
         _, context = self.contexts.current(self._context)
         url = context["url"]
         headers = {"authorization": f"Bearer {context['token']}"}
-        verify: Any = context.get("ca") or True
         try:
+            verify = trust(url, context.get("ca"))
             with httpx.Client(base_url=url, headers=headers, timeout=timeout_s, verify=verify) as client:
                 yield client
         except httpx.TimeoutException:

@@ -8,7 +8,7 @@ import click
 
 from dfud.cli.bulk import device_count, device_export, device_import
 from dfud.cli.client import Session
-from dfud.cli.resources import delete_resource, labels_of, new_labels, pass_session, shown_labels
+from dfud.cli.resources import delete_resource, labels_of, new_labels, pass_session, shown_labels, tell_deleted
 from dfud.cli.show import Table, confirm, print_table, yes_option
 from dfud.cli.state import state_text
 from dfud.model.names import check_labels, check_name
@@ -125,8 +125,7 @@ def device_label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 def device_delete(session: Session, name: str, yes: bool) -> None:
     """Delete the device NAME."""
     confirm(f"Delete device {name} of app {session.app}?", yes)
-    delete_resource(session, session.registry("devices", name), name)
-    session.done(f"Device {name} deleted.", device=name)
+    tell_deleted(session, "Device", name, delete_resource(session, session.registry("devices", name), name))
 
 
 for _command in (device_import, device_export, device_count):

@@ -15,7 +15,9 @@ from dfud.cli.audit import audit
 from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
+from dfud.cli.events import events
 from dfud.cli.firmware import firmware
+from dfud.cli.fleet import attention, fleet
 from dfud.cli.jobs import job
 from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
@@ -52,12 +54,25 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except DfudError as error:
+            _tell_json(ctx, str(error))
             click.echo(f"dfuctl: {visible(str(error))}", err=True)
             sys.exit(1)
+        except click.UsageError as error:
+            _tell_json(ctx, error.format_message())
+            raise
+        except click.Abort:
+            _tell_json(ctx, "aborted; nothing was done")
+            raise
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             sys.exit(1)
+
+
+def _tell_json(ctx: click.Context, message: str) -> None:
+    """With `-o json` standard output holds JSON on errors, too."""
+    if isinstance(ctx.obj, Session) and ctx.obj.json:
+        ctx.obj.show({"error": message})
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,6 +122,9 @@ _FIRMWARE = (
     status,
     explain,
     drift,
+    fleet,
+    attention,
+    events,
     job,
     retry,
     cancel,

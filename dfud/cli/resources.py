@@ -9,7 +9,7 @@ from typing import Any
 import click
 import httpx
 
-from dfud.cli.client import API, APPS, CliError, Session, checked
+from dfud.cli.client import API, APPS, CliError, Session, checked, trust
 from dfud.cli.show import Table, confirm, print_table, yes_option
 from dfud.model.names import check_labels, check_name, path_of
 
@@ -38,8 +38,8 @@ def shown_labels(metadata: dict[str, Any]) -> str:
     return ",".join(f"{k}={v}" for k, v in sorted(metadata.get("labels", {}).items()))
 
 
-def delete_resource(session: Session, path: str, name: str) -> None:
-    """Delete an app or a device: only if what is at `path` has that name, and only that very one.
+def delete_resource(session: Session, path: str, name: str) -> list[str]:
+    """Delete an app or a device: only if what is at `path` has that name, and only that very one. Return what it waits for.
 
     A proxy that folds paths would lead the request to something else.
     """
@@ -47,6 +47,16 @@ def delete_resource(session: Session, path: str, name: str) -> None:
     if found["name"] != name:
         raise CliError(f"{path} leads to {found['name']!r}, expected {name!r}; nothing was deleted")
     session.request("DELETE", path, json={"preconditions": {"uid": found["uid"]}})
+    return [str(one) for one in found.get("finalizers") or ()]
+
+
+def tell_deleted(session: Session, kind: str, name: str, waits_for: list[str]) -> None:
+    """Say that an app or a device is gone, or what it waits for."""
+    if waits_for:
+        told = f"{kind} {name} is marked as deleted; it goes when its finalizers have: {', '.join(waits_for)}."
+    else:
+        told = f"{kind} {name} deleted."
+    session.done(told, **{kind.lower(): name, "deleted": not waits_for, "finalizers": waits_for})
 
 
 @click.command()
@@ -69,7 +79,9 @@ def login(session: Session, url: str, given: str | None, name: str, ca: Path | N
     url = url.rstrip("/")
     try:
         answer = httpx.get(
-            f"{url}{API}/whoami", headers={"authorization": f"Bearer {text}"}, verify=str(ca) if ca else True
+            f"{url}{API}/whoami",
+            headers={"authorization": f"Bearer {text}"},
+            verify=trust(url, str(ca) if ca else None),
         )
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise CliError(f"{url} cannot be reached: {error}") from None
@@ -105,7 +117,8 @@ def context(session: Session, name: str | None, app: str | None) -> None:
         contexts[session.contexts.current(name)[0]]["app"] = app
     if name is not None or app is not None:
         session.contexts.write(data)
-        return
+        if not session.json:
+            return
     shown = [
         {"name": n, "current": n == data.get("current"), "url": c["url"], "app": c.get("app", "")}
         for n, c in contexts.items()
@@ -172,8 +185,7 @@ def app_show(session: Session, name: str) -> None:
 def app_delete(session: Session, name: str, yes: bool) -> None:
     """Delete the app NAME with everything in it."""
     confirm(f"Delete app {name} with its devices and firmware?", yes)
-    delete_resource(session, path_of(APPS, name), name)
-    session.done(f"App {name} deleted.", app=name)
+    tell_deleted(session, "App", name, delete_resource(session, path_of(APPS, name), name))
 
 
 @click.command()
@@ -191,7 +203,7 @@ def command(session: Session, device_name: str, name: str, payload: str, file: A
     content = file.read() if file is not None else payload.encode()
     path = path_of("/api/command/v1alpha1/apps", session.app, "devices", device_name)
     session.request("POST", path, params=params, content=content)
-    session.done("Accepted.", device=device_name, command=name)
+    session.done(f"{name}: on its way to {device_name}, or stored for it.", device=device_name, command=name)
 
 
 @click.group()

@@ -23,9 +23,9 @@ from dfud.api import (
     Desired,
     DeviceChanged,
     Firmware,
-    HistoryEntry,
     NotFoundError,
     ProgressChanged,
+    PutActual,
     PutDeployment,
     RefusedError,
     RequestError,
@@ -34,27 +34,29 @@ from dfud.api import (
     Store,
     StoreError,
     UnreadableError,
+    forever,
 )
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, decide, entry_of
-from dfud.controller.hear import explained
+from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.keeping import Asked, Keeper, Kept, Look
 from dfud.controller.memory import Hold, Memory, barred
-from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
+from dfud.controller.observe import actual_of, are_twins
+from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy, Packages
+from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
-from dfud.controller.wishes import cancelled, retried
+from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
 from dfud.model.deployment import Event
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Outcome, Status, Type
+from dfud.wire.messages import Command, Status, Type
 
-OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 DEPLOYMENTS_MAX = 100  # of a device, among which its rollouts are looked for when it is deleted
 TOGETHER = 32  # devices between two looks at the rest of the world
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
@@ -74,18 +76,22 @@ class Controller:
         config: ControllerConfig,
         now: Callable[[], float],
         promote: Promote | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._packages = packages
         self._config = config
         self._now = now
-        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app)
+        self._outbox = outbox or Outbox(store)
+        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app, outbox=self._outbox)
         self._memory = Memory(store, bus, config, self.rollouts.desired)
-        self.insight = Insight(store, self._memory, self.rollouts, config, now)
+        self.fleet = Fleet(store, bus, self._memory.image, now)
+        self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
+        self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
-        self._keeper = Keeper(store, bus, config, leads=self.rollouts.leads, counted=self.rollouts.counted)
+        self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -93,6 +99,9 @@ class Controller:
         """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rollouts.run)
+            nursery.start_soon(forever, "controller.fleet", self.fleet.run)
+            nursery.start_soon(forever, "controller.attention", self.insight.run)
+            nursery.start_soon(forever, "controller.planner", self.planner.run)
             await self._jobs.run(task_status=task_status)
 
     @property
@@ -203,7 +212,7 @@ class Controller:
             return None
         actual = hold.known.actual if again and hold.known.actual is not None else said
         if not again:
-            actual = self._observed(hold, said, status, now_s)
+            actual = self._keeper.observed(hold, said, status, now_s)
         twins = are_twins(actual.twins, now_s)
         verdict, desired = self._decided(hold, status, desired, target, now_s, heard=again, twins=twins)
         package, order = None, None
@@ -212,7 +221,7 @@ class Controller:
             order = order_of(status, verdict.deployment, target, await self._base(status, app))
             package = self._take(verdict, order, made, now_s)
         hold.known.status = status
-        older = await self._older(hold, status, now_s) if not again and status.result is not None else []
+        older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
         kept = await self._keeper.of(hold, actual, verdict, now_s, older)
         return Look(kept, command_of(verdict, target, desired, package), order, package)
 
@@ -268,26 +277,6 @@ class Controller:
             verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=str(found)[:500])
         return None
 
-    def _observed(self, hold: Hold, actual: Actual, status: Status, now_s: float) -> Actual:
-        """Add what the row of statuses says of the board, this one among them."""
-        known = hold.known.actual
-        health = health_of(known, status, now_s)
-        twins = twins_of(known, status, hold.known.deployment, now_s)
-        return msgspec.structs.replace(actual, health=health, twins=twins)
-
-    async def _older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
-        """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
-        result, newest = status.result, hold.known.deployment
-        if result is None or newest is None or result.outcome == Outcome.CONFIRMED:
-            return []
-        if result.digest.hex() == newest.sha256:
-            return []
-        for found in await self._store.deployments(newest.app, newest.device, limit=OLDER_MAX):
-            if found.sha256 == result.digest.hex() and found.final:
-                after = explained(found, result, now_s)
-                return [after] if after is not None else []
-        return []
-
     async def _make(
         self, order: Order, device: tuple[str, str], deadline: float
     ) -> tuple[Order, PackageFile | StoreError] | None:
@@ -325,7 +314,7 @@ class Controller:
                     desired, target = barred(Desired(pinned, origin=desired.origin), spec, found), found
             status = translate(hold.known.deployment, target)
             said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
-            said = self._observed(hold, said, status, now_s)
+            said = self._keeper.observed(hold, said, status, now_s)
             verdict, _ = self._decided(hold, status, desired, target, now_s, twins=are_twins(said.twins, now_s))
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
             if send and target is not None and verdict.deployment is not None:
@@ -392,7 +381,7 @@ class Controller:
                 # A chunk that comes in blocks, or comes again because it was lost, is one chunk.
                 served=deployment.served + (number != known.fetched),
                 updated_s=self._now(),
-            )
+            ).marked(self._now())
             known.fetched = number
             if now - known.progress_at >= self._config.progress_s:
                 known.progress_at = now
@@ -408,7 +397,9 @@ class Controller:
             if deployment.state in (State.PENDING, State.NOTIFIED):
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
-            await self._store.commit([PutDeployment(deployment, entry)])
+            tallied = await self._tallied(hold, deployment) if entry is not None else []
+            told = self._outbox.deployments([(deployment, entry)])
+            await self._store.commit([PutDeployment(deployment, entry), *told, *tallied])
             hold.known.deployment = deployment
             if entry is not None:
                 self._bus.publish(DeploymentChanged(deployment, entry))
@@ -427,11 +418,17 @@ class Controller:
         """Let a device try again what it left, or what failed, or what waits for its next attempt. Said of an update under way,
         its end will not block the next one.
 
-        `also` is committed with it; alone if there is nothing to try again.
+        `also` is committed with it; alone where nothing holds it back from what it should run already. Raises RefusedError where
+        there is nothing to try.
         """
         async with self._memory.hold(app, device, self._now()) as hold:
             after = retried(hold.known.deployment, self._now())
             if after is None:
+                desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
+                if desired.version and target is None:
+                    raise RefusedError(f"{desired.problem}; there is nothing to try again")
+                if nothing := nothing_to_do(device, target, hold.known.actual):
+                    raise RefusedError(f"{nothing}: there is nothing to try again")
                 if also:
                     await self._store.commit(also)
                 return
@@ -442,8 +439,9 @@ class Controller:
         """End a device's deployment, or the one that it would begin with its next status; the same image is not sent again
         until somebody retries or asks for another.
 
-        `also` is committed with it; alone if there is nothing to end. Raises RefusedError where it cannot be done: on trial
-        the device decides, and what is not published cannot be named.
+        `also` is committed with it; alone where the image is not sent anyway until somebody says retry. Raises RefusedError where
+        there is nothing to end, and where it cannot be done: on trial the device decides, and what is not published cannot be
+        named.
         """
         async with self._memory.hold(app, device, self._now()) as hold:
             desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
@@ -452,6 +450,8 @@ class Controller:
             known = hold.known
             after = cancelled(app, device, known.deployment, known.actual, target, by, self._now())
             if after is None:
+                if nothing := nothing_to_do(device, target, known.actual):
+                    raise RefusedError(f"{nothing}: there is nothing to cancel")
                 if also:
                     await self._store.commit(also)
                 return
@@ -461,20 +461,30 @@ class Controller:
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
         """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
-        async with self._memory.hold(app, device, self._now()):
+        async with self._memory.hold(app, device, self._now()) as hold:
             counted: dict[str, int] = {}
             with suppress(UnreadableError):
                 counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))
-            yield counting(counted)
+            yield [*counting(counted), *self.fleet.left(hold.known.actual)]
         self.rollouts.counted(counted)
 
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
+        more = [*await self._tallied(hold, deployment), *self._outbox.deployments([(deployment, entry)])]
+        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *more, *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+    async def _tallied(self, hold: Hold, deployment: Deployment) -> list[Change]:
+        """Return the changes that count a device anew whose deployment is going to be this one."""
+        known = hold.known
+        if known.actual is None:
+            return []
+        actual, tallied = await self.fleet.noted(known.actual, deployment)
+        known.actual = actual
+        return [PutActual(actual), *tallied]
 
 
 def _has_place(known: Deployment | None, began: Deployment) -> bool:

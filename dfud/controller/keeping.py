@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import trio
@@ -24,13 +24,17 @@ from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Verdict, entry_of
+from dfud.controller.fleet import Fleet
 from dfud.controller.memory import Hold
 from dfud.controller.observe import are_twins
+from dfud.controller.outbox import Outbox
+from dfud.controller.rollouts import Rollouts
 from dfud.controller.sending import Order
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Status
 
 Step = tuple[Deployment, HistoryEntry]
+OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 
 
 class Kept(msgspec.Struct, gc=False):
@@ -65,23 +69,18 @@ class Look(msgspec.Struct, gc=False):
 
 
 class Keeper:
-    """leads: whether there is such a rollout; counted: told of what was counted, once it is stored."""
+    """Adds to a device's own records what is counted of it, and what those hear who follow changes."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        config: ControllerConfig,
-        *,
-        leads: Callable[[str], bool],
-        counted: Callable[[dict[str, int]], None],
+        self, store: Store, bus: Bus, config: ControllerConfig, outbox: Outbox, rollouts: Rollouts, fleet: Fleet
     ) -> None:
         self._store = store
         self._bus = bus
         self._config = config
         self._budget = Budget(config.history_per_hour, config.cache_devices)
-        self._leads = leads
-        self._counted = counted
+        self._outbox = outbox
+        self._rollouts = rollouts
+        self._fleet = fleet
 
     async def of(self, hold: Hold, actual: Actual, verdict: Verdict, now_s: float, older: Sequence[Step] = ()) -> Kept:
         """Work out what is to be stored. Raises StoreError where the device has changed too often."""
@@ -105,11 +104,16 @@ class Keeper:
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
         counted: dict[str, int] = {}
-        if verdict.steps:
-            counted = await counted_of(self._store, self._leads, known.deployment, [d for d, _ in verdict.steps])
-            changes += counting(counted)
+        if steps:
+            changes += self._outbox.deployments(steps)
+            entered = [d for d, _ in verdict.steps]
+            counted = await counted_of(self._store, self._rollouts.leads, known.deployment, entered)
+            if counted:
+                changes += counting(counted)
+                changes += await self._rollouts.failures.noted(entered)
         if news or changes or now - known.seen_at >= self._config.seen_s:
-            changes.append(PutActual(actual))
+            actual, tallied = await self._fleet.noted(actual, verdict.deployment)
+            changes += [PutActual(actual), *tallied]
         return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s)
 
     def done(self, hold: Hold, kept: Kept) -> None:
@@ -117,7 +121,7 @@ class Keeper:
         known, actual = hold.known, kept.actual
         if kept.changes:
             known.seen_at = kept.now
-        self._counted(dict(kept.counted))
+        self._rollouts.counted(dict(kept.counted))
         known.actual = actual
         known.deployment = kept.deployment
         for deployment, entry in kept.steps:
@@ -129,7 +133,7 @@ class Keeper:
 
 
 def _unmoved(deployment: Deployment) -> Deployment:
-    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
+    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)
 
 
 def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:

@@ -251,15 +251,16 @@ class Memory:
         desired = self._wants(resource, known.device, actual, known.deployment, now_s)
         if desired.version:
             hold.readings.append(self._firmwares.begin((app, desired.version)))
-        return await self._target(resource, desired, actual)
+        return await self.aim(resource, desired, actual)
 
     async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:
         """As wanted(), of what is stored of a device that nobody holds."""
         app = await self.app(view.device.app)
         desired = self._wants(app, view.device, view.actual, view.deployment, now_s)
-        return await self._target(app, desired, view.actual)
+        return await self.aim(app, desired, view.actual)
 
-    async def _target(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
+    async def aim(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
+        """Return what is sent to a device of which this is desired, and why not to send that (`problem`)."""
         if not desired.version:
             return desired, None
         record = await self.firmware(app.name, desired.version)

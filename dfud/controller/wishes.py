@@ -28,6 +28,15 @@ def retried(deployment: Deployment | None, now_s: float) -> Deployment | None:
     )
 
 
+def nothing_to_do(device: str, target: Firmware | None, actual: Actual | None) -> str:
+    """Return in words why no update of a device can be meant, or "". target: what it should run."""
+    if target is None:
+        return f"no firmware is wanted of device {device}"
+    if actual is not None and actual.sha256 == target.sha256 and not actual.trial:
+        return f"device {device} runs {target.version} already"
+    return ""
+
+
 def cancelled(
     app: str,
     device: str,

@@ -23,6 +23,7 @@ from dfud.api import (
     UserRoutes,
 )
 from dfud.api.plugins import PROJECT
+from dfud.daemon.config import ConfigErrors
 
 _HOOKS = {name: value for name, value in vars(Hooks).items() if name.startswith("dfud_")}
 
@@ -50,6 +51,14 @@ def available() -> dict[str, Plugin]:
     return found
 
 
+class UnknownPlugin(PluginError):
+    """close: the installed plugin that may have been meant, or ""."""
+
+    def __init__(self, message: str, close: str) -> None:
+        super().__init__(message)
+        self.close = close
+
+
 class Plugins:
     """The loaded plugins, and their hooks' results, checked."""
 
@@ -66,7 +75,9 @@ class Plugins:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
-            raise PluginError(f"[plugins] enabled: plugin {name!r} is not installed, {hint}")
+            raise UnknownPlugin(
+                f"[plugins] enabled: plugin {name!r} is not installed, {hint}", close[0] if close else ""
+            )
         if self._manager.has_plugin(name):
             raise PluginError(f"[plugins] enabled: plugin {name!r} stands there twice")
         try:
@@ -103,22 +114,33 @@ class Plugins:
             ) from error
 
     def _call(self, hook: str, kind: type[Any], **arguments: Any) -> list[Any]:
+        """Return what all plugins return. Raises PluginError, or ConfigErrors with what each of them finds wrong."""
         found: list[Any] = []
+        problems: list[DfudError] = []
         # pluggy calls the last registered first; the order of the configuration is what a user expects.
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             where = f"plugin {implementation.plugin_name}: hook {hook}"
             try:
                 result = implementation.function(*(arguments[name] for name in implementation.argnames))
                 items = [] if result is None else list(result)
-            except DfudError:
-                raise
+            except DfudError as error:
+                problems.append(error)
+                continue
             except Exception as error:
                 raise PluginError(f"{where} failed or returned no iterable: {error!r}") from error
             for item in items:
                 if not isinstance(item, kind):
                     raise PluginError(f"{where} returned {type(item).__name__}, expected {kind.__name__}")
                 found.append(item)
+        if len(problems) > 1:
+            raise ConfigErrors(list(map(str, problems)))
+        if problems:
+            raise problems[0]
         return found
+
+    def has(self, name: str) -> bool:
+        """Say whether a plugin is loaded."""
+        return bool(self._manager.has_plugin(name))
 
     def sections(self) -> list[Section]:
         return self._call("dfud_config_sections", Section)

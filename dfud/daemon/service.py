@@ -23,8 +23,11 @@ from dfud.api import (
 )
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
+from dfud.controller.delivery import Deliveries
+from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
 from dfud.daemon.config import DaemonConfig
+from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
@@ -136,11 +139,17 @@ class Service:
             devices_max=policy.cache_devices,
         )
         await keep(nursery, "packages.run", packages.run)
-        controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote)
+        wanted = [sink for sink in self._parts.sinks if sink.changes]
+        outbox = Outbox(self._store, [sink.name for sink in wanted], self._config.section("outbox", OutboxConfig))
+        await outbox.load()
+        self._deliveries = Deliveries(self._store, self._bus, outbox, wanted, time.time)
+        controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote, outbox)
         await keep(nursery, "controller.run", controller.run)
         self._bus.subscribe(DeploymentChanged, _log_deployment)
         for sink in self._parts.sinks:
             await keep(nursery, "sink.run", sink.run, self._bus, sink=sink.name)
+        for name, delivery in self._deliveries.all.items():
+            nursery.start_soon(partial(forever, "outbox.run", delivery.run, sink=name))
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
         limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes, password_limits(settings))
@@ -164,7 +173,7 @@ class Service:
             ),
             settings,
             dialects=self._parts.dialects,
-            sinks=self._parts.sinks,
+            sinks=[sink for sink in self._parts.sinks if sink.telemetry],
             seen_s=policy.seen_s,
             now=time.time,
             enroller=self._claims,
@@ -197,16 +206,28 @@ class Service:
             commands=self._endpoint.commands,
             updates=controller,
             insight=controller.insight,
+            fleet=controller.fleet,
+            outbox=self._deliveries,
+            planner=controller.planner,
             rollouts=controller.rollouts,
             config=config,
             now=time.time,
             ready=self._ready,
-            metrics=Metrics(self._bus, lambda: self._endpoint.parked, self._counters).text,
+            metrics=self._metrics(controller).text,
             version=self._version,
             oidc=self._parts.oidc,
         )
         app = make_app(services, self._parts.routes, self._stop)
         await keep(nursery, "users.run", self._serve_users, app, config, told=_log_users_served)
+
+    def _metrics(self, controller: Controller) -> Metrics:
+        def fleets() -> str:
+            return fleet_lines(controller.fleet.counted(), controller.insight.needs(), time.time())
+
+        def outbox() -> str:
+            return outbox_lines(self._deliveries.status())
+
+        return Metrics(self._bus, lambda: self._endpoint.parked, self._counters, [fleets, outbox])
 
     async def _serve_users(
         self, app: object, config: RegistryConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED

@@ -104,6 +104,8 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     that one arrived. furthest: the most chunks that were there when the device started over; stalls: how often in a row it then
     had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
 
+    mark: the furthest that it has come, and moved_s when (0: it has not moved since it was made): going back is no movement.
+
     rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
     what that rollout brought; retry: how often the rollout's failures had been forgiven when it was made. download_only: it was made
     to be written, and switched to later. route: it is one of several steps, None if it goes to its version directly.
@@ -144,6 +146,8 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     rollout: str = ""
     wave: int = 0
     back: bool = False
+    mark: int = 0
+    moved_s: float = 0.0
     retry: int = 0
     download_only: bool = False
     route: Route | None = None
@@ -162,11 +166,25 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
         state = advance(self.state, event)
         if state is None:
             raise BugError(f"deployment {self.id}: no step from {self.state} on {event}")
-        return msgspec.structs.replace(self, state=state, updated_s=now_s, **changes)
+        return msgspec.structs.replace(self, state=state, updated_s=now_s, **changes).marked(now_s)
+
+    def marked(self, now_s: float) -> Deployment:
+        """Return this deployment with a note of its being further than ever before, if it is."""
+        mark = _MARKS[self.state] + (self.chunks_done if self.state is State.FETCHING else 0)
+        return msgspec.structs.replace(self, mark=mark, moved_s=now_s) if mark > self.mark else self
+
+
+# FETCHING is followed by its chunks, of which there are fewer than between it and WRITTEN.
+_MARKS = {State.PENDING: 0, State.NOTIFIED: 1, State.FETCHING: 2, State.WRITTEN: 1 << 40, State.TRIAL: 2 << 40}
+_MARKS |= dict.fromkeys(FINAL, 3 << 40)
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One change of a deployment's state, kept for users. Appended, never changed."""
+    """One change of a deployment's state, kept for users. Appended, never changed.
+
+    number: its place in the device's history, given by the store, from 1 on: it rises with every entry, whatever the clock says,
+    and is never given twice (0: from before they were counted).
+    """
 
     deployment: str
     app: str
@@ -177,6 +195,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     event: str = ""
     code: int = 0
     text: str = ""
+    number: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -212,7 +231,10 @@ class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a device last said of itself; only ever that. sha256 is hexadecimal."""
+    """What a device last said of itself; only ever that. sha256 is hexadecimal.
+
+    tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
+    """
 
     app: str
     device: str
@@ -233,3 +255,4 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     dialect: str = "dfu/1"
     health: Health | None = None
     twins: Twins | None = None
+    tally: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from dfud.model.schedule import Window
 from dfud.model.selectors import EVERYTHING, Selector
 
 # Fewer answers than this are no percentage.
+ROLLOUTS = "rollout"  # the collection of the store; keys are app/name
 ANSWERS_MIN = 3
 SUCCESS_PERCENT = 90.0
 ERROR_PERCENT = 5.0

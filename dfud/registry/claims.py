@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -30,7 +30,7 @@ from dfud.api import (
 )
 from dfud.model.names import check_device_name
 from dfud.model.resources import is_disabled
-from dfud.registry import audit
+from dfud.registry import audit, guards
 from dfud.registry.device_secrets import is_secret_of
 from dfud.registry.registry import Registry
 from dfud.registry.rules import RecordLimits, check_metadata_untrusted
@@ -84,6 +84,7 @@ class Claims:
         self._key = credential_key
         self._now = now
         self._limits = limits or RecordLimits()
+        self._guarded = guards.Guarded(store)
 
     async def create(
         self,
@@ -109,8 +110,6 @@ class Claims:
             if uses != 1:
                 raise PeerError("a claim for one device has one use")
         check_metadata_untrusted(Metadata("", labels=labels or {}), self._limits)
-        if most is not None and await self._count(app) >= most:
-            raise RefusedError(f"app {app} has {most} claim codes already, the most that it may have; delete one first")
         parent = await self._registry.app(app)
         now_s = self._now()
         name, code = new_code()
@@ -129,7 +128,15 @@ class Claims:
         changes: list[Change] = [PutDocument(CLAIMS, f"{app}/{name}", msgspec.json.encode(claim), create=True)]
         changes += [PutDocument(USES, f"{app}/{name}/{n:04}", b"", create=True) for n in range(uses)]
         told = f"{uses} uses, {hours} hours" + (f", for {device}" if device else "")
-        await self._store.commit([*changes, audit.entry(now_s, by, "create-claim", f"{app}/{name}", told)])
+
+        async def judged() -> Sequence[Change]:
+            if most is not None and await self._count(app) >= most:
+                raise RefusedError(
+                    f"app {app} has {most} claim codes already, the most that it may have; delete one first"
+                )
+            return [*changes, audit.entry(now_s, by, "create-claim", f"{app}/{name}", told)]
+
+        await self._guarded.commit(f"claims of {app}", judged)
         return claim, code
 
     async def all_of(self, app: str) -> list[tuple[Claim, int]]:

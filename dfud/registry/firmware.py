@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -14,6 +14,7 @@ from dfud.api import (
     App,
     Bus,
     Capability,
+    Change,
     ConflictError,
     DeleteFirmware,
     Firmware,
@@ -21,6 +22,7 @@ from dfud.api import (
     Image,
     NotFoundError,
     PeerError,
+    PutApp,
     PutFirmware,
     Recall,
     RefusedError,
@@ -28,15 +30,18 @@ from dfud.api import (
     Store,
     StoreError,
     UnreadableError,
+    read_record,
 )
 from dfud.model.desired import desired_of
 from dfud.model.espimage import hardware_name
 from dfud.model.layout import too_large
 from dfud.model.names import check_name
 from dfud.model.policy import rules_for
+from dfud.model.rollout import ROLLOUTS
 from dfud.model.rollout_states import FINAL
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
+from dfud.registry.groups import jobs_for
 from dfud.registry.images import Bound, added, chosen, read_requires, replaced
 from dfud.registry.status import timestamp
 from dfud.registry.uploads import (
@@ -168,7 +173,8 @@ class FirmwareRegistry:
                 entry = audit.entry(self._now(), by, "replace-manifest", target, changed)
                 firmware = _updated(replaced(existing, firmware.first), firmware)
             try:
-                await self._store.commit([PutFirmware(firmware, create=existing is None), *guarded, entry])
+                put = PutFirmware(firmware, create=existing is None, expect=existing)
+                await self._store.commit([put, *guarded, entry])
             except (ConflictError, NotFoundError) as error:
                 why = str(error)
                 continue
@@ -289,11 +295,13 @@ class FirmwareRegistry:
         why = ""
         for _ in range(TRIES):
             guarded = await guards.take(self._store, f"firmware {app}")
-            old = await self.get(app, version)
+            old = await self._existing(app, version)  # as it is stored, not as its keys make of it now
+            if old is None:
+                raise NotFoundError(f"no firmware {version} in app {app}")
             new, detail = await changed(old)
             entry = audit.entry(self._now(), by, what, f"{app}/{version}", detail)
             try:
-                await self._store.commit([PutFirmware(new, create=False), *guarded, entry])
+                await self._store.commit([PutFirmware(new, expect=old), *guarded, entry])
             except ConflictError as error:
                 why = str(error)
                 continue
@@ -301,62 +309,64 @@ class FirmwareRegistry:
             return new
         raise ConflictError(f"firmware {version} of app {app} was not changed in {TRIES} tries; the last one: {why}")
 
-    async def delete_image(
-        self,
-        app: str,
-        version: str,
-        hardware: str,
-        attributes: Mapping[str, str],
-        by: str,
-        rollouts: Sequence[Rollout] = (),
-    ) -> None:
+    async def delete_image(self, app: str, version: str, hardware: str, attributes: Mapping[str, str], by: str) -> None:
         """Delete one image of a version that nobody wants; with the last one the version goes. Raises RefusedError."""
-        firmware = await self.get(app, version)
-        gone = chosen(firmware, hardware_name(hardware), attributes)
-        if len(firmware.images) == 1:
-            await self.delete(app, version, by, rollouts)
-            return
-        await self._unwanted(await self._app(app), version, rollouts)
+        gone = chosen(await self.get(app, version), hardware_name(hardware), attributes)
+        await self._delete(app, version, by, gone)
 
-        async def changed(old: Firmware) -> tuple[Firmware, str]:
-            left = [image for image in old.images if image != gone]
-            if not left or len(left) == len(old.images):
-                raise ConflictError(f"firmware {version} has changed since it was read")
-            return old.with_images(left), f"{gone.sha256} for {gone.meant_for}"
+    async def delete(self, app_name: str, version: str, by: str) -> None:
+        """Delete a firmware that nobody wants. Raises RefusedError that names who does.
 
-        await self._change(app, version, by, "delete-image", changed)
-
-    async def delete(self, app_name: str, version: str, by: str, rollouts: Sequence[Rollout] = ()) -> None:
-        """Delete a firmware that nobody wants. Raises RefusedError that names who does. rollouts: those of the app.
-
-        In a store without Capability.DELETE_FIRMWARE the version's name stays taken for ever.
+        Who wants it at the same time has it kept, or is too late. In a store without Capability.DELETE_FIRMWARE the version's name
+        stays taken for ever.
         """
-        app = await self._app(app_name)
-        try:
-            firmware = await self.get(app_name, version)
-        except UnreadableError:
-            # Nobody can be sent it; whoever wants it is told that it is not published.
-            entry = audit.entry(
-                self._now(), by, "delete-firmware", f"{app_name}/{version}", "the record could not be read"
-            )
-            await self._store.commit([DeleteFirmware(app_name, version), entry])
-            return
-        await self._unwanted(app, version, rollouts)
-        told = ", ".join(image.sha256 for image in firmware.images)
-        entry = audit.entry(self._now(), by, "delete-firmware", f"{app_name}/{version}", told)
-        await self._store.commit([DeleteFirmware(app_name, version), entry])
-        self._bus.publish(FirmwareChanged(firmware, deleted=True))
+        await self._delete(app_name, version, by)
 
-    async def _unwanted(self, app: App, version: str, rollouts: Sequence[Rollout]) -> None:
+    async def _delete(self, app_name: str, version: str, by: str, gone: Image | None = None) -> None:
+        """Delete a version, or one image of it: the last one takes the version along."""
+        target = f"{app_name}/{version}"
+        for _ in range(TRIES):
+            guarded = await guards.take(self._store, guards.wishes_of(app_name))
+            guarded += await guards.take(self._store, f"firmware {app_name}")
+            app = await self._app(app_name)
+            try:
+                firmware = await self.get(app_name, version)
+            except UnreadableError:
+                # Nobody can be sent it; whoever wants it is told that it is not published.
+                entry = audit.entry(self._now(), by, "delete-firmware", target, "the record could not be read")
+                await self._store.commit([DeleteFirmware(app_name, version), entry])
+                return
+            others = [] if gone is None else [image for image in firmware.images if image.meant_for != gone.meant_for]
+            if gone is not None and len(others) == len(firmware.images):
+                raise NotFoundError(f"firmware {version} has no image for {gone.meant_for} any longer")
+            left = firmware.with_images(others) if others else None
+            await self._unwanted(app, version)
+            what = "delete-firmware" if left is None else "delete-image"
+            told = ", ".join(image.sha256 for image in firmware.images)
+            if left is not None and gone is not None:
+                told = f"{gone.sha256} for {gone.meant_for}"
+            entry = audit.entry(self._now(), by, what, target, told)
+            # What was judged is judged again by the store: the app as it was read, no rollout made since, no device.
+            changes: list[Change] = [PutApp(app, expect=app.metadata.resource_version or None)]
+            changes += [
+                DeleteFirmware(app_name, version, unused=True),
+                *([PutFirmware(left)] if left is not None else ()),
+            ]
+            try:
+                await self._store.commit([*changes, *guarded, entry])
+            except ConflictError:
+                continue
+            self._bus.publish(FirmwareChanged(firmware if left is None else left, deleted=left is None))
+            return
+        raise ConflictError(f"what devices of app {app_name} should run is being changed by others; try again")
+
+    async def _unwanted(self, app: App, version: str) -> None:
         """Raise RefusedError that names who wants a version."""
         users = [
             *([f"app {app.name}"] if desired_of(app.spec, {}).version == version else []),
             *rules_for(app.spec, version),
-            *(
-                f"rollout {r.name}"
-                for r in rollouts
-                if r.status.state not in FINAL and r.spec.get("firmware") == version
-            ),
+            *(f"rollout {name}" for name in await _rollouts_of(self._store, app.name, version)),
+            *(f"group update {job}" for job in await jobs_for(self._store, app.name, version)),
             *(f"device {name}" for name in await self._store.users_of(app.name, version)),
         ]
         if users:
@@ -377,6 +387,19 @@ class FirmwareRegistry:
             return default
         highest = await self._store.firmwares(app)
         return highest[0].sequence + 1 if highest else 1
+
+
+async def _rollouts_of(store: Store, app: str, version: str) -> list[str]:
+    """Return the rollouts that have not ended and bring a version. One whose record cannot be read does nothing."""
+    found: list[str] = []
+    after = prefix = f"{app}/"
+    while page := await store.documents(ROLLOUTS, prefix=prefix, after=after):
+        after = page[-1][0]
+        for key, raw in page:
+            rollout = read_record("users.rollout", raw, Rollout, rollout=key)
+            if rollout is not None and rollout.status.state not in FINAL and rollout.spec.get("firmware") == version:
+                found.append(rollout.metadata.name)
+    return found
 
 
 def trust_shown(firmware: Firmware | Image) -> Trust:

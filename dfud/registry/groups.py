@@ -35,7 +35,7 @@ from dfud.api import (
     read_record,
 )
 from dfud.model.text import visible
-from dfud.registry import audit
+from dfud.registry import audit, guards
 from dfud.registry.rules import RecordLimits, check_spec_untrusted, firmware_shown
 
 log = logging.getLogger("dfud.registry")
@@ -125,7 +125,7 @@ class GroupJobs:
                 )
                 entry = audit.entry(self._now(), by, "update-group", app, detail)
                 try:
-                    await self._store.commit([_put(job), entry])
+                    await self._store.commit([_put(job), guards.touch(guards.wishes_of(app)), entry])
                 except ConflictError:  # another process took the number
                     number += 1
                 else:
@@ -283,6 +283,17 @@ def _put(job: GroupJob, stored: _Stored | None = None) -> PutDocument:
     return PutDocument(
         COLLECTION, _key(job.id), value, create=stored is None, expect=None if stored is None else stored.value
     )
+
+
+async def jobs_for(store: Store, app: str, version: str) -> list[str]:
+    """Return the ids of the group updates of an app that are under way to a version."""
+    found = [_read(key, value) for key, value in await store.documents(COLLECTION)]
+    jobs = [stored.job for stored in found if stored is not None]
+    return [
+        job.id
+        for job in jobs
+        if job.app == app and job.state is JobState.RUNNING and (job.firmware or {}).get("version") == version
+    ]
 
 
 def with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dict[str, Any]:

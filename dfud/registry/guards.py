@@ -7,10 +7,25 @@ it writes. Whoever else does so in between has replaced it: the commit is refuse
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from weakref import WeakValueDictionary
 
-from dfud.api import Change, PutDocument, Store
+import trio
+
+from dfud.api import Change, ConflictError, PutDocument, Store
 
 COLLECTION = "guard"
+TRIES = 8
+
+
+def touch(name: str) -> Change:
+    """Return the change that has every commit refused whose guard of that name was taken before. It is never refused itself."""
+    return PutDocument(COLLECTION, name, secrets.token_bytes(16))
+
+
+def wishes_of(app: str) -> str:
+    """Return the guard that is touched by whoever stores a wish that is neither the app's nor a device's: a rollout, a job."""
+    return f"wishes {app}"
 
 
 async def take(store: Store, name: str) -> list[Change]:
@@ -21,3 +36,30 @@ async def take(store: Store, name: str) -> list[Change]:
     """
     found = await store.document(COLLECTION, name)
     return [PutDocument(COLLECTION, name, secrets.token_bytes(16), create=found is None, expect=found)]
+
+
+class Guarded:
+    """Commits what is judged by reading, so that nobody else of the same guard comes in between: in this process or another."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._turns: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+
+    async def commit(self, name: str, judged: Callable[[], Awaitable[Sequence[Change]]]) -> None:
+        """Commit what `judged()` returns; it reads and judges again whenever somebody else was in between.
+
+        Raises what it raises, and ConflictError if others never stop.
+        """
+        # One after the other, so that however many come at once, each needs one try. The guard is for other processes.
+        turn = self._turns.setdefault(name, trio.Lock())
+        async with turn:
+            for attempt in range(TRIES):
+                guard = await take(self._store, name)
+                changes = await judged()
+                try:
+                    await self._store.commit([*changes, *guard])
+                except ConflictError:
+                    if attempt == TRIES - 1:
+                        raise
+                else:
+                    return

@@ -22,6 +22,7 @@ from dfud.api import (
     Change,
     ConflictError,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     Deployment,
     Desired,
@@ -40,6 +41,7 @@ from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
 from dfud.model.steps import image_for
+from dfud.model.tally import fleet_scope
 from dfud.registry import audit
 from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
@@ -172,7 +174,7 @@ class Registry:
             return
         version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
-            await self._write([DeleteApp(name, version)], by, "delete", name)
+            await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
             self._bus.publish(AppChanged(name, deleted=True))
             return
         same_anchors = app.spec.get("trustAnchors") == old.spec.get("trustAnchors")
@@ -209,7 +211,7 @@ class Registry:
                 await self._write([put], by, "delete", name, "waits for finalizers")
                 self._bus.publish(AppChanged(name))
                 return
-        await self._write([DeleteApp(name, version)], by, "delete", name)
+        await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
         self._bus.publish(AppChanged(name, deleted=True))
 
     # Devices

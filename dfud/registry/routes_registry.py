@@ -10,7 +10,7 @@ import msgspec
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from dfud.api import App, Device, DeviceView, NotFoundError, Selector, Store
+from dfud.api import App, Device, DeviceView, NotFoundError, Selector, Store, UnreadableError
 from dfud.registry.lists import Lists, Page
 from dfud.registry.registry import Precondition
 from dfud.registry.services import Services
@@ -131,7 +131,10 @@ def _apps(store: Store, who: User, selector: Selector, offset: int) -> Page[App]
         found: list[App] = []
         names = sorted(name for name in who.roles if name != EVERY_APP)
         for name in names if last is None else names[names.index(last.name) + 1 :]:
-            app = await store.app(name)
+            try:
+                app = await store.app(name)
+            except UnreadableError:
+                continue  # left out, as the store leaves it out of a list; its log names it
             if app is None or not selector.matches(app.metadata.labels):
                 continue
             if last is None and seen:

@@ -11,7 +11,7 @@ from quart_trio import QuartTrio
 from dfud.api import Capability, Metadata, RefusedError, Rollout
 from dfud.model.counts import REVERT_WAVE, WaveCounts
 from dfud.model.untrusted import check_json_untrusted
-from dfud.registry import audit
+from dfud.registry import audit, guards
 from dfud.registry.rules import RecordLimits, check_metadata_untrusted
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
@@ -38,7 +38,11 @@ def register(app: QuartTrio, services: Services) -> None:
     limits = RecordLimits(services.config.spec_max_bytes, services.config.metadata_max_bytes)
 
     async def shown(rollout: Rollout) -> dict[str, Any]:
-        return rollout_json(rollout, await rollouts.counts(rollout.metadata.uid))
+        uid = rollout.metadata.uid
+        out = rollout_json(rollout, await rollouts.counts(uid))
+        if failures := await rollouts.failed(uid):
+            out["status"]["failures"] = failures
+        return out
 
     @app.post(BASE)
     async def create_rollout(app: str) -> Response:
@@ -50,7 +54,8 @@ def register(app: QuartTrio, services: Services) -> None:
         check_json_untrusted(given.spec, "spec", max_bytes=limits.spec_max_bytes)
         target = f"{app}/rollout/{given.metadata.name}"
         entry = audit.entry(services.now(), who.name, "create-rollout", target, str(given.spec.get("firmware"))[:64])
-        made = await rollouts.create(app, given.metadata, given.spec, who.name, draft=given.draft, also=[entry])
+        also = [entry, guards.touch(guards.wishes_of(app))]
+        made = await rollouts.create(app, given.metadata, given.spec, who.name, draft=given.draft, also=also)
         return json_response(await shown(made), 201)
 
     @app.get(BASE)

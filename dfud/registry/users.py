@@ -10,7 +10,7 @@ import hmac
 import re
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -100,6 +100,7 @@ class Users:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._limits = guards.Guarded(store)
 
     async def create(
         self,
@@ -126,15 +127,21 @@ class Users:
                 check_app_name(app)
             if role not in ROLES:
                 raise PeerError(f"role {role!r} for {app}: expected one of {', '.join(ROLES)}")
-        if most is not None and len(await self.tokens(user)) >= most:
-            raise RefusedError(f"user {user} has {most} tokens already, the most that one may have; delete one first")
-        prefix, text = new_token_text()
-        token = Token(prefix, user, _hash(text), roles, now_s, now_s + days * 86400.0, description)
-        put = PutDocument(COLLECTION, prefix, msgspec.json.encode(token), create=True)
         told = (
             f"{user}: {', '.join(f'{role} of {app}' for app, role in sorted(roles.items())) or 'no roles'}, {days} days"
         )
-        await self._store.commit([put, audit.entry(now_s, by, "create-token", prefix, told)])
+        prefix, text = new_token_text()
+        token = Token(prefix, user, _hash(text), roles, now_s, now_s + days * 86400.0, description)
+        put = PutDocument(COLLECTION, prefix, msgspec.json.encode(token), create=True)
+
+        async def judged() -> Sequence[Change]:
+            if most is not None and len(await self.tokens(user)) >= most:
+                raise RefusedError(
+                    f"user {user} has {most} tokens already, the most that one may have; delete one first"
+                )
+            return [put, audit.entry(now_s, by, "create-token", prefix, told)]
+
+        await self._limits.commit(f"tokens of {user}", judged)
         return token, text
 
     async def of_token(self, text: str, now_s: float, claimed: str | None = None) -> User | None:

@@ -254,6 +254,39 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
             await store.commit([PutFirmware(a_firmware(sha256))])
         assert await image_of(store, sha256) is not None
 
+    async def test_a_firmware_that_is_wanted_is_not_deleted_as_unused(self, store: Store) -> None:
+        if Capability.DELETE_FIRMWARE not in store.capabilities:
+            pytest.skip("the store does not declare delete-firmware")
+        wish = a_device("wants", spec={"firmware": {"version": "1.0"}})
+        async with a_blob(store, b"data") as sha256:
+            await store.commit([PutApp(an_app()), PutFirmware(a_firmware(sha256)), PutDevice(a_device("gets"))])
+        for wanted, over in (
+            (PutDevice(wish), PutDevice(a_device("wants"))),
+            (PutDeployment(a_deployment(1, device="gets")), PutDeployment(a_deployment(1, State.DONE, device="gets"))),
+        ):
+            await store.commit([wanted])
+            with pytest.raises(ConflictError):
+                await store.commit([PutDocument("c", "k", b""), DeleteFirmware("app1", "1.0", unused=True)])
+            assert await store.firmware("app1", "1.0") is not None and await store.document("c", "k") is None
+            await store.commit([over])
+        await store.commit([DeleteFirmware("app1", "1.0", unused=True)])
+        assert await store.firmware("app1", "1.0") is None
+        with pytest.raises(NotFoundError):
+            await store.commit([DeleteFirmware("app1", "1.0", unused=True)])
+
+    async def test_a_firmware_is_replaced_only_if_it_is_what_was_read(self, store: Store) -> None:
+        async with a_blob(store, b"data") as sha256:
+            first = a_firmware(sha256)
+            second, third = (msgspec.structs.replace(first, manifest=m) for m in (b"second", b"third"))
+            await store.commit([PutApp(an_app())])
+            with pytest.raises(NotFoundError):
+                await store.commit([PutFirmware(second, expect=first)])
+            await store.commit([PutFirmware(first)])
+            await store.commit([PutFirmware(second, expect=first)])
+            with pytest.raises(ConflictError):
+                await store.commit([PutDocument("c", "k", b""), PutFirmware(third, expect=first)])
+            assert await store.firmware("app1", "1.0") == second and await store.document("c", "k") is None
+
     async def test_a_device_comes_with_what_it_said_and_its_newest_deployment(self, store: Store) -> None:
         await store.commit([PutApp(an_app()), PutDevice(a_device())])
         actual = Actual("app1", "dev1", "1.0", "ab" * 32, "esp32c3", attributes={"rssi": "-70"}, seen_s=5.0)
@@ -353,6 +386,7 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
             entry = HistoryEntry(deployment.id, "app1", "dev1", float(number), state, "1.0")
             await store.commit([PutDeployment(deployment, entry)])
         assert [e.state for e in await store.history("app1", "dev1")] == [State.DONE, State.NOTIFIED, State.PENDING]
+        assert [e.number for e in await store.history("app1", "dev1")] == [3, 2, 1]
         assert len(await store.history("app1", "dev1", limit=1)) == 1
         assert await store.deployment(deployment.id) == deployment
         assert await store.deployments("app1", "dev1") == [deployment]
@@ -370,6 +404,19 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
         )
         assert await store.users_of("app1", "1.0") == ["gets", "wants"]
         assert await store.users_of("app1", "2.0") == []
+
+    async def test_devices_that_are_being_updated_are_found_in_pieces(self, store: Store) -> None:
+        states = {"d1": State.PENDING, "d2": State.DONE, "d3": State.TRIAL, "d4": State.FAILED, "d5": State.FETCHING}
+        await store.commit([PutApp(an_app()), PutDevice(a_device("d0"))])
+        for number, (name, state) in enumerate(states.items(), 1):
+            await store.commit([PutDevice(a_device(name)), PutDeployment(a_deployment(number, state, device=name))])
+        later = msgspec.structs.replace(a_deployment(9, State.DONE, device="d5"), number=2)
+        await store.commit([PutDeployment(later)])
+        assert [view.device.name for view in await store.updating("app1")] == ["d1", "d3"]
+        assert [view.device.name for view in await store.updating("app1", limit=1)] == ["d1"]
+        (view,) = await store.updating("app1", after="d1")
+        assert view.deployment is not None and view.deployment.state is State.TRIAL
+        assert await store.updating("app1", after="d3") == [] and await store.updating("nobody") == []
 
     async def test_documents_are_kept_by_collection(self, store: Store) -> None:
         await store.commit([PutDocument("c", f"k{n}", bytes([n])) for n in range(5)])

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from bootloader.sim import boot as simulator
 from bootloader.sim.images import (
     DIAG_AT,
     KEYS_AT,
@@ -48,6 +49,7 @@ from tests.bootloader.machine import (
     device,
     machine,
 )
+from tests.real_parts import require
 
 
 def test_current_is_booted_and_the_watchdog_is_armed() -> None:
@@ -456,3 +458,14 @@ def test_what_the_rom_leaves_undone_is_done(minor_low: int, minor_high: int, maj
         assert chip.register(spi + 0x08) == 1 << 3 | 1 << 18 | 1 << 19
         assert chip.register(spi + 0x10) == hold << 5
         assert chip.register(spi + 0x18) == 1 << 6 | 1 << 7
+
+
+def test_a_bootloader_that_never_ends_is_said_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("unicorn")
+    require("riscv-gcc")
+    monkeypatch.setattr(simulator, "RUN_MAX_S", 0.2)
+    chip = simulator.Bootloader()
+    chip.uc.mem_write(0x40000100, b"\x01\xa0")  # c.j .
+    chip._start = 0x40000100
+    with pytest.raises(simulator.Hang, match="still running at 0x40000100"):
+        chip.boot(Flash(), reset_reason=1, store=[0] * 8)

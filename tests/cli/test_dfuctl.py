@@ -124,6 +124,29 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert json.loads(await dfuctl("-o", "json", "context"))[0]["app"] == "lamps"
 
 
+async def test_what_is_answered_is_so(dfuctl: Dfuctl) -> None:
+    """Cancelling nothing said "Accepted", and an app that waits for its finalizers was "deleted"."""
+    await dfuctl("app", "create", "lamps", "--unsigned")
+    await dfuctl("context", "--app", "lamps")
+    await dfuctl("device", "create", "lamp1")
+    for what in ("cancel", "retry"):
+        told = await dfuctl("-o", "json", what, "lamp1", fails=True)
+        assert f"no firmware is wanted of device lamp1: there is nothing to {'try again' if what == 'retry' else what}" in told
+    assert "cancel" not in await dfuctl("audit", "--what", "cancel")
+    found = json.loads(await dfuctl("device", "show", "lamp1"))
+    found["metadata"]["finalizers"] = ["inventory"]
+    async with dfuctl.daemon.client() as user:
+        path = "/api/registry/v1alpha1/apps/lamps/devices/lamp1"
+        (await user.put(path, json=found)).raise_for_status()
+        told = json.loads(await dfuctl("-o", "json", "device", "delete", "--yes", "lamp1"))
+        assert told == {"device": "lamp1", "deleted": False, "finalizers": ["inventory"]}
+        left = json.loads(await dfuctl("device", "show", "lamp1"))
+        assert left["metadata"]["deletionTimestamp"]
+        left["metadata"]["finalizers"] = []
+        (await user.put(path, json=left)).raise_for_status()
+    assert "no device lamp1" in await dfuctl("device", "delete", "--yes", "lamp1", fails=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,7 +9,16 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from dfud.api import CancelRequested, DeviceChanged, PutDocument, RefusedError, State, StoreError
+from dfud.api import (
+    CancelRequested,
+    DeviceChanged,
+    PutDocument,
+    RefusedError,
+    RetryRequested,
+    State,
+    StoreError,
+    faults,
+)
 from dfud.wire.manifest import Manifest, sign
 from dfud.wire.messages import Code, Outcome, Phase, Progress, Result, Type
 from tests.controller.world import World, a_firmware, digest
@@ -195,4 +204,34 @@ async def test_what_goes_on_changing_is_not_answered_with_what_it_was(
     command = await world.poll()
     assert (command.type, command.poll_s) == (Type.WAIT, world.policy.busy_poll_s)
     world.store.pause = trio.lowlevel.checkpoint
+    assert (await world.poll()).type is Type.UPDATE
+
+
+async def test_what_there_is_nothing_of_is_not_accepted(autojump_clock: MockClock, world: World) -> None:
+    """It said "Accepted", and it was on record."""
+    world.want("1.0")
+    await world.poll()
+    for ask, what in ((world.controller.cancel, "nothing to cancel"), (world.controller.retry, "nothing to try again")):
+        with pytest.raises(RefusedError, match=f"device dev runs 1.0 already: there is {what}"):
+            await ask("app", "dev", "eve", [AUDIT])
+    world.want(None)
+    for ask in (world.controller.cancel, world.controller.retry):
+        with pytest.raises(RefusedError, match="no firmware is wanted of device dev"):
+            await ask("app", "dev", "eve", [AUDIT])
+    world.want("9")
+    with pytest.raises(RefusedError, match="not published"):
+        await world.controller.retry("app", "dev", "eve", [AUDIT])
+    assert world.store.documents_ == {}
+    world.controller._retry_requested(RetryRequested("app", "dev", "a plugin"))
+    world.controller._cancel_requested(CancelRequested("app", "dev", "a plugin"))
+    await wait_all_tasks_blocked()
+    assert not any(where.startswith("controller") for where in faults()), "it is nobody's error"
+
+
+async def test_the_same_again_is_accepted_since_an_answer_may_be_lost(autojump_clock: MockClock, world: World) -> None:
+    for _ in range(2):
+        await world.controller.cancel("app", "dev", "eve", [AUDIT])
+    assert (await world.poll()).type is Type.WAIT
+    for _ in range(2):
+        await world.controller.retry("app", "dev", "eve", [AUDIT])
     assert (await world.poll()).type is Type.UPDATE

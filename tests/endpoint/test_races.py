@@ -126,7 +126,7 @@ def slow_gates(monkeypatch: pytest.MonkeyPatch) -> list[Gates]:
         return found
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-    monkeypatch.setattr("dfud.endpoint.auth.is_slow", lambda spec, username: True)
+    monkeypatch.setattr("dfud.endpoint.auth.is_slow", lambda spec, username, limits: True)
     return gates
 
 

@@ -206,11 +206,17 @@ def _apply(tables: Tables, change: Change) -> None:
                 raise NotFoundError("no device")
             _check(expect, tables.devices.get((app, name)))
             del tables.devices[app, name]
-        case PutFirmware(firmware, create):
-            if create and (firmware.app, firmware.version) in tables.firmware:
+        case PutFirmware(firmware, create, expected_firmware):
+            held_firmware = tables.firmware.get((firmware.app, firmware.version))
+            if expected_firmware is not None and held_firmware != expected_firmware:
+                raise ConflictError("changed")
+            if create and expected_firmware is None and (firmware.app, firmware.version) in tables.firmware:
                 raise ConflictError("exists already")
             tables.firmware[firmware.app, firmware.version] = firmware
-        case DeleteFirmware(app, version):
+        case DeleteFirmware(app, version, unused):
+            wishes = [d.spec.get("firmware", {}).get("version") for (place, _), d in tables.devices.items() if place == app]
+            if unused and version in wishes:
+                raise ConflictError("wanted")
             if tables.firmware.pop((app, version), None) is None:
                 raise NotFoundError("no firmware")
         case PutDocument(collection, key, value, create, expected):

@@ -20,21 +20,26 @@ from dfud.api import (
     App,
     Bus,
     DeleteDevice,
+    DeleteDocument,
     DeleteFirmware,
     Device,
     DeviceChanged,
     FirmwareChanged,
     Metadata,
+    PutApp,
     PutDevice,
     PutDocument,
     PutFirmware,
     RequestError,
+    Rollout,
     SetFirmware,
 )
 from dfud.model.credentials import verify
+from dfud.model.rollout import ROLLOUTS, RolloutStatus
 from dfud.model.selectors import EVERYTHING
-from dfud.registry import audit, users
+from dfud.registry import audit, guards, users
 from dfud.registry.audit import AuditEntry
+from dfud.registry.claims import CLAIMS, Claims
 from dfud.registry.firmware import FirmwareRegistry, Upload
 from dfud.registry.naming import aliases_of
 from dfud.registry.registry import Precondition, Registry
@@ -49,6 +54,7 @@ MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 NAMES = ("d1", "d2", "d3")
 VERSIONS = ("1.0", "1.1", "1.2")
 AT_ONCE = 6
+TOKENS_MAX, CLAIMS_MAX = 3, 2
 STEPS = 400
 
 
@@ -63,7 +69,8 @@ class Story:
         self.registry = Registry(self.store, self.bus, KEY, lambda: T0)
         # Two, so that not only who takes turns is told apart.
         self.firmware = [FirmwareRegistry(self.store, self.bus, lambda: T0, 1 << 20) for _ in range(2)]
-        self.users = Users(self.store)
+        self.users, self.other_users = Users(self.store), Users(self.store)
+        self.claims = [Claims(self.registry, self.store, KEY, lambda: T0) for _ in range(2)]
         self.answered: dict[str, Any] = {}
         self.refused: set[str] = set()
         self.kinds: dict[str, str] = {}
@@ -134,11 +141,37 @@ class Story:
 
     async def signing(self, by: str) -> Any:
         keys = [base64.b64encode(k.public_key().public_bytes_raw()).decode() for k in KEYS if self.random.random() < 0.5]
-        given = App(Metadata("a", labels={"by": by}), {"signing": {"mode": "optional", "keys": keys}})
+        spec: dict[str, Any] = {"signing": {"mode": "optional", "keys": keys}}
+        if self.random.random() < 0.5:
+            spec["firmware"] = {"version": self.random.choice(VERSIONS)}
+        given = App(Metadata("a", labels={"by": by}), spec)
         await self.registry.update_app("a", given, by)
 
     async def new_token(self, by: str) -> Any:
-        await self.users.create("someone", {"*": "admin"}, by=by, now_s=T0, days=1)
+        at = self.random.choice((self.users, self.other_users))
+        await at.create("someone", {"*": "admin"}, by=by, now_s=T0, days=1, most=TOKENS_MAX)
+
+    async def claim(self, by: str) -> Any:
+        await self.random.choice(self.claims).create("a", by, most=CLAIMS_MAX)
+
+    async def end_claim(self, by: str) -> Any:
+        there = sorted(k.partition("/")[2] for c, k in self.store.tables.documents if c == CLAIMS)
+        if there:
+            await self.claims[0].delete("a", self.random.choice(there), by)
+
+    async def roll_out(self, by: str) -> Any:
+        """As the route and the controller make one."""
+        version = self.random.choice(VERSIONS)
+        if await self.store.firmware("a", version) is not None:
+            made = msgspec.json.encode(Rollout(Metadata(by), {"firmware": version}, RolloutStatus()))
+            put = PutDocument(ROLLOUTS, f"a/{by}", made, create=True)
+            await self.store.commit([put, guards.touch(guards.wishes_of("a")), audit.entry(T0, by, "create-rollout", f"a/{by}")])
+
+    async def end_rollout(self, by: str) -> Any:
+        there = sorted(k for c, k in self.store.tables.documents if c == ROLLOUTS)
+        if there:
+            gone = DeleteDocument(ROLLOUTS, self.random.choice(there))
+            await self.store.commit([gone, audit.entry(T0, by, "delete-rollout", gone.key)])
 
     async def end_token(self, by: str) -> Any:
         there = self.tokens()
@@ -159,6 +192,8 @@ class Story:
         for (_, name), device in devices.items():
             for known in {name, *aliases_of(device.spec)}:
                 assert owners.setdefault(known, name) == name, f"two devices are known as {known}"
+        assert sum(token.user == "someone" for token in self.tokens().values()) <= TOKENS_MAX
+        assert sum(c == CLAIMS for c, _ in self.store.tables.documents) <= CLAIMS_MAX
         assert any(token.roles == {"*": "admin"} for token in self.tokens().values()), "nobody is admin"
 
     def check_all(self) -> None:
@@ -225,13 +260,30 @@ class Story:
 
     def check_firmware(self) -> None:
         there: dict[str, Any] = {}
+        wishes: dict[str, str] = {}  # of devices, rollouts and the app
         for entry, changes in self.entries():
             for change in changes:
+                match change:
+                    case PutDevice(device):
+                        wishes[f"device {device.name}"] = device.spec.get("firmware", {}).get("version", "")
+                    case SetFirmware(_, names, firmware):
+                        wished = (firmware or {}).get("version", "")
+                        wishes |= {f"device {name}": wished for name in names if f"device {name}" in wishes}
+                    case DeleteDevice(_, name):
+                        wishes.pop(f"device {name}")
+                    case PutApp(app):
+                        wishes["app"] = app.spec.get("firmware", {}).get("version", "")
+                    case PutDocument(collection, key, value) if collection == ROLLOUTS:
+                        wishes[key] = msgspec.json.decode(value, type=Rollout).spec["firmware"]
+                    case DeleteDocument(collection, key) if collection == ROLLOUTS:
+                        del wishes[key]
                 if isinstance(change, DeleteFirmware):
+                    assert change.version not in wishes.values(), f"deleted, and wanted: {wishes}"
                     del there[change.version]
                 elif isinstance(change, PutFirmware):
                     held = there.get(change.firmware.version)
                     assert held is None or held.sha256 == change.firmware.sha256, "another image took its place"
+                    assert (held is None) == (entry.what == "publish"), "what was said to be replaced was deleted"
                     if entry.what == "publish" and change.firmware.sequence != 7:
                         assert all(f.sequence < change.firmware.sequence for f in there.values()), "a number twice"
                     there[change.firmware.version] = change.firmware
@@ -254,6 +306,10 @@ REQUESTS: list[Callable[[Story, str], Awaitable[Any]]] = [
     Story.withdraw,
     Story.signing,
     Story.new_token,
+    Story.claim,
+    Story.end_claim,
+    Story.roll_out,
+    Story.end_rollout,
     Story.end_token,
     Story.end_token,
 ]
@@ -299,10 +355,11 @@ async def tell(random: Random) -> Story:
 
 def test_requests_come_in_between_and_most_are_answered() -> None:
     """The test below would pass if everything were refused, or nothing happened at the same time."""
-    story = trio.run(tell, Random(1))
-    kinds = {entry.what for entry, _ in story.entries()}
+    stories = [trio.run(tell, Random(seed)) for seed in range(4)]
+    kinds = {entry.what for story in stories for entry, _ in story.entries()}
     assert {"create", "delete", "update", "update-group", "group-updated", "rotate-secret", "publish", "delete-token"} <= kinds
-    assert len(story.answered) > len(story.refused) > 0
+    answered, refused = (sum(len(getattr(s, what)) for s in stories) for what in ("answered", "refused"))
+    assert answered > refused > 0
 
 
 @MANY

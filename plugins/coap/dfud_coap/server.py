@@ -231,6 +231,14 @@ class Server:
             self._found(exchange, ask, request, found, now_s)
 
     def _found(self, exchange: Exchange, ask: Ask, request: Request, found: Reply | Waiting, now_s: float) -> None:
+        try:
+            self._tell(exchange, ask, request, found, now_s)
+        except BaseException:
+            if isinstance(found, Waiting):
+                found.cancel()  # nobody will hear of it
+            raise
+
+    def _tell(self, exchange: Exchange, ask: Ask, request: Request, found: Reply | Waiting, now_s: float) -> None:
         if isinstance(found, Waiting):
             if self._draining:
                 self._finish(exchange, ask, answer_reply(found.expire()), now_s)

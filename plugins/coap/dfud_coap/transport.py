@@ -115,6 +115,11 @@ class CoapTransport(Transport):
         ) as dtls:
             await dtls.serve(self._tls, lambda channel: self._session(channel, server))
 
+    async def check(self) -> None:
+        for port in (self._config.port, self._config.dtls_port if self._tls is not None else 0):
+            if port:
+                (await self._open(port)).close()
+
     async def _open(self, port: int) -> socket.socket:
         where = f"[transport.coap] cannot listen on {self._config.host}:{port}"
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from dfud.api import Reply, Waiting
+from dfud.api import Reply, Waiting, contained
 from dfud_coap.answering import Answering
 from dfud_coap.message import Code, Option, uint
 from dfud_coap.peer import Exchange
@@ -102,7 +102,10 @@ class WaitingRoom:
     def _woken(self, parked: Parked, reply: Reply) -> None:
         if self._parked.get(parked.key) is parked:
             self._take(parked)
-            self._answering.finish(parked.exchange, parked.ask, answer_reply(reply), self._now())
+            with contained("coap.wake", peer=parked.exchange.peer.address) as guard:
+                self._answering.finish(parked.exchange, parked.ask, answer_reply(reply), self._now())
+            if guard.error is not None:
+                self._answering.failed(parked.exchange)
             self._answering.changed()
 
     def _expired(self, parked: Parked) -> None:

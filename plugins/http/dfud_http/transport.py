@@ -86,6 +86,12 @@ class HttpTransport(Transport):
                 sockets.close()
                 await trio.sleep_forever()
 
+    async def check(self) -> None:
+        with contextlib.ExitStack() as sockets:
+            for port in (self._config.port, self._config.redirect_port):
+                if port:
+                    await self._listen(port, sockets)
+
     async def _listen(self, port: int, sockets: contextlib.ExitStack) -> list[trio.SocketListener]:
         try:
             listeners = await trio.open_tcp_listeners(port, host=self._config.host, backlog=BACKLOG)

@@ -19,6 +19,7 @@ from dfud.api import (
     DeleteFirmware,
     Deployment,
     ExpectDevice,
+    Firmware,
     NotFoundError,
     PutActual,
     PutApp,
@@ -28,13 +29,18 @@ from dfud.api import (
     PutFirmware,
     SetFirmware,
     TrimDocuments,
+    UnreadableError,
 )
-from dfud_local.encoding import text
+from dfud_local.encoding import decode, text
 from dfud_local.limits import Limits
 from dfud_local.many import first_sequence, trim_deployments, trim_history
 from dfud_local.purge import DEVICE_TABLES, drop_app
 
 Cursor = sqlite3.Connection
+USERS = (
+    "SELECT name FROM device WHERE app=?1 AND wants=?2 AND wants<>'' "
+    "UNION SELECT device FROM deployment WHERE app=?1 AND version=?2 AND open ORDER BY 1 LIMIT 10"
+)
 
 
 class Changes:
@@ -93,13 +99,16 @@ class Changes:
                 db.execute("DELETE FROM device WHERE app=? AND name=?", (app, name))
                 for table in DEVICE_TABLES:
                     db.execute(f"DELETE FROM {table} WHERE app=? AND device=?", (app, name))  # noqa: S608 - as above
-            case PutFirmware(firmware, create):
+            case PutFirmware(firmware, create, expect):
                 _app(db, firmware.app)
-                held = set() if create else self._free(firmware.app, firmware.version)
+                if expect is not None:
+                    _check_firmware(db, expect)
+                fresh = create and expect is None
+                held = set() if fresh else self._free(firmware.app, firmware.version)
                 for sha256 in firmware.digests - held:
                     if not self._blob_exists(sha256):
                         raise NotFoundError(f"no image {sha256} is stored")
-                verb = "INSERT" if create else "INSERT OR REPLACE"
+                verb = "INSERT" if fresh else "INSERT OR REPLACE"
                 try:
                     db.execute(
                         f"{verb} INTO firmware VALUES (?,?,?,?,?)",
@@ -112,7 +121,9 @@ class Changes:
                     "INSERT INTO firmware_image VALUES (?,?,?)",
                     [(firmware.app, firmware.version, sha256) for sha256 in further],
                 )
-            case DeleteFirmware(app, version):
+            case DeleteFirmware(app, version, unused):
+                if unused and (users := wanted_by(db, app, version)):
+                    raise ConflictError(f"firmware {version} of app {app} is wanted by device {users[0]}")
                 self._free(app, version)
                 if not db.execute("DELETE FROM firmware WHERE app=? AND version=?", (app, version)).rowcount:
                     raise NotFoundError(f"no firmware {version} in app {app}")
@@ -153,6 +164,11 @@ class Changes:
                 db.executemany(
                     "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number",
                     [(scope, name, number) for name, number in add.items()],
+                )
+                # Counters that have come back to 0 take no room: their names may be of an hour that is over.
+                db.executemany(
+                    "DELETE FROM count WHERE scope=? AND name=? AND number=0",
+                    [(scope, name) for name, number in add.items() if number < 0],
                 )
             case DeleteCounts(scope):
                 db.execute("DELETE FROM count WHERE scope=?", (scope,))
@@ -237,6 +253,23 @@ def _put_device(db: Cursor, change: PutDevice, body: bytes) -> None:
             (owner,) = db.execute("SELECT device FROM alias WHERE app=? AND alias=?", (device.app, alias)).fetchone()
             if text(owner) != device.name:
                 raise ConflictError(f"alias {alias} belongs to device {text(owner)}") from None
+
+
+def wanted_by(db: Cursor, app: str, version: str) -> list[str]:
+    """Return up to 10 devices whose own spec asks for a version, or that have an open deployment of it."""
+    return [text(row[0]) for row in db.execute(USERS, (app, version))]
+
+
+def _check_firmware(db: Cursor, expect: Firmware) -> None:
+    what = f"firmware {expect.version} of app {expect.app}"
+    row = db.execute("SELECT body FROM firmware WHERE app=? AND version=?", (expect.app, expect.version)).fetchone()
+    _exists(None if row is None else "", what)
+    try:
+        same = decode(what, Firmware, row[0]) == expect
+    except UnreadableError:
+        same = False
+    if not same:
+        raise ConflictError(f"{what} has changed since it was read")
 
 
 def _wants(firmware: Any) -> str:

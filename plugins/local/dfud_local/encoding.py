@@ -1,4 +1,4 @@
-"""Records to bytes and back. Every failure names the record; nothing here may be called in the writer's thread."""
+"""Records to bytes and back. Every failure names the record. Only decode() of a small record is for the writer's thread."""
 
 from __future__ import annotations
 

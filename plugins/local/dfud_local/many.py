@@ -25,7 +25,8 @@ Encoded = tuple[Change, tuple[bytes, ...]]
 Key = tuple[str, str]  # app, device
 
 _KNOWN = (
-    "SELECT COUNT(*) FROM ({values}) v CROSS JOIN device d ON d.app=v.column1 AND d.name=v.column2",
+    "SELECT COUNT(*) FROM ({values}) v CROSS JOIN device d ON d.app=v.column1 AND d.name=v.column2 "
+    "WHERE d.app NOT IN (SELECT app FROM dropped)",
     "(?,?)",
 )
 # A row without a body: nothing was said yet, but there are deployments. Raised: by how much the device's sequence is.

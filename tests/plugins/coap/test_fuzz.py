@@ -23,7 +23,8 @@ from dfud_coap.translate import Ask, Fault, Fetching, chunk_tail, read_request_u
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.plugins.coap.test_limits import AUTH, Device, post
+from tests.plugins.coap.oscoredevice import Device
+from tests.plugins.coap.test_limits import AUTH, post
 from tests.plugins.coap.virtual import Virtual
 from tests.plugins.coap.world import KEY, PACKAGE
 

@@ -17,6 +17,7 @@ from dfud.api import (
     AddCounts,
     App,
     Bus,
+    Change,
     ConflictError,
     Deployment,
     Device,
@@ -101,8 +102,9 @@ async def test_what_many_devices_say_is_a_few_statements_in_one_transaction(tmp_
             for number in range(DEVICES):
                 first, entry = deployment(name(number))
                 after, sent = deployment(name(number), state=State.NOTIFIED)
-                changes = [PutDeployment(first, entry), PutDeployment(after, sent), PutActual(actual(name(number)))]
-                nursery.start_soon(store.commit, [*changes, AddCounts("r", {"told": 1})])
+                told: list[Change] = [PutDeployment(first, entry), PutDeployment(after, sent)]
+                said: list[Change] = [PutActual(actual(name(number))), AddCounts("r", {"told": 1})]
+                nursery.start_soon(store.commit, [*told, *said])
 
         await together(store, tmp_path, work)
         begun = [n for n, statement in enumerate(traced) if statement.startswith("BEGIN")]

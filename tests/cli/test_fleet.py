@@ -1,0 +1,74 @@
+"""The fleet from the command line, over real HTTP devices: numbers, crashes, what stands still, and what /metrics says."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import httpx
+import trio
+
+from dfud.cli.fleet import bar, spark
+from dfud.testing.device import HttpDevice
+from tests.cli.test_dfuctl import Dfuctl, dfuctl  # noqa: F401  # a fixture
+from tests.cli.test_rollouts import boards  # noqa: F401  # a fixture
+
+
+def test_bars_and_sparks_show_what_there_is() -> None:
+    assert bar(0.0) == " " * 30 and bar(1.0) == "█" * 30 and bar(2.0) == "█" * 30
+    assert bar(0.0001).strip() == "▏" and len(bar(0.37)) == 30
+    assert spark([0, 5, 10]) == "▁▅█" and spark([0, 0]) == "▁▁" and spark([]) == ""
+
+
+async def test_a_fleet_in_numbers(dfuctl: Dfuctl, boards: list[HttpDevice], tmp_path: Path) -> None:  # noqa: F811
+    await dfuctl("update", "d0", "1.1")
+    await dfuctl("update", "d1", "1.2")
+    assert await boards[0].update()
+    await boards[1].update(good=False, text="boom at 0x42001234")
+    await boards[2].poll()
+    told = await dfuctl("fleet")
+    assert "6 devices; heard of within the hour 6, the day 6, the week 6; never 0" in told
+    assert "1.0" in told and "83%" in told and "rolled-back" in told and "dfuctl fleet --crash" in told
+    found = json.loads(await dfuctl("-o", "json", "fleet"))
+    assert found["versions"] == {"1.0": 5, "1.1": 1} and found["states"]["done"] == 1
+    assert found["codes"] == {"crashed": 1}
+    (crash,) = found["crashes"]
+    assert crash["devices"] == 1 and crash["sinceVersion"] == "1.2" and crash["among"] == ["d1"]
+    whole = json.loads(await dfuctl("-o", "json", "fleet", "--crash", crash["fingerprint"]))
+    assert whole["text"] and crash["title"] in await dfuctl("fleet", "--crash", crash["fingerprint"])
+    assert "no crash 123" in await dfuctl("fleet", "--crash", "123", fails=True)
+    assert "0 updates under way; 0 have not moved" in await dfuctl("attention")
+    # What is linked is there.
+    async with dfuctl.daemon.client() as client:
+        assert (await client.get(crash["link"])).json() == whole
+        (raw,) = [(await client.get(link)).json() for link in crash["records"]]
+        assert raw[0]["result"]["text"] == whole["text"]
+        await dfuctl_metrics(client)
+
+
+async def dfuctl_metrics(client: httpx.AsyncClient) -> None:
+    with trio.fail_after(30):
+        while True:
+            lines = (await client.get("/metrics")).text.splitlines()
+            if 'dfud_fleet_devices{app="lamps",version="1.0"} 5' in lines and "dfud_fleet_crashing" in "".join(lines):
+                break
+            await trio.sleep(0.2)
+    assert 'dfud_fleet_devices{app="lamps",version="1.1"} 1' in lines
+    assert 'dfud_fleet_failures{app="lamps",code="crashed"} 1' in lines
+    assert 'dfud_fleet_seen{app="lamps",within="1h"} 6' in lines
+
+
+async def test_counts_survive_a_kill_and_go_with_devices_and_app(
+    dfuctl: Dfuctl, boards: list[HttpDevice], nursery: trio.Nursery  # noqa: F811
+) -> None:
+    await dfuctl("device", "delete", "d5", "--yes")
+    dfuctl.daemon.signal(signal.SIGKILL)
+    await dfuctl.ended.wait()
+    await nursery.start(dfuctl.daemon.run)
+    found = json.loads(await dfuctl("-o", "json", "fleet"))
+    assert (found["devices"], found["versions"], found["states"]) == (5, {"1.0": 5}, {"none": 5})
+    await dfuctl("app", "delete", "lamps", "--yes")
+    await dfuctl("app", "create", "lamps", "--unsigned")
+    found = json.loads(await dfuctl("-o", "json", "fleet"))
+    assert (found["devices"], found["versions"], found["adoption"][-1]["versions"]) == (0, {}, {})
