@@ -25,13 +25,14 @@ from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Verdict, entry_of
 from dfud.controller.fleet import Fleet
+from dfud.controller.hear import explained
 from dfud.controller.memory import Hold
-from dfud.controller.observe import are_twins
+from dfud.controller.observe import are_twins, health_of, twins_of
 from dfud.controller.outbox import Outbox
 from dfud.controller.rollouts import Rollouts
 from dfud.controller.sending import Order
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Status
+from dfud.wire.messages import Command, Outcome, Status
 
 Step = tuple[Deployment, HistoryEntry]
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
@@ -81,6 +82,27 @@ class Keeper:
         self._outbox = outbox
         self._rollouts = rollouts
         self._fleet = fleet
+
+    def observed(self, hold: Hold, actual: Actual, status: Status, now_s: float) -> Actual:
+        """Add what the row of statuses says of the board, this one among them."""
+        known = hold.known.actual
+        health = health_of(known, status, now_s)
+        twins = twins_of(known, status, hold.known.deployment, now_s)
+        tally = known.tally if known is not None else ()
+        return msgspec.structs.replace(actual, health=health, twins=twins, tally=tally)
+
+    async def older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
+        """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
+        result, newest = status.result, hold.known.deployment
+        if result is None or newest is None or result.outcome == Outcome.CONFIRMED:
+            return []
+        if result.digest.hex() == newest.sha256:
+            return []
+        for found in await self._store.deployments(newest.app, newest.device, limit=OLDER_MAX):
+            if found.sha256 == result.digest.hex() and found.final:
+                after = explained(found, result, now_s)
+                return [after] if after is not None else []
+        return []
 
     async def of(self, hold: Hold, actual: Actual, verdict: Verdict, now_s: float, older: Sequence[Step] = ()) -> Kept:
         """Work out what is to be stored. Raises StoreError where the device has changed too often."""
