@@ -36,11 +36,12 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.steps import Ladder, image_for, no_way, started_from, way
 from dfud.wire.trust import trust_problem
 
+UNNEEDED = frozenset({"authentication", "credentials"})
 Key = tuple[str, str]
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
 
 
-class Known(msgspec.Struct):
+class Known(msgspec.Struct, gc=False):
     """One device in memory: what is stored of it, and the progress within one transfer.
 
     seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last; fetched: the chunk that
@@ -237,7 +238,10 @@ class Memory:
         ago_s = now_s - view.actual.seen_s if view.actual is not None else self._seen_s
         if not 0 <= ago_s <= self._seen_s:
             ago_s = self._seen_s  # long ago, or the clock was set
-        return Known(view.device, view.actual, view.deployment, trio.current_time() - ago_s)
+        # What it authenticates with is most of it, and none of this module's business.
+        spec = {key: value for key, value in view.device.spec.items() if key not in UNNEEDED}
+        device_kept = msgspec.structs.replace(view.device, spec=spec, status={})
+        return Known(device_kept, view.actual, view.deployment, trio.current_time() - ago_s)
 
     async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
         """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that.
