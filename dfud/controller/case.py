@@ -108,13 +108,13 @@ class Case:
         made = new_deployment(
             self.app, self.device, target, self.deployment, self.now_s, version=status.version, sha256=self.digest
         )
-        route = self._route(desired)
+        before, route = self.deployment, self._route(desired)
         made = msgspec.structs.replace(
             made,
             rollout=desired.rollout,
             wave=desired.wave,
             back=desired.back,
-            retry=desired.retries,
+            retry=max(desired.retries, before.retry if before is not None and before.rollout == desired.rollout else 0),
             download_only=desired.download_only,
             route=route,
         )
