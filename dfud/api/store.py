@@ -112,14 +112,14 @@ class ExpectDevice(msgspec.Struct, frozen=True, tag=True):
     sequence: int
 
 
-class PutActual(msgspec.Struct, frozen=True, tag=True):
+class PutActual(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Raises the device's sequence by one. tell: it says something new, so other processes are told (DeviceStateChanged)."""
 
     actual: Actual
     tell: bool = False
 
 
-class PutDeployment(msgspec.Struct, frozen=True, tag=True):
+class PutDeployment(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Stores the deployment and, if given, appends what happened to the device's history. Raises the device's sequence by one.
 
     A store bounds both per device: the oldest history entries and the oldest finished deployments go in the same commit.
@@ -223,7 +223,7 @@ Change = (
 )
 
 
-class DeviceView(msgspec.Struct, frozen=True):
+class DeviceView(msgspec.Struct, frozen=True, gc=False):
     """A device with what it last said and its newest deployment: the one with the highest number, never the latest by clock.
 
     Where numbers are equal (0: made before they were counted), the one that was created last.

@@ -87,7 +87,7 @@ class Defer(msgspec.Struct, frozen=True):
     own: bool = False
 
 
-class Status(msgspec.Struct, frozen=True):
+class Status(msgspec.Struct, frozen=True, gc=False):
     version: str
     digest: bytes
     hardware: str
