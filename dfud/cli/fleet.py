@@ -10,7 +10,7 @@ from dfud.cli.client import Session
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table, say_lines
 
-BAR = 20  # with the line of POINTS it leaves room for a name in 80 columns
+BAR = 22  # with the line of POINTS it leaves room for a name in 80 columns
 BLOCKS = " ▏▎▍▌▋▊▉█"
 SPARKS = "▁▂▃▄▅▆▇█"
 POINTS = 24

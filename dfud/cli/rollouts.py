@@ -290,6 +290,8 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def _say_history(session: Session, found: dict[str, Any]) -> None:
+    if link := found["status"].get("link"):
+        session.say(f"It is a rollout of {found['status']['store']}, which is steered there: {link}")
     for one in found["status"]["history"]:
         who = f" by {one['by']}" if one.get("by") else ""
         reason = one.get("reason", "").removeprefix(f"wave {one['wave']}: ")
