@@ -47,7 +47,7 @@ from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.memory import Hold, Memory, barred
-from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
+from dfud.controller.observe import actual_of, are_twins, health_of, newly_twins, twins_of
 from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy, Packages
 from dfud.controller.planner import Planner
@@ -255,7 +255,7 @@ class Controller:
         known, now = hold.known, trio.current_time()
         news = known.actual is None or _unaged(known.actual) != _unaged(actual)
         steps = [*older, *verdict.steps]
-        if _newly_twins(known.actual, actual, now_s) and verdict.deployment is not None:
+        if newly_twins(known.actual, actual, now_s) and verdict.deployment is not None:
             text = "two boards use this identity: what runs contradicts what was sent"
             steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
         self._budget.spend(actual.app, actual.device, len(steps))
@@ -491,10 +491,6 @@ def _has_place(known: Deployment | None, began: Deployment) -> bool:
 
 def _unmoved(deployment: Deployment) -> Deployment:
     return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)
-
-
-def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
-    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
 
 
 def _unaged(actual: Actual) -> Actual:

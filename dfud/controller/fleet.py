@@ -5,8 +5,8 @@ What is kept in memory are copies for /metrics and the crashes that have a recor
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -226,7 +226,8 @@ class Fleet:
     async def run(self) -> None:
         """Read the counters again that have changed, and fold old hours, until cancelled."""
         fold_at = trio.current_time()
-        self._stale |= {app async for app in self._apps()}
+        async with aclosing(self._apps()) as apps:
+            self._stale |= {app async for app in apps}
         self._gone |= {key.partition("/")[0] for key in await self._keys("")} - self._stale
         while True:
             while self._gone:
@@ -237,9 +238,10 @@ class Fleet:
                     self._counts[app] = await self._store.counts(fleet_scope(app))
             if trio.current_time() >= fold_at:
                 fold_at = trio.current_time() + FOLD_S
-                async for app in self._apps():
-                    with contained("fleet.fold", app=app):
-                        await self._fold(app)
+                async with aclosing(self._apps()) as apps:
+                    async for app in apps:
+                        with contained("fleet.fold", app=app):
+                            await self._fold(app)
             await trio.sleep(REFRESH_S)
 
     async def _keys(self, prefix: str) -> list[str]:
@@ -255,7 +257,7 @@ class Fleet:
                 with suppress(NotFoundError):
                     await self._store.commit([DeleteDocument(CRASHES, key)])
 
-    async def _apps(self) -> AsyncIterator[str]:
+    async def _apps(self) -> AsyncGenerator[str, None]:
         offset = 0
         while page := await self._store.apps(limit=PAGE, offset=offset):
             for app in page:

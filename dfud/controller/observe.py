@@ -89,3 +89,8 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         seen_s=now_s,
         transport=transport,
     )
+
+
+def newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
+    """Say whether a status was the first one to show that two boards use this identity."""
+    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
