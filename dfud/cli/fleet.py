@@ -14,10 +14,10 @@ from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table, say_lines
 from dfud.model.text import visible
 
-BAR = 30
+BAR = 22
 BLOCKS = " ▏▎▍▌▋▊▉█"
 SPARKS = "▁▂▃▄▅▆▇█"
-POINTS = 40
+POINTS = 24
 LINES_MAX = 12
 
 
@@ -69,9 +69,9 @@ def _count(number: int, what: str) -> str:
 def _bars(title: str, numbers: dict[str, int], history: dict[str, list[int]], hours: int) -> RichTable:
     """Return a bar for each number and, where there is a history, a line of it."""
     table = RichTable(box=None, pad_edge=False, header_style="bold")
-    table.add_column(title)
-    table.add_column("DEVICES", justify="right")
-    table.add_column("", no_wrap=True)
+    table.add_column(title, min_width=len(title), overflow="fold")
+    table.add_column("DEVICES", justify="right", min_width=len("DEVICES"))
+    table.add_column("", no_wrap=True, min_width=BAR + 5)
     table.add_column(f"LAST {hours} H" if history else "", no_wrap=True)
     shown = dict(list(numbers.items())[:LINES_MAX])
     if rest := sum(list(numbers.values())[LINES_MAX:]):

@@ -135,11 +135,14 @@ def _next(case: Case, desired: Desired) -> Next:
         text = "the target changed" if target is not None else "nothing is wanted any more"
         case.step(Event.CANCEL, text=desired.problem or text)
         current = None
+    if current is not None and current.renews and not case.due:
+        case.step(Event.CANCEL, text="the manifest changed")
+        current = None
     stop = Action.STOP if status.progress is not None else Action.WAIT
     if target is None:
         why = Why.BAD_SPEC if desired.problem else Why.NOTHING_WANTED
         return stop, policy.poll_s, why, desired.problem or "nothing is decided"
-    if case.digest == target.sha256:
+    if case.digest == target.sha256 and (barred or not case.due):
         action = Action.STOP if stop is Action.STOP else Action.SYNC
         return action, policy.poll_s, Why.IN_SYNC, "it runs what it should"
     if barred:
@@ -206,7 +209,8 @@ def _held_back(case: Case, target: Firmware, desired: Desired) -> str:
     newest = case.deployment
     if newest is None or not newest.blocks or newest.sha256 != target.sha256:
         return ""
-    if desired.rollout == newest.rollout and desired.retries > newest.retry and newest.state is not State.CANCELLED:
+    again = desired.rollout == newest.rollout and desired.retries > newest.retry
+    if again and newest.state is not State.CANCELLED and _unfit(case.status, target) is None:
         return ""  # a user had the rollout try again whatever failed
     ended = _ended(newest, cause_of(case.status, target))
     if not ended:

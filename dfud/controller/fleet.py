@@ -5,8 +5,8 @@ What is kept in memory are copies for /metrics and the crashes that have a recor
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -226,8 +226,7 @@ class Fleet:
     async def run(self) -> None:
         """Read the counters again that have changed, and fold old hours, until cancelled."""
         fold_at = trio.current_time()
-        async with aclosing(self._apps()) as apps:
-            self._stale |= {app async for app in apps}
+        self._stale |= set(await self._apps())
         self._gone |= {key.partition("/")[0] for key in await self._keys("")} - self._stale
         while True:
             while self._gone:
@@ -238,10 +237,9 @@ class Fleet:
                     self._counts[app] = await self._store.counts(fleet_scope(app))
             if trio.current_time() >= fold_at:
                 fold_at = trio.current_time() + FOLD_S
-                async with aclosing(self._apps()) as apps:
-                    async for app in apps:
-                        with contained("fleet.fold", app=app):
-                            await self._fold(app)
+                for app in await self._apps():
+                    with contained("fleet.fold", app=app):
+                        await self._fold(app)
             await trio.sleep(REFRESH_S)
 
     async def _keys(self, prefix: str) -> list[str]:
@@ -257,14 +255,13 @@ class Fleet:
                 with suppress(NotFoundError):
                     await self._store.commit([DeleteDocument(CRASHES, key)])
 
-    async def _apps(self) -> AsyncGenerator[str, None]:
-        offset = 0
-        while page := await self._store.apps(limit=PAGE, offset=offset):
-            for app in page:
-                yield app.name
+    async def _apps(self) -> list[str]:
+        found: list[str] = []
+        while page := await self._store.apps(limit=PAGE, offset=len(found)):
+            found += [app.name for app in page]
             if len(page) < PAGE:
-                return
-            offset += PAGE
+                break
+        return found
 
     async def _fold(self, app: str) -> None:
         """Move old hours into days. What was read may be older than what is stored: only differences are added."""

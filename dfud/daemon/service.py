@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -186,13 +187,14 @@ class Service:
         kept = self._config.section("retention", RetentionConfig)
         await keep(nursery, "daemon.retention", Retention(self._store, kept, claims=self._claims.forget).run)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
+        self._pauses.freeze()
         if not self._stop.is_set():
             self._not_ready = ""
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
             log.info("ready", extra={"version": self._version, "store": self._store.name})
 
-    async def _promote(self, app: str, version: str, by: str) -> None:
-        await self._registry.set_firmware(app, None, {"version": version}, by)
+    async def _promote(self, app: str, firmware: dict[str, Any] | None, by: str) -> None:
+        await self._registry.set_firmware(app, None, firmware, by)
 
     async def _start_user_plane(self, nursery: trio.Nursery, controller: Controller) -> None:
         config = self._config.section("registry", RegistryConfig)
@@ -319,8 +321,10 @@ def _log_users_served(urls: Iterable[str]) -> None:
 
 
 def _log_deployment(event: DeploymentChanged) -> None:
+    # One line an update, which says how it ended; its steps are in the device's history.
     d = event.deployment
-    log.info(
+    log.log(
+        logging.INFO if d.final else logging.DEBUG,
         "deployment",
         extra={"app": d.app, "device": d.device, "firmware": d.version, "state": str(d.state), "code": d.code},
     )
