@@ -14,6 +14,7 @@ from dfud.api.events import (
     DeviceChanged,
     DeviceDenied,
     DeviceSeen,
+    DeviceStateChanged,
     DocumentChanged,
     FirmwareChanged,
     Missed,
@@ -25,6 +26,7 @@ from dfud.api.events import (
     Told,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
+from dfud.api.places import BlobPlace
 from dfud.api.plugins import (
     Dialect,
     DialectSession,
@@ -97,6 +99,7 @@ __all__ = [
     "AddCounts",
     "App",
     "AppChanged",
+    "BlobPlace",
     "BlobWriter",
     "BugError",
     "Bus",
@@ -124,6 +127,7 @@ __all__ = [
     "DeviceChanged",
     "DeviceDenied",
     "DeviceSeen",
+    "DeviceStateChanged",
     "DeviceView",
     "DfudError",
     "Dialect",

@@ -92,4 +92,5 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         defer_own=status.defer is not None and status.defer.own,
         seen_s=now_s,
         transport=transport,
+        manifest=status.manifest,
     )

@@ -187,6 +187,7 @@ class Service:
         kept = self._config.section("retention", RetentionConfig)
         await keep(nursery, "daemon.retention", Retention(self._store, kept, claims=self._claims.forget).run)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
+        self._pauses.freeze()
         if not self._stop.is_set():
             self._not_ready = ""
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
@@ -320,8 +321,10 @@ def _log_users_served(urls: Iterable[str]) -> None:
 
 
 def _log_deployment(event: DeploymentChanged) -> None:
+    # One line an update, which says how it ended; its steps are in the device's history.
     d = event.deployment
-    log.info(
+    log.log(
+        logging.INFO if d.final else logging.DEBUG,
         "deployment",
         extra={"app": d.app, "device": d.device, "firmware": d.version, "state": str(d.state), "code": d.code},
     )

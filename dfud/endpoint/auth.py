@@ -19,11 +19,14 @@ from dfud.endpoint.config import EndpointConfig, password_limits
 from dfud.endpoint.denials import Denials, Denied, Reason
 from dfud.endpoint.limits import Attempts, TooMany
 from dfud.endpoint.remembered import Judgement, Remembered
+from dfud.endpoint.slots import Slots
+from dfud.endpoint.unsure import Concern, access_of
 from dfud.model.address import limited
 from dfud.model.credentials import is_slow, keys_of, verify
 from dfud.model.resources import is_disabled
 from dfud.wire.enrol import Enrolment
 
+KEYS_MAX = 100_000
 PSK_CACHED_S = 300.0  # a key's validity may end meanwhile
 ROUNDS = 3  # how often a judgement is made anew because its records changed while it was made
 Key = tuple[bytes, bytes, str, str, str]
@@ -74,8 +77,11 @@ class Authenticator:
         self._key = key
         self._now = now
         self._clock = clock
-        self._sessions: Remembered[Key, Session] = Remembered(config.sessions)
-        self._psk: Remembered[str, _Known] = Remembered(config.sessions)
+        # Those of devices behind gateways; all others have a slot.
+        self._sessions: Remembered[Key, Session] = Remembered(config.polls)
+        self.slots = Slots(config.sessions)
+        self._access = Concern(store, access_of, self.slots.forget_app)
+        self._psk: Remembered[str, _Known] = Remembered(min(config.sessions, KEYS_MAX))
         # Behind one address may be a fleet; one device has no reason to log in many times at once.
         self._addresses = Attempts(
             config.failures_per_address,
@@ -100,12 +106,14 @@ class Authenticator:
 
     def _device_changed(self, event: DeviceChanged) -> None:
         self._sessions.device_changed(event.app, event.device)
+        self.slots.forget(event.app, event.device)
         self._psk.device_changed(event.app, event.device)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._app_changes += 1
         self._anchors.forget()
         self._sessions.app_changed(event.app)
+        self._access.changed(event.app, deleted=event.deleted)
         self._psk.app_changed(event.app)
 
     @staticmethod
@@ -114,15 +122,39 @@ class Authenticator:
 
     def known(self, credentials: Credentials, as_device: str = "") -> Session | None:
         """Return the session of credentials that were right before, from memory."""
-        key = self.key(credentials, as_device)
-        found = self._sessions.look_up(key)
-        if found is None:
+        if as_device:
+            found = self._sessions.look_up(self.key(credentials, as_device))
+            if found is None:
+                return None
+            session = found[0]
+            if session.until_s and session.until_s < self._now():
+                self._sessions.forget(self.key(credentials, as_device))
+                return None
+            return session
+        slot = self.slot(credentials)
+        return Session(*self.slots.session(slot)) if slot >= 0 else None
+
+    def slot(self, credentials: Credentials) -> int:
+        """Return the slot of a device whose credentials were right before and are so now, or -1."""
+        slots = self.slots
+        slot = slots.find(slots.digest(credentials))
+        if slot < 0:
+            return -1
+        if self._access.unsure and slots.session(slot)[0] in self._access.unsure:
+            return -1
+        ends_s = slots.ends_s(slot)
+        return slot if not ends_s or ends_s >= self._now() else -1
+
+    async def _known_again(self, credentials: Credentials) -> Session | None:
+        """As known(), of a device whose app has changed: perhaps that does not concern who it is."""
+        slot = self.slots.find(self.slots.digest(credentials))
+        if slot < 0:
             return None
-        session = found[0]
-        if session.until_s and session.until_s < self._now():
-            self._sessions.forget(key)
+        app = self.slots.session(slot)[0]
+        if app not in self._access.unsure:
             return None
-        return session
+        await self._access.sure(app)
+        return self.known(credentials)
 
     async def session(self, peer: str, credentials: Credentials, as_device: str = "") -> Session:
         """Return who this is, acting for `as_device` if that is given. Raises Denied, TooMany, StoreError.
@@ -130,6 +162,8 @@ class Authenticator:
         What it returns was true when it returns: if a record that it was judged by changes meanwhile, it is judged anew.
         """
         found = self.known(credentials, as_device)
+        if found is None and self._access.unsure and not as_device:
+            found = await self._known_again(credentials)
         if found is not None:
             return found
         key, address = self.key(credentials, as_device), limited(peer)
@@ -159,7 +193,13 @@ class Authenticator:
                 app, sender, until_s = await self._identify(credentials, judgement)
                 device = await self._act_for(app, sender, as_device, judgement) if as_device else sender
                 session = Session(app, device, until_s)
-                if judgement.keep(session):
+                if as_device:
+                    if judgement.keep(session):
+                        return session
+                    continue
+                await self._access.sure(app)
+                if judgement.holds():
+                    self.slots.keep(self.slots.digest(credentials), app, device, until_s)
                     return session
             finally:
                 judgement.give_up()

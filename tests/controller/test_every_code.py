@@ -26,7 +26,7 @@ WANTED = Desired("1.1", origin="app")
 
 
 def deployment(state: State, **more: Any) -> Deployment:
-    same = {"version": "1.1", "sha256": digest("1.1"), "number": 1, "created_s": T0, "updated_s": T0}
+    same: dict[str, Any] = {"version": "1.1", "sha256": digest("1.1"), "number": 1, "created_s": T0, "updated_s": T0}
     return Deployment(id="d", app="app", device="dev", state=state, **(same | more))
 
 
