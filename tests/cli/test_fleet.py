@@ -8,18 +8,36 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import pytest
 import trio
 
-from dfud.cli.fleet import bar, spark
+from dfud.cli import fleet, rollouts, show
+from dfud.cli.fleet import BAR, bar, spark
 from dfud.testing.device import HttpDevice
 from tests.cli.test_dfuctl import Dfuctl, dfuctl  # noqa: F401  # a fixture
 from tests.cli.test_rollouts import boards  # noqa: F401  # a fixture
 
 
 def test_bars_and_sparks_show_what_there_is() -> None:
-    assert bar(0.0) == " " * 22 and bar(1.0) == "█" * 22 and bar(2.0) == "█" * 22
-    assert bar(0.0001).strip() == "▏" and len(bar(0.37)) == 22
+    assert bar(0.0) == " " * BAR and bar(1.0) == "█" * BAR and bar(2.0) == "█" * BAR
+    assert bar(0.0001).strip() == "▏" and len(bar(0.37)) == BAR
     assert spark([0, 5, 10]) == "▁▅█" and spark([0, 0]) == "▁▁" and spark([]) == ""
+
+
+def test_nothing_is_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    version = "2026.11.27-rc1+a-long-name-as-builds-have-them-with-[/bold]-and-\x1b-in-it"
+    shown = "2026.11.27-rc1+a-long-name-as-builds-have-them-with-[/bold]-and-\\x1b-in-it"
+    show.print_table(fleet._bars("VERSION", {version: 1_234_567}, {version: [1] * 24}, 168))
+    told = capsys.readouterr().out
+    assert shown in told and "1234567" in told and "…" not in told and "\x1b" not in told
+    waves = [{"expected": 9_999_999, "told": 8_888_888, "done": 7_777_777, "underWay": 6_666_666, "failed": 5_555_555, "left": 4}]
+    status = {"state": "paused", "wave": 1, "waves": waves, "reason": "too many failed " * 8}
+    found = {"metadata": {"name": "r"}, "spec": {"firmware": version}, "status": status}
+    show.say(rollouts._title(found))
+    show.print_table(rollouts._rows(found))
+    told = capsys.readouterr().out
+    assert shown in told and all(str(n) * 7 in told for n in (9, 7, 6, 5)) and "…" not in told
+    assert len(told.splitlines()) == 3
 
 
 async def test_a_fleet_in_numbers(dfuctl: Dfuctl, boards: list[HttpDevice], tmp_path: Path) -> None:  # noqa: F811
