@@ -1,4 +1,4 @@
-"""The slots of a fleet: found by what was shown, forgotten with what they rest on, given up by use; and which changes concern them."""
+"""The slots of a fleet: found by what was shown, forgotten with what they rest on, given up by use, whatever changes."""
 
 from __future__ import annotations
 
