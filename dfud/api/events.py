@@ -134,6 +134,13 @@ class CancelRequested(msgspec.Struct, frozen=True):
     by: str
 
 
+class DeviceStateChanged(msgspec.Struct, frozen=True):
+    """Another process has stored what a device said, or a step of its deployment."""
+
+    app: str
+    device: str
+
+
 class DocumentChanged(msgspec.Struct, frozen=True):
     """Another process has put or deleted a document with `tell`."""
 

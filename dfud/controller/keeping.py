@@ -27,7 +27,7 @@ from dfud.controller.decide import Verdict, entry_of
 from dfud.controller.fleet import Fleet
 from dfud.controller.hear import explained
 from dfud.controller.memory import Hold
-from dfud.controller.observe import are_twins, health_of, twins_of
+from dfud.controller.observe import health_of, newly_twins, twins_of
 from dfud.controller.outbox import Outbox
 from dfud.controller.rollouts import Rollouts
 from dfud.controller.sending import Order
@@ -109,9 +109,9 @@ class Keeper:
         known, now = hold.known, trio.current_time()
         news = known.actual is None or not _same(known.actual, actual)
         steps: Sequence[Step] = verdict.steps
-        if older or _newly_twins(known.actual, actual, now_s):
+        if older or newly_twins(known.actual, actual, now_s):
             steps = [*older, *verdict.steps]
-            if verdict.deployment is not None and _newly_twins(known.actual, actual, now_s):
+            if verdict.deployment is not None and newly_twins(known.actual, actual, now_s):
                 text = "two boards use this identity: what runs contradicts what was sent"
                 steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
         changes: list[Change] = []
@@ -156,10 +156,6 @@ class Keeper:
 
 def _unmoved(deployment: Deployment) -> Deployment:
     return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)
-
-
-def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
-    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
 
 
 def _same(one: Actual, other: Actual) -> bool:

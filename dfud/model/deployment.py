@@ -104,6 +104,8 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     that one arrived. furthest: the most chunks that were there when the device started over; stalls: how often in a row it then
     had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
 
+    renews: 0, or the sequence number of the manifest under which a device gets an image that it runs already.
+
     mark: the furthest that it has come, and moved_s when (0: it has not moved since it was made): going back is no movement.
 
     rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
@@ -146,6 +148,7 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     rollout: str = ""
     wave: int = 0
     back: bool = False
+    renews: int = 0
     mark: int = 0
     moved_s: float = 0.0
     retry: int = 0
@@ -233,6 +236,7 @@ class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=
 class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """What a device last said of itself; only ever that. sha256 is hexadecimal.
 
+    manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
     tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
     """
 
@@ -255,4 +259,5 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc
     dialect: str = "dfu/1"
     health: Health | None = None
     twins: Twins | None = None
+    manifest: int | None = None
     tally: tuple[str, ...] = ()

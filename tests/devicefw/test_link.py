@@ -68,9 +68,9 @@ for url in {[url for url, _ in URLS]!r}:
 
 
 def test_a_hardware_has_the_name_that_manifests_have() -> None:
-    names = ["esp32c3", "ESP32-C3", "esp32-c3", "Esp32C3-Board1", "esp32-c3-Board-2", "esp32", "ESP32"]
-    names += ["ESP32-board", "esp32-s3", "ESP32S2"]
-    names += ["esp32-c3x", "esp32c", "esp32c33", "esp32-", "toaster", "rp2040", "", "esp32-c", "esp32_c3", "ESP32-P4-x", "esp32-h2-"]
+    names = ["esp32c3", "ESP32-C3", "esp32-c3", "Esp32C3-Board1", "esp32-c3-Board-2", "esp32", "ESP32", "ESP32-board"]
+    names += ["esp32-s3", "ESP32S2", "ESP32-P4-x", "esp32-h2-", "esp32-c3x", "esp32c", "esp32c33", "esp32-", "esp32-c"]
+    names += ["esp32_c3", "toaster", "rp2040", ""]
     program = f"""
 from dfu.transport import hardware_name
 for name in {names!r}:

@@ -87,7 +87,10 @@ class Server:
         self.securing = Securing(
             endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall
         )
-        self._bodies = Bodies(config.transfers, config.transfers_per_address, config.body_max)
+        # Half of the places are for those who have proved their address: who makes addresses up cannot take them.
+        each = config.transfers_per_address
+        self._proven = Bodies((config.transfers + 1) // 2, each, config.body_max)
+        self._unproven = Bodies(max(1, config.transfers // 2), each, config.body_max)
         self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(config.requests_known)
         self._draining = False
         self._observe_number = 1
@@ -272,7 +275,11 @@ class Server:
             if len(size) > 4 or int.from_bytes(size, "big") > self._config.body_max:
                 raise BlockError(Code.TOO_LARGE, f"at most {self._config.body_max} bytes")
             key = (exchange.who, ask.body_key())
-            body = self._bodies.add(key, exchange.peer.counted, block, request.body, now_s)
+            bodies = self._bodies_of(exchange, key, block, now_s)
+            if bodies is None:
+                self._answering.challenge(exchange, now_s)
+                return None
+            body = bodies.add(key, exchange.peer.counted, block, request.body, now_s)
         except BlockError as error:
             options: Options = []
             if error.code is Code.TOO_LARGE:
@@ -283,6 +290,15 @@ class Server:
             self._respond(exchange, Answer(Code.CONTINUE, [(Option.BLOCK1, echoed.value())]), now_s)
             return None
         return msgspec.structs.replace(request, body=body)
+
+    def _bodies_of(self, exchange: Exchange, key: Hashable, block: Block, now_s: float) -> Bodies | None:
+        """Return where a body is put together; None: its sender has to prove its address first."""
+        if block.number and key in self._unproven:
+            return self._unproven
+        peer, verified = exchange.peer, self._answering.verified
+        if exchange.security is not None or peer.encrypted or verified.has(peer.key, now_s):
+            return self._proven
+        return self._unproven if self._unproven.has_room(peer.counted, now_s) or not block.more else None
 
     def _later_block(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
         kept = self._answering.kept.get((exchange.who, ask.body_key()), now_s)
