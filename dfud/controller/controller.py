@@ -22,6 +22,7 @@ from dfud.api import (
     DeploymentChanged,
     Desired,
     DeviceChanged,
+    DeviceView,
     Firmware,
     NotFoundError,
     ProgressChanged,
@@ -85,7 +86,7 @@ class Controller:
         self._now = now
         self._outbox = outbox or Outbox(store)
         self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app, outbox=self._outbox)
-        self._memory = Memory(store, bus, config, self.rollouts.desired)
+        self._memory = Memory(store, bus, config, self.rollouts.desired, now)
         self.fleet = Fleet(store, bus, self._memory.image, now)
         self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
         self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
@@ -112,8 +113,12 @@ class Controller:
     async def desired(self, app: str, device: str) -> tuple[Desired, Firmware | None]:
         """Return what should run on a device, and that firmware if it is published."""
         now_s = self._now()
-        async with self._memory.hold(app, device, now_s) as hold:
+        async with self._memory.hold(app, device) as hold:
             return await self._memory.wanted(hold, hold.known.actual, now_s)
+
+    async def view(self, app: str, device: str) -> DeviceView | None:
+        """Return what is stored of a device, as the store does, and remember it: its status comes next. Raises StoreError."""
+        return await self._memory.view(app, device)
 
     # Statuses
 
@@ -129,7 +134,7 @@ class Controller:
         deadline = trio.current_time() + max(patience_s, 0.5)
         made: Made = None
         for number in range(LOOKS_MAX):
-            async with self._memory.hold(app, device, self._now()) as hold:
+            async with self._memory.hold(app, device) as hold:
                 look = await self._look(hold, status, transport, made, again=number > 0)
                 if look is None:
                     return Command(Type.WAIT, self._config.busy_poll_s, reason="it has said something newer")
@@ -158,7 +163,7 @@ class Controller:
         try:
             for number, one in enumerate(asked):
                 with suppress(NotFoundError, StoreError):
-                    hold = await self._memory.take(one.app, one.device, self._now())
+                    hold = await self._memory.take(one.app, one.device)
                     if hold is None:
                         continue
                     look = await self._look(hold, one.status, one.transport, None)
@@ -304,7 +309,7 @@ class Controller:
         that it is writing: that stays the target until it is written if another version is wanted meanwhile, but not if none
         is, or the one that runs. Progress is in bytes of the image; nothing is packed.
         """
-        async with self._memory.hold(actual.app, actual.device, self._now()) as hold:
+        async with self._memory.hold(actual.app, actual.device) as hold:
             now_s = self._now()
             desired, target = await self._memory.wanted(hold, actual, now_s)
             if target is not None and pinned and target.version not in (pinned, actual.version):
@@ -353,7 +358,7 @@ class Controller:
 
     async def load_package_of(self, app: str, device: str) -> str:
         """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
             if deployment is not None and deployment.package:
                 await self._memory.firmware(app, deployment.version)  # it may be recalled
@@ -389,7 +394,7 @@ class Controller:
                 self._bus.publish(ProgressChanged(known.deployment))
 
     async def _store_progress(self, app: str, device: str) -> None:
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
             if deployment is None or deployment.final:
                 return
@@ -421,7 +426,7 @@ class Controller:
         `also` is committed with it; alone where nothing holds it back from what it should run already. Raises RefusedError where
         there is nothing to try.
         """
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             after = retried(hold.known.deployment, self._now())
             if after is None:
                 desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
@@ -443,7 +448,7 @@ class Controller:
         there is nothing to end, and where it cannot be done: on trial the device decides, and what is not published cannot be
         named.
         """
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
             if desired.version and target is None:
                 raise RefusedError(f"{desired.problem}; to cancel, change what device {device} should run")
@@ -461,7 +466,7 @@ class Controller:
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
         """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             counted: dict[str, int] = {}
             with suppress(UnreadableError):
                 counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))

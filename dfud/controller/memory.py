@@ -74,7 +74,10 @@ class Hold:
 class Memory:
     """wants: who says what should run; now_s: seconds since the epoch."""
 
-    def __init__(self, store: Store, bus: Bus, config: ControllerConfig, wants: Wants) -> None:
+    def __init__(
+        self, store: Store, bus: Bus, config: ControllerConfig, wants: Wants, now: Callable[[], float]
+    ) -> None:
+        self._now = now
         self._store = store
         self._seen_s = config.seen_s
         self._wants = wants
@@ -154,7 +157,7 @@ class Memory:
         return self._devices.get((app, device))
 
     @asynccontextmanager
-    async def hold(self, app: str, device: str, now_s: float) -> AsyncIterator[Hold]:
+    async def hold(self, app: str, device: str) -> AsyncIterator[Hold]:
         """Have a device to oneself. Raises NotFoundError if it is gone, StoreError.
 
         Whatever the block raises, the device is read from the store again next time: a commit that failed or was cancelled
@@ -163,7 +166,7 @@ class Memory:
         key = (app, device)
         if key in self._lines:
             await self._stand_in_line(key)
-        hold = await self._begin(key, now_s)
+        hold = await self._begin(key)
         failed = True
         try:
             yield hold
@@ -171,10 +174,10 @@ class Memory:
         finally:
             self.let_go(hold, failed=failed)
 
-    async def take(self, app: str, device: str, now_s: float) -> Hold | None:
+    async def take(self, app: str, device: str) -> Hold | None:
         """As hold(), until let_go(), for whoever holds several; None if somebody has it now: nobody waits with others in hand."""
         key = (app, device)
-        return None if key in self._lines else await self._begin(key, now_s)
+        return None if key in self._lines else await self._begin(key)
 
     def let_go(self, hold: Hold, *, failed: bool) -> None:
         """End what take() began. failed: nobody knows whether what is remembered of it is what is stored."""
@@ -194,13 +197,13 @@ class Memory:
                 self._devices.put(key, known)
             self._end(key)
 
-    async def _begin(self, key: Key, now_s: float) -> Hold:
+    async def _begin(self, key: Key) -> Hold:
         # The key stands for whoever holds it; a line is made by the first one who waits.
         self._lines.setdefault(key, None)
         reading = self._devices.begin(key)
         try:
             known = self._devices.get(key)
-            return Hold(known or await self._read(*key, now_s), reading)
+            return Hold(known or await self._read(*key), reading)
         except BaseException:
             self._devices.forget(key)
             self._devices.give_up(reading)
@@ -231,17 +234,36 @@ class Memory:
         else:
             del self._lines[key]
 
-    async def _read(self, app: str, device: str, now_s: float) -> Known:
+    async def view(self, app: str, device: str) -> DeviceView | None:
+        """Read a device for somebody else, and remember it for the status that it is about to send. Raises StoreError."""
+        key = (app, device)
+        reading = self._devices.begin(key)
+        try:
+            found = await self._store.device(app, device)
+        except BaseException:
+            self._devices.give_up(reading)
+            raise
+        # Whoever holds it knows better.
+        if found is None or key in self._lines or self._devices.get(key) is not None:
+            self._devices.give_up(reading)
+        else:
+            self._devices.end(reading, self._known(found))
+        return found
+
+    async def _read(self, app: str, device: str) -> Known:
         view = await self._store.device(app, device)
         if view is None:
             raise NotFoundError(f"no device {device} in app {app}")
-        ago_s = now_s - view.actual.seen_s if view.actual is not None else self._seen_s
+        return self._known(view)
+
+    def _known(self, view: DeviceView) -> Known:
+        ago_s = self._now() - view.actual.seen_s if view.actual is not None else self._seen_s
         if not 0 <= ago_s <= self._seen_s:
             ago_s = self._seen_s  # long ago, or the clock was set
         # What it authenticates with is most of it, and none of this module's business.
         spec = {key: value for key, value in view.device.spec.items() if key not in UNNEEDED}
-        device_kept = msgspec.structs.replace(view.device, spec=spec, status={})
-        return Known(device_kept, view.actual, view.deployment, trio.current_time() - ago_s)
+        kept = msgspec.structs.replace(view.device, spec=spec, status={})
+        return Known(kept, view.actual, view.deployment, trio.current_time() - ago_s)
 
     async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
         """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that.

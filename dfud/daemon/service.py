@@ -162,7 +162,7 @@ class Service:
             self._store,
             self._bus,
             controller,
-            Authenticator(self._store, self._bus, settings, key, time.time),
+            Authenticator(self._store, self._bus, settings, key, time.time, view=controller.view),
             Commands(
                 self._store,
                 self._bus,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
-from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, Store, StoreError
+from dfud.api import App, AppChanged, Bus, Cache, Credentials, Device, DeviceChanged, DeviceView, Store, StoreError
 from dfud.endpoint.basic import parse_basic_untrusted
 from dfud.endpoint.certificates import TrustAnchors, read_certificate_untrusted, valid
 from dfud.endpoint.config import EndpointConfig, password_limits
@@ -27,6 +27,7 @@ from dfud.model.resources import is_disabled
 from dfud.wire.enrol import Enrolment
 
 KEYS_MAX = 100_000
+APPS_MAX = 1000
 PSK_CACHED_S = 300.0  # a key's validity may end meanwhile
 ROUNDS = 3  # how often a judgement is made anew because its records changed while it was made
 Key = tuple[bytes, bytes, str, str, str]
@@ -61,7 +62,8 @@ Found = tuple[App, Device]
 class Authenticator:
     """Checks credentials against the store; remembers what was right until the app or the device changes.
 
-    now: the wall clock, for validity. clock: one that only moves forward, for limits and for what is remembered.
+    now: the wall clock, for validity. clock: one that only moves forward, for limits and for what is remembered. view: reads a
+    device; None: the store does.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Authenticator:
         key: bytes,
         now: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        view: Callable[[str, str], Awaitable[DeviceView | None]] | None = None,
     ) -> None:
         self._store = store
         self._key = key
@@ -80,6 +84,8 @@ class Authenticator:
         # Those of devices behind gateways; all others have a slot.
         self._sessions: Remembered[Key, Session] = Remembered(config.polls)
         self.slots = Slots(config.sessions)
+        self._apps: Cache[str, App | None] = Cache(APPS_MAX)
+        self._view = view or store.device
         self._access = Concern(store, access_of, self.slots.forget_app)
         self._psk: Remembered[str, _Known] = Remembered(min(config.sessions, KEYS_MAX))
         # Behind one address may be a fleet; one device has no reason to log in many times at once.
@@ -112,6 +118,7 @@ class Authenticator:
     def _app_changed(self, event: AppChanged) -> None:
         self._app_changes += 1
         self._anchors.forget()
+        self._apps.forget(event.app)
         self._sessions.app_changed(event.app)
         self._access.changed(event.app, deleted=event.deleted)
         self._psk.app_changed(event.app)
@@ -276,21 +283,30 @@ class Authenticator:
     async def _find(self, app_name: str, device_name: str, judging: Judgement[Any, Any]) -> tuple[Found | None, Reason]:
         """Return an enabled app and its enabled device, by name or alias; else why not."""
         judging.asks()
-        app = await self._store.app(app_name)
+        app = await self._app(app_name)
         if app is None:
             return None, Reason.UNKNOWN
         if is_disabled(app.spec):
             return None, Reason.DISABLED
-        name = await self._store.find_alias(app_name, device_name)
-        if name is None:
-            return None, Reason.UNKNOWN
-        judging.found(app_name, name)
-        view = await self._store.device(app_name, name)
+        # By its name, as nearly all of them come, for which one read is enough.
+        name: str | None = device_name
+        judging.found(app_name, device_name)
+        view = await self._view(app_name, device_name)
+        if view is None:
+            judging.asks()
+            name = await self._store.find_alias(app_name, device_name)
+            if name is None:
+                return None, Reason.UNKNOWN
+            judging.found(app_name, name)
+            view = await self._view(app_name, name)
         if view is None:
             return None, Reason.UNKNOWN
         if is_disabled(view.device.spec):
             return None, Reason.DISABLED
         return (app, view.device), Reason.UNKNOWN
+
+    async def _app(self, name: str) -> App | None:
+        return await self._apps.load(name, lambda: self._store.app(name))
 
     async def _act_for(self, app: str, gateway: str, device: str, judging: Judging) -> str:
         """Return the device that the gateway speaks for; the device must name the gateway."""

@@ -1,4 +1,4 @@
-"""A fleet's slots: found by what was shown, forgotten with what they rest on, given up by use; and which changes concern them."""
+"""The slots of a fleet: found by what was shown, forgotten with what they rest on, given up by use, whatever changes."""
 
 from __future__ import annotations
 
@@ -169,4 +169,15 @@ async def test_a_change_of_an_app_that_concerns_its_devices_does_so_at_once(
     assert await world.code(me.authorization, channel="dfu", body=a_status()) is Code.COMMAND
     world.bus.publish(DeviceChanged("app1", "dev1"))
     assert poll(world) is None
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_first_poll_asks_the_store_once(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await counted_world(nursery, tmp_path)
+    await world.put("dev2", {"authentication": {"credentials": [{"pass": "pw"}]}})
+    await world.post(Credentials(basic("dev1@app1:pw")), channel="dfu", body=a_status())
+    store.reads = 0
+    found = await world.post(Credentials(basic("dev2@app1:pw")), channel="dfu", body=a_status())
+    assert isinstance(found, Reply) and found.code is Code.COMMAND
+    assert store.reads == 1, "the device, for who it is and for what it is told"
     nursery.cancel_scope.cancel()
