@@ -46,9 +46,10 @@ def _of(session: Session, name: str, *more: str) -> str:
     return session.api("rollouts", name, *more)
 
 
-def _percents(text: str) -> list[dict[str, Any]]:
+def _percents(text: str, soak_s: float | None) -> list[dict[str, Any]]:
+    more = {} if soak_s is None else {"soakS": soak_s}
     try:
-        return [{"percent": float(part)} for part in text.split(",")]
+        return [{"percent": float(part), **more} for part in text.split(",")]
     except ValueError:
         raise CliError(f"--waves {text}: expected percentages such as 1,10,100") from None
 
@@ -61,6 +62,15 @@ def _percents(text: str) -> list[dict[str, Any]]:
 @click.option("--running", multiple=True, help="Only devices that run this version; may be repeated.")
 @click.option("--per-minute", type=click.IntRange(1), help="Devices told in a minute.")
 @click.option("--transfers", type=click.IntRange(1), help="Devices that are being updated at one time.")
+@click.option(
+    "--soak", type=click.FloatRange(0), help="Seconds that a wave of --waves must have been good; 3600 without it."
+)
+@click.option(
+    "--mode", type=click.Choice(["forced", "offer", "download-only"]), help="Whether devices are asked; forced."
+)
+@click.option("--offer-until", metavar="TIME", help="When an offer becomes forced, such as 2026-12-01T08:00:00+01:00.")
+@click.option("--attempts", type=click.IntRange(1), help="Transfers that may fail before a device has failed.")
+@click.option("--backoff", type=click.FloatRange(1), help="Seconds before the second attempt; doubled each time.")
 @click.option(
     "--revert", is_flag=True, help="At too many errors take it back from those who took it, instead of pausing."
 )
@@ -80,6 +90,11 @@ def rollout_create(
     running: tuple[str, ...],
     per_minute: int | None,
     transfers: int | None,
+    soak: float | None,
+    mode: str | None,
+    offer_until: str | None,
+    attempts: int | None,
+    backoff: float | None,
     revert: bool,
     promote: bool,
     priority: int | None,
@@ -109,13 +124,19 @@ def rollout_create(
     given = {
         "firmware": version,
         "devices": devices or None,
-        "waves": _percents(waves) if waves else None,
+        "waves": _percents(waves, soak) if waves else None,
         "perMinute": per_minute,
         "transfers": transfers,
+        "mode": mode,
+        "offerUntil": offer_until,
+        "attempts": attempts,
+        "backoffS": backoff,
         "onError": "revert" if revert else None,
         "promote": promote or None,
         "priority": priority,
     }
+    if soak is not None and not waves:
+        raise CliError("--soak: it is of the waves that --waves makes; of others say soakS in --spec")
     spec |= {key: value for key, value in given.items() if value is not None}
     body = {"metadata": {"name": name}, "spec": spec, "draft": draft}
     _make(session, name, body)
@@ -315,7 +336,22 @@ _action("pause", "Tell no further device of rollout NAME. What is under way goes
 _action("resume", "Go on with rollout NAME. What failed so far counts no longer against it.")
 _action("next", "Open the next wave of rollout NAME now, whatever the present one waits for.", asks=True)
 _action("revert", "Take rollout NAME back from the devices that took it.", asks=True)
-_action("abort", "End rollout NAME. Devices keep what they have.", asks=True)
+_action("retry", "Let rollout NAME try again on every device on which it failed, also after its end.")
+_action("activate", "Have devices run what rollout NAME had them write (mode download-only), wave by wave.", asks=True)
+
+
+@rollout.command("abort")
+@click.argument("name")
+@click.option("--reason", default="", help="Kept with it, for whoever looks later.")
+@click.option("--call-back", is_flag=True, help="Stop the updates that are under way, too.")
+@yes_option
+@pass_session
+def rollout_abort(session: Session, name: str, reason: str, call_back: bool, yes: bool) -> None:
+    """End rollout NAME. Devices keep what they have."""
+    confirm(f"Abort rollout {name} of app {session.app}?", yes)
+    body = {"reason": reason, "callBack": call_back}
+    found = session.request("POST", _of(session, name, "abort"), json=body)
+    session.done(f"Rollout {name}: {found['status']['state']}.", **found)
 
 
 @rollout.command("delete")

@@ -122,7 +122,7 @@ class Case:
         made = new_deployment(
             self.app, self.device, target, self.deployment, self.now_s, version=status.version, sha256=self.digest
         )
-        route = self._route(desired)
+        before, route = self.deployment, self._route(desired)
         if self.due:
             # Of a rollout the device has its part already.
             made = msgspec.structs.replace(made, renews=target.sequence, download_only=desired.download_only)
@@ -132,7 +132,9 @@ class Case:
                 rollout=desired.rollout,
                 wave=desired.wave,
                 back=desired.back,
-                retry=desired.retries,
+                retry=max(
+                    desired.retries, before.retry if before is not None and before.rollout == desired.rollout else 0
+                ),
                 download_only=desired.download_only,
                 route=route,
             )

@@ -209,7 +209,8 @@ def _held_back(case: Case, target: Firmware, desired: Desired) -> str:
     newest = case.deployment
     if newest is None or not newest.blocks or newest.sha256 != target.sha256:
         return ""
-    if desired.rollout == newest.rollout and desired.retries > newest.retry and newest.state is not State.CANCELLED:
+    again = desired.rollout == newest.rollout and desired.retries > newest.retry
+    if again and newest.state is not State.CANCELLED and _unfit(case.status, target) is None:
         return ""  # a user had the rollout try again whatever failed
     ended = _ended(newest, cause_of(case.status, target))
     if not ended:

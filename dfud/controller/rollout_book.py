@@ -10,15 +10,19 @@ import trio
 
 from dfud.api import (
     Actual,
+    ActualChanged,
     App,
     AppChanged,
     Bus,
     Deployment,
     Desired,
     Device,
+    DeviceChanged,
+    DeviceView,
     FirmwareChanged,
     NotFoundError,
     PeerError,
+    PolicyChanged,
     Rollout,
     Store,
     read_record,
@@ -37,7 +41,8 @@ from dfud.model.times import time_of
 
 COLLECTION = ROLLOUTS
 PAGE = 1000
-Promote = Callable[[str, str, str], Awaitable[None]]
+# Sets an app's spec.firmware, None removes it: (app, firmware, by).
+Promote = Callable[[str, dict[str, Any] | None, str], Awaitable[None]]
 
 
 class Entry(msgspec.Struct):
@@ -58,7 +63,7 @@ class Entry(msgspec.Struct):
 
 
 class Book:
-    """now: seconds since the epoch. promote: makes a version an app's default: (app, version, by)."""
+    """now: seconds since the epoch. promote: sets an app's default."""
 
     def __init__(
         self,
@@ -84,6 +89,11 @@ class Book:
         self._lock = trio.Lock()
         self._news = trio.Event()
         self._orphans: list[Entry] = []
+        self._moved: set[str] = set()
+        """Apps of which a device, or what speaks for it, has changed since their rollouts' waves were counted."""
+        bus.subscribe(DeviceChanged, lambda e: self._moved.add(e.app))
+        bus.subscribe(ActualChanged, lambda e: self._moved.add(e.actual.app))
+        bus.subscribe(PolicyChanged, lambda e: self._moved.add(e.app))
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(FirmwareChanged, self._firmware_changed)
 
@@ -176,13 +186,7 @@ class Book:
         self, app: App, device: Device, actual: Actual | None, deployment: Deployment | None, now_s: float
     ) -> Desired:
         """Return what should run on a device. actual: what it says now; deployment: its newest one. Never raises."""
-        facts = Facts(
-            device=device.name,
-            labels=device.metadata.labels,
-            created=device.metadata.creation_timestamp,
-            actual=actual,
-            told=deployment.rollout if deployment is not None else "",
-        )
+        facts = facts_of(DeviceView(device, actual, deployment))
         found = self._policy(app).wanted(device.spec, facts, deployment, now_s)
         if not found.rollout or found.back or found.held is not None:
             return found
@@ -215,13 +219,25 @@ class Book:
         if difference:
             self._news.set()
 
+    def _of(self, app: App) -> list[Entry]:
+        """Return the rollouts of this very app, not of one of its name before it."""
+        every = self._entries.get(app.name, {}).values()
+        return [entry for entry in every if entry.rollout.metadata.annotations.get("app") == app.metadata.uid]
+
     def _policy(self, app: App) -> Policy:
         version, policy = self._policies.get(app.name, ("", None))
         if policy is None or version != app.metadata.resource_version:
-            entries = self._entries.get(app.name, {})
-            rollouts = [
-                e.rollout for e in entries.values() if e.rollout.metadata.annotations.get("app") == app.metadata.uid
-            ]
-            policy = Policy(app.spec, rollouts)
+            policy = Policy(app.spec, [entry.rollout for entry in self._of(app)])
             self._policies[app.name] = (app.metadata.resource_version, policy)
         return policy
+
+
+def facts_of(view: DeviceView) -> Facts:
+    """Return what decides whether a device is a member of a rollout."""
+    return Facts(
+        device=view.device.name,
+        labels=view.device.metadata.labels,
+        created=view.device.metadata.creation_timestamp,
+        actual=view.actual,
+        told=view.deployment.rollout if view.deployment is not None else "",
+    )

@@ -13,7 +13,7 @@ import msgspec
 from dfud.api import App, ConflictError, DeviceView, Metadata, PeerError, RefusedError, Rollout, Store
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import wave_of
-from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus, is_member
+from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus
 from dfud.model.rollout_states import FINAL
 from dfud.model.rollout_step import Step
 
@@ -37,6 +37,17 @@ async def judge(
         raise PeerError(f"spec.firmware: {plan.version} is not published")
     if firmware.recalled is not None:
         raise PeerError(f"spec.firmware: {plan.version} is recalled: {firmware.recalled.reason}")
+    refuse_conflict(plan, others)
+    for device in sorted(plan.whom.devices):
+        if await store.device(app.name, device) is None:
+            raise PeerError(f"spec.devices.names: no device {device} in app {app.name}")
+    if not plan.whom.devices and not plan.whom.dynamic:
+        if not await store.devices(app.name, plan.whom.selector, limit=1):
+            raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+
+
+def refuse_conflict(plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]]) -> None:
+    """Raise ConflictError where another rollout of the same priority may mean the same device."""
     for other, its in others.values():
         if its is None or other.status.state in FINAL:
             continue
@@ -45,12 +56,17 @@ async def judge(
                 f"spec.priority: rollout {other.name} has {plan.priority}, too, and both may mean the same device; "
                 "give one of them another priority"
             )
-    for device in sorted(plan.whom.devices):
-        if await store.device(app.name, device) is None:
-            raise PeerError(f"spec.devices.names: no device {device} in app {app.name}")
-    if not plan.whom.devices and not plan.whom.dynamic:
-        if not await store.devices(app.name, plan.whom.selector, limit=1):
-            raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+
+
+def waiting_names(plan: Plan, members: Sequence[Facts]) -> frozenset[str]:
+    """Return the members that do not run the version yet and are in no wave of a selector."""
+    selectors = [wave.selector for wave in plan.waves if wave.selector is not None]
+    return frozenset(
+        facts.device
+        for facts in members
+        if (facts.actual is None or facts.actual.version != plan.version)
+        and not any(selector.matches(facts.labels) for selector in selectors)
+    )
 
 
 def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
@@ -93,19 +109,6 @@ def facts_of(view: DeviceView) -> Facts:
         actual=view.actual,
         told=view.deployment.rollout if view.deployment is not None else "",
     )
-
-
-async def members_of(store: Store, app: str, plan: Plan, uid: str, started_s: float) -> list[Facts]:
-    """Return all devices that are meant, but for those with a firmware of their own."""
-    found: list[Facts] = []
-    after = ""
-    while page := await store.devices(app, plan.whom.selector, limit=PAGE, after=after):
-        after = page[-1].device.name
-        for view in page:
-            facts = facts_of(view)
-            if "firmware" not in view.device.spec and is_member(plan, uid, started_s, facts):
-                found.append(facts)
-    return found
 
 
 def four_eyes(app: App) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from dfud.api import (
+    App,
     Change,
     ConflictError,
     DeleteCounts,
@@ -29,23 +30,35 @@ from dfud.api import (
 )
 from dfud.controller.failures import COLLECTION as FAILED
 from dfud.controller.outbox import rollout_event
-from dfud.controller.rollout_book import COLLECTION, Book, Entry, Promote
+from dfud.controller.rollout_book import COLLECTION, Entry, Promote
+from dfud.controller.rollout_fleet import RolloutFleet
 from dfud.controller.rollout_rules import (
     changed,
     four_eyes,
     judge,
     log_steps,
-    members_of,
     new_metadata,
+    refuse_conflict,
     scope_of,
     waiting,
+    waiting_names,
 )
+from dfud.model.counts import WaveCounts
 from dfud.model.names import check_name
 from dfud.model.policy import shares_of
-from dfud.model.rollout import Facts, Plan, RolloutStatus
+from dfud.model.rollout import Mode, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
-from dfud.model.rollout_step import Step, apply, forgive, next_time, of_now, step
+from dfud.model.rollout_step import (
+    Step,
+    apply,
+    forgive,
+    is_writing,
+    next_time,
+    of_now,
+    recounted,
+    step,
+)
 
 __all__ = ["Promote", "Rollouts"]
 GATHER_S = 0.05  # answers that come so close together are looked at once
@@ -53,7 +66,7 @@ LOOK_S = 60.0  # however quiet it is
 TRIES = 8
 
 
-class Rollouts(Book):
+class Rollouts(RolloutFleet):
     """The book, and the engine that leads what is in it."""
 
     # The engine
@@ -106,20 +119,42 @@ class Rollouts(Book):
             if now_s >= plan.start_s:
                 await self._start(entry, raw, plan, now_s)
         else:
-            after, steps = step(plan, of_now(status, now_s), await self.counts(entry.uid), now_s)
+            counts = await self.counts(entry.uid)
+            found = await self._recount(app, entry, plan, of_now(status, now_s), counts)
+            after, steps = step(plan, found, await self.counts(entry.uid), now_s)
             if any(s.event is Event.NEXT for s in steps):
                 after = await self._opened(entry, plan, after)
             if not self._is_as(entry, raw):
                 return
-            if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED and plan.promote:
-                assert self._promote is not None
-                try:
-                    await self._promote(app.name, plan.version, f"rollout {entry.rollout.name}")
-                except (PeerError, RefusedError) as error:
-                    await self._pause(entry, raw, "not-promoted", str(error))
+            if any(s.event is Event.FINISH for s in steps) and after.state is State.FINISHED:
+                promoted = await self._promoted(app, entry, raw, plan, after)
+                if promoted is None:
                     return
+                after = promoted
             if steps or after is not status:
                 await self._led(entry, raw, after, steps)
+
+    async def _promoted(
+        self, app: App, entry: Entry, raw: bytes, plan: Plan, after: RolloutStatus
+    ) -> RolloutStatus | None:
+        """Make the version the app's default at the rollout's end; None: not yet, or not at all.
+
+        What the default was before is stored first, so that a revert finds it whatever happens in between.
+        """
+        if not plan.promote or after.promoted:
+            return after
+        assert self._promote is not None
+        before, default = entry.rollout.status, app.spec.get("firmware")
+        ours = isinstance(default, dict) and default.get("version") == plan.version
+        if not ours and before.default != default and isinstance(default, dict):
+            await self._led(entry, raw, msgspec.structs.replace(before, default=default), [])
+            return None
+        try:
+            await self._promote(app.name, {"version": plan.version}, f"rollout {entry.rollout.name}")
+        except (PeerError, RefusedError) as error:
+            await self._pause(entry, raw, "not-promoted", str(error))
+            return None
+        return msgspec.structs.replace(after, promoted=True)
 
     async def _unsendable(self, app: str, plan: Plan, status: RolloutStatus) -> tuple[str, str] | None:
         """Say why nobody can be sent the version any longer: code and reason."""
@@ -155,7 +190,9 @@ class Rollouts(Book):
             started_s=now_s,
             wave=0,
             wave_since_s=now_s,
-            shares=tuple(str(s) for s in shares_of(plan, entry.uid, [f.device for f in members])),
+            shares=tuple(
+                str(s) for s in shares_of(plan, entry.uid, [f.device for f in members], waiting_names(plan, members))
+            ),
         )
         status = msgspec.structs.replace(status, expected=(waiting(plan, entry.uid, status, members, 0),))
         await self._led(entry, raw, status, [Step(Event.START, before.state, status.state)])
@@ -169,15 +206,6 @@ class Rollouts(Book):
     def _is_as(self, entry: Entry, raw: bytes) -> bool:
         """Say whether a rollout is still there, as it was at `raw`: a user may have steered or deleted it during an await."""
         return entry.raw is raw and self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry
-
-    async def _opened(self, entry: Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:
-        """Count the devices of the wave that opens."""
-        members = await self._members(entry, plan, status.started_s)
-        number = waiting(plan, entry.uid, status, members, status.wave)
-        return msgspec.structs.replace(status, expected=(*status.expected[: status.wave], number))
-
-    async def _members(self, entry: Entry, plan: Plan, started_s: float) -> list[Facts]:
-        return await members_of(self._store, entry.rollout.app, plan, entry.uid, started_s)
 
     async def _save(
         self, entry: Entry, status: RolloutStatus, steps: Sequence[Step], also: Sequence[Change] = ()
@@ -232,6 +260,7 @@ class Rollouts(Book):
         if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
             del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
+        self._looks.pop(entry.uid, None)
         self._pace.forget(entry.uid)
         self._say(entry.rollout, deleted=True)
 
@@ -291,12 +320,25 @@ class Rollouts(Book):
             await self._forget(entry, also)
 
     async def act(
-        self, app_name: str, name: str, action: str, by: str, reason: str = "", also: Sequence[Change] = ()
+        self,
+        app_name: str,
+        name: str,
+        action: str,
+        by: str,
+        reason: str = "",
+        also: Sequence[Change] = (),
+        *,
+        call_back: bool = False,
     ) -> Rollout:
-        """Do what a user asks; it is stored when this returns. Raises PeerError, RefusedError, NotFoundError."""
+        """Do what a user asks; it is stored when this returns. Raises PeerError, RefusedError, NotFoundError.
+
+        call_back: of an abort, also stop the updates that are under way.
+        """
         event = ACTIONS.get(action)
         if event is None:
             raise PeerError(f"action {action[:40]!r}: expected one of {', '.join(ACTIONS)}")
+        if call_back and event is not Event.ABORT:
+            raise PeerError(f"callBack: {action} stops no updates, only abort does")
         async with self._lock:
             entry = self._entry(app_name, name)
             status, now_s = entry.rollout.status, self._now()
@@ -307,17 +349,30 @@ class Rollouts(Book):
                 event = Event.NEXT
             if action == "approve" and status.state is State.APPROVAL and by == status.author:
                 raise RefusedError(f"rollout {name}: {by} made it, so somebody else has to approve it")
-            await self._do(entry, event, action, by, reason, also, now_s)
+            await self._do(entry, event, action, by, reason, also, now_s, call_back)
             return entry.rollout
 
     async def _do(
-        self, entry: Entry, event: Event, action: str, by: str, reason: str, also: Sequence[Change], now_s: float
+        self,
+        entry: Entry,
+        event: Event,
+        action: str,
+        by: str,
+        reason: str,
+        also: Sequence[Change],
+        now_s: float,
+        call_back: bool,
     ) -> None:
         status, plan = entry.rollout.status, entry.plan
         if (status.state, event) not in TABLE:
             raise RefusedError(f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there")
         if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
             raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
+        if event is Event.ACTIVATE and (plan is None or not is_writing(plan, status)):
+            done = (
+                "it was activated already" if status.activated_s else f'only "mode": "{Mode.DOWNLOAD}" waits for that'
+            )
+            raise RefusedError(f"rollout {entry.rollout.name}: nothing is to be activated, {done}")
         after = apply(status, event, now_s, by=by, reason=reason, code="user" if event in EXPLAINED else "")
         if event is Event.APPROVE:
             after = msgspec.structs.replace(after, approved=by)
@@ -328,4 +383,46 @@ class Rollouts(Book):
         elif event is Event.NEXT and plan is not None:
             after = msgspec.structs.replace(after, wave=status.wave + 1, wave_since_s=now_s)
             after = await self._opened(entry, plan, after)
+        elif event is Event.ACTIVATE and plan is not None:
+            after = msgspec.structs.replace(after, wave=0, wave_since_s=now_s, activated_s=now_s, silent=())
+            after = await self._opened(entry, plan, after)
+        elif event is Event.RETRY:
+            after = await self._retried(entry, status, after, now_s)
+        elif event is Event.REVERT:
+            after = msgspec.structs.replace(after, silent=())
+            await self._demote(entry, by)
+        elif event is Event.ABORT:
+            after = msgspec.structs.replace(after, called_back=call_back)
         await self._save(entry, after, [Step(event, status.state, after.state, after.code, reason)], also)
+
+    async def _retried(self, entry: Entry, status: RolloutStatus, after: RolloutStatus, now_s: float) -> RolloutStatus:
+        """Return the status in which whatever failed may be tried again, and is waited for; what failed so far is forgiven."""
+        plan, app = entry.plan, await self._store.app(entry.rollout.app)
+        if plan is None or app is None:
+            raise RefusedError(f"rollout {entry.rollout.name}: {entry.problem or 'its app is gone'}")
+        if not status.started_s:
+            raise RefusedError(f"rollout {entry.rollout.name} has not begun, so nothing has failed: resume it")
+        if why := await self._unsendable(app.name, plan, status):
+            raise RefusedError(why[1])
+        if status.state in FINAL:
+            others = {name: other for name, other in self.others(app.name).items() if name != entry.rollout.name}
+            refuse_conflict(plan, others)
+        after = msgspec.structs.replace(after, retries=status.retries + 1, wave_since_s=now_s)
+        after = forgive(after, await self.counts(entry.uid))
+        found = await self._tally(app, entry, plan, after, now_s)
+        counts = await self.counts(entry.uid)
+        return recounted(after, counts.get(after.wave, WaveCounts()), found.untold, found.silent)
+
+    async def _demote(self, entry: Entry, by: str) -> None:
+        """Give the app the default back that it had before the rollout's version: a revert would be undone by it."""
+        status, plan, app = entry.rollout.status, entry.plan, await self._store.app(entry.rollout.app)
+        default = app.spec.get("firmware") if app is not None else None
+        if (
+            not status.promoted
+            or plan is None
+            or not isinstance(default, dict)
+            or default.get("version") != plan.version
+        ):
+            return
+        assert self._promote is not None
+        await self._promote(entry.rollout.app, status.default, by)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -191,8 +192,8 @@ class Service:
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
             log.info("ready", extra={"version": self._version, "store": self._store.name})
 
-    async def _promote(self, app: str, version: str, by: str) -> None:
-        await self._registry.set_firmware(app, None, {"version": version}, by)
+    async def _promote(self, app: str, firmware: dict[str, Any] | None, by: str) -> None:
+        await self._registry.set_firmware(app, None, firmware, by)
 
     async def _start_user_plane(self, nursery: trio.Nursery, controller: Controller) -> None:
         config = self._config.section("registry", RegistryConfig)

@@ -7,7 +7,8 @@ that it brought to its version, until somebody else does: otherwise its end woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,10 +16,11 @@ import msgspec
 
 from dfud.errors import PeerError
 from dfud.model.deployment import Deployment
+from dfud.model.deployment import State as Deployed
 from dfud.model.desired import Desired, Held, desired_of
 from dfud.model.label_index import LabelIndex
 from dfud.model.membership import place, share, share_of_count
-from dfud.model.rollout import Facts, Plan, Rollout, is_member
+from dfud.model.rollout import Facts, Mode, Plan, Rollout, RolloutStatus, is_member
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIVE, FINAL, State
 from dfud.model.schedule import is_open, next_opening, read_zone_untrusted
@@ -120,18 +122,22 @@ class Policy:
             found = self._of_rollout(self._active[number], facts, deployment, now_s)
             if found is not None:
                 return found
-        if (kept := self._kept(facts, deployment)) is not None:
+        if self._ended and (kept := self._kept(facts, deployment, now_s)) is not None:
             return kept
         for number in self._rule_index.candidates(facts.labels):
             if self._rules[number].selector.matches(facts.labels):
                 return self._rules[number].desired
         return desired_of(self._app_spec, {})
 
-    def _kept(self, facts: Facts, deployment: Deployment | None) -> Desired | None:
-        """Return what a rollout that has ended brought this device to, or is still bringing it to. The newest one counts."""
-        if deployment is not None and not deployment.final and not deployment.back:
-            if (ended := self._ended.get(deployment.rollout)) is not None:
-                return _desired(ended, deployment.wave)
+    def _kept(self, facts: Facts, deployment: Deployment | None, now_s: float) -> Desired | None:
+        """Return what a rollout that has ended brought this device to, or is still bringing it to. The newest one counts.
+
+        One that was aborted with its updates called back brings nobody there any longer.
+        """
+        if deployment is not None and _goes_on(deployment) and not deployment.back:
+            ended = self._ended.get(deployment.rollout)
+            if ended is not None and not ended.rollout.status.called_back:
+                return self._going(ended, facts, deployment, now_s)
         if facts.actual is None:
             return None
         for ended in self._ended.values():
@@ -140,7 +146,7 @@ class Policy:
                 continue
             wave = wave_of(plan, ended.uid, ended.shares, facts)
             if wave is not None and wave <= status.wave:
-                return _desired(ended, wave)
+                return _desired(ended, wave, now_s)
         return None
 
     def _numbers_of(self, facts: Facts) -> list[int]:
@@ -157,21 +163,37 @@ class Policy:
         told = deployment is not None and deployment.rollout == running.uid
         if rollout.status.state is State.REVERTING:
             return _back(running, facts, deployment) if told else None
-        if told and deployment is not None and not deployment.final:
-            return _desired(running, deployment.wave)  # what has begun goes on
+        if told and deployment is not None and _goes_on(deployment):
+            return self._going(running, facts, deployment, now_s)
         if not is_member(plan, running.uid, rollout.status.started_s, facts):
             return None
         wave = wave_of(plan, running.uid, running.shares, facts)
         if wave is None:
             return None
-        if told and deployment is not None:
-            return _desired(running, wave)
         actual = facts.actual
         if actual is not None and actual.version == plan.version:
-            return _desired(running, wave)
-        if wave > rollout.status.wave or rollout.status.state not in ACTIVE:
+            return _desired(running, wave, now_s)
+        left = told and deployment is not None and deployment.blocks
+        if not left and not _is_its_turn(rollout.status, wave):
             return None  # till its turn, whatever else speaks for it does
-        return _desired(running, wave, self._held(running, facts, now_s) if plan.windows else None)
+        return _desired(running, wave, now_s, self._held(running, facts, now_s) if plan.windows else None)
+
+    def _going(self, running: Running, facts: Facts, deployment: Deployment, now_s: float) -> Desired:
+        """Return what a device is being brought to: what has begun goes on, but for a switch that was not asked for yet.
+
+        Who has written it switches within its window only.
+        """
+        plan = running.plan
+        found = _desired(running, deployment.wave, now_s)
+        if (
+            plan.windows
+            and plan.mode is Mode.DOWNLOAD
+            and not found.download_only
+            and deployment.state is Deployed.WRITTEN
+        ):
+            if (held := self._held(running, facts, now_s)) is not None:
+                return msgspec.structs.replace(found, download_only=True, held=held)
+        return found
 
     def _held(self, running: Running, facts: Facts, now_s: float) -> Held | None:
         """Say until when the device's windows are closed. They stay closed till the next opening, so that is found once."""
@@ -188,15 +210,36 @@ class Policy:
         return Held("window", until_s)
 
 
-def _desired(running: Running, wave: int, held: Held | None = None) -> Desired:
-    plan = running.plan
+def _goes_on(deployment: Deployment) -> bool:
+    """Say whether a device is on its way: it has been told and not answered, or has done a step of several."""
+    return not deployment.final or deployment.is_between
+
+
+def _desired(running: Running, wave: int, now_s: float, held: Held | None = None) -> Desired:
+    plan, status = running.plan, running.rollout.status
     return Desired(
         version=plan.version,
+        download_only=plan.mode is Mode.DOWNLOAD and not _switches(status, wave),
         origin=f"rollout {running.rollout.name}",
         rollout=running.uid,
         wave=wave,
         held=held,
+        retries=status.retries if _is_its_turn(status, wave) else 0,
+        attempts=plan.attempts,
+        backoff_s=plan.backoff_s,
+        forced=plan.is_forced(now_s),
     )
+
+
+def _is_its_turn(status: RolloutStatus, wave: int) -> bool:
+    return wave <= status.wave and status.state in ACTIVE
+
+
+def _switches(status: RolloutStatus, wave: int) -> bool:
+    """Say whether devices of a wave that have written an image may run it."""
+    if not status.activated_s or wave > status.wave:
+        return False
+    return status.state in ACTIVE or status.state is State.FINISHED
 
 
 def wave_of(plan: Plan, uid: str, shares: Sequence[int], facts: Facts) -> int | None:
@@ -216,6 +259,8 @@ def _back(running: Running, facts: Facts, deployment: Deployment | None) -> Desi
     if deployment is None or not deployment.from_version:
         return None
     version = deployment.version if deployment.back else deployment.from_version
+    if deployment.route is not None and deployment.route.began and not deployment.back:
+        version = deployment.route.began
     return Desired(
         version=version,
         origin=f"rollout {running.rollout.name}, going back",
@@ -238,9 +283,23 @@ def zone_of(plan: Plan, facts: Facts) -> ZoneInfo:
         return plan.zone
 
 
-def shares_of(plan: Plan, uid: str, members: Sequence[str]) -> tuple[int, ...]:
-    """Return for each wave the place below which its devices are; 0 for one that is made by a selector."""
+def shares_of(plan: Plan, uid: str, members: Sequence[str], waiting: Collection[str] | None = None) -> tuple[int, ...]:
+    """Return for each wave the place below which its devices are; 0 for one that is made by a selector.
+
+    waiting: the members that do not run the version yet (None: all). A wave of percent has at least one of them more than the waves
+    before it, while there are any: a wave of nobody would be good at once and prove nothing.
+    """
     places = [place(uid, device) for device in members]
-    return tuple(
-        share(w.percent) if w.percent else share_of_count(places, w.count) if w.count else 0 for w in plan.waves
-    )
+    left = sorted(places if waiting is None else (place(uid, device) for device in members if device in waiting))
+    found: list[int] = []
+    reached = 0
+    for wave in plan.waves:
+        if wave.selector is not None:
+            found.append(0)
+            continue
+        limit = share(wave.percent) if wave.percent else share_of_count(places, wave.count)
+        if wave.percent and (first := bisect_left(left, reached)) < len(left):
+            limit = max(limit, left[first] + 1)
+        reached = max(reached, limit)
+        found.append(reached)
+    return tuple(found)

@@ -27,11 +27,19 @@ ANSWERS_MIN = 3
 SUCCESS_PERCENT = 90.0
 ERROR_PERCENT = 5.0
 SILENT_S = 7 * 86400.0
+# How long a wave has to be good before the next one opens, where nothing is said: long enough for a crash that comes with use.
+SOAK_S = 3600.0
 
 
 class OnError(StrEnum):
     PAUSE = "pause"
     REVERT = "revert"  # devices that took it go back to what they ran
+
+
+class Mode(StrEnum):
+    FORCED = "forced"  # the device's application is not asked
+    OFFER = "offer"  # it decides, until a date
+    DOWNLOAD = "download-only"  # written, and switched to when a user says so
 
 
 class Threshold(msgspec.Struct, frozen=True):
@@ -72,7 +80,7 @@ class Wave(msgspec.Struct, frozen=True):
     approval: bool = False
 
 
-DEFAULT_WAVES = (Wave(percent=1.0), Wave(percent=10.0), Wave(percent=100.0))
+DEFAULT_WAVES = (Wave(percent=1.0, soak_s=SOAK_S), Wave(percent=10.0, soak_s=SOAK_S), Wave(percent=100.0))
 
 
 class Whom(msgspec.Struct, frozen=True):
@@ -89,7 +97,8 @@ class Whom(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """A spec that was read. Times are seconds since the epoch, 0: none. zone_label, zone_attribute: where a device says its own.
 
-    rate: devices told a minute, transfers: at one time; 0: no limit.
+    rate: devices told a minute, transfers: at one time; 0: no limit. offer_until_s: when an offer becomes forced; attempts,
+    backoff_s: transfers that may fail, and the first wait between them, 0: as the configuration has it.
     """
 
     version: str
@@ -106,6 +115,14 @@ class Plan(msgspec.Struct, frozen=True):
     on_error: OnError = OnError.PAUSE
     promote: bool = False
     priority: int = 0
+    mode: Mode = Mode.FORCED
+    offer_until_s: float = 0.0
+    attempts: int = 0
+    backoff_s: float = 0.0
+
+    def is_forced(self, now_s: float) -> bool:
+        """Say whether devices take it whatever their application says."""
+        return self.mode is Mode.FORCED or bool(self.offer_until_s and now_s >= self.offer_until_s)
 
 
 class Happened(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -127,6 +144,11 @@ class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     64 bits; set when it starts. expected: how many devices each wave had when it opened. code, reason: why it is paused, reverting
     or aborted; by: who did it, "" for dfud itself. author: who made it; approved: who agreed to its start. forgiven: how many
     had failed in each wave when a user resumed it. reverted: it was taken back, so it speaks for nobody any more.
+
+    silent: how many of each wave were told and have not been heard of for too long. retries: how often a user had it try again what
+    failed. activated_s: when devices that have only written it were to switch; before that waves are about writing. called_back:
+    who is under way when it is aborted is stopped. settled: whoever can go back has, but for the silent. promoted: it is the app's
+    default; default: what that was before.
     """
 
     state: State = State.DRAFT
@@ -143,6 +165,13 @@ class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     approved: str = ""
     forgiven: tuple[int, ...] = ()
     reverted: bool = False
+    silent: tuple[int, ...] = ()
+    retries: int = 0
+    activated_s: float = 0.0
+    called_back: bool = False
+    settled: bool = False
+    promoted: bool = False
+    default: dict[str, Any] | None = None
     history: tuple[Happened, ...] = ()
 
 

@@ -15,7 +15,9 @@ from dfud.model.rollout import (
     DEFAULT_WAVES,
     ERROR_PERCENT,
     SILENT_S,
+    SOAK_S,
     SUCCESS_PERCENT,
+    Mode,
     OnError,
     Plan,
     Threshold,
@@ -31,6 +33,8 @@ VALUES_MAX = 64
 SECONDS_MAX = 366 * 86400
 RATE_MAX = 1_000_000
 PRIORITY_MAX = 1000
+ATTEMPTS_MAX = 100
+BACKOFF_S_MAX = 7 * 86400
 
 
 def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
@@ -48,9 +52,17 @@ def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
         on_error=OnError(fields.choice("onError", tuple(OnError), OnError.PAUSE)),
         promote=fields.flag("promote"),
         priority=fields.integer("priority", -PRIORITY_MAX, PRIORITY_MAX),
+        mode=Mode(fields.choice("mode", tuple(Mode), Mode.FORCED)),
+        offer_until_s=fields.time("offerUntil"),
+        attempts=fields.integer("attempts", 1, ATTEMPTS_MAX),
+        backoff_s=fields.number("backoffS", 1, BACKOFF_S_MAX),
         **_when(fields),
     )
     fields.end()
+    if plan.offer_until_s and plan.mode is not Mode.OFFER:
+        raise PeerError(f'spec.offerUntil: only "mode": "offer" becomes forced at a time, the mode is {plan.mode}')
+    if plan.offer_until_s and plan.offer_until_s <= plan.start_s:
+        raise PeerError("spec.offerUntil: not behind spec.start, so nobody could decide")
     if plan.end_s and plan.end_s <= plan.start_s:
         raise PeerError("spec.end: not behind spec.start, so it could never run")
     return plan
@@ -98,7 +110,8 @@ def _waves(value: object) -> tuple[Wave, ...]:
         return DEFAULT_WAVES
     if not isinstance(value, list) or not 1 <= len(value) <= WAVES_MAX:
         raise PeerError(f"spec.waves: expected a list of 1 to {WAVES_MAX} waves")
-    waves = tuple(_wave(entry, f"spec.waves[{n}]") for n, entry in enumerate(value))
+    last = len(value) - 1
+    waves = tuple(_wave(entry, f"spec.waves[{n}]", SOAK_S if n < last else 0.0) for n, entry in enumerate(value))
     percent, count = 0.0, 0
     for number, wave in enumerate(waves):
         if wave.percent and wave.percent <= percent:
@@ -113,7 +126,7 @@ def _waves(value: object) -> tuple[Wave, ...]:
     return waves
 
 
-def _wave(value: object, where: str) -> Wave:
+def _wave(value: object, where: str, soak_s: float) -> Wave:
     if not isinstance(value, Mapping):
         raise PeerError(f"{where}: expected an object with percent, count or selector")
     fields = _Fields(value, where)
@@ -128,7 +141,7 @@ def _wave(value: object, where: str) -> Wave:
         selector=parse_selector_untrusted(selector) if selector else None,
         success=_threshold(fields, "success", SUCCESS_PERCENT, 0),
         error=_threshold(fields, "error", ERROR_PERCENT, ANSWERS_MIN),
-        soak_s=fields.number("soakS", 0, SECONDS_MAX),
+        soak_s=fields.number("soakS", 0, SECONDS_MAX, soak_s),
         silent_s=fields.number("silentS", 0, SECONDS_MAX, SILENT_S),
         approval=fields.flag("approval"),
     )

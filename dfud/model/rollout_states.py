@@ -12,6 +12,7 @@ class State(StrEnum):
     TELLING = "telling"  # devices of the wave are being told
     SOAKING = "soaking"  # the wave is good; it has to stay so for a while
     WAVE_APPROVAL = "wave-waiting-for-approval"  # the wave was good long enough; somebody has to open the next
+    STORED = "waiting-for-activation"  # all have written it; somebody has to say that they switch
     PAUSED = "paused"  # by a user, or by a threshold
     REVERTING = "reverting"  # devices that took it go back to what they ran
     FINISHED = "finished"
@@ -20,7 +21,7 @@ class State(StrEnum):
 
 FINAL = frozenset({State.FINISHED, State.ABORTED})
 # A device of an open wave may be told, and keeps what it was told.
-ACTIVE = frozenset({State.TELLING, State.SOAKING, State.WAVE_APPROVAL})
+ACTIVE = frozenset({State.TELLING, State.SOAKING, State.WAVE_APPROVAL, State.STORED})
 
 
 class Event(StrEnum):
@@ -34,7 +35,10 @@ class Event(StrEnum):
     NEXT = "next"  # the next wave opens
     ASK = "ask"  # the wave was good long enough, and the next one needs approval
     PAUSE = "pause"
+    STORE = "store"  # the last wave was good long enough, at writing
+    ACTIVATE = "activate"  # whoever has written it switches, wave by wave
     RESUME = "resume"
+    RETRY = "retry"  # what failed may be tried again
     REVERT = "revert"
     FINISH = "finish"
     ABORT = "abort"
@@ -52,12 +56,17 @@ TABLE: dict[tuple[State, Event], State] = {
     (State.WAVE_APPROVAL, Event.DENY): State.PAUSED,
     (State.WAVE_APPROVAL, Event.WORSE): State.TELLING,
     # "next wave now" of a user counts as an approval.
-    **{(s, Event.NEXT): State.TELLING for s in ACTIVE},
+    **{(s, Event.NEXT): State.TELLING for s in (State.TELLING, State.SOAKING, State.WAVE_APPROVAL)},
     (State.SOAKING, Event.FINISH): State.FINISHED,
+    (State.SOAKING, Event.STORE): State.STORED,
+    (State.STORED, Event.WORSE): State.TELLING,
+    # From the first wave again, and this time they run it.
+    **{(s, Event.ACTIVATE): State.TELLING for s in ACTIVE},
     **{(s, Event.PAUSE): State.PAUSED for s in (State.SCHEDULED, *ACTIVE)},
     # Whatever was good before has to be found good again.
     (State.PAUSED, Event.RESUME): State.TELLING,
-    **{(s, Event.REVERT): State.REVERTING for s in (State.PAUSED, *ACTIVE)},
+    **{(s, Event.RETRY): State.TELLING for s in (State.PAUSED, State.FINISHED, *ACTIVE)},
+    **{(s, Event.REVERT): State.REVERTING for s in (State.PAUSED, State.FINISHED, *ACTIVE)},
     (State.REVERTING, Event.FINISH): State.ABORTED,
     **{(s, Event.ABORT): State.ABORTED for s in State if s not in FINAL},
 }
@@ -71,6 +80,8 @@ ACTIONS = {
     "pause": Event.PAUSE,
     "resume": Event.RESUME,
     "next": Event.NEXT,
+    "retry": Event.RETRY,
+    "activate": Event.ACTIVATE,
     "revert": Event.REVERT,
     "abort": Event.ABORT,
 }

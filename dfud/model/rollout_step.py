@@ -8,7 +8,7 @@ import msgspec
 
 from dfud.errors import BugError
 from dfud.model.counts import REVERT_WAVE, WaveCounts
-from dfud.model.rollout import OnError, Plan, RolloutStatus, Wave
+from dfud.model.rollout import Mode, OnError, Plan, RolloutStatus, Wave
 from dfud.model.rollout_states import ACTIVE, Event, State, advance
 
 NONE = WaveCounts()
@@ -47,6 +47,7 @@ def step(
     counts the wave's devices.
     """
     steps: list[Step] = []
+    status = _with_fewer_forgiven(status, counts)
     while (due := _due(plan, status, counts, now_s)) is not None:
         event, code, reason = due
         before = status.state
@@ -72,9 +73,10 @@ def _due(
     plan: Plan, status: RolloutStatus, counts: Mapping[int, WaveCounts], now_s: float
 ) -> tuple[Event, str, str] | None:
     if status.state is State.REVERTING:
-        if _reverted(counts):
-            stayed = counts.get(REVERT_WAVE, NONE).bad
+        if status.settled or _reverted(counts):
+            stayed, lost = counts.get(REVERT_WAVE, NONE).bad, sum(status.silent)
             more = f"; {stayed} devices could not go back" if stayed else ""
+            more += f"; {lost} have not been heard of" if lost else ""
             return Event.FINISH, status.code, f"{status.reason or 'taken back'}{more}"
         return None
     if status.state not in ACTIVE:
@@ -84,24 +86,44 @@ def _due(
     if plan.end_s and now_s >= plan.end_s:
         return Event.PAUSE, "ended", "its end has come before all devices were updated"
     wave = plan.waves[status.wave]
-    found = without(counts.get(status.wave, NONE), _forgiven(status, status.wave))
-    devices, open_s = expected(status, status.wave) - _forgiven(status, status.wave), now_s - status.wave_since_s
-    good = is_good(wave, found, devices, open_s)
+    found = _as_answered(plan, status, without(counts.get(status.wave, NONE), _forgiven(status, status.wave)))
+    devices = expected(status, status.wave) - _forgiven(status, status.wave)
+    silent = status.silent[status.wave] if status.wave < len(status.silent) else 0
+    good = is_good(wave, found, devices, silent)
     if status.state is State.TELLING:
         if good:
             return Event.GOOD, "", ""
-        if found.told and not found.under_way and (found.told >= devices or open_s >= wave.silent_s):
-            limit = f"{wave.success.count}" if wave.success.count else f"{wave.success.percent:g} %"
-            reason = f"wave {status.wave + 1}: {found.done} of {found.told} devices took it, expected at least {limit}"
-            return Event.PAUSE, "success-missed", reason
-        return None
+        return _missed(wave, found, devices, silent, status.wave)
     if not good:
         return Event.WORSE, "", ""
-    if status.state is State.SOAKING and now_s >= status.since_s + wave.soak_s:
+    if status.state is State.SOAKING and now_s >= status.since_s + (0.0 if is_writing(plan, status) else wave.soak_s):
         if status.wave + 1 >= len(plan.waves):
-            return Event.FINISH, "", ""
-        return (Event.ASK if wave.approval else Event.NEXT), "", ""
+            return (Event.STORE if is_writing(plan, status) else Event.FINISH), "", ""
+        return (Event.ASK if wave.approval and not is_writing(plan, status) else Event.NEXT), "", ""
     return None
+
+
+def is_writing(plan: Plan, status: RolloutStatus) -> bool:
+    """Say whether waves are about writing the image, which nobody runs yet. Then nothing has to soak or to be approved."""
+    return plan.mode is Mode.DOWNLOAD and not status.activated_s
+
+
+def _as_answered(plan: Plan, status: RolloutStatus, counts: WaveCounts) -> WaveCounts:
+    """Return the counts with those who have only written it as done, or as under way where they were to switch."""
+    if not counts.written:
+        return counts
+    field = "done" if is_writing(plan, status) else "under_way"
+    return msgspec.structs.replace(counts, written=0, **{field: getattr(counts, field) + counts.written})
+
+
+def _missed(wave: Wave, found: WaveCounts, devices: int, silent: int, number: int) -> tuple[Event, str, str] | None:
+    """Say that all of a wave have answered, but for those that are silent, and too few took it."""
+    if not found.told or found.told + found.cancelled < devices or found.under_way > silent:
+        return None
+    limit = f"{wave.success.count}" if wave.success.count else f"{wave.success.percent:g} %"
+    told, more = found.told - silent, f"; {silent} more were told and are silent" if silent else ""
+    reason = f"wave {number + 1}: {found.done} of {told} devices took it, expected at least {limit}{more}"
+    return Event.PAUSE, "success-missed", reason
 
 
 def expected(status: RolloutStatus, wave: int) -> int:
@@ -109,23 +131,53 @@ def expected(status: RolloutStatus, wave: int) -> int:
     return status.expected[wave] if wave < len(status.expected) else 0
 
 
-def is_good(wave: Wave, counts: WaveCounts, devices: int, open_s: float) -> bool:
-    """Say whether a wave's success condition holds. devices: how many it had when it opened; open_s: how long ago that was.
+def is_good(wave: Wave, counts: WaveCounts, devices: int, silent: int) -> bool:
+    """Say whether a wave's success condition holds. devices: how many it has (recounted()); silent: of those told, how many have not
+    been heard of for too long.
 
-    All of them have to be told first, but for those that were silent for too long; whose update was cancelled is waited for no
-    longer. A wave without devices is good.
+    All of them have to be told first; whose update was cancelled is waited for no longer. A wave without devices is good.
     """
-    told = counts.told
-    if told + counts.cancelled < devices and open_s < wave.silent_s:
+    if counts.told + counts.cancelled < devices:
         return False
-    if not told:
+    if not counts.told:
         return True
-    return wave.success.reached(counts.done, told)
+    return wave.success.reached(counts.done, counts.told - min(silent, counts.under_way))
+
+
+def waits_for_somebody(
+    plan: Plan, status: RolloutStatus, counts: Mapping[int, WaveCounts], now_s: float, *, moved: bool
+) -> bool:
+    """Say whether it is worth looking at the fleet: the wave waits for devices that may have gone, or been silent for too long.
+
+    moved: whether a device has changed since the last look.
+    """
+    if status.state is State.REVERTING:
+        return True
+    if status.state is not State.TELLING:
+        return False
+    found = counts.get(status.wave, NONE)
+    overdue = now_s - status.wave_since_s >= plan.waves[status.wave].silent_s
+    if found.told + found.cancelled < expected(status, status.wave):
+        return moved or overdue
+    return overdue and found.under_way + found.written > 0
+
+
+def recounted(status: RolloutStatus, counts: WaveCounts, untold: int, silent: int) -> RolloutStatus:
+    """Return the status with the devices that its wave has now: those that were told, and `untold` ones that are still to be.
+
+    counts: taken after those were counted, so that one that was told meanwhile is counted twice and not left out.
+    """
+    number = counts.told + counts.cancelled + untold
+    padded = (*status.silent, *(0 for _ in range(status.wave)))[: status.wave]
+    after = msgspec.structs.replace(
+        status, expected=(*status.expected[: status.wave], number), silent=(*padded, silent)
+    )
+    return after if after != status else status
 
 
 def _too_bad(plan: Plan, status: RolloutStatus, counts: Mapping[int, WaveCounts]) -> str:
     for number, wave in enumerate(plan.waves[: status.wave + 1]):
-        found = counts.get(number, NONE)
+        found = _as_answered(plan, status, counts.get(number, NONE))
         forgiven = _forgiven(status, number)
         if wave.error.exceeded(found.bad - forgiven, found.answered - forgiven):
             limit = f"less than {wave.error.count}" if wave.error.count else f"at most {wave.error.percent:g} %"
@@ -145,6 +197,12 @@ def without(counts: WaveCounts, forgiven: int) -> WaveCounts:
     return msgspec.structs.replace(counts, left=counts.left - left, failed=counts.failed - failed)
 
 
+def _with_fewer_forgiven(status: RolloutStatus, counts: Mapping[int, WaveCounts]) -> RolloutStatus:
+    """Return the status in which no more are forgiven than are bad now: who came right, and goes wrong again, counts anew."""
+    lower = tuple(min(number, counts.get(wave, NONE).bad) for wave, number in enumerate(status.forgiven))
+    return status if lower == status.forgiven else msgspec.structs.replace(status, forgiven=lower)
+
+
 def forgive(status: RolloutStatus, counts: Mapping[int, WaveCounts]) -> RolloutStatus:
     """Return the status of a rollout that a user resumes: what failed so far counts no longer against it."""
     bad = tuple(counts.get(number, NONE).bad for number in range(status.wave + 1))
@@ -153,7 +211,7 @@ def forgive(status: RolloutStatus, counts: Mapping[int, WaveCounts]) -> RolloutS
 
 def _reverted(counts: Mapping[int, WaveCounts]) -> bool:
     """Say whether nobody runs it any longer and nobody is on the way, either way."""
-    took = sum(c.done + c.under_way for number, c in counts.items() if number != REVERT_WAVE)
+    took = sum(c.done + c.under_way + c.written for number, c in counts.items() if number != REVERT_WAVE)
     return took == 0 and counts.get(REVERT_WAVE, NONE).under_way == 0
 
 

@@ -29,8 +29,11 @@ class _NewRollout(msgspec.Struct, forbid_unknown_fields=True):
     draft: bool = False
 
 
-class _Reason(msgspec.Struct, forbid_unknown_fields=True):
+class _Steering(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """call_back: of an abort, also stop the updates that are under way."""
+
     reason: str = ""
+    call_back: bool = False
 
 
 def register(app: QuartTrio, services: Services) -> None:
@@ -78,13 +81,14 @@ def register(app: QuartTrio, services: Services) -> None:
 
     @app.post(f"{BASE}/<name>/<action>")
     async def act(app: str, name: str, action: str) -> Response:
-        """Steer a rollout: start, approve, deny, pause, resume, next, revert, abort."""
+        """Steer a rollout: start, approve, deny, pause, resume, next, retry, activate, revert, abort."""
         who = require("manager", app)
-        given = await read_json(_Reason, services.config.body_max)
+        given = await read_json(_Steering, services.config.body_max)
         reason = given.reason[:REASON_MAX]
         check_json_untrusted(reason, "reason")
         entry = audit.entry(services.now(), who.name, f"{action[:20]}-rollout", f"{app}/rollout/{name}", reason)
-        return json_response(await shown(await rollouts.act(app, name, action, who.name, reason, [entry])))
+        done = await rollouts.act(app, name, action, who.name, reason, [entry], call_back=given.call_back)
+        return json_response(await shown(done))
 
 
 def rollout_json(rollout: Rollout, counts: dict[int, WaveCounts]) -> dict[str, Any]:
@@ -106,11 +110,20 @@ def rollout_json(rollout: Rollout, counts: dict[int, WaveCounts]) -> dict[str, A
             out[key] = value
     if status.started_s:
         out["started"] = timestamp(status.started_s)
+    if status.activated_s:
+        out["activated"] = timestamp(status.activated_s)
+    if status.retries:
+        out["retries"] = status.retries
+    if status.called_back:
+        out["calledBack"] = True
     opened = max([status.wave, *counts]) if status.started_s else -1
     out["waves"] = [
         {"expected": status.expected[n] if n < len(status.expected) else 0, **_counts_json(counts.get(n, WaveCounts()))}
         for n in range(opened + 1)
     ]
+    for wave, silent in zip(out["waves"], status.silent, strict=False):
+        if silent:
+            wave["silent"] = silent
     if REVERT_WAVE in counts:
         out["goingBack"] = _counts_json(counts[REVERT_WAVE])
     out["history"] = [
@@ -123,10 +136,11 @@ def rollout_json(rollout: Rollout, counts: dict[int, WaveCounts]) -> dict[str, A
 
 
 def _counts_json(counts: WaveCounts) -> dict[str, int]:
-    return {
+    out = {
         "told": counts.told,
         "underWay": counts.under_way,
         "done": counts.done,
         "failed": counts.failed,
         "left": counts.left,
     }
+    return out | ({"written": counts.written} if counts.written else {})

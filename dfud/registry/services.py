@@ -123,7 +123,15 @@ class RolloutDesk(Protocol):
     async def delete(self, app: str, name: str, also: Sequence[Change] = ()) -> None: ...
 
     async def act(
-        self, app_name: str, name: str, action: str, by: str, reason: str = "", also: Sequence[Change] = ()
+        self,
+        app_name: str,
+        name: str,
+        action: str,
+        by: str,
+        reason: str = "",
+        also: Sequence[Change] = (),
+        *,
+        call_back: bool = False,
     ) -> Rollout: ...
 
 

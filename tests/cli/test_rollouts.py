@@ -17,7 +17,7 @@ from dfud.testing.device import HttpDevice
 from tests.cli.test_dfuctl import Dfuctl, dfuctl  # noqa: F401  # a fixture
 
 OLD, NEW, BAD = b"old image " * 400, b"new image " * 400, b"bad image " * 400
-SPEC = {"waves": [{"count": 2, "silentS": 600}, {"percent": 100, "silentS": 600}], "promote": True}
+SPEC = {"waves": [{"count": 2, "silentS": 600, "soakS": 0}, {"percent": 100, "silentS": 600}], "promote": True}
 
 
 @pytest.fixture

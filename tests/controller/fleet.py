@@ -10,17 +10,35 @@ import msgspec
 import trio
 
 from dfud.api import Device, Metadata
-from dfud.wire.messages import Outcome, Phase, Progress, Result, Type
+from dfud.wire.manifest import decode_envelope_untrusted
+from dfud.wire.messages import Code, Defer, Outcome, Phase, Progress, Result, Type
 from tests.controller.world import World, a_status, digest
 
 
+class Written(msgspec.Struct):
+    """An image that a board has written and does not run yet."""
+
+    package: bytes
+    chunks: int
+    version: str
+    image: bytes
+
+
 class Board(msgspec.Struct):
-    """One device. bad: versions that it leaves; online: the share of its polls that reach dfud."""
+    """One device. online: the share of its polls that reach dfud; declines: its application puts every update off; unready: how many
+    transfers fail before one comes through; switched_at: when it ran what it had written."""
 
     name: str
     rng: random.Random
     version: str = "1.0"
     online: float = 1.0
+    image: bytes = b""
+    hardware: str = "esp32c3"
+    attributes: dict[str, str] = {}
+    declines: bool = False
+    unready: int = 0
+    written: Written | None = None
+    switched_at: list[tuple[float, str]] = []
     told_at: list[tuple[float, str]] = []
     tried: Counter[str] = Counter()
 
@@ -37,30 +55,69 @@ class Fleet:
             name = f"d{number:05}"
             labels = {"zone": "eu" if number % 2 else "us", "tz": zones[number % len(zones)]}
             world.store.devices_["app", name] = Device(Metadata(name, "app", resource_version="1", labels=labels))
-            self.boards[name] = Board(name, random.Random(f"{seed} {number}"), online=online, told_at=[], tried=Counter())
+            self.boards[name] = Board(
+                name,
+                random.Random(f"{seed} {number}"),
+                online=online,
+                image=bytes.fromhex(digest("1.0")),
+                told_at=[],
+                switched_at=[],
+                tried=Counter(),
+            )
         del world.store.devices_["app", "dev"]
         self._rng = rng
 
     async def say(self, board: Board, **said: Any) -> Any:
-        status = a_status(board.version, **said)
+        if board.declines:
+            said["defer"] = Defer("somebody is using it", 400)
+        if board.written is not None and not said:
+            said["progress"] = Progress(board.written.package, board.written.chunks, Phase.WRITTEN)
+        about = {"digest": board.image, "hardware": board.hardware, "attributes": board.attributes}
+        status = a_status(board.version, **(about | said))
         return await self.world.controller.status("app", board.name, status, "http", patience_s=0.5)
 
     async def poll(self, board: Board) -> None:
-        """One poll and, if it is told, the whole update."""
+        """One poll and, if it is told, the whole update; the rest of one, where it has written an image already."""
         if board.rng.random() >= board.online:
             return
         command = await self.say(board)
+        if command.type is Type.STOP:
+            board.written = None
         if command.type is not Type.UPDATE:
             return
+        if board.written is None or board.written.package != command.package:
+            command = await self._fetch(board, command)
+            if command is None:
+                return
+        written, board.written = board.written, None
+        assert written is not None
+        await self._switch(board, written)
+
+    async def _fetch(self, board: Board, command: Any) -> Any:
+        """Write an image; return the command to switch to it, None if there is none now."""
         board.told_at.append((self.world.wall + trio.current_time(), command.version))
         board.tried[command.version] += 1
+        image = decode_envelope_untrusted(command.manifest)[1].sha256
         await trio.sleep(board.rng.uniform(1, 30))
-        await self.say(board, progress=Progress(command.package, command.chunks, Phase.WRITTEN))
-        before, board.version = board.version, command.version
+        if board.unready:
+            board.unready -= 1
+            await self.say(board, result=Result(Outcome.FAILED, image, int(Code.CHUNK), "torn", number=len(board.told_at)))
+            return None
+        board.written = Written(command.package, command.chunks, command.version, image)
+        answer = await self.say(board)
+        if answer.type is Type.STOP:
+            board.written = None
+        return answer if answer.type is Type.UPDATE and answer.package == command.package else None
+
+    async def _switch(self, board: Board, written: Written) -> None:
+        board.switched_at.append((self.world.wall + trio.current_time(), written.version))
+        before = board.version, board.image
+        board.version, board.image = written.version, written.image
         await trio.sleep(board.rng.uniform(1, 10))
-        if board.rng.random() < self.bad.get(command.version, 0.0):
-            board.version = before
-            await self.say(board, result=Result(Outcome.ROLLED_BACK, bytes.fromhex(digest(command.version)), 1, "boom", 3, 12))
+        if board.rng.random() < self.bad.get(written.version, 0.0):
+            board.version, board.image = before
+            number = len(board.switched_at)
+            await self.say(board, result=Result(Outcome.ROLLED_BACK, written.image, 1, "boom", 3, 12, number=number))
             return
         await self.say(board, trial=True)
         await self.say(board)

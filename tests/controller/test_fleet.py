@@ -183,7 +183,7 @@ async def test_a_deployment_that_stands_still_needs_attention_by_why(autojump_cl
         world.controller.fetched("app", stuck.name, package[stuck.name].hex(), 3)
         await fleet.say(stuck, progress=Progress(package[stuck.name], 3))
         await fleet.say(waits, defer=Defer("the lamp is on", 900))
-        trial.version = "1.1"
+        trial.version, trial.image = "1.1", bytes.fromhex(digest("1.1"))
         await fleet.say(trial, trial=True)
         await fleet.say(held)
         await fleet.say(failing, result=Result(Outcome.FAILED, bytes.fromhex(digest("1.1")), 8, "torn", number=7))

@@ -172,6 +172,7 @@ async def test_packages_are_made_ahead_and_then_weighed(
     fleet = Fleet(world, 8, 1, bad={}, zones=["UTC"])
     for number, board in enumerate(fleet.boards.values()):
         board.version = "1.0" if number < 5 else "1.1"
+        board.image = bytes.fromhex(digest(board.version))
         await fleet.say(board, kinds=6)
     made: dict[str, Any] = {}
     get = world.packages.get
@@ -200,7 +201,7 @@ async def test_packages_are_made_ahead_and_then_weighed(
     for board in fleet.boards.values():
         await fleet.say(board, kinds=6, payload=8192)
     made.clear()
-    spec = {"firmware": "1.3", "start": "2030-01-01T00:00:00Z"}
+    spec: dict[str, object] = {"firmware": "1.3", "start": "2030-01-01T00:00:00Z"}
     await world.controller.rollouts.create("app", Metadata("r"), spec, "eva", draft=False)
     await trio.sleep(5)
     assert {package.sha256.hex() for package in made.values()} == {digest("1.3")} and len(made) == 2

@@ -49,6 +49,7 @@ class Led:
         self._scope = trio.CancelScope()
         self.promoted: list[tuple[str, str, str]] = []
         self.told: list[Rollout] = []
+        self.retries = 0  # how often a user had a rollout try again what failed
         world.bus.subscribe(RolloutChanged, lambda e: self.told.append(e.rollout))
 
     @property
@@ -56,10 +57,11 @@ class Led:
         return self.world.controller.rollouts
 
     async def start(self) -> None:
-        async def promote(app: str, version: str, by: str) -> None:
+        async def promote(app: str, firmware: dict[str, Any] | None, by: str) -> None:
+            version = firmware["version"] if firmware is not None else ""
             self.promoted.append((app, version, by))
             held = self.world.store.apps_[app]
-            spec = {**held.spec, "firmware": {"version": version}}
+            spec = {k: v for k, v in held.spec.items() if k != "firmware"} | ({"firmware": firmware} if firmware else {})
             self.world.store.apps_[app] = App(msgspec.structs.replace(held.metadata, resource_version=version), spec)
             self.world.bus.publish(AppChanged(app))
 
@@ -110,7 +112,7 @@ class Led:
         if plan.transfers:
             assert sum(n for c, n in recount.items() if c.endswith("/under_way")) <= plan.transfers
         for board in self.fleet.boards.values():
-            assert board.tried[plan.version] <= 1, f"{board.name} was told twice"
+            assert board.tried[plan.version] <= max(1, plan.attempts) + self.retries, f"{board.name} was told twice"
 
 
 @asynccontextmanager
@@ -487,7 +489,7 @@ async def test_an_app_that_is_made_again_has_none_of_the_rollouts_of_the_one_bef
 async def test_a_version_that_the_app_does_not_take_pauses_at_the_end_and_says_why(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async def refuse(app: str, version: str, by: str) -> None:
+    async def refuse(app: str, firmware: dict[str, Any] | None, by: str) -> None:
         raise PeerError("spec: 70000 bytes as JSON, expected at most 65536")
 
     async with led(4) as at:

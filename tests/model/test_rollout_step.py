@@ -12,7 +12,7 @@ from dfud.model.deployment import Deployment
 from dfud.model.deployment import State as Deployed
 from dfud.model.rollout import OnError, Plan, RolloutStatus, Threshold, Wave
 from dfud.model.rollout_states import ACTIVE, FINAL, TABLE, Event, State, advance
-from dfud.model.rollout_step import CLOCK_S, apply, forgive, next_time, of_now, step
+from dfud.model.rollout_step import CLOCK_S, apply, forgive, next_time, of_now, recounted, step, waits_for_somebody
 
 WAVES = (Wave(percent=10, soak_s=60, silent_s=1000), Wave(percent=100, soak_s=60, silent_s=1000))
 PLAN = Plan("1.1", waves=WAVES)
@@ -29,7 +29,8 @@ def test_every_state_and_event_is_in_the_table_or_refused() -> None:
             after = advance(state, event)
             assert after == TABLE.get((state, event))
             if state in FINAL:
-                assert after is None, "what has ended stays so"
+                again = state is State.FINISHED and event in (Event.RETRY, Event.REVERT)
+                assert (after is not None) is again, "what has ended stays so, unless a user takes it back or tries again"
     reached = {State.DRAFT}
     while more := {after for (state, _), after in TABLE.items() if state in reached} - reached:
         reached |= more
@@ -66,9 +67,28 @@ def test_what_began_by_a_clock_that_was_set_back_begins_now() -> None:
 
 
 def test_silent_devices_hold_a_wave_up_for_their_time_only() -> None:
-    counts = {0: WaveCounts(done=4)}
-    assert step(PLAN, running(), counts, 999.0)[0].state is State.TELLING
-    assert step(PLAN, running(), counts, 1000.0)[0].state is State.SOAKING
+    counts = {0: WaveCounts(done=9, under_way=5)}
+    assert step(PLAN, running(expected=(15,)), counts, 5000.0)[0].state is State.TELLING, "one is still to be told"
+    looked = recounted(running(expected=(15,)), counts[0], untold=0, silent=4)
+    assert (looked.expected, looked.silent) == ((14,), (4,))
+    assert step(PLAN, looked, counts, 5000.0)[0].state is State.SOAKING, "nine of the ten that were heard of took it"
+    assert recounted(looked, counts[0], untold=0, silent=4) is looked, "no news"
+    assert step(PLAN, recounted(looked, counts[0], untold=0, silent=3), counts, 5000.0)[0].state is State.TELLING
+    none = recounted(running(), WaveCounts(under_way=2), untold=0, silent=2)
+    status, _ = step(PLAN, none, {0: WaveCounts(under_way=2)}, 5000.0)
+    assert (status.state, status.code) == (State.PAUSED, "success-missed"), "of nobody nothing is known"
+    assert status.reason == "wave 1: 0 of 0 devices took it, expected at least 90 %; 2 more were told and are silent"
+
+
+def test_the_fleet_is_looked_at_only_where_a_wave_waits_for_somebody() -> None:
+    def asks(status: RolloutStatus, now_s: float, *, moved: bool = False, **counts: int) -> bool:
+        return waits_for_somebody(PLAN, status, {0: WaveCounts(**counts)}, now_s, moved=moved)
+
+    assert not asks(running(), 999.0, done=3) and asks(running(), 999.0, moved=True, done=3)
+    assert asks(running(), 1000.0, done=3), "some may be silent"
+    assert not asks(running(), 999.0, moved=True, done=9, under_way=1) and asks(running(), 1000.0, done=9, under_way=1)
+    assert not asks(running(), 1000.0, moved=True, done=10)
+    assert not asks(running(state=State.SOAKING), 1000.0, moved=True) and asks(running(state=State.REVERTING), 0.0)
 
 
 def test_errors_beyond_the_threshold_pause_it_or_turn_it_back() -> None:
