@@ -4,10 +4,12 @@ BIN := .venv/bin
 TRANSPORT ?= http
 # Tests side by side, two more than there are cores since many of them wait; each starts its own daemons on free ports.
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
+BOARDS ?= 20
 
-.PHONY: help bootloader demo test exhaustive setup lock lint audit clean distclean
+.PHONY: help bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
 help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo-rollout [BOARDS=20]    a good version in three waves over a fleet of boards, a bad one that stops itself"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
@@ -37,6 +39,9 @@ bootloader: setup
 demo: setup bootloader
 	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
 
+demo-rollout: setup bootloader
+	nice $(BIN)/python -m devicefw.sim.demo_rollout --boards $(BOARDS)
+
 # What is compiled is kept, whatever the caller's environment says: each worker and each program that a test starts reads it.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: setup bootloader
@@ -59,7 +64,7 @@ lock:
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--all-extras --group test --group bench pyproject.toml -o requirements-test.lock
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra users -c requirements-test.lock pyproject.toml -o requirements.lock
+		--extra users --extra postgres -c requirements-test.lock pyproject.toml -o requirements.lock
 
 # What is built; never `var`, where `dfud run` from a checkout keeps its database and key.
 clean:

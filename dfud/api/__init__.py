@@ -14,6 +14,7 @@ from dfud.api.events import (
     DeviceChanged,
     DeviceDenied,
     DeviceSeen,
+    DeviceStateChanged,
     DocumentChanged,
     FirmwareChanged,
     Missed,
@@ -25,6 +26,7 @@ from dfud.api.events import (
     Told,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
+from dfud.api.places import BlobPlace
 from dfud.api.plugins import (
     Dialect,
     DialectSession,
@@ -51,6 +53,8 @@ from dfud.api.store import (
     DeleteFirmware,
     DeviceView,
     ExpectDevice,
+    OwnRollout,
+    OwnWave,
     Pruned,
     PutActual,
     PutApp,
@@ -95,6 +99,7 @@ __all__ = [
     "AddCounts",
     "App",
     "AppChanged",
+    "BlobPlace",
     "BlobWriter",
     "BugError",
     "Bus",
@@ -122,6 +127,7 @@ __all__ = [
     "DeviceChanged",
     "DeviceDenied",
     "DeviceSeen",
+    "DeviceStateChanged",
     "DeviceView",
     "DfudError",
     "Dialect",
@@ -139,6 +145,8 @@ __all__ = [
     "Metadata",
     "Missed",
     "NotFoundError",
+    "OwnRollout",
+    "OwnWave",
     "PeerError",
     "PerMinute",
     "PluginError",

@@ -12,6 +12,7 @@ import trio
 from dfud.api.config import Config, Section
 from dfud.api.endpoint import Reply, Request, Transport
 from dfud.api.events import Bus, ChangeEvent, Telemetry
+from dfud.api.places import BlobPlace
 from dfud.api.store import Store
 from dfud.errors import BugError
 from dfud.model.deployment import Actual
@@ -118,6 +119,11 @@ class Hooks:
     @hookspec
     def dfud_stores(self, config: Config) -> Iterable[Store]:
         """Return the stores this plugin offers; `[daemon] store` chooses one by name."""
+        return ()
+
+    @hookspec
+    def dfud_blob_places(self, config: Config) -> Iterable[BlobPlace]:
+        """Return places for the bytes of images, for a store that names one."""
         return ()
 
     @hookspec

@@ -11,6 +11,7 @@ from typing import Any
 import pluggy
 
 from dfud.api import (
+    BlobPlace,
     Config,
     DfudError,
     Dialect,
@@ -152,6 +153,9 @@ class Plugins:
             raise PluginError(
                 f"[daemon] store {name!r} is offered by no enabled plugin, expected one of {', '.join(sorted(stores)) or 'none'}"
             )
+        for store in stores.values():
+            if store.blobs:
+                store.keep_blobs_in(self._place(config, store))
         store = stores[name]
         if store.records:
             if store.records not in stores or store.records == name:
@@ -161,6 +165,15 @@ class Plugins:
                 )
             store.keep_in(stores[store.records])
         return store
+
+    def _place(self, config: Config, store: Store) -> BlobPlace:
+        places: dict[str, BlobPlace] = {p.name: p for p in self._call("dfud_blob_places", BlobPlace, config=config)}
+        if store.blobs not in places:
+            raise PluginError(
+                f"store {store.name} keeps its images in {store.blobs!r}, which is offered by no enabled plugin, "
+                f"expected one of {', '.join(sorted(places)) or 'none'}"
+            )
+        return places[store.blobs]
 
     def transports(self, config: Config) -> list[Transport]:
         return self._call("dfud_transports", Transport, config=config)

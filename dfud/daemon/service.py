@@ -27,12 +27,12 @@ from dfud.controller.controller import Controller
 from dfud.controller.delivery import Deliveries
 from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
+from dfud.daemon.components import Components
 from dfud.daemon.config import DaemonConfig
 from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
-from dfud.daemon.parts import Parts
 from dfud.daemon.pauses import Pauses
 from dfud.daemon.retention import Retention, RetentionConfig
 from dfud.daemon.tasks import keep
@@ -57,7 +57,7 @@ log = logging.getLogger("dfud")
 class Service:
     """One running dfud. `failure` is why it has ended by itself, or None."""
 
-    def __init__(self, parts: Parts, version: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, parts: Components, version: str, environment: Mapping[str, str]) -> None:
         """Take the parts; nothing runs yet."""
         self._parts = parts
         self._config = parts.config
@@ -162,7 +162,7 @@ class Service:
             self._store,
             self._bus,
             controller,
-            Authenticator(self._store, self._bus, settings, key, time.time),
+            Authenticator(self._store, self._bus, settings, key, time.time, view=controller.view),
             Commands(
                 self._store,
                 self._bus,
@@ -187,6 +187,7 @@ class Service:
         kept = self._config.section("retention", RetentionConfig)
         await keep(nursery, "daemon.retention", Retention(self._store, kept, claims=self._claims.forget).run)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
+        self._pauses.freeze()
         if not self._stop.is_set():
             self._not_ready = ""
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
@@ -320,8 +321,10 @@ def _log_users_served(urls: Iterable[str]) -> None:
 
 
 def _log_deployment(event: DeploymentChanged) -> None:
+    # One line an update, which says how it ended; its steps are in the device's history.
     d = event.deployment
-    log.info(
+    log.log(
+        logging.INFO if d.final else logging.DEBUG,
         "deployment",
         extra={"app": d.app, "device": d.device, "firmware": d.version, "state": str(d.state), "code": d.code},
     )

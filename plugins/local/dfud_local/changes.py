@@ -31,7 +31,8 @@ from dfud.api import (
     TrimDocuments,
     UnreadableError,
 )
-from dfud_local.encoding import decode, text
+from dfud.api.encoding import decode
+from dfud_local.columns import text
 from dfud_local.limits import Limits
 from dfud_local.many import first_sequence, trim_deployments, trim_history
 from dfud_local.purge import DEVICE_TABLES, drop_app

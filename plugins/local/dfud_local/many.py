@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment
-from dfud_local.encoding import text
+from dfud_local.columns import text
 from dfud_local.limits import Limits
 
 KINDS = (PutActual, PutDeployment, AddCounts, ExpectDevice)

@@ -25,9 +25,10 @@ from dfud.api import (
     UnreadableError,
     Wish,
 )
+from dfud.api.damage import Damage, Key
+from dfud.api.encoding import decode, firmware_of, unreadable, with_columns
 from dfud_local.changes import USERS
-from dfud_local.damage import Damage, Key
-from dfud_local.encoding import decode, firmware_of, text, unreadable, with_columns
+from dfud_local.columns import text
 from dfud_local.purge import Purge
 from dfud_local.queries import (
     ALIASES,

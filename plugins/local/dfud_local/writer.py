@@ -20,9 +20,9 @@ from typing import Any
 import trio
 
 from dfud.api import Change, DfudError, Pruned, StoreError, contained, note
+from dfud.api.encoding import encode
 from dfud_local.blobs import Blobs
 from dfud_local.changes import Changes, blob_needed
-from dfud_local.encoding import encode
 from dfud_local.limits import Limits
 from dfud_local.many import Many, is_hot
 from dfud_local.prune import prune
