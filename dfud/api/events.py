@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from dfud.api.guard import contained
+from dfud.api.guard import note
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
 from dfud.model.rollout import Rollout
@@ -180,8 +180,11 @@ class Bus:
     def publish(self, event: Any) -> None:
         """Call every callback of the event's type, in the order of subscription."""
         for callback in tuple(self._callbacks.get(type(event), ())):
-            with contained("bus.subscriber", event=type(event).__name__):
+            # Not contained(): a device that is told costs a dozen of these, and what cannot wait cannot be cancelled.
+            try:
                 callback(event)
+            except Exception as error:
+                note("bus.subscriber", error, event=type(event).__name__)
 
     def subscribe(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
         """Have `callback` called for each event of exactly type `kind`; return what ends that."""

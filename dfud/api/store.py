@@ -112,14 +112,14 @@ class ExpectDevice(msgspec.Struct, frozen=True, tag=True):
     sequence: int
 
 
-class PutActual(msgspec.Struct, frozen=True, tag=True):
+class PutActual(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Raises the device's sequence by one. tell: it says something new, so other processes are told (DeviceStateChanged)."""
 
     actual: Actual
     tell: bool = False
 
 
-class PutDeployment(msgspec.Struct, frozen=True, tag=True):
+class PutDeployment(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Stores the deployment and, if given, appends what happened to the device's history. Raises the device's sequence by one.
 
     A store bounds both per device: the oldest history entries and the oldest finished deployments go in the same commit.
@@ -176,6 +176,34 @@ class DeleteCounts(msgspec.Struct, frozen=True, tag=True):
     scope: str
 
 
+class OwnWave(msgspec.Struct, frozen=True):
+    """One group of a rollout of the store's own: how many devices are in it, and what became of them."""
+
+    name: str
+    state: str
+    devices: int
+    told: int = 0
+    under_way: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class OwnRollout(msgspec.Struct, frozen=True):
+    """A rollout that was made in the store's own system. state: in dfud's words (docs/rollouts.md); said: in the store's.
+
+    waves: () where only one rollout of many was asked for in short. link: where it is seen and steered.
+    """
+
+    name: str
+    firmware: str
+    state: str
+    said: str = ""
+    devices: int = 0
+    by: str = ""
+    waves: tuple[OwnWave, ...] = ()
+    link: str = ""
+
+
 Change = (
     PutApp
     | DeleteApp
@@ -195,7 +223,7 @@ Change = (
 )
 
 
-class DeviceView(msgspec.Struct, frozen=True):
+class DeviceView(msgspec.Struct, frozen=True, gc=False):
     """A device with what it last said and its newest deployment: the one with the highest number, never the latest by clock.
 
     Where numbers are equal (0: made before they were counted), the one that was created last.
@@ -435,6 +463,19 @@ class Store(abc.ABC):
     def backup(self) -> AsyncIterator[bytes]:
         """Yield a consistent copy of the records (not the blobs), in the store's own form. Needs Capability.BACKUP."""
         raise BugError(f"store {self.name} does not declare {Capability.BACKUP}")
+
+    # Rollouts of its own
+
+    async def own_rollouts(self, app: str) -> list[OwnRollout]:
+        """Return the rollouts of an app in the store's own system, the newest first, without waves. Needs OWN_ROLLOUTS.
+
+        Raises StoreError while that system is away.
+        """
+        raise BugError(f"store {self.name} does not declare {Capability.OWN_ROLLOUTS}")
+
+    async def own_rollout(self, app: str, name: str) -> OwnRollout | None:
+        """Return one of them with its waves. Needs OWN_ROLLOUTS."""
+        raise BugError(f"store {self.name} does not declare {Capability.OWN_ROLLOUTS}")
 
     # One of several
 

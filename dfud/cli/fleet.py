@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from dfud.cli.client import Session
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table, say_lines
-from dfud.model.text import visible
 
-BAR = 30
+BAR = 22  # with the line of POINTS it leaves room for a name in 80 columns
 BLOCKS = " ▏▎▍▌▋▊▉█"
 SPARKS = "▁▂▃▄▅▆▇█"
-POINTS = 40
+POINTS = 24
 LINES_MAX = 12
 
 
@@ -46,11 +42,10 @@ def fleet(session: Session, hours: int, fingerprint: str | None) -> None:
         f"{_count(found['devices'], 'device')}; heard of within the hour {seen['hour']}, the day {seen['day']}, "
         f"the week {seen['week']}; never {found['neverReported']}"
     )
-    console = Console(highlight=False, markup=False, emoji=False)
     history = {version: [p["versions"].get(version, 0) for p in found["adoption"]] for version in found["versions"]}
     for title, numbers in (("VERSION", found["versions"]), ("UPDATE", found["states"]), ("FAILED BY", found["codes"])):
         if numbers:
-            console.print(_bars(title, numbers, history if title == "VERSION" else {}, hours))
+            print_table(_bars(title, numbers, history if title == "VERSION" else {}, hours))
     if found["crashes"]:
         rows = Table("CRASH", "DEVICES", "SINCE", "AMONG THEM", "WHAT")
         for crash in found["crashes"]:
@@ -66,20 +61,16 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _bars(title: str, numbers: dict[str, int], history: dict[str, list[int]], hours: int) -> RichTable:
+def _bars(title: str, numbers: dict[str, int], history: dict[str, list[int]], hours: int) -> Table:
     """Return a bar for each number and, where there is a history, a line of it."""
-    table = RichTable(box=None, pad_edge=False, header_style="bold")
-    table.add_column(title)
-    table.add_column("DEVICES", justify="right")
-    table.add_column("", no_wrap=True)
-    table.add_column(f"LAST {hours} H" if history else "", no_wrap=True)
+    table = Table(title, "DEVICES", "", *([f"LAST {hours} H"] if history else []))
     shown = dict(list(numbers.items())[:LINES_MAX])
     if rest := sum(list(numbers.values())[LINES_MAX:]):
         shown["(others)"] = rest
     whole = max(sum(numbers.values()), 1)
     for name, number in shown.items():
-        line = spark(history[name]) if name in history else ""
-        table.add_row(Text(visible(name)), str(number), Text(f"{bar(number / whole)} {number / whole:.0%}"), Text(line))
+        line = [spark(history.get(name, []))] if history else []
+        table.add_row(name, number, f"{bar(number / whole)} {number / whole:.0%}", *line)
     return table
 
 

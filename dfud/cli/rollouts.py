@@ -235,7 +235,11 @@ def rollout_show(session: Session, name: str, watch: bool) -> None:
     console = Console(highlight=False)
     if not watch:
         say_failures(session, found)
-        console.print(_picture(found))
+        if console.is_terminal:
+            console.print(_picture(found))
+        else:
+            say(_title(found))
+            print_table(_rows(found))
         _say_history(session, found)
         return
     first = found
@@ -286,6 +290,8 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def _say_history(session: Session, found: dict[str, Any]) -> None:
+    if link := found["status"].get("link"):
+        session.say(f"It is a rollout of {found['status']['store']}, which is steered there: {link}")
     for one in found["status"]["history"]:
         who = f" by {one['by']}" if one.get("by") else ""
         reason = one.get("reason", "").removeprefix(f"wave {one['wave']}: ")
@@ -293,13 +299,31 @@ def _say_history(session: Session, found: dict[str, Any]) -> None:
         session.say(f"{one['at']}  {one['event']}{who} -> {one['state']}, wave {one['wave']}{why}")
 
 
+def _title(found: dict[str, Any]) -> str:
+    status = found["status"]
+    title = f"{found['metadata']['name']}: {found['spec'].get('firmware', '')}, {status['state']}"
+    return f"{title} ({status['reason']})" if status.get("reason") else title
+
+
+def _rows(found: dict[str, Any]) -> Table:
+    """Return what _picture() shows, without bars and as wide as it is: for a pipe or a file."""
+    status = found["status"]
+    table = Table("WAVE", "DONE", "OF", "UNDER WAY", "FAILED", "WENT BACK", right=True)
+    for number, wave in enumerate(status["waves"], 1):
+        mark = ">" if number == status["wave"] and status["state"] not in ENDED else " "
+        whole = max(wave["expected"], wave["told"])
+        table.add_row(f"{mark}{number}", wave["done"], whole, wave["underWay"], wave["failed"], wave["left"])
+    if back := status.get("goingBack"):
+        table.add_row("back", back["done"], back["told"], back["underWay"], back["failed"], back["left"])
+    return table
+
+
 def _picture(found: dict[str, Any]) -> RichTable:
     """Return a bar a wave under a line that says where the rollout is."""
     status = found["status"]
-    title = f"{found['metadata']['name']}: {found['spec'].get('firmware', '')}, {status['state']}"
-    if status.get("reason"):
-        title += f" ({status['reason']})"
-    table = RichTable(title=Text(visible(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = RichTable(
+        title=Text(visible(_title(found))), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for column in ("WAVE", "", "DONE", "OF", "UNDER WAY", "FAILED", "WENT BACK"):
         table.add_column(column, justify="left" if column in ("WAVE", "") else "right")
     for number, wave in enumerate(status["waves"], 1):

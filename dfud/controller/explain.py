@@ -14,6 +14,7 @@ from dfud.controller.observe import are_twins
 from dfud.controller.refusals import Refused
 from dfud.controller.turn import TODO, Turn
 from dfud.model.times import time_of
+from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import Code, Defer, Phase, Progress, Status
 
 NEVER_SEEN = "never-seen"
@@ -81,6 +82,7 @@ def explain(
     stranger = "" if published else ", an image that nobody published here"
     runs = f"It runs {actual.version}{stranger}, as it said at {time_of(actual.seen_s)}."
     said = [sentence, *_step(verdict.deployment, desired, target, values), runs, *said]
+    said += _renewal(actual, target)
     silent_s = now_s - actual.seen_s
     code = verdict.why.value
     if silent_s > policy.seen_s + SILENT_POLLS * policy.poll_s and verdict.why is not Why.IN_SYNC:
@@ -141,6 +143,18 @@ def _wanted(desired: Desired) -> str:
     return f"It should run {desired.version}: {who} says so."
 
 
+def _renewal(actual: Actual, target: Firmware | None) -> list[str]:
+    """Say that only the manifest is new, where it is so."""
+    if target is None or actual.sha256 != target.sha256:
+        return []
+    if not renewal_due(target.manifest, target.sequence, actual.manifest):
+        return []
+    return [
+        f"It runs the image already, under the manifest with sequence {actual.manifest}; it gets it again under the one with "
+        f"sequence {target.sequence}, for that one has a floor or changes keys."
+    ]
+
+
 def _step(
     deployment: Deployment | None, desired: Desired, target: Firmware | None, values: dict[str, Any]
 ) -> list[str]:
@@ -179,6 +193,7 @@ def status_of_actual(actual: Actual, deployment: Deployment | None, target: Firm
         attributes=actual.attributes,
         progress=progress,
         defer=defer,
+        manifest=actual.manifest,
     )
 
 
@@ -266,20 +281,26 @@ SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
         "Nothing is wanted of it.",
         f"Say what it should run: dfuctl update {case.view.device.name} VERSION.",
     ),
-    Why.BAD_SPEC: _fixed("{reason}.", "Correct the spec, or publish that version."),
-    Why.BARRED: _fixed("{reason}."),
+    Why.BAD_SPEC: _fixed(
+        "What it should run cannot be followed: {reason}.", "Correct the spec, or publish that version."
+    ),
+    Why.BARRED: _fixed("{wanted} may not be sent to it: {reason}."),
     Why.RECALLED: _fixed(
-        "{reason}.", "Want another version, or take the recall back: dfuctl firmware unrecall {wanted}."
+        "{wanted} is not sent to anybody: {reason}.",
+        "Want another version, or take the recall back: dfuctl firmware unrecall {wanted}.",
     ),
     Why.NO_PATH: _fixed(
-        "{reason}.", "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}."
+        "{wanted} is not sent to it: {reason}.",
+        "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}.",
     ),
     Why.LEFT: _left,
     Why.WINDOW: _held("It waits for its maintenance window."),
     Why.RATE: _held("It waits for its turn: the rollout tells only so many a minute."),
     Why.CEILING: _held("It waits for its turn: the rollout updates only so many at one time."),
-    Why.HARDWARE: _fixed("{reason}.", "Want a version that is for its hardware."),
-    Why.TOO_LARGE: _fixed("{reason}.", "Publish a smaller image, or give the device larger slots."),
+    Why.HARDWARE: _fixed("It cannot run {wanted}: {reason}.", "Want a version that is for its hardware."),
+    Why.TOO_LARGE: _fixed(
+        "It cannot take {wanted}: {reason}.", "Publish a smaller image, or give the device larger slots."
+    ),
     Why.TWIN_ON_TRIAL: _fixed(
         "Two boards use this identity, and the other one is on trial.", "Give each board its own."
     ),

@@ -5,7 +5,7 @@ What is kept in memory are copies for /metrics and the crashes that have a recor
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -226,7 +226,7 @@ class Fleet:
     async def run(self) -> None:
         """Read the counters again that have changed, and fold old hours, until cancelled."""
         fold_at = trio.current_time()
-        self._stale |= {app async for app in self._apps()}
+        self._stale |= set(await self._apps())
         self._gone |= {key.partition("/")[0] for key in await self._keys("")} - self._stale
         while True:
             while self._gone:
@@ -237,7 +237,7 @@ class Fleet:
                     self._counts[app] = await self._store.counts(fleet_scope(app))
             if trio.current_time() >= fold_at:
                 fold_at = trio.current_time() + FOLD_S
-                async for app in self._apps():
+                for app in await self._apps():
                     with contained("fleet.fold", app=app):
                         await self._fold(app)
             await trio.sleep(REFRESH_S)
@@ -255,14 +255,13 @@ class Fleet:
                 with suppress(NotFoundError):
                     await self._store.commit([DeleteDocument(CRASHES, key)])
 
-    async def _apps(self) -> AsyncIterator[str]:
-        offset = 0
-        while page := await self._store.apps(limit=PAGE, offset=offset):
-            for app in page:
-                yield app.name
+    async def _apps(self) -> list[str]:
+        found: list[str] = []
+        while page := await self._store.apps(limit=PAGE, offset=len(found)):
+            found += [app.name for app in page]
             if len(page) < PAGE:
-                return
-            offset += PAGE
+                break
+        return found
 
     async def _fold(self, app: str) -> None:
         """Move old hours into days. What was read may be older than what is stored: only differences are added."""

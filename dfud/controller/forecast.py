@@ -7,7 +7,8 @@ cache. The fleet is read in pages, and what is kept does not grow with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from dfud.controller.sending import Order, order_of
 from dfud.model.deployment import State
 from dfud.model.pacing import pace_of
 from dfud.model.policy import wave_of, zone_of
-from dfud.model.rollout import Plan, is_member
+from dfud.model.rollout import Mode, Plan, is_member
 from dfud.model.times import time_of
 from dfud.wire.manifest import FLAG_DOWNGRADE, decode_envelope_untrusted
 
@@ -119,28 +120,31 @@ class Reader:
         uid: str = "",
         shares: tuple[int, ...] = (),
         started_s: float = 0.0,
+        retries: int = 0,
         silent_s: float,
         progress: Callable[[int], None] = lambda number: None,
         most: int = 0,
     ) -> Forecast:
-        """Read all devices, or the first `most`. uid, shares, started_s: of a rollout that is made already. progress: told how
-        many were read.
+        """Read all devices, or the first `most`. uid, shares, started_s, retries: of a rollout that is made already.
+
+        progress: told how many were read.
         """
         found = Forecast(codes={}, running=Counter(), loads={}, waves=Counter(), zones=Counter(), samples=[])
         number = 0
-        async for view in self._devices(app, plan):
-            number += 1
-            if number % AT_ONCE == 0:
-                progress(number)
-                await trio.lowlevel.checkpoint()
-            if most and number > most:
-                break
-            if is_member(plan, uid, started_s, facts_of(view)):
-                await self._one(found, app, plan, view, uid, shares, silent_s)
+        async with aclosing(self._devices(app, plan)) as views:
+            async for view in views:
+                number += 1
+                if number % AT_ONCE == 0:
+                    progress(number)
+                    await trio.lowlevel.checkpoint()
+                if most and number > most:
+                    break
+                if is_member(plan, uid, started_s, facts_of(view)):
+                    await self._one(found, app, plan, view, uid, shares, silent_s, retries)
         progress(number)
         return found
 
-    async def _devices(self, app: App, plan: Plan) -> AsyncIterator[DeviceView]:
+    async def _devices(self, app: App, plan: Plan) -> AsyncGenerator[DeviceView, None]:
         if plan.whom.devices:
             for name in sorted(plan.whom.devices):
                 view = await self._store.device(app.name, name)
@@ -162,6 +166,7 @@ class Reader:
         uid: str,
         shares: tuple[int, ...],
         silent_s: float,
+        retries: int,
     ) -> None:
         found.matching += 1
         actual, d = view.actual, view.deployment
@@ -169,7 +174,7 @@ class Reader:
         found.running[kind if kind in found.running or len(found.running) < KINDS_MAX else ("other", "")] += 1
         if d is not None and d.state is State.DONE and d.moved_s and len(found.samples) < SAMPLES_MAX:
             found.samples.append(max(0.0, d.updated_s - d.created_s))
-        code, sentence, target, desired = await self._judged(app, plan, view, uid, silent_s)
+        code, sentence, target, desired = await self._judged(app, plan, view, uid, silent_s, retries)
         if code == Why.IN_SYNC.value:
             found.in_sync += 1
             return
@@ -189,11 +194,18 @@ class Reader:
             found.unplaced += 1
 
     async def _judged(
-        self, app: App, plan: Plan, view: DeviceView, uid: str, silent_s: float
+        self, app: App, plan: Plan, view: DeviceView, uid: str, silent_s: float, retries: int
     ) -> tuple[str, str, Firmware | None, Desired]:
         """Return the code and the sentence for a device, and what would be sent to it."""
-        desired = Desired(plan.version, origin="rollout", rollout=uid or "planned")
         actual, now_s = view.actual, self._now()
+        desired = Desired(
+            plan.version,
+            download_only=plan.mode is Mode.DOWNLOAD,
+            origin="rollout",
+            rollout=uid or "planned",
+            retries=retries,
+            forced=plan.is_forced(now_s),
+        )
         if "firmware" in view.device.spec:
             return OWN, SAID[OWN], None, desired
         if actual is None:

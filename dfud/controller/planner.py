@@ -149,6 +149,7 @@ class Planner:
             uid=rollout.metadata.uid if rollout is not None else "",
             shares=tuple(int(s) for s in status.shares) if status is not None else (),
             started_s=status.started_s if status is not None else 0.0,
+            retries=status.retries if status is not None else 0,
             silent_s=silent_days * DAY_S,
             progress=progress,
             most=most,

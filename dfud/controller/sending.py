@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 
 import msgspec
 
@@ -43,7 +44,7 @@ def order_of(status: Status, deployment: Deployment, target: Firmware, base: Fir
         kinds &= 1 << Kind.FULL
     progress = status.progress
     held = deployment.package if progress is not None and progress.package.hex() == deployment.package else ""
-    payload = max((size for size in PAYLOADS if size <= status.payload), default=PAYLOADS[0])
+    payload = PAYLOADS[max(0, bisect_right(PAYLOADS, status.payload) - 1)]
     return Order(target, base, kinds, payload, held)
 
 
@@ -113,14 +114,3 @@ def command_of(verdict: Verdict, target: Firmware | None, desired: Desired, pack
         return Command(Type.SYNC, verdict.poll_s, desired.version)
     kind = Type.STOP if verdict.action is Action.STOP else Type.WAIT
     return Command(kind, verdict.poll_s, reason=verdict.reason[:200])
-
-
-def has_place(known: Deployment | None, began: Deployment) -> bool:
-    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
-    if known is None or known.rollout != began.rollout:
-        return False
-    return known.id == began.id or not known.final or known.is_between
-
-
-def unmoved(deployment: Deployment) -> Deployment:
-    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)

@@ -14,8 +14,8 @@ import trio
 from dfud import __version__
 from dfud.api import ConfigError, DfudError
 from dfud.daemon import config as configuration
+from dfud.daemon.components import SECTIONS, build, examine, load
 from dfud.daemon.config import ConfigErrors, DaemonConfig
-from dfud.daemon.parts import SECTIONS, build, examine, load
 from dfud.daemon.plugins import Plugins, available
 
 DEFAULT = "dfud.toml"

@@ -17,6 +17,11 @@ class Pauses:
     def watch(self) -> None:
         gc.callbacks.append(self._heard)
 
+    def freeze(self) -> None:
+        """Leave out of all later collections what is there now: the modules and parts, which stay until the end."""
+        gc.collect()
+        gc.freeze()
+
     def end(self) -> None:
         gc.callbacks.remove(self._heard)
 

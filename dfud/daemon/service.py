@@ -29,12 +29,12 @@ from dfud.controller.controller import Controller
 from dfud.controller.delivery import Deliveries
 from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
+from dfud.daemon.components import Components
 from dfud.daemon.config import ClusterConfig, DaemonConfig
 from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
-from dfud.daemon.parts import Parts
 from dfud.daemon.pauses import Pauses
 from dfud.daemon.retention import Retention, RetentionConfig
 from dfud.daemon.tasks import keep
@@ -59,7 +59,7 @@ log = logging.getLogger("dfud")
 class Service:
     """One running dfud. `failure` is why it has ended by itself, or None."""
 
-    def __init__(self, parts: Parts, version: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, parts: Components, version: str, environment: Mapping[str, str]) -> None:
         """Take the parts; nothing runs yet."""
         self._parts = parts
         self._config = parts.config
@@ -160,7 +160,7 @@ class Service:
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
         await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
-        authenticator = Authenticator(self._store, self._bus, settings, key, time.time)
+        authenticator = Authenticator(self._store, self._bus, settings, key, time.time, view=controller.view)
         nursery.start_soon(forever, "endpoint.failures", authenticator.run)
         self._endpoint = DeviceEndpoint(
             self._store,
@@ -193,6 +193,7 @@ class Service:
         if Capability.SHARED in self._store.capabilities:
             nursery.start_soon(forever, "daemon.cluster", self._age)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
+        self._pauses.freeze()
         if not self._stop.is_set():
             self._not_ready = ""
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
@@ -334,8 +335,10 @@ def _log_users_served(urls: Iterable[str]) -> None:
 
 
 def _log_deployment(event: DeploymentChanged) -> None:
+    # One line an update, which says how it ended; its steps are in the device's history.
     d = event.deployment
-    log.info(
+    log.log(
+        logging.INFO if d.final else logging.DEBUG,
         "deployment",
         extra={"app": d.app, "device": d.device, "firmware": d.version, "state": str(d.state), "code": d.code},
     )

@@ -21,7 +21,6 @@ from dfud.api import (
     Store,
     Waiting,
     contained,
-    forever,
 )
 from dfud.endpoint.kept import COLLECTION, Kept, Record
 
@@ -75,17 +74,16 @@ class Commands:
             most_bytes=most_bytes,
             available=self._available,
         )
-        bus.subscribe(DocumentChanged, lambda e: self.kept.heard(e.key) if e.collection == COLLECTION else None)
-        bus.subscribe(Missed, lambda e: self.kept.heard_all())
         bus.subscribe(DeviceChanged, lambda e: self.kept.forget(e.app, e.device) if e.deleted else None)
         bus.subscribe(AppChanged, lambda e: self.kept.forget(e.app) if e.deleted else None)
+        bus.subscribe(DocumentChanged, lambda e: self.kept.changed(e.key) if e.collection == COLLECTION else None)
+        bus.subscribe(Missed, lambda e: self.kept.missed())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read what waits for devices, report started, and keep the store in line until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.kept.run)
             nursery.start_soon(self._hand_all)
-            nursery.start_soon(forever, "endpoint.commands", self.kept.follow)
             task_status.started()
 
     async def send(

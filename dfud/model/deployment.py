@@ -70,7 +70,7 @@ def advance(state: State, event: Event) -> State | None:
     return TABLE.get((state, event))
 
 
-class Cause(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Cause(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """What a verdict about an image on a device rests on: what the device said of itself, and the firmware's envelope (SHA-256,
     hexadecimal)."""
 
@@ -90,7 +90,7 @@ class Route(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     began: str = ""
 
 
-class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
 
     number counts the deployments of one device from 1: the newest is the one with the highest, whatever the clock said when
@@ -103,6 +103,8 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     judged: which result was judged last, so that a repeated one counts once; repeats: commands sent since then without a sign
     that one arrived. furthest: the most chunks that were there when the device started over; stalls: how often in a row it then
     had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
+
+    renews: 0, or the sequence number of the manifest under which a device gets an image that it runs already.
 
     mark: the furthest that it has come, and moved_s when (0: it has not moved since it was made): going back is no movement.
 
@@ -146,6 +148,7 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     rollout: str = ""
     wave: int = 0
     back: bool = False
+    renews: int = 0
     mark: int = 0
     moved_s: float = 0.0
     retry: int = 0
@@ -179,7 +182,7 @@ _MARKS = {State.PENDING: 0, State.NOTIFIED: 1, State.FETCHING: 2, State.WRITTEN:
 _MARKS |= dict.fromkeys(FINAL, 3 << 40)
 
 
-class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """One change of a deployment's state, kept for users. Appended, never changed.
 
     number: its place in the device's history, given by the store, from 1 on: it rises with every entry, whatever the clock says,
@@ -198,7 +201,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     number: int = 0
 
 
-class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """Starts and crashes as the device counts them (Status.starts), and what they were when the running image was first seen.
 
     text: what the last crash said; crashed_s: when dfud heard of it.
@@ -217,7 +220,7 @@ TWINS_AFTER = 2  # contradictions that make a duplicate identity; one may be som
 TWINS_S = 86400.0  # after the last contradiction it is taken for one board again
 
 
-class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """Signs that two boards use one identity. before: the digest that ran before the current one, hexadecimal.
 
     high: the count of starts from which it last fell. contradictions: how often a status said what one board cannot have come
@@ -230,9 +233,10 @@ class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     at_s: float = 0.0
 
 
-class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """What a device last said of itself; only ever that. sha256 is hexadecimal.
 
+    manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
     tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
     """
 
@@ -255,4 +259,5 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     dialect: str = "dfu/1"
     health: Health | None = None
     twins: Twins | None = None
+    manifest: int | None = None
     tally: tuple[str, ...] = ()

@@ -69,7 +69,7 @@ def moved(before: Iterable[str], after: Iterable[str], now_s: float) -> dict[str
     found = {name: number for name, number in change.items() if number}
     hour = int(now_s // HOUR_S)
     found |= {f"at/{hour}/{n.removeprefix('version/')}": d for n, d in found.items() if n.startswith("version/")}
-    return found
+    return dict(sorted(found.items()))  # in one order: stores that lock rows never wait for each other in a ring
 
 
 def of_kind(counts: Mapping[str, int], kind: str) -> dict[str, int]:

@@ -50,7 +50,8 @@ async def test_each_device_is_counted_under_one_code(autojump_clock: trio.testin
     await known("small", capacity=10)
     await known("other", hardware="esp32")
     await known("ahead", sequence=7)
-    await known("shy", defer=Defer("lamp on", 600))
+    await known("shy", defer=Defer("lamp on", 600, True))
+    await known("asks", defer=Defer("user asleep", 600))
     await known("trial", trial=True)
     register(world, "own", {"firmware": {"version": "1.0"}})
     register(world, "new")
@@ -76,12 +77,15 @@ async def test_each_device_is_counted_under_one_code(autojump_clock: trio.testin
         "left": (1, ["left"], False),
     }
     assert found["devices"] == {
-        "matching": 14, "told": 4, "inSync": 1, "refused": 5, "later": 4, "severalSteps": 0, "unknownBase": 1,
+        "matching": 15, "told": 5, "inSync": 1, "refused": 5, "later": 4, "severalSteps": 0, "unknownBase": 1,
     }  # fmt: skip
-    assert {"version": "1.0", "hardware": "esp32c3", "devices": 9} in found["running"]
+    assert {"version": "1.0", "hardware": "esp32c3", "devices": 10} in found["running"]
     assert "has sequence 1, the device accepts 7" in found["codes"]["floor"]["sentence"]
     bases = {one["from"]: (one["devices"], one["estimate"]) for one in found["bytes"]["bases"]}
-    assert bases == {"": (4, True)}, "they decode full packages only"
+    assert bases == {"": (5, True)}, "they decode full packages only"
+    # Whoever is asked may put it off, till it is forced.
+    offered = (await planned(world, {**SPEC, "mode": "offer"}))["codes"]["deferred"]
+    assert (offered["count"], sorted(offered["devices"])) == (2, ["asks", "shy"])
     # A manifest that allows a downgrade reaches those that are ahead, too.
     manifest = unsigned(Manifest("app", "1.2", "esp32c3", 1, 1000, bytes.fromhex(digest("1.2")), FLAG_DOWNGRADE))
     world.publish(a_firmware("1.2", manifest=manifest))

@@ -39,7 +39,7 @@ REQUESTS: list[Request] = [
     ("PUT", f"{APPS}/b", {"json": {"metadata": {"name": "b", "labels": {"x": "y"}}}}, 204, 204),
     ("POST", f"{APPS}/a/devices", named("d2"), 201, 409),
     ("POST", f"{APPS}/a/devices%3Abatch", {"json": {"devices": [named("d3")["json"]]}}, 200, 200),
-    ("PUT", f"{APPS}/a/devices/d1", named("d1", x=1), 204, 204),
+    ("PUT", f"{APPS}/a/devices/d0", named("d0", x=1), 204, 204),
     ("POST", f"{DFU}/firmware", version("2.0"), 201, 201),
     ("PUT", f"{DFU}/firmware/1.0/ways", {"json": {"stop": True}}, 200, 200),
     ("POST", f"{DFU}/firmware/1.1/recall", {"json": {"reason": "it burns"}}, 200, 200),
@@ -52,6 +52,9 @@ REQUESTS: list[Request] = [
     ("POST", "/api/command/v1alpha1/apps/a/devices/d1?command=c&expires=3600", {}, 202, 202),
     ("POST", f"{DFU}/claims", {"json": {}}, 201, 201),
     ("POST", f"{DFU}/rollouts", {"json": draft("r")}, 201, 409),
+    ("POST", f"{DFU}/rollouts%3Aplan", {"json": draft("r")}, 200, 200),
+    ("POST", "/api/dfu/v1/outbox/dead/retry", {"json": {"sink": "none"}}, 404, 404),
+    ("POST", "/api/dfu/v1/outbox/dead/drop", {"json": {"sink": "none"}}, 404, 404),
     ("POST", f"{DFU}/rollouts/made/start", {"json": {}}, 200, 409),
     ("DELETE", f"{DFU}/rollouts/gone", {}, 204, 404),
     ("POST", TOKENS, {"json": {"user": "eve"}}, 200, 200),
@@ -65,7 +68,7 @@ async def begin(user: httpx.AsyncClient) -> list[Request]:
     """Make what the requests are about; return those whose paths are known only then."""
     for app in (APP, {"metadata": {"name": "gone"}}):
         (await user.post(APPS, json=app)).raise_for_status()
-    for name in ("d1", "gone"):
+    for name in ("d0", "d1", "gone"):
         (await user.post(f"{APPS}/a/devices", **named(name))).raise_for_status()
     for ring in ("r", "made", "gone"):
         one = {"metadata": {"name": f"in-{ring}", "labels": {"ring": ring}}}
@@ -105,10 +108,13 @@ async def test_the_same_again_after_a_kill(tmp_path: Path, nursery: trio.Nursery
         told = [(await user.request(method, path, **options)) for method, path, options, _, _ in requests]
         for (method, path, _, _, again), answer in zip(requests, told, strict=True):
             assert answer.status_code == again, f"{method} {path}, again: {answer.status_code} {answer.text}"
+        by_path = {path: answer for (_, path, *_), answer in zip(requests, told, strict=True)}
+        assert by_path[f"{DFU}/update"].json() == {"changed": []}, "it was wanted already"
         entries = (await user.get("/api/dfu/v1/audit?limit=1000")).json()
         deeds = [(e["what"], e["target"]) for e in entries]
         for once in (
-            ("create", "b"), ("update", "b"), ("create", "a/d2"), ("publish", "a/2.0"), ("unrecall", "a/1.2"),
+            ("create", "b"), ("update", "b"), ("update", "a/d0"), ("update", "a/d1"),
+            ("create", "a/d2"), ("publish", "a/2.0"), ("unrecall", "a/1.2"),
             ("create-rollout", "a/rollout/r"), ("start-rollout", "a/rollout/made"), ("delete-rollout", "a/rollout/gone"),
             ("delete", "a/gone"), ("delete-firmware", "a/gone"), ("delete", "gone"),
         ):  # fmt: skip

@@ -49,7 +49,7 @@ class CoapTransport(Transport):
         self._gone = trio.Event()
         self._sooner = trio.Event()
         self._sessions: Counter[str] = Counter()
-        self._handshakes = Turns(config.handshakes, config.handshakes_per_address)
+        self._handshakes = Turns(config.handshakes, config.handshakes_per_address, lasts_s=config.handshake_turn_s)
         self._random = random.SystemRandom()
 
     def _load_tls(self) -> SSL.Context | None:

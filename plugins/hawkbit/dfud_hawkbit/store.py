@@ -28,6 +28,7 @@ from dfud.api import (
     DeviceView,
     Firmware,
     HistoryEntry,
+    OwnRollout,
     Pruned,
     PutActual,
     PutDeployment,
@@ -43,7 +44,7 @@ from dfud.api import (
     Wish,
     forever,
 )
-from dfud_hawkbit import feedback, records
+from dfud_hawkbit import feedback, records, rollouts
 from dfud_hawkbit.bulk import Bulk
 from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
@@ -326,6 +327,12 @@ class HawkbitStore(Store):
 
     async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
         return await self.inner.updating(app, limit=limit, after=after)
+
+    async def own_rollouts(self, app: str) -> list[OwnRollout]:
+        return await rollouts.listed(self.inner, self.parts.client, self.config.url, app)
+
+    async def own_rollout(self, app: str, name: str) -> OwnRollout | None:
+        return await rollouts.found(self.inner, self.parts.client, self.config.url, app, name)
 
     async def find_alias(self, app: str, alias: str) -> str | None:
         return await self.inner.find_alias(app, alias)

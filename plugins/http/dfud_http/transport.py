@@ -41,7 +41,7 @@ class HttpTransport(Transport):
         self._connections: set[Connection] = set()
         self._open = 0  # connections, from accepting to closing
         self._budget = Budget(config.held_max)
-        self._handshakes = Turns(config.handshakes, config.handshakes_per_address)
+        self._handshakes = Turns(config.handshakes, config.handshakes_per_address, lasts_s=config.handshake_turn_s)
         self._addresses: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
         self._gone = trio.Event()
