@@ -54,7 +54,7 @@ def server_cpu_s(server: Server) -> float:
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total += times.user + times.system
-    return total
+    return float(total)
 
 
 async def fill(store: Store, devices: int) -> float:
