@@ -36,6 +36,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.steps import Ladder, image_for, no_way, started_from, way
 from dfud.wire.trust import trust_problem
 
+NO_FINALIZERS: list[str] = []  # one for all: a list is all of a device that a collection of garbage would look at
 UNNEEDED = frozenset({"authentication", "credentials"})
 Key = tuple[str, str]
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
@@ -262,7 +263,8 @@ class Memory:
             ago_s = self._seen_s  # long ago, or the clock was set
         # What it authenticates with is most of it, and none of this module's business.
         spec = {key: value for key, value in view.device.spec.items() if key not in UNNEEDED}
-        kept = msgspec.structs.replace(view.device, spec=spec, status={})
+        metadata = msgspec.structs.replace(view.device.metadata, finalizers=NO_FINALIZERS)
+        kept = msgspec.structs.replace(view.device, metadata=metadata, spec=spec, status={})
         return Known(kept, view.actual, view.deployment, trio.current_time() - ago_s)
 
     async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:

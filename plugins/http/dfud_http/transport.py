@@ -16,6 +16,7 @@ from dfud_http.answer import encode_plain
 from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
 from dfud_http.connection import Connection, Stream
+from dfud_http.lot import Left, Lot, Place
 from dfud_http.parse import RequestReader
 
 BACKLOG = 4096
@@ -45,6 +46,7 @@ class HttpTransport(Transport):
         self._addresses: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
         self._gone = trio.Event()
+        self._lot: Lot | None = None
 
     def _load_tls(self) -> ssl.SSLContext | None:
         c = self._config
@@ -76,6 +78,12 @@ class HttpTransport(Transport):
                 urls.append(f"http://{host}:{self._config.redirect_port}")
             # The connections live in the outer nursery: draining ends the accepting only.
             async with trio.open_nursery() as nursery:
+                self._lot = Lot(
+                    self._config.idle_s,
+                    lambda place: nursery.start_soon(self._go_on, place, endpoint),
+                    lambda place: self._closed(place.address),
+                )
+                nursery.start_soon(self._lot.run)
                 task_status.started(urls)
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
@@ -129,33 +137,63 @@ class HttpTransport(Transport):
         address = limited(peer)
         self._open += 1
         self._addresses[address] += 1
+        await self._serve_counted(stream, peer, address, endpoint, redirect)
+
+    async def _go_on(self, place: Place, endpoint: Endpoint) -> None:
+        """Serve a connection that was parked; it has been counted all the time."""
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(place.sock))
+        await self._serve_counted(stream, place.peer, place.address, endpoint, None, place)
+
+    async def _serve_counted(
+        self,
+        stream: trio.SocketStream,
+        peer: str,
+        address: str,
+        endpoint: Endpoint,
+        redirect: int | None,
+        place: Place | None = None,
+    ) -> None:
+        left: Left | None = None
         try:
             with contained("http.connection", peer=peer):
                 try:
                     full = self._open > self._config.connections
-                    if full or self._addresses[address] > self._config.connections_per_address:
+                    if place is None and (full or self._addresses[address] > self._config.connections_per_address):
                         await self._refuse(stream)
                     elif redirect is not None:
                         await self._redirect(stream, redirect)
                     else:
-                        await self._serve_one(stream, peer, endpoint)
+                        left = await self._serve_one(stream, peer, endpoint, place)
                 except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
                     pass  # the peer broke off, or never got as far as a handshake
         finally:
-            self._open -= 1
-            self._addresses[address] -= 1
-            if not self._addresses[address]:
-                del self._addresses[address]
-            await trio.aclose_forcefully(stream)
+            if left is None:
+                self._closed(address)
+                await trio.aclose_forcefully(stream)
+        if left is not None:
+            assert self._lot is not None
+            family = stream.socket.family
+            sock = socket.socket(family, socket.SOCK_STREAM, fileno=stream.socket.detach())
+            sock.setblocking(False)
+            self._lot.park(sock, peer, address, left)
 
-    async def _serve_one(self, stream: trio.SocketStream, peer: str, endpoint: Endpoint) -> None:
+    def _closed(self, address: str) -> None:
+        self._open -= 1
+        self._addresses[address] -= 1
+        if not self._addresses[address]:
+            del self._addresses[address]
+
+    async def _serve_one(
+        self, stream: trio.SocketStream, peer: str, endpoint: Endpoint, place: Place | None = None
+    ) -> Left | None:
         channel: Stream = stream
         certificate = b""
         if self._tls is not None:
             channel = await self._secure(stream, self._tls, peer)
             certificate = channel.getpeercert(True) or b""
-        with contextlib.suppress(OSError):
-            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if place is None:
+            with contextlib.suppress(OSError):
+                stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(
             channel,
             peer,
@@ -164,13 +202,15 @@ class HttpTransport(Transport):
             self._budget,
             certificate=certificate,
             encrypted=self._tls is not None,
+            parks=self._lot is not None and self._tls is None,
         )
         self._connections.add(connection)
         try:
-            await connection.serve()
+            left = await connection.serve(place)
             if self._tls is not None:
                 with trio.move_on_after(1):
                     await channel.aclose()
+            return left
         finally:
             self._connections.discard(connection)
             self._gone.set()
@@ -222,6 +262,8 @@ class HttpTransport(Transport):
         self._accepting.cancel()
         for connection in tuple(self._connections):
             connection.drain()
+        if self._lot is not None:
+            await self._lot.drain()
         while self._connections:
             self._gone = trio.Event()
             await self._gone.wait()
