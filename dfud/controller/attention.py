@@ -28,8 +28,7 @@ class Need(StrEnum):
 
 
 # As somebody has asked for it: nobody needs to look.
-MEANT = frozenset({Why.HOLD.value, Why.DOWNLOAD_ONLY.value, Why.WINDOW.value})
-OF_USER = frozenset({Why.DEFERRED.value, "offered"})
+MEANT = frozenset(w.value for w in (Why.HOLD, Why.DOWNLOAD_ONLY, Why.WINDOW, Why.RATE, Why.CEILING))
 
 
 class One(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -69,7 +68,7 @@ def need_of(view: DeviceView, code: str, now_s: float, *, after_s: float, silent
         return None
     if d.problem:
         return Need.PACKAGE
-    if code in OF_USER:
+    if code == Why.DEFERRED.value:
         return Need.USER
     if d.state is State.TRIAL:
         return Need.TRIAL

@@ -34,7 +34,10 @@ from dfud.controller.outbox import PAGE, Outbox, dead, waiting
 
 log = logging.getLogger("dfud")
 WINDOW = 1000  # changes of one sink that are in memory
-LOOK_S = 30.0  # between looks at the outbox, however quiet it is
+ROOM_MIN = WINDOW // 4  # so much of it has to be free before more is read
+LOOK_S = 30.0  # between looks at the whole outbox, however quiet it is
+GATHER_S = 0.05  # what comes so close together is read at once
+LATE_NS = 500_000_000  # so much later than its key a change is mostly committed
 QUIET_S = 60.0  # between two lines of the log about dead letters
 RECOUNT_S = 60.0
 STORE_S = 1.0  # between attempts to store what became of a change
@@ -69,6 +72,7 @@ class Delivery:
         self._gone: set[str] = set()
         self._again = trio.lowlevel.ParkingLot()
         self._failures = 0
+        self._behind = ""
         self._unlogged = 0
         self._log_at = float("-inf")
         bus.subscribe(DeploymentChanged, self._woken)
@@ -94,19 +98,23 @@ class Delivery:
                     await self._lead()
 
     async def _lead(self) -> None:
+        self._behind = ""
         self._lines.clear()
         self._held.clear()
         self._gone.clear()
         self.dead = await self._count_dead()
         limiter = trio.CapacityLimiter(self._config.concurrent)
         async with trio.open_nursery() as nursery:
+            whole = True
             while True:
                 self._news = trio.Event()
                 await self._bound()
-                if await self._fill(nursery, limiter) and len(self._held) < WINDOW:
-                    continue
-                with trio.move_on_after(LOOK_S):
+                while await self._fill(nursery, limiter, whole=whole or not self._held):
+                    whole = False
+                with trio.move_on_after(LOOK_S) as scope:
                     await self._news.wait()
+                whole = scope.cancelled_caught
+                await trio.sleep(GATHER_S)
 
     async def _recount(self) -> None:
         """Where much seems to wait, count it: another process may have told it."""
@@ -115,18 +123,23 @@ class Delivery:
             if self._outbox.numbers[self.name] > self._config.waiting_max // 2:
                 await self._outbox.count(self.name)
 
-    async def _fill(self, nursery: trio.Nursery, limiter: trio.CapacityLimiter) -> bool:
+    async def _fill(self, nursery: trio.Nursery, limiter: trio.CapacityLimiter, *, whole: bool) -> bool:
         """Take what waits into memory, the oldest first; say whether there was something new.
 
-        It is read from the beginning each time: what was delivered is deleted, and what is committed late may have an older key.
+        whole: read it from the beginning, else from a little before what was read last, for a key may be older than those that
+        were committed before it. What was committed later still is found by the next whole look.
         """
         room = WINDOW - len(self._held)
-        if room <= 0:
-            return False
-        found = False
-        for key, raw in await self._store.documents(waiting(self.name), limit=WINDOW):
-            if key in self._held or room <= 0:
+        if room < ROOM_MIN:
+            return False  # what is under way would be read again for each one that is done
+        found, after = False, "" if whole else self._behind
+        for key, raw in await self._store.documents(waiting(self.name), after=after, limit=WINDOW):
+            if key in self._held:
                 continue
+            if room <= 0:
+                break
+            if key[:20].isdigit():
+                self._behind = max(self._behind, f"{max(0, int(key[:20]) - LATE_NS):020d}")
             event = read_record("outbox.record", raw, ChangeEvent, sink=self.name, key=key)
             if event is None:
                 await self._forget(key)

@@ -27,12 +27,12 @@ from dfud.controller.controller import Controller
 from dfud.controller.delivery import Deliveries
 from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
+from dfud.daemon.components import Components
 from dfud.daemon.config import DaemonConfig
 from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
-from dfud.daemon.parts import Parts
 from dfud.daemon.pauses import Pauses
 from dfud.daemon.retention import Retention, RetentionConfig
 from dfud.daemon.tasks import keep
@@ -57,7 +57,7 @@ log = logging.getLogger("dfud")
 class Service:
     """One running dfud. `failure` is why it has ended by itself, or None."""
 
-    def __init__(self, parts: Parts, version: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, parts: Components, version: str, environment: Mapping[str, str]) -> None:
         """Take the parts; nothing runs yet."""
         self._parts = parts
         self._config = parts.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from typing import Any
 
 import pytest
 import trio
@@ -276,3 +277,36 @@ async def test_without_a_sink_nothing_is_stored(autojump_clock: trio.testing.Moc
     world.want("1.1")
     await world.poll("1.0")
     assert not world.store.documents_
+
+
+async def test_a_backlog_of_thousands_is_told_whole_and_read_only_a_few_times(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    web = Listener()
+    web.away = True
+    post = Post(web)
+    await post.start(nursery)
+    outbox = post.deliveries._outbox
+    reads = 0
+    read = post.world.store.documents
+
+    async def counting(collection: str, **given: Any) -> list[tuple[str, bytes]]:
+        nonlocal reads
+        found = await read(collection, **given)
+        reads += len(found)
+        return found
+
+    post.world.store.documents = counting  # type: ignore[method-assign]
+    for number in range(3000):
+        event = ChangeEvent("deployment", "app", f"d{number % 700}", post.now(), {"event": "sent", "state": "notified"})
+        await post.world.store.commit(outbox.put([event]))
+        post.deliveries.all["web"].wake()
+        await trio.sleep(0.02)
+    await trio.sleep(60)
+    web.away = False
+    with trio.fail_after(7200):
+        while post.stored(waiting("web")):
+            await trio.sleep(1)
+    assert len(orders(web.taken)) == 700 and len({event.id for event in web.taken}) == 3000
+    assert reads < 3000 * 12, f"{reads} documents were read for 3000"
+    post.kill()

@@ -121,11 +121,11 @@ class Honest:
         async with self._daemon.client() as user:
             (await user.get(f"{APPS}/good/devices/h0")).raise_for_status()
 
-    async def meanwhile(self, attack: Callable[[], Awaitable[Any]], *, least: int = 3, rest: float = 0.02) -> int:
+    async def meanwhile(self, attack: Callable[[], Awaitable[Any]], *, least: int = 3, rest: float = 0.02, rounds: int = 1) -> int:
         """Run `attack`, and each kind of others over and over until it ends, `least` times at the least.
 
         Return by how many bytes the process has grown at its peak. Each kind must have been answered `least` times before the
-        attack was over: whoever has to wait for its end is not.
+        attack was over: whoever has to wait for its end is not. rounds: how often at most the attack is repeated for that.
         """
         for ask in (self.by_http, self.by_coap, self.by_user):
             await ask()
@@ -148,7 +148,10 @@ class Honest:
             nursery.start_soon(again, "http", self.by_http)
             nursery.start_soon(again, "coap", self.by_coap)
             nursery.start_soon(again, "user", self.by_user)
-            await attack()
+            for _ in range(rounds):
+                await attack()
+                if all(during.get(kind, 0) >= least for kind in ("http", "coap", "user")):
+                    break
             over.set()
         assert all(during.get(kind, 0) >= least for kind in ("http", "coap", "user")), during
         return peak_rss(self._daemon) - before

@@ -25,7 +25,7 @@ from dfud_http.connection import Connection
 from dfud.api import Endpoint, Transport, UserRoutes, events, faults, open_to_all
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
-from dfud.daemon.parts import build
+from dfud.daemon.components import build
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry.application import make_app

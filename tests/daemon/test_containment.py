@@ -20,7 +20,7 @@ from dfud_http.transport import HttpTransport
 from dfud_local.store import LocalStore
 
 from dfud.api import Bus, Endpoint, EventSink, PutApp, StoreError, Telemetry, Transport, faults
-from dfud.daemon.parts import Parts, build
+from dfud.daemon.components import Components, build
 from dfud.daemon.service import Service
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.store import an_app
@@ -74,14 +74,14 @@ class FailingStore(LocalStore):
             raise self.error
 
 
-async def parts_in(directory: Path) -> Parts:
+async def parts_in(directory: Path) -> Components:
     daemon = DaemonProcess(directory)
     await daemon.init()
     return build(daemon.config)
 
 
 @asynccontextmanager
-async def serving(parts: Parts, environment: dict[str, str]) -> AsyncIterator[tuple[Service, dict[str, str]]]:
+async def serving(parts: Components, environment: dict[str, str]) -> AsyncIterator[tuple[Service, dict[str, str]]]:
     """Run a service in this process; yield it and the URLs that it has told."""
     urls: dict[str, str] = {}
     service = Service(parts, "0", environment)

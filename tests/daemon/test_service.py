@@ -13,8 +13,8 @@ import httpx
 import pytest
 import trio
 
+from dfud.daemon.components import load
 from dfud.daemon.notify import Notifier
-from dfud.daemon.parts import load
 from dfud.testing.daemon import DaemonProcess
 from tests.real_parts import require
 

@@ -40,7 +40,7 @@ OLD, NEW = build("print(1)\n", "1.0"), build("print(2)\n" * 50, "1.1", bytes(ran
 COAP_HANDLERS: list[tuple[type[Any], str]] = [
     *((Server, name) for name in ("_read", "_act", "_publish", "_tell", "_assemble", "_later_block", "_get_chunks")),
     *((Server, name) for name in ("_send_chunks", "_notify", "_post_again")),
-    *((Securing, name) for name in ("take", "_keyed", "_unprotected", "read_ask")),
+    *((Securing, name) for name in ("take", "_keyed", "_unprotected", "read_request")),
     *((Answering, name) for name in ("finish", "cut", "acknowledge")),
     (WaitingRoom, "park"),
     (Work, "start"),

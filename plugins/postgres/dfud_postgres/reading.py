@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
+
 from dfud.api import (
     Actual,
     App,
@@ -265,7 +267,7 @@ class ReadingStore(Store):
         for number, body in await self._pool.rows(q.HISTORY, app, device, limit):
             what = f"entry {number} in the history of device {device} of app {app}"
             try:
-                found.append(decode(what, HistoryEntry, body))
+                found.append(msgspec.structs.replace(decode(what, HistoryEntry, body), number=number))
             except UnreadableError as error:
                 self._damage.found(error, "history", app, device, str(number))
         return found

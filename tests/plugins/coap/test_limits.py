@@ -224,8 +224,8 @@ def test_what_is_remembered_of_peers_and_requests_goes_by_use() -> None:
         stranger = w.new_peer((f"192.0.2.{number + 10}", 1))
         w.take(post(number + 10, AUTH, body=b"%d" % number), stranger)
         w.take(post(number + 1000, AUTH, body=b"honest"))
-    assert len(w.server._asks) == 16
-    assert any(ask[0] == w.peer.scope for ask in w.server._asks._values), "who comes again is still known"
+    assert len(w.server._known) == 16
+    assert any(ask[0] == w.peer.scope for ask in w.server._known._values), "who comes again is still known"
 
 
 def test_late_answers_to_strangers_are_repeated_for_so_many_only() -> None:

@@ -46,7 +46,7 @@ T = TypeVar("T")
 SECTIONS = (*CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, OUTBOX, ENDPOINT, RETENTION)
 
 
-class Parts(msgspec.Struct, frozen=True):
+class Components(msgspec.Struct, frozen=True):
     """What was made of a configuration. Nothing runs yet, nothing is open. key: of device secrets."""
 
     config: Config
@@ -106,7 +106,7 @@ def _stands_in(document: dict[str, Any], name: str) -> bool:
     return isinstance(table, dict)
 
 
-def build(path: Path) -> Parts:
+def build(path: Path) -> Components:
     """Make every part. Raises ConfigErrors with one sentence for each thing that is wrong.
 
     Where a key of a section is wrong, its default stands in for it while the rest is looked at.
@@ -144,7 +144,7 @@ def build(path: Path) -> Parts:
         raise ConfigErrors(problems)
     if store is None or transports is None or dialects is None or sinks is None or routes is None or key is None:
         raise BugError(f"{path}: a part is missing, and nothing said why")
-    return Parts(
+    return Components(
         config=config,
         store=store,
         transports=transports,
@@ -163,7 +163,7 @@ async def examine(path: Path) -> str:
     Return what is no mistake of the file, or "": a running dfud has the store, and `run` would refuse to start beside it.
     """
     problems: list[str] = []
-    parts: Parts | None = None
+    parts: Components | None = None
     try:
         parts = build(path)
     except ConfigErrors as error:
@@ -194,7 +194,7 @@ async def examine(path: Path) -> str:
     return note
 
 
-async def check_known_key(parts: Parts) -> None:
+async def check_known_key(parts: Components) -> None:
     """Raise ConfigError for a key that is not the database's, as far as that can be told without opening it."""
     settings = parts.config.section("endpoint", EndpointConfig)
     stored = await parts.store.peek(COLLECTION, NAME)
