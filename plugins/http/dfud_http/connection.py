@@ -24,11 +24,12 @@ from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
 from dfud_http.lot import Left, Place
 from dfud_http.parse import Fault, HttpRequest, RequestReader, split_target_untrusted
+from dfud_http.tls import TlsStream
 
 RECEIVE_BYTES = 16384
 FAILED = "the request failed; the log of dfud says why"
 NO_ROOM = "too many large requests at a time"
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+Stream = trio.SocketStream | TlsStream
 
 
 class Connection:
@@ -170,6 +171,8 @@ class Connection:
         self._account()
         if isinstance(answer, Waiting):
             idle = not reader.requests and not reader.mid_request and reader.fault is None
+            # What OpenSSL holds already would wake nobody.
+            idle = idle and not (isinstance(self._stream, TlsStream) and self._stream.socket.pending())
             if self._parks and idle and not self._draining:
                 return Left(answer, keep_alive=keep_alive)
             return await self._answer_later(answer, keep_alive)

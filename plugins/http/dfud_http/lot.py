@@ -1,4 +1,4 @@
-"""Plain connections whose device waits: a socket in an epoll of the lot and a few fields; no task, no parser, no stream.
+"""Connections whose device waits: a socket in an epoll of the lot and a few fields; no task, no parser, no stream.
 
 What a parked connection does next is one of four: it is answered (by the endpoint, or when its time has passed), and then stays for
 its next request; it says something, and goes on as a task; it closes; it is silent for too long, and is closed.
@@ -10,6 +10,7 @@ import contextlib
 import math
 import select
 import socket
+import ssl
 from collections.abc import Callable
 
 import trio
@@ -23,11 +24,15 @@ _EVENTS = select.EPOLLIN | select.EPOLLRDHUP
 
 
 class Left:
-    """What a connection leaves behind that is to be parked: what it waits for, and whether it stays after the answer."""
+    """What a connection leaves behind that is to be parked: what it waits for, and whether it stays after the answer.
 
-    __slots__ = ("keep_alive", "waiting")
+    sock: set by the connection's owner.
+    """
+
+    __slots__ = ("keep_alive", "sock", "waiting")
 
     def __init__(self, waiting: Waiting, *, keep_alive: bool) -> None:
+        self.sock: socket.socket | None = None
         self.waiting = waiting
         self.keep_alive = keep_alive
 
@@ -104,7 +109,7 @@ class Lot:
         data = encode_reply(reply, keep_alive)
         try:
             sent = place.sock.send(data)
-        except (BlockingIOError, InterruptedError):
+        except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
         except OSError:
             self._close(place)
@@ -152,7 +157,8 @@ class Lot:
 
     def _readable(self, place: Place) -> None:
         try:
-            gone = not place.sock.recv(1, socket.MSG_PEEK)
+            # Only OpenSSL can say what has come over TLS; a task asks it.
+            gone = not isinstance(place.sock, ssl.SSLSocket) and not place.sock.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:

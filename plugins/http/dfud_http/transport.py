@@ -18,6 +18,7 @@ from dfud_http.config import HttpConfig
 from dfud_http.connection import Connection, Stream
 from dfud_http.lot import Left, Lot, Place
 from dfud_http.parse import RequestReader
+from dfud_http.tls import TlsStream
 
 BACKLOG = 4096
 # accept() fails with these when the process or the machine is out of something: waiting helps, ending would not.
@@ -141,12 +142,11 @@ class HttpTransport(Transport):
 
     async def _go_on(self, place: Place, endpoint: Endpoint) -> None:
         """Serve a connection that was parked; it has been counted all the time."""
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(place.sock))
-        await self._serve_counted(stream, place.peer, place.address, endpoint, None, place)
+        await self._serve_counted(_stream_of(place.sock), place.peer, place.address, endpoint, None, place)
 
     async def _serve_counted(
         self,
-        stream: trio.SocketStream,
+        stream: Stream,
         peer: str,
         address: str,
         endpoint: Endpoint,
@@ -158,24 +158,26 @@ class HttpTransport(Transport):
             with contained("http.connection", peer=peer):
                 try:
                     full = self._open > self._config.connections
-                    if place is None and (full or self._addresses[address] > self._config.connections_per_address):
+                    if place is not None or isinstance(stream, TlsStream):
+                        left = await self._serve_one(stream, peer, endpoint, place)
+                    elif full or self._addresses[address] > self._config.connections_per_address:
                         await self._refuse(stream)
                     elif redirect is not None:
                         await self._redirect(stream, redirect)
                     else:
-                        left = await self._serve_one(stream, peer, endpoint, place)
+                        left = await self._serve_new(stream, peer, endpoint)
                 except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
                     pass  # the peer broke off, or never got as far as a handshake
         finally:
             if left is None:
                 self._closed(address)
-                await trio.aclose_forcefully(stream)
+                if isinstance(stream, TlsStream):
+                    stream.close()
+                else:
+                    await trio.aclose_forcefully(stream)
         if left is not None:
-            assert self._lot is not None
-            family = stream.socket.family
-            sock = socket.socket(family, socket.SOCK_STREAM, fileno=stream.socket.detach())
-            sock.setblocking(False)
-            self._lot.park(sock, peer, address, left)
+            assert self._lot is not None and left.sock is not None
+            self._lot.park(left.sock, peer, address, left)
 
     def _closed(self, address: str) -> None:
         self._open -= 1
@@ -183,48 +185,51 @@ class HttpTransport(Transport):
         if not self._addresses[address]:
             del self._addresses[address]
 
-    async def _serve_one(
-        self, stream: trio.SocketStream, peer: str, endpoint: Endpoint, place: Place | None = None
-    ) -> Left | None:
-        channel: Stream = stream
-        certificate = b""
-        if self._tls is not None:
-            channel = await self._secure(stream, self._tls, peer)
-            certificate = channel.getpeercert(True) or b""
-        if place is None:
-            with contextlib.suppress(OSError):
-                stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    async def _serve_new(self, stream: trio.SocketStream, peer: str, endpoint: Endpoint) -> Left | None:
+        secured = await self._secure(stream, self._tls, peer) if self._tls is not None else None
+        with contextlib.suppress(OSError):
+            (secured or stream).socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        left: Left | None = None
+        try:
+            left = await self._serve_one(secured or stream, peer, endpoint, None)
+        finally:
+            if secured is not None and left is None:
+                secured.close(tell=True)
+        return left
+
+    async def _serve_one(self, stream: Stream, peer: str, endpoint: Endpoint, place: Place | None) -> Left | None:
         connection = Connection(
-            channel,
+            stream,
             peer,
             endpoint,
             self._config,
             self._budget,
-            certificate=certificate,
-            encrypted=self._tls is not None,
-            parks=self._lot is not None and self._tls is None,
+            certificate=stream.certificate() if isinstance(stream, TlsStream) else b"",
+            encrypted=isinstance(stream, TlsStream),
+            parks=self._lot is not None,
         )
         self._connections.add(connection)
         try:
             left = await connection.serve(place)
-            if self._tls is not None:
-                with trio.move_on_after(1):
-                    await channel.aclose()
-            return left
         finally:
             self._connections.discard(connection)
             self._gone.set()
+        if left is not None:
+            left.sock = stream.socket if isinstance(stream, TlsStream) else _taken(stream)
+        return left
 
-    async def _secure(
-        self, stream: trio.SocketStream, context: ssl.SSLContext, peer: str
-    ) -> trio.SSLStream[trio.SocketStream]:
+    async def _secure(self, stream: trio.SocketStream, context: ssl.SSLContext, peer: str) -> TlsStream:
         """Shake hands, when it is this peer's turn. Whoever has said nothing yet gets none: silence costs no turn."""
         with trio.fail_after(self._config.handshake_s):
             await trio.lowlevel.wait_readable(stream.socket)
         async with self._handshakes.turn(limited(peer)):
-            secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-            with trio.fail_after(self._config.handshake_s):
-                await secured.do_handshake()
+            secured = TlsStream.server(_taken(stream), context)
+            try:
+                with trio.fail_after(self._config.handshake_s):
+                    await secured.do_handshake()
+            except BaseException:
+                secured.close()
+                raise
         return secured
 
     async def _refuse(self, stream: trio.SocketStream) -> None:
@@ -267,3 +272,17 @@ class HttpTransport(Transport):
         while self._connections:
             self._gone = trio.Event()
             await self._gone.wait()
+
+
+def _taken(stream: trio.SocketStream) -> socket.socket:
+    """Return the socket of a stream, which is closed by that without the peer's noticing."""
+    family = stream.socket.family
+    taken = socket.socket(family, socket.SOCK_STREAM, fileno=stream.socket.detach())
+    taken.setblocking(False)
+    return taken
+
+
+def _stream_of(sock: socket.socket) -> Stream:
+    if isinstance(sock, ssl.SSLSocket):
+        return TlsStream(sock)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
