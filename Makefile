@@ -2,12 +2,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 TRANSPORT ?= http
-# Test files side by side; each test starts its own daemons on free ports.
-WORKERS ?= 2
+# Tests side by side, two more than there are cores since many of them wait; each starts its own daemons on free ports.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
+BOARDS ?= 20
 
-.PHONY: help bootloader demo test exhaustive setup lock lint audit clean distclean
+.PHONY: help bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
 help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo-rollout [BOARDS=20]    a good version in three waves over a fleet of boards, a bad one that stops itself"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
@@ -19,6 +21,7 @@ help:
 	@echo "make clean | distclean           remove what is built | and the environment; var, dfud's state, stays"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
 	@echo "make bench-rollouts | bench-registration   what rollouts cost decisions, and what registering many devices costs"
+	@echo "make bench-fleet SIZE=1000000    what a device costs in fleets of that many different ones"
 	@echo "make soak MINUTES=30              hostile strangers beside honest devices: memory flat, nobody waits longer than 1 s"
 	@echo "make bench-year                  what a simulated year of 10,000 devices weighs, month by month"
 	@echo "make bench-delta                 what updates weigh beside other tools (PAIRS=directory, QUICK=1)"
@@ -36,6 +39,11 @@ bootloader: setup
 demo: setup bootloader
 	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
 
+demo-rollout: setup bootloader
+	nice $(BIN)/python -m devicefw.sim.demo_rollout --boards $(BOARDS)
+
+# What is compiled is kept, whatever the caller's environment says: each worker and each program that a test starts reads it.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
 	$(BIN)/mypy
@@ -56,7 +64,7 @@ lock:
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--all-extras --group test --group bench pyproject.toml -o requirements-test.lock
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra users -c requirements-test.lock pyproject.toml -o requirements.lock
+		--extra users --extra postgres -c requirements-test.lock pyproject.toml -o requirements.lock
 
 # What is built; never `var`, where `dfud run` from a checkout keeps its database and key.
 clean:

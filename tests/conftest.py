@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import httpx
+import httpx._config
 import httpx._transports.default
 import pytest
 import trio
@@ -70,6 +71,9 @@ def _trust_of_all() -> Callable[..., ssl.SSLContext]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Five seconds are not enough on a loaded machine; what a test does not say otherwise ends with the test's own limit.
+    for part in ("connect", "read", "write", "pool"):
+        setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, 120.0)
     httpx._transports.default.create_ssl_context = _trust_of_all()  # type: ignore[attr-defined]  # what its clients call
     if sys.platform == "linux" and not config.getoption("--cold"):
         warm.install()
@@ -77,6 +81,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure() -> None:
     warm.remove()
+
+
+# Where the longest tests are: they begin first, so that no worker is left with one of them when the others have nothing to do.
+LONGEST = (
+    "tests/e2e/",
+    "tests/bootloader/test_explore.py",
+    "tests/plugins/hawkbit/test_actions.py",
+    "tests/security/test_hostile_server.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(autouse=True)

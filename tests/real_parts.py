@@ -41,6 +41,10 @@ def find(part: str) -> str | None:
     if part == "micropython-32":
         module = BUILD / "sources" / MICROPYTHON_32 / "micropython.mjs"
         return str(module) if module.exists() else None
+    if part == "postgres":
+        # Debian keeps it off the PATH, by version.
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: int(p.parts[4].split(".")[0]))
+        return str(found[-1]) if found else shutil.which("postgres")
     if part in _COMMANDS:
         return shutil.which(_COMMANDS[part], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     name = _MODULES[part]

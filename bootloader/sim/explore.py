@@ -18,7 +18,7 @@ import msgspec
 
 from bootloader.sim.boot import Bootloader, Hang
 from bootloader.sim.images import SECTOR, Flash
-from bootloader.sim.same import Log, fewer, key_of, newest, standing, taken, wearing
+from bootloader.sim.same import LOGS, Log, fewer, key_of, newest, standing, taken, wearing
 from bootloader.sim.worn import Faults, WornFlash
 
 POWER_ON, SOFTWARE = 0x1, 0xC
@@ -67,6 +67,7 @@ class Scenario(msgspec.Struct):
     good_ends: frozenset[str]  # the flash begins with a state record, which may never be without a successor
     faults: Faults = {}
     wears: Faults = {}
+    logs: tuple[Log, ...] = LOGS  # those whose states are told from each other
 
 
 def _any_bit(a: bytes, b: bytes) -> bytes:
@@ -154,11 +155,11 @@ def explore(
     found = Found()
     draw = None if sample is None else random.Random(sample)
     start = Node(Flash(WornFlash(scenario.flash.sectors, scenario.faults).sectors), faults=scenario.faults)
-    first = (False, bool(start.faults), *key_of(start.flash, start.faults, whole=whole))
+    first = (False, bool(start.faults), *key_of(start.flash, start.faults, scenario.logs, whole=whole))
     if not whole:
         start = Node(standing(start.flash, start.faults), faults=start.faults)
     seen: set[Key] = {first}
-    spread: set[tuple[Key, tuple[Log, ...]]] = set()
+    spread: set[tuple[Key, tuple[tuple[Log, int], ...]]] = set()
     ways = _Ways(first)
     next_without_cut: dict[Key, Key | str] = {}
     queue: deque[tuple[Node, Key, int]] = deque([(start, first, 0)])
@@ -173,7 +174,7 @@ def explore(
         faults = node.faults
 
         def put(flash: Flash, crashed: bool, what: str, cut: int, faults: Faults = faults, key: Key = key, depth: int = depth) -> Key:
-            name = (crashed, bool(faults), *key_of(flash, faults, whole=whole))
+            name = (crashed, bool(faults), *key_of(flash, faults, scenario.logs, whole=whole))
             if name not in seen and (cuts is None or depth + cut <= cuts):
                 seen.add(name)
                 ways.add(name, key, what)
@@ -183,7 +184,7 @@ def explore(
         def add(flash: Flash, crashed: bool, what: str, cut: int, node: Node = node, put: Any = put) -> Key:
             name: Key = put(flash, crashed, what, cut)
             if not whole:
-                logs = taken(flash, node.flash, node.faults)
+                logs = tuple(one for one in taken(flash, node.flash, node.faults) if one[0] in scenario.logs)
                 if logs and (name, logs) not in spread:
                     spread.add((name, logs))
                     for few in fewer(flash, logs, node.faults):

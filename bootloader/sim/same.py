@@ -9,6 +9,9 @@ Slots, stage and whatever else stands there count byte for byte. Of a log only w
 - of the other sectors, whether they are blank. They are erased before they are written otherwise; only where an erase
   does nothing does it matter which of their places are blank.
 
+Of diagnostics nothing is ever read, so that nothing but the next append depends on them: where they are not what wears out,
+they do not count at all.
+
 Where nothing was ever written from `free` on, and more places are left there than a start can take (`reach`; taken() looks
 that none takes more), it makes no difference how many: code and fault treat all places alike, or as those PERIOD further on,
 so a start does the same there, some places on. All these states are one, "many"; it is explored where `free` is first. A
@@ -111,11 +114,37 @@ def most(log: Log, kind: str | None) -> int:
     return log.reach * _period(kind)
 
 
-def many(log: Log, seen: View, faults: Faults) -> bool:
-    """Say whether more places are left than a start can take, as they were when the sector was erased."""
+def end(log: Log, seen: View, faults: Faults) -> int:
+    """Return up to where the places from `free` on are as an erase leaves them: blank, but for those that the fault spoils."""
     kind = faults.get(seen.sector)
-    left = log.places - seen.free
-    return bool(_period(kind)) and left > most(log, kind) and seen.blank[seen.free :] == _erased(log, kind)[seen.free :]
+    if _period(kind) != 1:
+        return log.places if _period(kind) and seen.blank[seen.free :] == _erased(log, kind)[seen.free :] else seen.free
+    return next((p for p in range(seen.free, log.places) if not seen.blank[p]), log.places)
+
+
+def many(log: Log, seen: View, faults: Faults) -> bool:
+    """Say whether more places are left there than a start can take."""
+    left = end(log, seen, faults) - seen.free
+    return left > 0 and left > most(log, faults.get(seen.sector))
+
+
+def _open(flash: Flash, log: Log, faults: Faults) -> list[int]:
+    """Return the sectors, not the newest record's, whose erase does nothing and which have many blank places behind used ones."""
+    seen, found = view(flash, log), []
+    for number in log.numbers if ERASE_IGNORED in faults.values() else ():
+        blank = _sector(flash, log, number)[2]
+        free = log.places - sum(blank)
+        if faults.get(number) == ERASE_IGNORED and (seen is None or number != seen.sector):
+            if 0 < free < log.places - log.reach and all(blank[free:]):
+                found.append(number)
+    return found
+
+
+def _used(flash: Flash, log: Log, number: int, places: int) -> Flash:
+    """Return the flash with a sector of which so many places are used, by nothing that can be read."""
+    out = flash.copy()
+    out.sectors[number] = (b"\0" * (places * log.size)).ljust(SECTOR, b"\xff")
+    return out
 
 
 def log_key(flash: Flash, log: Log, faults: Faults, whole: bool) -> tuple[object, ...]:
@@ -124,27 +153,36 @@ def log_key(flash: Flash, log: Log, faults: Faults, whole: bool) -> tuple[object
         return (None, *(_sector(flash, log, number)[2] for number in log.numbers))
     behind: object = seen.blank[seen.free :]
     if not whole and many(log, seen, faults):
-        behind = ("many", seen.free % _period(faults.get(seen.sector)))
+        behind = ("many", seen.free % _period(faults.get(seen.sector)), seen.blank[end(log, seen, faults) :])
     others: list[object] = []
     first = seen.sector - log.numbers[0]
     for i in range(1, log.sectors):
         number = log.numbers[(first + i) % log.sectors]
         kind, blank = faults.get(number), _sector(flash, log, number)[2]
-        others += [kind, blank if kind == ERASE_IGNORED else flash.sectors.get(number, Flash.BLANK) == Flash.BLANK]
+        if kind != ERASE_IGNORED:
+            others += [kind, all(blank)]
+        elif not whole and number in _open(flash, log, faults):
+            others += [kind, "many"]
+        else:
+            others += [kind, blank]
     return (seen.record[8:-4] if log.content else b"", faults.get(seen.sector), behind, *others)
 
 
-def key_of(flash: Flash, faults: Faults, *, whole: bool = False) -> tuple[object, ...]:
-    """Return the identity of what stands in flash. whole: each number of places is told from the others."""
+def key_of(flash: Flash, faults: Faults, logs: tuple[Log, ...] = LOGS, *, whole: bool = False) -> tuple[object, ...]:
+    """Return the identity of what stands in flash. logs: those that count; whole: each number of places is told from the others."""
     rest = tuple(sorted((k, v) for k, v in flash.sectors.items() if k not in LOG_SECTORS and v != Flash.BLANK))
-    return (*(log_key(flash, log, faults, whole) for log in LOGS), rest)
+    return (*(log_key(flash, log, faults, whole) for log in logs), rest)
 
 
-def _moved(flash: Flash, log: Log, seen: View, free: int, kind: str | None) -> Flash:
-    """Return the flash with the newest record moved so that the first blank place is `free`, or the next one that can be blank."""
+def _moved(flash: Flash, log: Log, seen: View, free: int, until: int, kind: str | None) -> Flash:
+    """Return the flash with the newest record moved so that the first blank place is `free`, or the next one that can be blank.
+
+    Places from `until` on stay as they are.
+    """
     whole = _erased(log, kind)
     place = max(p for p in range(free) if whole[p])
-    sector = bytearray(b"\0" * (free * log.size)).ljust(SECTOR, b"\xff")
+    sector = bytearray(b"\0" * (free * log.size)).ljust(until * log.size, b"\xff")
+    sector += flash.sectors[seen.sector][until * log.size :]
     sector[place * log.size : (place + 1) * log.size] = seen.record
     out = flash.copy()
     out.sectors[seen.sector] = settled(kind, seen.sector, bytes(sector))
@@ -158,14 +196,22 @@ def standing(flash: Flash, faults: Faults) -> Flash:
         if seen is not None and many(log, seen, faults):
             kind = faults.get(seen.sector)
             period = _period(kind)
-            flash = _moved(flash, log, seen, seen.free % period + period, kind)
+            flash = _moved(flash, log, seen, seen.free % period + period, end(log, seen, faults), kind)
+        for number in _open(flash, log, faults):
+            flash = _used(flash, log, number, 1)
     return flash
 
 
-def taken(flash: Flash, before: Flash, faults: Faults) -> tuple[Log, ...]:
-    """Return the logs with many places left that a start has changed. Raises ValueError if it took more places than its reach."""
-    out = []
+def taken(flash: Flash, before: Flash, faults: Faults) -> tuple[tuple[Log, int], ...]:
+    """Return the sectors with many places left that a start has changed. Raises ValueError if it took more than the reach."""
+    out: list[tuple[Log, int]] = []
     for log in LOGS:
+        for number in log.numbers if ERASE_IGNORED in faults.values() else ():
+            used = [log.places - sum(_sector(f, log, number)[2]) for f in (before, flash)]
+            if number in _open(before, log, faults) and used[1] - used[0] > log.reach:
+                raise ValueError(f"{used[1] - used[0]} places of {log.magic.decode()}, more than its reach")
+            if number in _open(flash, log, faults) and used[0] != used[1]:
+                out.append((log, number))
         seen, was = view(flash, log), view(before, log)
         if seen is None or seen == was:
             continue
@@ -173,18 +219,20 @@ def taken(flash: Flash, before: Flash, faults: Faults) -> tuple[Log, ...]:
             if seen.free - was.free > most(log, faults.get(was.sector)):
                 raise ValueError(f"{seen.free - was.free} places of {log.magic.decode()}, more than its reach")
         if (was is None or (was.sector, was.free) != (seen.sector, seen.free)) and many(log, seen, faults):
-            out.append(log)
+            out.append((log, seen.sector))
     return tuple(out)
 
 
-def fewer(flash: Flash, logs: tuple[Log, ...], faults: Faults) -> Iterator[Flash]:
-    """Yield the states with few places left that stand for this one; with several logs every combination."""
+def fewer(flash: Flash, changed: tuple[tuple[Log, int], ...], faults: Faults) -> Iterator[Flash]:
+    """Yield the states with few places left that stand for this one; with several sectors every combination."""
     found = [flash]
-    for log in logs:
+    for log, number in changed:
         seen = view(flash, log)
-        assert seen is not None
-        kind = faults.get(seen.sector)
-        found += [_moved(f, log, seen, log.places - left, kind) for f in found for left in range(most(log, kind) + 1)]
+        if seen is None or number != seen.sector:
+            found += [_used(f, log, number, log.places - left) for f in found for left in range(log.reach + 1)]
+            continue
+        kind, until = faults.get(seen.sector), end(log, seen, faults)
+        found += [_moved(f, log, seen, until - left, until, kind) for f in found for left in range(most(log, kind) + 1)]
     yield from found[1:]
 
 
@@ -196,8 +244,9 @@ def wearing(flash: Flash, faults: Faults) -> Iterator[Flash]:
         seen = view(flash, log)
         if seen is None or (kind := faults.get(seen.sector)) is None or not many(log, seen, {}) or not _period(kind):
             continue
-        places = {1 + i for i in range(_period(kind))} | {log.places - left for left in range(most(log, kind) + 1)}
-        found += [_moved(f, log, seen, place, kind) for f in found for place in sorted(places)]
+        until = end(log, seen, {})
+        places = {1 + i for i in range(_period(kind))} | {until - left for left in range(most(log, kind) + 1)}
+        found += [_moved(f, log, seen, place, until, kind) for f in found for place in sorted(places)]
     for state in found:
         settled_ = Flash(WornFlash(state.sectors, faults).sectors)
         if newest(settled_) == newest(state):

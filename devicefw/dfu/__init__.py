@@ -22,19 +22,25 @@ _agent = None
 _tasks = []
 
 
-def start(config):
+def start(config, serve=True):
     """Begin to look for updates, in tasks of the running event loop. Returns the agent."""
     global _agent
     if _agent is None:
         _agent = Agent(config)
-    if not _tasks:
         if _agent.trial:
             from dfu.trial import watch
 
             _tasks.append(asyncio.create_task(_guarded(watch(_agent, fail))))
             forget("trial")
+    if serve and not _agent.serves:
+        _agent.serves = True
         _tasks.append(asyncio.create_task(_guarded(_agent.run())))
     return _agent
+
+
+async def once(config):
+    """For a device that sleeps: look for an update once, bring it in if there is one. Returns in how many seconds to do so again."""
+    return await start(config, False).once()
 
 
 async def _guarded(coroutine):
@@ -60,6 +66,14 @@ def guard(function, start_s=120):
             arm(start_s * 1000)
             forget("crash", "trial")
         function()
+    except KeyboardInterrupt:
+        # Somebody at the console, such as mpremote: that is no hang, so nobody is to reset the chip under their hands.
+        import machine
+        from dfu.trial import feed
+
+        feed(machine, 0)
+        forget("trial")
+        raise
     except Exception as error:
         fail(CRASHED, error, _agent)
 

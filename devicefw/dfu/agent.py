@@ -46,6 +46,7 @@ class Agent:
 
         self.config = config
         self.machine = machine
+        self.serves = False
         # Collecting early and often keeps the free heap in large pieces: an update needs some of 4 KB.
         gc.collect()
         gc.threshold(config.get("gc_threshold", 8192))
@@ -76,7 +77,7 @@ class Agent:
         from dfu.starts import count
 
         self.starts = count(self.slots, self.result, machine.reset_cause() == machine.WDT_RESET)
-        forget("starts")
+        forget("starts", "result")
         self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
         self.confirmed = asyncio.Event()
         if not self.trial:
@@ -127,6 +128,8 @@ class Agent:
             said[12] = slots.state.accept
         if self.starts is not None:
             said[13] = self.starts
+        if m:
+            said[14] = m.sequence
         return pack(said)
 
     def _may_update(self):
@@ -169,43 +172,64 @@ class Agent:
 
     async def run(self):
         """Serve for ever. Only a reset ends this."""
-        wait_s = 0
+        wait_s, most_s = 0, self.config.get("wait_s", 60)
         await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
         while True:
-            since, failures = time.ticks_ms(), 1
-            try:
-                command, raw = await self._exchange(wait_s)
-                wait_s = self.config.get("wait_s", 60)
-                if command is not None:
-                    wait_s = await self._do(command, raw, wait_s)
-                self.backoff.good(ANSWER)
-                if wait_s:
-                    # There was nothing to do: who says so at once, again and again, is not asked in a circle.
-                    least_ms = min(FIRST_MS, self.backoff.limits[ANSWER])
-                    await asyncio.sleep_ms(max(0, least_ms - time.ticks_diff(time.ticks_ms(), since)))
-                continue
-            except UpdateError as error:
-                print("dfu: update:", error.args[1])
-                self._failed(error.args[0], error.args[1])
-            except Gone as error:
-                print("dfu:", error)
-                self._drop()
-            except MemoryError as error:
-                if self.update is not None:
-                    self._failed(INTERNAL, "out of memory")
-                await self._close()  # what it was reading it left in the middle
-                gc.collect()
-                sys.print_exception(error)
-            except Exception as error:
-                # Bytes that are no answer, or no link: as if there had been none.
-                print("dfu:", error)
-                await self._close()
-                if isinstance(error, Denied):
-                    failures = 7  # what leads to a minute: credentials do not come right by themselves
-            wait_s = 0
-            for _ in range(failures):
-                self.backoff.failed(ANSWER)
-            await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
+            since = time.ticks_ms()
+            wait_s = await self._turn(wait_s, most_s)
+            if wait_s is None:
+                wait_s = 0
+                await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
+            elif wait_s:
+                # There was nothing to do: who says so at once, again and again, is not asked in a circle.
+                least_ms = min(FIRST_MS, self.backoff.limits[ANSWER])
+                if not most_s:
+                    least_ms, wait_s = wait_s * 1000, 0
+                await asyncio.sleep_ms(max(0, least_ms - time.ticks_diff(time.ticks_ms(), since)))
+
+    async def once(self):
+        """Ask, do what is to be done now, and hang up. Returns after how many seconds to ask again."""
+        wait_s = turns = 0
+        # A server that has more to say, again and again, is asked again after the sleep; on trial it has nothing to say.
+        while wait_s == 0 and turns < (1 if self.trial else 30):
+            wait_s = await self._turn(0, 0)
+            turns += 1
+        await self._close()
+        if wait_s is None:
+            wait_s = self.backoff.pause_ms(ANSWER) // 1000
+        return max(1, wait_s)
+
+    async def _turn(self, wait_s, most_s):
+        """Ask once, do what the answer says. Return how long there is nothing to do, most_s at most if that is not 0; 0: ask at once;
+        None: it failed, and is counted."""
+        failures = 1
+        try:
+            command, raw = await self._exchange(wait_s)
+            wait_s = most_s or 60
+            if command is not None:
+                wait_s = await self._do(command, raw, most_s)
+            self.backoff.good(ANSWER)
+            return wait_s
+        except UpdateError as error:
+            print("dfu: update:", error.args[1])
+            self._failed(error.args[0], error.args[1])
+        except Gone as error:
+            print("dfu:", error)
+            self._drop()
+        except MemoryError as error:
+            if self.update is not None:
+                self._failed(INTERNAL, "out of memory")
+            await self._close()  # what it was reading it left in the middle
+            gc.collect()
+            sys.print_exception(error)
+        except Exception as error:
+            # Bytes that are no answer, or no link: as if there had been none.
+            print("dfu:", error)
+            await self._close()
+            if isinstance(error, Denied):
+                failures = 7  # what leads to a minute: credentials do not come right by themselves
+        for _ in range(failures):
+            self.backoff.failed(ANSWER)
 
     async def _close(self):
         try:
@@ -214,8 +238,9 @@ class Agent:
             print("dfu: close:", error)
 
     async def _do(self, command, raw, wait_s):
-        """Do what a command says; return how long to wait for the next one, 0: ask at once."""
+        """Do what a command says; return how long to wait for the next one, 0: ask at once. wait_s: the longest, 0: as it says."""
         kind, poll_s = command[0], field(command, 1, int, UINT32, 0, 60)
+        wait_s = wait_s or min(max(1, poll_s), 86400)
         # 0 is wait, 1 sync, 2 update, 3 stop; numbers, for a name stays in RAM.
         if kind == 2 and not self.trial:
             if self.update is None or self.update.raw != raw:

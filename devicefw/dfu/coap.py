@@ -26,6 +26,7 @@ _SEPARATE = const(30)  # so many times ack_timeout_ms an answer may take that wa
 _REMEMBERED = const(8)  # message IDs of the server's, to know those that come twice
 _ECHO_TRIES = const(3)
 _HEAD = const(160)  # bytes that a message may have besides its block
+_SMALLEST = const(2)  # exponent of 64 bytes
 _ROOM_MIN = const(64)  # bytes: less is no room for another datagram
 _NEWER = const(1 << 23)  # RFC 7641, section 3.4
 _STALE_MS = const(128000)
@@ -169,8 +170,10 @@ class CoapTransport:
             except asyncio.TimeoutError:
                 return 0
             except MemoryError:
-                # Nobody else's business: this one is lost, as if on the way.
+                # Nobody else's business: this one is lost, as if on the way. From now on smaller blocks are asked for: where the heap has
+                # no piece of this size any more it may never have one again.
                 gc.collect()
+                self.exponent = max(_SMALLEST, self.exponent - 1)
                 self.trouble = "out of memory"
                 try:
                     self.sock.recv(_ROOM_MIN)

@@ -13,19 +13,11 @@ class HttpTransport:
     (the server's own self-signed certificate), and server_name, if its certificate names another host than the url."""
 
     def __init__(self, config):
-        from dfu.transport import address
+        from dfu.transport import http_parts
 
-        scheme, self.host, self.port = address(config["url"], {"http": 80, "https": 443})
-        self.secure = scheme == "https"
+        self.secure, self.host, self.port, self.head = http_parts(config)
         self.config = config
         self.timeout_s = config.get("timeout_s", 60)
-        if self.secure and len(config.get("pin") or config.get("ca") or b"") < 64:
-            # Never in silence without a judge; a hash is none: stock MicroPython cannot show the server's certificate.
-            raise ValueError("https needs a certificate: ca or pin")
-        user = "%s@%s:%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"], config["secret"])
-        host = "[%s]" % self.host if ":" in self.host else self.host
-        self.head = b"Host: %s:%d\r\n" % (host.encode(), self.port)
-        self.head += b"Authorization: Basic " + binascii.b2a_base64(user.encode()).strip() + b"\r\n"
         self.reader = self.writer = self.context = None
 
     async def _open(self):

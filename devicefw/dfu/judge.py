@@ -17,8 +17,10 @@ def judge(update, slots, app, hardware):
     Without a key in dfu_keys the device is open, and the signature is not looked at.
     """
     m = update.manifest
-    if m.sha256 == slots.digest:
-        # Whoever repeats it makes the device write its fallback over, and reset, for nothing.
+    own = slots.manifest
+    if m.sha256 == slots.digest and (own is None or m.sequence <= own.sequence):
+        # Whoever repeats it makes the device write its fallback over, and reset, for nothing. A newer manifest has another floor or
+        # other keys, and is confirmed with a copy of the image.
         raise UpdateError(INTERNAL, "this image is running already")
     keys, state = flash.keys(slots.trusted), slots.state
     if keys is None:

@@ -41,6 +41,9 @@ def _result(slots):
         cause = int.from_bytes(crash[12:16], "little")
         if cause >> 16 == 0xDF0C:
             code = cause & 0xFFFF
+        else:
+            # Nobody wrote a text; an older one is of another start.
+            text = ended(crash)
     outcome = 3 if state.outcome == 7 else 2
     failed = slots.diagnostics.last(5, other) if outcome == 3 else None
     if failed is not None:
@@ -48,6 +51,16 @@ def _result(slots):
         text, record = "the bootloader's error %d" % number, bytes(failed)
         code = {3: IMAGE_HASH, 4: SIGNATURE, 5: DOWNGRADE, 11: CHUNK, 12: CHUNK, 13: BASE, 15: TOO_LARGE}.get(number, INTERNAL)
     return {0: outcome, 1: m.sha256, 2: code, 3: text, 4: crashes, 5: state.reset, 6: record}
+
+
+def ended(record):
+    """Return what ended the start that this record of a crash is about: the kind of panic, or the watchdog's name."""
+    cause, reset = int.from_bytes(record[12:16], "little"), record[11]
+    if cause >> 31:
+        return {4: "panic", 5: "interrupt watchdog", 6: "task watchdog"}.get(cause & 0xFFFF, "panic")
+    # The chip's reset reasons: ESP32-C3 TRM, "Reset and Clock".
+    timer = {7: "timer 0 watchdog", 11: "timer 0 watchdog", 8: "timer 1 watchdog", 17: "timer 1 watchdog", 18: "super watchdog"}
+    return timer.get(reset, "RTC watchdog")
 
 
 def told(slots):

@@ -93,7 +93,9 @@ def last(diagnostics):
     record = newest[2]
     cause = struct.unpack_from("<I", record, 12)[0]
     if record[8] == _CRASH and cause >> 16 != 0xDF0C:
-        return {4: "panic", 5: "interrupt watchdog", 6: "task watchdog"}.get(cause & 0xFFFF, "watchdog")
+        from dfu.result import ended
+
+        return ended(record)
     record = diagnostics.last(_TEXT, record[9])
     try:
         line = bytes(record[52:504]).rstrip(b"\0").decode().rpartition("\n")[2] if record else ""

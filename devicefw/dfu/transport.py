@@ -13,6 +13,8 @@ raises Gone when there is no such package any more. `transport` in the config ch
 or a class of yours.
 """
 
+import binascii
+
 from dfu.errors import Denied, Gone, TransportError  # noqa: F401  # for transports of yours
 
 
@@ -31,6 +33,18 @@ def address(url, ports):
     except (KeyError, ValueError):
         pass
     raise ValueError("url %s: expected %s://host:port, an IPv6 host in brackets, and no path" % (url, " or ".join(sorted(ports))))
+
+
+def http_parts(config):
+    """Return whether it is https, host, port, and the head lines of each request."""
+    scheme, host, port = address(config["url"], {"http": 80, "https": 443})
+    if scheme == "https" and len(config.get("pin") or config.get("ca") or b"") < 64:
+        # Never in silence without a judge; a hash is none: stock MicroPython cannot show the server's certificate.
+        raise ValueError("https needs a certificate: ca or pin")
+    user = "%s@%s:%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"], config["secret"])
+    head = b"Host: %s:%d\r\n" % (("[%s]" % host if ":" in host else host).encode(), port)
+    head += b"Authorization: Basic " + binascii.b2a_base64(user.encode()).strip() + b"\r\n"
+    return scheme == "https", host, port, head
 
 
 def hardware_name(given):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -87,8 +88,11 @@ class Board:
         trio.from_thread.run_sync(self._say, f"dfud boot: recovery on {port}")
 
     def _say(self, line: str) -> None:
-        if len(self.console) < CONSOLE_MAX_LINES:
-            self.console.append(line)
+        if len(self.console) >= CONSOLE_MAX_LINES:
+            # What the application said is seldom and says how far it came.
+            old = self.console[: CONSOLE_MAX_LINES // 2]
+            self.console[: len(old)] = [kept for kept in old if kept.startswith("app: ")][-CONSOLE_MAX_LINES // 10 :]
+        self.console.append(line)
         if self._on_line is not None:
             self._on_line(line)
 
@@ -101,6 +105,11 @@ class Board:
         self._pulled = reason
         if self._process is not None:
             self._process.kill()
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C on the console, as mpremote does before anything else."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled: the power is switched off."""

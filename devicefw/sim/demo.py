@@ -34,18 +34,20 @@ def say(text: str) -> None:
     console.print(f"\n{text}", style="bold")
 
 
-class _Dfuctl:
+class Dfuctl:
     """Runs dfuctl as a user would, and shows the command line."""
 
     def __init__(self, directory: Path) -> None:
         self._config = directory / "dfuctl.toml"
 
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "dfud.cli", "--config", str(self._config), *arguments]
+
     async def __call__(self, *arguments: str, show: bool = True, secret: bool = False) -> str:
         if show:
             shown = " ".join("***" if secret and a == arguments[-1] else a for a in arguments)
             console.print(f"$ dfuctl {shown}", style="dim")
-        command = [sys.executable, "-m", "dfud.cli", "--config", str(self._config), *arguments]
-        run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        run = await trio.run_process(self.command(*arguments), capture_stdout=True, capture_stderr=True, check=False)
         if run.returncode:
             raise SystemExit(f"dfuctl {' '.join(arguments)}: {run.stderr.decode()}")
         text = run.stdout.decode().strip()
@@ -74,7 +76,7 @@ async def _demo(directory: Path, transport: str) -> None:
     say("dfud: the daemon, on the local store")
     daemon = DaemonProcess(directory / "dfud", plugins=("local", "http", *(["coap"] if transport == "coap" else [])))
     await daemon.init()
-    dfuctl = _Dfuctl(directory)
+    dfuctl = Dfuctl(directory)
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         console.print(f"users: {daemon.urls['registry']}   devices: {daemon.urls[transport]}")
@@ -128,11 +130,12 @@ def _board_line(line: str) -> None:
     console.print(visible(f"lamp1 | {line}"), style="cyan")
 
 
-async def _watch(dfuctl: _Dfuctl) -> None:
+async def _watch(dfuctl: Dfuctl) -> None:
     """Show `dfuctl status --watch` as it runs."""
     console.print("$ dfuctl status lamp1 --watch", style="dim")
-    command = [sys.executable, "-m", "dfud.cli", "--config", str(dfuctl._config), "status", "lamp1", "--watch"]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+    process = await trio.lowlevel.open_process(
+        dfuctl.command("status", "lamp1", "--watch"), stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     try:
         with trio.fail_after(180):

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 
-class Credentials(msgspec.Struct, frozen=True):
+class Credentials(msgspec.Struct, frozen=True, gc=False):
     """What the peer showed. authorization: value of the Authorization header or its like, unparsed.
 
     certificate: DER of the TLS client certificate; chain: the rest of the chain the peer sent. The transport has
@@ -31,7 +31,7 @@ class Credentials(msgspec.Struct, frozen=True):
     device: str = ""
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One publish. channel "dfu" is a status, "enrol" an enrolment, which comes without credentials.
 
     timeout_s: how long the device waits for a command (0: not at all). peer is the address without the port, for limits.
@@ -66,7 +66,7 @@ class Code(IntEnum):
     AWAY = 503
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """command is set with COMMAND only; error and message with an error code only; retry_after_s 0: no hint.
 
     told: grows when dfud has decided anew, so that a transport that tells only what is new (observe) tells the same command
@@ -149,6 +149,9 @@ class Transport(abc.ABC):
         self, endpoint: Endpoint, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen, report started with the addresses as URLs (`http://127.0.0.1:8881`), serve until cancelled."""
+
+    async def check(self) -> None:  # noqa: B027 - a transport that opens nothing has nothing to check
+        """Raise ConfigError for what would keep run() from listening now, such as a port in use; for `check-config`."""
 
     @abc.abstractmethod
     async def drain(self) -> None:

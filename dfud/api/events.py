@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from dfud.api.guard import contained
+from dfud.api.guard import note
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
 from dfud.model.rollout import Rollout
@@ -52,6 +52,21 @@ class DeploymentChanged(msgspec.Struct, frozen=True):
 
     deployment: Deployment
     entry: HistoryEntry
+
+
+class ChangeEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A change of a deployment or a rollout as it is told to an EventSink; it is stored already.
+
+    kind: "deployment" (subject: the device) or "rollout" (subject: its name). id: the same each time that it is told. data: what
+    docs/events.md says of that kind, all of it JSON.
+    """
+
+    kind: str
+    app: str
+    subject: str
+    at_s: float
+    data: dict[str, Any]
+    id: str = ""
 
 
 class ProgressChanged(msgspec.Struct, frozen=True):
@@ -119,6 +134,13 @@ class CancelRequested(msgspec.Struct, frozen=True):
     by: str
 
 
+class DeviceStateChanged(msgspec.Struct, frozen=True):
+    """Another process has stored what a device said, or a step of its deployment."""
+
+    app: str
+    device: str
+
+
 class DocumentChanged(msgspec.Struct, frozen=True):
     """Another process has put or deleted a document with `tell`."""
 
@@ -154,8 +176,11 @@ class Bus:
     def publish(self, event: Any) -> None:
         """Call every callback of the event's type, in the order of subscription."""
         for callback in tuple(self._callbacks.get(type(event), ())):
-            with contained("bus.subscriber", event=type(event).__name__):
+            # Not contained(): a device that is told costs a dozen of these, and what cannot wait cannot be cancelled.
+            try:
                 callback(event)
+            except Exception as error:
+                note("bus.subscriber", error, event=type(event).__name__)
 
     def subscribe(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
         """Have `callback` called for each event of exactly type `kind`; return what ends that."""

@@ -11,8 +11,10 @@ import trio
 
 from dfud.api.config import Config, Section
 from dfud.api.endpoint import Reply, Request, Transport
-from dfud.api.events import Bus, Telemetry
+from dfud.api.events import Bus, ChangeEvent, Telemetry
+from dfud.api.places import BlobPlace
 from dfud.api.store import Store
+from dfud.errors import BugError
 from dfud.model.deployment import Actual
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
@@ -66,9 +68,11 @@ class Dialect(abc.ABC):
 
 
 class EventSink(abc.ABC):
-    """Where telemetry goes."""
+    """Where telemetry goes, and changes of deployments and rollouts. telemetry, changes: which of them it wants."""
 
     name: str
+    telemetry: bool = True
+    changes: bool = False
 
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None: ...
@@ -76,6 +80,13 @@ class EventSink(abc.ABC):
     @abc.abstractmethod
     async def take(self, telemetry: Telemetry) -> None:
         """Take over one event; when this returns the sink answers for it. Raises StoreError(retryable) if it cannot."""
+
+    async def tell(self, event: ChangeEvent) -> None:
+        """Take over one change; when this returns the sink answers for it. Called again until it has, in order for each subject.
+
+        Raises StoreError: retryable if the sink is away for a while, else if it will not take this one.
+        """
+        raise BugError(f"sink {self.name} wants changes and does not take them")
 
 
 V = TypeVar("V", bound=Callable[..., Any])
@@ -108,6 +119,11 @@ class Hooks:
     @hookspec
     def dfud_stores(self, config: Config) -> Iterable[Store]:
         """Return the stores this plugin offers; `[daemon] store` chooses one by name."""
+        return ()
+
+    @hookspec
+    def dfud_blob_places(self, config: Config) -> Iterable[BlobPlace]:
+        """Return places for the bytes of images, for a store that names one."""
         return ()
 
     @hookspec

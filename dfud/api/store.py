@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from dfud.api.events import Bus
+from dfud.api.places import BlobPlace
 from dfud.errors import BugError, StoreError
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
@@ -111,13 +112,14 @@ class ExpectDevice(msgspec.Struct, frozen=True, tag=True):
     sequence: int
 
 
-class PutActual(msgspec.Struct, frozen=True, tag=True):
-    """Raises the device's sequence by one."""
+class PutActual(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """Raises the device's sequence by one. tell: it says something new, so other processes are told (DeviceStateChanged)."""
 
     actual: Actual
+    tell: bool = False
 
 
-class PutDeployment(msgspec.Struct, frozen=True, tag=True):
+class PutDeployment(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Stores the deployment and, if given, appends what happened to the device's history. Raises the device's sequence by one.
 
     A store bounds both per device: the oldest history entries and the oldest finished deployments go in the same commit.
@@ -174,6 +176,34 @@ class DeleteCounts(msgspec.Struct, frozen=True, tag=True):
     scope: str
 
 
+class OwnWave(msgspec.Struct, frozen=True):
+    """One group of a rollout of the store's own: how many devices are in it, and what became of them."""
+
+    name: str
+    state: str
+    devices: int
+    told: int = 0
+    under_way: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class OwnRollout(msgspec.Struct, frozen=True):
+    """A rollout that was made in the store's own system. state: in dfud's words (docs/rollouts.md); said: in the store's.
+
+    waves: () where only one rollout of many was asked for in short. link: where it is seen and steered.
+    """
+
+    name: str
+    firmware: str
+    state: str
+    said: str = ""
+    devices: int = 0
+    by: str = ""
+    waves: tuple[OwnWave, ...] = ()
+    link: str = ""
+
+
 Change = (
     PutApp
     | DeleteApp
@@ -193,7 +223,7 @@ Change = (
 )
 
 
-class DeviceView(msgspec.Struct, frozen=True):
+class DeviceView(msgspec.Struct, frozen=True, gc=False):
     """A device with what it last said and its newest deployment: the one with the highest number, never the latest by clock.
 
     Where numbers are equal (0: made before they were counted), the one that was created last.
@@ -259,6 +289,13 @@ class Store(abc.ABC):
     records: str = ""
     """Name of the store that keeps what this one's own system cannot hold; dfud hands it to keep_in() before run()."""
 
+    blobs: str = ""
+    """Name of the place for the bytes of its images; dfud hands it to keep_blobs_in() before run(), and the store runs it."""
+
+    def keep_blobs_in(self, place: BlobPlace) -> None:
+        """Take the place that `blobs` names."""
+        raise BugError(f"store {self.name} names {self.blobs} for its images and does not take it")
+
     def keep_in(self, records: Store) -> None:
         """Take the store that `records` names. It is this one's alone: nobody else runs it, reads it or writes it."""
         raise BugError(f"store {self.name} names {self.records} for its records and does not take it")
@@ -274,13 +311,20 @@ class Store(abc.ABC):
     async def check(self) -> None:  # noqa: B027 - a store without anything to check is whole
         """Raise ConfigError or StoreError for what would keep run() from starting. Changes nothing; for `check-config`."""
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        """Return a document of a store that does not run, None where it has none or that cannot be told. Changes nothing; for
+        `check-config`.
+        """
+        return None
+
     @abc.abstractmethod
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the store, report started, serve until cancelled, then close.
 
         A SHARED store publishes on `bus` what other processes have committed, within a second and as the events that they
-        published themselves where it knows them: AppChanged, DeviceChanged, FirmwareChanged and DocumentChanged. Where some
-        of it may have been lost, it publishes Missed. What this process commits is not told to itself.
+        published themselves where it knows them: AppChanged, DeviceChanged, FirmwareChanged, and besides DeviceStateChanged
+        and DocumentChanged. Where some of it may have been lost, it publishes Missed. What this process commits is not told to
+        itself.
 
         Raises StoreError when it can no longer serve; dfud then ends, to be started again by the service manager.
         """
@@ -311,6 +355,17 @@ class Store(abc.ABC):
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
         """Devices of an app by name (bytewise), those behind `after` only."""
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        """Devices of an app whose newest deployment has not ended, by name, those behind `after` only.
+
+        A store that can finds them without looking at the others.
+        """
+        found: list[DeviceView] = []
+        while len(found) < limit and (page := await self.devices(app, limit=limit, after=after)):
+            after = page[-1].device.name
+            found += [view for view in page if view.deployment is not None and not view.deployment.final]
+        return found[:limit]
 
     @abc.abstractmethod
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
@@ -355,7 +410,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What happened to a device's deployments, in the order of the commits, newest first."""
+        """What happened to a device's deployments, in the order of the commits, newest first, each with its number.
+
+        Numbers are not given a second time while the device is there, whatever is no longer kept.
+        """
 
     @abc.abstractmethod
     async def users_of(self, app: str, version: str) -> list[str]:
@@ -397,6 +455,19 @@ class Store(abc.ABC):
     def backup(self) -> AsyncIterator[bytes]:
         """Yield a consistent copy of the records (not the blobs), in the store's own form. Needs Capability.BACKUP."""
         raise BugError(f"store {self.name} does not declare {Capability.BACKUP}")
+
+    # Rollouts of its own
+
+    async def own_rollouts(self, app: str) -> list[OwnRollout]:
+        """Return the rollouts of an app in the store's own system, the newest first, without waves. Needs OWN_ROLLOUTS.
+
+        Raises StoreError while that system is away.
+        """
+        raise BugError(f"store {self.name} does not declare {Capability.OWN_ROLLOUTS}")
+
+    async def own_rollout(self, app: str, name: str) -> OwnRollout | None:
+        """Return one of them with its waves. Needs OWN_ROLLOUTS."""
+        raise BugError(f"store {self.name} does not declare {Capability.OWN_ROLLOUTS}")
 
     # One of several
 

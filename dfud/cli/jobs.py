@@ -17,11 +17,13 @@ no_wait_option = click.option(
 )
 
 
-def start(session: Session, selector: str, firmware: dict[str, Any] | None) -> dict[str, Any]:
+def start(
+    session: Session, selector: str, firmware: dict[str, Any] | None, *, all_at_once: bool = False
+) -> dict[str, Any]:
     """Ask for a group update; return the job as accepted. Raises CliError, also if no device matches."""
-    job: dict[str, Any] = session.request(
-        "POST", session.api("update"), json={"firmware": firmware, "selector": selector}
-    )
+    body: dict[str, Any] = {"firmware": firmware, "selector": selector}
+    body |= {"allAtOnce": True} if all_at_once else {}
+    job: dict[str, Any] = session.request("POST", session.api("update"), json=body)
     if not job["matched"]:
         raise CliError(f"no device of app {session.app} matches {selector!r}")
     return job

@@ -15,7 +15,9 @@ from dfud.cli.audit import audit
 from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
+from dfud.cli.events import events
 from dfud.cli.firmware import firmware
+from dfud.cli.fleet import attention, fleet
 from dfud.cli.jobs import job
 from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
@@ -120,6 +122,9 @@ _FIRMWARE = (
     status,
     explain,
     drift,
+    fleet,
+    attention,
+    events,
     job,
     retry,
     cancel,

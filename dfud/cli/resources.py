@@ -9,7 +9,7 @@ from typing import Any
 import click
 import httpx
 
-from dfud.cli.client import API, APPS, CliError, Session, checked, trust
+from dfud.cli.client import API, APPS, TIMEOUT_S, CliError, Session, checked, trust
 from dfud.cli.show import Table, confirm, print_table, yes_option
 from dfud.model.names import check_labels, check_name, path_of
 
@@ -82,6 +82,7 @@ def login(session: Session, url: str, given: str | None, name: str, ca: Path | N
             f"{url}{API}/whoami",
             headers={"authorization": f"Bearer {text}"},
             verify=trust(url, str(ca) if ca else None),
+            timeout=TIMEOUT_S,
         )
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise CliError(f"{url} cannot be reached: {error}") from None

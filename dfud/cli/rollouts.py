@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dfud.cli.client import CliError, Session
+from dfud.cli.plan import say_failures, watch_plan
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, confirm, print_table, say, show_json, yes_option
 from dfud.model.names import check_name
@@ -27,6 +28,7 @@ ENDED = frozenset({"finished", "aborted"})
 COUNTED = {"told": "told", "underWay": "under way", "done": "done", "failed": "failed", "left": "went back"}
 EXIT_STOPPED = 3  # as `dfuctl update --watch`: it ended otherwise than was wanted
 WATCH_S = 1.0
+PLANNED = "dfuctl.rollout.planned"  # key of the context's meta: how `plan` was asked
 
 
 @click.group()
@@ -137,8 +139,58 @@ def rollout_create(
         raise CliError("--soak: it is of the waves that --waves makes; of others say soakS in --spec")
     spec |= {key: value for key, value in given.items() if value is not None}
     body = {"metadata": {"name": name}, "spec": spec, "draft": draft}
+    _make(session, name, body)
+
+
+def _make(session: Session, name: str, body: dict[str, Any]) -> None:
+    """Make the rollout, or show what it would do if that is what was asked."""
+    asked = click.get_current_context().meta.get(PLANNED)
+    if asked is not None:
+        watch_plan(session, "POST", f"{session.api('rollouts')}:plan", body, *asked)
+        return
     made = session.request("POST", session.api("rollouts"), json=body)
     session.done(f"Rollout {name}: {made['status']['state']}.", **made)
+
+
+@click.pass_context
+def _plan(ctx: click.Context, /, name: str | None, silent_days: int, wait: float, **given: Any) -> None:
+    session: Session = ctx.obj
+    if name is not None:
+        if any(given.values()):
+            raise CliError("--of: what it is to do is said already; leave the version and the other options out")
+        watch_plan(session, "GET", _of(session, name, "plan"), None, silent_days, wait)
+        return
+    ctx.meta[PLANNED] = (silent_days, wait)
+    ctx.invoke(rollout_create.callback or (lambda: None), name="plan", draft=False, **given)
+
+
+# The options of `create` are those of `plan`.
+_OF = (
+    click.Option(["--of", "name"], help="A rollout that is made already, instead of a version."),
+    click.Option(
+        ["--silent-days"],
+        type=click.IntRange(1, 3650),
+        default=30,
+        show_default=True,
+        help="Devices that were not heard of for so long are counted for later.",
+    ),
+    click.Option(
+        ["--wait"],
+        type=click.FloatRange(0),
+        default=120.0,
+        show_default=True,
+        help="Seconds to wait for packages to be made; what is not made by then is an estimate.",
+    ),
+)
+rollout.add_command(
+    click.Command(
+        "plan",
+        params=[*(p for p in rollout_create.params if p.name not in ("name", "draft")), *_OF],
+        callback=_plan,
+        help="Say what a rollout of firmware VERSION would do, before anything is sent: whom it reaches, who is refused and why, "
+        "bytes, time. Takes the options of `create`; makes nothing but packages.",
+    )
+)
 
 
 @rollout.command("list")
@@ -182,7 +234,12 @@ def rollout_show(session: Session, name: str, watch: bool) -> None:
         return
     console = Console(highlight=False)
     if not watch:
-        console.print(_picture(found))
+        say_failures(session, found)
+        if console.is_terminal:
+            console.print(_picture(found))
+        else:
+            say(_title(found))
+            print_table(_rows(found))
         _say_history(session, found)
         return
     first = found
@@ -197,6 +254,7 @@ def rollout_show(session: Session, name: str, watch: bool) -> None:
             else:
                 session.say(_line(found))
     if not session.json:
+        say_failures(session, found)
         _say_history(session, found)
     if found["status"]["state"] != "finished":
         raise click.exceptions.Exit(EXIT_STOPPED)
@@ -232,6 +290,8 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def _say_history(session: Session, found: dict[str, Any]) -> None:
+    if link := found["status"].get("link"):
+        session.say(f"It is a rollout of {found['status']['store']}, which is steered there: {link}")
     for one in found["status"]["history"]:
         who = f" by {one['by']}" if one.get("by") else ""
         reason = one.get("reason", "").removeprefix(f"wave {one['wave']}: ")
@@ -239,13 +299,31 @@ def _say_history(session: Session, found: dict[str, Any]) -> None:
         session.say(f"{one['at']}  {one['event']}{who} -> {one['state']}, wave {one['wave']}{why}")
 
 
+def _title(found: dict[str, Any]) -> str:
+    status = found["status"]
+    title = f"{found['metadata']['name']}: {found['spec'].get('firmware', '')}, {status['state']}"
+    return f"{title} ({status['reason']})" if status.get("reason") else title
+
+
+def _rows(found: dict[str, Any]) -> Table:
+    """Return what _picture() shows, without bars and as wide as it is: for a pipe or a file."""
+    status = found["status"]
+    table = Table("WAVE", "DONE", "OF", "UNDER WAY", "FAILED", "WENT BACK", right=True)
+    for number, wave in enumerate(status["waves"], 1):
+        mark = ">" if number == status["wave"] and status["state"] not in ENDED else " "
+        whole = max(wave["expected"], wave["told"])
+        table.add_row(f"{mark}{number}", wave["done"], whole, wave["underWay"], wave["failed"], wave["left"])
+    if back := status.get("goingBack"):
+        table.add_row("back", back["done"], back["told"], back["underWay"], back["failed"], back["left"])
+    return table
+
+
 def _picture(found: dict[str, Any]) -> RichTable:
     """Return a bar a wave under a line that says where the rollout is."""
     status = found["status"]
-    title = f"{found['metadata']['name']}: {found['spec'].get('firmware', '')}, {status['state']}"
-    if status.get("reason"):
-        title += f" ({status['reason']})"
-    table = RichTable(title=Text(visible(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = RichTable(
+        title=Text(visible(_title(found))), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for column in ("WAVE", "", "DONE", "OF", "UNDER WAY", "FAILED", "WENT BACK"):
         table.add_column(column, justify="left" if column in ("WAVE", "") else "right")
     for number, wave in enumerate(status["waves"], 1):

@@ -46,6 +46,11 @@ class Group:
 @click.option("--hold", is_flag=True, help="Decide now, send later.")
 @click.option("--download-only", is_flag=True, help="Have it written, not booted.")
 @no_wait_option
+@click.option(
+    "--all-at-once",
+    is_flag=True,
+    help="With -l: also where so many match that a rollout should be made ([registry] update_max).",
+)
 @click.option("-w", "--watch", is_flag=True, help="Stay until it has ended everywhere; the exit code says how.")
 @timeout_option
 @pass_session
@@ -59,6 +64,7 @@ def update(
     hold: bool,
     download_only: bool,
     no_wait: bool,
+    all_at_once: bool,
     watch: bool,
     timeout_s: float,
 ) -> None:
@@ -75,6 +81,8 @@ def update(
         raise CliError("--hold and --watch: what is on hold does not end; leave one of them out")
     if no_wait and (watch or not selector):
         raise CliError("--no-wait: it is for -l SELECTOR, without --watch")
+    if all_at_once and not selector:
+        raise CliError("--all-at-once: it is for -l SELECTOR")
     version = arguments[-1]
     wanted: dict[str, Any] = {"version": version}
     wanted |= {"hold": True} if hold else {}
@@ -82,7 +90,7 @@ def update(
     body: dict[str, Any] = {"firmware": wanted} | ({"device": arguments[0]} if one else {})
     names = [arguments[0]] if one else []
     if selector:
-        job = start(session, selector, wanted)
+        job = start(session, selector, wanted, all_at_once=all_at_once)
         job = job if no_wait else finish(session, job)
         if watch:
             names = list(Group(session, selector).targets)

@@ -11,6 +11,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, Route, State, advance
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
+from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import Status
 
 
@@ -81,6 +82,19 @@ class Case:
         self.steps: list[tuple[Deployment, HistoryEntry]] = []
 
     @property
+    def due(self) -> bool:
+        """Whether the device runs the target, under a manifest that a newer one is to replace."""
+        target = self.target
+        if target is None or self.digest != target.sha256:
+            return False
+        return renewal_due(target.manifest, target.sequence, self.status.manifest)
+
+    def runs(self, deployment: Deployment) -> bool:
+        """Say whether the device runs what the deployment brings: the image, and with a renewal its manifest."""
+        has = self.status.manifest
+        return self.digest == deployment.sha256 and (has is None or has >= deployment.renews)
+
+    @property
     def open(self) -> Deployment | None:
         return self.deployment if self.deployment is not None and not self.deployment.final else None
 
@@ -109,15 +123,20 @@ class Case:
             self.app, self.device, target, self.deployment, self.now_s, version=status.version, sha256=self.digest
         )
         before, route = self.deployment, self._route(desired)
-        made = msgspec.structs.replace(
-            made,
-            rollout=desired.rollout,
-            wave=desired.wave,
-            back=desired.back,
-            retry=max(desired.retries, before.retry if before is not None and before.rollout == desired.rollout else 0),
-            download_only=desired.download_only,
-            route=route,
-        )
+        if self.due:
+            # Of a rollout the device has its part already.
+            made = msgspec.structs.replace(made, renews=target.sequence, download_only=desired.download_only)
+        else:
+            same_rollout = before is not None and before.rollout == desired.rollout
+            made = msgspec.structs.replace(
+                made,
+                rollout=desired.rollout,
+                wave=desired.wave,
+                back=desired.back,
+                retry=max(desired.retries, before.retry if before is not None and same_rollout else 0),
+                download_only=desired.download_only,
+                route=route,
+            )
         self.deployment = made
         told = desired.origin if desired.rollout else None
         if route is not None:

@@ -33,6 +33,10 @@ class ControllerConfig(msgspec.Struct, frozen=True):
         float,
         Meta(description="how often it is stored that a silent, unchanged device is alive", ge=1, le=86400, extra=S),
     ] = 900.0
+    attention_s: Annotated[
+        float,
+        Meta(description="how long a deployment may stand still before it needs attention", ge=1, le=8640000, extra=S),
+    ] = 86400.0
     cache_devices: Annotated[int, Meta(description="devices kept in memory", ge=100, le=10_000_000)] = 100_000
     cache_apps: Annotated[int, Meta(description="apps kept in memory", ge=10, le=10_000_000)] = 10_000
     cache_firmwares: Annotated[

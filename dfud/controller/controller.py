@@ -15,7 +15,6 @@ import trio
 
 from dfud.api import (
     Actual,
-    ActualChanged,
     Bus,
     CancelRequested,
     Change,
@@ -23,41 +22,48 @@ from dfud.api import (
     DeploymentChanged,
     Desired,
     DeviceChanged,
-    DeviceSeen,
+    DeviceView,
     Firmware,
-    HistoryEntry,
+    NotFoundError,
     ProgressChanged,
     PutActual,
     PutDeployment,
     RefusedError,
+    RequestError,
     RetryRequested,
     State,
     Store,
     StoreError,
     UnreadableError,
+    forever,
 )
-from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, decide, entry_of
-from dfud.controller.hear import explained
+from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
+from dfud.controller.keeping import Asked, Keeper, Kept, Look
 from dfud.controller.memory import Hold, Memory, barred
-from dfud.controller.observe import actual_of, are_twins, health_of, twins_of
+from dfud.controller.observe import actual_of, are_twins
+from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy, Packages
+from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of, sent
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
 from dfud.model.deployment import Event
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Outcome, Status, Type
+from dfud.wire.messages import Command, Status, Type
 
-OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 DEPLOYMENTS_MAX = 100  # of a device, among which its rollouts are looked for when it is deleted
+TOGETHER = 32  # devices between two looks at the rest of the world
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
+
+
+Made = tuple[Order, PackageFile | StoreError] | None
 
 
 class Controller:
@@ -71,18 +77,22 @@ class Controller:
         config: ControllerConfig,
         now: Callable[[], float],
         promote: Promote | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._packages = packages
         self._config = config
         self._now = now
-        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app)
-        self._memory = Memory(store, bus, config, self.rollouts.desired)
-        self.insight = Insight(store, self._memory, self.rollouts, config, now)
+        self._outbox = outbox or Outbox(store)
+        self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app, outbox=self._outbox)
+        self._memory = Memory(store, bus, config, self.rollouts.desired, now)
+        self.fleet = Fleet(store, bus, self._memory.image, now)
+        self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
+        self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
-        self._budget = Budget(config.history_per_hour, config.cache_devices)
+        self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -90,6 +100,9 @@ class Controller:
         """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rollouts.run)
+            nursery.start_soon(forever, "controller.fleet", self.fleet.run)
+            nursery.start_soon(forever, "controller.attention", self.insight.run)
+            nursery.start_soon(forever, "controller.planner", self.planner.run)
             await self._jobs.run(task_status=task_status)
 
     @property
@@ -100,8 +113,12 @@ class Controller:
     async def desired(self, app: str, device: str) -> tuple[Desired, Firmware | None]:
         """Return what should run on a device, and that firmware if it is published."""
         now_s = self._now()
-        async with self._memory.hold(app, device, now_s) as hold:
+        async with self._memory.hold(app, device) as hold:
             return await self._memory.wanted(hold, hold.known.actual, now_s)
+
+    async def view(self, app: str, device: str) -> DeviceView | None:
+        """Return what is stored of a device, as the store does, and remember it: its status comes next. Raises StoreError."""
+        return await self._memory.view(app, device)
 
     # Statuses
 
@@ -115,37 +132,103 @@ class Controller:
         Raises NotFoundError if app or device is gone, StoreError if nothing could be stored.
         """
         deadline = trio.current_time() + max(patience_s, 0.5)
-        made: tuple[Order, PackageFile | StoreError] | None = None
-        for look in range(LOOKS_MAX):
-            async with self._memory.hold(app, device, self._now()) as hold:
-                now_s = self._now()
-                said = actual_of(app, device, status, transport, now_s)
-                desired, target = await self._memory.wanted(hold, said, now_s)
-                if look and hold.known.status not in (None, status):
+        made: Made = None
+        for number in range(LOOKS_MAX):
+            async with self._memory.hold(app, device) as hold:
+                look = await self._look(hold, status, transport, made, again=number > 0)
+                if look is None:
                     return Command(Type.WAIT, self._config.busy_poll_s, reason="it has said something newer")
-                actual = hold.known.actual if look and hold.known.actual is not None else said
-                if not look:
-                    actual = self._observed(hold, said, status, now_s)
-                twins = are_twins(actual.twins, now_s)
-                verdict, desired = self._decided(hold, status, desired, target, now_s, heard=look > 0, twins=twins)
-                package, order = None, None
-                if verdict.action is Action.SEND:
-                    assert verdict.deployment is not None and target is not None
-                    order = order_of(status, verdict.deployment, target, await self._base(status, app))
-                    package = self._take(verdict, order, made, now_s)
-                hold.known.status = status
-                older = await self._older(hold, status, now_s) if not look else []
-                await self._keep(hold, actual, verdict, now_s, older)
-                command = command_of(verdict, target, desired, package)
+                await self._keep(hold, look.kept)
                 changed = hold.changed
-            waits = order is not None and package is None and (made is None or made[0] != order)
+            order = look.order
+            waits = order is not None and look.package is None and (made is None or made[0] != order)
             if waits and order is not None and trio.current_time() < deadline:
                 made = await self._make(order, (app, device), deadline)
                 if made is not None:
                     continue
             if not changed:
-                return command
+                return look.command
         return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
+
+    async def statuses(self, asked: Sequence[Asked]) -> list[Command | Order | None]:
+        """Take the statuses of many devices, each of them once, and store what they come to in one commit.
+
+        Returns for each its command; or the package that has to be made first, and then nothing is stored of it; or None: it
+        has to be asked by itself (status()), because it is held by somebody, gone, or changes.
+        """
+        answers: list[Command | Order | None] = [None] * len(asked)
+        held: list[tuple[int, Hold, Look]] = []
+        hold: Hold | None = None
+        failed = True
+        try:
+            for number, one in enumerate(asked):
+                with suppress(NotFoundError, StoreError):
+                    hold = await self._memory.take(one.app, one.device)
+                    if hold is None:
+                        continue
+                    look = await self._look(hold, one.status, one.transport, None)
+                    if look is not None and (look.order is None or look.package is not None):
+                        held.append((number, hold, look))
+                        hold = None
+                    elif look is not None:
+                        answers[number] = look.order
+                if hold is not None:
+                    self._memory.let_go(hold, failed=True)
+                    hold = None
+                if number % TOGETHER == TOGETHER - 1:
+                    await trio.lowlevel.checkpoint()
+            changes = [change for _, _, look in held for change in look.kept.changes]
+            if changes:
+                try:
+                    await self._store.commit(changes)
+                except (RequestError, StoreError):
+                    return answers  # one of them, or the disk: each by itself finds out
+            for number, hold_of, look in held:
+                self._keeper.done(hold_of, look.kept)
+                answers[number] = None if hold_of.changed else look.command
+            failed = False
+        finally:
+            if hold is not None:
+                self._memory.let_go(hold, failed=True)
+            for _, hold_of, _ in held:
+                self._memory.let_go(hold_of, failed=failed)
+        return answers
+
+    def key_of(self, order: Order) -> str:
+        """Return what two orders of the same package have in common."""
+        return self._packages.key(order)
+
+    async def make(self, order: Order, device: tuple[str, str]) -> None:
+        """Have a package made that statuses() has asked for. Raises StoreError."""
+        await self._packages.get(order, device)
+
+    async def _look(
+        self, hold: Hold, status: Status, transport: str, made: Made, *, again: bool = False
+    ) -> Look | None:
+        """Work out what a status comes to, with nothing stored yet. None: it has said something newer.
+
+        again: what the status says is in its deployment already.
+        """
+        app, device = hold.known.device.app, hold.known.device.name
+        now_s = self._now()
+        said = actual_of(app, device, status, transport, now_s)
+        desired, target = await self._memory.wanted(hold, said, now_s)
+        if again and hold.known.status not in (None, status):
+            return None
+        actual = hold.known.actual if again and hold.known.actual is not None else said
+        if not again:
+            actual = self._keeper.observed(hold, said, status, now_s)
+        twins = are_twins(actual.twins, now_s)
+        verdict, desired = self._decided(hold, status, desired, target, now_s, heard=again, twins=twins)
+        package, order = None, None
+        if verdict.action is Action.SEND:
+            assert verdict.deployment is not None and target is not None
+            order = order_of(status, verdict.deployment, target, await self._base(status, app))
+            package = self._take(verdict, order, made, now_s)
+        hold.known.status = status
+        older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
+        kept = await self._keeper.of(hold, actual, verdict, now_s, older)
+        return Look(kept, command_of(verdict, target, desired, package), order, package)
 
     def _decided(
         self,
@@ -185,9 +268,7 @@ class Controller:
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())
 
-    def _take(
-        self, verdict: Verdict, order: Order, made: tuple[Order, PackageFile | StoreError] | None, now_s: float
-    ) -> PackageFile | None:
+    def _take(self, verdict: Verdict, order: Order, made: Made, now_s: float) -> PackageFile | None:
         """Return the package to send and note that it goes out, or have the device wait."""
         found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
         if isinstance(found, PackageFile):
@@ -201,26 +282,6 @@ class Controller:
             verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=str(found)[:500])
         return None
 
-    def _observed(self, hold: Hold, actual: Actual, status: Status, now_s: float) -> Actual:
-        """Add what the row of statuses says of the board, this one among them."""
-        known = hold.known.actual
-        health = health_of(known, status, now_s)
-        twins = twins_of(known, status, hold.known.deployment, now_s)
-        return msgspec.structs.replace(actual, health=health, twins=twins)
-
-    async def _older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
-        """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
-        result, newest = status.result, hold.known.deployment
-        if result is None or newest is None or result.outcome == Outcome.CONFIRMED:
-            return []
-        if result.digest.hex() == newest.sha256:
-            return []
-        for found in await self._store.deployments(newest.app, newest.device, limit=OLDER_MAX):
-            if found.sha256 == result.digest.hex() and found.final:
-                after = explained(found, result, now_s)
-                return [after] if after is not None else []
-        return []
-
     async def _make(
         self, order: Order, device: tuple[str, str], deadline: float
     ) -> tuple[Order, PackageFile | StoreError] | None:
@@ -231,46 +292,11 @@ class Controller:
                 return order, error
         return None
 
-    async def _keep(
-        self,
-        hold: Hold,
-        actual: Actual,
-        verdict: Verdict,
-        now_s: float,
-        older: Sequence[tuple[Deployment, HistoryEntry]] = (),
-    ) -> None:
-        """Store what changed in one commit, then say so. Raises StoreError also where the device has changed too often."""
-        known, now = hold.known, trio.current_time()
-        news = known.actual is None or _unaged(known.actual) != _unaged(actual)
-        steps = [*older, *verdict.steps]
-        if _newly_twins(known.actual, actual, now_s) and verdict.deployment is not None:
-            text = "two boards use this identity: what runs contradicts what was sent"
-            steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
-        self._budget.spend(actual.app, actual.device, len(steps))
-        changes: list[Change] = [PutDeployment(d, e) for d, e in steps]
-        last = steps[-1][0] if verdict.steps else known.deployment
-        if verdict.deployment is not None and verdict.deployment is not last:
-            due = now - known.progress_at >= self._config.progress_s
-            moved = last is None or verdict.deployment.chunks_done != last.chunks_done
-            if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
-                changes.append(PutDeployment(verdict.deployment))
-                known.progress_at = now
-        counted = await counted_of(self._store, self.rollouts.leads, known.deployment, [d for d, _ in verdict.steps])
-        changes += counting(counted)
-        if news or changes or now - known.seen_at >= self._config.seen_s:
-            changes.append(PutActual(actual))
-        if changes:
-            await self._store.commit(changes)
-            known.seen_at = now
-        self.rollouts.counted(counted)
-        known.actual = actual
-        known.deployment = verdict.deployment
-        for deployment, entry in steps:
-            self._bus.publish(DeploymentChanged(deployment, entry))
-        if news:
-            self._bus.publish(ActualChanged(actual))
-        if changes:
-            self._bus.publish(DeviceSeen(actual.app, actual.device, now_s))
+    async def _keep(self, hold: Hold, kept: Kept) -> None:
+        """Store what changed in one commit, then say so. Raises StoreError."""
+        if kept.changes:
+            await self._store.commit(kept.changes)
+        self._keeper.done(hold, kept)
 
     # Other dialects
 
@@ -283,7 +309,7 @@ class Controller:
         that it is writing: that stays the target until it is written if another version is wanted meanwhile, but not if none
         is, or the one that runs. Progress is in bytes of the image; nothing is packed.
         """
-        async with self._memory.hold(actual.app, actual.device, self._now()) as hold:
+        async with self._memory.hold(actual.app, actual.device) as hold:
             now_s = self._now()
             desired, target = await self._memory.wanted(hold, actual, now_s)
             if target is not None and pinned and target.version not in (pinned, actual.version):
@@ -293,7 +319,7 @@ class Controller:
                     desired, target = barred(Desired(pinned, origin=desired.origin), spec, found), found
             status = translate(hold.known.deployment, target)
             said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
-            said = self._observed(hold, said, status, now_s)
+            said = self._keeper.observed(hold, said, status, now_s)
             verdict, _ = self._decided(hold, status, desired, target, now_s, twins=are_twins(said.twins, now_s))
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
             if send and target is not None and verdict.deployment is not None:
@@ -305,7 +331,7 @@ class Controller:
                     offset = status.progress.next if status.progress is not None and target.version == pinned else None
                     offered(verdict, target, offset, now_s)
             hold.known.status = status
-            await self._keep(hold, said, verdict, now_s)
+            await self._keep(hold, await self._keeper.of(hold, said, verdict, now_s))
             return send
 
     async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:
@@ -332,7 +358,7 @@ class Controller:
 
     async def load_package_of(self, app: str, device: str) -> str:
         """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
             if deployment is not None and deployment.package:
                 await self._memory.firmware(app, deployment.version)  # it may be recalled
@@ -360,7 +386,7 @@ class Controller:
                 # A chunk that comes in blocks, or comes again because it was lost, is one chunk.
                 served=deployment.served + (number != known.fetched),
                 updated_s=self._now(),
-            )
+            ).marked(self._now())
             known.fetched = number
             if now - known.progress_at >= self._config.progress_s:
                 known.progress_at = now
@@ -368,7 +394,7 @@ class Controller:
                 self._bus.publish(ProgressChanged(known.deployment))
 
     async def _store_progress(self, app: str, device: str) -> None:
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
             if deployment is None or deployment.final:
                 return
@@ -376,7 +402,9 @@ class Controller:
             if deployment.state in (State.PENDING, State.NOTIFIED):
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
-            await self._store.commit([PutDeployment(deployment, entry)])
+            tallied = await self._tallied(hold, deployment) if entry is not None else []
+            told = self._outbox.deployments([(deployment, entry)])
+            await self._store.commit([PutDeployment(deployment, entry), *told, *tallied])
             hold.known.deployment = deployment
             if entry is not None:
                 self._bus.publish(DeploymentChanged(deployment, entry))
@@ -398,7 +426,7 @@ class Controller:
         `also` is committed with it; alone where nothing holds it back from what it should run already. Raises RefusedError where
         there is nothing to try.
         """
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             after = retried(hold.known.deployment, self._now())
             if after is None:
                 desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
@@ -420,7 +448,7 @@ class Controller:
         there is nothing to end, and where it cannot be done: on trial the device decides, and what is not published cannot be
         named.
         """
-        async with self._memory.hold(app, device, self._now()) as hold:
+        async with self._memory.hold(app, device) as hold:
             desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
             if desired.version and target is None:
                 raise RefusedError(f"{desired.problem}; to cancel, change what device {device} should run")
@@ -438,20 +466,30 @@ class Controller:
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:
         """Hold a device that is deleted; yield what counts it out of its rollouts, to be committed with that."""
-        async with self._memory.hold(app, device, self._now()):
+        async with self._memory.hold(app, device) as hold:
             counted: dict[str, int] = {}
             with suppress(UnreadableError):
                 counted = departed(await self._store.deployments(app, device, limit=DEPLOYMENTS_MAX))
-            yield counting(counted)
+            yield [*counting(counted), *self.fleet.left(hold.known.actual)]
         self.rollouts.counted(counted)
 
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *also])
+        more = [*await self._tallied(hold, deployment), *self._outbox.deployments([(deployment, entry)])]
+        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *more, *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
         self._bus.publish(DeploymentChanged(deployment, entry))
+
+    async def _tallied(self, hold: Hold, deployment: Deployment) -> list[Change]:
+        """Return the changes that count a device anew whose deployment is going to be this one."""
+        known = hold.known
+        if known.actual is None:
+            return []
+        actual, tallied = await self.fleet.noted(known.actual, deployment)
+        known.actual = actual
+        return [PutActual(actual), *tallied]
 
 
 def _has_place(known: Deployment | None, began: Deployment) -> bool:
@@ -459,15 +497,3 @@ def _has_place(known: Deployment | None, began: Deployment) -> bool:
     if known is None or known.rollout != began.rollout:
         return False
     return known.id == began.id or not known.final or known.is_between
-
-
-def _unmoved(deployment: Deployment) -> Deployment:
-    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0)
-
-
-def _newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
-    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
-
-
-def _unaged(actual: Actual) -> Actual:
-    return msgspec.structs.replace(actual, seen_s=0.0, defer_until_s=0.0)

@@ -139,11 +139,14 @@ def _next(case: Case, desired: Desired) -> Next:
         # It was not told yet: the rollout that asks for it now tells it in its own time, and counts it.
         case.step(Event.CANCEL, text=f"{desired.origin} asks for it now")
         current = None
+    if current is not None and current.renews and not case.due:
+        case.step(Event.CANCEL, text="the manifest changed")
+        current = None
     stop = Action.STOP if status.progress is not None else Action.WAIT
     if target is None:
         why = Why.BAD_SPEC if desired.problem else Why.NOTHING_WANTED
         return stop, policy.poll_s, why, desired.problem or "nothing is decided"
-    if case.digest == target.sha256:
+    if case.digest == target.sha256 and (barred or not case.due):
         action = Action.STOP if stop is Action.STOP else Action.SYNC
         return action, policy.poll_s, Why.IN_SYNC, "it runs what it should"
     if barred:

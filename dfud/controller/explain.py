@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from dfud.api import Actual, Deployment, Desired, DeviceView, Firmware, Rollout, State
+from dfud.api import Actual, Deployment, Desired, DeviceView, Firmware, State
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Why, decide
 from dfud.controller.observe import are_twins
+from dfud.controller.refusals import Refused
+from dfud.controller.turn import TODO, Turn
+from dfud.model.times import time_of
+from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import Code, Defer, Phase, Progress, Status
 
 NEVER_SEEN = "never-seen"
 SILENT = "silent"
+REFUSED = "refused"
 # Two polls may be lost before a device is silent.
 SILENT_POLLS = 3
 SLOT_UNKNOWN = (1 << 32) - 1
@@ -41,24 +45,31 @@ def explain(
     policy: ControllerConfig,
     now_s: float,
     *,
-    rollouts: list[Rollout] | None = None,
+    turns: Sequence[Turn] = (),
     published: bool = True,
+    refused: Refused | None = None,
 ) -> Explanation:
-    """Explain a device. published: whether what it runs is a firmware of the app; rollouts: those of the app that are on.
+    """Explain a device. published: whether what it runs is a firmware of the app; turns: of rollouts that have not come to it;
+    refused: how often its credentials were.
 
     The answer is that of the next status if it says what the last one said. Changes nothing.
     """
     actual, deployment = view.actual, view.deployment
     values: dict[str, Any] = {"wanted": desired.version, "by": desired.origin}
     said = [_wanted(desired)]
+    if turns:
+        values["turns"] = [{"code": turn.code, **turn.values} for turn in turns]
     if actual is None:
         sentence = "It has never reported, so nobody knows what it runs."
-        return Explanation(NEVER_SEEN, [sentence, *said], "Check its credentials, its power and its network.", values)
-    values |= {"running": actual.version, "seen": _time(actual.seen_s)}
+        code, said, todo = NEVER_SEEN, [sentence, *said], "Check its credentials, its power and its network."
+        if refused is not None:
+            code, todo = _denied(refused, said, values)
+        return Explanation(code, [*said, *(turn.sentence for turn in turns)], todo, values)
+    values |= {"running": actual.version, "seen": time_of(actual.seen_s)}
     verdict = decide(
         app=actual.app,
         device=actual.device,
-        status=_status(actual, deployment, target, now_s),
+        status=status_of_actual(actual, deployment, target, now_s),
         deployment=deployment,
         desired=desired,
         target=target,
@@ -69,17 +80,43 @@ def explain(
     )
     sentence, todo = SENTENCES[verdict.why](_Case(view, desired, target, verdict.reason, now_s, values))
     stranger = "" if published else ", an image that nobody published here"
-    runs = f"It runs {actual.version}{stranger}, as it said at {_time(actual.seen_s)}."
+    runs = f"It runs {actual.version}{stranger}, as it said at {time_of(actual.seen_s)}."
     said = [sentence, *_step(verdict.deployment, desired, target, values), runs, *said]
+    said += _renewal(actual, target)
     silent_s = now_s - actual.seen_s
     code = verdict.why.value
     if silent_s > policy.seen_s + SILENT_POLLS * policy.poll_s and verdict.why is not Why.IN_SYNC:
         code = SILENT
         values["silentS"] = int(silent_s)
-        said.insert(0, f"It was not heard of since {_time(actual.seen_s)}.")
+        said.insert(0, f"It was not heard of since {time_of(actual.seen_s)}.")
         todo = "Check its power and its network."
-    said += _turn(desired, rollouts or [])
+    if refused is not None and refused.last_s > actual.seen_s:
+        if code == SILENT:
+            code, todo = _denied(refused, said, values)
+        else:
+            _denied(refused, said, values, at=len(said))
+    said += [turn.sentence for turn in turns]
+    if not todo and turns:
+        todo = TODO.get(turns[0].code, "").format(**turns[0].values)
     return Explanation(code, said, todo, values)
+
+
+def _denied(refused: Refused, said: list[str], values: dict[str, Any], *, at: int = 0) -> tuple[str, str]:
+    """Say at place `at` of `said` that somebody with the device's name was turned away; return code and todo for when that is all."""
+    times = f"{refused.times} times" if refused.times > 1 else "once"
+    values["refused"] = {"times": refused.times, "since": time_of(refused.since_s), "reason": refused.reason}
+    last = f", the last time at {time_of(refused.last_s)}" if refused.times > 1 else ""
+    said.insert(at, f"Its credentials were refused {times} since {time_of(refused.since_s)} ({refused.reason}){last}.")
+    return REFUSED, DENIED_TODO.get(refused.reason, "Give it credentials that are right: docs/security.md.")
+
+
+DENIED_TODO = {
+    "password": "Give it the secret that is stored, or a new one.",
+    "disabled": "Enable it: core.disabled in the spec of the device or its app.",
+    "certificate": "Give it a certificate of one of the app's trust anchors that is valid now.",
+    "gateway": "Name the gateway in the device's spec.gatewaySelector.",
+    "limit": "Too many wrong ones came in this minute; look for who sends them.",
+}
 
 
 class _Case(msgspec.Struct):
@@ -99,15 +136,23 @@ class _Case(msgspec.Struct):
         return self.desired.version
 
 
-def _time(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def _wanted(desired: Desired) -> str:
     if not desired.version:
         return "Nothing says what it should run."
     who = {"device": "its own spec.firmware", "app": "the app's spec.firmware"}.get(desired.origin, desired.origin)
     return f"It should run {desired.version}: {who} says so."
+
+
+def _renewal(actual: Actual, target: Firmware | None) -> list[str]:
+    """Say that only the manifest is new, where it is so."""
+    if target is None or actual.sha256 != target.sha256:
+        return []
+    if not renewal_due(target.manifest, target.sequence, actual.manifest):
+        return []
+    return [
+        f"It runs the image already, under the manifest with sequence {actual.manifest}; it gets it again under the one with "
+        f"sequence {target.sequence}, for that one has a floor or changes keys."
+    ]
 
 
 def _step(
@@ -123,18 +168,7 @@ def _step(
     ]
 
 
-def _turn(desired: Desired, rollouts: list[Rollout]) -> list[str]:
-    """Say which rollouts of the app are on, where none of them speaks for this device."""
-    if desired.rollout:
-        return []
-    return [
-        f"Rollout {r.name} to {r.spec.get('firmware')} is {r.status.state}, in wave {r.status.wave + 1}; "
-        "it does not speak for this device yet, or not at all."
-        for r in rollouts[:5]
-    ]
-
-
-def _status(actual: Actual, deployment: Deployment | None, target: Firmware | None, now_s: float) -> Status:
+def status_of_actual(actual: Actual, deployment: Deployment | None, target: Firmware | None, now_s: float) -> Status:
     """Return the status that the device would send if nothing had changed since the last one.
 
     Devices of other dialects do not say what fits them: they count as made for what they should run.
@@ -159,6 +193,7 @@ def _status(actual: Actual, deployment: Deployment | None, target: Firmware | No
         attributes=actual.attributes,
         progress=progress,
         defer=defer,
+        manifest=actual.manifest,
     )
 
 
@@ -178,7 +213,7 @@ def _sent(case: _Case) -> tuple[str, str]:
         )
     unit = "bytes" if d.package == d.sha256[:32] else "chunks"  # to other dialects the image itself is sent
     share = f"{d.chunks_done} of {d.chunks_total} {unit}" if d.chunks_total else "not begun"
-    return f"It is being updated to {case.wanted}: {d.state}, {share}, last moved at {_time(d.updated_s)}.", ""
+    return f"It is being updated to {case.wanted}: {d.state}, {share}, last moved at {time_of(d.updated_s)}.", ""
 
 
 def _last_line(text: str) -> str:
@@ -190,7 +225,7 @@ def _last_line(text: str) -> str:
 def _left(case: _Case) -> tuple[str, str]:
     d = case.deployment
     assert d is not None
-    case.values |= {"state": str(d.state), "code": d.code, "at": _time(d.updated_s), "crashes": d.crashes}
+    case.values |= {"state": str(d.state), "code": d.code, "at": time_of(d.updated_s), "crashes": d.crashes}
     why = f" and said: {_last_line(d.text)}" if d.text else ""
     how = {
         State.ROLLED_BACK: "ran it and went back",
@@ -200,7 +235,7 @@ def _left(case: _Case) -> tuple[str, str]:
     todo = f"Publish a mended version, or let it try again: dfuctl retry {d.device}."
     if d.code == Code.DOWNGRADE:
         todo = "Publish it again with a higher sequence (--sequence), or signed with --allow-downgrade."
-    return f"{d.version} is not sent again: at {_time(d.updated_s)} the device {how}{why}.", todo
+    return f"{d.version} is not sent again: at {time_of(d.updated_s)} the device {how}{why}.", todo
 
 
 def _held(text: str) -> Callable[[_Case], tuple[str, str]]:
@@ -208,8 +243,8 @@ def _held(text: str) -> Callable[[_Case], tuple[str, str]]:
         held = case.desired.held
         until = ""
         if held is not None and held.until_s:
-            case.values["until"] = _time(held.until_s)
-            until = f" Next at {_time(held.until_s)}."
+            case.values["until"] = time_of(held.until_s)
+            until = f" Next at {time_of(held.until_s)}."
         return f"{text}{until}", ""
 
     return said
@@ -218,18 +253,18 @@ def _held(text: str) -> Callable[[_Case], tuple[str, str]]:
 def _back_off(case: _Case) -> tuple[str, str]:
     d = case.deployment
     assert d is not None
-    case.values |= {"until": _time(d.not_before_s), "attempts": d.attempts, "code": d.code}
+    case.values |= {"until": time_of(d.not_before_s), "attempts": d.attempts, "code": d.code}
     why = f" ({_last_line(d.text)})" if d.text else ""
-    sentence = f"Attempt {d.attempts} came to nothing{why}; the next one is at {_time(d.not_before_s)}."
+    sentence = f"Attempt {d.attempts} came to nothing{why}; the next one is at {time_of(d.not_before_s)}."
     return sentence, f"To try at once: dfuctl retry {d.device}."
 
 
 def _deferred(case: _Case) -> tuple[str, str]:
     actual = case.view.actual
     assert actual is not None
-    case.values |= {"deferred": actual.defer_reason, "until": _time(actual.defer_until_s)}
+    case.values |= {"deferred": actual.defer_reason, "until": time_of(actual.defer_until_s)}
     why = f": {actual.defer_reason}" if actual.defer_reason else ""
-    return f"The device puts it off until {_time(actual.defer_until_s)}{why}.", "Its application decides that."
+    return f"The device puts it off until {time_of(actual.defer_until_s)}{why}.", "Its application decides that."
 
 
 def _fixed(text: str, todo: str = "") -> Callable[[_Case], tuple[str, str]]:
@@ -246,20 +281,26 @@ SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
         "Nothing is wanted of it.",
         f"Say what it should run: dfuctl update {case.view.device.name} VERSION.",
     ),
-    Why.BAD_SPEC: _fixed("{reason}.", "Correct the spec, or publish that version."),
-    Why.BARRED: _fixed("{reason}."),
+    Why.BAD_SPEC: _fixed(
+        "What it should run cannot be followed: {reason}.", "Correct the spec, or publish that version."
+    ),
+    Why.BARRED: _fixed("{wanted} may not be sent to it: {reason}."),
     Why.RECALLED: _fixed(
-        "{reason}.", "Want another version, or take the recall back: dfuctl firmware unrecall {wanted}."
+        "{wanted} is not sent to anybody: {reason}.",
+        "Want another version, or take the recall back: dfuctl firmware unrecall {wanted}.",
     ),
     Why.NO_PATH: _fixed(
-        "{reason}.", "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}."
+        "{wanted} is not sent to it: {reason}.",
+        "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}.",
     ),
     Why.LEFT: _left,
     Why.WINDOW: _held("It waits for its maintenance window."),
     Why.RATE: _held("It waits for its turn: the rollout tells only so many a minute."),
     Why.CEILING: _held("It waits for its turn: the rollout updates only so many at one time."),
-    Why.HARDWARE: _fixed("{reason}.", "Want a version that is for its hardware."),
-    Why.TOO_LARGE: _fixed("{reason}.", "Publish a smaller image, or give the device larger slots."),
+    Why.HARDWARE: _fixed("It cannot run {wanted}: {reason}.", "Want a version that is for its hardware."),
+    Why.TOO_LARGE: _fixed(
+        "It cannot take {wanted}: {reason}.", "Publish a smaller image, or give the device larger slots."
+    ),
     Why.TWIN_ON_TRIAL: _fixed(
         "Two boards use this identity, and the other one is on trial.", "Give each board its own."
     ),

@@ -68,7 +68,7 @@ def _told(result: Result) -> dict[str, object]:
 
 def _hear_late(case: Case, newest: Deployment, result: Result | None) -> None:
     """It is over, and yet: a confirmed image may be left later, and a reason may come behind a verdict."""
-    if case.digest == newest.sha256:
+    if case.runs(newest):
         # Of two boards, this one does not outweigh what the other one says outright.
         believed = not case.twins or not newest.judged
         if newest.state in (State.ROLLED_BACK, State.FAILED) and not case.status.trial and believed:
@@ -95,7 +95,7 @@ def _hear_open(case: Case, current: Deployment, result: Result | None) -> None:
         else:
             failed_attempt(case, current, _told(result))
         return
-    if case.digest == current.sha256:
+    if case.runs(current):
         if case.twins and not status.trial and current.state in (State.PENDING, State.NOTIFIED, State.FETCHING):
             return  # the other board, which has it already
         # Whatever an earlier attempt said is outdated by an image that runs.

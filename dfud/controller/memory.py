@@ -6,6 +6,7 @@ may be looked at again before it is given.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,11 +36,12 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.steps import Ladder, image_for, no_way, started_from, way
 from dfud.wire.trust import trust_problem
 
+UNNEEDED = frozenset({"authentication", "credentials"})
 Key = tuple[str, str]
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
 
 
-class Known(msgspec.Struct):
+class Known(msgspec.Struct, gc=False):
     """One device in memory: what is stored of it, and the progress within one transfer.
 
     seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last; fetched: the chunk that
@@ -69,20 +71,13 @@ class Hold:
         return any(reading.stale for reading in self.readings)
 
 
-class _Line:
-    """Those who wait for one device."""
-
-    __slots__ = ("lock", "users")
-
-    def __init__(self) -> None:
-        self.lock = trio.Lock()
-        self.users = 0
-
-
 class Memory:
     """wants: who says what should run; now_s: seconds since the epoch."""
 
-    def __init__(self, store: Store, bus: Bus, config: ControllerConfig, wants: Wants) -> None:
+    def __init__(
+        self, store: Store, bus: Bus, config: ControllerConfig, wants: Wants, now: Callable[[], float]
+    ) -> None:
+        self._now = now
         self._store = store
         self._seen_s = config.seen_s
         self._wants = wants
@@ -93,7 +88,7 @@ class Memory:
         self._ladders: Cache[str, Ladder] = Cache(config.cache_apps)
         self.recalled: set[Key] = set()
         """Versions of which nothing is handed out any longer: (app, version); those that were seen so far."""
-        self._lines: dict[Key, _Line] = {}
+        self._lines: dict[Key, deque[trio.Event] | None] = {}  # who holds a device, and who waits for it
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._apps.forget(e.app))
         bus.subscribe(DeviceChanged, lambda e: self._devices.forget((e.app, e.device)))
@@ -162,50 +157,113 @@ class Memory:
         return self._devices.get((app, device))
 
     @asynccontextmanager
-    async def hold(self, app: str, device: str, now_s: float) -> AsyncIterator[Hold]:
+    async def hold(self, app: str, device: str) -> AsyncIterator[Hold]:
         """Have a device to oneself. Raises NotFoundError if it is gone, StoreError.
 
         Whatever the block raises, the device is read from the store again next time: a commit that failed or was cancelled
         may have been done.
         """
         key = (app, device)
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = _Line()
-        line.users += 1
+        if key in self._lines:
+            await self._stand_in_line(key)
+        hold = await self._begin(key)
+        failed = True
         try:
-            async with line.lock:
-                reading = self._devices.begin(key)
-                hold: Hold | None = None
-                try:
-                    known = self._devices.get(key)
-                    hold = Hold(known or await self._read(app, device, now_s), reading)
-                    yield hold
-                except BaseException:
-                    self._devices.forget(key)
-                    raise
-                finally:
-                    for call in hold.at_end if hold is not None else ():
-                        call()
-                    self._devices.give_up(reading)
-                    for other in hold.readings[1:] if hold is not None else ():
-                        self._apps.give_up(other)
-                        self._firmwares.give_up(other)
-                    if hold is not None and not reading.stale:
-                        self._devices.put(key, hold.known)
+            yield hold
+            failed = False
         finally:
-            line.users -= 1
-            if not line.users:
-                del self._lines[key]
+            self.let_go(hold, failed=failed)
 
-    async def _read(self, app: str, device: str, now_s: float) -> Known:
+    async def take(self, app: str, device: str) -> Hold | None:
+        """As hold(), until let_go(), for whoever holds several; None if somebody has it now: nobody waits with others in hand."""
+        key = (app, device)
+        return None if key in self._lines else await self._begin(key)
+
+    def let_go(self, hold: Hold, *, failed: bool) -> None:
+        """End what take() began. failed: nobody knows whether what is remembered of it is what is stored."""
+        known, reading = hold.known, hold.readings[0]
+        key = (known.device.app, known.device.name)
+        try:
+            if failed:
+                self._devices.forget(key)
+            for call in hold.at_end:
+                call()
+        finally:
+            self._devices.give_up(reading)
+            for other in hold.readings[1:]:
+                self._apps.give_up(other)
+                self._firmwares.give_up(other)
+            if not reading.stale and self._devices.get(key) is not known:
+                self._devices.put(key, known)
+            self._end(key)
+
+    async def _begin(self, key: Key) -> Hold:
+        # The key stands for whoever holds it; a line is made by the first one who waits.
+        self._lines.setdefault(key, None)
+        reading = self._devices.begin(key)
+        try:
+            known = self._devices.get(key)
+            return Hold(known or await self._read(*key), reading)
+        except BaseException:
+            self._devices.forget(key)
+            self._devices.give_up(reading)
+            self._end(key)
+            raise
+
+    async def _stand_in_line(self, key: Key) -> None:
+        """Wait until it is this one's turn; then the key is in `_lines` for it."""
+        line = self._lines[key]
+        if line is None:
+            line = self._lines[key] = deque()
+        turn = trio.Event()
+        line.append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self._end(key)
+            else:
+                line.remove(turn)
+            raise
+
+    def _end(self, key: Key) -> None:
+        """Give the device to the next one in line."""
+        line = self._lines[key]
+        if line:
+            line.popleft().set()
+        else:
+            del self._lines[key]
+
+    async def view(self, app: str, device: str) -> DeviceView | None:
+        """Read a device for somebody else, and remember it for the status that it is about to send. Raises StoreError."""
+        key = (app, device)
+        reading = self._devices.begin(key)
+        try:
+            found = await self._store.device(app, device)
+        except BaseException:
+            self._devices.give_up(reading)
+            raise
+        # Whoever holds it knows better.
+        if found is None or key in self._lines or self._devices.get(key) is not None:
+            self._devices.give_up(reading)
+        else:
+            self._devices.end(reading, self._known(found))
+        return found
+
+    async def _read(self, app: str, device: str) -> Known:
         view = await self._store.device(app, device)
         if view is None:
             raise NotFoundError(f"no device {device} in app {app}")
-        ago_s = now_s - view.actual.seen_s if view.actual is not None else self._seen_s
+        return self._known(view)
+
+    def _known(self, view: DeviceView) -> Known:
+        ago_s = self._now() - view.actual.seen_s if view.actual is not None else self._seen_s
         if not 0 <= ago_s <= self._seen_s:
             ago_s = self._seen_s  # long ago, or the clock was set
-        return Known(view.device, view.actual, view.deployment, trio.current_time() - ago_s)
+        # What it authenticates with is most of it, and none of this module's business.
+        spec = {key: value for key, value in view.device.spec.items() if key not in UNNEEDED}
+        kept = msgspec.structs.replace(view.device, spec=spec, status={})
+        return Known(kept, view.actual, view.deployment, trio.current_time() - ago_s)
 
     async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
         """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that.
@@ -219,30 +277,31 @@ class Memory:
         desired = self._wants(resource, known.device, actual, known.deployment, now_s)
         if desired.version:
             hold.readings.append(self._firmwares.begin((app, desired.version)))
-        return await self._target(resource, desired, actual)
+        return await self.aim(resource, desired, actual)
 
     async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:
         """As wanted(), of what is stored of a device that nobody holds."""
         app = await self.app(view.device.app)
         desired = self._wants(app, view.device, view.actual, view.deployment, now_s)
-        return await self._target(app, desired, view.actual)
+        return await self.aim(app, desired, view.actual)
 
-    async def _target(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
+    async def aim(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
+        """Return what is sent to a device of which this is desired, and why not to send that (`problem`)."""
         if not desired.version:
             return desired, None
         record = await self.firmware(app.name, desired.version)
         if record is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
         target = image_for(record, actual)
-        if actual is not None and actual.sha256 != target.sha256:
+        if target.recalled is not None:
+            text = f"{target.version} is recalled: {target.recalled.reason}"
+            desired = msgspec.structs.replace(desired, problem=text, code="recalled")
+        elif actual is not None and actual.sha256 != target.sha256:
             desired, target = await self._next(app.name, desired, target, actual)
         return barred(desired, app.spec, target), target
 
     async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
         """Return the next version on the way to a target, or the target with what keeps it from being sent."""
-        if target.recalled is not None:
-            text = f"{target.version} is recalled: {target.recalled.reason}"
-            return msgspec.structs.replace(desired, problem=text, code="recalled"), target
         ladder = await self.ladder(app)
         if ladder.free or desired.back or target.more:
             return desired, target

@@ -69,6 +69,10 @@ def are_twins(twins: Twins | None, now_s: float) -> bool:
     return twins is not None and twins.contradictions >= TWINS_AFTER and abs(now_s - twins.at_s) < TWINS_S
 
 
+def newly_twins(before: Actual | None, after: Actual, now_s: float) -> bool:
+    return are_twins(after.twins, now_s) and (before is None or not are_twins(before.twins, now_s))
+
+
 def actual_of(app: str, device: str, status: Status, transport: str, now_s: float) -> Actual:
     """Return what a status says of a device, to be stored."""
     return Actual(
@@ -88,4 +92,5 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         defer_own=status.defer is not None and status.defer.own,
         seen_s=now_s,
         transport=transport,
+        manifest=status.manifest,
     )

@@ -145,6 +145,10 @@ class Packages:
             return found
         return None
 
+    async def find(self, order: Order) -> PackageFile | None:
+        """Return the package of an order if it is made, from memory or from disk."""
+        return self.ready(order) or await self._kept(self.key(order))
+
     async def get(self, order: Order, device: tuple[str, str]) -> PackageFile:
         """Return the package of an order for (app, device); make it if need be.
 

@@ -27,16 +27,19 @@ from dfud.api import (
     Store,
     read_record,
 )
+from dfud.controller.failures import Failures
+from dfud.controller.outbox import Outbox
 from dfud.controller.pace import Pace
 from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.policy import Policy
-from dfud.model.rollout import Facts, Plan
+from dfud.model.rollout import ROLLOUTS, Facts, Plan
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
+from dfud.model.times import time_of
 
-COLLECTION = "rollout"
+COLLECTION = ROLLOUTS
 PAGE = 1000
 # Sets an app's spec.firmware, None removes it: (app, firmware, by).
 Promote = Callable[[str, dict[str, Any] | None, str], Awaitable[None]]
@@ -63,17 +66,26 @@ class Book:
     """now: seconds since the epoch. promote: sets an app's default."""
 
     def __init__(
-        self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None, *, per_app: int = 200
+        self,
+        store: Store,
+        bus: Bus,
+        now: Callable[[], float],
+        promote: Promote | None = None,
+        *,
+        per_app: int = 200,
+        outbox: Outbox | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._now = now
         self._promote = promote
         self._per_app = per_app
+        self._outbox = outbox or Outbox(store)
         self._entries: dict[str, dict[str, Entry]] = {}
         self._policies: dict[str, tuple[str, Policy]] = {}
         self._plans: dict[str, Plan] = {}
         self._pace = Pace()
+        self.failures = Failures(store)
         self._lock = trio.Lock()
         self._news = trio.Event()
         self._orphans: list[Entry] = []
@@ -132,13 +144,16 @@ class Book:
             raise NotFoundError(f"no rollout {name} in app {app}")
         return entry
 
-    def _others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
+    def others(self, app: str) -> dict[str, tuple[Rollout, Plan | None]]:
         return {name: (entry.rollout, entry.plan) for name, entry in self._entries.get(app, {}).items()}
 
     def all_of(self, app: str) -> list[Rollout]:
         """Return the rollouts of an app, newest first."""
         found = [entry.rollout for entry in self._entries.get(app, {}).values()]
         return sorted(found, key=lambda r: (r.metadata.creation_timestamp, r.name), reverse=True)
+
+    def plan(self, uid: str) -> Plan | None:
+        return self._plans.get(uid)
 
     def get(self, app: str, name: str) -> Rollout:
         """Raises NotFoundError."""
@@ -147,6 +162,23 @@ class Book:
     async def counts(self, uid: str) -> dict[int, WaveCounts]:
         """Return what became of the devices of a rollout, by wave."""
         return read_counts(await self._store.counts(scope_of(uid)), uid)
+
+    async def failed(self, uid: str) -> list[dict[str, Any]]:
+        """Return the first devices of a rollout that failed, with what they said, as users see it."""
+        return [
+            {
+                "device": f.device,
+                "wave": f.wave + 1,
+                "state": f.state,
+                "code": f.code,
+                "at": time_of(f.at_s),
+                "title": f.title,
+                "fingerprint": f.fingerprint,
+                "text": f.text,
+                "deployment": f.deployment,
+            }
+            for f in await self.failures.of(uid)
+        ]
 
     # Deciding
 

@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from dfud.api import App, Bus, DeviceView, Store
+from dfud.controller.outbox import Outbox
 from dfud.controller.recount import Tally, tally
 from dfud.controller.rollout_book import PAGE, Book, Entry, Promote, facts_of
 from dfud.controller.rollout_rules import waiting
@@ -31,13 +32,20 @@ class _Look(msgspec.Struct):
     pause_s: float = RECOUNT_S
 
 
-class Fleet(Book):
+class RolloutFleet(Book):
     """A book that looks at devices. Looking is costly, and not done more often than what changes asks for."""
 
     def __init__(
-        self, store: Store, bus: Bus, now: Callable[[], float], promote: Promote | None = None, *, per_app: int = 200
+        self,
+        store: Store,
+        bus: Bus,
+        now: Callable[[], float],
+        promote: Promote | None = None,
+        *,
+        per_app: int = 200,
+        outbox: Outbox | None = None,
     ) -> None:
-        super().__init__(store, bus, now, promote, per_app=per_app)
+        super().__init__(store, bus, now, promote, per_app=per_app, outbox=outbox)
         self._looks: dict[str, _Look] = {}
 
     async def _opened(self, entry: Entry, plan: Plan, status: RolloutStatus) -> RolloutStatus:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from dfud.api import App, ConflictError, Metadata, PeerError, RefusedError, Rollout, Store
+import msgspec
+
+from dfud.api import App, ConflictError, DeviceView, Metadata, PeerError, RefusedError, Rollout, Store
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import wave_of
-from dfud.model.rollout import Facts, Plan, RolloutStatus
+from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus
 from dfud.model.rollout_states import FINAL
+from dfud.model.rollout_step import Step
+
+PAGE = 1000
+HISTORY_MAX = 100
+log = logging.getLogger("dfud")
 
 
 async def judge(
@@ -72,6 +80,34 @@ def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
         resource_version=secrets.token_hex(8),
         labels=given.labels,
         annotations={**given.annotations, "app": app.metadata.uid},
+    )
+
+
+def changed(rollout: Rollout, status: RolloutStatus, steps: Sequence[Step], now_s: float) -> Rollout:
+    """Return a rollout with a new status, and the steps that led there in its history."""
+    told = [
+        Happened(at_s=now_s, event=s.event, state=s.after, wave=status.wave, code=s.code, reason=s.reason, by=status.by)
+        for s in steps
+    ]
+    status = msgspec.structs.replace(status, history=(*status.history, *told)[-HISTORY_MAX:])
+    metadata = msgspec.structs.replace(rollout.metadata, resource_version=secrets.token_hex(8))
+    return msgspec.structs.replace(rollout, metadata=metadata, status=status)
+
+
+def log_steps(rollout: Rollout, steps: Sequence[Step]) -> None:
+    for s in steps:
+        about = {"app": rollout.app, "rollout": rollout.name, "state": s.after, "reason": s.reason}
+        log.info("rollout", extra={**about, "wave": rollout.status.wave + 1})
+
+
+def facts_of(view: DeviceView) -> Facts:
+    """Return what decides whether a device is a member."""
+    return Facts(
+        device=view.device.name,
+        labels=view.device.metadata.labels,
+        created=view.device.metadata.creation_timestamp,
+        actual=view.actual,
+        told=view.deployment.rollout if view.deployment is not None else "",
     )
 
 

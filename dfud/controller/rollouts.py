@@ -7,9 +7,7 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 from __future__ import annotations
 
 import contextlib
-import logging
-import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import trio
@@ -30,11 +28,15 @@ from dfud.api import (
     RolloutChanged,
     contained,
 )
+from dfud.controller.failures import COLLECTION as FAILED
+from dfud.controller.outbox import rollout_event
 from dfud.controller.rollout_book import COLLECTION, Entry, Promote
-from dfud.controller.rollout_fleet import Fleet
+from dfud.controller.rollout_fleet import RolloutFleet
 from dfud.controller.rollout_rules import (
+    changed,
     four_eyes,
     judge,
+    log_steps,
     new_metadata,
     refuse_conflict,
     scope_of,
@@ -44,7 +46,7 @@ from dfud.controller.rollout_rules import (
 from dfud.model.counts import WaveCounts
 from dfud.model.names import check_name
 from dfud.model.policy import shares_of
-from dfud.model.rollout import Happened, Mode, Plan, RolloutStatus
+from dfud.model.rollout import Mode, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
 from dfud.model.rollout_step import (
@@ -59,14 +61,12 @@ from dfud.model.rollout_step import (
 )
 
 __all__ = ["Promote", "Rollouts"]
-log = logging.getLogger("dfud")
-HISTORY_MAX = 100
 GATHER_S = 0.05  # answers that come so close together are looked at once
 LOOK_S = 60.0  # however quiet it is
 TRIES = 8
 
 
-class Rollouts(Fleet):
+class Rollouts(RolloutFleet):
     """The book, and the engine that leads what is in it."""
 
     # The engine
@@ -208,38 +208,21 @@ class Rollouts(Fleet):
         return entry.raw is raw and self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry
 
     async def _save(
-        self, entry: Entry, status: RolloutStatus, steps: Iterable[Step], also: Sequence[Change] = ()
+        self, entry: Entry, status: RolloutStatus, steps: Sequence[Step], also: Sequence[Change] = ()
     ) -> None:
         """Store a status by compare-and-set, then say so. After a conflict the stored one is what counts."""
         now_s = self._now()
-        told = [
-            Happened(
-                at_s=now_s, event=s.event, state=s.after, wave=status.wave, code=s.code, reason=s.reason, by=status.by
-            )
-            for s in steps
-        ]
-        status = msgspec.structs.replace(status, history=(*status.history, *told)[-HISTORY_MAX:])
-        metadata = msgspec.structs.replace(entry.rollout.metadata, resource_version=secrets.token_hex(8))
-        rollout = msgspec.structs.replace(entry.rollout, metadata=metadata, status=status)
+        rollout = changed(entry.rollout, status, steps, now_s)
         raw = msgspec.json.encode(rollout)
         try:
-            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *also])
+            told = self._outbox.rollout(rollout, steps, now_s)
+            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *told, *also])
         except ConflictError:
             await self._reread(entry)
             raise
         entry.rollout, entry.raw = rollout, raw
         self._say(rollout)
-        for s in steps:
-            log.info(
-                "rollout",
-                extra={
-                    "app": rollout.app,
-                    "rollout": rollout.name,
-                    "state": s.after,
-                    "wave": status.wave + 1,
-                    "reason": s.reason,
-                },
-            )
+        log_steps(rollout, steps)
 
     def _say(self, rollout: Rollout, *, deleted: bool = False) -> None:
         self._policies.pop(rollout.app, None)
@@ -263,7 +246,17 @@ class Rollouts(Fleet):
             self._orphans.pop(0)
 
     async def _forget(self, entry: Entry, also: Sequence[Change]) -> None:
-        await self._store.commit([DeleteDocument(COLLECTION, entry.key), DeleteCounts(scope_of(entry.uid)), *also])
+        failed = [DeleteDocument(FAILED, entry.uid)] if await self._store.document(FAILED, entry.uid) else []
+        await self._store.commit(
+            [
+                DeleteDocument(COLLECTION, entry.key),
+                DeleteCounts(scope_of(entry.uid)),
+                *failed,
+                *self._outbox.put([rollout_event(entry.rollout, "deleted", self._now())]),
+                *also,
+            ]
+        )
+        self.failures.forget(entry.uid)
         if self._entries.get(entry.rollout.app, {}).get(entry.rollout.name) is entry:
             del self._entries[entry.rollout.app][entry.rollout.name]
         self._plans.pop(entry.uid, None)
@@ -294,7 +287,7 @@ class Rollouts(Fleet):
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
             await self._forget_orphans()
-            await judge(self._store, app, metadata.name, plan, self._others(app_name), self._per_app)
+            await judge(self._store, app, metadata.name, plan, self.others(app_name), self._per_app)
             now_s = self._now()
             made = new_metadata(metadata, app, now_s)
             status = RolloutStatus(since_s=now_s, author=by)
@@ -302,7 +295,10 @@ class Rollouts(Fleet):
                 status = apply(status, Event.SUBMIT if four_eyes(app) else Event.SCHEDULE, now_s, by=by)
             rollout = Rollout(made, dict(spec), status)
             raw = msgspec.json.encode(rollout)
-            await self._store.commit([PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *also])
+            told = self._outbox.put([rollout_event(rollout, "created", now_s)])
+            await self._store.commit(
+                [PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *told, *also]
+            )
             self._remember(f"{app_name}/{metadata.name}", raw)
             self._say(rollout)
         return rollout
@@ -409,7 +405,7 @@ class Rollouts(Fleet):
         if why := await self._unsendable(app.name, plan, status):
             raise RefusedError(why[1])
         if status.state in FINAL:
-            others = {name: other for name, other in self._others(app.name).items() if name != entry.rollout.name}
+            others = {name: other for name, other in self.others(app.name).items() if name != entry.rollout.name}
             refuse_conflict(plan, others)
         after = msgspec.structs.replace(after, retries=status.retries + 1, wave_since_s=now_s)
         after = forgive(after, await self.counts(entry.uid))

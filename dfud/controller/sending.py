@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 
 import msgspec
 
@@ -43,7 +44,7 @@ def order_of(status: Status, deployment: Deployment, target: Firmware, base: Fir
         kinds &= 1 << Kind.FULL
     progress = status.progress
     held = deployment.package if progress is not None and progress.package.hex() == deployment.package else ""
-    payload = max((size for size in PAYLOADS if size <= status.payload), default=PAYLOADS[0])
+    payload = PAYLOADS[max(0, bisect_right(PAYLOADS, status.payload) - 1)]
     return Order(target, base, kinds, payload, held)
 
 

@@ -67,7 +67,13 @@ async def check_key(store: Store, key: bytes, path: str) -> None:
                 "this database takes the key as its own", extra={"key": path, "fingerprint": fingerprint(key)[:8]}
             )
         await store.commit([binding(key)])
-    elif not hmac.compare_digest(stored, fingerprint(key).encode()):
+    else:
+        compare_key(stored, key, path)
+
+
+def compare_key(stored: bytes, key: bytes, path: str) -> None:
+    """Raise ConfigError if what the database holds names another key. path: where this one was read."""
+    if not hmac.compare_digest(stored, fingerprint(key).encode()):
         expected = stored.decode("ascii", "replace")[:8]
         raise ConfigError(
             f"[endpoint] credential_key {path} is not the key of this database (fingerprint {fingerprint(key)[:8]}, expected "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
@@ -10,12 +10,17 @@ from dfud.api import ActualChanged, Bus, DeploymentChanged, DeviceDenied, Teleme
 
 
 class Metrics:
-    """Counts what the bus tells."""
+    """Counts what the bus tells. more: each returns lines of others."""
 
     def __init__(
-        self, bus: Bus, parked: Callable[[], int], store: Callable[[], Mapping[str, float]] = dict[str, float]
+        self,
+        bus: Bus,
+        parked: Callable[[], int],
+        store: Callable[[], Mapping[str, float]] = dict[str, float],
+        more: Sequence[Callable[[], str]] = (),
     ) -> None:
         self._store = store
+        self._more = more
         self._registry = CollectorRegistry()
         changes = Counter(
             "dfud_deployment_changes", "Deployments that entered a state", ["state"], registry=self._registry
@@ -33,4 +38,6 @@ class Metrics:
     def text(self) -> bytes:
         lines = "".join(f"{name} {value:g}\n" for name, value in self._store().items())
         lines += "".join(f'dfud_contained_errors_total{{where="{where}"}} {n}\n' for where, n in faults().items())
+        for others in self._more:
+            lines += others()
         return generate_latest(self._registry) + lines.encode()

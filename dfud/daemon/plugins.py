@@ -11,6 +11,7 @@ from typing import Any
 import pluggy
 
 from dfud.api import (
+    BlobPlace,
     Config,
     DfudError,
     Dialect,
@@ -23,6 +24,7 @@ from dfud.api import (
     UserRoutes,
 )
 from dfud.api.plugins import PROJECT
+from dfud.daemon.config import ConfigErrors
 
 _HOOKS = {name: value for name, value in vars(Hooks).items() if name.startswith("dfud_")}
 
@@ -50,6 +52,14 @@ def available() -> dict[str, Plugin]:
     return found
 
 
+class UnknownPlugin(PluginError):
+    """close: the installed plugin that may have been meant, or ""."""
+
+    def __init__(self, message: str, close: str) -> None:
+        super().__init__(message)
+        self.close = close
+
+
 class Plugins:
     """The loaded plugins, and their hooks' results, checked."""
 
@@ -66,7 +76,9 @@ class Plugins:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
-            raise PluginError(f"[plugins] enabled: plugin {name!r} is not installed, {hint}")
+            raise UnknownPlugin(
+                f"[plugins] enabled: plugin {name!r} is not installed, {hint}", close[0] if close else ""
+            )
         if self._manager.has_plugin(name):
             raise PluginError(f"[plugins] enabled: plugin {name!r} stands there twice")
         try:
@@ -103,22 +115,33 @@ class Plugins:
             ) from error
 
     def _call(self, hook: str, kind: type[Any], **arguments: Any) -> list[Any]:
+        """Return what all plugins return. Raises PluginError, or ConfigErrors with what each of them finds wrong."""
         found: list[Any] = []
+        problems: list[DfudError] = []
         # pluggy calls the last registered first; the order of the configuration is what a user expects.
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             where = f"plugin {implementation.plugin_name}: hook {hook}"
             try:
                 result = implementation.function(*(arguments[name] for name in implementation.argnames))
                 items = [] if result is None else list(result)
-            except DfudError:
-                raise
+            except DfudError as error:
+                problems.append(error)
+                continue
             except Exception as error:
                 raise PluginError(f"{where} failed or returned no iterable: {error!r}") from error
             for item in items:
                 if not isinstance(item, kind):
                     raise PluginError(f"{where} returned {type(item).__name__}, expected {kind.__name__}")
                 found.append(item)
+        if len(problems) > 1:
+            raise ConfigErrors(list(map(str, problems)))
+        if problems:
+            raise problems[0]
         return found
+
+    def has(self, name: str) -> bool:
+        """Say whether a plugin is loaded."""
+        return bool(self._manager.has_plugin(name))
 
     def sections(self) -> list[Section]:
         return self._call("dfud_config_sections", Section)
@@ -130,6 +153,9 @@ class Plugins:
             raise PluginError(
                 f"[daemon] store {name!r} is offered by no enabled plugin, expected one of {', '.join(sorted(stores)) or 'none'}"
             )
+        for store in stores.values():
+            if store.blobs:
+                store.keep_blobs_in(self._place(config, store))
         store = stores[name]
         if store.records:
             if store.records not in stores or store.records == name:
@@ -139,6 +165,15 @@ class Plugins:
                 )
             store.keep_in(stores[store.records])
         return store
+
+    def _place(self, config: Config, store: Store) -> BlobPlace:
+        places: dict[str, BlobPlace] = {p.name: p for p in self._call("dfud_blob_places", BlobPlace, config=config)}
+        if store.blobs not in places:
+            raise PluginError(
+                f"store {store.name} keeps its images in {store.blobs!r}, which is offered by no enabled plugin, "
+                f"expected one of {', '.join(sorted(places)) or 'none'}"
+            )
+        return places[store.blobs]
 
     def transports(self, config: Config) -> list[Transport]:
         return self._call("dfud_transports", Transport, config=config)

@@ -24,12 +24,16 @@ from dfud.api import (
 )
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
+from dfud.controller.delivery import Deliveries
+from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
+from dfud.daemon.components import Components
 from dfud.daemon.config import DaemonConfig
+from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
 from dfud.daemon.notify import Notifier
-from dfud.daemon.parts import Parts
+from dfud.daemon.pauses import Pauses
 from dfud.daemon.retention import Retention, RetentionConfig
 from dfud.daemon.tasks import keep
 from dfud.endpoint.auth import Authenticator
@@ -53,7 +57,7 @@ log = logging.getLogger("dfud")
 class Service:
     """One running dfud. `failure` is why it has ended by itself, or None."""
 
-    def __init__(self, parts: Parts, version: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, parts: Components, version: str, environment: Mapping[str, str]) -> None:
         """Take the parts; nothing runs yet."""
         self._parts = parts
         self._config = parts.config
@@ -64,6 +68,7 @@ class Service:
         self._store = parts.store
         self._transports = parts.transports
         self._not_ready = "starting"
+        self._pauses = Pauses()
         self._stop = trio.Event()
         self._users_served = trio.Event()
         self.failure: Exception | None = None
@@ -73,6 +78,14 @@ class Service:
 
         Returns when everything that was accepted is answered and stored, or drain_s has passed.
         """
+        self._pauses.watch()
+        try:
+            await self._run(reread)
+        finally:
+            self._pauses.end()
+        log.info("stopped")
+
+    async def _run(self, reread: Callable[[], Config]) -> None:
         async with trio.open_nursery() as outer:
             await outer.start(self._run_store)
             settings = self._config.section("endpoint", EndpointConfig)
@@ -84,7 +97,9 @@ class Service:
                 await self._drain()
                 nursery.cancel_scope.cancel()
             outer.cancel_scope.cancel()
-        log.info("stopped")
+
+    def _counters(self) -> Mapping[str, float]:
+        return {**self._store.counters(), **self._pauses.counters()}
 
     async def _run_store(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the store. Without one nothing can be answered, so its end is dfud's, with what is parked answered first."""
@@ -125,11 +140,17 @@ class Service:
             devices_max=policy.cache_devices,
         )
         await keep(nursery, "packages.run", packages.run)
-        controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote)
+        wanted = [sink for sink in self._parts.sinks if sink.changes]
+        outbox = Outbox(self._store, [sink.name for sink in wanted], self._config.section("outbox", OutboxConfig))
+        await outbox.load()
+        self._deliveries = Deliveries(self._store, self._bus, outbox, wanted, time.time)
+        controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote, outbox)
         await keep(nursery, "controller.run", controller.run)
         self._bus.subscribe(DeploymentChanged, _log_deployment)
         for sink in self._parts.sinks:
             await keep(nursery, "sink.run", sink.run, self._bus, sink=sink.name)
+        for name, delivery in self._deliveries.all.items():
+            nursery.start_soon(partial(forever, "outbox.run", delivery.run, sink=name))
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
         limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes, password_limits(settings))
@@ -141,7 +162,7 @@ class Service:
             self._store,
             self._bus,
             controller,
-            Authenticator(self._store, self._bus, settings, key, time.time),
+            Authenticator(self._store, self._bus, settings, key, time.time, view=controller.view),
             Commands(
                 self._store,
                 self._bus,
@@ -153,7 +174,7 @@ class Service:
             ),
             settings,
             dialects=self._parts.dialects,
-            sinks=self._parts.sinks,
+            sinks=[sink for sink in self._parts.sinks if sink.telemetry],
             seen_s=policy.seen_s,
             now=time.time,
             enroller=self._claims,
@@ -166,6 +187,7 @@ class Service:
         kept = self._config.section("retention", RetentionConfig)
         await keep(nursery, "daemon.retention", Retention(self._store, kept, claims=self._claims.forget).run)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
+        self._pauses.freeze()
         if not self._stop.is_set():
             self._not_ready = ""
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
@@ -186,16 +208,28 @@ class Service:
             commands=self._endpoint.commands,
             updates=controller,
             insight=controller.insight,
+            fleet=controller.fleet,
+            outbox=self._deliveries,
+            planner=controller.planner,
             rollouts=controller.rollouts,
             config=config,
             now=time.time,
             ready=self._ready,
-            metrics=Metrics(self._bus, lambda: self._endpoint.parked, self._store.counters).text,
+            metrics=self._metrics(controller).text,
             version=self._version,
             oidc=self._parts.oidc,
         )
         app = make_app(services, self._parts.routes, self._stop)
         await keep(nursery, "users.run", self._serve_users, app, config, told=_log_users_served)
+
+    def _metrics(self, controller: Controller) -> Metrics:
+        def fleets() -> str:
+            return fleet_lines(controller.fleet.counted(), controller.insight.needs(), time.time())
+
+        def outbox() -> str:
+            return outbox_lines(self._deliveries.status())
+
+        return Metrics(self._bus, lambda: self._endpoint.parked, self._counters, [fleets, outbox])
 
     async def _serve_users(
         self, app: object, config: RegistryConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
@@ -287,8 +321,10 @@ def _log_users_served(urls: Iterable[str]) -> None:
 
 
 def _log_deployment(event: DeploymentChanged) -> None:
+    # One line an update, which says how it ended; its steps are in the device's history.
     d = event.deployment
-    log.info(
+    log.log(
+        logging.INFO if d.final else logging.DEBUG,
         "deployment",
         extra={"app": d.app, "device": d.device, "firmware": d.version, "state": str(d.state), "code": d.code},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -12,18 +12,22 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
-from dfud.api import App, AppChanged, Bus, Credentials, Device, DeviceChanged, Store, StoreError
+from dfud.api import App, AppChanged, Bus, Cache, Credentials, Device, DeviceChanged, DeviceView, Store, StoreError
 from dfud.endpoint.basic import parse_basic_untrusted
 from dfud.endpoint.certificates import TrustAnchors, read_certificate_untrusted, valid
 from dfud.endpoint.config import EndpointConfig, password_limits
 from dfud.endpoint.denials import Denials, Denied, Reason
 from dfud.endpoint.limits import Attempts, TooMany
 from dfud.endpoint.remembered import Judgement, Remembered
+from dfud.endpoint.slots import Slots
+from dfud.endpoint.unsure import Concern, access_of
 from dfud.model.address import limited
 from dfud.model.credentials import is_slow, keys_of, verify
 from dfud.model.resources import is_disabled
 from dfud.wire.enrol import Enrolment
 
+KEYS_MAX = 100_000
+APPS_MAX = 1000
 PSK_CACHED_S = 300.0  # a key's validity may end meanwhile
 ROUNDS = 3  # how often a judgement is made anew because its records changed while it was made
 Key = tuple[bytes, bytes, str, str, str]
@@ -58,7 +62,8 @@ Found = tuple[App, Device]
 class Authenticator:
     """Checks credentials against the store; remembers what was right until the app or the device changes.
 
-    now: the wall clock, for validity. clock: one that only moves forward, for limits and for what is remembered.
+    now: the wall clock, for validity. clock: one that only moves forward, for limits and for what is remembered. view: reads a
+    device; None: the store does.
     """
 
     def __init__(
@@ -69,13 +74,20 @@ class Authenticator:
         key: bytes,
         now: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        view: Callable[[str, str], Awaitable[DeviceView | None]] | None = None,
     ) -> None:
         self._store = store
         self._key = key
         self._now = now
         self._clock = clock
-        self._sessions: Remembered[Key, Session] = Remembered(config.sessions)
-        self._psk: Remembered[str, _Known] = Remembered(config.sessions)
+        # Those of devices behind gateways; all others have a slot.
+        self._sessions: Remembered[Key, Session] = Remembered(config.polls)
+        self.slots = Slots(config.sessions)
+        self._apps: Cache[str, App | None] = Cache(APPS_MAX)
+        self._view = view or store.device
+        self._access = Concern(store, access_of, self.slots.forget_app)
+        self._psk: Remembered[str, _Known] = Remembered(min(config.sessions, KEYS_MAX))
         # Behind one address may be a fleet; one device has no reason to log in many times at once.
         self._addresses = Attempts(
             config.failures_per_address,
@@ -100,12 +112,15 @@ class Authenticator:
 
     def _device_changed(self, event: DeviceChanged) -> None:
         self._sessions.device_changed(event.app, event.device)
+        self.slots.forget(event.app, event.device)
         self._psk.device_changed(event.app, event.device)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._app_changes += 1
         self._anchors.forget()
+        self._apps.forget(event.app)
         self._sessions.app_changed(event.app)
+        self._access.changed(event.app, deleted=event.deleted)
         self._psk.app_changed(event.app)
 
     @staticmethod
@@ -114,15 +129,39 @@ class Authenticator:
 
     def known(self, credentials: Credentials, as_device: str = "") -> Session | None:
         """Return the session of credentials that were right before, from memory."""
-        key = self.key(credentials, as_device)
-        found = self._sessions.look_up(key)
-        if found is None:
+        if as_device:
+            found = self._sessions.look_up(self.key(credentials, as_device))
+            if found is None:
+                return None
+            session = found[0]
+            if session.until_s and session.until_s < self._now():
+                self._sessions.forget(self.key(credentials, as_device))
+                return None
+            return session
+        slot = self.slot(credentials)
+        return Session(*self.slots.session(slot)) if slot >= 0 else None
+
+    def slot(self, credentials: Credentials) -> int:
+        """Return the slot of a device whose credentials were right before and are so now, or -1."""
+        slots = self.slots
+        slot = slots.find(slots.digest(credentials))
+        if slot < 0:
+            return -1
+        if self._access.unsure and slots.session(slot)[0] in self._access.unsure:
+            return -1
+        ends_s = slots.ends_s(slot)
+        return slot if not ends_s or ends_s >= self._now() else -1
+
+    async def _known_again(self, credentials: Credentials) -> Session | None:
+        """As known(), of a device whose app has changed: perhaps that does not concern who it is."""
+        slot = self.slots.find(self.slots.digest(credentials))
+        if slot < 0:
             return None
-        session = found[0]
-        if session.until_s and session.until_s < self._now():
-            self._sessions.forget(key)
+        app = self.slots.session(slot)[0]
+        if app not in self._access.unsure:
             return None
-        return session
+        await self._access.sure(app)
+        return self.known(credentials)
 
     async def session(self, peer: str, credentials: Credentials, as_device: str = "") -> Session:
         """Return who this is, acting for `as_device` if that is given. Raises Denied, TooMany, StoreError.
@@ -130,6 +169,8 @@ class Authenticator:
         What it returns was true when it returns: if a record that it was judged by changes meanwhile, it is judged anew.
         """
         found = self.known(credentials, as_device)
+        if found is None and self._access.unsure and not as_device:
+            found = await self._known_again(credentials)
         if found is not None:
             return found
         key, address = self.key(credentials, as_device), limited(peer)
@@ -159,7 +200,13 @@ class Authenticator:
                 app, sender, until_s = await self._identify(credentials, judgement)
                 device = await self._act_for(app, sender, as_device, judgement) if as_device else sender
                 session = Session(app, device, until_s)
-                if judgement.keep(session):
+                if as_device:
+                    if judgement.keep(session):
+                        return session
+                    continue
+                await self._access.sure(app)
+                if judgement.holds():
+                    self.slots.keep(self.slots.digest(credentials), app, device, until_s)
                     return session
             finally:
                 judgement.give_up()
@@ -236,21 +283,30 @@ class Authenticator:
     async def _find(self, app_name: str, device_name: str, judging: Judgement[Any, Any]) -> tuple[Found | None, Reason]:
         """Return an enabled app and its enabled device, by name or alias; else why not."""
         judging.asks()
-        app = await self._store.app(app_name)
+        app = await self._app(app_name)
         if app is None:
             return None, Reason.UNKNOWN
         if is_disabled(app.spec):
             return None, Reason.DISABLED
-        name = await self._store.find_alias(app_name, device_name)
-        if name is None:
-            return None, Reason.UNKNOWN
-        judging.found(app_name, name)
-        view = await self._store.device(app_name, name)
+        # By its name, as nearly all of them come, for which one read is enough.
+        name: str | None = device_name
+        judging.found(app_name, device_name)
+        view = await self._view(app_name, device_name)
+        if view is None:
+            judging.asks()
+            name = await self._store.find_alias(app_name, device_name)
+            if name is None:
+                return None, Reason.UNKNOWN
+            judging.found(app_name, name)
+            view = await self._view(app_name, name)
         if view is None:
             return None, Reason.UNKNOWN
         if is_disabled(view.device.spec):
             return None, Reason.DISABLED
         return (app, view.device), Reason.UNKNOWN
+
+    async def _app(self, name: str) -> App | None:
+        return await self._apps.load(name, lambda: self._store.app(name))
 
     async def _act_for(self, app: str, gateway: str, device: str, judging: Judging) -> str:
         """Return the device that the gateway speaks for; the device must name the gateway."""

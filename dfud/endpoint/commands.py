@@ -9,8 +9,20 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from dfud.api import AppChanged, Bus, Change, Code, DeviceChanged, Reply, Store, Waiting, contained
-from dfud.endpoint.kept import Kept, Record
+from dfud.api import (
+    AppChanged,
+    Bus,
+    Change,
+    Code,
+    DeviceChanged,
+    DocumentChanged,
+    Missed,
+    Reply,
+    Store,
+    Waiting,
+    contained,
+)
+from dfud.endpoint.kept import COLLECTION, Kept, Record
 
 Wake = Callable[[Reply], None]
 
@@ -64,6 +76,8 @@ class Commands:
         )
         bus.subscribe(DeviceChanged, lambda e: self.kept.forget(e.app, e.device) if e.deleted else None)
         bus.subscribe(AppChanged, lambda e: self.kept.forget(e.app) if e.deleted else None)
+        bus.subscribe(DocumentChanged, lambda e: self.kept.changed(e.key) if e.collection == COLLECTION else None)
+        bus.subscribe(Missed, lambda e: self.kept.missed())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read what waits for devices, report started, and keep the store in line until cancelled."""

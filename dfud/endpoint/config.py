@@ -63,11 +63,15 @@ class EndpointConfig(msgspec.Struct, frozen=True):
     ] = 60
     sessions: Annotated[
         int,
-        Meta(description="log-ins, and keys, that are remembered; others are checked anew", ge=16, le=100_000_000),
-    ] = 200_000
+        Meta(
+            description="devices whose log-in and last answer are remembered, 350 bytes each; others are checked and judged anew",
+            ge=16,
+            le=100_000_000,
+        ),
+    ] = 1_200_000
     polls: Annotated[
-        int, Meta(description="last answers that are remembered; other statuses are judged anew", ge=16, le=100_000_000)
-    ] = 500_000
+        int, Meta(description="the same of devices behind gateways, which take 1 KB each", ge=16, le=100_000_000)
+    ] = 20_000
     chunks_per_request: Annotated[int, Meta(description="chunks in one answer", ge=1, le=10_000)] = 64
     chunk_bytes_per_request: Annotated[
         int,

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from dfud.api import Bus, DeviceDenied
 from dfud.model.text import visible
-from dfud.model.windows import WINDOW_S
+from dfud.model.windows import PerMinute
 
 log = logging.getLogger("dfud.endpoint")
 NAME_MAX = 64
@@ -43,23 +43,15 @@ class Denials:
     def __init__(self, bus: Bus, clock: Callable[[], float], lines: int) -> None:
         self._bus = bus
         self._clock = clock
-        self._lines = lines
-        self._window = -1
-        self._told: set[tuple[str, str, str]] = set()
+        self._told = PerMinute(1, lines)  # each kind once, and so many kinds
         self._unlogged = 0
 
     def tell(self, reason: Reason, app: str, device: str, peer: str) -> None:
         app, device = _shown(app), _shown(device)
         self._bus.publish(DeviceDenied(str(reason), app, device, peer))
-        window = int(self._clock() / WINDOW_S)
-        if window != self._window:
-            self._window = window
-            self._told.clear()
-        kind = (str(reason), app, device)
-        if kind in self._told or len(self._told) >= self._lines:
+        if not self._told.take((str(reason), app, device), self._clock()):
             self._unlogged += 1
             return
-        self._told.add(kind)
         extra: dict[str, object] = {"reason": str(reason), "app": app, "device": device, "peer": peer}
         if self._unlogged:
             extra["unlogged_before"] = self._unlogged

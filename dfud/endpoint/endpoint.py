@@ -43,20 +43,18 @@ from dfud.endpoint.denials import Denied, Reason
 from dfud.endpoint.dialects import Conversation
 from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
-from dfud.endpoint.sinking import AWAY, Sinks
+from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
+from dfud.endpoint.sinking import Sinks
+from dfud.endpoint.unsure import Concern, policy_of
+from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
 from dfud.model.names import check_name
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
-from dfud.wire.messages import Command, Type, decode_status_untrusted, encode_command
+from dfud.wire.messages import Command, Type, encode_command
 
 DFU = "dfu"
+SENT_MAX = 500_000
 ENROL = "enrol"  # the channel of devices that nobody knows yet
-WAKING_AT_ONCE = 256
-
-DENIED = Reply(Code.DENIED, error="AuthenticationError", message="Authentication failed")
-TOO_MANY = Reply(Code.TOO_MANY, error="TooManyRequests", message="Too many failed attempts", retry_after_s=60)
-NOT_FOUND = Reply(Code.NOT_FOUND, error="NotFound", message="No such package or chunk for this device")
-FAILED = Reply(Code.FAILED, error="InternalError", message="The request failed; the log of dfud says why")
 
 
 class _Poll(msgspec.Struct):
@@ -107,32 +105,25 @@ class DeviceEndpoint(Endpoint):
         self._clock = clock
         self._enroller = enroller
         self._parking = Parking()
+        self._waking = Waking(controller, authenticator, self._parking, self._command)
         self._polls: Cache[tuple[str, str], _Poll] = Cache(config.polls, lambda key: key[0])
-        self._sent: Cache[tuple[str, str], int] = Cache(config.polls)
+        self._slots = authenticator.slots
+        self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
+        self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
-        bus.subscribe(AppChanged, lambda e: self._app_changed(e.app))
-        bus.subscribe(PolicyChanged, lambda e: self._app_changed(e.app))
-        bus.subscribe(FirmwareChanged, lambda e: self._app_changed(e.firmware.app))
+        bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(PolicyChanged, lambda e: self._policy_changed(e.app))
+        bus.subscribe(FirmwareChanged, lambda e: self._policy_changed(e.firmware.app))
         bus.subscribe(DeploymentChanged, self._stepped)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read what is kept for devices, then look again at parked ones for which something changed, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.commands.run)
-            # Side by side, so that many of them share one commit.
-            for _ in range(WAKING_AT_ONCE):
-                nursery.start_soon(self._reconsider_all)
+            await nursery.start(self._waking.run)
             task_status.started()
-
-    async def _reconsider_all(self) -> None:
-        while True:
-            parked = await self._parking.next()
-            with contained("endpoint.wake", app=parked.app, device=parked.device) as guard:
-                await self._reconsider(parked)
-            if guard.error is not None:
-                parked.answer(FAILED)
 
     def drain(self) -> None:
         """Answer everybody who is parked, and park nobody any more."""
@@ -143,9 +134,16 @@ class DeviceEndpoint(Endpoint):
 
     def _changed(self, app: str, device: str) -> None:
         self._polls.forget((app, device))
+        self._slots.forget_calm(app, device)
         self._parking.device_changed(app, device)
 
-    def _app_changed(self, app: str) -> None:
+    def _app_changed(self, event: AppChanged) -> None:
+        self._policy.changed(event.app, deleted=event.deleted)
+        self._polls.forget_group(event.app)
+        self._parking.app_changed(event.app)
+
+    def _policy_changed(self, app: str) -> None:
+        self._slots.forget_app_calm(app)
         self._polls.forget_group(app)
         self._parking.app_changed(app)
 
@@ -158,31 +156,6 @@ class DeviceEndpoint(Endpoint):
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
         return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
-
-    async def _reconsider(self, parked: Parked) -> None:
-        request = parked.request
-        try:
-            if parked.again:
-                parked.again = False
-                await self._auth.session(request.peer, request.credentials, request.as_device)
-            status = decode_status_untrusted(request.body)
-            command = await self._controller.status(
-                parked.app, parked.device, status, request.transport, patience_s=0.0
-            )
-        except (Denied, NotFoundError):
-            parked.answer(DENIED)
-            return
-        except TooMany:
-            parked.answer(TOO_MANY)
-            return
-        except StoreError:
-            parked.answer(AWAY)
-            return
-        if command.type in (Type.UPDATE, Type.STOP):
-            parked.answer(self._command(parked.app, parked.device, command))
-        elif command.type is Type.WAIT and command.poll_s < parked.poll_s:
-            # Something is being made for it: it asks again at the time that it is told.
-            parked.answer(self._command(parked.app, parked.device, command))
 
     # Publishing
 
@@ -197,11 +170,27 @@ class DeviceEndpoint(Endpoint):
     def _quick(self, request: Request) -> Reply | Waiting | None:
         if request.channel != DFU:
             return None
-        session = self._auth.known(request.credentials, request.as_device)
-        if session is None:
+        if request.as_device:
+            return self._quick_behind(request)
+        slot = self._auth.slot(request.credentials)
+        if slot < 0:
             return None
-        poll = self._polls.get((session.app, session.device))
-        if poll is None or poll.body != request.body or self._clock() >= poll.until_s:
+        reply = self._slots.calm(slot, request.body, self._clock())
+        if reply is None:
+            return None
+        waits = request.timeout_s > 0 and not self._draining
+        if not waits and not self._policy.unsure:
+            return reply
+        session = Session(*self._slots.session(slot))
+        if session.app in self._policy.unsure:
+            return None
+        return self._park(session, request, self._slots.poll_s(slot)) if waits else reply
+
+    def _quick_behind(self, request: Request) -> Reply | Waiting | None:
+        """As _quick(), for a device that a gateway speaks for."""
+        session = self._auth.known(request.credentials, request.as_device)
+        poll = self._polls.get((session.app, session.device)) if session is not None else None
+        if session is None or poll is None or poll.body != request.body or self._clock() >= poll.until_s:
             return None
         if request.timeout_s <= 0 or self._draining:
             return poll.reply
@@ -240,7 +229,7 @@ class DeviceEndpoint(Endpoint):
         self._bus.publish(DeviceAddress(session.app, session.device, request.peer))
         body = request.body
         if body and (0x80 <= body[0] <= 0x8F or body[0] == 0xDE):
-            status = decode_status_untrusted(body)
+            status = read_status_untrusted(body)
         else:
             for dialect in self._dialects:
                 if dialect.recognises(request.content_type, body):
@@ -248,9 +237,14 @@ class DeviceEndpoint(Endpoint):
                         self._controller, self._store, session.app, session.device, request.transport, self._now
                     )
                     return await dialect.answer(request, conversation)
-            status = decode_status_untrusted(body)
+            status = read_status_untrusted(body)
         patience_s = min(request.timeout_s, self._config.poll_max_s) or 5.0
         key = (session.app, session.device)
+        if session.app in self._policy.unsure:
+            await self._policy.sure(session.app)
+            if (found := self._quick(request)) is not None:
+                return found
+        await self._policy.sure(session.app)
         reading = self._polls.begin(key)
         try:
             command = await self._controller.status(
@@ -260,9 +254,13 @@ class DeviceEndpoint(Endpoint):
             calm = command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
             if calm:
                 until_s = self._clock() + min(self._seen_s, command.poll_s)
-                self._polls.end(reading, _Poll(body, reply, until_s, command.poll_s))
+                if request.as_device:
+                    self._polls.end(reading, _Poll(body, reply, until_s, command.poll_s))
+                elif not reading.stale and (slot := self._auth.slot(request.credentials)) >= 0:
+                    self._slots.keep_calm(slot, body, reply, until_s, command.poll_s)
             else:
                 self._polls.forget(key)
+                self._slots.forget_calm(*key)
         finally:
             self._polls.give_up(reading)
         if command.type in (Type.UPDATE, Type.STOP) or request.timeout_s <= 0 or self._draining or not calm:

@@ -80,6 +80,8 @@ class Kept:
         self._bytes = 0
         self._unsaved: deque[Ticket] = deque()
         self._gone: deque[str] = deque()
+        self._changed: deque[str] = deque()
+        self._missed = False
         self._work = trio.Event()
         self._idle = trio.Event()
 
@@ -172,7 +174,7 @@ class Kept:
         view = await self._store.device(*ticket.device)
         record = _read(ticket.key, stored) if stored is not None else None
         try:
-            await self._store.commit([DeleteDocument(COLLECTION, ticket.key)])
+            await self._store.commit([DeleteDocument(COLLECTION, ticket.key, tell=True)])
         except NotFoundError:
             return None  # somebody else handed it on
         if record is None or view is None or view.device.metadata.uid != record.uid:
@@ -214,6 +216,35 @@ class Kept:
             self._gone.append(ticket.key)
             self._wake()
 
+    # What other processes do
+
+    def changed(self, key: str) -> None:
+        """Another process has stored a command, or handed one on."""
+        self._changed.append(key)
+        self._wake()
+
+    def missed(self) -> None:
+        """What others did may not have been heard."""
+        self._missed = True
+        self._wake()
+
+    async def _hear(self) -> None:
+        while self._missed or self._changed:
+            if self._missed:
+                await self._load()
+                self._missed = False
+                for device in list(self._of):
+                    self._available(*device)
+                continue
+            key = self._changed[0]
+            stored = await self._store.document(COLLECTION, key)
+            self._changed.popleft()
+            held = next((t for tickets in self._of.values() for t in tickets if t.key == key), None)
+            if stored is None and held is not None and held.record is None:
+                self._remove(held)
+            elif stored is not None and held is None and (ticket := self._found(key, stored)) is not None:
+                self._available(*ticket.device)
+
     # What the store still has to hear
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -226,6 +257,7 @@ class Kept:
             for device in list(self._of):
                 self._drop_expired(device)
             try:
+                await self._hear()
                 await self._tidy()
             except StoreError:
                 await trio.sleep(PAUSE_S)
@@ -241,23 +273,29 @@ class Kept:
         self._work.set()
 
     async def _load(self) -> None:
-        self._of.clear()
-        self._reserved.clear()
-        self._total = self._bytes = 0
+        """Bring memory in line with the store; what is being stored or handed on meanwhile may be known twice, and is had once."""
+        before = {t.key: t for tickets in self._of.values() for t in tickets if t.record is None}
         async for key, stored in self._all():
-            record = _read(key, stored)
-            left_s = min(record.keep_s, record.expires_s - self._now()) if record is not None else 0.0
-            if record is None or left_s <= 0:
-                self._gone.append(key)
-                self._wake()
-                continue
-            ticket = Ticket((record.app, record.device), key, len(record.payload), self._clock() + left_s)
-            self._of.setdefault(ticket.device, deque()).append(ticket)
-            self._total += 1
-            self._bytes += ticket.size
-            self._number = max(self._number, _number(key))
-        for ticket in self._unsaved:
-            self._restore(ticket)
+            if before.pop(key, None) is None:
+                self._found(key, stored)
+        for ticket in before.values():
+            if ticket in self._of.get(ticket.device, ()):
+                self._remove(ticket)
+
+    def _found(self, key: str, stored: bytes) -> Ticket | None:
+        """Take note of what the store has; None: nobody is to have it any longer, and it is forgotten there."""
+        record = _read(key, stored)
+        left_s = min(record.keep_s, record.expires_s - self._now()) if record is not None else 0.0
+        if record is None or left_s <= 0:
+            self._gone.append(key)
+            self._wake()
+            return None
+        ticket = Ticket((record.app, record.device), key, len(record.payload), self._clock() + left_s)
+        self._of.setdefault(ticket.device, deque()).append(ticket)
+        self._total += 1
+        self._bytes += ticket.size
+        self._number = max(self._number, _number(key))
+        return ticket
 
     async def _all(self) -> AsyncGenerator[tuple[str, bytes], None]:
         after = ""
@@ -274,7 +312,7 @@ class Kept:
             else:
                 key = self._gone[0]
                 with suppress(NotFoundError):
-                    await self._store.commit([DeleteDocument(COLLECTION, key)])
+                    await self._store.commit([DeleteDocument(COLLECTION, key, tell=True)])
                 self._gone.popleft()
         self._idle.set()
 
@@ -294,7 +332,7 @@ class Kept:
 
 
 def _put(key: str, record: Record) -> Change:
-    return PutDocument(COLLECTION, key, msgspec.msgpack.encode(record), create=True)
+    return PutDocument(COLLECTION, key, msgspec.msgpack.encode(record), create=True, tell=True)
 
 
 def _read(key: str, stored: bytes) -> Record | None:

@@ -12,7 +12,10 @@ ACCEPTED = Reply(Code.ACCEPTED)
 
 
 class Parked(Waiting):
-    """One of them. `request` is its status; poll_s what it was told; `again`: its credentials have to be looked at, too."""
+    """One of them. `request` is its status; poll_s what it was told; `again`: its credentials have to be looked at, too.
+
+    made: a package was made for it since it was parked.
+    """
 
     __slots__ = (
         "_parking",
@@ -21,6 +24,7 @@ class Parked(Waiting):
         "again",
         "app",
         "device",
+        "made",
         "open",
         "poll_s",
         "queued",
@@ -40,6 +44,7 @@ class Parked(Waiting):
         self.open = True
         self.queued = False
         self.again = False
+        self.made = False
         self._wake: Callable[[Reply], None] | None = None
         self._reply: Reply | None = None
 
@@ -122,3 +127,16 @@ class Parking:
             parked.queued = False
             if parked.open:
                 return parked
+
+    def more(self, most: int) -> list[Parked]:
+        """Return up to `most` others, those that are there."""
+        found: list[Parked] = []
+        while len(found) < most:
+            try:
+                parked = self._wake.receive_nowait()
+            except trio.WouldBlock:
+                break
+            parked.queued = False
+            if parked.open:
+                found.append(parked)
+        return found

@@ -60,6 +60,11 @@ class Judgement(Generic[K, V]):
                 self._owner._keys.setdefault(app, {}).setdefault(device, set()).add(self.key)
         return kept
 
+    def holds(self) -> bool:
+        """End it, with nothing remembered here; return whether what it was judged by has not changed."""
+        self.give_up()
+        return not self._reading.stale
+
     def give_up(self) -> None:
         self._leave()
         self._owner._cache.give_up(self._reading)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import trio
 
 from dfud.api import Code, EventSink, Reply, StoreError, Telemetry, note
+from dfud.endpoint.replies import AWAY
 
 FAILED = Reply(Code.FAILED, error="InternalError", message="The event could not be taken")
-AWAY = Reply(Code.AWAY, error="ServiceUnavailable", message="Try again later", retry_after_s=10)
 
 
 class Sinks:

@@ -70,7 +70,7 @@ def advance(state: State, event: Event) -> State | None:
     return TABLE.get((state, event))
 
 
-class Cause(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Cause(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """What a verdict about an image on a device rests on: what the device said of itself, and the firmware's envelope (SHA-256,
     hexadecimal)."""
 
@@ -90,7 +90,7 @@ class Route(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     began: str = ""
 
 
-class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """Identity: id. Times are seconds since the epoch (UTC). package is hexadecimal, empty before one was chosen.
 
     number counts the deployments of one device from 1: the newest is the one with the highest, whatever the clock said when
@@ -103,6 +103,10 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     judged: which result was judged last, so that a repeated one counts once; repeats: commands sent since then without a sign
     that one arrived. furthest: the most chunks that were there when the device started over; stalls: how often in a row it then
     had got no further. served: chunks that it asked for in this attempt. problem: why its package cannot be sent, or "".
+
+    renews: 0, or the sequence number of the manifest under which a device gets an image that it runs already.
+
+    mark: the furthest that it has come, and moved_s when (0: it has not moved since it was made): going back is no movement.
 
     rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
     what that rollout brought; retry: how often the rollout's failures had been forgiven when it was made. download_only: it was made
@@ -144,6 +148,9 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     rollout: str = ""
     wave: int = 0
     back: bool = False
+    renews: int = 0
+    mark: int = 0
+    moved_s: float = 0.0
     retry: int = 0
     download_only: bool = False
     route: Route | None = None
@@ -162,11 +169,25 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
         state = advance(self.state, event)
         if state is None:
             raise BugError(f"deployment {self.id}: no step from {self.state} on {event}")
-        return msgspec.structs.replace(self, state=state, updated_s=now_s, **changes)
+        return msgspec.structs.replace(self, state=state, updated_s=now_s, **changes).marked(now_s)
+
+    def marked(self, now_s: float) -> Deployment:
+        """Return this deployment with a note of its being further than ever before, if it is."""
+        mark = _MARKS[self.state] + (self.chunks_done if self.state is State.FETCHING else 0)
+        return msgspec.structs.replace(self, mark=mark, moved_s=now_s) if mark > self.mark else self
 
 
-class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One change of a deployment's state, kept for users. Appended, never changed."""
+# FETCHING is followed by its chunks, of which there are fewer than between it and WRITTEN.
+_MARKS = {State.PENDING: 0, State.NOTIFIED: 1, State.FETCHING: 2, State.WRITTEN: 1 << 40, State.TRIAL: 2 << 40}
+_MARKS |= dict.fromkeys(FINAL, 3 << 40)
+
+
+class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    """One change of a deployment's state, kept for users. Appended, never changed.
+
+    number: its place in the device's history, given by the store, from 1 on: it rises with every entry, whatever the clock says,
+    and is never given twice (0: from before they were counted).
+    """
 
     deployment: str
     app: str
@@ -177,9 +198,10 @@ class HistoryEntry(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     event: str = ""
     code: int = 0
     text: str = ""
+    number: int = 0
 
 
-class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """Starts and crashes as the device counts them (Status.starts), and what they were when the running image was first seen.
 
     text: what the last crash said; crashed_s: when dfud heard of it.
@@ -198,7 +220,7 @@ TWINS_AFTER = 2  # contradictions that make a duplicate identity; one may be som
 TWINS_S = 86400.0  # after the last contradiction it is taken for one board again
 
 
-class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """Signs that two boards use one identity. before: the digest that ran before the current one, hexadecimal.
 
     high: the count of starts from which it last fell. contradictions: how often a status said what one board cannot have come
@@ -211,8 +233,12 @@ class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     at_s: float = 0.0
 
 
-class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a device last said of itself; only ever that. sha256 is hexadecimal."""
+class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    """What a device last said of itself; only ever that. sha256 is hexadecimal.
+
+    manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
+    tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
+    """
 
     app: str
     device: str
@@ -233,3 +259,5 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     dialect: str = "dfu/1"
     health: Health | None = None
     twins: Twins | None = None
+    manifest: int | None = None
+    tally: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 
-class Metadata(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
+class Metadata(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """Drogue's metadata, and no field more: its clients refuse unknown ones.
 
     creation_timestamp and deletion_timestamp are RFC 3339 in UTC. generation grows when `spec` changes,
@@ -31,7 +31,7 @@ class Metadata(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, 
     annotations: dict[str, str] = {}
 
 
-class App(msgspec.Struct, frozen=True):
+class App(msgspec.Struct, frozen=True, gc=False):
     metadata: Metadata
     spec: dict[str, Any] = {}
     status: dict[str, Any] = {}
@@ -41,7 +41,7 @@ class App(msgspec.Struct, frozen=True):
         return self.metadata.name
 
 
-class Device(msgspec.Struct, frozen=True):
+class Device(msgspec.Struct, frozen=True, gc=False):
     metadata: Metadata
     spec: dict[str, Any] = {}
     status: dict[str, Any] = {}

@@ -35,7 +35,7 @@ class PackageFile(msgspec.Struct, frozen=True):
 
     @property
     def total_bytes(self) -> int:
-        return sum(len(chunk) for chunk in self.chunks)
+        return sum(map(len, self.chunks))
 
 
 def make(kind: int, size: int, sha256: bytes, base_sha256: bytes | None, chunks: Sequence[bytes]) -> PackageFile:

@@ -225,43 +225,43 @@ def _view_code(data: Bytes, out: Bytes, s: Segment, mapper: _Map, parts: list[An
 
     low, end = _starts(s, VIEW_BYTES)
     at = np.maximum(low - PREROLL_BYTES, 0) & ~1
-    lane = np.arange(len(at))
+    part = np.arange(len(at))
     live = np.zeros(len(at), np.int64)
     source = np.zeros((len(at), 32), np.int64)
     seen: list[tuple[Words, Words]] = []
     used: list[tuple[Words, Words, Words]] = []
     while True:
-        going = (at < end[lane]) & (at + 2 <= s.length)
+        going = (at < end[part]) & (at + 2 <= s.length)
         going[going] &= ~code.cut[at[going] >> 1]
         if not going.all():
-            at, lane, live = at[going], lane[going], live[going]
+            at, part, live = at[going], part[going], live[going]
         if not len(at):
             break
         k = at >> 1
         base_register = code.base[k]
         hit = np.nonzero((live >> base_register & 1) & (base_register > 0))[0]
         if len(hit):
-            used.append((k[hit], lane[hit], source[lane[hit], base_register[hit]]))
-        seen.append((k, lane))
+            used.append((k[hit], part[hit], source[part[hit], base_register[hit]]))
+        seen.append((k, part))
         live = live & keep[k]
         set_here = np.nonzero(which[k] >= 0)[0]
         if len(set_here):
             registers = code.register[k[set_here]]
             live[set_here] |= 1 << registers
-            source[lane[set_here], registers] = which[k[set_here]]
+            source[part[set_here], registers] = which[k[set_here]]
         at = at + code.length[k]
     if not seen:
         return
-    k, lane = (np.concatenate([p[i] for p in seen]) for i in (0, 1))
+    k, part = (np.concatenate([p[i] for p in seen]) for i in (0, 1))
     low, end = low + s.offset, end + s.offset
 
     def put(
         which_ones: NDArray[np.bool_], words: Words, kind: int, address: Words, behind: int = 0, size: int = 4
     ) -> None:
-        at, lanes = s.offset + 2 * k[which_ones], lane[which_ones]
-        _write(out, at + behind, words, low[lanes], end[lanes], size)
+        at, which_parts = s.offset + 2 * k[which_ones], part[which_ones]
+        _write(out, at + behind, words, low[which_parts], end[which_parts], size)
         if kind:
-            inside = (at >= low[lanes]) & (at < end[lanes])
+            inside = (at >= low[which_parts]) & (at < end[which_parts])
             parts.append((at[inside], kind, address[inside], s.address - s.offset))
 
     hit = code.jal[k]
@@ -281,10 +281,10 @@ def _view_code(data: Bytes, out: Bytes, s: Segment, mapper: _Map, parts: list[An
     index = which[k[hit]]
     put(hit, code.word[k[hit]] & 0xFFF | now[index], 3, pointed[index])
     if used:
-        k, lane, index = (np.concatenate([p[i] for p in used]) for i in (0, 1, 2))
+        k, part, index = (np.concatenate([p[i] for p in used]) for i in (0, 1, 2))
         address = (base[index] + code.offset[k]) & MASK
         good = mapper.known(address)
-        k, lane, index, address = k[good], lane[good], index[good], address[good]
+        k, part, index, address = k[good], part[good], index[good], address[good]
         offset = _signed(mapper(address) - now[index], 32)
         fits = (offset >= -2048) & (offset < 2048)
         word = np.where(fits, _use_with(code.word[k], offset), code.word[k])
@@ -317,19 +317,19 @@ class Absolute:
         for carry in (0, 1):
             out = self.forms[carry]
             at = low + np.where(begins & (low > 0), 2 * carry, 0)
-            lane = np.arange(len(at))
+            part = np.arange(len(at))
             self.carries[carry, page] = 0
             while True:
-                going = at + 2 <= end[lane]
-                at, lane = at[going], lane[going]
+                going = at + 2 <= end[part]
+                at, part = at[going], part[going]
                 if not len(at):
                     break
                 k = at >> 1
-                cut = code.wide[k] & (at + 4 > end[lane])
+                cut = code.wide[k] & (at + 4 > end[part])
                 if cut.any():
-                    gone = lane[cut]
+                    gone = part[cut]
                     self.carries[carry, page[gone[reaches[gone]]]] = 2
-                    at, lane, k = at[~cut], lane[~cut], k[~cut]
+                    at, part, k = at[~cut], part[~cut], k[~cut]
                 step = code.length[k]
                 hit = k[code.jal[k]]
                 word = code.word[hit]
@@ -338,7 +338,7 @@ class Absolute:
                 else:
                     word = word & 0xFFF | (code.target[hit] >> 1 & 0xFFFFF) << 12
                 self._put(out, s.offset + 2 * hit, word)
-                paired = code.pair[k] & (at + 8 <= end[lane])
+                paired = code.pair[k] & (at + 8 <= end[part])
                 hit = k[paired]
                 self._put(out, s.offset + 2 * hit, code.word[hit] & 0xFFF | _high(target[hit]))
                 self._put(out, s.offset + 2 * hit + 4, _use_with(code.follower[hit], target[hit]))

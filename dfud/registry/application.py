@@ -26,7 +26,10 @@ from dfud.registry import (
     routes_batch,
     routes_claims,
     routes_dfu,
+    routes_events,
     routes_firmware,
+    routes_fleet,
+    routes_plan,
     routes_registry,
     routes_rollouts,
     routes_service,
@@ -69,7 +72,10 @@ def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials
     routes_dfu.register(app, services, shutdown)
     routes_firmware.register(app, services)
     routes_service.register(app, services, denials)
+    routes_plan.register(app, services)
     routes_rollouts.register(app, services)
+    routes_fleet.register(app, services)
+    routes_events.register(app, services)
     routes_claims.register(app, services)
     routes_audit.register(app, services)
 

@@ -37,6 +37,14 @@ class RegistryConfig(msgspec.Struct, frozen=True):
     ] = ""
     firmware_max: Annotated[int, Meta(description="largest firmware", ge=1024, le=1 << 32, extra=BYTES)] = 64 << 20
     body_max: Annotated[int, Meta(description="largest other body", ge=1024, le=1 << 26, extra=BYTES)] = 1 << 20
+    update_max: Annotated[
+        int,
+        Meta(
+            description="devices that an update by selector may tell at once unless it says allAtOnce; more take a rollout",
+            ge=1,
+            le=100_000_000,
+        ),
+    ] = 500
     batch_max: Annotated[
         int, Meta(description="devices that one request may register; body_max counts as well", ge=1, le=10_000)
     ] = 500

@@ -14,6 +14,7 @@ from dfud.api import (
     App,
     Bus,
     Capability,
+    Change,
     ConflictError,
     DeleteFirmware,
     Firmware,
@@ -294,11 +295,13 @@ class FirmwareRegistry:
         why = ""
         for _ in range(TRIES):
             guarded = await guards.take(self._store, f"firmware {app}")
-            old = await self.get(app, version)
+            old = await self._existing(app, version)  # as it is stored, not as its keys make of it now
+            if old is None:
+                raise NotFoundError(f"no firmware {version} in app {app}")
             new, detail = await changed(old)
             entry = audit.entry(self._now(), by, what, f"{app}/{version}", detail)
             try:
-                await self._store.commit([PutFirmware(new, create=False), *guarded, entry])
+                await self._store.commit([PutFirmware(new, expect=old), *guarded, entry])
             except ConflictError as error:
                 why = str(error)
                 continue
@@ -306,29 +309,10 @@ class FirmwareRegistry:
             return new
         raise ConflictError(f"firmware {version} of app {app} was not changed in {TRIES} tries; the last one: {why}")
 
-    async def delete_image(
-        self,
-        app: str,
-        version: str,
-        hardware: str,
-        attributes: Mapping[str, str],
-        by: str,
-    ) -> None:
+    async def delete_image(self, app: str, version: str, hardware: str, attributes: Mapping[str, str], by: str) -> None:
         """Delete one image of a version that nobody wants; with the last one the version goes. Raises RefusedError."""
-        firmware = await self.get(app, version)
-        gone = chosen(firmware, hardware_name(hardware), attributes)
-        if len(firmware.images) == 1:
-            await self.delete(app, version, by)
-            return
-
-        async def changed(old: Firmware) -> tuple[Firmware, str]:
-            await self._unwanted(await self._app(app), version)
-            left = [image for image in old.images if image != gone]
-            if not left or len(left) == len(old.images):
-                raise ConflictError(f"firmware {version} has changed since it was read")
-            return old.with_images(left), f"{gone.sha256} for {gone.meant_for}"
-
-        await self._change(app, version, by, "delete-image", changed)
+        gone = chosen(await self.get(app, version), hardware_name(hardware), attributes)
+        await self._delete(app, version, by, gone)
 
     async def delete(self, app_name: str, version: str, by: str) -> None:
         """Delete a firmware that nobody wants. Raises RefusedError that names who does.
@@ -336,9 +320,14 @@ class FirmwareRegistry:
         Who wants it at the same time has it kept, or is too late. In a store without Capability.DELETE_FIRMWARE the version's name
         stays taken for ever.
         """
+        await self._delete(app_name, version, by)
+
+    async def _delete(self, app_name: str, version: str, by: str, gone: Image | None = None) -> None:
+        """Delete a version, or one image of it: the last one takes the version along."""
         target = f"{app_name}/{version}"
         for _ in range(TRIES):
             guarded = await guards.take(self._store, guards.wishes_of(app_name))
+            guarded += await guards.take(self._store, f"firmware {app_name}")
             app = await self._app(app_name)
             try:
                 firmware = await self.get(app_name, version)
@@ -347,16 +336,27 @@ class FirmwareRegistry:
                 entry = audit.entry(self._now(), by, "delete-firmware", target, "the record could not be read")
                 await self._store.commit([DeleteFirmware(app_name, version), entry])
                 return
+            others = [] if gone is None else [image for image in firmware.images if image.meant_for != gone.meant_for]
+            if gone is not None and len(others) == len(firmware.images):
+                raise NotFoundError(f"firmware {version} has no image for {gone.meant_for} any longer")
+            left = firmware.with_images(others) if others else None
             await self._unwanted(app, version)
+            what = "delete-firmware" if left is None else "delete-image"
             told = ", ".join(image.sha256 for image in firmware.images)
-            entry = audit.entry(self._now(), by, "delete-firmware", target, told)
+            if left is not None and gone is not None:
+                told = f"{gone.sha256} for {gone.meant_for}"
+            entry = audit.entry(self._now(), by, what, target, told)
             # What was judged is judged again by the store: the app as it was read, no rollout made since, no device.
-            same = PutApp(app, expect=app.metadata.resource_version or None)
+            changes: list[Change] = [PutApp(app, expect=app.metadata.resource_version or None)]
+            changes += [
+                DeleteFirmware(app_name, version, unused=True),
+                *([PutFirmware(left)] if left is not None else ()),
+            ]
             try:
-                await self._store.commit([same, DeleteFirmware(app_name, version, unused=True), *guarded, entry])
+                await self._store.commit([*changes, *guarded, entry])
             except ConflictError:
                 continue
-            self._bus.publish(FirmwareChanged(firmware, deleted=True))
+            self._bus.publish(FirmwareChanged(firmware if left is None else left, deleted=left is None))
             return
         raise ConflictError(f"what devices of app {app_name} should run is being changed by others; try again")
 

@@ -22,6 +22,7 @@ from dfud.api import (
     Change,
     ConflictError,
     DeleteApp,
+    DeleteCounts,
     DeleteDevice,
     Deployment,
     Desired,
@@ -40,6 +41,7 @@ from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
 from dfud.model.steps import image_for
+from dfud.model.tally import fleet_scope
 from dfud.registry import audit
 from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
@@ -172,7 +174,7 @@ class Registry:
             return
         version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
-            await self._write([DeleteApp(name, version)], by, "delete", name)
+            await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
             self._bus.publish(AppChanged(name, deleted=True))
             return
         same_anchors = app.spec.get("trustAnchors") == old.spec.get("trustAnchors")
@@ -209,7 +211,7 @@ class Registry:
                 await self._write([put], by, "delete", name, "waits for finalizers")
                 self._bus.publish(AppChanged(name))
                 return
-        await self._write([DeleteApp(name, version)], by, "delete", name)
+        await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
         self._bus.publish(AppChanged(name, deleted=True))
 
     # Devices
@@ -330,32 +332,36 @@ class Registry:
 
     async def _change_spec(
         self, app: str, name: str, change: Callable[[dict[str, Any]], dict[str, Any]], by: str, what: str
-    ) -> None:
-        """Change one part of a device's spec; whoever else changes it meanwhile keeps his change."""
+    ) -> bool:
+        """Change one part of a device's spec; whoever else changes it meanwhile keeps his change. Return whether it changed."""
+        changed = True
 
         async def once() -> None:
+            nonlocal changed
             old = (await self._view(app, name)).device
             spec = protect(change(old.spec), self._key)
-            if spec == old.spec:
+            changed = spec != old.spec
+            if not changed:
                 return
             check_spec_untrusted(spec, self._limits, old.spec)
             await self._put_device(Device(self._next_metadata(old.metadata, old.metadata, True), spec), old, by, what)
 
         await _retried(once, f"device {name} of app {app}")
+        return changed
 
     # Desired firmware
 
-    async def set_firmware(self, app: str, device: str | None, firmware: dict[str, Any] | None, by: str) -> None:
-        """Set spec.firmware of an app (device None) or a device; None removes it."""
+    async def set_firmware(self, app: str, device: str | None, firmware: dict[str, Any] | None, by: str) -> bool:
+        """Set spec.firmware of an app (device None) or a device; None removes it. Return whether the device changed."""
         if device is not None:
-            await self._change_spec(app, device, lambda spec: with_firmware(spec, firmware), by, "update")
-            return
+            return await self._change_spec(app, device, lambda spec: with_firmware(spec, firmware), by, "update")
 
         async def once() -> None:
             old = await self.app(app)
             await self._update_app(app, App(old.metadata, with_firmware(old.spec, firmware)), by, True)
 
         await _retried(once, f"app {app}")
+        return False
 
     # Metadata
 

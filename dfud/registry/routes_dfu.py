@@ -19,9 +19,12 @@ from dfud.api import (
     NotFoundError,
     PeerError,
     ProgressChanged,
+    RefusedError,
+    RolloutChanged,
 )
 from dfud.model.names import check_name
 from dfud.registry import audit
+from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import KINDS, Upload, trust_shown
 from dfud.registry.groups import GroupJob
 from dfud.registry.images import bound_of, read_attributes_untrusted, refuse_recalled
@@ -36,11 +39,15 @@ _PATHS = "<path:device>"
 
 
 class _Update(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """firmware None removes the wish. selector: which devices; without one and without device: the app's default."""
+    """firmware None removes the wish. selector: which devices; without one and without device: the app's default.
+
+    all_at_once: however many devices the selector matches.
+    """
 
     firmware: dict[str, Any] | None
     device: str | None = None
     selector: str | None = None
+    all_at_once: bool = False
 
 
 def register(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
@@ -127,10 +134,12 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
+            if given.firmware is not None and not given.all_at_once and given.firmware.get("hold") is not True:
+                check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
-        await services.registry.set_firmware(app, given.device, given.firmware, who.name)
-        return json_response({"changed": [given.device] if given.device is not None else []})
+        changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name)
+        return json_response({"changed": [given.device] if changed else []})
 
 
 def _jobs(app: QuartTrio, services: Services) -> None:
@@ -212,6 +221,15 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         return json_response({"psk": psk.hex()}, 201)
 
 
+def check_number(number: int, selector: str, version: str, config: RegistryConfig) -> None:
+    """Raise RefusedError where an update means more devices than should be told at once without somebody's saying so."""
+    if number > config.update_max:
+        raise RefusedError(
+            f"selector: {selector[:100]} matches {number} devices, expected at most {config.update_max} ([registry] update_max): "
+            f"make a rollout (dfuctl rollout create NAME {version} -l {selector[:100]!r}), or say allAtOnce (--all-at-once)"
+        )
+
+
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}
 
@@ -224,7 +242,7 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
         only = request.args.get("device")
 
         async def lines() -> AsyncIterator[bytes]:
-            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged)
+            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged, RolloutChanged)
             async with services.bus.stream(*kinds, capacity=services.config.events_behind) as stream:
                 yield b"\n"
                 while not shutdown.is_set():
@@ -258,6 +276,8 @@ async def _next(stream: trio.MemoryReceiveChannel[Any], shutdown: trio.Event) ->
 
 
 def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | None:
+    if isinstance(event, RolloutChanged):
+        return _rollout_json(event) if event.rollout.app == app and device is None else None
     subject = event
     if isinstance(event, (DeploymentChanged, ProgressChanged)):
         subject = event.deployment
@@ -274,6 +294,21 @@ def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | No
         out["current"] = event.actual.version
         out["trial"] = event.actual.trial
     return out
+
+
+def _rollout_json(event: RolloutChanged) -> dict[str, Any]:
+    """device "": it is of no one device, and whoever follows some looks at all of them."""
+    status = event.rollout.status
+    out = {
+        "event": "RolloutChanged",
+        "device": "",
+        "rollout": event.rollout.name,
+        "firmware": event.rollout.spec.get("firmware"),
+        "state": status.state,
+        "wave": status.wave + 1,
+    }
+    more = {"code": status.code, "reason": status.reason, "by": status.by, "deleted": event.deleted}
+    return out | {key: value for key, value in more.items() if value}
 
 
 def _commands(app: QuartTrio, services: Services) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from quart import Response
 from quart_trio import QuartTrio
 
-from dfud.api import Capability, Metadata, RefusedError, Rollout
+from dfud.api import Capability, Metadata, NotFoundError, OwnRollout, RefusedError, Rollout
 from dfud.model.counts import REVERT_WAVE, WaveCounts
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
@@ -41,13 +41,29 @@ def register(app: QuartTrio, services: Services) -> None:
     limits = RecordLimits(services.config.spec_max_bytes, services.config.metadata_max_bytes)
 
     async def shown(rollout: Rollout) -> dict[str, Any]:
-        return rollout_json(rollout, await rollouts.counts(rollout.metadata.uid))
+        uid = rollout.metadata.uid
+        out = rollout_json(rollout, await rollouts.counts(uid))
+        if failures := await rollouts.failed(uid):
+            out["status"]["failures"] = failures
+        return out
+
+    def own() -> bool:
+        return Capability.OWN_ROLLOUTS in services.store.capabilities
+
+    def refuse_own(todo: str) -> None:
+        if own():
+            raise RefusedError(f"the store {services.store.name} has rollouts of its own: {todo}")
+
+    async def owned(app: str, name: str) -> OwnRollout:
+        found = await services.store.own_rollout(app, name)
+        if found is None:
+            raise NotFoundError(f"no rollout {name} of app {app} in the store {services.store.name}")
+        return found
 
     @app.post(BASE)
     async def create_rollout(app: str) -> Response:
         who = require("manager", app)
-        if Capability.OWN_ROLLOUTS in services.store.capabilities:
-            raise RefusedError(f"the store {services.store.name} has rollouts of its own: make this one there")
+        refuse_own("make this one there")
         given = await read_json(_NewRollout, services.config.body_max)
         check_metadata_untrusted(given.metadata, limits)
         check_json_untrusted(given.spec, "spec", max_bytes=limits.spec_max_bytes)
@@ -61,16 +77,23 @@ def register(app: QuartTrio, services: Services) -> None:
     async def list_rollouts(app: str) -> Response:
         require("reader", app)
         await services.registry.app(app)
+        if own():
+            return json_response([own_json(r, services.store.name) for r in await services.store.own_rollouts(app)])
         return json_response([await shown(r) for r in rollouts.all_of(app)])
 
     @app.get(f"{BASE}/<name>")
     async def get_rollout(app: str, name: str) -> Response:
         require("reader", app)
+        if own():
+            await services.registry.app(app)
+            return json_response(own_json(await owned(app, name), services.store.name))
         return json_response(await shown(rollouts.get(app, name)))
 
     @app.delete(f"{BASE}/<name>")
     async def delete_rollout(app: str, name: str) -> Response:
         who = require("manager", app)
+        if own():
+            refuse_own(f"delete it there, {(await owned(app, name)).link}")
         entry = audit.entry(services.now(), who.name, "delete-rollout", f"{app}/rollout/{name}")
         await rollouts.delete(app, name, [entry])
         return Response("", 204)
@@ -79,6 +102,8 @@ def register(app: QuartTrio, services: Services) -> None:
     async def act(app: str, name: str, action: str) -> Response:
         """Steer a rollout: start, approve, deny, pause, resume, next, retry, activate, revert, abort."""
         who = require("manager", app)
+        if own():
+            refuse_own(f"steer it there, {(await owned(app, name)).link}")
         given = await read_json(_Steering, services.config.body_max)
         reason = given.reason[:REASON_MAX]
         check_json_untrusted(reason, "reason")
@@ -129,6 +154,36 @@ def rollout_json(rollout: Rollout, counts: dict[int, WaveCounts]) -> dict[str, A
     metadata = msgspec.to_builtins(rollout.metadata)
     metadata["annotations"] = {k: v for k, v in rollout.metadata.annotations.items() if k != "app"}
     return {"metadata": metadata, "spec": rollout.spec, "status": out}
+
+
+def own_json(rollout: OwnRollout, store: str) -> dict[str, Any]:
+    """Return a rollout of the store's own system in the form of dfud's. What only that system knows is left out."""
+    waves = [
+        {
+            "name": wave.name,
+            "state": wave.state,
+            "expected": wave.devices,
+            "told": wave.told,
+            "underWay": wave.under_way,
+            "done": wave.done,
+            "failed": wave.failed,
+            "left": 0,
+        }
+        for wave in rollout.waves
+    ]
+    now = next((number for number, wave in enumerate(waves, 1) if wave["state"] != "finished"), max(1, len(waves)))
+    status = {
+        "state": rollout.state,
+        "said": rollout.said,
+        "wave": now,
+        "author": rollout.by,
+        "devices": rollout.devices,
+    }
+    return {
+        "metadata": {"name": rollout.name},
+        "spec": {"firmware": rollout.firmware},
+        "status": {**status, "waves": waves, "history": [], "store": store, "link": rollout.link},
+    }
 
 
 def _counts_json(counts: WaveCounts) -> dict[str, int]:

@@ -228,6 +228,13 @@ async def serve(
         await worker_serve(wrapped, settings, sockets=sockets, shutdown_trigger=shutdown.wait, task_status=task_status)
 
 
+async def check_listening(config: RegistryConfig) -> None:
+    """Raise ConfigError if serve() could not listen now."""
+    for port in (config.port, config.redirect_port):
+        if port:
+            _listening(config.host, port).close()
+
+
 def _listening(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raises ConfigError."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -49,8 +49,53 @@ class Insight(Protocol):
     async def drift(self, app: str) -> msgspec.Struct:
         """Return which devices are not where they should be, by the code that explains them."""
 
+    async def attention(self, app: str) -> msgspec.Struct:
+        """Return which deployments have stood still for too long, by why."""
+
     async def explain(self, app: str, device: str) -> msgspec.Struct:
         """Return why it runs what it runs: code, sentences, todo, values."""
+
+
+class FleetNumbers(Protocol):
+    """Counts the devices of an app; the controller's."""
+
+    async def numbers(self, app: str, *, hours: int = 168, points: int = 60) -> dict[str, Any]:
+        """Return devices by version, state and code, when they were seen, adoption over `hours`, the most common crashes."""
+
+    async def crash(self, app: str, fingerprint: str) -> dict[str, Any]:
+        """Return one kind of crash, with what the first device said."""
+
+
+class OutboxDesk(Protocol):
+    """What waits to be told to event sinks, and what they did not take; the controller's."""
+
+    def status(self) -> list[dict[str, Any]]: ...
+
+    async def letters(self, sink: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, Any]]: ...
+
+    async def retry(self, sink: str, keys: list[str] | None = None) -> int: ...
+
+    async def drop(self, sink: str, keys: list[str] | None = None) -> int: ...
+
+
+class Planning(Protocol):
+    """Says what a rollout would do; the controller's."""
+
+    async def size(self, app: str, spec: dict[str, Any]) -> int: ...
+
+    async def plan(
+        self,
+        app_name: str,
+        spec: dict[str, Any],
+        *,
+        name: str = "",
+        silent_days: float = 30,
+        prepare: bool = True,
+        progress: Callable[[int], None] = ...,
+    ) -> dict[str, Any]: ...
+
+    def begin(self, work: Callable[[Callable[[int], None]], Awaitable[dict[str, Any]]]) -> Any:
+        """Start a forecast beside the request: `read`, `done`, `result`, `error`, `scope`."""
 
 
 class RolloutDesk(Protocol):
@@ -61,6 +106,8 @@ class RolloutDesk(Protocol):
     def get(self, app: str, name: str) -> Rollout: ...
 
     async def counts(self, uid: str) -> dict[int, WaveCounts]: ...
+
+    async def failed(self, uid: str) -> list[dict[str, Any]]: ...
 
     async def create(
         self,
@@ -100,6 +147,9 @@ class Services(msgspec.Struct, frozen=True):
     commands: CommandSender
     updates: Updates
     insight: Insight
+    fleet: FleetNumbers
+    outbox: OutboxDesk
+    planner: Planning
     rollouts: RolloutDesk
     config: RegistryConfig
     now: Callable[[], float]

@@ -8,6 +8,7 @@ from typing import Any
 
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
+from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import Code
 from dfud.wire.trust import trust_problem
 
@@ -140,17 +141,25 @@ def _of_the_board(actual: Actual) -> list[dict[str, Any]]:
 
 def _of_the_manifest(actual: Actual, deployment: Deployment | None, target: Firmware | None) -> list[dict[str, Any]]:
     """Return the condition ManifestCurrent, where a device runs the target under another manifest than it has now."""
-    if target is None or deployment is None or deployment.state is not State.DONE or not deployment.manifest:
+    if target is None or actual.sha256 != target.sha256:
         return []
-    if not actual.sha256 == target.sha256 == deployment.sha256:
-        return []
-    if deployment.manifest == hashlib.sha256(target.manifest).hexdigest():
-        return []
-    told = (
-        f"it keeps the manifest that {target.version} was sent with: floor and keys of the one that replaced it are not in force "
-        "there; publish another image for that"
-    )
-    return [_condition("ManifestCurrent", "False", "Replaced", told, deployment.updated_s)]
+    at_s = deployment.updated_s if deployment is not None else actual.seen_s
+    if renewal_due(target.manifest, target.sequence, actual.manifest):
+        told = (
+            f"it runs {target.version} under the manifest with sequence {actual.manifest}: floor and keys of the one that replaced "
+            f"it, sequence {target.sequence}, are not in force there yet; it is sent the image under that one"
+        )
+    else:
+        d = deployment
+        if d is None or d.state is not State.DONE or not d.manifest or d.sha256 != target.sha256:
+            return []
+        if d.manifest == hashlib.sha256(target.manifest).hexdigest():
+            return []
+        told = (
+            f"it keeps the manifest that {target.version} was sent with: what the one that replaced it says is not in force there. "
+            "It gets one that has a floor or changes keys, and a higher sequence than its own"
+        )
+    return [_condition("ManifestCurrent", "False", "Replaced", told, at_s)]
 
 
 def _that_matters(view: DeviceView, target: Firmware | None) -> Deployment | None:
@@ -159,7 +168,9 @@ def _that_matters(view: DeviceView, target: Firmware | None) -> Deployment | Non
     if deployment is None or deployment.state not in (State.ROLLED_BACK, State.FAILED):
         return deployment
     if actual is not None and actual.sha256 == deployment.sha256:
-        return None
+        # Of a renewal it runs the image from the beginning: what counts is the manifest.
+        renews = deployment.renews > (actual.manifest if actual.manifest is not None else deployment.renews)
+        return deployment if renews else None
     return deployment if target is not None and _leads_to(deployment, target) else None
 
 
@@ -180,7 +191,8 @@ def _in_sync(
         return _condition("InSync", "Unknown", "NothingDesired", "spec.firmware says nothing", at_s)
     if target is None:
         return _condition("InSync", "False", "NotPublished", f"firmware {desired.version} is not published", at_s)
-    if actual is not None and actual.sha256 == target.sha256:
+    renewed = actual is not None and renewal_due(target.manifest, target.sequence, actual.manifest) and not barred
+    if actual is not None and actual.sha256 == target.sha256 and not renewed:
         if actual.trial:
             return _condition("InSync", "False", "Trial", "runs the target, unconfirmed", at_s)
         return _condition("InSync", "True", "", "", at_s)
@@ -190,6 +202,8 @@ def _in_sync(
     if barred:
         return _condition("InSync", "False", "NotTrusted", barred, at_s)
     ours = deployment if deployment is not None and _leads_to(deployment, target) else None
+    if renewed and ours is not None and ours.renews < target.sequence:
+        ours = None  # of the time before this manifest
     if ours is not None and ours.final and not ours.is_between:
         # Done, and yet it runs something else: it went back by itself, later.
         ended = State.ROLLED_BACK if ours.state is State.DONE else ours.state

@@ -386,6 +386,7 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
             entry = HistoryEntry(deployment.id, "app1", "dev1", float(number), state, "1.0")
             await store.commit([PutDeployment(deployment, entry)])
         assert [e.state for e in await store.history("app1", "dev1")] == [State.DONE, State.NOTIFIED, State.PENDING]
+        assert [e.number for e in await store.history("app1", "dev1")] == [3, 2, 1]
         assert len(await store.history("app1", "dev1", limit=1)) == 1
         assert await store.deployment(deployment.id) == deployment
         assert await store.deployments("app1", "dev1") == [deployment]
@@ -403,6 +404,19 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
         )
         assert await store.users_of("app1", "1.0") == ["gets", "wants"]
         assert await store.users_of("app1", "2.0") == []
+
+    async def test_devices_that_are_being_updated_are_found_in_pieces(self, store: Store) -> None:
+        states = {"d1": State.PENDING, "d2": State.DONE, "d3": State.TRIAL, "d4": State.FAILED, "d5": State.FETCHING}
+        await store.commit([PutApp(an_app()), PutDevice(a_device("d0"))])
+        for number, (name, state) in enumerate(states.items(), 1):
+            await store.commit([PutDevice(a_device(name)), PutDeployment(a_deployment(number, state, device=name))])
+        later = msgspec.structs.replace(a_deployment(9, State.DONE, device="d5"), number=2)
+        await store.commit([PutDeployment(later)])
+        assert [view.device.name for view in await store.updating("app1")] == ["d1", "d3"]
+        assert [view.device.name for view in await store.updating("app1", limit=1)] == ["d1"]
+        (view,) = await store.updating("app1", after="d1")
+        assert view.deployment is not None and view.deployment.state is State.TRIAL
+        assert await store.updating("app1", after="d3") == [] and await store.updating("nobody") == []
 
     async def test_documents_are_kept_by_collection(self, store: Store) -> None:
         await store.commit([PutDocument("c", f"k{n}", bytes([n])) for n in range(5)])

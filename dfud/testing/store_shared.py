@@ -31,6 +31,7 @@ from dfud.api import (
     DeleteDocument,
     DeleteFirmware,
     DeviceChanged,
+    DeviceStateChanged,
     DocumentChanged,
     ExpectDevice,
     FirmwareChanged,
@@ -59,7 +60,7 @@ class Heard:
     def __init__(self, bus: Bus) -> None:
         self.events: list[Any] = []
         self._news = trio.Event()
-        for kind in (AppChanged, DeviceChanged, FirmwareChanged, DocumentChanged, Told, Missed):
+        for kind in (AppChanged, DeviceChanged, DeviceStateChanged, FirmwareChanged, DocumentChanged, Told, Missed):
             bus.subscribe(kind, self._hear)
 
     def _hear(self, event: Any) -> None:
@@ -106,6 +107,7 @@ class SharedConformance:
             await one.commit(
                 [PutActual(Actual("app1", "dev1", "1", "00" * 32, "esp32c3")), PutDeployment(a_deployment())]
             )
+            await heard.wait(lambda e: e == DeviceStateChanged("app1", "dev1"))
             found = await other.device("app1", "dev1")
             assert found is not None and found.deployment == a_deployment()
             async with a_blob(one, b"data") as sha256:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -90,6 +91,24 @@ def decode_manifest_untrusted(data: bytes) -> Manifest:
     if manifest.floor > manifest.sequence:
         raise PeerError(floor_too_high(manifest.floor, manifest.sequence))
     return manifest
+
+
+@lru_cache(maxsize=1024)
+def changes_device(envelope: bytes) -> bool:
+    """Say whether a manifest changes what a device takes from then on: it has a floor, adds keys or revokes some."""
+    try:
+        _, manifest = decode_envelope_untrusted(envelope)
+    except PeerError:
+        return False
+    return bool(manifest.floor or manifest.add or manifest.revoke)
+
+
+def renewal_due(envelope: bytes, sequence: int, running: int | None) -> bool:
+    """Say whether a device that runs the image already is to get it again under this manifest of that sequence number.
+
+    running: the number in the manifest that its copy was installed with; None: it has none, or does not say.
+    """
+    return running is not None and sequence > running and changes_device(envelope)
 
 
 def floor_too_high(floor: int, sequence: int) -> str:

@@ -87,7 +87,7 @@ class Defer(msgspec.Struct, frozen=True):
     own: bool = False
 
 
-class Status(msgspec.Struct, frozen=True):
+class Status(msgspec.Struct, frozen=True, gc=False):
     version: str
     digest: bytes
     hardware: str
@@ -101,6 +101,7 @@ class Status(msgspec.Struct, frozen=True):
     attributes: dict[str, str] = {}
     sequence: int = 0
     starts: Starts | None = None
+    manifest: int | None = None
 
 
 class Type(IntEnum):
@@ -155,6 +156,8 @@ def encode_status(status: Status) -> bytes:
     if status.starts:
         s = status.starts
         message[13] = {0: s.number, 1: s.crashes, 2: s.reset, 3: s.text}
+    if status.manifest is not None:
+        message[14] = status.manifest
     return encode(message)
 
 
@@ -212,6 +215,7 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
         attributes=attributes,
         sequence=_uint(m, 12, "sequence", 0, U32_MAX, 0),
         starts=starts,
+        manifest=_uint(m, 14, "manifest", 0, U32_MAX) if 14 in m else None,
     )
 
 

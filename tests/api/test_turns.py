@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from dfud.api import Turns
 
@@ -67,3 +68,21 @@ async def test_whoever_is_cancelled_when_all_get_their_turn_and_limits_hold(seed
             nursery.start_soon(have, random.randrange(4), random.randrange(3))
             await trio.lowlevel.checkpoint()
     assert (turns.taken, turns.waiting) == (0, 0) and had
+
+
+async def test_a_turn_that_lasts_too_long_goes_to_who_waits_and_its_holder_goes_on(autojump_clock: MockClock) -> None:
+    turns, ended = Turns(4, 2, lasts_s=1.0), []
+
+    async def stall(key: str) -> None:
+        async with turns.turn(key):
+            await trio.sleep(10)
+        ended.append(key)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(stall, f"k{number % 3}")
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        async with turns.turn("honest"):
+            assert trio.current_time() - began <= 2.0 and not ended
+    assert len(ended) == 40 and (turns.taken, turns.waiting, turns._held, dict(turns._queues)) == (0, 0, {}, {})

@@ -95,6 +95,7 @@ def test_every_state_on_flash_that_wears_out(number: int) -> None:
 REDUCED = [
     (confirmed, ()),
     (revert, (WEAK, STATE_AT)),
+    (crashing, (ERASE_IGNORED, STATE_AT)),
     *((unconfirmed, (kind, STATE_AT + SECTOR)) for kind in (ERASE_REFUSED, WEAK, STUCK)),
 ]
 
@@ -109,7 +110,7 @@ def test_states_that_are_taken_for_one_are_one(make: Callable[..., Scenario], we
     assert reduced.closed
     for whole in (every, one_by_one):
         assert len(whole.reached) == whole.boots > 5
-        assert {key_of(node.flash, node.faults) for node in whole.reached} <= {key[2:] for key in reduced.seen}
+        assert {key_of(node.flash, node.faults, scenario.logs) for node in whole.reached} <= {key[2:] for key in reduced.seen}
 
 
 SEEDED: tuple[Callable[[], Scenario], ...] = (

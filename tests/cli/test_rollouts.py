@@ -97,7 +97,7 @@ async def test_a_channel_is_a_rule_and_a_rollout_may_be_a_draft(dfuctl: Dfuctl, 
     assert "no channel beta in app lamps" in await dfuctl("channel", "remove", "beta", fails=True)
     assert "-l: expected labels" in await dfuctl("rollout", "create", "all", "1.1", "-l", "", fails=True)
     assert "give its VERSION" in await dfuctl("rollout", "create", "none", fails=True)
-    await dfuctl("rollout", "create", "later", "1.1", "-l", "site=1", "--draft", "--priority", "3", "--waves", "100")
+    await dfuctl("rollout", "create", "later", "1.1", "-l", "site=1", "--waves", "100", "--draft", "--priority", "3")
     assert json.loads(await dfuctl("-o", "json", "rollout", "show", "later"))["spec"]["priority"] == 3
     assert "1.1 is wanted by rollout later" in await dfuctl("firmware", "delete", "1.1", "--yes", fails=True)
     assert (await shown(dfuctl, "later"))["state"] == "draft"

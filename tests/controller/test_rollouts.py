@@ -31,6 +31,7 @@ from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import State
 from dfud.model.schedule import is_open
 from dfud.wire.messages import Type
+from tests.amounts import sampled
 from tests.controller.fleet import Fleet
 from tests.controller.world import World
 
@@ -160,14 +161,17 @@ async def test_a_good_version_reaches_everybody_wave_by_wave(autojump_clock: tri
         assert rollout.status.author == "eva"
 
 
-async def test_a_bad_version_stops_in_the_first_wave_and_says_why(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("rest_s", sampled(4 * 3600.0, 86400.0))
+async def test_a_bad_version_stops_in_the_first_wave_and_says_why(
+    autojump_clock: trio.testing.MockClock, rest_s: float
+) -> None:
     async with led(300, bad={"1.2": 0.5}) as at:
         await at.create("bad", {"firmware": "1.2", "waves": QUICK})
         rollout = await at.until("bad", State.PAUSED)
         assert rollout.status.wave == 0 and rollout.status.code == "error-threshold"
         assert "devices that answered failed or went back, expected at most 5 %" in rollout.status.reason
         told = sum(board.tried["1.2"] for board in at.fleet.boards.values())
-        await trio.sleep(14400)
+        await trio.sleep(rest_s)
         assert sum(board.tried["1.2"] for board in at.fleet.boards.values()) - told <= 1, "nobody else is told"
 
 
@@ -318,8 +322,9 @@ async def test_what_cannot_come_to_anything_is_refused_by_its_field(autojump_clo
             await at.create("both", {"firmware": "1.2", "priority": 2})
 
 
+@pytest.mark.parametrize("rest_s", sampled(4 * 3600.0, 86400.0))
 async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_back(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, rest_s: float
 ) -> None:
     async with led(60, poll_s=30.0) as at:
         await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}], "perMinute": 30})
@@ -329,7 +334,7 @@ async def test_what_is_under_way_goes_on_when_it_is_aborted_and_nobody_is_taken_
         await at.rollouts.act("app", "r", "abort", "eva", "enough")
         told = {board.name for board in at.fleet.boards.values() if board.tried["1.1"]}
         assert len(told) > at.fleet.running()["1.1"], "some are under way"
-        await trio.sleep(7200)
+        await trio.sleep(rest_s)
         assert {board.name for board in at.fleet.boards.values() if board.version == "1.1"} == told
         at.check("r")
 

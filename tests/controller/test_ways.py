@@ -179,7 +179,8 @@ async def test_nobody_gets_what_is_recalled_and_what_is_under_way_is_stopped(aut
     assert (answer.type, answer.reason) == (Type.STOP, "1.1 is recalled: it burns")
     assert (world.deployment.state, world.deployment.blocks) == (State.CANCELLED, False)
     found = await explained(world)
-    assert found.code == Why.RECALLED.value and found.sentences[0] == "1.1 is recalled: it burns." and "unrecall 1.1" in found.todo
+    assert found.code == Why.RECALLED.value
+    assert found.sentences[0] == "1.1 is not sent to anybody: 1.1 is recalled: it burns." and "unrecall 1.1" in found.todo
     publish(world, "1.1", 2)
     assert (await world.poll()).type is Type.UPDATE and world.controller.package_of("app", "dev")
 

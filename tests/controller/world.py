@@ -43,6 +43,7 @@ from dfud.api import (
     Selector,
     Store,
     StoreError,
+    TrimDocuments,
 )
 from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
@@ -116,7 +117,13 @@ class Records(Store):
                         raise ConflictError("changed")
                     self.documents_[collection, key] = value
                 case DeleteDocument(collection, key):
+                    if (collection, key) not in self.documents_:
+                        raise NotFoundError(f"no {collection} {key}")
                     del self.documents_[collection, key]
+                case TrimDocuments(collection, keep):
+                    keys = sorted(key for place, key in self.documents_ if place == collection)
+                    for key in keys[: max(0, len(keys) - keep)]:
+                        del self.documents_[collection, key]
                 case AddCounts(scope, add):
                     counts = self.counts_.setdefault(scope, {})
                     for name, number in add.items():
@@ -198,7 +205,8 @@ class Records(Store):
         return sorted(self.of_device.get((app, device), {}).values(), key=lambda d: -d.number)[:limit]
 
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
-        return [e for e in reversed(self.entries) if (e.app, e.device) == (app, device)][:limit]
+        own = [e for e in self.entries if (e.app, e.device) == (app, device)]
+        return [msgspec.structs.replace(e, number=n) for n, e in enumerate(own, 1)][::-1][:limit]
 
     async def users_of(self, app: str, version: str) -> list[str]:
         return []

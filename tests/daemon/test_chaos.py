@@ -1,12 +1,13 @@
-"""A whole dfud in which everything breaks at random, while devices of two protocols update and users ask and change.
+"""A whole dfud in which everything breaks at random, while devices of four protocols update and users ask and change.
 
 Broken are: every call of the store, every sink, every subscriber, every view of the user plane, the endpoint behind the
-transports, their handlers, a dialect, the making of packages, and a plugin's transport, sink and routes. What belongs to the
-app `calm` is left alone, and must notice nothing.
+transports, their handlers, each of CoAP's, a dialect, the making of packages, and a plugin's transport, sink and routes. What
+belongs to the app `calm` is left alone, and must notice nothing.
 """
 
 from __future__ import annotations
 
+import base64
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -24,13 +25,13 @@ from dfud_http.connection import Connection
 from dfud.api import Endpoint, Transport, UserRoutes, events, faults, open_to_all
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
-from dfud.daemon.parts import build
+from dfud.daemon.components import build
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry.application import make_app
 from dfud.testing.daemon import DaemonProcess
 from tests.daemon.test_containment import serving
-from tests.endpoint.chaos import NEW, OLD, Chaos, ChaosSink, ChaosStore, Fleet
+from tests.endpoint.chaos import NEW, OLD, Chaos, ChaosSink, ChaosStore, Fleet, coap_breaks
 
 APPS = "/api/registry/v1alpha1/apps"
 DFU = "/api/dfu/v1/apps"
@@ -107,6 +108,16 @@ async def prepare(client: httpx.AsyncClient, app: str, devices: list[str]) -> di
         (await client.post(f"{APPS}/{app}/devices", json=made)).raise_for_status()
         secrets[name] = str((await client.post(f"{DFU}/{app}/secret/{name}")).json()["secret"])
     return secrets
+
+
+async def give_key(client: httpx.AsyncClient, app: str, name: str) -> bytes:
+    """Give a device a pre-shared key beside its secret."""
+    key = random.randbytes(16)
+    device = (await client.get(f"{APPS}/{app}/devices/{name}")).json()
+    credentials = device["spec"].setdefault("authentication", {}).setdefault("credentials", [])
+    credentials.append({"psk": {"key": base64.b64encode(key).decode()}})
+    (await client.put(f"{APPS}/{app}/devices/{name}", json=device)).raise_for_status()
+    return key
 
 
 async def update_by_ajour(url: str, name: str, secret: str, done: Callable[[str], None]) -> None:
@@ -193,7 +204,8 @@ async def run(
     caplog.set_level("INFO")
     chaos = Chaos(seed, rate)
     everything_breaks(chaos, monkeypatch)
-    daemon = DaemonProcess(tmp_path, plugins=("local", "http", "drogue"))
+    coap_breaks(chaos, monkeypatch)
+    daemon = DaemonProcess(tmp_path, plugins=("local", "http", "drogue", "coap"), coap="plain = true")
     token = await daemon.init()
     parts = build(daemon.config)
     patient = EndpointConfig(str(tmp_path / "credential.key"), failures_per_address=10_000, failures_per_device=10_000)
@@ -212,14 +224,18 @@ async def run(
     before = sum(faults().values())
     wild = {f"d{n}": "wild" for n in range(devices)}
     async with serving(parts, {}) as (service, _):
-        said = {r.getMessage(): r.url for r in caplog.records if getattr(r, "url", "chaos://") != "chaos://"}  # type: ignore[attr-defined]
+        told = [r.__dict__ for r in caplog.records if r.__dict__.get("url", "chaos://") != "chaos://"]
+        said = {r.get("transport", "users"): r["url"] for r in told}
         for kind in vars(events).values():
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
                 service._bus.subscribe(kind, chaos.within(f"bus.{kind.__name__}", lambda event: None))
         headers = {"authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(base_url=said["users are served"], headers=headers, timeout=60) as client:
-            secrets = await prepare(client, "wild", [*wild, "a0", "a1"]) | await prepare(client, "calm", ["c0", "c1"])
-            fleet = Fleet(said["devices are served"], chaos, secrets)
+        async with httpx.AsyncClient(base_url=said["users"], headers=headers, timeout=60) as client:
+            by_coap = {"p0": "wild", "p1": "wild", "o0": "wild", "o1": "wild", "c2": "calm", "c3": "calm"}
+            secrets = await prepare(client, "wild", [*wild, "a0", "a1", *(n for n in by_coap if by_coap[n] == "wild")])
+            secrets |= await prepare(client, "calm", ["c0", "c1", "c2", "c3"])
+            keys = {name: await give_key(client, by_coap[name], name) for name in ("o0", "o1", "c3")}
+            fleet = Fleet(said["http"], chaos, secrets, coap=said["coap"], keys=keys)
             await fleet.update("c0", "calm")  # the calm app's package is there before anything breaks
             users = Users(client)
             chaos.spared |= {asked for asked in store.asked if "'token" in asked}  # who asks is no matter of the app's
@@ -231,15 +247,20 @@ async def run(
                     async with trio.open_nursery() as updating:
                         for name, app in [*wild.items(), ("c1", "calm")]:
                             updating.start_soon(fleet.update, name, app)
+                        for name, app in by_coap.items():
+                            updating.start_soon(fleet.update_by_coap, name, app)
                         for name in ("a0", "a1"):
                             updating.start_soon(
-                                update_by_ajour, said["devices are served"], name, secrets[name], fleet.done.append
+                                update_by_ajour, said["http"], name, secrets[name], fleet.done.append
                             )
+                    asking.start_soon(fleet.talk_by_coap, "o0", "wild")
+                    while not {"view", "coap"} <= {where.partition(".")[0] for where in chaos.raised}:
+                        await trio.sleep(0.01)  # the devices were quick
                     asking.cancel_scope.cancel()
             chaos.calm = True
             assert (await client.get("/readyz")).json() == {"status": "ready"}
             assert service.failure is None
-    assert sorted(fleet.done) == sorted([*wild, "a0", "a1", "c0", "c1"])
+    assert sorted(fleet.done) == sorted([*wild, "a0", "a1", "c0", "c1", *by_coap])
     assert sum(faults().values()) > before
     assert users.answers[200] and users.answers[500] + users.answers[503], users.answers
     return chaos
@@ -251,7 +272,7 @@ async def test_a_whole_dfud_serves_on_whatever_breaks_in_it(
     chaos = await run(tmp_path, caplog, monkeypatch, random.randrange(1 << 32), 0.02, 6)
     print(chaos.raised)
     kinds = {where.partition(".")[0] for where in chaos.raised}
-    assert kinds >= {"store", "view", "bus", "DeviceEndpoint"}, chaos.raised
+    assert kinds >= {"store", "view", "bus", "DeviceEndpoint", "coap"}, chaos.raised
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from dfud_http.transport import HttpTransport
 from dfud_local.store import LocalStore
 
 from dfud.api import Bus, Endpoint, EventSink, PutApp, StoreError, Telemetry, Transport, faults
-from dfud.daemon.parts import Parts, build
+from dfud.daemon.components import Components, build
 from dfud.daemon.service import Service
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.store import an_app
@@ -74,20 +74,20 @@ class FailingStore(LocalStore):
             raise self.error
 
 
-async def parts_in(directory: Path) -> Parts:
+async def parts_in(directory: Path) -> Components:
     daemon = DaemonProcess(directory)
     await daemon.init()
     return build(daemon.config)
 
 
 @asynccontextmanager
-async def serving(parts: Parts, environment: dict[str, str]) -> AsyncIterator[tuple[Service, dict[str, str]]]:
+async def serving(parts: Components, environment: dict[str, str]) -> AsyncIterator[tuple[Service, dict[str, str]]]:
     """Run a service in this process; yield it and the URLs that it has told."""
     urls: dict[str, str] = {}
     service = Service(parts, "0", environment)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.run, lambda: parts.config)
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             while service._not_ready == "starting":
                 await trio.sleep(0.01)
         yield service, urls
@@ -95,7 +95,7 @@ async def serving(parts: Parts, environment: dict[str, str]) -> AsyncIterator[tu
 
 
 async def eventually(what: Any, message: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         while not what():
             await trio.sleep(0.01)
     assert what(), message
@@ -161,7 +161,7 @@ async def test_dfuds_own_transports_serve_again_after_what_nobody_foresaw(
             assert 400 <= answer.status_code < 500
         else:
             sock = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            with sock, trio.fail_after(30):
+            with sock, trio.fail_after(120):
                 await sock.sendto(b"\x40\x00\x12\x34", ("127.0.0.1", port))  # an empty CON, "CoAP ping"
                 assert (await sock.recv(100))[:4] == b"\x70\x00\x12\x34"  # RFC 7252 section 4.3: it is reset
         assert service.failure is None

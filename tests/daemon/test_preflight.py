@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,101 @@ def test_what_run_refuses_check_config_refuses(tmp_path: Path, text: str, messag
         assert message in told.stderr and "Traceback" not in told.stderr, told.stderr
 
 
+def test_sections_of_misspelt_plugins_are_judged(tmp_path: Path) -> None:
+    """One was told of the plugin, and of its sections only after the next try."""
+    configure(
+        """
+[plugins]
+enabled = ["local", "htpp", "quite-else"]
+[transport.http]
+host = "192.0.2.1"
+prot = 1
+[transport.coap]
+port = 99999
+[transport.none]
+x = 1
+"""
+    )
+    expected = [
+        "[plugins] enabled: plugin 'htpp' is not installed, did you mean http?",
+        "[plugins] enabled: plugin 'quite-else' is not installed, expected one of ",
+        "dfud.toml: [transport.http] prot is unknown, did you mean port?",
+        "dfud.toml: [transport.coap] port 99999, expected ",
+        "[transport.http] host 192.0.2.1 is not loopback and there is no certificate",
+    ]
+    for command in ("check-config", "run"):
+        told = here(command)
+        lines = told.stderr.splitlines()
+        assert told.exit_code == 2 and len(lines) == len(expected), told.stderr
+        for wanted in expected:
+            assert any(line.startswith(f"dfud: {wanted}") for line in lines), (wanted, lines)
+
+
+def test_each_plugin_is_asked_whatever_another_says(tmp_path: Path) -> None:
+    configure(
+        """
+[plugins]
+enabled = ["local", "http", "coap"]
+[transport.http]
+host = "192.0.2.1"
+[transport.coap]
+certificate = "nothing.pem"
+"""
+    )
+    for command in ("check-config", "run"):
+        told = here(command).stderr
+        assert "[transport.http] host 192.0.2.1" in told and "[transport.coap] certificate nothing.pem" in told, told
+
+
+def taken(kind: socket.SocketKind) -> tuple[socket.socket, int]:
+    sock = socket.socket(socket.AF_INET, kind)
+    sock.bind(("127.0.0.1", 0))
+    if kind is socket.SOCK_STREAM:
+        sock.listen()
+    return sock, sock.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"),
+    [("registry", socket.SOCK_STREAM), ("transport.http", socket.SOCK_STREAM), ("transport.coap", socket.SOCK_DGRAM)],
+)
+def test_a_port_that_is_taken_is_told_by_both(tmp_path: Path, section: str, kind: socket.SocketKind) -> None:
+    sock, port = taken(kind)
+    ports = {name: 0 for name in ("registry", "transport.http", "transport.coap")} | {section: port}
+    text = '[plugins]\nenabled = ["local", "http", "coap"]\n'
+    configure(text + "".join(f"[{name}]\nport = {number}\n" for name, number in ports.items()))
+    with sock:
+        for command in ("check-config", "run"):
+            told = dfud(command)
+            assert told.returncode == 2, told.stderr
+            assert f"[{section}] cannot listen on 127.0.0.1:{port}: Address already in use" in told.stderr
+            assert "Traceback" not in told.stderr
+    assert here("check-config").exit_code == 0, "it is free again"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read and write everything")
+@pytest.mark.parametrize("name", ["var/credential.key", "var/dfud", "var/dfud/dfud.sqlite3"])
+def test_what_may_not_be_read_or_written_is_told_by_both(tmp_path: Path, name: str) -> None:
+    configure()
+    (tmp_path / name).chmod(0)
+    try:
+        for command in ("check-config", "run"):
+            told = here(command)
+            assert told.exit_code == 2 and name.rpartition("/")[2] in told.stderr, told.stderr
+    finally:
+        (tmp_path / name).chmod(0o700)
+
+
+def test_another_databases_key_is_told_by_both(tmp_path: Path) -> None:
+    configure("[registry]\nport = 0\n[transport.http]\nport = 0\n")
+    assert here("check-config").exit_code == 0
+    (tmp_path / "var" / "credential.key").write_bytes(os.urandom(32))
+    before = sorted(path.name for path in (tmp_path / "var" / "dfud").iterdir())
+    told = here("check-config")
+    assert told.exit_code == 2 and "is not the key of this database" in told.stderr
+    assert sorted(path.name for path in (tmp_path / "var" / "dfud").iterdir()) == before
+
+
 def test_check_config_changes_nothing(tmp_path: Path) -> None:
     Path("dfud.toml").write_text("")
     assert here("check-config").exit_code == 2
@@ -175,14 +271,16 @@ async def test_the_audit_log_is_bounded(tmp_path: Path) -> None:
         store = LocalStore(tmp_path / "state")
         await nursery.start(store.run, Bus())
         await store.commit([audit.entry(time.time() - 2000 + n, "x", "create", str(n)) for n in range(1200)])
+        stored = [entry.target for _, entry in await audit.read(store, limit=2000)]
         nursery.cancel_scope.cancel()
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         async with daemon.client() as client:
-            with trio.fail_after(30):
-                while await oldest(client) == "0":
+            with trio.fail_after(120):
+                while await oldest(client) == stored[0]:
                     await trio.sleep(0.05)
-            assert await oldest(client) == "201"  # with the entry of init's token, they were 1201
+            assert len(stored) == 1201, "with the entry of init's token"
+            assert await oldest(client) == stored[201]
         nursery.cancel_scope.cancel()
 
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import trio
 
+from dfud.daemon.components import load
 from dfud.daemon.notify import Notifier
-from dfud.daemon.parts import load
 from dfud.testing.daemon import DaemonProcess
 from tests.real_parts import require
 
@@ -134,7 +134,7 @@ async def test_it_tells_systemd_and_stops_on_sigterm_with_what_is_parked_answere
         daemon.signal(signal.SIGTERM)
         while told != b"STOPPING=1":
             told = await trio.to_thread.run_sync(notify.recv, 1000)
-        with trio.fail_after(10):
+        with trio.fail_after(120):
             while daemon.exit_code is None:
                 await trio.sleep(0.02)
     assert daemon.exit_code == 0
@@ -160,7 +160,7 @@ async def test_a_reload_says_what_waits_for_a_restart_and_survives_a_broken_file
 
 
 async def heard(daemon: DaemonProcess, event: str, **fields: str) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(120):
         while not any(
             line.get("event") == event and all(fields[k] in line[k] for k in fields) for line in daemon.lines
         ):

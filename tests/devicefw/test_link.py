@@ -68,15 +68,40 @@ for url in {[url for url, _ in URLS]!r}:
 
 
 def test_a_hardware_has_the_name_that_manifests_have() -> None:
-    names = ["esp32c3", "ESP32-C3", "esp32-c3", "Esp32C3-Board1", "esp32-c3-Board-2", "esp32", "ESP32"]
-    names += ["ESP32-board", "esp32-s3", "ESP32S2"]
-    names += ["esp32-c3x", "esp32c", "esp32c33", "esp32-", "toaster", "rp2040", "", "esp32-c", "esp32_c3", "ESP32-P4-x", "esp32-h2-"]
+    names = ["esp32c3", "ESP32-C3", "esp32-c3", "Esp32C3-Board1", "esp32-c3-Board-2", "esp32", "ESP32", "ESP32-board"]
+    names += ["esp32-s3", "ESP32S2", "ESP32-P4-x", "esp32-h2-", "esp32-c3x", "esp32c", "esp32c33", "esp32-", "esp32-c"]
+    names += ["esp32_c3", "toaster", "rp2040", ""]
     program = f"""
 from dfu.transport import hardware_name
 for name in {names!r}:
     print(json.dumps(hardware_name(name)))
 """
     assert run(program) == [hardware_name(name) for name in names]
+
+
+def test_over_coap_a_heap_without_a_large_piece_gets_smaller_blocks() -> None:
+    """Once there is no piece for a datagram, there may never be one again: hostile answers have cut a heap up like that for good."""
+    program = """
+import asyncio
+from dfu.coap import CoapTransport
+class Sock:
+    lost = 0
+    def recv(self, size):
+        if size == 64:
+            Sock.lost += 1
+            return b"x" * 64
+        if size > 500:
+            raise MemoryError
+        return b"y" * 300
+t = CoapTransport({"url": "coap://x", "device": "d", "app": "a", "secret": "s", "block": 1024})
+async def readable():
+    pass
+t.sock, t.room, t._readable = Sock(), memoryview(bytearray(2000)), readable
+from time import ticks_add, ticks_ms
+length = asyncio.run(t._receive(ticks_add(ticks_ms(), 60000)))
+print(json.dumps([length, 16 << t.exponent, Sock.lost]))
+"""
+    assert run(program) == [[300, 256, 2]]
 
 
 def test_the_host_header_names_host_and_port() -> None:

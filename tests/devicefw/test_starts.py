@@ -85,7 +85,7 @@ start()
 """)
     dark = [1, 12, "ValueError: dark"]
     assert [row[0] for row in found[:4]] == [[1, 0, 0, ""], [2, 0, 0, ""], [3, *dark], [4, *dark]]
-    assert [row[0] for row in found[4:]] == [[5, 2, 12, "panic"], [6, 2, 12, "panic"], [7, 3, 16, "watchdog"]]
+    assert [row[0] for row in found[4:]] == [[5, 2, 12, "panic"], [6, 2, 12, "panic"], [7, 3, 16, "RTC watchdog"]]
 
 
 def test_crashes_before_the_agent_started_count_and_so_do_those_that_took_the_image_off() -> None:

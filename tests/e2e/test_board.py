@@ -33,7 +33,7 @@ async def test_a_device_is_updated_and_confirms(tmp_path: Path) -> None:
     ("kind", "reason", "text"),
     [
         ("crash", "crashed", "ZeroDivisionError"),
-        ("hang", "crashed", ""),
+        ("hang", "crashed", "RTC watchdog"),
         ("unconfirmed", "unconfirmed", "not confirmed in time"),
         ("memory", "crashed", "MemoryError"),
     ],

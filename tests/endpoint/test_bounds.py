@@ -24,11 +24,11 @@ async def started(nursery: trio.Nursery, tmp_path: Path, devices: int, **options
 
 
 async def test_log_ins_and_polls_are_remembered_for_so_many(nursery: trio.Nursery, tmp_path: Path) -> None:
-    world = await started(nursery, tmp_path, 40, sessions=16, polls=20)
+    world = await started(nursery, tmp_path, 40, sessions=16)
     for number in range(40):
         found = await world.post(Credentials(basic(f"d{number}@app1:pw")), channel="dfu", body=a_status())
         assert isinstance(found, Reply) and found.code is Code.COMMAND
-    assert (len(world.endpoint._auth._sessions), len(world.endpoint._polls)) == (16, 20)
+    assert len(world.endpoint._auth.slots) == 16
     assert world.endpoint.quick(Request("http", "127.0.0.1", Credentials(basic("d39@app1:pw")), "dfu", a_status()))
     assert not world.endpoint.quick(Request("http", "127.0.0.1", Credentials(basic("d0@app1:pw")), "dfu", a_status()))
     nursery.cancel_scope.cancel()

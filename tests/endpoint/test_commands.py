@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,7 +26,9 @@ from dfud.api import (
     Device,
     DeviceChanged,
     DeviceView,
+    DocumentChanged,
     Metadata,
+    Missed,
     NotFoundError,
     PutApp,
     PutDevice,
@@ -346,3 +348,51 @@ def test_whoever_comes_in_between_no_command_is_lost_or_handed_on_twice(random: 
         assert not store.documents_ and not len(last.commands.kept)
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# Several processes on one store
+
+
+async def test_a_command_that_another_process_took_reaches_the_device_here_once(
+    nursery: trio.Nursery, store: Troubled
+) -> None:
+    """As a shared store tells it: DocumentChanged for each document that is put or deleted with `tell`."""
+    here, there = Side(store), Side(store)
+    for side in (here, there):
+        await nursery.start(side.run)
+    waiting = here.commands.wait("a", "d", 60.0)
+    heard: list[Reply] = []
+    waiting.listen(heard.append)
+    assert await there.send("one")
+    (key,) = await stored(store)
+    here.bus.publish(DocumentChanged(COLLECTION, key))
+    here.bus.publish(DocumentChanged("other", key))
+    await until(lambda: bool(heard))
+    assert [r.command for r in heard] == ["one"] and await stored(store) == []
+    assert there.commands.kept.has("a", "d")
+    there.bus.publish(DocumentChanged(COLLECTION, key))
+    await until(lambda: not there.commands.kept.has("a", "d"))
+    assert len(there.commands.kept) == 0
+
+
+async def test_what_was_missed_of_other_processes_is_looked_up(nursery: trio.Nursery, store: Troubled) -> None:
+    here, there = Side(store), Side(store)
+    for side in (here, there):
+        await nursery.start(side.run)
+    assert await here.send("mine") and await there.send("theirs")
+    here.bus.publish(Missed())
+    await until(lambda: len(here.commands.kept) == 2)
+    assert [await here.take() for _ in range(3)] == ["mine", "theirs", ""]
+    assert await there.take() == "", "each is handed on by one"
+    assert await here.send("again") and await there.take() == ""
+    there.bus.publish(Missed())
+    await until(lambda: len(there.commands.kept) == 1)
+    assert await there.take() == "again"
+    here.bus.publish(Missed())
+    await until(lambda: len(here.commands.kept) == 0)
+
+
+async def until(so: Callable[[], bool]) -> None:
+    with trio.fail_after(60):
+        while not so():
+            await trio.sleep(0.001)

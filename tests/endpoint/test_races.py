@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -14,12 +15,26 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dfud.api import Bus, Code, Credentials, DeviceChanged, Reply, Request, StoreError, Waiting
+from dfud.api import (
+    App,
+    AppChanged,
+    Bus,
+    Code,
+    Credentials,
+    DeviceChanged,
+    Metadata,
+    Reply,
+    Request,
+    StoreError,
+    Waiting,
+)
+from dfud.controller.keeping import Asked
 from dfud.endpoint.auth import Authenticator, Session
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.denials import Denied
 from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.endpoint.slots import Slots
 from dfud.model.credentials import keyed_hash, keys_of, protect
 from dfud.wire.messages import Command, Status, Type, decode_command_untrusted, encode_status
 from tests.endpoint.scheduled import GatedStore, Gates
@@ -126,7 +141,7 @@ def slow_gates(monkeypatch: pytest.MonkeyPatch) -> list[Gates]:
         return found
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-    monkeypatch.setattr("dfud.endpoint.auth.is_slow", lambda spec, username: True)
+    monkeypatch.setattr("dfud.endpoint.auth.is_slow", lambda spec, username, limits: True)
     return gates
 
 
@@ -203,7 +218,17 @@ def test_no_pre_shared_key_is_kept_that_is_no_longer_the_devices(random: Random)
 
 
 class NothingKept:
-    """A store that is asked for nothing but the commands that wait, of which there are none."""
+    """A store that is asked for the commands that wait, of which there are none, and for the app: its spec is the version."""
+
+    def __init__(self, gates: Gates, controller: FakeController) -> None:
+        self._gates = gates
+        self._controller = controller
+
+    async def app(self, name: str) -> App:
+        await self._gates.pass_()
+        found = App(Metadata(name), {"version": self._controller.of_app})
+        await self._gates.pass_()
+        return found
 
     async def documents(self, collection: str, **page: object) -> list[tuple[str, bytes]]:
         return []
@@ -215,6 +240,7 @@ class FakeController:
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
         self.version = 0
+        self.of_app = 0
         self.poll_s = 60
 
     async def status(
@@ -227,9 +253,20 @@ class FakeController:
             return Command(Type.UPDATE, 0, str(version), package=bytes(16))
         return Command(Type.SYNC, 3600, str(version))
 
+    async def statuses(self, asked: Sequence[Asked]) -> list[Command | None]:
+        return [await self.status(one.app, one.device, one.status, one.transport) for one in asked]
+
 
 class KnownAuth:
     """Lets everybody in; the credentials are none of this test's business."""
+
+    def __init__(self) -> None:
+        self.slots = Slots(16)
+
+    def slot(self, credentials: Credentials) -> int:
+        digest = self.slots.digest(credentials)
+        found = self.slots.find(digest)
+        return found if found >= 0 else self.slots.keep(digest, "a", "d", 0.0)
 
     def known(self, credentials: Credentials, as_device: str = "") -> Session:
         return Session("a", "d")
@@ -244,7 +281,7 @@ def test_no_change_is_missed_by_a_device_that_polls_or_waits(random: Random) -> 
     async def run() -> None:
         gates, bus = Gates(random), Bus()
         controller = FakeController(gates)
-        store: Any = NothingKept()
+        store: Any = NothingKept(gates, controller)
         endpoint = DeviceEndpoint(
             store,
             bus,
@@ -279,7 +316,13 @@ def test_no_change_is_missed_by_a_device_that_polls_or_waits(random: Random) -> 
                         nursery.start_soon(post, random.choice((0.0, 300.0)))
                     case 1:
                         controller.version += 1
-                        bus.publish(DeviceChanged("a", "d"))
+                        if random.randrange(2):
+                            bus.publish(DeviceChanged("a", "d"))
+                        else:
+                            controller.of_app = controller.version
+                            bus.publish(AppChanged("a"))
+                    case 2 if not random.randrange(4):
+                        bus.publish(AppChanged("a"))  # nothing that concerns it
                     case _:
                         await gates.step()
                 found = endpoint.quick(request(0.0))

@@ -103,7 +103,7 @@ async def start_world(nursery: trio.Nursery, tmp_path: Path, wrap: Any = None, *
         store,
         bus,
         controller,
-        Authenticator(store, bus, config, KEY, lambda: clock[0], lambda: monotonic[0]),
+        Authenticator(store, bus, config, KEY, lambda: clock[0], lambda: monotonic[0], view=controller.view),
         Commands(store, bus, 2, 60.0, lambda: monotonic[0], lambda: clock[0]),
         config,
         dialects=(),

@@ -166,7 +166,7 @@ async def test_the_thin_path_over_http_with_a_bad_update_and_a_restart(tmp_path:
                 again = await device.poll()
                 assert again is not None and again.type is Type.WAIT
                 await user.post(f"{APP}/retry/d")
-            with trio.fail_after(10):
+            with trio.fail_after(120):
                 while (again := await device.poll()) is None or again.type is not Type.UPDATE:
                     await trio.sleep(0.05)
             last = await device.update()

@@ -66,6 +66,15 @@ async def test_a_wish_that_is_stored_while_its_firmware_is_deleted_keeps_it(
     assert "delete-firmware" not in [what for what, _ in await deeds(at)]
 
 
+@pytest.mark.parametrize("wish", [of_a_device, of_a_rollout])
+async def test_one_image_of_a_version_is_kept_as_well(at: Desk, wish: Callable[[Desk], Awaitable[None]]) -> None:
+    await publish(at, sign(manifest(b"other", hardware="y"), ONE), b"other")
+    at.store.before = lambda: wish(at)
+    with pytest.raises(RefusedError, match="wanted by"):
+        await at.firmware.delete_image("a", "1.0", "y", {}, "eve")
+    assert [image.hardware for image in (await at.firmware.get("a", "1.0")).images] == ["x", "y"]
+
+
 async def test_what_nobody_wants_is_deleted_whatever_else_changes(at: Desk) -> None:
     async def other() -> None:
         old = await at.registry.app("a")

@@ -281,3 +281,21 @@ async def test_a_group_goes_on_after_the_daemon_was_killed(nursery: trio.Nursery
 def test_a_job_says_all_of_itself() -> None:
     job = GroupJob("1", "a", "x=1", None, "eve", 1.0)
     assert msgspec.json.decode(msgspec.json.encode(job), type=GroupJob) == job
+
+
+async def test_many_devices_are_told_at_once_only_if_somebody_says_so(nursery: trio.Nursery, tmp_path: Path) -> None:
+    daemon = await prepared(tmp_path / "dfud", "update_max = 2", [devices("a", 3)])
+    await nursery.start(daemon.run)
+    async with daemon.client() as admin:
+        params = {"version": "1", "hardware": "x", "kind": "raw"}
+        await ask(admin, 201, "POST", f"{DFU}/firmware", params=params, content=b"image")
+        body = {"selector": "odd", "firmware": {"version": "1"}}
+        found = await ask(admin, 409, "POST", f"{DFU}/update", json=body)
+        assert "selector: odd matches 3 devices, expected at most 2 ([registry] update_max)" in found["message"]
+        assert "dfuctl rollout create NAME 1 -l 'odd'" in found["message"] and "--all-at-once" in found["message"]
+        assert await ask(admin, 200, "GET", f"{DFU}/jobs") == []
+        # What is not sent, and what takes a wish away, tells nobody.
+        for other in ({**body, "firmware": None}, {**body, "firmware": HOLD}, {**body, "allAtOnce": True}):
+            job = await ask(admin, 202, "POST", f"{DFU}/update", json=other)
+            assert job["matched"] == 3
+    nursery.cancel_scope.cancel()

@@ -84,6 +84,7 @@ async def test_what_runs_and_what_is_below_the_floor_is_refused_before_a_byte_is
     above = encode([raw, key_id(PUBLISHER), PUBLISHER.sign(SIGNATURE_CONTEXT + raw)])
     offers = [
         (Offer("what runs", FOREIGN[0], RUNNING), Why.INTERNAL, "running already"),
+        (Offer("what runs, under an older manifest", signed(RUNNING, sequence=4), RUNNING), Why.INTERNAL, "running already"),
         (Offer("below the floor", FOREIGN[2], firmware("0.9")), Why.DOWNGRADE, "the floor is 3"),
         (Offer("a floor above itself", above, NEWER), Why.DOWNGRADE, "floor 9 is above"),
     ]
@@ -185,9 +186,11 @@ async def fuzz(directory: Path, seed: int, rounds: int, server: type[Serving], *
         assert flash_of(board) != before, "this far a publisher's signature does get him"
         assert mutator.asked["chunk"] > rounds // 25, mutator.asked
         mutator.honest = True
-        with trio.fail_after(120):
+        with trio.move_on_after(120):
             while "app: confirmed 1.2" not in board.console:
                 await trio.sleep(0.05)
+        told = "\n".join([where, f"{mutator.asked}", f"boots: {board.boots}", *list(board.console)[-60:]])
+        assert "app: confirmed 1.2" in board.console, told
         nursery.cancel_scope.cancel()
     print(mutator.asked, "held:", serving.held)
     assert len(serving.held) >= 2 and sum(serving.held.values()) >= rounds // 100, "it was let wait, too"
@@ -197,7 +200,7 @@ async def fuzz(directory: Path, seed: int, rounds: int, server: type[Serving], *
 
 
 @pytest.mark.parametrize(
-    ("seed", "rounds", "install"), [(1, 300, ""), *(pytest.param(s, 5_000, i, marks=EXHAUSTIVE) for s, i in LONG)]
+    ("seed", "rounds", "install"), [(1, 300, ""), *(pytest.param(s, 2_500, i, marks=EXHAUSTIVE) for s, i in LONG)]
 )
 async def test_nothing_that_a_server_sends_resets_a_device_or_gets_past_a_signature(
     tmp_path: Path, seed: int, rounds: int, install: str
@@ -205,21 +208,21 @@ async def test_nothing_that_a_server_sends_resets_a_device_or_gets_past_a_signat
     await fuzz(tmp_path, seed, rounds, HttpServer, install=install)
 
 
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 60), pytest.param(2, 2_000, marks=EXHAUSTIVE)])
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 60), pytest.param(2, 1_000, marks=EXHAUSTIVE)])
 async def test_nothing_that_answers_a_claim_code_resets_a_device_or_keeps_it_from_enrolling(
     tmp_path: Path, seed: int, rounds: int
 ) -> None:
     await fuzz(tmp_path, seed, rounds, HttpServer, claim="dfc_0123456789_" + "x" * 30, secret="")
 
 
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 150), *(pytest.param(s, 3_000, marks=EXHAUSTIVE) for s in (2, 3))])
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 150), *(pytest.param(s, 1_500, marks=EXHAUSTIVE) for s in (2, 3))])
 async def test_nothing_that_a_coap_server_sends_resets_a_device_or_gets_past_a_signature(
     tmp_path: Path, seed: int, rounds: int
 ) -> None:
     await fuzz(tmp_path, seed, rounds, CoapServer, transport="coap", block=1024, ack_timeout_ms=30)
 
 
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 100), *(pytest.param(s, 3_000, marks=EXHAUSTIVE) for s in (2, 3))])
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 100), *(pytest.param(s, 1_500, marks=EXHAUSTIVE) for s in (2, 3))])
 async def test_nothing_that_a_server_with_the_devices_keys_protects_resets_a_device_or_gets_past_a_signature(
     tmp_path: Path, seed: int, rounds: int
 ) -> None:

@@ -14,6 +14,7 @@ import trio
 from quart_trio import QuartTrio
 
 from dfud.registry.application import own_routes
+from dfud.registry.config import RegistryConfig
 from dfud.testing.daemon import DaemonProcess
 
 APPS = "/api/registry/v1alpha1/apps"
@@ -34,6 +35,7 @@ def routes() -> set[tuple[str, str]]:
     """Return (method, rule) of every route that dfud itself has."""
     app = QuartTrio("routes", static_folder=None)
     services: Any = _Anything()
+    services.config = RegistryConfig()
     own_routes(app, services, trio.Event(), services)
     rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint != "static"]
     return {(m, r.rule) for r in rules for m in (r.methods or set()) - {"HEAD", "OPTIONS"}}

@@ -12,8 +12,11 @@ with open(sys.argv[1] + "/program.py") as _file:
     _program = _file.read()
 try:
     exec(_program, {"__name__": "__main__"})
-except Exception as error:
+except (Exception, KeyboardInterrupt) as error:
     # As on the real port: the traceback, then the REPL, which waits for ever.
     sys.print_exception(error)
 while True:
-    time.sleep(3600)
+    try:
+        time.sleep(3600)
+    except KeyboardInterrupt:
+        print()

@@ -13,7 +13,7 @@ from dfud_coap.echo import AMPLIFICATION, Echo, Verified
 from dfud_coap.message import ACK, Code, Option, head, uint
 from dfud_coap.peer import Exchange, Peer
 from dfud_coap.reliability import Duplicates, Outbox, Timer, Timers
-from dfud_coap.translate import TEXT_MAX_BYTES, Answer, Ask
+from dfud_coap.translate import TEXT_MAX_BYTES, Answer, CoapRequest
 
 # What an endpoint says to those whose credentials it does not know.
 _UNKNOWN = frozenset({Code.FORBIDDEN, Code.TOO_MANY, Code.BAD_REQUEST})
@@ -49,9 +49,9 @@ class Answering:
         self.verified = Verified(config.verified)
         self.strangers = PerMinute(config.errors_per_address, config.counted_max)
 
-    def cut(self, who: Hashable, ask: Ask, answer: Answer, now_s: float) -> Answer:
+    def cut(self, who: Hashable, asked: CoapRequest, answer: Answer, now_s: float) -> Answer:
         """Return the block of an answer that was asked for, and keep the others. Raises BlockError."""
-        part, block = cut(answer.payload, ask.block2, self.szx)
+        part, block = cut(answer.payload, asked.block2, self.szx)
         if block is None:
             return answer
         options = [*answer.options, (Option.BLOCK2, block.value())]
@@ -59,25 +59,25 @@ class Answering:
             options.append((Option.ETAG, hashlib.sha256(answer.payload).digest()[:8]))
         if block.number == 0 and block.more:
             options.append((Option.SIZE2, uint(len(answer.payload))))
-            self.kept.keep((who, ask.body_key()), answer, now_s)
+            self.kept.keep((who, asked.body_key()), answer, now_s)
         return Answer(answer.code, options, part)
 
-    def is_trusted(self, exchange: Exchange, ask: Ask, code: int) -> bool:
+    def is_trusted(self, exchange: Exchange, asked: CoapRequest, code: int) -> bool:
         """Whether the endpoint knows this peer's credentials, going by its answer."""
-        return exchange.peer.encrypted or (bool(ask.credentials.authorization) and code not in _UNKNOWN)
+        return exchange.peer.encrypted or (bool(asked.credentials.authorization) and code not in _UNKNOWN)
 
     def finish(
-        self, exchange: Exchange, ask: Ask, answer: Answer, now_s: float, *, observe: bytes | None = None
+        self, exchange: Exchange, asked: CoapRequest, answer: Answer, now_s: float, *, observe: bytes | None = None
     ) -> None:
         """Answer with what the endpoint said, in blocks if need be."""
-        trusted = self.is_trusted(exchange, ask, answer.code)
+        trusted = self.is_trusted(exchange, asked, answer.code)
         if answer.payload and answer.code < Code.BAD_REQUEST:
             try:
-                answer = self.cut(exchange.who, ask, answer, now_s)
+                answer = self.cut(exchange.who, asked, answer, now_s)
             except BlockError as error:
                 answer = Answer(error.code, [], str(error).encode())
-        if ask.block1 is not None:
-            last = Block(ask.block1.number, False, min(ask.block1.szx, self.szx))
+        if asked.block1 is not None:
+            last = Block(asked.block1.number, False, min(asked.block1.szx, self.szx))
             answer = Answer(answer.code, [*answer.options, (Option.BLOCK1, last.value())], answer.payload)
         self.respond(exchange, answer, now_s, trusted=trusted, observe=observe)
 

@@ -69,6 +69,14 @@ class Bodies:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._held
+
+    def has_room(self, address: str, now_s: float) -> bool:
+        """Say whether a new one from an address would push out nobody else's."""
+        self._forget_old(now_s)
+        return len(self._held) < self._count_max or self._counts[address] >= self._address_max
+
     def add(self, key: Hashable, address: str, block: Block, payload: bytes, now_s: float) -> bytes | None:
         """Take one block; return the whole body with the last one, else None. Raises BlockError (4.00, 4.08, 4.13);
         what was held before is then forgotten, unless the block was only out of order."""

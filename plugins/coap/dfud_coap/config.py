@@ -97,6 +97,15 @@ class CoapConfig(msgspec.Struct, frozen=True):
         float, Meta(description="time for a DTLS handshake, from its turn on", ge=0.05, le=600, extra=S)
     ] = 30.0
     handshakes: Annotated[int, Meta(description="DTLS handshakes at a time; others wait", ge=1, le=10_000)] = 64
+    handshake_turn_s: Annotated[
+        float,
+        Meta(
+            description="how long one that stalls keeps others waiting; then it goes on beside them",
+            ge=0.05,
+            le=600,
+            extra=S,
+        ),
+    ] = 1.0
     handshakes_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=10_000)] = 32
     errors_per_address: Annotated[
         int, Meta(description="errors told to strangers at one address in a minute; then silence", ge=1, le=1_000_000)

@@ -7,12 +7,13 @@ that has not shown for `check_s` that it is there, nor while the device is doing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
-from dfud.api import Code, Credentials, Reply, Request, Waiting
+from dfud.api import Code, Credentials, Reply, Request, Waiting, contained
 from dfud_coap.reliability import Timer, Timers
 
 PAUSE_S = 10.0  # after a command, before the status is posted again; doubled up to check_s
@@ -115,6 +116,15 @@ class Observers:
     def _watch(self, o: Observation) -> None:
         self._post(o.request, lambda found: self._found(o, found))
 
+    @contextmanager
+    def _surviving(self, o: Observation) -> Iterator[None]:
+        """Whatever is raised within costs a look: the device is waiting to be told."""
+        with contained("coap.observation", peer=o.request.peer) as guard:
+            yield
+        if guard.error is not None and not o.ended:
+            self._stop_waiting(o)
+            self._pause(o)
+
     def _found(self, o: Observation, found: Reply | Waiting) -> None:
         if not isinstance(found, Waiting):
             self._told(o, found)
@@ -129,15 +139,17 @@ class Observers:
     def _woken(self, o: Observation, waiting: Waiting, reply: Reply) -> None:
         if o.waiting is waiting:
             o.waiting = None
-            self._told(o, reply)
+            with self._surviving(o):
+                self._told(o, reply)
 
     def _expired(self, o: Observation) -> None:
         waiting, o.waiting, o.timer = o.waiting, None, None
-        reply = waiting.expire() if waiting is not None else None
-        if reply is not None and reply.code is not Code.ACCEPTED:
-            self._told(o, reply)
-        else:
-            self._again(o)
+        with self._surviving(o):
+            reply = waiting.expire() if waiting is not None else None
+            if reply is not None and reply.code is not Code.ACCEPTED:
+                self._told(o, reply)
+            else:
+                self._again(o)
 
     def _told(self, o: Observation, reply: Reply) -> None:
         if o.ended:
@@ -145,9 +157,9 @@ class Observers:
         if reply.code is Code.COMMAND:
             # `told` differs when the same was decided once more: cancelled and wished again, say, while nobody looked.
             if (reply.command, reply.body, reply.told) != (o.last.command, o.last.body, o.last.told):
-                o.last = reply
                 o.pause_s = PAUSE_S
                 self._notify(o, reply, lambda arrived: self._arrived(o, arrived))
+                o.last = reply  # what could not be sent has yet to be told
         elif reply.code in (Code.AWAY, Code.FAILED, Code.TOO_MANY):
             o.pause_s = max(AWAY_S, reply.retry_after_s)
         elif reply.code is not Code.ACCEPTED:
@@ -158,8 +170,12 @@ class Observers:
 
     def _pause(self, o: Observation) -> None:
         self._stop_timer(o)
-        o.timer = self._timers.at(self._now() + min(o.pause_s, self._check_s), lambda now_s: self._again(o))
+        o.timer = self._timers.at(self._now() + min(o.pause_s, self._check_s), lambda now_s: self._later(o))
         o.pause_s = min(o.pause_s * 2, self._check_s)
+
+    def _later(self, o: Observation) -> None:
+        with self._surviving(o):
+            self._again(o)
 
     def _again(self, o: Observation) -> None:
         o.timer = None

@@ -11,7 +11,7 @@ from dfud_coap.echo import Echo
 from dfud_coap.message import Code, Option, Options
 from dfud_coap.oscore import KEY_BYTES, Context, Contexts, Header, OscoreError, read_option_untrusted
 from dfud_coap.peer import Exchange
-from dfud_coap.translate import Answer, Ask, Fault, read_request_untrusted
+from dfud_coap.translate import Answer, CoapRequest, Fault, read_request_untrusted
 from dfud_coap.work import Work
 
 
@@ -23,7 +23,7 @@ class Securing:
         endpoint: Endpoint,
         answering: Answering,
         work: Work,
-        act: Callable[[Exchange, Ask, float], None],
+        act: Callable[[Exchange, CoapRequest, float], None],
         *,
         contexts: int,
         now: Callable[[], float],
@@ -98,17 +98,17 @@ class Securing:
     def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any) -> None:
         now_s = self._now()
         exchange.security = (context, request)
-        ask = self.read_ask(exchange, inner.code, inner.options, inner.payload, context.identity, now_s)
-        if ask is not None:
-            ask.simple = False
-            self._act(exchange, ask, now_s)
+        asked = self.read_request(exchange, inner.code, inner.options, inner.payload, context.identity, now_s)
+        if asked is not None:
+            asked.simple = False
+            self._act(exchange, asked, now_s)
 
     def _not_secured(self, exchange: Exchange, error: OscoreError, now_s: float) -> None:
         self._answering.respond(exchange, Answer(error.answer, [(Option.MAX_AGE, b"")], str(error).encode()), now_s)
 
-    def read_ask(
+    def read_request(
         self, exchange: Exchange, code: int, options: Options, payload: bytes, identity: str, now_s: float
-    ) -> Ask | None:
+    ) -> CoapRequest | None:
         peer = exchange.peer
         try:
             return read_request_untrusted(

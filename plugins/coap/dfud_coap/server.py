@@ -23,7 +23,7 @@ from dfud_coap.securing import Securing
 from dfud_coap.translate import (
     CHUNK_MAX_AGE_S,
     Answer,
-    Ask,
+    CoapRequest,
     Fetching,
     answer_reply,
     chunk_tail,
@@ -33,7 +33,7 @@ from dfud_coap.waiting import RETRY_S, WaitingRoom
 from dfud_coap.work import Work
 
 OBSERVE_MARGIN_S = 100
-ASK_MAX_BYTES = 512
+KNOWN_MAX_BYTES = 512
 OWN_CHANNELS = frozenset({"dfu", "enrol"})  # whatever is posted to others is telemetry
 _MAX_AGE = uint(CHUNK_MAX_AGE_S)
 
@@ -87,8 +87,11 @@ class Server:
         self.securing = Securing(
             endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall
         )
-        self._bodies = Bodies(config.transfers, config.transfers_per_address, config.body_max)
-        self._asks: Cache[tuple[Hashable, int, bytes], Ask] = Cache(config.requests_known)
+        # Half of the places are for those who have proved their address: who makes addresses up cannot take them.
+        each = config.transfers_per_address
+        self._proven = Bodies((config.transfers + 1) // 2, each, config.body_max)
+        self._unproven = Bodies(max(1, config.transfers // 2), each, config.body_max)
+        self._known: Cache[tuple[Hashable, int, bytes], CoapRequest] = Cache(config.requests_known)
         self._draining = False
         self._observe_number = 1
         self.observers = Observers(
@@ -139,13 +142,13 @@ class Server:
         try:
             tail = data[at:]
             if code == Code.GET:
-                ask = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
+                asked = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
             else:
-                ask = self._asks.get((peer.scope, code, tail))
-            if ask is None:
-                ask = self._read(exchange, at, now_s)
-            if ask is not None:
-                self._act(exchange, ask, now_s)
+                asked = self._known.get((peer.scope, code, tail))
+            if asked is None:
+                asked = self._read(exchange, at, now_s)
+            if asked is not None:
+                self._act(exchange, asked, now_s)
         except Exception as error:
             note("coap.datagram", error, peer=peer.address)
             self._answering.failed(exchange)
@@ -163,7 +166,7 @@ class Server:
         if self._strangers.take(peer.counted, now_s):
             peer.send(head(RST, 0, message_id))
 
-    def _read(self, exchange: Exchange, at: int, now_s: float) -> Ask | None:
+    def _read(self, exchange: Exchange, at: int, now_s: float) -> CoapRequest | None:
         """Understand a request, or answer it here and return None."""
         peer = exchange.peer
         try:
@@ -179,42 +182,42 @@ class Server:
         if not (peer.encrypted or self._config.plain):
             self._respond(exchange, Answer(Code.UNAUTHORIZED, [], b"OSCORE or DTLS is needed"), now_s)
             return None
-        ask = self.securing.read_ask(exchange, exchange.code, options, payload, "", now_s)
-        if ask is not None and ask.request is None:
-            peer.fetching = Fetching.of(ask, exchange.data[at:]) if len(exchange.data) <= ASK_MAX_BYTES else None
-        elif ask is not None and ask.simple and len(exchange.data) <= ASK_MAX_BYTES:
-            self._asks.put((peer.scope, exchange.code, exchange.data[at:]), ask)
-        return ask
+        asked = self.securing.read_request(exchange, exchange.code, options, payload, "", now_s)
+        if asked is not None and asked.request is None:
+            peer.fetching = Fetching.of(asked, exchange.data[at:]) if len(exchange.data) <= KNOWN_MAX_BYTES else None
+        elif asked is not None and asked.simple and len(exchange.data) <= KNOWN_MAX_BYTES:
+            self._known.put((peer.scope, exchange.code, exchange.data[at:]), asked)
+        return asked
 
     # Requests
 
-    def _act(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
+    def _act(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> None:
         if self._draining:
             self._respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
             return
         if exchange.security is None and not exchange.peer.encrypted:
             answering = self._answering
-            if ask.echo is not None:
-                answering.proved(exchange.peer, ask.echo, now_s)
+            if asked.echo is not None:
+                answering.proved(exchange.peer, asked.echo, now_s)
             if self._config.verify_addresses and not answering.verified.has(exchange.peer.key, now_s):
                 answering.challenge(exchange, now_s)
                 return
-        if ask.request is None:
-            self._get_chunks(exchange, ask, now_s)
+        if asked.request is None:
+            self._get_chunks(exchange, asked, now_s)
             return
-        request: Request | None = ask.request
-        if ask.block1 is not None:
-            request = self._assemble(exchange, ask, ask.request, now_s)
-        elif ask.block2 is not None and ask.block2.number:
-            self._later_block(exchange, ask, now_s)
+        request: Request | None = asked.request
+        if asked.block1 is not None:
+            request = self._assemble(exchange, asked, asked.request, now_s)
+        elif asked.block2 is not None and asked.block2.number:
+            self._later_block(exchange, asked, now_s)
             return
         if request is not None:
-            self._publish(exchange, ask, request, now_s)
+            self._publish(exchange, asked, request, now_s)
 
-    def _publish(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> None:
-        self.waiting.superseded(exchange, ask)
+    def _publish(self, exchange: Exchange, asked: CoapRequest, request: Request, now_s: float) -> None:
+        self.waiting.superseded(exchange, asked)
         if request.content_type and not is_acceptable(request.channel, request.content_type, request.body):
-            self._finish(exchange, ask, Answer(Code.NOT_ACCEPTABLE), now_s)
+            self._finish(exchange, asked, Answer(Code.NOT_ACCEPTABLE), now_s)
             return
         if len(self.observers) and request.channel == "dfu":
             self.observers.posted(exchange.who, request)
@@ -223,48 +226,68 @@ class Server:
             self._work.start(
                 exchange,
                 lambda: self._endpoint.post(request),
-                lambda found: self._found(exchange, ask, request, found, self._now()),
+                lambda found: self._found(exchange, asked, request, found, self._now()),
                 now_s,
                 event=request.channel not in OWN_CHANNELS,
             )
         else:
-            self._found(exchange, ask, request, found, now_s)
+            self._found(exchange, asked, request, found, now_s)
 
-    def _found(self, exchange: Exchange, ask: Ask, request: Request, found: Reply | Waiting, now_s: float) -> None:
+    def _found(
+        self, exchange: Exchange, asked: CoapRequest, request: Request, found: Reply | Waiting, now_s: float
+    ) -> None:
+        try:
+            self._tell(exchange, asked, request, found, now_s)
+        except BaseException:
+            if isinstance(found, Waiting):
+                found.cancel()  # nobody will hear of it
+            raise
+
+    def _tell(
+        self, exchange: Exchange, asked: CoapRequest, request: Request, found: Reply | Waiting, now_s: float
+    ) -> None:
         if isinstance(found, Waiting):
             if self._draining:
-                self._finish(exchange, ask, answer_reply(found.expire()), now_s)
+                self._finish(exchange, asked, answer_reply(found.expire()), now_s)
             else:
-                self.waiting.park(exchange, ask, found, now_s)
-        elif found is ask.reply:
+                self.waiting.park(exchange, asked, found, now_s)
+        elif found is asked.reply:
             self._send(
-                exchange, ask.answer_code, ask.tail, now_s, trusted=self._is_trusted(exchange, ask, ask.answer_code)
+                exchange,
+                asked.answer_code,
+                asked.tail,
+                now_s,
+                trusted=self._is_trusted(exchange, asked, asked.answer_code),
             )
-        elif ask.observe == 0 and found.code is Outcome.COMMAND and self.waiting.may_hold(exchange.peer.counted):
+        elif asked.observe == 0 and found.code is Outcome.COMMAND and self.waiting.may_hold(exchange.peer.counted):
             self._observe_number = (self._observe_number + 1) & 0xFFFFFF
-            self._finish(exchange, ask, self._notification(found), now_s, observe=uint(self._observe_number))
+            self._finish(exchange, asked, self._notification(found), now_s, observe=uint(self._observe_number))
             self.waiting.hold(exchange.peer.counted)
             key = (exchange.who, exchange.token)
-            self.observers.register(key, exchange.who, (exchange, ask), request, found)
+            self.observers.register(key, exchange.who, (exchange, asked), request, found)
         else:
-            answer = answer_reply(found, fetch=ask.code == Code.FETCH)
-            if ask.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._answering.block_bytes:
-                ask.reply, ask.answer_code, ask.tail = found, answer.code, answer.tail()
-            self._finish(exchange, ask, answer, now_s)
+            answer = answer_reply(found, fetch=asked.code == Code.FETCH)
+            if asked.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._answering.block_bytes:
+                asked.reply, asked.answer_code, asked.tail = found, answer.code, answer.tail()
+            self._finish(exchange, asked, answer, now_s)
 
     # Blocks
 
-    def _assemble(self, exchange: Exchange, ask: Ask, request: Request, now_s: float) -> Request | None:
+    def _assemble(self, exchange: Exchange, asked: CoapRequest, request: Request, now_s: float) -> Request | None:
         """Put a body together; return the request with all of it, or answer here and return None."""
-        assert ask.block1 is not None
-        block = ask.block1
+        assert asked.block1 is not None
+        block = asked.block1
         echoed = Block(block.number, True, min(block.szx, self._szx))
         try:
-            size = next((v for n, v in ask.options if n == Option.SIZE1), b"")
+            size = next((v for n, v in asked.options if n == Option.SIZE1), b"")
             if len(size) > 4 or int.from_bytes(size, "big") > self._config.body_max:
                 raise BlockError(Code.TOO_LARGE, f"at most {self._config.body_max} bytes")
-            key = (exchange.who, ask.body_key())
-            body = self._bodies.add(key, exchange.peer.counted, block, request.body, now_s)
+            key = (exchange.who, asked.body_key())
+            bodies = self._bodies_of(exchange, key, block, now_s)
+            if bodies is None:
+                self._answering.challenge(exchange, now_s)
+                return None
+            body = bodies.add(key, exchange.peer.counted, block, request.body, now_s)
         except BlockError as error:
             options: Options = []
             if error.code is Code.TOO_LARGE:
@@ -276,49 +299,58 @@ class Server:
             return None
         return msgspec.structs.replace(request, body=body)
 
-    def _later_block(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
-        kept = self._answering.kept.get((exchange.who, ask.body_key()), now_s)
+    def _bodies_of(self, exchange: Exchange, key: Hashable, block: Block, now_s: float) -> Bodies | None:
+        """Return where a body is put together; None: its sender has to prove its address first."""
+        if block.number and key in self._unproven:
+            return self._unproven
+        peer, verified = exchange.peer, self._answering.verified
+        if exchange.security is not None or peer.encrypted or verified.has(peer.key, now_s):
+            return self._proven
+        return self._unproven if self._unproven.has_room(peer.counted, now_s) or not block.more else None
+
+    def _later_block(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> None:
+        kept = self._answering.kept.get((exchange.who, asked.body_key()), now_s)
         try:
             if kept is None:
                 raise BlockError(Code.INCOMPLETE, "this answer is not kept any more: ask again from block 0")
-            answer = self._answering.cut(exchange.who, ask, kept, now_s)
+            answer = self._answering.cut(exchange.who, asked, kept, now_s)
         except BlockError as error:
             answer = Answer(error.code, [], str(error).encode())
         self._respond(exchange, answer, now_s, trusted=kept is not None)
 
-    def _get_chunks(self, exchange: Exchange, ask: Ask, now_s: float) -> None:
+    def _get_chunks(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> None:
         if len(self.observers):
-            self.observers.fetched(exchange.who, ask.credentials)
+            self.observers.fetched(exchange.who, asked.credentials)
         endpoint, address = self._endpoint, exchange.peer.address
-        found = endpoint.quick_chunks(address, ask.credentials, ask.package, ask.first, ask.last)
+        found = endpoint.quick_chunks(address, asked.credentials, asked.package, asked.first, asked.last)
         if found is None:
             self._work.start(
                 exchange,
-                lambda: endpoint.chunks(address, ask.credentials, ask.package, ask.first, ask.last),
-                lambda found: self._send_chunks(exchange, ask, found, self._now()),
+                lambda: endpoint.chunks(address, asked.credentials, asked.package, asked.first, asked.last),
+                lambda found: self._send_chunks(exchange, asked, found, self._now()),
                 now_s,
             )
         else:
-            self._send_chunks(exchange, ask, found, now_s)
+            self._send_chunks(exchange, asked, found, now_s)
 
-    def _send_chunks(self, exchange: Exchange, ask: Ask, found: Chunks | Reply, now_s: float) -> None:
+    def _send_chunks(self, exchange: Exchange, asked: CoapRequest, found: Chunks | Reply, now_s: float) -> None:
         if isinstance(found, Reply):
-            self._finish(exchange, ask, answer_reply(found), now_s)
+            self._finish(exchange, asked, answer_reply(found), now_s)
             return
-        tag = ask.tag or etag(found)
-        if ask.etags and tag in ask.etags:
+        tag = asked.tag or etag(found)
+        if asked.etags and tag in asked.etags:
             options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
-            self._respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, ask, 0))
+            self._respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, asked, 0))
             return
         body = found.bodies[0] if len(found.bodies) == 1 else b"".join(found.bodies)
         try:
-            part, block = cut(body, ask.block2, self._szx)
+            part, block = cut(body, asked.block2, self._szx)
         except BlockError as error:
             self._respond(exchange, Answer(error.code, [], str(error).encode()), now_s)
             return
         if exchange.security is None:
             size = len(body) if block is None or block.number == 0 else None
-            trusted = self._is_trusted(exchange, ask, 0)
+            trusted = self._is_trusted(exchange, asked, 0)
             self._send(exchange, Code.CONTENT, chunk_tail(tag, block, size, part), now_s, trusted=trusted)
             return
         options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
@@ -326,7 +358,9 @@ class Server:
             options.append((Option.BLOCK2, block.value()))
         if block is None or block.number == 0:
             options.append((Option.SIZE2, uint(len(body))))
-        self._respond(exchange, Answer(Code.CONTENT, options, part), now_s, trusted=self._is_trusted(exchange, ask, 0))
+        self._respond(
+            exchange, Answer(Code.CONTENT, options, part), now_s, trusted=self._is_trusted(exchange, asked, 0)
+        )
 
     # Observing
 
@@ -352,7 +386,7 @@ class Server:
         self._spawn(post)
 
     def _notify(self, observation: Observation, reply: Reply, then: Callable[[bool], None]) -> None:
-        exchange, ask = observation.carrier
+        exchange, asked = observation.carrier
         peer: Peer = exchange.peer
         if exchange.security is not None and exchange.security[0].forgotten:
             then(False)
@@ -363,7 +397,7 @@ class Server:
         if answer.code < Code.BAD_REQUEST:
             self._observe_number = (self._observe_number + 1) & 0xFFFFFF
             observe = uint(self._observe_number)
-            answer = self._answering.cut(exchange.who, ask, answer, now_s)
+            answer = self._answering.cut(exchange.who, asked, answer, now_s)
         outer = self._answering.protect(exchange, answer, observe, own_iv=True)
 
         def ended(arrived: bool) -> None:

@@ -85,7 +85,7 @@ class Fault(Exception):
         self.answer = Answer(code, options or [], text.encode()[:TEXT_MAX_BYTES])
 
 
-class Ask(msgspec.Struct):
+class CoapRequest(msgspec.Struct):
     """Either a publish (`request`; observe 0 or 1 with FETCH, -1: not at all), or the chunks first..last of `package`.
 
     reply, answer_code and tail belong to whoever answers: the last reply and its bytes, for the next time. tag: the ETag of
@@ -118,28 +118,28 @@ class Ask(msgspec.Struct):
 class Fetching:
     """A fetch of chunks by a peer whose next request will be the same but for the block: recognised by its bytes."""
 
-    __slots__ = ("_after", "_ask", "_before", "_delta")
+    __slots__ = ("_after", "_asked", "_before", "_delta")
 
-    def __init__(self, ask: Ask, before: bytes, delta: int, after: bytes) -> None:
-        self._ask, self._before, self._delta, self._after = ask, before, delta, after
-        if ask.first == ask.last:
-            ask.tag = etag(Chunks(ask.package, ask.first, [b""]))
+    def __init__(self, asked: CoapRequest, before: bytes, delta: int, after: bytes) -> None:
+        self._asked, self._before, self._delta, self._after = asked, before, delta, after
+        if asked.first == asked.last:
+            asked.tag = etag(Chunks(asked.package, asked.first, [b""]))
 
     @classmethod
-    def of(cls, ask: Ask, tail: bytes) -> Fetching | None:
+    def of(cls, asked: CoapRequest, tail: bytes) -> Fetching | None:
         """Return what to recognise later requests by; None if this one is written in an unusual way, or without Block2."""
-        at = next((n for n, option in enumerate(ask.options) if option[0] == Option.BLOCK2), None)
-        if at is None or ask.echo is not None:
+        at = next((n for n, option in enumerate(asked.options) if option[0] == Option.BLOCK2), None)
+        if at is None or asked.echo is not None:
             return None
-        before = encode_tail(ask.options[:at])
-        value = ask.options[at][1]
-        delta = Option.BLOCK2 - (ask.options[at - 1][0] if at else 0)
+        before = encode_tail(asked.options[:at])
+        value = asked.options[at][1]
+        delta = Option.BLOCK2 - (asked.options[at - 1][0] if at else 0)
         option = bytes((delta << 4 | len(value),)) + value
         if delta > 12 or not tail.startswith(before + option):
             return None
-        return cls(ask, before, delta, tail[len(before) + len(option) :])
+        return cls(asked, before, delta, tail[len(before) + len(option) :])
 
-    def next_untrusted(self, tail: bytes) -> Ask | None:
+    def next_untrusted(self, tail: bytes) -> CoapRequest | None:
         """Return the request that these bytes are, or None: it is another one."""
         before, after = self._before, self._after
         size = len(tail) - len(before) - len(after) - 1
@@ -151,24 +151,24 @@ class Fetching:
         number = int.from_bytes(tail[at + 1 : at + 1 + size], "big")
         if number & 7 == 7:
             return None
-        ask = self._ask
+        asked = self._asked
         block = Block(number >> 4, bool(number & 8), number & 7)
-        return Ask(
-            ask.code,
-            ask.credentials,
-            ask.options,
-            package=ask.package,
-            first=ask.first,
-            last=ask.last,
+        return CoapRequest(
+            asked.code,
+            asked.credentials,
+            asked.options,
+            package=asked.package,
+            first=asked.first,
+            last=asked.last,
             block2=block,
-            etags=ask.etags,
-            tag=ask.tag,
+            etags=asked.etags,
+            tag=asked.tag,
         )
 
 
 def read_request_untrusted(
     code: int, options: Options, payload: bytes, *, peer: str, certificate: bytes, identity: str, encrypted: bool
-) -> Ask:
+) -> CoapRequest:
     """Read a request; raises Fault and nothing else."""
     once = _check_options(options)
     path, query = _path_and_query(options)
@@ -179,30 +179,30 @@ def read_request_untrusted(
         application=query.get("application", ""),
         device=query.get("device", ""),
     )
-    ask = Ask(code, credentials, options, echo=once.get(Option.ECHO))
+    asked = CoapRequest(code, credentials, options, echo=once.get(Option.ECHO))
     try:
         if (value := once.get(Option.BLOCK1)) is not None:
-            ask.block1 = read_block_untrusted(value)
+            asked.block1 = read_block_untrusted(value)
         if (value := once.get(Option.BLOCK2)) is not None:
-            ask.block2 = read_block_untrusted(value)
+            asked.block2 = read_block_untrusted(value)
     except BlockError as error:
         raise Fault(error.code, str(error)) from None
-    _find_resource(ask, path)
+    _find_resource(asked, path)
     content_type = FORMATS.get(_small(once, Option.CONTENT_FORMAT, -1), "")
     if _small(once, Option.ACCEPT, OCTETS) not in (OCTETS, _small(once, Option.CONTENT_FORMAT, -1)):
         raise Fault(Code.NOT_ACCEPTABLE, "expected Accept 42")
     if code == Code.GET:
-        ask.etags = tuple(value for number, value in options if number == Option.ETAG)
-        ask.simple = False  # a device asks for a block once: remembering it would only push out the polls
-        return ask
+        asked.etags = tuple(value for number, value in options if number == Option.ETAG)
+        asked.simple = False  # a device asks for a block once: remembering it would only push out the polls
+        return asked
     if code == Code.FETCH:
-        ask.observe = _small(once, Option.OBSERVE, -1)
-        if ask.observe not in (-1, 0, 1):
+        asked.observe = _small(once, Option.OBSERVE, -1)
+        if asked.observe not in (-1, 0, 1):
             raise Fault(Code.BAD_REQUEST, "Observe: expected 0 or 1")
     timeout_s = timeout_untrusted(query)
     if timeout_s is None:
         raise Fault(Code.BAD_REQUEST, "ct: expected a number of seconds")
-    ask.request = Request(
+    asked.request = Request(
         transport="coap",
         peer=peer,
         credentials=credentials,
@@ -215,8 +215,8 @@ def read_request_untrusted(
         topic="/".join(path[2:]),
         encrypted=encrypted,
     )
-    ask.simple = ask.block1 is None and ask.observe < 0 and ask.echo is None and ask.block2 is None
-    return ask
+    asked.simple = asked.block1 is None and asked.observe < 0 and asked.echo is None and asked.block2 is None
+    return asked
 
 
 def _check_options(options: Options) -> dict[int, bytes]:
@@ -259,16 +259,16 @@ def _path_and_query(options: Options) -> tuple[list[str], dict[str, str]]:
     return path, query
 
 
-def _find_resource(ask: Ask, path: list[str]) -> None:
+def _find_resource(asked: CoapRequest, path: list[str]) -> None:
     """Check path and method; fill in the chunks of a GET."""
     if len(path) < 2 or path[0] != "v1" or not path[1]:
         raise Fault(Code.NOT_FOUND, "no such path")
-    if ask.code == Code.GET and path[1] == "dfu" and len(path) == 4:
-        asked = chunk_range_untrusted(path[2], path[3])
-        if asked is None:
+    if asked.code == Code.GET and path[1] == "dfu" and len(path) == 4:
+        chunks = chunk_range_untrusted(path[2], path[3])
+        if chunks is None:
             raise Fault(Code.NOT_FOUND, "no such chunk")
-        ask.package, (ask.first, ask.last) = path[2], asked
-    elif not (ask.code == Code.POST or (ask.code == Code.FETCH and path[1:] == ["dfu"])):
+        asked.package, (asked.first, asked.last) = path[2], chunks
+    elif not (asked.code == Code.POST or (asked.code == Code.FETCH and path[1:] == ["dfu"])):
         raise Fault(Code.METHOD_NOT_ALLOWED)
 
 

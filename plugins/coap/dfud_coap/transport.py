@@ -49,7 +49,7 @@ class CoapTransport(Transport):
         self._gone = trio.Event()
         self._sooner = trio.Event()
         self._sessions: Counter[str] = Counter()
-        self._handshakes = Turns(config.handshakes, config.handshakes_per_address)
+        self._handshakes = Turns(config.handshakes, config.handshakes_per_address, lasts_s=config.handshake_turn_s)
         self._random = random.SystemRandom()
 
     def _load_tls(self) -> SSL.Context | None:
@@ -114,6 +114,11 @@ class CoapTransport(Transport):
             trio.socket.from_stdlib_socket(sock), incoming_packets_buffer=self._config.session_queue
         ) as dtls:
             await dtls.serve(self._tls, lambda channel: self._session(channel, server))
+
+    async def check(self) -> None:
+        for port in (self._config.port, self._config.dtls_port if self._tls is not None else 0):
+            if port:
+                (await self._open(port)).close()
 
     async def _open(self, port: int) -> socket.socket:
         where = f"[transport.coap] cannot listen on {self._config.host}:{port}"

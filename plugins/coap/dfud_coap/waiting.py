@@ -8,18 +8,18 @@ from typing import Any
 
 import msgspec
 
-from dfud.api import Reply, Waiting
+from dfud.api import Reply, Waiting, contained
 from dfud_coap.answering import Answering
 from dfud_coap.message import Code, Option, uint
 from dfud_coap.peer import Exchange
-from dfud_coap.translate import Answer, Ask, answer_reply
+from dfud_coap.translate import Answer, CoapRequest, answer_reply
 
 RETRY_S = 10
 
 
 class Parked(msgspec.Struct, eq=False):
     exchange: Exchange
-    ask: Ask
+    asked: CoapRequest
     waiting: Waiting
     timer: Any = None
 
@@ -61,27 +61,27 @@ class WaitingRoom:
         if not self._of_address[address]:
             del self._of_address[address]
 
-    def park(self, exchange: Exchange, ask: Ask, waiting: Waiting, now_s: float) -> None:
+    def park(self, exchange: Exchange, asked: CoapRequest, waiting: Waiting, now_s: float) -> None:
         """Acknowledge, and answer when `waiting` is woken or its time has passed; at once if there is no room."""
         answering = self._answering
         address = exchange.peer.counted
         if not self.may_hold(address) or (exchange.who, exchange.token) in self._parked:
             waiting.cancel()
-            answering.finish(exchange, ask, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
+            answering.finish(exchange, asked, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))]), now_s)
             return
         answering.acknowledge(exchange)
         if not exchange.confirmable:
             answering.duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, b"", now_s)
         self.hold(address)
-        parked = Parked(exchange, ask, waiting)
+        parked = Parked(exchange, asked, waiting)
         parked.timer = answering.timers.at(now_s + waiting.timeout_s, lambda now: self._expired(parked))
         self._parked[parked.key] = parked
         waiting.listen(lambda reply: self._woken(parked, reply))
 
-    def superseded(self, exchange: Exchange, ask: Ask) -> None:
+    def superseded(self, exchange: Exchange, asked: CoapRequest) -> None:
         """A new request with the token of a waiting one ends that, if it is of the same device."""
         if self._parked and (old := self._parked.get((exchange.who, exchange.token))) is not None:
-            if old.ask.credentials == ask.credentials:
+            if old.asked.credentials == asked.credentials:
                 self._take(old).cancel()
 
     def peer_gone(self, key: Hashable) -> None:
@@ -102,7 +102,10 @@ class WaitingRoom:
     def _woken(self, parked: Parked, reply: Reply) -> None:
         if self._parked.get(parked.key) is parked:
             self._take(parked)
-            self._answering.finish(parked.exchange, parked.ask, answer_reply(reply), self._now())
+            with contained("coap.wake", peer=parked.exchange.peer.address) as guard:
+                self._answering.finish(parked.exchange, parked.asked, answer_reply(reply), self._now())
+            if guard.error is not None:
+                self._answering.failed(parked.exchange)
             self._answering.changed()
 
     def _expired(self, parked: Parked) -> None:

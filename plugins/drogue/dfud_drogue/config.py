@@ -20,8 +20,14 @@ class DrogueConfig(msgspec.Struct, frozen=True):
     instance: Annotated[str, Meta(description="name of this dfud in events")] = "dfud"
 
 
+TELEMETRY = Meta(description="take what devices publish")
+CHANGES = Meta(description="take changes of deployments and rollouts")
+
+
 class EventLogConfig(msgspec.Struct, frozen=True):
-    path: Annotated[str, Meta(description="file that telemetry is appended to, a CloudEvent a line; empty: none")] = ""
+    path: Annotated[str, Meta(description="file that events are appended to, a CloudEvent a line; empty: none")] = ""
+    telemetry: Annotated[bool, TELEMETRY] = True
+    changes: Annotated[bool, CHANGES] = True
     max_bytes: Annotated[
         int, Meta(description="size at which the file is put aside as .1, .2, ...", ge=4096, le=1 << 40, extra=BYTES)
     ] = 64 << 20
@@ -35,6 +41,8 @@ class EventLogConfig(msgspec.Struct, frozen=True):
 class WebhookConfig(msgspec.Struct, frozen=True):
     url: Annotated[str, Meta(description="where each event is sent as a CloudEvent; empty: nowhere")] = ""
     secret_file: Annotated[str, Meta(description="file with the key that events are signed with; needed with url")] = ""
+    telemetry: Annotated[bool, TELEMETRY] = True
+    changes: Annotated[bool, CHANGES] = True
     timeout_s: Annotated[float, Meta(description="time for one attempt", ge=0.1, le=600, extra=S)] = 10.0
     answer_max: Annotated[
         int,

@@ -1,4 +1,4 @@
-"""Telemetry in a file, one CloudEvent a line; what is answered is on the disk."""
+"""Events in a file, one CloudEvent a line; what is answered is on the disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from dfud.api import Bus, EventSink, StoreError, Telemetry, note
-from dfud_drogue.cloudevents import cloud_event
+from dfud.api import Bus, ChangeEvent, EventSink, StoreError, Telemetry, note
+from dfud_drogue.cloudevents import change_event, cloud_event
 from dfud_drogue.config import EventLogConfig
 
 
@@ -32,6 +32,7 @@ class LogSink(EventSink):
         self._config = config
         self._instance = instance
         self._path = Path(config.path)
+        self.telemetry, self.changes = config.telemetry, config.changes
         self._send, self._receive = trio.open_memory_channel[_Line](config.waiting_max)
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -55,7 +56,13 @@ class LogSink(EventSink):
                 line.done.set()
 
     async def take(self, telemetry: Telemetry) -> None:
-        line = _Line(cloud_event(telemetry, self._instance) + b"\n")
+        await self._put(cloud_event(telemetry, self._instance))
+
+    async def tell(self, event: ChangeEvent) -> None:
+        await self._put(change_event(event, self._instance))
+
+    async def _put(self, text: bytes) -> None:
+        line = _Line(text + b"\n")
         try:
             self._send.send_nowait(line)
         except trio.WouldBlock:

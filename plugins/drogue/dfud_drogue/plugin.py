@@ -16,8 +16,8 @@ from dfud_drogue.webhook import WebhookSink
 def dfud_config_sections() -> Iterable[Section]:
     return [
         Section("drogue", DrogueConfig, "Clients of Drogue IoT."),
-        Section("events.log", EventLogConfig, "Telemetry into a file."),
-        Section("events.webhook", WebhookConfig, "Telemetry to a URL."),
+        Section("events.log", EventLogConfig, "Events into a file."),
+        Section("events.webhook", WebhookConfig, "Events to a URL."),
     ]
 
 

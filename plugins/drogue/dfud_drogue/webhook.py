@@ -1,4 +1,5 @@
-"""Telemetry to a URL. A device's publish is accepted when the other side has accepted it: there is no queue to lose.
+"""Events to a URL. A device's publish is accepted when the other side has accepted it: there is no queue to lose. Changes of
+deployments and rollouts wait in dfud's outbox, which tries them again.
 
 Signed as the Standard Webhooks specification 1.0 says: HMAC-SHA256 over `id.timestamp.body`.
 """
@@ -16,11 +17,13 @@ from pathlib import Path
 import httpx
 import trio
 
-from dfud.api import Bus, ConfigError, EventSink, StoreError, Telemetry
-from dfud_drogue.cloudevents import cloud_event
+from dfud.api import Bus, ChangeEvent, ConfigError, EventSink, StoreError, Telemetry
+from dfud_drogue.cloudevents import change_event, cloud_event
 from dfud_drogue.config import WebhookConfig
 
 SECRET_MIN_BYTES = 16
+# The event is at fault, not the receiver's state or its set-up, which may be mended: RFC 9110, section 15.5.
+JUDGED = frozenset({400, 409, 410, 413, 414, 415, 422})
 DRAIN_S = 1.0  # for the rest of an answer whose status is known
 
 
@@ -45,6 +48,7 @@ class WebhookSink(EventSink):
         if len(self._secret) < SECRET_MIN_BYTES:
             raise ConfigError(f"[events.webhook] secret_file: {len(self._secret)} bytes, expected {SECRET_MIN_BYTES}")
         self._config = config
+        self.telemetry, self.changes = config.telemetry, config.changes
         self._instance = instance
         self._now = now
         self._limiter = trio.CapacityLimiter(config.concurrent)
@@ -65,15 +69,21 @@ class WebhookSink(EventSink):
             for attempt in range(self._config.attempts):
                 if attempt:
                     await trio.sleep(self._config.retry_s * 2 ** (attempt - 1))
-                problem = await self._deliver(telemetry.id, body)
+                problem, _ = await self._deliver(telemetry.id, body)
                 if not problem:
                     return
         raise StoreError(f"[events.webhook] {problem}", retryable=True)
 
-    async def _deliver(self, identity: str, body: bytes) -> str:
-        """Send once; return "" or what went wrong."""
+    async def tell(self, event: ChangeEvent) -> None:
+        """Send a change once. Raises StoreError: not retryable where the other side has judged the event itself."""
+        problem, again = await self._deliver(event.id, change_event(event, self._instance))
+        if problem:
+            raise StoreError(f"[events.webhook] {problem}", retryable=again)
+
+    async def _deliver(self, identity: str, body: bytes) -> tuple[str, bool]:
+        """Send once; return "" or what went wrong, and whether it may go better later whatever the event is."""
         if self._client is None:
-            return "not running"
+            return "not running", True
         timestamp = int(self._now())
         headers = {
             "content-type": "application/cloudevents+json; charset=utf-8",
@@ -86,10 +96,10 @@ class WebhookSink(EventSink):
             with trio.fail_after(self._config.timeout_s):
                 status = await self._ask(self._client, body, headers)
         except trio.TooSlowError:
-            return f"no answer in {self._config.timeout_s:g} s"
+            return f"no answer in {self._config.timeout_s:g} s", True
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            return type(error).__name__
-        return "" if 200 <= status < 300 else f"answered {status}"
+            return type(error).__name__, True
+        return ("", False) if 200 <= status < 300 else (f"answered {status}", status not in JUDGED)
 
     async def _ask(self, client: httpx.AsyncClient, body: bytes, headers: dict[str, str]) -> int:
         """Return the status. The rest of the answer is of no use: a short one is read, so that the connection can be kept."""

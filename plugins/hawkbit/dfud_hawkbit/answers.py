@@ -71,6 +71,19 @@ class Action(msgspec.Struct, frozen=True, rename="camel"):
         return ""
 
 
+class RolloutRow(msgspec.Struct, frozen=True, rename="camel"):
+    """A rollout, or (without a set) one of its groups. totals: targets by status, only where one is read by its number."""
+
+    id: int
+    name: str = ""
+    status: str = ""
+    distribution_set_id: int = 0
+    total_targets: int = 0
+    totals: dict[str, int] = msgspec.field(name="totalTargetsPerStatus", default_factory=dict)
+    created_by: str = ""
+    deleted: bool = False
+
+
 class Page(msgspec.Struct, frozen=True):
     content: list[Any] = []
     total: int = 0

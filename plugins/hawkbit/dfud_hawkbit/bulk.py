@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from dfud.api import Deployment, State
 from dfud_hawkbit.case import Case
-from dfud_hawkbit.client import Client
 from dfud_hawkbit.desire import wish_of
 from dfud_hawkbit.firmware import FirmwareSync, Unusable
 from dfud_hawkbit.http import Refused
 from dfud_hawkbit.known import Known
 from dfud_hawkbit.owner import Ownership
 from dfud_hawkbit.records import Link
+from dfud_hawkbit.shared import Shared
 from dfud_hawkbit.sync import DeviceSync
 from dfud_hawkbit.text import acceptable, cut
-from dfud_hawkbit.writeback import WriteBack
+from dfud_hawkbit.writeback import WriteBack, newest_of
 
 log = logging.getLogger("dfud.hawkbit")
 NAME_CHARS = 128  # hawkBit's column
@@ -27,21 +26,19 @@ class Bulk:
 
     def __init__(
         self,
-        client: Client,
+        shared: Shared,
         firmware: FirmwareSync,
         devices: DeviceSync,
         write_back: WriteBack,
         owner: Ownership,
         known: Known,
-        now: Callable[[], float],
     ) -> None:
-        self._client = client
+        self._store, self._client, self._now = shared.store, shared.client, shared.now
         self._firmware = firmware
         self._devices = devices
         self._write_back = write_back
         self._owner = owner
         self._known = known
-        self._now = now
 
     async def register(self, cases: list[Case]) -> None:
         """Make targets; those that are there already are taken as they are, unless they are another dfud's."""
@@ -63,7 +60,7 @@ class Bulk:
             await self._there(cases[0], refused)
             return
         for case in cases:
-            self._registered(case)
+            await self._registered(case)
 
     async def _there(self, case: Case, refused: Refused) -> None:
         """A target that cannot be made: it is there already, or refused."""
@@ -79,13 +76,17 @@ class Bulk:
             self._devices.look.discard(case.key)
             return
         self._devices.look.add(case.key)
-        self._registered(case)
+        await self._registered(case)
         case.set(attributes="")  # they carry the mark
 
-    def _registered(self, case: Case) -> None:
+    async def _registered(self, case: Case) -> None:
         if case.link.foreign:
             case.set(foreign="", problem="")
-        case.set(registered=True, since_s=case.link.since_s or self._now())
+        if case.link.since < 0:
+            said = newest_of(await self._write_back.history(case))
+            newest = (await case.fresh(self._store)).deployment
+            case.set(since=newest.number if newest is not None else 0, said=said)
+        case.set(registered=True)
         case.later(self._now())
 
     async def assign(self, cases: list[Case]) -> None:
@@ -152,8 +153,7 @@ class Bulk:
 
 def _untold(current: Deployment, link: Link) -> bool:
     """Say whether a deployment came to its end without hawkBit having heard of it, since it knows the device."""
-    after_s = max(link.since_s, link.bound_s)
-    return bool(link.since_s) and current.state is not State.CANCELLED and current.created_s > after_s
+    return link.since >= 0 and current.state is not State.CANCELLED and current.number > max(link.since, link.after)
 
 
 def _shown(device: str, target: str) -> str:

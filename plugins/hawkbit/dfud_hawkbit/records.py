@@ -39,8 +39,9 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     wish: the version that both sides agreed on last; whoever differs from it has changed. mode: what a hawkBit action put
     beside the version ("", "download", "window", "confirm"). action: the one that is open; version, sha256: what it is about,
     deployment: dfud's record of it, kind: "update" or "confirm".
-    sent, step, told_s: intermediate feedbacks, the last progress step, when. said_s, told: until when history was told, and
-    the deployment that the last of it was of.
+    since: the number of the newest deployment when hawkBit came to know the device (-1: it does not); after: the same when the action
+    was taken over, and bound: the number of the newest entry of history then. What comes first goes by these, never by a clock.
+    sent, step, told_s: intermediate feedbacks, the last progress step, when. said: until which entry history was told.
     installed: what hawkBit believes to run; attributes: digest of what was sent, and attributes_s when. address: where the
     device was when hawkBit was last told. owed: a deployment that dfud has made an assignment for, whose history belongs to
     the action that comes of it. problem: what hawkBit refused, for people; foreign: the mark of the dfud that the target belongs to.
@@ -55,12 +56,13 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     sha256: str = ""
     deployment: str = ""
     state: str = ""
-    bound_s: float = 0.0
+    since: int = -1
+    after: int = 0
+    bound: int = 0
     sent: int = 0
     step: int = 0
-    said_s: float = 0.0
+    said: int = 0
     told_s: float = 0.0
-    told: str = ""
     full: bool = False
     installed: str = ""
     attributes: str = ""
@@ -68,7 +70,6 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
     problem: str = ""
     address: str = ""
     owed: str = ""
-    since_s: float = 0.0
     foreign: str = ""
 
 

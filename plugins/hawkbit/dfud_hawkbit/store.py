@@ -6,7 +6,6 @@ line. So users and devices never wait for hawkBit, and what was answered survive
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -29,6 +28,7 @@ from dfud.api import (
     DeviceView,
     Firmware,
     HistoryEntry,
+    OwnRollout,
     Pruned,
     PutActual,
     PutDeployment,
@@ -44,7 +44,7 @@ from dfud.api import (
     Wish,
     forever,
 )
-from dfud_hawkbit import feedback, records
+from dfud_hawkbit import feedback, records, rollouts
 from dfud_hawkbit.bulk import Bulk
 from dfud_hawkbit.client import Client
 from dfud_hawkbit.config import HawkbitConfig
@@ -55,6 +55,7 @@ from dfud_hawkbit.known import Known
 from dfud_hawkbit.owner import Ownership
 from dfud_hawkbit.publishing import Publishing
 from dfud_hawkbit.records import Link
+from dfud_hawkbit.shared import Shared, steady_clock
 from dfud_hawkbit.sync import DeviceSync
 from dfud_hawkbit.worker import Worker
 from dfud_hawkbit.writeback import WriteBack
@@ -66,14 +67,14 @@ class Parts:
     """What talks to hawkBit, once the records are known."""
 
     def __init__(self, store: Store, config: HawkbitConfig, now: Callable[[], float]) -> None:
-        look: set[str] = set()
         self.known = Known()
         self.client = Client(config, *config.secrets(), now)
+        shared = Shared(store, self.client, config, now)
         self.owner = Ownership(store, self.client)
         self.firmware = FirmwareSync(store, self.client, config)
-        self.write_back = WriteBack(store, self.client, self.owner, config, now, look)
-        self.devices = DeviceSync(store, self.client, self.firmware, self.write_back, self.known, config, now, look)
-        self.bulk = Bulk(self.client, self.firmware, self.devices, self.write_back, self.owner, self.known, now)
+        self.write_back = WriteBack(shared, self.owner)
+        self.devices = DeviceSync(shared, self.firmware, self.write_back, self.known)
+        self.bulk = Bulk(shared, self.firmware, self.devices, self.write_back, self.owner, self.known)
         self.publishing = Publishing(store, self.firmware, self.known, config, now)
         self.worker = Worker(store, self.client, self.publishing, self.devices, self.bulk, self.known, config, now)
         self.feed = Feed(self.client, self.worker, self.devices, self.owner, self.known, config, now)
@@ -86,10 +87,10 @@ class HawkbitStore(Store):
     name = "hawkbit"
     capabilities = frozenset({Capability.EXTERNAL_DESIRED, Capability.APP_FIRMWARE, Capability.OWN_ROLLOUTS})
 
-    def __init__(self, config: HawkbitConfig, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: HawkbitConfig, now: Callable[[], float] | None = None) -> None:
         self.config = config
         self.records = config.records
-        self.now = self._now = now
+        self.now = self._now = now or steady_clock()
         self._records: Store | None = None
         self._parts: Parts | None = None
         self._connected = trio.Event()
@@ -184,6 +185,9 @@ class HawkbitStore(Store):
     async def check(self) -> None:
         await self.inner.check()
 
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        return await self.inner.peek(collection, key)
+
     # Writing
 
     async def commit(self, changes: Sequence[Change]) -> None:
@@ -276,7 +280,8 @@ class HawkbitStore(Store):
         if news or link is None:
             devices[key] = self._now()
         elif said != link.attributes:
-            devices[key] = max(self._now(), link.attributes_s + self.config.attributes_s)
+            left_s = link.attributes_s + self.config.attributes_s - self._now()
+            devices[key] = self._now() + max(0.0, min(self.config.attributes_s, left_s))
 
     async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
         return await self.inner.prune(before_s, now_s, after=after, limit=limit)
@@ -310,6 +315,15 @@ class HawkbitStore(Store):
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         return await self.inner.find_aliases(app, names)
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        return await self.inner.updating(app, limit=limit, after=after)
+
+    async def own_rollouts(self, app: str) -> list[OwnRollout]:
+        return await rollouts.listed(self.inner, self.parts.client, self.config.url, app)
+
+    async def own_rollout(self, app: str, name: str) -> OwnRollout | None:
+        return await rollouts.found(self.inner, self.parts.client, self.config.url, app, name)
 
     async def find_alias(self, app: str, alias: str) -> str | None:
         return await self.inner.find_alias(app, alias)

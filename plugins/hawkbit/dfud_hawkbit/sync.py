@@ -7,7 +7,6 @@ sides agreed on, what hawkBit has been told), and ends with one commit of the ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import trio
@@ -23,19 +22,17 @@ from dfud.api import (
     NotFoundError,
     RetryRequested,
     State,
-    Store,
 )
 from dfud_hawkbit import feedback, records
 from dfud_hawkbit.answers import Offer
 from dfud_hawkbit.case import Case, Postponed
-from dfud_hawkbit.client import Client
-from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.desire import wish_of, with_mode
 from dfud_hawkbit.firmware import FirmwareSync, Unusable
 from dfud_hawkbit.http import Refused
 from dfud_hawkbit.known import Known
 from dfud_hawkbit.records import Link
-from dfud_hawkbit.writeback import WriteBack
+from dfud_hawkbit.shared import Shared
+from dfud_hawkbit.writeback import WriteBack, first_of, newest_of
 
 log = logging.getLogger("dfud.hawkbit")
 ROUNDS_MAX = 8  # looks at one device in a row: each ends a cancelled action or finds the one to work on
@@ -54,25 +51,18 @@ class DeviceSync:
 
     def __init__(
         self,
-        store: Store,
-        client: Client,
+        shared: Shared,
         firmware: FirmwareSync,
         write_back: WriteBack,
         known: Known,
-        config: HawkbitConfig,
-        now: Callable[[], float],
-        look: set[str],
     ) -> None:
-        self._store = store
-        self._client = client
+        self._store, self._client, self._config, self._now = shared.store, shared.client, shared.config, shared.now
         self._firmware = firmware
         self._write_back = write_back
         self._known = known
-        self._config = config
-        self._now = now
         self.bus = Bus()
         self.registry: Registry | None = None
-        self.look = look
+        self.look = shared.look
         self.pulling: dict[str, Link] = {}
 
     async def run(self, case: Case) -> None:
@@ -197,6 +187,8 @@ class DeviceSync:
         except (Unusable, Refused) as error:
             await self._unusable(case, offer, str(error))
             return
+        # History first: what is added between the two looks is of what the second one sees.
+        entries = await self._write_back.history(case)
         view = await case.fresh(self._store)
         mode = ""
         if offer.kind == "confirm":
@@ -206,22 +198,20 @@ class DeviceSync:
         before = case.link
         case.set(action=offer.action, kind=offer.kind, version=firmware.version, sha256=firmware.sha256, problem="")
         if offer.action != before.action:
-            newest, now_s = view.deployment, self._now()
-            case.set(deployment="", state="", sent=0, step=0, full=False, bound_s=now_s, owed="")
+            newest, last = view.deployment, newest_of(entries)
+            case.set(deployment="", state="", sent=0, step=0, full=False, owed="")
+            case.set(bound=last, after=newest.number if newest is not None else 0)
             ours = newest is not None and newest.sha256 == firmware.sha256
             if newest is not None and ours and newest.id == before.owed:
                 # dfud asked for this action: it gets every state since hawkBit heard something last.
-                since_s = max(before.said_s, before.since_s) or newest.created_s
-                case.set(deployment=newest.id, said_s=since_s)
-            elif newest is not None and ours:
-                case.set(said_s=now_s)
-                if not newest.final:
-                    case.set(deployment=newest.id, told="")
+                case.set(deployment=newest.id, said=min(before.said, first_of(newest, entries) - 1))
+            elif newest is not None and ours and not newest.final:
+                case.set(deployment=newest.id, said=first_of(newest, entries) - 1)
             else:
-                case.set(said_s=now_s)
+                case.set(said=last)
         left = view.deployment
         if left is not None and left.blocks and left.sha256 == firmware.sha256 and not case.link.deployment:
-            if left.updated_s <= case.link.bound_s:
+            if newest_of([entry for entry in entries if entry.deployment == left.id]) <= case.link.bound:
                 # The action asks once more for what was left. Said at every look until it is so: dfud may be killed in between.
                 self.bus.publish(RetryRequested(case.app, case.device, "hawkBit"))
         await self._want(case, view, firmware.version, mode)

@@ -7,18 +7,17 @@ told: the action stays the device's, and its end is sent again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from dfud.api import Deployment, DeviceView, HistoryEntry, State, Store
+from dfud.api import Deployment, DeviceView, HistoryEntry, State
 from dfud_hawkbit import feedback, records
 from dfud_hawkbit.case import Case
-from dfud_hawkbit.client import Client
-from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.desire import attributes_of, digest_of
 from dfud_hawkbit.http import Refused
 from dfud_hawkbit.owner import Ownership
 from dfud_hawkbit.records import FirmwareSet
+from dfud_hawkbit.shared import Shared
 
 log = logging.getLogger("dfud.hawkbit")
 HISTORY_MAX = 100  # states that are looked through for what hawkBit has not heard; a feedback holds 50 lines
@@ -29,19 +28,12 @@ class WriteBack:
 
     def __init__(
         self,
-        store: Store,
-        client: Client,
+        shared: Shared,
         owner: Ownership,
-        config: HawkbitConfig,
-        now: Callable[[], float],
-        look: set[str],
     ) -> None:
-        self._store = store
-        self._client = client
+        self._store, self._client, self._config, self._now = shared.store, shared.client, shared.config, shared.now
         self._owner = owner
-        self._config = config
-        self._now = now
-        self._look = look
+        self._look = shared.look
         self.others: Callable[[str, int], bool] = lambda target, action: False
 
     async def bound(self, case: Case, view: DeviceView) -> Deployment | None:
@@ -57,7 +49,7 @@ class WriteBack:
             return newest
         # It may have come and gone while hawkBit could not be told, with others behind it.
         for one in await self._store.deployments(case.app, case.device):
-            if one.sha256 == link.sha256 and one.created_s > link.bound_s:
+            if one.sha256 == link.sha256 and one.number > link.after:
                 return one
         return None
 
@@ -90,26 +82,25 @@ class WriteBack:
         if current.final:
             if await self._close(case, told, success=current.state is State.DONE):
                 if news:
-                    case.set(said_s=news[-1].at_s, told=current.id)
+                    case.set(said=news[-1].number)
                 if view.deployment is not None and view.deployment.id != current.id:
                     case.later(self._now())  # what came after it has yet to be told
             return
         await self._intermediate(case, current, news, told)
 
     async def _news(self, case: Case, current: Deployment) -> list[HistoryEntry]:
-        """Return the history of a deployment that hawkBit has not heard, oldest first, behind what came and went before it.
+        """Return the history of a deployment that hawkBit has not heard, oldest first, behind what came and went before it."""
+        entries = await self.history(case)
+        first = first_of(current, entries)
+        return [
+            e
+            for e in reversed(entries)
+            if e.number > case.link.said and (e.deployment == current.id or e.number < first)
+        ]
 
-        Two states may have the same time, as when the end of one deployment begins the next.
-        """
-        link, fresh = case.link, case.link.told != current.id
-        found = []
-        for entry in reversed(await self._store.history(case.app, case.device, limit=HISTORY_MAX)):
-            own = entry.deployment == current.id
-            if (own and (fresh or entry.at_s > link.said_s)) or (
-                not own and link.said_s < entry.at_s <= current.created_s
-            ):
-                found.append(entry)
-        return found
+    async def history(self, case: Case) -> list[HistoryEntry]:
+        """Return what hawkBit may not have heard yet, newest first."""
+        return await self._store.history(case.app, case.device, limit=HISTORY_MAX)
 
     async def _intermediate(self, case: Case, current: Deployment, news: list[HistoryEntry], told: Any) -> None:
         link, now_s, step = case.link, self._now(), feedback.step(current)
@@ -128,7 +119,7 @@ class WriteBack:
             return case.set(full=True, problem=str(refused))
         case.set(sent=link.sent + 1, step=step, told_s=now_s, state=str(current.state))
         if news:
-            case.set(said_s=news[-1].at_s, told=current.id)
+            case.set(said=news[-1].number)
         if not open_still or ends:
             if ends:
                 case.set(action=0, kind="")
@@ -194,7 +185,8 @@ class WriteBack:
         if not case.asked and (digest == link.attributes or (actual is None and not view.device.metadata.labels)):
             return
         due_s = link.attributes_s + self._config.attributes_s
-        if link.attributes and due_s > now_s and not case.asked:
+        # What was sent in the future, by a clock that was set back since, was sent long ago.
+        if link.attributes and link.attributes_s <= now_s < due_s and not case.asked:
             return case.later(due_s)
         await self._client.attributes(case.target, said)
         case.asked = False
@@ -224,3 +216,14 @@ class WriteBack:
                 raise
             return False
         return True
+
+
+def newest_of(entries: Sequence[HistoryEntry]) -> int:
+    """Return the number of the newest entry of a history, 0 without any."""
+    return max((entry.number for entry in entries), default=0)
+
+
+def first_of(deployment: Deployment, entries: Sequence[HistoryEntry]) -> int:
+    """Return the number with which a deployment began; where none of its entries is left, of what comes next."""
+    own = [entry.number for entry in entries if entry.deployment == deployment.id]
+    return min(own, default=newest_of(entries) + 1)

@@ -56,5 +56,14 @@ class HttpConfig(msgspec.Struct, frozen=True):
         float, Meta(description="time for a TLS handshake, from its turn on", ge=0.05, le=600, extra=S)
     ] = 10.0
     handshakes: Annotated[int, Meta(description="TLS handshakes at a time; others wait", ge=1, le=10_000)] = 64
+    handshake_turn_s: Annotated[
+        float,
+        Meta(
+            description="how long one that stalls keeps others waiting; then it goes on beside them",
+            ge=0.05,
+            le=600,
+            extra=S,
+        ),
+    ] = 1.0
     handshakes_per_address: Annotated[int, Meta(description="of these, from one address", ge=1, le=10_000)] = 32
     pipelined: Annotated[int, Meta(description="requests a peer may send ahead of their answers", ge=1, le=1000)] = 16

@@ -41,7 +41,7 @@ class HttpTransport(Transport):
         self._connections: set[Connection] = set()
         self._open = 0  # connections, from accepting to closing
         self._budget = Budget(config.held_max)
-        self._handshakes = Turns(config.handshakes, config.handshakes_per_address)
+        self._handshakes = Turns(config.handshakes, config.handshakes_per_address, lasts_s=config.handshake_turn_s)
         self._addresses: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
         self._gone = trio.Event()
@@ -85,6 +85,12 @@ class HttpTransport(Transport):
                             accepting.start_soon(self._accept, listener, nursery, endpoint, port)
                 sockets.close()
                 await trio.sleep_forever()
+
+    async def check(self) -> None:
+        with contextlib.ExitStack() as sockets:
+            for port in (self._config.port, self._config.redirect_port):
+                if port:
+                    await self._listen(port, sockets)
 
     async def _listen(self, port: int, sockets: contextlib.ExitStack) -> list[trio.SocketListener]:
         try:

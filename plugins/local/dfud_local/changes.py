@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +31,10 @@ from dfud.api import (
     TrimDocuments,
     UnreadableError,
 )
-from dfud_local.encoding import decode, text
+from dfud.api.encoding import decode
+from dfud_local.columns import text
 from dfud_local.limits import Limits
+from dfud_local.many import first_sequence, trim_deployments, trim_history
 from dfud_local.purge import DEVICE_TABLES, drop_app
 
 Cursor = sqlite3.Connection
@@ -41,8 +42,6 @@ USERS = (
     "SELECT name FROM device WHERE app=?1 AND wants=?2 AND wants<>'' "
     "UNION SELECT device FROM deployment WHERE app=?1 AND version=?2 AND open ORDER BY 1 LIMIT 10"
 )
-SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
-TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 
 
 class Changes:
@@ -141,7 +140,7 @@ class Changes:
                 db.execute(
                     "INSERT INTO actual VALUES (?,?,?,?) "
                     "ON CONFLICT DO UPDATE SET body=excluded.body, sequence=sequence+1",
-                    (actual.app, actual.device, *bodies, _first()),
+                    (actual.app, actual.device, *bodies, first_sequence()),
                 )
             case PutDeployment(deployment, entry):
                 self._put_deployment(deployment, bodies[0])
@@ -167,6 +166,11 @@ class Changes:
                     "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number",
                     [(scope, name, number) for name, number in add.items()],
                 )
+                # Counters that have come back to 0 take no room: their names may be of an hour that is over.
+                db.executemany(
+                    "DELETE FROM count WHERE scope=? AND name=? AND number=0",
+                    [(scope, name) for name, number in add.items() if number < 0],
+                )
             case DeleteCounts(scope):
                 db.execute("DELETE FROM count WHERE scope=?", (scope,))
             case TrimDocuments(collection, keep, below):
@@ -189,7 +193,7 @@ class Changes:
         _device(db, d.app, d.device)
         db.execute(
             "INSERT INTO actual VALUES (?,?,x'',?) ON CONFLICT DO UPDATE SET sequence=sequence+1",
-            (d.app, d.device, _first()),
+            (d.app, d.device, first_sequence()),
         )
         row = (not d.final, d.number, body, d.id)
         if db.execute("UPDATE deployment SET open=?, number=?, body=? WHERE id=?", row).rowcount:
@@ -199,11 +203,7 @@ class Changes:
             (d.id, d.app, d.device, d.version, d.created_s, not d.final, d.number, body),
         )
         # A device begins an update far more seldom than it reports, so the walk over its index costs nothing that counts.
-        db.execute(
-            "DELETE FROM deployment WHERE NOT open AND id IN (SELECT id FROM deployment WHERE app=? AND device=? "
-            "ORDER BY number DESC, created DESC LIMIT -1 OFFSET ?)",
-            (d.app, d.device, self._limits.deployments_per_device),
-        )
+        trim_deployments(db, d.app, d.device, self._limits.deployments_per_device)
 
     def _append(self, app: str, device: str, body: bytes) -> None:
         """Append to a device's history. Its entries are counted, so those that have to go are found without a walk.
@@ -216,16 +216,7 @@ class Changes:
         self._db.execute(
             "INSERT INTO history (app, device, number, body) VALUES (?,?,?,?)", (app, device, number, body)
         )
-        self._db.execute(
-            "DELETE FROM history WHERE id IN (SELECT id FROM history WHERE app=? AND device=? AND number<=? "
-            "ORDER BY number, id LIMIT ?)",
-            (app, device, number - self._limits.history_per_device, TRIMMED_AT_ONCE),
-        )
-
-
-def _first() -> int:
-    """Return the first sequence of a device: one that an earlier device of this name did not have."""
-    return secrets.randbits(SEQUENCE_BITS) + 1
+        trim_history(self._db, app, device, number - self._limits.history_per_device)
 
 
 _IMAGES_OF_APP = "SELECT sha256 FROM firmware WHERE app=?1 UNION ALL SELECT sha256 FROM firmware_image WHERE app=?1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,3 +45,18 @@ def _check(directory: Path) -> None:
                 version_of(connection)
         except sqlite3.Error as error:
             raise StoreError(f"[store.local] path {directory}: {database} is no database of dfud's: {error}") from error
+
+
+def peek(directory: Path, collection: str, key: str) -> bytes | None:
+    """Return a document of a database that nobody has open, None where it has none, or newer things stand in its log."""
+    database = directory / "dfud.sqlite3"
+    log = database.with_name(database.name + "-wal")
+    try:
+        if not database.exists() or (log.exists() and log.stat().st_size):
+            return None
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro&immutable=1", uri=True)) as connection:
+            query = "SELECT value FROM document WHERE collection=? AND key=?"
+            row = connection.execute(query, (collection, key)).fetchone()
+    except (sqlite3.Error, OSError):
+        return None  # check_directory() says why
+    return None if row is None else bytes(row[0])

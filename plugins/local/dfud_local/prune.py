@@ -8,7 +8,7 @@ import sqlite3
 import msgspec
 
 from dfud.api import Pruned
-from dfud_local.encoding import text
+from dfud_local.columns import text
 
 AHEAD_S = 86400.0  # a clock was wrong where an entry is this far ahead: it says nothing of those behind it
 HISTORY, DEPLOYMENTS = "history", "deployment"

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable
 
-from dfud_local.encoding import text
+from dfud_local.columns import text
 
 AT_ONCE = 100  # devices with all that is theirs: some milliseconds
 DEVICE_TABLES = ("device_label", "alias", "actual", "deployment", "history")

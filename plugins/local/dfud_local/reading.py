@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
+
+import msgspec
 
 from dfud.api import (
     Actual,
@@ -22,9 +25,10 @@ from dfud.api import (
     UnreadableError,
     Wish,
 )
+from dfud.api.damage import Damage, Key
+from dfud.api.encoding import decode, firmware_of, unreadable, with_columns
 from dfud_local.changes import USERS
-from dfud_local.damage import Damage, Key
-from dfud_local.encoding import decode, firmware_of, text, unreadable, with_columns
+from dfud_local.columns import text
 from dfud_local.purge import Purge
 from dfud_local.queries import (
     ALIASES,
@@ -203,6 +207,27 @@ class ReadingStore(Store):
             ("device", app), lambda bad: self._reader.rows(query, app, *values, after, bad, limit), wish
         )
 
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        if app in self._purge.hidden:
+            return []
+        query = f"""SELECT {VIEW}, d.name {FROM}
+            WHERE d.app=? AND d.name>? AND d.name NOT IN (SELECT value FROM json_each(?))
+            AND d.name IN (SELECT device FROM deployment WHERE app=? AND open)
+            ORDER BY d.name LIMIT ?"""  # noqa: S608 - values are bound
+        while True:
+            rows = await self._whole(
+                ("device", app),
+                partial(self._rows_behind, query, app, after, limit),
+                lambda row: self._view(app, text(row[-1]), row),
+            )
+            found = [view for view in rows if view.deployment is not None and not view.deployment.final]
+            if found or not rows:
+                return found
+            after = rows[-1].device.name  # an older one is open, or unreadable
+
+    async def _rows_behind(self, query: str, app: str, after: str, limit: int, bad: str) -> list[Row]:
+        return await self._reader.rows(query, app, after, bad, app, limit)
+
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         if app in self._purge.hidden:
             return 0
@@ -275,13 +300,12 @@ class ReadingStore(Store):
     async def history(self, app: str, device: str, *, limit: int = 100) -> list[HistoryEntry]:
         if app in self._purge.hidden:
             return []
-        query = "SELECT id, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
+        query = "SELECT number, body FROM history WHERE app=? AND device=? ORDER BY number DESC, id DESC LIMIT ?"
         found: list[HistoryEntry] = []
         for number, body in await self._reader.rows(query, app, device, limit):
             try:
-                found.append(
-                    decode(f"entry {number} in the history of device {device} of app {app}", HistoryEntry, body)
-                )
+                entry = decode(f"entry {number} in the history of device {device} of app {app}", HistoryEntry, body)
+                found.append(msgspec.structs.replace(entry, number=number))
             except UnreadableError as error:
                 self._damage.found(error, "history", app, device, str(number))
         return found

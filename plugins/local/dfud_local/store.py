@@ -22,7 +22,7 @@ from dfud.api import (
 )
 from dfud_local.blobs import Blobs
 from dfud_local.changes import blob_needed
-from dfud_local.check import check_directory
+from dfud_local.check import check_directory, peek
 from dfud_local.limits import Limits
 from dfud_local.lock import DirectoryLock
 from dfud_local.reader import Reader
@@ -55,6 +55,9 @@ class LocalStore(ReadingStore):
 
     async def check(self) -> None:
         await trio.to_thread.run_sync(check_directory, self._directory)
+
+    async def peek(self, collection: str, key: str) -> bytes | None:
+        return await trio.to_thread.run_sync(peek, self._directory, collection, key)
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with contextlib.ExitStack() as opened:

@@ -14,15 +14,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import trio
 
 from dfud.api import Change, DfudError, Pruned, StoreError, contained, note
+from dfud.api.encoding import encode
 from dfud_local.blobs import Blobs
 from dfud_local.changes import Changes, blob_needed
-from dfud_local.encoding import encode
 from dfud_local.limits import Limits
+from dfud_local.many import Many, is_hot
 from dfud_local.prune import prune
 from dfud_local.purge import Purge
 
@@ -35,7 +37,7 @@ PROBE_BYTES = 65536
 class _Job:
     """One commit; or, without changes: with `freed`, a look whether somebody still needs these images; or some other `work`."""
 
-    __slots__ = ("changes", "done", "error", "freed", "result", "work")
+    __slots__ = ("changes", "error", "freed", "result", "task", "work")
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class _Job:
         self.work = work
         self.result: Any = None
         self.freed = freed
-        self.done = trio.Event()
+        self.task = trio.lowlevel.current_task()
         self.error: DfudError | None = None
 
 
@@ -105,8 +107,7 @@ class Writer:
                 raise StoreError(self._closed)
             self._queue.put(job)
         # It will be done, so nobody goes away without knowing: who was cancelled here would tell no one of what is stored.
-        with trio.CancelScope(shield=True):
-            await job.done.wait()
+        await trio.lowlevel.wait_task_rescheduled(_not_aborted)
         if job.error is not None:
             raise job.error
 
@@ -252,8 +253,11 @@ class Writer:
         try:
             if any(job.changes or job.work for job in batch):
                 database.execute("BEGIN IMMEDIATE")
-                for job in batch:
-                    self._write_one(database, changes, job)
+                for hot, jobs in groupby(batch, lambda job: is_hot(job.changes)):
+                    together = list(jobs)
+                    if not (hot and len(together) > 1 and self._write_together(database, together)):
+                        for job in together:
+                            self._write_one(database, changes, job)
                 database.execute("COMMIT")
         except Exception as error:
             failed = StoreError(f"the database could not be written: {error}", retryable=True)
@@ -271,6 +275,23 @@ class Writer:
             freed = changes.freed.union(*(job.freed for job in batch))
             # Nobody else writes records: what none names here, none will, unless its writer is still open.
             self._blobs.remove([sha256 for sha256 in freed if not blob_needed(database, sha256)])
+
+    def _write_together(self, database: sqlite3.Connection, jobs: list[_Job]) -> bool:
+        """Write what devices said, many of them in each statement. If one cannot be written, none of them is: return False."""
+        database.execute("SAVEPOINT jobs")
+        try:
+            many = Many()
+            for job in jobs:
+                many.add(job.changes)
+            done = many.write(database, self._limits)
+        except (sqlite3.Error, OverflowError, UnicodeError):
+            if not database.in_transaction:
+                raise  # a full disk ends the whole transaction, and the savepoint with it
+            done = False
+        if not done:
+            database.execute("ROLLBACK TO jobs")
+        database.execute("RELEASE jobs")
+        return done
 
     def _write_one(self, database: sqlite3.Connection, changes: Changes, job: _Job) -> None:
         """Write one job. Raises only if the whole batch is lost with it."""
@@ -319,9 +340,13 @@ class Writer:
             return
 
 
+def _not_aborted(raise_cancel: Callable[[], object]) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
+
+
 def _set(batch: list[_Job]) -> None:
     for job in batch:
-        job.done.set()
+        trio.lowlevel.reschedule(job.task)
 
 
 def _fail(batch: list[_Job], error: StoreError) -> None:

@@ -19,11 +19,12 @@ from dfud_coap.message import (
     uint,
 )
 from dfud_coap.oscore import Context, Header, OscoreError, read_option_untrusted
-from dfud_coap.translate import Ask, Fault, Fetching, chunk_tail, read_request_untrusted
+from dfud_coap.translate import CoapRequest, Fault, Fetching, chunk_tail, read_request_untrusted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.plugins.coap.test_limits import AUTH, Device, post
+from tests.plugins.coap.oscoredevice import Device
+from tests.plugins.coap.test_limits import AUTH, post
 from tests.plugins.coap.virtual import Virtual
 from tests.plugins.coap.world import KEY, PACKAGE
 
@@ -176,7 +177,7 @@ def _get(*options: tuple[int, bytes]) -> bytes:
     return encode_tail([*path, *options, AUTH])
 
 
-def _read(tail: bytes) -> Ask | None:
+def _read(tail: bytes) -> CoapRequest | None:
     try:
         options, payload = decode_tail_untrusted(tail)
         return read_request_untrusted(1, options, payload, peer="p", certificate=b"", identity="", encrypted=False)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from aiocoap import oscore as aio
-from aiocoap.message import Direction
-from aiocoap.message import Message as AioMessage
-from aiocoap.numbers.codes import Code as AioCode
 from dfud_coap.block import Block
 from dfud_coap.message import CON, NON, Code, Message, Option, decode_untrusted, encode
 
 from dfud.api import Code as Outcome
 from dfud.api import Reply, faults
 from dfud.testing.transport import AUTHORIZATION
+from tests.plugins.coap.oscoredevice import Device, echo_of_inner
 from tests.plugins.coap.virtual import CHUNK, Virtual
-from tests.plugins.coap.world import IDENTITY, KEY, PACKAGE
+from tests.plugins.coap.world import IDENTITY, PACKAGE
 
 AUTH = (int(Option.AUTHORIZATION), AUTHORIZATION)
 
@@ -227,8 +224,8 @@ def test_what_is_remembered_of_peers_and_requests_goes_by_use() -> None:
         stranger = w.new_peer((f"192.0.2.{number + 10}", 1))
         w.take(post(number + 10, AUTH, body=b"%d" % number), stranger)
         w.take(post(number + 1000, AUTH, body=b"honest"))
-    assert len(w.server._asks) == 16
-    assert any(ask[0] == w.peer.scope for ask in w.server._asks._values), "who comes again is still known"
+    assert len(w.server._known) == 16
+    assert any(ask[0] == w.peer.scope for ask in w.server._known._values), "who comes again is still known"
 
 
 def test_late_answers_to_strangers_are_repeated_for_so_many_only() -> None:
@@ -253,65 +250,6 @@ def test_late_answers_to_strangers_are_repeated_for_so_many_only() -> None:
 
 
 # OSCORE
-
-
-class Device(aio.CanProtect, aio.CanUnprotect, aio.SecurityContextUtils):
-    """A device's context, made of aiocoap's cryptography alone."""
-
-    echo_recovery = None
-
-    def __init__(self, boot: int = 1, key: bytes = KEY, identity: str = IDENTITY) -> None:
-        self.alg_aead = aio.AES_CCM_16_64_128()
-        self.hashfun = aio.hashfunctions["sha256"]
-        self.sender_id, self.recipient_id = b"\1", b"\0"
-        self.id_context = bytes([boot]) * 8 + identity.encode()
-        self.sender_sequence_number = 0
-        self.derive_keys(b"", key)
-        self.recipient_replay_window = aio.ReplayWindow(32, lambda: None)
-        self.recipient_replay_window.initialize_empty()
-        self.ivs: list[bytes] = []
-
-    def post_seqnoincrease(self) -> None:
-        pass
-
-    def request(self, message_id: int, *options: tuple[int, bytes], body: bytes = b"s", code: int = Code.POST) -> bytes:
-        inner = AioMessage(code=AioCode(code), payload=body)
-        inner.direction = Direction.OUTGOING
-        for number, value in (*path("v1", "dfu"), *options):
-            inner.opt.add_option(aio_option(number, value))
-        outer, self.last = self.protect(inner)
-        shown = [(int(Option.OSCORE), bytes(outer.opt.oscore))]
-        if outer.opt.observe is not None:
-            shown.append((int(Option.OBSERVE), b""))
-        return encode(Message(CON, int(outer.code), message_id, b"t", shown, outer.payload))
-
-    def open(self, data: bytes) -> Message:
-        outer = decode_untrusted(data)
-        message = AioMessage(code=AioCode(outer.code), payload=outer.payload)
-        message.opt.oscore = outer.first(Option.OSCORE)
-        message.direction = Direction.INCOMING
-        if message.opt.oscore:
-            self.ivs.append(message.opt.oscore)
-        inner, _ = self.unprotect(message, self.last)
-        options = [(int(o.number), o.encode()) for o in inner.opt.option_list()]
-        return Message(outer.type, int(inner.code), outer.message_id, outer.token, options, inner.payload)
-
-    def greet(self, w: Virtual, message_id: int = 100) -> None:
-        (challenge,) = w.take(self.request(message_id))
-        (answer,) = w.take(self.request(message_id + 1, echo_of_inner(self.open(challenge))))
-        assert self.open(answer).code == Code.CONTENT
-
-
-def aio_option(number: int, value: bytes) -> Any:
-    from aiocoap.numbers.optionnumbers import OptionNumber
-    from aiocoap.optiontypes import OpaqueOption
-
-    return OpaqueOption(OptionNumber(number), value)
-
-
-def echo_of_inner(message: Message) -> tuple[int, bytes]:
-    assert message.code == Code.UNAUTHORIZED
-    return next(o for o in message.options if o[0] == Option.ECHO)
 
 
 def test_an_unknown_context_is_acted_upon_only_after_it_proved_that_it_is_fresh() -> None:

@@ -17,7 +17,7 @@ from tests.cli.test_dfuctl import Dfuctl
 from tests.plugins.coap.peers import AioClient, dotted, oscore_credentials, request
 
 OLD, NEW = b"old" * 1000, random.Random(5).randbytes(30_000)
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 class World:

@@ -16,7 +16,7 @@ KEY = bytes(range(16))
 IDENTITY = "dev1@app1"
 PACKAGE = "0123456789abcdef0123456789abcdef"
 CHUNK = bytes(n * 7 & 0xFF for n in range(5000))
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 class World:

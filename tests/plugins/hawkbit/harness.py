@@ -202,6 +202,7 @@ class Harness:
         self._scope: trio.CancelScope | None = None
         self._stopped = trio.Event()
         self.changes: list[DeploymentChanged] = []
+        self.shift_s = 0.0  # how far the clock of those who decide is from the right one
         directory.mkdir(parents=True, exist_ok=True)
         self.password = directory / "password"
         self.token = directory / "token"
@@ -247,7 +248,7 @@ class Harness:
                     self.store, self.directory / "packages", disk_bytes=1 << 30, memory_bytes=1 << 24, workers=1
                 )
                 await nursery.start(packages.run)
-                self.controller = Controller(self.store, self.bus, packages, policy, time.time)
+                self.controller = Controller(self.store, self.bus, packages, policy, lambda: time.time() + self.shift_s)
                 await nursery.start(self.controller.run)
                 self.registry = Registry(self.store, self.bus, bytes(32), time.time)
                 self.firmware = FirmwareRegistry(self.store, self.bus, time.time, 1 << 24)

@@ -16,6 +16,7 @@ import trio
 from dfud.api import CancelRequested, Device, Metadata, PutDevice, State
 from dfud.testing.device import SimulatedDevice
 from dfud.wire.messages import Command, Phase, Progress, Type
+from tests.amounts import sampled
 from tests.plugins.hawkbit.harness import Harness, Person, Server, harness_at, person_at, sent, until, whole_way
 
 NEW = b"new image " * 3000
@@ -354,9 +355,9 @@ async def test_locks_of_what_was_assigned_do_not_disturb(hawkbit: Server, tmp_pa
         assert harness.store.parts.known.problems == {}
 
 
-async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", sampled(200, 1000))
+async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path, count: int) -> None:
     """In two groups, as hawkBit makes them; every device gets it, one artifact is downloaded, nothing is told twice."""
-    count = 1000
     async with harness_at(hawkbit, tmp_path, poll_s=0.5) as harness, person_at(hawkbit) as person:
         for first in range(0, count, 200):
             names = [f"d{number:04}" for number in range(first, first + 200)]

@@ -9,6 +9,7 @@ from typing import Any
 from dfud_hawkbit import feedback
 from dfud_hawkbit.case import Case
 from dfud_hawkbit.records import Link
+from dfud_hawkbit.shared import Shared
 from dfud_hawkbit.text import acceptable
 from dfud_hawkbit.writeback import WriteBack
 from hypothesis import given
@@ -106,7 +107,7 @@ async def test_a_clock_that_is_set_back_keeps_no_progress_waiting() -> None:
     config: Any = SimpleNamespace(feedback_max=50, feedback_s=60.0)
     nobody: Any = None
     client: Any = heard
-    write_back = WriteBack(nobody, client, nobody, config, lambda: now[0], set())
+    write_back = WriteBack(Shared(nobody, client, config, lambda: now[0]), nobody)
     case = Case("a/d", 1, None, Link(registered=True, action=7))
 
     async def progress(chunks: int) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from dfud.api import DeviceAddress, State
 from dfud.wire.messages import Phase, Progress, Type
@@ -151,6 +152,55 @@ async def test_updates_one_after_the_other_while_hawkbit_is_away_are_all_told(ha
             assert in_order(said, " 3.0: notified (", " 3.0: done (", " done ("), said
             assert await person.installed(harness.target()) == "4.0"
             assert not any(" 2.0: done" in text for text in said), "told already"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_clock_that_is_set_back_loses_nothing_and_repeats_nothing(
+    hawkbit: Hawkbit, tmp_path: Path, restarted: bool
+) -> None:
+    """Three updates, the first seen by hawkBit, the others while it is away, each at an earlier time than the one before."""
+    async with harness_at(hawkbit, tmp_path) as harness:
+        device = await harness.device()
+        images = {"2.0": NEW, "3.0": NEWER, "4.0": NEW + NEWER}
+        for version, image in images.items():
+            await harness.publish(version, image)
+        await harness.want("2.0")
+        first = await harness.action_of()
+        await whole_way(device)
+        async with person_at(hawkbit) as person:
+
+            async def finished() -> bool:
+                return str((await person.action(harness.target(), first))["status"]) == "finished"
+
+            await until("the first is finished", finished)
+        await harness.quiet()
+        await killed(hawkbit)
+        try:
+            for version in ("3.0", "4.0"):
+                harness.shift_s -= 300 * 86400.0
+                await harness.want(version)
+                await whole_way(device)
+                assert device.image == images[version]
+            await away(harness)
+            if restarted:
+                await harness.stop()
+                await harness.start()
+        finally:
+            await back(hawkbit)
+        async with person_at(hawkbit) as person:
+
+            async def last() -> int:
+                found = (await person.actions(harness.target()))[-1]
+                return int(found["id"]) if found["status"] == "finished" and found["id"] != first else 0
+
+            action = await until("the last is finished", last)
+            said = await lines(person, harness, action)
+            assert in_order(said, " 3.0: notified (", " 3.0: done (", " notified (", " done ("), said
+            before = await lines(person, harness, first)
+            for told in (before, said):
+                stamped = [text for text in told if re.match(r"\d{4}-", text)]
+                assert len(stamped) == len(set(stamped)), told
+            assert not any(" 2.0: " in text for text in said), "told already"
 
 
 async def test_a_roll_back_while_hawkbit_was_away_is_a_failure_there(hawkbit: Hawkbit, tmp_path: Path) -> None:

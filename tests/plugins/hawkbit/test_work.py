@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 import trio
+from dfud_hawkbit.shared import steady_clock
 from dfud_hawkbit.work import Work
 
 
@@ -32,3 +36,12 @@ async def test_waiting_ends_when_something_is_due(autojump_clock: trio.testing.M
     assert trio.current_time() - before == 7.0
 
 
+
+
+def test_the_clock_of_what_is_due_only_moves_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set back would leave what is due waiting for as long."""
+    now = steady_clock()
+    before_s = now()
+    assert abs(before_s - time.time()) < 60
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    assert before_s <= now() < before_s + 600

@@ -36,7 +36,7 @@ class Served:
         """Send `data`, and read until the listener closes."""
         stream = await self.connect()
         await stream.send_all(data)
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             return await read_all(stream)
 
 
@@ -53,7 +53,7 @@ async def read_all(stream: trio.SocketStream) -> bytes:
 async def read_answer(stream: trio.SocketStream) -> tuple[bytes, bytes]:
     """Return (head, body) of one answer with a content-length."""
     data = b""
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         while b"\r\n\r\n" not in data:
             data += await stream.receive_some(1) or b"<closed>\r\n\r\ncontent-length: 0"
         head = data.partition(b"\r\n\r\n")[0]
@@ -365,6 +365,6 @@ async def test_a_port_that_is_taken_is_a_clear_error(served: Served) -> None:
 
 
 async def wait_for(condition: object) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         while not condition():  # type: ignore[operator]  # a callable without arguments
             await trio.sleep(0.005)

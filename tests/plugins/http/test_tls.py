@@ -52,7 +52,7 @@ async def ask(port: int, directory: Path, *, client: str = "", server: str = "se
     stream = trio.SSLStream(
         await trio.open_tcp_stream("127.0.0.1", port), context, server_hostname="127.0.0.1", https_compatible=True
     )
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         await stream.send_all(REQUEST)
         return b"".join([data async for data in stream])
 
@@ -91,7 +91,7 @@ async def test_a_connection_without_a_required_certificate_gets_nothing(nursery:
         pass  # whether the alert or the end of the stream is seen first depends on the client's TLS version
     plain = await trio.open_tcp_stream("127.0.0.1", port)
     await plain.send_all(REQUEST)
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         try:
             while data := await plain.receive_some(1000):
                 assert not data.startswith(b"HTTP")
@@ -122,7 +122,7 @@ async def heard(port: int, sent: bytes) -> bytes:
     """Send plain bytes and return all that comes back until the other side closes."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     out = b""
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         try:
             await stream.send_all(sent)
             while data := await stream.receive_some(4096):

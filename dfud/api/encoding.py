@@ -1,4 +1,4 @@
-"""Records to bytes and back. Every failure names the record. Only decode() of a small record is for the writer's thread."""
+"""Records to bytes and back, for stores that keep them as msgpack. Every failure names the record."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dfud.api import (
+from dfud.api.store import (
     Change,
-    Device,
     PutActual,
     PutApp,
     PutDeployment,
     PutDevice,
     PutFirmware,
     SetFirmware,
-    StoreError,
-    UnreadableError,
 )
+from dfud.errors import StoreError, UnreadableError
+from dfud.model.resources import Device
 
 T = TypeVar("T")
 NO_FIRMWARE = b""  # in the column `firmware` of a device: its spec has none, whatever the body says
@@ -124,8 +123,3 @@ def with_columns(what: str, device: Device, firmware: Any, newer: int, version: 
 
 def unreadable(what: str, why: str) -> UnreadableError:
     return UnreadableError(f"the record of {what} cannot be read ({why}): put it again, delete it, or restore a backup")
-
-
-def text(stored: bytes) -> str:
-    """Return a text column. A wrong byte in it makes it another text, never an error."""
-    return stored.decode("utf-8", "replace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from dfud.api import (
+from dfud.api.store import (
     Change,
     DeleteApp,
     DeleteDevice,
@@ -15,8 +15,8 @@ from dfud.api import (
     PutDeployment,
     PutDevice,
     PutFirmware,
-    UnreadableError,
 )
+from dfud.errors import UnreadableError
 
 log = logging.getLogger("dfud.store")
 KNOWN_MAX = 10_000  # beyond it, they are left out of lists without being told

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from dfud.api import (
     BugError,
     Config,
-    ConfigError,
     DfudError,
     Dialect,
     EventSink,
@@ -27,10 +27,11 @@ from dfud.api import (
     UserRoutes,
 )
 from dfud.controller.config import SECTION as CONTROLLER
+from dfud.controller.outbox import SECTION as OUTBOX
 from dfud.daemon import config as configuration
 from dfud.daemon.config import CORE_SECTIONS, ConfigErrors, DaemonConfig
-from dfud.daemon.key import read_key
-from dfud.daemon.plugins import Plugins
+from dfud.daemon.key import COLLECTION, NAME, compare_key, read_key
+from dfud.daemon.plugins import Plugins, UnknownPlugin, available
 from dfud.daemon.retention import SECTION as RETENTION
 from dfud.endpoint.config import SECTION as ENDPOINT
 from dfud.endpoint.config import EndpointConfig
@@ -38,14 +39,14 @@ from dfud.registry.config import SECTION as REGISTRY
 from dfud.registry.config import RegistryConfig
 from dfud.registry.oidc import SECTION as OIDC
 from dfud.registry.oidc import Oidc, OidcConfig
-from dfud.registry.server import hypercorn_config
+from dfud.registry.server import check_listening, hypercorn_config
 from dfud.registry.tls import Tls
 
 T = TypeVar("T")
-SECTIONS = (*CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, ENDPOINT, RETENTION)
+SECTIONS = (*CORE_SECTIONS, REGISTRY, OIDC, CONTROLLER, OUTBOX, ENDPOINT, RETENTION)
 
 
-class Parts(msgspec.Struct, frozen=True):
+class Components(msgspec.Struct, frozen=True):
     """What was made of a configuration. Nothing runs yet, nothing is open. key: of device secrets."""
 
     config: Config
@@ -71,17 +72,41 @@ def _load(path: Path) -> tuple[Config, Plugins, list[str]]:
     document = configuration.read_file(path)
     plugins = Plugins(())
     problems = []
+    meant: list[str] = []
     for name in configuration.enabled_plugins(document, str(path)):
         try:
             plugins.load(name)
         except PluginError as error:
             problems.append(str(error))
+            meant += [error.close] if isinstance(error, UnknownPlugin) and error.close else []
+    for name in meant:  # so that the rest of what it is configured to be is judged, too
+        if not plugins.has(name):
+            with suppress(PluginError):
+                plugins.load(name)
     sections: list[Section] = [*SECTIONS, *plugins.sections()]
-    config, wrong = configuration.read(document, sections, str(path), strangers=bool(problems))
+    strangers = _strangers(document, plugins, {section.name for section in sections}) if problems else []
+    config, wrong = configuration.read(document, [*sections, *strangers], str(path), strangers=bool(problems))
     return config, plugins, problems + wrong
 
 
-def build(path: Path) -> Parts:
+def _strangers(document: dict[str, Any], plugins: Plugins, known: set[str]) -> list[Section]:
+    """Return the sections that the file has of plugins which are installed and not loaded: perhaps they were meant."""
+    found: list[Section] = []
+    for name in available():
+        if not plugins.has(name):
+            with suppress(PluginError):
+                found += Plugins([name]).sections()
+    return [section for section in found if section.name not in known and _stands_in(document, section.name)]
+
+
+def _stands_in(document: dict[str, Any], name: str) -> bool:
+    table: Any = document
+    for part in name.split("."):
+        table = table.get(part) if isinstance(table, dict) else None
+    return isinstance(table, dict)
+
+
+def build(path: Path) -> Components:
     """Make every part. Raises ConfigErrors with one sentence for each thing that is wrong.
 
     Where a key of a section is wrong, its default stands in for it while the rest is looked at.
@@ -95,6 +120,8 @@ def build(path: Path) -> Parts:
         except BugError:
             if not broken:  # else a section that could not be read at all is missing, which is told already
                 raise
+        except ConfigErrors as error:
+            problems.extend(error.messages)
         except DfudError as error:
             problems.append(str(error))
         return None
@@ -117,7 +144,7 @@ def build(path: Path) -> Parts:
         raise ConfigErrors(problems)
     if store is None or transports is None or dialects is None or sinks is None or routes is None or key is None:
         raise BugError(f"{path}: a part is missing, and nothing said why")
-    return Parts(
+    return Components(
         config=config,
         store=store,
         transports=transports,
@@ -136,25 +163,43 @@ async def examine(path: Path) -> str:
     Return what is no mistake of the file, or "": a running dfud has the store, and `run` would refuse to start beside it.
     """
     problems: list[str] = []
-    parts: Parts | None = None
+    parts: Components | None = None
     try:
         parts = build(path)
     except ConfigErrors as error:
         problems += error.messages
     store = parts.store if parts else _store_of(path)
     note = ""
-    try:
-        if store is not None:
-            await store.check()
-    except StoreError as error:
-        if not error.retryable:
+
+    async def checked(check: Awaitable[None]) -> None:
+        nonlocal note
+        try:
+            await check
+        except StoreError as error:
+            if not error.retryable:
+                problems.append(str(error))
+            note = note or (str(error) if error.retryable else "")
+        except DfudError as error:
             problems.append(str(error))
-        note = str(error) if error.retryable else ""
-    except ConfigError as error:
-        problems.append(str(error))
+
+    if store is not None:
+        await checked(store.check())
+    if parts is not None and not note:  # else the running dfud has the ports, too
+        await checked(check_known_key(parts))
+        for transport in parts.transports:
+            await checked(transport.check())
+        await checked(check_listening(parts.config.section("registry", RegistryConfig)))
     if problems:
         raise ConfigErrors(problems)
     return note
+
+
+async def check_known_key(parts: Components) -> None:
+    """Raise ConfigError for a key that is not the database's, as far as that can be told without opening it."""
+    settings = parts.config.section("endpoint", EndpointConfig)
+    stored = await parts.store.peek(COLLECTION, NAME)
+    if stored is not None:
+        compare_key(stored, parts.key, settings.credential_key)
 
 
 def _store_of(path: Path) -> Store | None:

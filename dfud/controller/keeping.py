@@ -1,0 +1,164 @@
+"""What one look at a device came to: what is to be stored of it, in the commit that others share, and what is told after that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import trio
+
+from dfud.api import (
+    Actual,
+    ActualChanged,
+    Bus,
+    Change,
+    Deployment,
+    DeploymentChanged,
+    DeviceSeen,
+    HistoryEntry,
+    PutActual,
+    PutDeployment,
+    Store,
+)
+from dfud.controller.budget import Budget
+from dfud.controller.config import ControllerConfig
+from dfud.controller.counting import counted_of, counting
+from dfud.controller.decide import Verdict, entry_of
+from dfud.controller.fleet import Fleet
+from dfud.controller.hear import explained
+from dfud.controller.memory import Hold
+from dfud.controller.observe import health_of, newly_twins, twins_of
+from dfud.controller.outbox import Outbox
+from dfud.controller.rollouts import Rollouts
+from dfud.controller.sending import Order
+from dfud.package.file import PackageFile
+from dfud.wire.messages import Command, Outcome, Status
+
+Step = tuple[Deployment, HistoryEntry]
+OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
+
+
+class Kept(msgspec.Struct, gc=False):
+    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it."""
+
+    changes: list[Change]
+    steps: Sequence[Step]
+    counted: Mapping[str, int]
+    actual: Actual
+    deployment: Deployment | None
+    news: bool
+    now: float
+    now_s: float
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """One device's status, among those of others (Controller.statuses)."""
+
+    app: str
+    device: str
+    status: Status
+    transport: str
+
+
+class Look(msgspec.Struct, gc=False):
+    """What a status comes to. order: the package that is to be sent; package: that, if it is there."""
+
+    kept: Kept
+    command: Command
+    order: Order | None
+    package: PackageFile | None
+
+
+class Keeper:
+    """Adds to a device's own records what is counted of it, and what those hear who follow changes."""
+
+    def __init__(
+        self, store: Store, bus: Bus, config: ControllerConfig, outbox: Outbox, rollouts: Rollouts, fleet: Fleet
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._config = config
+        self._budget = Budget(config.history_per_hour, config.cache_devices)
+        self._outbox = outbox
+        self._rollouts = rollouts
+        self._fleet = fleet
+
+    def observed(self, hold: Hold, actual: Actual, status: Status, now_s: float) -> Actual:
+        """Add what the row of statuses says of the board, this one among them."""
+        known = hold.known.actual
+        health = health_of(known, status, now_s)
+        twins = twins_of(known, status, hold.known.deployment, now_s)
+        tally = known.tally if known is not None else ()
+        return msgspec.structs.replace(actual, health=health, twins=twins, tally=tally)
+
+    async def older(self, hold: Hold, status: Status, now_s: float) -> list[tuple[Deployment, HistoryEntry]]:
+        """Return what a result says about a deployment that is not the newest any more: kept for people, and judged no more."""
+        result, newest = status.result, hold.known.deployment
+        if result is None or newest is None or result.outcome == Outcome.CONFIRMED:
+            return []
+        if result.digest.hex() == newest.sha256:
+            return []
+        for found in await self._store.deployments(newest.app, newest.device, limit=OLDER_MAX):
+            if found.sha256 == result.digest.hex() and found.final:
+                after = explained(found, result, now_s)
+                return [after] if after is not None else []
+        return []
+
+    async def of(self, hold: Hold, actual: Actual, verdict: Verdict, now_s: float, older: Sequence[Step] = ()) -> Kept:
+        """Work out what is to be stored. Raises StoreError where the device has changed too often."""
+        known, now = hold.known, trio.current_time()
+        news = known.actual is None or not _same(known.actual, actual)
+        steps: Sequence[Step] = verdict.steps
+        if older or newly_twins(known.actual, actual, now_s):
+            steps = [*older, *verdict.steps]
+            if verdict.deployment is not None and newly_twins(known.actual, actual, now_s):
+                text = "two boards use this identity: what runs contradicts what was sent"
+                steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
+        changes: list[Change] = []
+        if steps:
+            self._budget.spend(actual.app, actual.device, len(steps))
+            changes += [PutDeployment(d, e) for d, e in steps]
+        last = steps[-1][0] if verdict.steps else known.deployment
+        if verdict.deployment is not None and verdict.deployment is not last:
+            due = now - known.progress_at >= self._config.progress_s
+            moved = last is None or verdict.deployment.chunks_done != last.chunks_done
+            if (moved and due) or last is None or _unmoved(verdict.deployment) != _unmoved(last):
+                changes.append(PutDeployment(verdict.deployment))
+                known.progress_at = now
+        counted: dict[str, int] = {}
+        if steps:
+            changes += self._outbox.deployments(steps)
+            entered = [d for d, _ in verdict.steps]
+            counted = await counted_of(self._store, self._rollouts.leads, known.deployment, entered)
+            if counted:
+                changes += counting(counted)
+                changes += await self._rollouts.failures.noted(entered)
+        if news or changes or now - known.seen_at >= self._config.seen_s:
+            actual, tallied = await self._fleet.noted(actual, verdict.deployment)
+            changes += [PutActual(actual), *tallied]
+        return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s)
+
+    def done(self, hold: Hold, kept: Kept) -> None:
+        """It is stored: remember it in the hold and say so on the bus."""
+        known, actual = hold.known, kept.actual
+        if kept.changes:
+            known.seen_at = kept.now
+        self._rollouts.counted(dict(kept.counted))
+        known.actual = actual
+        known.deployment = kept.deployment
+        for deployment, entry in kept.steps:
+            self._bus.publish(DeploymentChanged(deployment, entry))
+        if kept.news:
+            self._bus.publish(ActualChanged(actual))
+        if kept.changes:
+            self._bus.publish(DeviceSeen(actual.app, actual.device, kept.now_s))
+
+
+def _unmoved(deployment: Deployment) -> Deployment:
+    return msgspec.structs.replace(deployment, chunks_done=0, served=0, updated_s=0.0, mark=0, moved_s=0.0)
+
+
+def _same(one: Actual, other: Actual) -> bool:
+    """Say whether a device has said nothing new, but for when it said it."""
+    aged = msgspec.structs.replace(one, seen_s=other.seen_s, defer_until_s=other.defer_until_s)
+    return aged == other

@@ -1,0 +1,133 @@
+"""Which counters of its app's fleet a device is counted in, and what they say when they are read. Pure.
+
+What a device is counted in stands in its own record (Actual.tally), so that a change takes away exactly what was added: the
+counters are at any time equal to a recount over the records, whichever dfud wrote them. One that has never reported is in none.
+
+    version/<version>           devices that run it
+    state/<state>, code/<code>  where their newest deployment stands, and why it came to nothing
+    hour/<number>               the hour (since the epoch) in which they were heard of last
+    crash/<fingerprint>         devices that show this crash now
+    at/<hour>/<version>         by how much version/<version> changed in that hour; old hours are folded into days, then into one
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from dfud.model.crashes import Crash, crash_of
+from dfud.model.deployment import Actual, Deployment, State
+
+HOUR_S = 3600
+DAY = 24
+HOURS_KEPT = 8 * DAY  # then a whole day is one count
+DAYS_KEPT = 400 * DAY  # then everything before is one
+OTHER = "other"  # versions beyond those that are counted one by one
+NO_DEPLOYMENT = "none"
+CODE_CRASHED = 1
+POINTS_MAX = 1000
+
+
+def fleet_scope(app: str) -> str:
+    """Return the name under which the store counts an app's devices."""
+    return f"fleet/{app}"
+
+
+def crash_in(actual: Actual | None, deployment: Deployment | None) -> tuple[Crash, str] | None:
+    """Return the crash that a device shows now and the version that had it, or None.
+
+    That is why its newest deployment was left or, once another runs, the last crash of the image that runs.
+    """
+    d = deployment
+    if d is not None and d.state is State.ROLLED_BACK and (d.crashes or d.code == CODE_CRASHED or d.record):
+        return crash_of(d.text, d.record, d.reset_reason), d.version
+    health = actual.health if actual is not None else None
+    if actual is not None and health is not None and health.crashes > health.crashes_before:
+        return crash_of(health.text, b"", health.reset_reason), actual.version
+    return None
+
+
+def tally_of(
+    version: str, deployment: Deployment | None, seen_s: float, code: str, fingerprint: str
+) -> tuple[str, ...]:
+    """Return the counters that a device is in. code: the name of its newest deployment's code."""
+    state = str(deployment.state) if deployment is not None else NO_DEPLOYMENT
+    found = [f"version/{version}", f"state/{state}", f"hour/{int(seen_s // HOUR_S)}"]
+    if deployment is not None and deployment.state in (State.FAILED, State.ROLLED_BACK):
+        found.append(f"code/{code}")
+    if fingerprint:
+        found.append(f"crash/{fingerprint}")
+    return tuple(found)
+
+
+def moved(before: Iterable[str], after: Iterable[str], now_s: float) -> dict[str, int]:
+    """Return what is added to the counters when a device that was in `before` is in `after`."""
+    change = Counter(after)
+    change.subtract(Counter(before))
+    found = {name: number for name, number in change.items() if number}
+    hour = int(now_s // HOUR_S)
+    found |= {f"at/{hour}/{n.removeprefix('version/')}": d for n, d in found.items() if n.startswith("version/")}
+    return dict(sorted(found.items()))  # in one order: stores that lock rows never wait for each other in a ring
+
+
+def of_kind(counts: Mapping[str, int], kind: str) -> dict[str, int]:
+    """Return the counters `kind/...` by the rest of their names, the highest first; those that are not above 0 left out."""
+    found = {name[len(kind) + 1 :]: n for name, n in counts.items() if name.startswith(f"{kind}/") and n > 0}
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def seen_within(counts: Mapping[str, int], now_s: float, hours: int) -> int:
+    """Return how many devices were heard of in the present hour or the `hours` before it."""
+    first = int(now_s // HOUR_S) - hours
+    return max(0, sum(n for name, n in counts.items() if name.startswith("hour/") and int(name[5:]) >= first))
+
+
+class Point(msgspec.Struct, frozen=True):
+    """How many devices ran each version at the end of an hour."""
+
+    at_s: float
+    versions: dict[str, int]
+
+
+def adoption(counts: Mapping[str, int], now_s: float, hours: int, points: int) -> list[Point]:
+    """Return up to `points` points over the last `hours`, the last one now. Exact to the hour for eight days, then to the day."""
+    changes: dict[int, Counter[str]] = {}
+    for name, number in counts.items():
+        if name.startswith("at/"):
+            hour, _, version = name[3:].partition("/")
+            changes.setdefault(int(hour), Counter())[version] += number
+    last = int(now_s // HOUR_S)
+    step = max(1, -(-hours // max(1, min(points, POINTS_MAX))))
+    ends = sorted({max(0, last - back) for back in range(0, hours + 1, step)})
+    found, running = [], Counter[str]()
+    due = sorted(changes)
+    for end in ends:
+        while due and (due[0] <= end or end == last):
+            running.update(changes[due.pop(0)])
+        at_s = min(float((end + 1) * HOUR_S), now_s)
+        found.append(Point(at_s, {v: n for v, n in sorted(running.items()) if n > 0}))
+    return found
+
+
+def folded(counts: Mapping[str, int], now_s: float) -> dict[str, int]:
+    """Return what to add so that old hours are kept as days, and the oldest as one. No sum changes, whoever does it how often."""
+    now = int(now_s // HOUR_S)
+    change: Counter[str] = Counter()
+    for name, number in counts.items():
+        kind, _, rest = name.partition("/")
+        if kind not in ("at", "hour") or not number:
+            continue
+        text, slash, version = rest.partition("/")
+        hour = int(text)
+        if hour > now - HOURS_KEPT:
+            continue
+        # A day stands at its last hour, so that no change shows before it was.
+        into = 0 if hour <= now - DAYS_KEPT else hour // DAY * DAY + DAY - 1
+        if kind == "hour":
+            into = 0  # longer ago than anybody asks for
+        if into != hour:
+            change[name] -= number
+            change[f"{kind}/{into}{slash}{version}"] += number
+    return {name: number for name, number in change.items() if number}

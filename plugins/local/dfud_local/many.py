@@ -1,0 +1,194 @@
+"""What devices say, of many of them in a few statements: a statement a device costs ten times as much as its rows.
+
+The interpreter is let go at every step of a statement, so a writer with a statement a device waits once for each of them while
+the trio thread is busy. Runs in the writer's thread, within a savepoint of its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment
+from dfud_local.columns import text
+from dfud_local.limits import Limits
+
+KINDS = (PutActual, PutDeployment, AddCounts, ExpectDevice)
+SIZES = (256, 64, 16, 4, 1)  # rows in one statement, so that few different statements are prepared
+SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
+TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
+Encoded = tuple[Change, tuple[bytes, ...]]
+Key = tuple[str, str]  # app, device
+
+_KNOWN = (
+    "SELECT COUNT(*) FROM ({values}) v CROSS JOIN device d ON d.app=v.column1 AND d.name=v.column2 "
+    "WHERE d.app NOT IN (SELECT app FROM dropped)",
+    "(?,?)",
+)
+# A row without a body: nothing was said yet, but there are deployments. Raised: by how much the device's sequence is.
+_ACTUAL = "INSERT INTO actual {{values}} ON CONFLICT DO UPDATE SET body=excluded.body, sequence=sequence+{raised}"
+_UNSAID = "INSERT INTO actual {{values}} ON CONFLICT DO UPDATE SET sequence=sequence+{raised}"
+_SEQUENCES = (
+    "SELECT v.column1, v.column2, a.sequence FROM ({values}) v CROSS JOIN actual a ON a.app=v.column1 AND a.device=v.column2",
+    "(?,?)",
+)
+_DEPLOYMENT = (
+    "INSERT INTO deployment (id, app, device, version, created, open, number, body) {values} "
+    "ON CONFLICT DO UPDATE SET open=excluded.open, number=excluded.number, body=excluded.body",
+    "(?,?,?,?,?,?,?,?)",
+)
+_HISTORY = (
+    "INSERT INTO history (app, device, number, body) SELECT column1, column2, column3 + "
+    "COALESCE((SELECT MAX(number) FROM history WHERE app=column1 AND device=column2), 0), column4 FROM ({values})",
+    "(?,?,?,?)",
+)
+_LONG = (
+    "SELECT column1, column2, n FROM (SELECT column1, column2, "
+    "(SELECT MAX(number) FROM history WHERE app=column1 AND device=column2) AS n FROM ({values})) WHERE n>?",
+    "(?,?)",
+)
+_COUNT = "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number"
+
+
+def is_hot(changes: Sequence[Encoded]) -> bool:
+    """Say whether a commit is one of those that devices cause again and again."""
+    return bool(changes) and all(isinstance(change, KINDS) for change, _ in changes)
+
+
+class Many:
+    """Rows of several commits, in their order: of each record the last one counts."""
+
+    def __init__(self) -> None:
+        self._raised: Counter[Key] = Counter()
+        self._expected: dict[Key, int] = {}
+        self._odd = False
+        self._actual: dict[Key, bytes] = {}
+        self._deployments: dict[str, tuple[Deployment, bytes]] = {}
+        self._history: list[tuple[str, str, bytes]] = []
+        self._counts: dict[Key, int] = {}
+
+    def add(self, changes: Iterable[Encoded]) -> None:
+        """Take the changes of one commit, all of them of KINDS."""
+        for change, bodies in changes:
+            match change:
+                case PutActual(actual):
+                    key = (actual.app, actual.device)
+                    self._raised[key] += 1
+                    self._actual[key] = bodies[0]
+                case PutDeployment(deployment, entry):
+                    self._raised[deployment.app, deployment.device] += 1
+                    self._deployments[deployment.id] = (deployment, bodies[0])
+                    if entry is not None:
+                        self._history.append((entry.app, entry.device, bodies[1]))
+                case ExpectDevice(app, device, sequence):
+                    # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
+                    before = sequence - self._raised[app, device]
+                    self._odd = self._odd or self._expected.setdefault((app, device), before) != before
+                case AddCounts(scope, add):
+                    for name, more in add.items():
+                        self._counts[scope, name] = self._counts.get((scope, name), 0) + more
+
+    def write(self, db: sqlite3.Connection, limits: Limits) -> bool:
+        """Write all of it; False: a device is gone, or not as it is expected, so each commit has to be written by itself.
+
+        Raises sqlite3.Error.
+        """
+        devices = sorted(self._raised)
+        if self._odd or sum(row[0] for row in _rows(db, *_KNOWN, devices)) != len(devices):
+            return False
+        if self._expected:
+            found = dict.fromkeys(self._expected, 0)
+            found |= {(text(app), text(device)): n for app, device, n in _rows(db, *_SEQUENCES, sorted(self._expected))}
+            if found != self._expected:
+                return False
+        groups: dict[str, list[tuple[str, str, bytes, int]]] = {}
+        for key in devices:
+            body, raised = self._actual.get(key), self._raised[key]
+            query = (_UNSAID if body is None else _ACTUAL).format(raised=raised)
+            groups.setdefault(query, []).append((*key, body or b"", first_sequence()))
+        for query, rows in groups.items():
+            _run(db, query, "(?,?,?,?)", rows)
+        many = limits.deployments_per_device
+        # Numbers count a device's deployments, so whoever is below the limit has nothing to trim; 0: they were not counted yet.
+        over = [d for d, _ in self._deployments.values() if not 0 < d.number <= many and not _is_there(db, d.id)]
+        _run(
+            db,
+            *_DEPLOYMENT,
+            [
+                (d.id, d.app, d.device, d.version, d.created_s, not d.final, d.number, body)
+                for d, body in self._deployments.values()
+            ],
+        )
+        for deployment in over:
+            trim_deployments(db, deployment.app, deployment.device, many)
+        for piece in _pieces(self._history):
+            # A statement numbers its entries of a device behind those that were there before it.
+            entries: Counter[Key] = Counter()
+            numbered = []
+            for app, device, body in piece:
+                entries[app, device] += 1
+                numbered.append((app, device, entries[app, device], body))
+            _run(db, *_HISTORY, numbered)
+        entered = sorted({(app, device) for app, device, _ in self._history})
+        for app, device, number in list(_rows(db, *_LONG, entered, limits.history_per_device)):
+            trim_history(db, app, device, number - limits.history_per_device)
+        if self._counts:
+            db.executemany(_COUNT, [(*key, number) for key, number in self._counts.items()])
+        return True
+
+
+def first_sequence() -> int:
+    """Return the first sequence of a device: one that an earlier device of this name did not have."""
+    return secrets.randbits(SEQUENCE_BITS) + 1
+
+
+def trim_deployments(db: sqlite3.Connection, app: Any, device: Any, many: int) -> None:
+    """Delete a device's oldest finished deployments beyond `many`."""
+    db.execute(
+        "DELETE FROM deployment WHERE NOT open AND id IN (SELECT id FROM deployment WHERE app=? AND device=? "
+        "ORDER BY number DESC, created DESC LIMIT -1 OFFSET ?)",
+        (app, device, many),
+    )
+
+
+def trim_history(db: sqlite3.Connection, app: Any, device: Any, upto: int) -> None:
+    """Delete a device's oldest entries up to the number `upto`; a few of them, so that no commit takes long."""
+    db.execute(
+        "DELETE FROM history WHERE id IN (SELECT id FROM history WHERE app=? AND device=? AND number<=? "
+        "ORDER BY number, id LIMIT ?)",
+        (app, device, upto, TRIMMED_AT_ONCE),
+    )
+
+
+def _is_there(db: sqlite3.Connection, deployment_id: str) -> bool:
+    return db.execute("SELECT 1 FROM deployment WHERE id=?", (deployment_id,)).fetchone() is not None
+
+
+@lru_cache(maxsize=64)
+def _statement(query: str, row: str, size: int) -> str:
+    return query.format(values="VALUES " + ",".join([row] * size))
+
+
+def _pieces(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    at = 0
+    for size in SIZES:
+        while len(rows) - at >= size:
+            yield rows[at : at + size]
+            at += size
+
+
+def _rows(
+    db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]], *more: Any
+) -> Iterator[tuple[Any, ...]]:
+    for piece in _pieces(rows):
+        values = [value for one in piece for value in one]
+        yield from db.execute(_statement(query, row, len(piece)), [*values, *more])
+
+
+def _run(db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    for piece in _pieces(rows):
+        db.execute(_statement(query, row, len(piece)), [value for one in piece for value in one])

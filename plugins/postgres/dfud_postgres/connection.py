@@ -1,0 +1,283 @@
+"""One connection to PostgreSQL under trio.
+
+It drives libpq's non-blocking interface, as `psycopg.pq` wraps it, by trio's wait_readable() and wait_writable(). That interface
+is documented, so nothing of psycopg's inside is relied on, and a point read costs 30 to 60 us of CPU where one through a thread
+costs 150. Statements that belong together go out in one pipeline, so a batch is one round trip.
+
+Whatever cuts a call short (cancellation, a deadline, the network) leaves the connection broken and closed: nobody has to know what
+the server did with the rest. What had been sent may still be done; only the writer cares, and asks (see writer.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+from psycopg import Error as DriverError
+from psycopg import pq
+from psycopg.pq.abc import PGconn
+
+from dfud_postgres.config import PostgresConfig
+from dfud_postgres.errors import DatabaseError, Lost
+from dfud_postgres.wire import Query, decode
+
+log = logging.getLogger("dfud.postgres")
+Row = tuple[Any, ...]
+PREPARED_MAX = 200  # statements that one connection keeps; others are parsed each time
+GRACE_S = 2.0  # beyond statement_s, for the server to say so itself
+
+BEGIN, COMMIT, ROLLBACK = Query("BEGIN"), Query("COMMIT"), Query("ROLLBACK")
+
+
+class Result:
+    """rows: of a SELECT or RETURNING; count: how many were changed."""
+
+    __slots__ = ("count", "rows")
+
+    def __init__(self, rows: list[Row], count: int) -> None:
+        self.rows = rows
+        self.count = count
+
+    @property
+    def row(self) -> Row | None:
+        return self.rows[0] if self.rows else None
+
+
+class Connection:
+    """Used by one task at a time. `broken`: it is closed, make another."""
+
+    def __init__(self, pgconn: PGconn, statement_s: float) -> None:
+        self._pg = pgconn
+        self._prepared: dict[str, bytes] = {}
+        self._names = 0
+        self._timeout_s = statement_s + GRACE_S
+        self.broken = False
+        self.backend = pgconn.backend_pid
+
+    @classmethod
+    async def open(cls, config: PostgresConfig, name: str) -> Connection:
+        """Connect and log in. name: shown by pg_stat_activity. Raises Lost, ConfigError."""
+        try:
+            with trio.fail_after(config.connect_s):
+                info = await _conninfo(config, name)
+                pgconn = pq.PGconn.connect_start(info)
+                try:
+                    await _connect(pgconn)
+                    pgconn.nonblocking = 1
+                    made = cls(pgconn, config.statement_s)
+                    await made.run((Query(_settings(config)), ()))
+                except BaseException:
+                    pgconn.finish()
+                    raise
+        except trio.TooSlowError:
+            raise Lost(f"no connection to PostgreSQL within {config.connect_s:g} s") from None
+        except OSError as error:
+            raise Lost(f"PostgreSQL at {config.host}: {error}") from error
+        except DatabaseError as error:
+            raise Lost(f"PostgreSQL refused the session: {error}") from error
+        return made
+
+    def close(self) -> None:
+        self.broken = True
+        self._pg.finish()
+
+    async def run(self, *statements: tuple[Query, Sequence[Any]]) -> list[Result]:
+        """Send all statements in one pipeline and return their results; the first that is refused ends the rest.
+
+        Raises DatabaseError, with the connection whole; Lost, with it broken; what Query.encode() raises, before anything is sent.
+        """
+        encoded = [query.encode(values) for query, values in statements]
+        if self.broken:
+            raise Lost("the connection is closed")
+        try:
+            with trio.fail_after(self._timeout_s):
+                return await self._run(statements, encoded)
+        except DatabaseError:
+            raise
+        except trio.TooSlowError:
+            self.close()
+            raise Lost(f"PostgreSQL has not answered within {self._timeout_s:g} s") from None
+        except OSError as error:
+            self.close()
+            raise Lost(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    async def _run(
+        self, statements: Sequence[tuple[Query, Sequence[Any]]], encoded: list[list[bytes | None]]
+    ) -> list[Result]:
+        pg = self._pg
+        made: dict[str, bytes] = {}
+        try:
+            pg.enter_pipeline_mode()
+            expected: list[str] = []  # for each answer, which text it has prepared; "": it is a statement's own
+            for (query, _), values in zip(statements, encoded, strict=True):
+                name = self._prepared.get(query.text) or made.get(query.text)
+                if name is None and len(self._prepared) + len(made) < PREPARED_MAX:
+                    self._names += 1
+                    name = made[query.text] = b"d%d" % self._names
+                    pg.send_prepare(name, query.sql, query.oids)
+                    expected.append(query.text)
+                if name is None:
+                    pg.send_query_params(query.sql, values, query.oids, query.formats, 1)
+                else:
+                    pg.send_query_prepared(name, values, query.formats, 1)
+                expected.append("")
+            pg.pipeline_sync()
+            results, error = await self._receive(expected, made)
+            pg.exit_pipeline_mode()
+        except DriverError as failed:
+            raise OSError(str(failed).strip()) from failed
+        if error is not None:
+            if error.state.startswith(("57P", "08")):
+                self.close()
+                raise Lost(str(error))
+            raise error
+        return results
+
+    async def _receive(self, expected: list[str], made: dict[str, bytes]) -> tuple[list[Result], DatabaseError | None]:
+        pg = self._pg
+        results: list[Result] = []
+        error: DatabaseError | None = None
+        await self._flush()
+        for prepared in expected:
+            answer = await self._next()
+            while answer is None:
+                answer = await self._next()
+            status = answer.status
+            if status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+                if prepared:
+                    self._prepared[prepared] = made[prepared]
+                else:
+                    results.append(_result(answer))
+            elif status == pq.ExecStatus.FATAL_ERROR and error is None:
+                error = _error(answer)
+        while True:
+            answer = await self._next()
+            if answer is not None and answer.status == pq.ExecStatus.PIPELINE_SYNC:
+                return results, error
+            if answer is None and pg.status == pq.ConnStatus.BAD:
+                raise OSError("the connection to PostgreSQL is gone")
+
+    async def _flush(self) -> None:
+        pg, socket = self._pg, self._pg.socket
+        while pg.flush():
+            # The server may want to be read before it reads on.
+            async with trio.open_nursery() as nursery:
+
+                async def wait(how: Any, nursery: trio.Nursery) -> None:
+                    await how(socket)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(wait, trio.lowlevel.wait_readable, nursery)
+                nursery.start_soon(wait, trio.lowlevel.wait_writable, nursery)
+            pg.consume_input()
+
+    async def _next(self) -> Any:
+        pg = self._pg
+        while pg.is_busy():
+            await trio.lowlevel.wait_readable(pg.socket)
+            pg.consume_input()
+        return pg.get_result()
+
+    # Notifications
+
+    def notifications(self) -> list[bytes]:
+        """Return the payloads that have come."""
+        found: list[bytes] = []
+        while (one := self._pg.notifies()) is not None:
+            found.append(one.extra)
+        return found
+
+    async def wait_for_input(self) -> None:
+        """Return when something has come. Raises Lost. Cancelling it does no harm."""
+        await trio.lowlevel.wait_readable(self._pg.socket)
+        try:
+            self._pg.consume_input()
+        except DriverError as error:
+            self.close()
+            raise Lost(str(error).strip()) from error
+
+
+def _result(answer: Any) -> Result:
+    columns = answer.nfields
+    if not columns:
+        return Result([], answer.command_tuples or 0)
+    oids = [answer.ftype(c) for c in range(columns)]
+    get = answer.get_value
+    rows = [tuple(decode(oid, get(r, c)) for c, oid in enumerate(oids)) for r in range(answer.ntuples)]
+    return Result(rows, len(rows))
+
+
+def _error(answer: Any) -> DatabaseError:
+    state = answer.error_field(pq.DiagnosticField.SQLSTATE) or b"XX000"
+    message = answer.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or answer.error_message or b"no reason given"
+    return DatabaseError(state.decode("ascii", "replace"), message.decode("utf-8", "replace").strip())
+
+
+async def _connect(pgconn: PGconn) -> None:
+    while True:
+        status = pgconn.connect_poll()
+        if status == pq.PollingStatus.OK:
+            return
+        if status == pq.PollingStatus.FAILED or pgconn.status == pq.ConnStatus.BAD:
+            raise OSError(pgconn.get_error_message().strip())
+        if status == pq.PollingStatus.READING:
+            await trio.lowlevel.wait_readable(pgconn.socket)
+        else:
+            await trio.lowlevel.wait_writable(pgconn.socket)
+
+
+async def _conninfo(config: PostgresConfig, name: str) -> bytes:
+    given = {
+        "host": config.host,
+        "port": str(config.port),
+        "dbname": config.database,
+        "user": config.user,
+        "application_name": name,
+        "client_encoding": "UTF8",
+        "sslmode": "disable" if config.tls == "off" or config.is_socket else "verify-full",
+        "gssencmode": "disable",
+        "keepalives_idle": "5",
+        "keepalives_interval": "2",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "10000",
+    }
+    if not config.is_socket:
+        # libpq would look the name up in the foreground.
+        found = await trio.socket.getaddrinfo(config.host, config.port, type=trio.socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        given["hostaddr"] = ",".join(addresses)
+        given["host"] = ",".join([config.host] * len(addresses))
+    if given["sslmode"] != "disable":
+        # The system's own bundle where there is one: the library brings an OpenSSL that looks elsewhere.
+        given["sslrootcert"] = config.ca_file or ssl.get_default_verify_paths().cafile or "system"
+    if config.certificate_file:
+        given |= {"sslcert": config.certificate_file, "sslkey": config.key_file}
+    if password := config.password():
+        given["password"] = password
+    return " ".join(f"{key}={_quoted(value)}" for key, value in given.items()).encode()
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _settings(config: PostgresConfig) -> str:
+    """Settings of the session, as a statement: pgbouncer takes none at the start of a connection."""
+    wanted = {
+        "statement_timeout": f"{config.statement_s * 1000:.0f}",
+        "lock_timeout": f"{config.statement_s * 1000:.0f}",
+        "idle_in_transaction_session_timeout": f"{config.statement_s * 2000:.0f}",
+        "tcp_keepalives_idle": "3",
+        "tcp_keepalives_interval": "1",
+        "tcp_keepalives_count": "3",
+        "default_transaction_isolation": "read committed",
+        "synchronous_commit": "on",
+    }
+    calls = ", ".join(f"set_config('{key}', '{value}', false)" for key, value in wanted.items())
+    return f"SELECT {calls}"

@@ -1,0 +1,20 @@
+"""One PostgreSQL for all tests here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.plugins.postgres.server import SOCKET, Server, running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    with running() as server:
+        os.environ[SOCKET] = str(server.directory)
+        try:
+            yield server
+        finally:
+            del os.environ[SOCKET]
