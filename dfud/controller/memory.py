@@ -295,15 +295,15 @@ class Memory:
         if record is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
         target = image_for(record, actual)
-        if actual is not None and actual.sha256 != target.sha256:
+        if target.recalled is not None:
+            text = f"{target.version} is recalled: {target.recalled.reason}"
+            desired = msgspec.structs.replace(desired, problem=text, code="recalled")
+        elif actual is not None and actual.sha256 != target.sha256:
             desired, target = await self._next(app.name, desired, target, actual)
         return barred(desired, app.spec, target), target
 
     async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
         """Return the next version on the way to a target, or the target with what keeps it from being sent."""
-        if target.recalled is not None:
-            text = f"{target.version} is recalled: {target.recalled.reason}"
-            return msgspec.structs.replace(desired, problem=text, code="recalled"), target
         ladder = await self.ladder(app)
         if ladder.free or desired.back or target.more:
             return desired, target
