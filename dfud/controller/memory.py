@@ -45,6 +45,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.steps import Ladder, image_for, no_way, started_from, way
 from dfud.wire.trust import trust_problem
 
+NO_FINALIZERS: list[str] = []  # one for all: a list is all of a device that a collection of garbage would look at
 UNNEEDED = frozenset({"authentication", "credentials"})
 Key = tuple[str, str]
 DISPUTES_MAX = 8  # with another process about one device
@@ -309,7 +310,8 @@ class Memory:
             ago_s = self._seen_s  # long ago, or the clock was set
         # What it authenticates with is most of it, and none of this module's business.
         spec = {key: value for key, value in view.device.spec.items() if key not in UNNEEDED}
-        kept = msgspec.structs.replace(view.device, spec=spec, status={})
+        metadata = msgspec.structs.replace(view.device.metadata, finalizers=NO_FINALIZERS)
+        kept = msgspec.structs.replace(view.device, metadata=metadata, spec=spec, status={})
         seen_at = trio.current_time() - ago_s
         return Known(kept, view.actual, view.deployment, sequence=view.sequence, seen_at=seen_at)
 
@@ -341,15 +343,15 @@ class Memory:
         if record is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
         target = image_for(record, actual)
-        if actual is not None and actual.sha256 != target.sha256:
+        if target.recalled is not None:
+            text = f"{target.version} is recalled: {target.recalled.reason}"
+            desired = msgspec.structs.replace(desired, problem=text, code="recalled")
+        elif actual is not None and actual.sha256 != target.sha256:
             desired, target = await self._next(app.name, desired, target, actual)
         return barred(desired, app.spec, target), target
 
     async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
         """Return the next version on the way to a target, or the target with what keeps it from being sent."""
-        if target.recalled is not None:
-            text = f"{target.version} is recalled: {target.recalled.reason}"
-            return msgspec.structs.replace(desired, problem=text, code="recalled"), target
         ladder = await self.ladder(app)
         if ladder.free or desired.back or target.more:
             return desired, target
