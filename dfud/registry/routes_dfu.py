@@ -139,7 +139,7 @@ def _firmware(app: QuartTrio, services: Services) -> None:
                 check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
-        changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name)
+        changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name, published=True)
         return json_response({"changed": [given.device] if changed else []})
 
 
