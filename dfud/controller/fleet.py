@@ -20,7 +20,9 @@ from dfud.api import (
     Change,
     DeleteDocument,
     Deployment,
+    DeviceStateChanged,
     Firmware,
+    Missed,
     NotFoundError,
     PutDocument,
     Store,
@@ -88,6 +90,8 @@ class Fleet:
         self._stale: set[str] = set()
         self._gone: set[str] = set()
         bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(DeviceStateChanged, lambda e: self._stale.add(e.app))
+        bus.subscribe(Missed, lambda e: self._stale.update(self._counts))
 
     def _app_changed(self, event: AppChanged) -> None:
         if event.deleted:
