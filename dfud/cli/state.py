@@ -96,6 +96,5 @@ def result_text(deployment: dict[str, Any]) -> str:
     if not result:
         return ""
     crashes = result.get("crashes", 0)
-    return (
-        f"{result['reason']} after {crashes} {'crash' if crashes == 1 else 'crashes'}" if crashes else result["reason"]
-    )
+    reason = deployment["state"] if result["reason"] == "ok" else result["reason"]  # no fault of the device: cancelled
+    return f"{reason} after {crashes} {'crash' if crashes == 1 else 'crashes'}" if crashes else str(reason)

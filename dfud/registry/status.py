@@ -22,7 +22,12 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired
     """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
     actual, deployment = view.actual, _that_matters(view, target)
     barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
-    conditions = [_in_sync(desired, actual, deployment, target, barred)]
+    in_sync = _in_sync(desired, actual, deployment, target, barred)
+    if (
+        actual is None and deployment is None
+    ):  # nothing was ever heard or decided: it has been so since the device is there
+        in_sync["lastTransitionTime"] = view.device.metadata.creation_timestamp or in_sync["lastTransitionTime"]
+    conditions = [in_sync]
     if deployment is not None and not deployment.final:
         message = f"{progress_percent(deployment)}"
         conditions.append(_condition("UpdateProgress", "True", deployment.state, message, deployment.updated_s))
