@@ -1,6 +1,7 @@
 """The promise to plugin authors: everything a plugin may import of dfud is here or in dfud.testing (docs/plugins.md)."""
 
 from dfud.api.cache import Cache, Reading
+from dfud.api.cloudevents import change_event
 from dfud.api.config import Config, Secret, Section
 from dfud.api.endpoint import Chunks, Code, Credentials, Endpoint, Reply, Request, Transport, Waiting
 from dfud.api.events import (
@@ -186,6 +187,7 @@ __all__ = [
     "UserRoutes",
     "Waiting",
     "Wish",
+    "change_event",
     "chunk_range_untrusted",
     "contained",
     "faults",

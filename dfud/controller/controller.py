@@ -403,11 +403,11 @@ class Controller:
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
             tallied = await self._tallied(hold, deployment) if entry is not None else []
-            told = self._outbox.deployments([(deployment, entry)])
-            await self._store.commit([PutDeployment(deployment, entry), *told, *tallied])
+            told = self._outbox.of_deployments([(deployment, entry)] if entry is not None else [])
+            await self._store.commit([PutDeployment(deployment, entry), *self._outbox.put(told), *tallied])
             hold.known.deployment = deployment
             if entry is not None:
-                self._bus.publish(DeploymentChanged(deployment, entry))
+                self._bus.publish(DeploymentChanged(deployment, entry, *told))
 
     # What users ask for
 
@@ -476,11 +476,12 @@ class Controller:
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        more = [*await self._tallied(hold, deployment), *self._outbox.deployments([(deployment, entry)])]
+        told = self._outbox.of_deployments([(deployment, entry)])
+        more = [*await self._tallied(hold, deployment), *self._outbox.put(told)]
         await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *more, *also])
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
-        self._bus.publish(DeploymentChanged(deployment, entry))
+        self._bus.publish(DeploymentChanged(deployment, entry, *told))
 
     async def _tallied(self, hold: Hold, deployment: Deployment) -> list[Change]:
         """Return the changes that count a device anew whose deployment is going to be this one."""

@@ -12,6 +12,7 @@ from dfud.api import (
     ActualChanged,
     Bus,
     Change,
+    ChangeEvent,
     Deployment,
     DeploymentChanged,
     DeviceSeen,
@@ -39,7 +40,7 @@ OLDER_MAX = 5  # deployments among which the one is looked for that a late resul
 
 
 class Kept(msgspec.Struct, gc=False):
-    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it."""
+    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it. told: one a step."""
 
     changes: list[Change]
     steps: Sequence[Step]
@@ -49,6 +50,7 @@ class Kept(msgspec.Struct, gc=False):
     news: bool
     now: float
     now_s: float
+    told: Sequence[ChangeEvent] = ()
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -126,8 +128,10 @@ class Keeper:
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
         counted: dict[str, int] = {}
+        told: Sequence[ChangeEvent] = ()
         if steps:
-            changes += self._outbox.deployments(steps)
+            told = self._outbox.of_deployments(steps)
+            changes += self._outbox.put(told)
             entered = [d for d, _ in verdict.steps]
             counted = await counted_of(self._store, self._rollouts.leads, known.deployment, entered)
             if counted:
@@ -136,7 +140,7 @@ class Keeper:
         if news or changes or now - known.seen_at >= self._config.seen_s:
             actual, tallied = await self._fleet.noted(actual, verdict.deployment)
             changes += [PutActual(actual), *tallied]
-        return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s)
+        return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s, told)
 
     def done(self, hold: Hold, kept: Kept) -> None:
         """It is stored: remember it in the hold and say so on the bus."""
@@ -146,8 +150,8 @@ class Keeper:
         self._rollouts.counted(dict(kept.counted))
         known.actual = actual
         known.deployment = kept.deployment
-        for deployment, entry in kept.steps:
-            self._bus.publish(DeploymentChanged(deployment, entry))
+        for (deployment, entry), told in zip(kept.steps, kept.told, strict=True):
+            self._bus.publish(DeploymentChanged(deployment, entry, told))
         if kept.news:
             self._bus.publish(ActualChanged(actual))
         if kept.changes:

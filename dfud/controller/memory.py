@@ -36,6 +36,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.steps import Ladder, image_for, no_way, started_from, way
 from dfud.wire.trust import trust_problem
 
+NO_FINALIZERS: list[str] = []  # one for all: a list is all of a device that a collection of garbage would look at
 UNNEEDED = frozenset({"authentication", "credentials"})
 Key = tuple[str, str]
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
@@ -262,7 +263,8 @@ class Memory:
             ago_s = self._seen_s  # long ago, or the clock was set
         # What it authenticates with is most of it, and none of this module's business.
         spec = {key: value for key, value in view.device.spec.items() if key not in UNNEEDED}
-        kept = msgspec.structs.replace(view.device, spec=spec, status={})
+        metadata = msgspec.structs.replace(view.device.metadata, finalizers=NO_FINALIZERS)
+        kept = msgspec.structs.replace(view.device, metadata=metadata, spec=spec, status={})
         return Known(kept, view.actual, view.deployment, trio.current_time() - ago_s)
 
     async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
@@ -293,15 +295,15 @@ class Memory:
         if record is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
         target = image_for(record, actual)
-        if actual is not None and actual.sha256 != target.sha256:
+        if target.recalled is not None:
+            text = f"{target.version} is recalled: {target.recalled.reason}"
+            desired = msgspec.structs.replace(desired, problem=text, code="recalled")
+        elif actual is not None and actual.sha256 != target.sha256:
             desired, target = await self._next(app.name, desired, target, actual)
         return barred(desired, app.spec, target), target
 
     async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
         """Return the next version on the way to a target, or the target with what keeps it from being sent."""
-        if target.recalled is not None:
-            text = f"{target.version} is recalled: {target.recalled.reason}"
-            return msgspec.structs.replace(desired, problem=text, code="recalled"), target
         ladder = await self.ladder(app)
         if ladder.free or desired.back or target.more:
             return desired, target

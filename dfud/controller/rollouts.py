@@ -7,7 +7,7 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import trio
@@ -15,6 +15,7 @@ import trio
 from dfud.api import (
     App,
     Change,
+    ChangeEvent,
     ConflictError,
     DeleteCounts,
     DeleteDocument,
@@ -29,7 +30,6 @@ from dfud.api import (
     contained,
 )
 from dfud.controller.failures import COLLECTION as FAILED
-from dfud.controller.outbox import rollout_event
 from dfud.controller.rollout_book import COLLECTION, Entry, Promote
 from dfud.controller.rollout_fleet import RolloutFleet
 from dfud.controller.rollout_rules import (
@@ -215,18 +215,19 @@ class Rollouts(RolloutFleet):
         rollout = changed(entry.rollout, status, steps, now_s)
         raw = msgspec.json.encode(rollout)
         try:
-            told = self._outbox.rollout(rollout, steps, now_s)
-            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *told, *also])
+            told = self._outbox.of_rollout(rollout, steps, now_s)
+            put = PutDocument(COLLECTION, entry.key, raw, expect=entry.raw)
+            await self._store.commit([put, *self._outbox.put(told), *also])
         except ConflictError:
             await self._reread(entry)
             raise
         entry.rollout, entry.raw = rollout, raw
-        self._say(rollout)
+        self._say(rollout, told)
         log_steps(rollout, steps)
 
-    def _say(self, rollout: Rollout, *, deleted: bool = False) -> None:
+    def _say(self, rollout: Rollout, told: Iterable[ChangeEvent], *, deleted: bool = False) -> None:
         self._policies.pop(rollout.app, None)
-        self._bus.publish(RolloutChanged(rollout, deleted))
+        self._bus.publish(RolloutChanged(rollout, deleted, tuple(told)))
         self._bus.publish(PolicyChanged(rollout.app))
         self._news.set()
 
@@ -246,13 +247,14 @@ class Rollouts(RolloutFleet):
             self._orphans.pop(0)
 
     async def _forget(self, entry: Entry, also: Sequence[Change]) -> None:
+        told = self._outbox.of_record(entry.rollout, "deleted", self._now())
         failed = [DeleteDocument(FAILED, entry.uid)] if await self._store.document(FAILED, entry.uid) else []
         await self._store.commit(
             [
                 DeleteDocument(COLLECTION, entry.key),
                 DeleteCounts(scope_of(entry.uid)),
                 *failed,
-                *self._outbox.put([rollout_event(entry.rollout, "deleted", self._now())]),
+                *self._outbox.put(told),
                 *also,
             ]
         )
@@ -262,7 +264,7 @@ class Rollouts(RolloutFleet):
         self._plans.pop(entry.uid, None)
         self._looks.pop(entry.uid, None)
         self._pace.forget(entry.uid)
-        self._say(entry.rollout, deleted=True)
+        self._say(entry.rollout, told, deleted=True)
 
     # What users ask
 
@@ -295,12 +297,11 @@ class Rollouts(RolloutFleet):
                 status = apply(status, Event.SUBMIT if four_eyes(app) else Event.SCHEDULE, now_s, by=by)
             rollout = Rollout(made, dict(spec), status)
             raw = msgspec.json.encode(rollout)
-            told = self._outbox.put([rollout_event(rollout, "created", now_s)])
-            await self._store.commit(
-                [PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *told, *also]
-            )
+            told = self._outbox.of_record(rollout, "created", now_s)
+            put = PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True)
+            await self._store.commit([put, *self._outbox.put(told), *also])
             self._remember(f"{app_name}/{metadata.name}", raw)
-            self._say(rollout)
+            self._say(rollout, told)
         return rollout
 
     async def delete(self, app: str, name: str, also: Sequence[Change] = ()) -> None:

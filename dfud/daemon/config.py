@@ -33,6 +33,14 @@ class DaemonConfig(msgspec.Struct, frozen=True):
     log_level: Annotated[
         str, msgspec.Meta(description="debug, info, warning or error", pattern="^(debug|info|warning|error)$")
     ] = "info"
+    log_per_minute: Annotated[
+        int,
+        msgspec.Meta(
+            description="lines of one kind in a minute; the next one says how many were left out; 0: no limit",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 600
     drain_s: Annotated[
         float,
         msgspec.Meta(

@@ -87,7 +87,7 @@ def run(path: Path) -> None:
 
     parts = build(path)
     daemon = parts.config.section("daemon", DaemonConfig)
-    configure(daemon.log_format, daemon.log_level, os.environ)
+    configure(daemon.log_format, daemon.log_level, os.environ, daemon.log_per_minute)
     service = Service(parts, __version__, os.environ)
     trio.run(service.run, lambda: load(path)[0])
     if service.failure is not None:

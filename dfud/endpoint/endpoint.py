@@ -45,6 +45,7 @@ from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
 from dfud.endpoint.sinking import Sinks
+from dfud.endpoint.spreading import away, spread
 from dfud.endpoint.unsure import Concern, policy_of
 from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
@@ -111,6 +112,8 @@ class DeviceEndpoint(Endpoint):
         self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
+        self._judged = 0
+        self.turned_away = 0
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(AppChanged, self._app_changed)
@@ -154,6 +157,7 @@ class DeviceEndpoint(Endpoint):
 
     def _command(self, app: str, device: str, command: Command) -> Reply:
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
+        command = spread(command, app, device, self._config.poll_spread)
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
         return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
 
@@ -197,8 +201,18 @@ class DeviceEndpoint(Endpoint):
         return self._park(session, request, poll.poll_s)
 
     async def post(self, request: Request) -> Reply | Waiting:
-        with contained("endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer):
-            return await self._post(request)
+        # Told before it would be late: who waited for its turn for long would have given up by then, and asked again.
+        if self._judged >= self._config.judged_at_once:
+            self.turned_away += 1
+            return away(self._config.away_s)
+        self._judged += 1
+        try:
+            with contained(
+                "endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer
+            ):
+                return await self._post(request)
+        finally:
+            self._judged -= 1
         return FAILED
 
     async def _post(self, request: Request) -> Reply | Waiting:
@@ -253,7 +267,9 @@ class DeviceEndpoint(Endpoint):
             reply = self._command(session.app, session.device, command)
             calm = command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
             if calm:
-                until_s = self._clock() + min(self._seen_s, command.poll_s)
+                # A wait may end with time, which nobody tells; being in sync does not.
+                calm_s = self._seen_s if command.type is Type.SYNC else min(self._seen_s, command.poll_s)
+                until_s = self._clock() + calm_s
                 if request.as_device:
                     self._polls.end(reading, _Poll(body, reply, until_s, command.poll_s))
                 elif not reading.stale and (slot := self._auth.slot(request.credentials)) >= 0:

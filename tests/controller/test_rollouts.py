@@ -124,12 +124,13 @@ async def led(
     poll_s: float = 300.0,
     bad: dict[str, float] | None = None,
     ask: bool = True,
+    zones: list[str] | None = None,
 ) -> AsyncIterator[Led]:
     world = World()
     world.store.apps_["app"] = App(
         Metadata("app", uid="u", resource_version="1"), {"signing": {"mode": "optional"}, "firmware": {"version": "1.0"}}
     )
-    fleet = Fleet(world, count, seed, bad=bad or {}, zones=[BERLIN, NEW_YORK], online=online)
+    fleet = Fleet(world, count, seed, bad=bad or {}, zones=zones or [BERLIN, NEW_YORK], online=online)
     async with trio.open_nursery() as nursery:
         found = Led(world, fleet, nursery)
         await found.start()
