@@ -96,5 +96,5 @@ def result_text(deployment: dict[str, Any]) -> str:
     if not result:
         return ""
     crashes = result.get("crashes", 0)
-    reason = deployment["state"] if result["reason"] == "ok" else result["reason"]  # no fault of the device: cancelled
-    return f"{reason} after {crashes} {'crash' if crashes == 1 else 'crashes'}" if crashes else str(reason)
+    reason = str(result["reason"])
+    return f"{reason} after {crashes} {'crash' if crashes == 1 else 'crashes'}" if crashes else reason

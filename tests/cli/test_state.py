@@ -68,7 +68,7 @@ def test_progress_of_an_older_deployment_is_not_shown_as_this_one_s() -> None:
 def test_what_a_retry_let_go_is_shown_as_of_before(reason: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`-> 1.2: pending`, and below it "ok": neither the reason nor that it is over was to be seen."""
     found = firmware(reason=reason, state="cancelled", blocked=reason == "cancelled")
-    found["deployment"] |= {"updated": "yesterday", "result": {"code": 0, "reason": "ok", "text": "by eve", "crashes": 0}}
+    found["deployment"] |= {"updated": "yesterday", "result": {"code": 0, "reason": "cancelled", "text": "by eve", "crashes": 0}}
     show_result(found)
     assert capsys.readouterr().out == shown
 
