@@ -6,6 +6,7 @@ from dfud.api.config import Config, Secret, Section
 from dfud.api.endpoint import Chunks, Code, Credentials, Endpoint, Reply, Request, Transport, Waiting
 from dfud.api.events import (
     ActualChanged,
+    Aged,
     AppChanged,
     Bus,
     CancelRequested,
@@ -40,6 +41,7 @@ from dfud.api.plugins import (
 )
 from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
+from dfud.api.shared import SharedFailures
 from dfud.api.store import (
     TOLD_BYTES_MAX,
     TRIMMED_MAX,
@@ -98,6 +100,7 @@ __all__ = [
     "Actual",
     "ActualChanged",
     "AddCounts",
+    "Aged",
     "App",
     "AppChanged",
     "BlobPlace",
@@ -175,6 +178,7 @@ __all__ = [
     "Section",
     "Selector",
     "SetFirmware",
+    "SharedFailures",
     "State",
     "Store",
     "StoreError",

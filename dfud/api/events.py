@@ -166,6 +166,10 @@ class Missed(msgspec.Struct, frozen=True):
     app: str = ""
 
 
+class Aged(msgspec.Struct, frozen=True):
+    """What is remembered of the store may have become untrue without a word, so it is to be forgotten. Nobody need be woken."""
+
+
 E = TypeVar("E")
 
 

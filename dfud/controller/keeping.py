@@ -20,18 +20,20 @@ from dfud.api import (
     PutActual,
     PutDeployment,
     Store,
+    StoreError,
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
-from dfud.controller.decide import Verdict, entry_of
+from dfud.controller.decide import Action, Verdict, entry_of
 from dfud.controller.fleet import Fleet
 from dfud.controller.hear import explained
 from dfud.controller.memory import Hold
 from dfud.controller.observe import health_of, newly_twins, twins_of
 from dfud.controller.outbox import Outbox
+from dfud.controller.packages import Busy
 from dfud.controller.rollouts import Rollouts
-from dfud.controller.sending import Order
+from dfud.controller.sending import Order, sent
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status
 
@@ -139,13 +141,14 @@ class Keeper:
                 changes += await self._rollouts.failures.noted(entered)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             actual, tallied = await self._fleet.noted(actual, verdict.deployment)
-            changes += [PutActual(actual), *tallied]
+            changes += [PutActual(actual, tell=news), *tallied]
         return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s, told)
 
     def done(self, hold: Hold, kept: Kept) -> None:
         """It is stored: remember it in the hold and say so on the bus."""
         known, actual = hold.known, kept.actual
         if kept.changes:
+            hold.stored(kept.changes)
             known.seen_at = kept.now
         self._rollouts.counted(dict(kept.counted))
         known.actual = actual
@@ -166,3 +169,26 @@ def _same(one: Actual, other: Actual) -> bool:
     """Say whether a device has said nothing new, but for when it said it."""
     aged = msgspec.structs.replace(one, seen_s=other.seen_s, defer_until_s=other.defer_until_s)
     return aged == other
+
+
+def taken(
+    verdict: Verdict, order: Order, found: PackageFile | StoreError | None, policy: ControllerConfig, now_s: float
+) -> PackageFile | None:
+    """Return the package to send and note that it goes out, or have the device wait. found: it, or why there is none yet."""
+    if isinstance(found, PackageFile):
+        sent(verdict, order.target, found, policy, now_s)
+        return found
+    verdict.action, verdict.reason = Action.WAIT, "its package is being made"
+    if isinstance(found, StoreError) and not isinstance(found, Busy):
+        verdict.reason = "its package cannot be made"
+        verdict.poll_s = policy.poll_s if not found.retryable else policy.retry_s or 1
+        assert verdict.deployment is not None
+        verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=str(found)[:500])
+    return None
+
+
+def has_place(known: Deployment | None, began: Deployment) -> bool:
+    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
+    if known is None or known.rollout != began.rollout:
+        return False
+    return known.id == began.id or not known.final or known.is_between

@@ -14,6 +14,7 @@ import trio
 
 from dfud.api import (
     App,
+    Capability,
     Change,
     ChangeEvent,
     ConflictError,
@@ -28,6 +29,7 @@ from dfud.api import (
     Rollout,
     RolloutChanged,
     contained,
+    forever,
 )
 from dfud.controller.failures import COLLECTION as FAILED
 from dfud.controller.rollout_book import COLLECTION, Entry, Promote
@@ -62,6 +64,7 @@ from dfud.model.rollout_step import (
 
 __all__ = ["Promote", "Rollouts"]
 GATHER_S = 0.05  # answers that come so close together are looked at once
+COUNT_S = 1.0
 LOOK_S = 60.0  # however quiet it is
 TRIES = 8
 
@@ -72,9 +75,27 @@ class Rollouts(RolloutFleet):
     # The engine
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Read what is stored, report started, lead the rollouts until cancelled."""
+        """Read what is stored, report started; follow what others do to it, and lead the rollouts where this process does.
+
+        Everybody decides by the rollouts; one process starts them, opens their waves and ends them.
+        """
         await self._load()
         task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forever, "rollouts.follow", self.follow)
+            if Capability.SHARED in self._store.capabilities:
+                nursery.start_soon(forever, "rollouts.count", self._count)
+            while True:
+                async with self._store.lead("rollouts"):
+                    await self._lead()
+
+    async def _count(self) -> None:
+        """How many devices a rollout may tell at a time holds over all processes, but for what they told within COUNT_S."""
+        while True:
+            await trio.sleep(COUNT_S)
+            await self.count_again()
+
+    async def _lead(self) -> None:
         while True:
             self._news = trio.Event()
             await self._look()
@@ -216,7 +237,7 @@ class Rollouts(RolloutFleet):
         raw = msgspec.json.encode(rollout)
         try:
             told = self._outbox.of_rollout(rollout, steps, now_s)
-            put = PutDocument(COLLECTION, entry.key, raw, expect=entry.raw)
+            put = PutDocument(COLLECTION, entry.key, raw, expect=entry.raw, tell=True)
             await self._store.commit([put, *self._outbox.put(told), *also])
         except ConflictError:
             await self._reread(entry)
@@ -251,7 +272,7 @@ class Rollouts(RolloutFleet):
         failed = [DeleteDocument(FAILED, entry.uid)] if await self._store.document(FAILED, entry.uid) else []
         await self._store.commit(
             [
-                DeleteDocument(COLLECTION, entry.key),
+                DeleteDocument(COLLECTION, entry.key, tell=True),
                 DeleteCounts(scope_of(entry.uid)),
                 *failed,
                 *self._outbox.put(told),
@@ -298,7 +319,7 @@ class Rollouts(RolloutFleet):
             rollout = Rollout(made, dict(spec), status)
             raw = msgspec.json.encode(rollout)
             told = self._outbox.of_record(rollout, "created", now_s)
-            put = PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True)
+            put = PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True, tell=True)
             await self._store.commit([put, *self._outbox.put(told), *also])
             self._remember(f"{app_name}/{metadata.name}", raw)
             self._say(rollout, told)
@@ -312,7 +333,7 @@ class Rollouts(RolloutFleet):
         async with self._lock:
             key = f"{app}/{name}"
             if name not in self._entries.get(app, {}) and await self._store.document(COLLECTION, key) is not None:
-                await self._store.commit([DeleteDocument(COLLECTION, key), *also])
+                await self._store.commit([DeleteDocument(COLLECTION, key, tell=True), *also])
                 return
             entry = self._entry(app, name)
             state = entry.rollout.status.state

@@ -55,8 +55,21 @@ class PluginsConfig(msgspec.Struct, frozen=True):
     )
 
 
+class ClusterConfig(msgspec.Struct, frozen=True):
+    remembered_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="on a store that several dfud share: how long one remembers what another may have changed unheard",
+            ge=1,
+            le=86400,
+            extra={"unit": "s"},
+        ),
+    ] = 300.0
+
+
 CORE_SECTIONS = (
     Section("daemon", DaemonConfig, "The process."),
+    Section("cluster", ClusterConfig, "Being one of several dfud on one store; docs/cluster.md."),
     Section("plugins", PluginsConfig, "What is loaded; `dfud plugins` lists what there is."),
 )
 

@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from dfud.api import (
+    Aged,
     AppChanged,
     Bus,
     Cache,
@@ -19,10 +20,12 @@ from dfud.api import (
     DeploymentChanged,
     DeviceAddress,
     DeviceChanged,
+    DeviceStateChanged,
     Dialect,
     Endpoint,
     EventSink,
     FirmwareChanged,
+    Missed,
     NotFoundError,
     PeerError,
     PolicyChanged,
@@ -116,6 +119,9 @@ class DeviceEndpoint(Endpoint):
         self.turned_away = 0
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(Missed, lambda e: self._missed(e.app))
+        bus.subscribe(Aged, lambda e: self._slots.forget_all_calm())
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._policy_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._policy_changed(e.firmware.app))
@@ -139,6 +145,16 @@ class DeviceEndpoint(Endpoint):
         self._polls.forget((app, device))
         self._slots.forget_calm(app, device)
         self._parking.device_changed(app, device)
+
+    def _missed(self, app: str) -> None:
+        if app:
+            self._policy.changed(app, deleted=False)
+            self._policy_changed(app)
+        else:
+            self._policy.all_changed()
+            self._slots.forget_all_calm()
+            self._polls.forget_all()
+            self._parking.all_changed()
 
     def _app_changed(self, event: AppChanged) -> None:
         self._policy.changed(event.app, deleted=event.deleted)
@@ -358,7 +374,7 @@ class DeviceEndpoint(Endpoint):
             return None
         allowed = self._controller.package_of(session.app, session.device)
         found = self._controller.chunks_in_memory(package)
-        if allowed is None or found is None:
+        if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
 
@@ -370,7 +386,7 @@ class DeviceEndpoint(Endpoint):
     async def _chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         try:
             session = await self._auth.session(peer, credentials)
-            allowed = await self._controller.load_package_of(session.app, session.device)
+            allowed = await self._controller.load_package_of(session.app, session.device, package)
             found = await self._controller.load_chunks(package) if allowed == package else None
         except (Denied, NotFoundError):
             return DENIED

@@ -22,6 +22,8 @@ from dfud.api import (
     ConflictError,
     DeleteDocument,
     DeviceChanged,
+    DocumentChanged,
+    Missed,
     NotFoundError,
     PutDocument,
     RefusedError,
@@ -97,6 +99,12 @@ class GroupJobs:
         self._wake = trio.Event()
         self._accepting = trio.Lock()
         self._problem: dict[str, str] = {}
+        bus.subscribe(DocumentChanged, self._heard)
+        bus.subscribe(Missed, lambda e: self._wake.set())
+
+    def _heard(self, event: DocumentChanged) -> None:
+        if event.collection == COLLECTION:
+            self._wake.set()
 
     async def accept(
         self, app: str, selector: Selector, text: str, firmware: dict[str, Any] | None, by: str
@@ -165,8 +173,13 @@ class GroupJobs:
             return ended
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do the jobs, those of before the start first, until cancelled."""
+        """Do the jobs, those of before the start first, where this process leads that work, until cancelled."""
         task_status.started()
+        while True:
+            async with self._store.lead("groups"):
+                await self._work()
+
+    async def _work(self) -> None:
         while True:
             self._wake = trio.Event()
             try:
@@ -279,7 +292,12 @@ def _put(job: GroupJob, stored: _Stored | None = None) -> PutDocument:
     """Return the change to a job that is stored so, or to a new one."""
     value = msgspec.json.encode(job)
     return PutDocument(
-        COLLECTION, _key(job.id), value, create=stored is None, expect=None if stored is None else stored.value
+        COLLECTION,
+        _key(job.id),
+        value,
+        create=stored is None,
+        expect=None if stored is None else stored.value,
+        tell=stored is None,
     )
 
 

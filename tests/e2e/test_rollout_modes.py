@@ -12,7 +12,7 @@ import trio
 from tests.e2e.fleet import APP, Fleet, firmware, fleet
 from tests.real_parts import require
 
-CODE = random.Random(7).randbytes(150_000)
+CODE = random.Random(7).randbytes(150_000)  # it has to compress badly: more chunks than between two statuses
 
 
 async def rollout(f: Fleet, name: str, **spec: Any) -> None:

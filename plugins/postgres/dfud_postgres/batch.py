@@ -63,6 +63,11 @@ _COUNTS = Query(
     "ON CONFLICT (scope, name) DO UPDATE SET number=count.number+excluded.number",
     "TTI",
 )
+_FORGET_COUNTS = Query(
+    "DELETE FROM count c USING unnest($1::text[], $2::text[]) k(scope, name) "
+    "WHERE c.scope=k.scope AND c.name=k.name AND c.number=0",
+    "TT",
+)
 _DOCUMENTS = Query(
     "INSERT INTO document SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) "
     "ON CONFLICT (collection, key) DO UPDATE SET value=excluded.value",
@@ -172,6 +177,8 @@ class Batch:
                 found.append((_TRIM_HISTORY, _columns(old)))
         if self._counts:
             found.append((_COUNTS, _columns([(*key, number) for key, number in sorted(self._counts.items())])))
+            if less := sorted(key for key, number in self._counts.items() if number <= 0):
+                found.append((_FORGET_COUNTS, _columns(less)))
         if self._documents:
             found.append((_DOCUMENTS, _columns([(*key, value) for key, value in sorted(self._documents.items())])))
         return found

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.plugins.postgres.server import SOCKET, Server, running
+from tests.plugins.postgres.server import SOCKET, Server, forget, running
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +18,11 @@ def postgres() -> Iterator[Server]:
             yield server
         finally:
             del os.environ[SOCKET]
+
+
+@pytest.fixture(autouse=True)
+def _databases_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each has some hundred files."""
+    yield
+    if "postgres" in request.fixturenames:
+        forget(request.getfixturevalue("postgres"))
