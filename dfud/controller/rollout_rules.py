@@ -140,7 +140,7 @@ def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
         name=given.name,
         application=app.name,
         uid=str(uuid.uuid4()),
-        creation_timestamp=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds"),
+        creation_timestamp=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         generation=1,
         resource_version=secrets.token_hex(8),
         labels=given.labels,

@@ -51,7 +51,7 @@ from dfud.model.names import check_name
 from dfud.model.policy import shares_of
 from dfud.model.rollout import Mode, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
-from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
+from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State, possible
 from dfud.model.rollout_step import (
     Step,
     apply,
@@ -392,7 +392,10 @@ class Rollouts(RolloutFleet):
     ) -> None:
         status, plan = entry.rollout.status, entry.plan
         if (status.state, event) not in TABLE:
-            raise RefusedError(f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there")
+            rest = ", ".join(possible(status.state)) or "nothing, but to delete it"
+            raise RefusedError(
+                f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there; possible is {rest}"
+            )
         if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
             raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
         if event is Event.ACTIVATE and (plan is None or not is_writing(plan, status)):

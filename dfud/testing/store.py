@@ -374,7 +374,10 @@ class StoreConformance(
         await store.commit([PutDocument(c, "k", b"") for c in ("b", "a")])
         await store.commit([AddCounts(s, {"n": 1}) for s in ("s1", "s2", "s3")])
         await store.commit([DeleteDocument("b", "k"), DeleteCounts("s3")])
-        assert await store.collections() == ["a"]
+        collections = await store.collections()
+        assert "a" in collections and "b" not in collections, (
+            "one that is empty is none; a store may have its own besides"
+        )
         assert await store.scopes() == ["s1", "s2"] and await store.scopes(after="s1") == ["s2"]
         assert await store.scopes(limit=1) == ["s1"]
 

@@ -290,7 +290,7 @@ async def test_what_a_user_says_is_done_or_refused(autojump_clock: trio.testing.
         assert (at.state("r"), at.rollouts.get("app", "r").status.reason) == (State.PAUSED, "lunch")
         await at.kill()
         assert at.state("r") is State.PAUSED
-        with pytest.raises(RefusedError, match="is paused: pause does nothing there"):
+        with pytest.raises(RefusedError, match="is paused: pause does nothing there; possible is resume, retry, revert, abort"):
             await at.rollouts.act("app", "r", "pause", "eva")
         with pytest.raises(PeerError, match="expected one of start, approve"):
             await at.rollouts.act("app", "r", "explode", "eva")

@@ -24,12 +24,12 @@ from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
 from dfud_http.lot import Left, Place
 from dfud_http.parse import Fault, HttpRequest, RequestReader, split_target_untrusted
-from dfud_http.tls import TlsStream
+from dfud_http.stream import PlainStream, TlsStream
 
 RECEIVE_BYTES = 16384
 FAILED = "the request failed; the log of dfud says why"
 NO_ROOM = "too many large requests at a time"
-Stream = trio.SocketStream | TlsStream
+Stream = PlainStream | TlsStream
 
 
 class Connection:
@@ -192,7 +192,7 @@ class Connection:
             data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
                 return b""
-            if not self._feed(bytes(data)):
+            if not self._feed(data):
                 return encode_plain(503, NO_ROOM, headers=b"retry-after: 10\r\n")
             if reader.requests:
                 break
@@ -281,7 +281,7 @@ class Connection:
             place.woken = wake
         else:
             waiting.listen(wake)
-        data: bytes | bytearray | None = None
+        data: bytes | None = None
         with scope:
             while reply is None:
                 if len(self._reader.requests) >= self._config.pipelined or self._reader.fault is not None:
@@ -289,7 +289,7 @@ class Connection:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
                 if not data:
                     break
-                if not self._feed(bytes(data)):
+                if not self._feed(data):
                     self._reader.fault = Fault(503, NO_ROOM)  # told behind the answer that it waits for
         if reply is not None:
             return reply

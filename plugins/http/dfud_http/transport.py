@@ -18,7 +18,7 @@ from dfud_http.config import HttpConfig
 from dfud_http.connection import Connection, Stream
 from dfud_http.lot import Left, Lot, Place
 from dfud_http.parse import RequestReader
-from dfud_http.tls import TlsStream
+from dfud_http.stream import PlainStream, TlsStream
 
 BACKLOG = 4096
 # accept() fails with these when the process or the machine is out of something: waiting helps, ending would not.
@@ -138,7 +138,7 @@ class HttpTransport(Transport):
         address = limited(peer)
         self._open += 1
         self._addresses[address] += 1
-        await self._serve_counted(stream, peer, address, endpoint, redirect)
+        await self._serve_counted(PlainStream(_taken(stream)), peer, address, endpoint, redirect)
 
     async def _go_on(self, place: Place, endpoint: Endpoint) -> None:
         """Serve a connection that was parked; it has been counted all the time."""
@@ -171,10 +171,7 @@ class HttpTransport(Transport):
         finally:
             if left is None:
                 self._closed(address)
-                if isinstance(stream, TlsStream):
-                    stream.close()
-                else:
-                    await trio.aclose_forcefully(stream)
+                stream.close()
         if left is not None:
             assert self._lot is not None and left.sock is not None
             self._lot.park(left.sock, peer, address, left)
@@ -185,7 +182,7 @@ class HttpTransport(Transport):
         if not self._addresses[address]:
             del self._addresses[address]
 
-    async def _serve_new(self, stream: trio.SocketStream, peer: str, endpoint: Endpoint) -> Left | None:
+    async def _serve_new(self, stream: PlainStream, peer: str, endpoint: Endpoint) -> Left | None:
         secured = await self._secure(stream, self._tls, peer) if self._tls is not None else None
         with contextlib.suppress(OSError):
             (secured or stream).socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -215,15 +212,15 @@ class HttpTransport(Transport):
             self._connections.discard(connection)
             self._gone.set()
         if left is not None:
-            left.sock = stream.socket if isinstance(stream, TlsStream) else _taken(stream)
+            left.sock = stream.socket
         return left
 
-    async def _secure(self, stream: trio.SocketStream, context: ssl.SSLContext, peer: str) -> TlsStream:
+    async def _secure(self, stream: PlainStream, context: ssl.SSLContext, peer: str) -> TlsStream:
         """Shake hands, when it is this peer's turn. Whoever has said nothing yet gets none: silence costs no turn."""
         with trio.fail_after(self._config.handshake_s):
             await trio.lowlevel.wait_readable(stream.socket)
         async with self._handshakes.turn(limited(peer)):
-            secured = TlsStream.server(_taken(stream), context)
+            secured = TlsStream.server(stream.socket, context)
             try:
                 with trio.fail_after(self._config.handshake_s):
                     await secured.do_handshake()
@@ -232,13 +229,12 @@ class HttpTransport(Transport):
                 raise
         return secured
 
-    async def _refuse(self, stream: trio.SocketStream) -> None:
+    async def _refuse(self, stream: PlainStream) -> None:
         with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError):
             if self._tls is None:
                 await stream.send_all(encode_plain(503, "too many connections", headers=b"retry-after: 10\r\n"))
-        await trio.aclose_forcefully(stream)
 
-    async def _redirect(self, stream: trio.SocketStream, port: int) -> None:
+    async def _redirect(self, stream: PlainStream, port: int) -> None:
         """Send one request to the TLS port of this host, by the name that the peer has for it.
 
         Its credentials have been shown in clear already, so nothing else is done with it.
@@ -283,6 +279,4 @@ def _taken(stream: trio.SocketStream) -> socket.socket:
 
 
 def _stream_of(sock: socket.socket) -> Stream:
-    if isinstance(sock, ssl.SSLSocket):
-        return TlsStream(sock)
-    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    return TlsStream(sock) if isinstance(sock, ssl.SSLSocket) else PlainStream(sock)

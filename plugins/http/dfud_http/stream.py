@@ -1,6 +1,7 @@
-"""A TLS connection on its socket: OpenSSL reads and writes it itself, where trio's stream would copy through two buffers.
+"""A connection's socket, plain or TLS, with no more around it than one task at a time needs.
 
-It is what a trio stream is to a connection; one task at a time. Whatever the peer breaks is BrokenResourceError.
+trio's streams guard against two tasks, and over TLS copy through two buffers; here OpenSSL reads and writes the socket itself.
+Whatever the peer breaks is BrokenResourceError. Receiving lets others run, sending does so where it has to wait.
 """
 
 from __future__ import annotations
@@ -10,6 +11,49 @@ import socket
 import ssl
 
 import trio
+
+
+class PlainStream:
+    """Owns the socket, which must not block."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """Return what has come, b"" when the peer has ended."""
+        while True:
+            # As a rule nothing is there yet: to try first would be a call for nothing.
+            await trio.lowlevel.wait_readable(self.socket)
+            try:
+                return self.socket.recv(max_bytes)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
+    async def send_all(self, data: bytes) -> None:
+        try:
+            sent = self.socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+        if sent == len(data):
+            return
+        rest = memoryview(data)[sent:]
+        while rest:
+            await trio.lowlevel.wait_writable(self.socket)
+            try:
+                rest = rest[self.socket.send(rest) :]
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
+    def close(self) -> None:
+        self.socket.close()
 
 
 class TlsStream:
@@ -44,31 +88,27 @@ class TlsStream:
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return what has come, b"" when the peer has ended."""
+        if self.socket.pending():
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.wait_readable(self.socket)
         while True:
-            await trio.lowlevel.checkpoint_if_cancelled()
             try:
-                data = self.socket.recv(max_bytes)
+                return self.socket.recv(max_bytes)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 await self._wait(want)
             except (OSError, ValueError) as error:
                 raise trio.BrokenResourceError from error
-            else:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return data
 
     async def send_all(self, data: bytes) -> None:
         rest = memoryview(data)
-        while True:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        while rest:
             try:
                 rest = rest[self.socket.send(rest) :]
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 await self._wait(want)
             except (OSError, ValueError) as error:
                 raise trio.BrokenResourceError from error
-            if not rest:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return
 
     async def _wait(self, want: ssl.SSLError) -> None:
         if isinstance(want, ssl.SSLWantReadError):
