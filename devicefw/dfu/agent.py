@@ -144,10 +144,11 @@ class Agent:
             if answer is None or answer is True:
                 return None
             reason, seconds = answer or ("the application is busy", 60)
-            return {0: str(reason)[:64], 1: max(0, int(seconds))}
+            reason, seconds = str(reason), max(0, int(seconds))
         except Exception as error:
             # The users see it; the device goes on as it is.
-            return {0: ("may_update: %s" % error)[:64], 1: 60}
+            reason, seconds = "may_update: %s" % error, 60
+        return {0: reason[:64], 1: seconds}
 
     async def _exchange(self, wait_s):
         """Send a status, return the decoded command and its bytes, or None."""
