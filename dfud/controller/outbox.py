@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import msgspec
 
 from dfud.api import Change, ChangeEvent, Deployment, HistoryEntry, PutDocument, Rollout, Section, Store
-from dfud.controller.fleet import code_name
 from dfud.model.rollout_step import Step
+from dfud.wire.messages import code_name
 
 Meta = msgspec.Meta
 S = {"unit": "s"}
@@ -153,7 +153,7 @@ def deployment_event(d: Deployment, entry: HistoryEntry, key: str) -> ChangeEven
         "attempts": d.attempts,
     }
     if entry.code or entry.text:
-        data |= {"code": code_name(entry.code), "text": entry.text[:TEXT_MAX]}
+        data |= {"code": code_name(entry.code, entry.state), "text": entry.text[:TEXT_MAX]}
     if d.rollout:
         data |= {"rollout": d.rollout, "wave": d.wave + 1, "back": d.back}
     return ChangeEvent("deployment", d.app, d.device, entry.at_s, data, key)

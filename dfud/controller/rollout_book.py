@@ -33,11 +33,11 @@ from dfud.api import (
 from dfud.controller.failures import Failures
 from dfud.controller.outbox import Outbox
 from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import scope_of
+from dfud.controller.rollout_rules import facts_of, scope_of
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.policy import Policy
-from dfud.model.rollout import ROLLOUTS, Facts, Plan
+from dfud.model.rollout import ROLLOUTS, Plan
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
 from dfud.model.times import time_of
@@ -297,14 +297,3 @@ class Book:
             policy = Policy(app.spec, [entry.rollout for entry in self._of(app)])
             self._policies[app.name] = (app.metadata.resource_version, policy)
         return policy
-
-
-def facts_of(view: DeviceView) -> Facts:
-    """Return what decides whether a device is a member of a rollout."""
-    return Facts(
-        device=view.device.name,
-        labels=view.device.metadata.labels,
-        created=view.device.metadata.creation_timestamp,
-        actual=view.actual,
-        told=view.deployment.rollout if view.deployment is not None else "",
-    )

@@ -10,8 +10,8 @@ import trio
 from dfud.api import App, Bus, DeviceView, Store
 from dfud.controller.outbox import Outbox
 from dfud.controller.recount import Tally, tally
-from dfud.controller.rollout_book import PAGE, Book, Entry, Promote, facts_of
-from dfud.controller.rollout_rules import waiting
+from dfud.controller.rollout_book import PAGE, Book, Entry, Promote
+from dfud.controller.rollout_rules import facts_of, waiting
 from dfud.model.counts import WaveCounts
 from dfud.model.policy import Policy
 from dfud.model.rollout import Facts, Plan, RolloutStatus, is_member

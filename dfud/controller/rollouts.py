@@ -35,6 +35,7 @@ from dfud.controller.failures import COLLECTION as FAILED
 from dfud.controller.rollout_book import COLLECTION, Entry, Promote
 from dfud.controller.rollout_fleet import RolloutFleet
 from dfud.controller.rollout_rules import (
+    all_refuse,
     changed,
     four_eyes,
     judge,
@@ -50,7 +51,7 @@ from dfud.model.names import check_name
 from dfud.model.policy import shares_of
 from dfud.model.rollout import Mode, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
-from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
+from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State, possible
 from dfud.model.rollout_step import (
     Step,
     apply,
@@ -206,6 +207,10 @@ class Rollouts(RolloutFleet):
         if not members:
             await self._pause(entry, raw, "nobody", "no device matches it now")
             return
+        firmware = await self._store.firmware(entry.rollout.app, plan.version)
+        if firmware is not None and (why := all_refuse(firmware, [facts.actual for facts in members])):
+            await self._pause(entry, raw, "below-floor", why)
+            return
         status = msgspec.structs.replace(
             apply(before, Event.START, now_s),
             started_s=now_s,
@@ -310,8 +315,8 @@ class Rollouts(RolloutFleet):
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
             await self._forget_orphans()
-            await judge(self._store, app, metadata.name, plan, self.others(app_name), self._per_app)
             now_s = self._now()
+            await judge(self._store, app, metadata.name, plan, self.others(app_name), self._per_app, now_s)
             made = new_metadata(metadata, app, now_s)
             status = RolloutStatus(since_s=now_s, author=by)
             if not draft:
@@ -387,7 +392,10 @@ class Rollouts(RolloutFleet):
     ) -> None:
         status, plan = entry.rollout.status, entry.plan
         if (status.state, event) not in TABLE:
-            raise RefusedError(f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there")
+            rest = ", ".join(possible(status.state)) or "nothing, but to delete it"
+            raise RefusedError(
+                f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there; possible is {rest}"
+            )
         if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
             raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
         if event is Event.ACTIVATE and (plan is None or not is_writing(plan, status)):

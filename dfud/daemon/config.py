@@ -79,6 +79,11 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise ConfigError(
+                f"{path}: there is no such file, expected dfud's configuration: --config names another one, and "
+                f"`dfud check-config --full > {path}` writes one with every default"
+            ) from error
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error

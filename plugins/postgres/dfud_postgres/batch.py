@@ -25,10 +25,11 @@ from dfud_postgres.limits import Limits
 from dfud_postgres.notices import Notices
 from dfud_postgres.wire import Query
 
+# A look by the key for each, whatever the planner thinks of a table that it has no statistics of; in the order that is given.
 LOCK = Query(
-    "SELECT a.app, a.device, a.sequence, a.entries FROM actual a JOIN app p ON p.name=a.app AND NOT p.dropped "
-    "JOIN unnest($1::text[], $2::text[]) k(app, device) ON a.app=k.app AND a.device=k.device "
-    "ORDER BY a.app, a.device FOR UPDATE OF a",
+    "SELECT k.app, k.device, l.sequence, l.entries FROM unnest($1::text[], $2::text[]) k(app, device) CROSS JOIN LATERAL "
+    "(SELECT a.sequence, a.entries FROM actual a WHERE a.app=k.app AND a.device=k.device "
+    "AND EXISTS (SELECT 1 FROM app p WHERE p.name=k.app AND NOT p.dropped) FOR UPDATE OF a) l",
     "TT",
 )
 _ACTUALS = Query(

@@ -20,11 +20,9 @@ from dfud_s3.place import S3Place
 from dfud.api import Bus, ConfigError, DeleteFirmware, PutApp, PutFirmware, Store, StoreError
 from dfud.testing.store import a_blob, a_firmware, an_app, image_of
 from dfud.testing.store_blobs import BlobConformance
-from tests.plugins.postgres.conftest import _databases_end_with_their_test, postgres
 from tests.plugins.postgres.server import Server, config_for
 from tests.real_parts import find
 
-__all__ = ["_databases_end_with_their_test", "postgres"]
 KEY, SECRET = "access", "very-secret-words"
 LATEST_S = 60.0
 

@@ -1,4 +1,4 @@
-"""One PostgreSQL for all tests here."""
+"""One PostgreSQL for all tests of plugins that need one."""
 
 from __future__ import annotations
 
