@@ -366,6 +366,8 @@ class Rollouts(RolloutFleet):
         status, plan = entry.rollout.status, entry.plan
         if (status.state, event) not in TABLE:
             raise RefusedError(f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there")
+        if event is Event.RESUME and plan is None:
+            raise RefusedError(f"rollout {entry.rollout.name} cannot be led, abort it: {entry.problem}")
         if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
             raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
         if event is Event.ACTIVATE and (plan is None or not is_writing(plan, status)):

@@ -46,7 +46,7 @@ from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
 from dfud.registry.registry import Registry
-from dfud.registry.rules import RecordLimits
+from dfud.registry.rules import limits_of
 from dfud.registry.server import serve
 from dfud.registry.services import Services
 from dfud.registry.users import Users
@@ -153,7 +153,7 @@ class Service:
             nursery.start_soon(partial(forever, "outbox.run", delivery.run, sink=name))
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
-        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes, password_limits(settings))
+        limits = limits_of(users, password_limits(settings))
         wants, leaving = controller.rollouts.desired, controller.leaving
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
         await keep(nursery, "registry.groups", self._registry.groups.run)
