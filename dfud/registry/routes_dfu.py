@@ -74,16 +74,16 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         if args.get("kind", "esp-image") not in KINDS:
             raise PeerError(f"kind {args['kind'][:40]!r}: expected one of {', '.join(KINDS)}")
         upload = Upload(
-            args.get("version", ""),
-            args.get("hardware", ""),
-            int(sequence) if sequence is not None else None,
-            args.get("kind", "esp-image"),  # type: ignore[arg-type]  # checked above
-            args.get("sha256", ""),
-            args.get("notes", ""),
-            _envelope(request.headers.get("dfud-manifest", "")),
-            read_attributes_untrusted(args.getlist("attribute")),
-            bound_of(args.get("requiresFrom"), args.get("requiresTo")),
-            args.get("stop") == "true",
+            version=args.get("version", ""),
+            hardware=args.get("hardware", ""),
+            sequence=int(sequence) if sequence is not None else None,
+            kind=args.get("kind", "esp-image"),  # type: ignore[arg-type]  # checked above
+            sha256=args.get("sha256", ""),
+            notes=args.get("notes", ""),
+            envelope=_envelope(request.headers.get("dfud-manifest", "")),
+            attributes=read_attributes_untrusted(args.getlist("attribute")),
+            requires=bound_of(args.get("requiresFrom"), args.get("requiresTo")),
+            stop=args.get("stop") == "true",
         )
         # The body is streamed to the store; the limit of other bodies' time does not fit it.
         with trio.fail_after(services.config.upload_s):

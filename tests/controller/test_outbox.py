@@ -85,7 +85,15 @@ class Post:
         outbox = Outbox(world.store, [sink.name for sink in self.sinks], self.config, lambda: int(self.now() * 1e9))
         await outbox.load()
         self.deliveries = Deliveries(world.store, world.bus, outbox, list(self.sinks), self.now)
-        made = Controller(world.store, world.bus, world.packages, world.policy, self.now, None, outbox)
+        made = Controller(
+            store=world.store,
+            bus=world.bus,
+            packages=world.packages,
+            config=world.policy,
+            now=self.now,
+            promote=None,
+            outbox=outbox,
+        )
         world.controller = made
 
         async def live(one: Delivery) -> None:

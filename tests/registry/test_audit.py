@@ -22,6 +22,7 @@ from dfud.api import (
     PutDeployment,
     PutDevice,
     PutDocument,
+    RefusedError,
     State,
     StoreError,
 )
@@ -73,7 +74,7 @@ async def test_a_token_and_its_entry_are_one_commit(store: WatchedStore) -> None
     token, _ = await users.create("eve", {"a": "reader"}, by="admin", now_s=T0, days=1)
     await users.delete(token.prefix, ADMIN, T0)
     assert [told(c) for c in store.commits] == [["create-token"], ["delete-token"]]
-    assert [len(c) for c in store.commits] == [2, 2]
+    assert [len(c) for c in store.commits] == [3, 2], "the token, its entry and what guards the number of tokens"
     store.broken = True
     with pytest.raises(StoreError):
         await users.create("eve", {}, by="admin", now_s=T0, days=1)
@@ -90,7 +91,17 @@ async def test_a_retry_and_a_cancel_and_their_entries_are_one_commit(
     packages = Packages(store, tmp_path / "packages", disk_bytes=1 << 20, memory_bytes=1 << 20, workers=1)
     controller = Controller(store, bus, packages, ControllerConfig(), lambda: T0)
     blocked = state is State.FAILED
-    deployment = Deployment("id", "a", "d", "1.1", "00" * 32, state, T0, T0, blocks=blocked)
+    deployment = Deployment(
+        id="id",
+        app="a",
+        device="d",
+        version="1.1",
+        sha256="00" * 32,
+        state=state,
+        created_s=T0,
+        updated_s=T0,
+        blocks=blocked,
+    )
     await store.commit([PutApp(App(Metadata("a"))), PutDevice(Device(Metadata("d", "a")))])
     await store.commit([PutDeployment(deployment)])
     store.commits.clear()
@@ -106,8 +117,9 @@ async def test_a_retry_and_a_cancel_and_their_entries_are_one_commit(
     assert told(changes) == [what]
     (put,) = [c for c in changes if isinstance(c, PutDeployment)]
     assert (put.deployment.blocks, put.entry is not None) == (not blocked, True)
-    await ask("a", "d", "eve", [audit.entry(T0 + 1, "eve", what, "a/d")])
-    assert told(store.commits[-1]) == [what], "nothing left to do, and on record all the same"
+    with pytest.raises(RefusedError):
+        await ask("a", "d", "eve", [audit.entry(T0 + 1, "eve", what, "a/d")])
+    assert len(store.commits) == 1, "nothing is left to do, so nothing was done and nothing is on record"
 
 
 async def test_readers_choose_by_user_deed_target_and_time(store: WatchedStore) -> None:
