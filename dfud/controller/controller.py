@@ -88,12 +88,8 @@ class Controller:
         self.rollouts = Rollouts(store, bus, now, promote, per_app=config.rollouts_per_app, outbox=self._outbox)
         self._memory = Memory(store, bus, config, self.rollouts.desired, now)
         self.fleet = Fleet(store, bus, self._memory.image, now)
-        self.insight = Insight(
-            store=store, bus=bus, memory=self._memory, rollouts=self.rollouts, fleet=self.fleet, config=config, now=now
-        )
-        self.planner = Planner(
-            store=store, bus=bus, memory=self._memory, rollouts=self.rollouts, packages=packages, config=config, now=now
-        )
+        self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
+        self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)

@@ -11,7 +11,7 @@ import msgspec
 import trio
 from quart import Response, current_app, g, request
 
-from dfud.api import DfudError, NotFoundError, PeerError, Selector, parse_selector_untrusted
+from dfud.api import DfudError, NotFoundError, PeerError, Selector, decode_untrusted, parse_selector_untrusted
 from dfud.model.names import check_app_name
 from dfud.registry.config import RegistryConfig
 from dfud.registry.users import Forbidden, Role, User
@@ -76,10 +76,7 @@ async def read_json(kind: type[T], limit: int, *, empty: T | None = None) -> T:
     body = await read_body(limit)
     if empty is not None and not body.strip():
         return empty
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise PeerError(f"the body is not what it should be: {error}") from None
+    return decode_untrusted("the body is not what it should be", body, kind)
 
 
 def page(config: RegistryConfig) -> tuple[Selector, int, int]:
