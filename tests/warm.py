@@ -20,10 +20,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# What each of them imports when it is started as it mostly is; plugins that only some enable are left to those.
+# What each of them imports. All plugins, since a file that is edited during a run must not meet modules of before.
+PLUGINS = ("dfud_http", "dfud_local", "dfud_coap", "dfud_drogue", "dfud_hawkbit")
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "dfud.cli": ("dfud.cli.main",),
-    "dfud.daemon": ("dfud.daemon.main", "dfud.daemon.init", "dfud.daemon.logs", "dfud.daemon.service", "dfud_http", "dfud_local"),
+    "dfud.daemon": ("dfud.daemon.main", "dfud.daemon.init", "dfud.daemon.logs", "dfud.daemon.service", *PLUGINS),
     "dfud.package.worker": ("dfud.package.worker",),
     "esptool": ("esptool",),
 }

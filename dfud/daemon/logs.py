@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from dfud.model.text import visible, visible_json, visible_lines
 
+MINUTE_S = 60.0
+KINDS_MAX = 1000  # of which it is known how many lines came
 JOURNAL = "/run/systemd/journal/socket"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
@@ -21,6 +24,36 @@ def fields(record: logging.LogRecord) -> dict[str, str]:
     if record.exc_info:
         found["traceback"] = logging.Formatter().formatException(record.exc_info)
     return found
+
+
+class PerKind(logging.Filter):
+    """Lets so many lines of each kind through in a minute; the next one says how many were left out. A kind is who logs, and what.
+
+    A critical line always passes. clock: one that only moves forward, in seconds.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._per_minute = per_minute
+        self._clock = clock
+        self._kinds: dict[
+            tuple[str, str], tuple[float, int]
+        ] = {}  # when its minute began, and how many lines came in it
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self._per_minute or record.levelno >= logging.CRITICAL:
+            return True
+        key, now = (record.name, str(record.msg)), self._clock()
+        began, count = self._kinds.get(key, (now, 0))
+        left_out = max(0, count - self._per_minute)
+        if now - began >= MINUTE_S:
+            began, count = now, 0
+            if left_out:
+                record.left_out = left_out
+        if key not in self._kinds and len(self._kinds) >= KINDS_MAX:
+            self._kinds.pop(next(iter(self._kinds)))
+        self._kinds[key] = (began, count + 1)
+        return count < self._per_minute
 
 
 class JsonFormatter(logging.Formatter):
@@ -72,8 +105,8 @@ def _field(key: str, value: str) -> bytes:
     return name + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
 
 
-def configure(kind: str, level: str, environment: Mapping[str, str]) -> None:
-    """Set up the process's logging. kind: auto, json, journald or text."""
+def configure(kind: str, level: str, environment: Mapping[str, str], per_minute: int = 0) -> None:
+    """Set up the process's logging. kind: auto, json, journald or text; per_minute: lines of one kind, 0: no limit."""
     if kind == "auto":
         kind = "journald" if environment.get("JOURNAL_STREAM") else "text" if sys.stderr.isatty() else "json"
     handler: logging.Handler
@@ -82,6 +115,7 @@ def configure(kind: str, level: str, environment: Mapping[str, str]) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(TextFormatter() if kind == "text" else JsonFormatter())
+    handler.addFilter(PerKind(per_minute))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for noisy in ("hypercorn.error", "httpx", "quart.app"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -12,7 +12,7 @@ import click
 import trio
 
 from dfud import __version__
-from dfud.api import DfudError
+from dfud.api import ConfigError, DfudError
 from dfud.daemon import config as configuration
 from dfud.daemon.components import SECTIONS, build, examine, load
 from dfud.daemon.config import ConfigErrors, DaemonConfig
@@ -87,7 +87,7 @@ def run(path: Path) -> None:
 
     parts = build(path)
     daemon = parts.config.section("daemon", DaemonConfig)
-    configure(daemon.log_format, daemon.log_level, os.environ)
+    configure(daemon.log_format, daemon.log_level, os.environ, daemon.log_per_minute)
     service = Service(parts, __version__, os.environ)
     trio.run(service.run, lambda: load(path)[0])
     if service.failure is not None:
@@ -134,6 +134,27 @@ def check_config(path: Path, full: bool) -> None:
     if note:
         click.echo(f"dfud: note: {note}", err=True)
     click.echo(f"{path}: right")
+
+
+@main.group()
+def store() -> None:
+    """What is done to a whole store. dfud is stopped meanwhile."""
+
+
+@store.command("copy")
+@PATH_OPTION
+@click.option("--from", "source", required=True, help="Store to read, by the name of its plugin.")
+@click.option("--to", "target", required=True, help="Store to write; empty, or an unfinished copy of the other.")
+def copy_store(path: Path, source: str, target: str) -> None:
+    """Copy every record and image from one store to another and compare them. Begun anew, it goes on where it was."""
+    from dfud.daemon.copying import copy_with_progress
+
+    if source == target:
+        raise ConfigError(f"--from and --to are both {source}, expected two stores")
+    config, plugins = load(path)
+    lines = trio.run(partial(copy_with_progress, plugins.store(config, source), plugins.store(config, target)))
+    for line in lines:
+        click.echo(line)
 
 
 @main.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dfud.daemon.logs import JournalHandler, JsonFormatter, TextFormatter
+from dfud.daemon.logs import JournalHandler, JsonFormatter, PerKind, TextFormatter
 from dfud.model.text import hidden
 
 
@@ -73,3 +73,26 @@ def test_what_a_device_says_does_not_reach_a_terminal_raw(formatter: logging.For
         found = record(told, device=told)
         found.exc_info = (ValueError, error, error.__traceback__)
     assert not [c for c in formatter.format(found) if hidden(c) and c != "\n"]
+
+
+def test_a_kind_of_line_has_so_many_in_a_minute_and_the_next_says_what_was_left_out() -> None:
+    now = [100.0]
+    limit = PerKind(3, lambda: now[0])
+    assert [limit.filter(record("deployment", device=str(n))) for n in range(5)] == [True] * 3 + [False] * 2
+    assert limit.filter(record("another kind")), "each kind for itself"
+    critical = record("deployment")
+    critical.levelno = logging.CRITICAL
+    assert limit.filter(critical)
+    now[0] += 60
+    after = record("deployment", device="x")
+    assert limit.filter(after) and json.loads(JsonFormatter().format(after))["left_out"] == "2"
+    again = record("deployment")
+    assert limit.filter(again) and "left_out" not in JsonFormatter().format(again)
+    assert all(PerKind(0).filter(record("deployment")) for _ in range(2000))
+
+
+def test_kinds_that_are_made_up_take_no_memory() -> None:
+    limit = PerKind(1)
+    for number in range(5000):
+        limit.filter(record(f"kind {number}"))
+    assert len(limit._kinds) <= 1000

@@ -15,7 +15,7 @@ async def test_the_demonstration_ends_as_it_promises(transport: str) -> None:
     require("micropython")
     require("riscv-gcc")
     command = [sys.executable, "-m", "devicefw.sim.demo", "--transport", transport]
-    with trio.fail_after(280):
+    with trio.fail_after(550):
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     told = run.stdout.decode()
     assert run.returncode == 0, told + run.stderr.decode()

@@ -1,24 +1,26 @@
 """OSCORE (RFC 8613) for the server: contexts out of pre-shared keys, and who may be forgotten when. No I/O.
 
-The cryptography is aiocoap's; this module decides which context a request belongs to, whether it is fresh (Echo, RFC 9175
-and RFC 8613 appendix B.1.2), and that no nonce is used twice after a context was forgotten and derived again.
+AES-CCM and HKDF are `cryptography`'s. This module decides which context a request belongs to, whether it is fresh (Echo, RFC 9175
+and RFC 8613 appendix B.1.2), and that no nonce is used twice, also after a context was forgotten and derived again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
 import msgspec
-from aiocoap import Message as AioMessage  # type: ignore[import-untyped]  # has no types
-from aiocoap import oscore as aio
-from aiocoap.message import Direction  # type: ignore[import-untyped]
-from aiocoap.numbers.codes import Code as AioCode  # type: ignore[import-untyped]
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from dfud_coap.message import Code, Message, MessageError, Option, decode_tail_untrusted
 from dfud_coap.translate import Answer
 
 KEY_BYTES = 16
+IV_BYTES = 13
+TAG_BYTES = 8
+AES_CCM_16_64_128 = 10  # RFC 9053, 4.2
 NONCE_BYTES = 8  # of the ID Context: what the device chooses at each boot
 SERVER_ID = b"\0"
 DEVICE_ID = b"\1"
@@ -63,33 +65,88 @@ def read_option_untrusted(value: bytes) -> Header:
         raise bad from None
 
 
-class _AioContext(aio.CanProtect, aio.CanUnprotect, aio.SecurityContextUtils):  # type: ignore[misc]  # has no types
-    """aiocoap's context, filled in."""
+def _head(major: int, size: int) -> bytes:
+    """Return the head of a CBOR item (RFC 8949, 3) of up to 64 KB."""
+    if size < 24:
+        return bytes([major << 5 | size])
+    return bytes([major << 5 | 24, size]) if size < 256 else bytes([major << 5 | 25, size >> 8, size & 255])
 
-    echo_recovery = None
 
-    def __init__(self, key: bytes, id_context: bytes, sequence: int) -> None:
-        self.alg_aead = aio.AES_CCM_16_64_128()
-        self.hashfun = aio.hashfunctions["sha256"]
-        self.sender_id, self.recipient_id, self.id_context = SERVER_ID, DEVICE_ID, id_context
-        self.sender_sequence_number = sequence
-        self.derive_keys(b"", key)
-        self.recipient_replay_window = aio.ReplayWindow(WINDOW, lambda: None)
-        self.recipient_replay_window.initialize_empty()
+def _bytes(value: bytes) -> bytes:
+    return _head(2, len(value)) + value
 
-    def post_seqnoincrease(self) -> None:
-        """Nothing is stored: see Contexts."""
 
-    def _post_decrypt_checks(self, aad: Any, plaintext: bytes, message: Any, request: Any) -> None:
-        # Taken as it is, for our own decoder.
-        self.plaintext = plaintext
+def derive(secret: bytes, identity: bytes, id_context: bytes, what: str, size: int, salt: bytes = b"") -> bytes:
+    """Return a key or the Common IV of a context (RFC 8613, 3.2.1): HKDF over the CBOR array [id, id_context, alg, type, L]."""
+    info = b"\x85" + _bytes(identity) + (_bytes(id_context) if id_context else b"\xf6") + _head(0, AES_CCM_16_64_128)
+    info += _head(3, len(what)) + what.encode() + _head(0, size)
+    return HKDF(hashes.SHA256(), size, salt, info).derive(secret)
+
+
+def nonce_of(common_iv: bytes, identity: bytes, partial_iv: bytes) -> bytes:
+    """Return the nonce (RFC 8613, 5.2): length of the identity, identity and Partial IV, padded, over the Common IV."""
+    padded = bytes([len(identity)]) + identity.rjust(IV_BYTES - 6, b"\0") + partial_iv.rjust(5, b"\0")
+    return (int.from_bytes(padded, "big") ^ int.from_bytes(common_iv, "big")).to_bytes(IV_BYTES, "big")
+
+
+def aad_of(identity: bytes, partial_iv: bytes) -> bytes:
+    """Return what is authenticated with a message (RFC 8613, 5.4): identity and partial_iv are the request's."""
+    external = b"\x85\x01" + b"\x81" + _head(0, AES_CCM_16_64_128) + _bytes(identity) + _bytes(partial_iv) + b"\x40"
+    return b"\x83\x68Encrypt0\x40" + _bytes(external)
+
+
+class RequestIds:
+    """What answers to a request need of it. can_reuse_nonce: none was sent yet, and it is no replay."""
+
+    __slots__ = ("aad", "can_reuse_nonce", "fetch", "partial_iv")
+
+    def __init__(self, partial_iv: bytes, aad: bytes, *, fetch: bool) -> None:
+        self.partial_iv = partial_iv
+        self.aad = aad
+        self.fetch = fetch
+        self.can_reuse_nonce = True
+
+
+class Window:
+    """The replay window (RFC 8613, 7.4): `first` is the lowest number that may still come, bit n of `seen` stands for first + n."""
+
+    __slots__ = ("first", "seen")
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.seen = 0
+
+    def is_new(self, number: int) -> bool:
+        return number >= self.first and not (self.seen >> (number - self.first)) & 1
+
+    def strike_out(self, number: int) -> None:
+        beyond = number - (self.first + WINDOW - 1)
+        if beyond > 0:
+            self.first += beyond
+            self.seen >>= beyond
+        self.seen |= 1 << (number - self.first)
+
+    def begin_with(self, number: int) -> None:
+        """This number has just been seen, and is known to be fresh: nothing before it may come any more."""
+        self.first, self.seen = number, 1
 
 
 class Context:
     """One boot of one device. `since_s`: when the Echo that proved it was made. `forgotten`: another one may take its place,
-    so it must not use numbers of its own any more."""
+    so it must not use numbers of its own any more. `sequence`: the next number of its own."""
 
-    __slots__ = ("_aio", "forgotten", "id_context", "identity", "key", "since_s")
+    __slots__ = (
+        "_common_iv",
+        "_recipient",
+        "_sender",
+        "_window",
+        "forgotten",
+        "id_context",
+        "identity",
+        "key",
+        "sequence",
+        "since_s",
+    )
 
     def __init__(self, header: Header, key: bytes, sequence: int) -> None:
         self.identity = header.identity
@@ -97,50 +154,64 @@ class Context:
         self.key = key
         self.since_s = 0.0
         self.forgotten = False
-        self._aio = _AioContext(key, header.id_context, sequence)
+        self.sequence = sequence
+        self._window = Window()
+        self._common_iv = derive(key, b"", header.id_context, "IV", IV_BYTES)
+        self._sender = AESCCM(derive(key, SERVER_ID, header.id_context, "Key", KEY_BYTES), TAG_BYTES)
+        self._recipient = AESCCM(derive(key, DEVICE_ID, header.id_context, "Key", KEY_BYTES), TAG_BYTES)
 
-    @property
-    def sequence(self) -> int:
-        return int(self._aio.sender_sequence_number)
-
-    def unprotect_untrusted(self, code: int, option: bytes, payload: bytes, observe: bool) -> tuple[Message, Any]:
+    def unprotect_untrusted(
+        self, code: int, option: bytes, payload: bytes, observe: bool
+    ) -> tuple[Message, RequestIds]:
         """Return the inner request and what answers to it need. Raises OscoreError; the context is then unchanged."""
-        outer = AioMessage(code=AioCode(code), payload=payload)
-        outer.direction = Direction.INCOMING
-        outer.opt.oscore = option
+        header = read_option_untrusted(option)
+        if header.id_context != self.id_context:
+            raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
+        number = int.from_bytes(header.partial_iv, "big")
+        if not self._window.is_new(number):
+            raise OscoreError(Code.UNAUTHORIZED, "Replay detected")
+        aad = aad_of(DEVICE_ID, header.partial_iv)
         try:
-            _, request = self._aio.unprotect(outer)
-            plain = self._aio.plaintext
-        except aio.ReplayError:
-            raise OscoreError(Code.UNAUTHORIZED, "Replay detected") from None
-        except Exception:
-            # aiocoap lets several kinds out for malformed input; all of them mean the same to the peer.
+            plain = self._recipient.decrypt(nonce_of(self._common_iv, DEVICE_ID, header.partial_iv), payload, aad)
+        except (InvalidTag, ValueError):
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found") from None
+        if not plain:
+            raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
+        self._window.strike_out(number)
         try:
             options, body = decode_tail_untrusted(plain, 1)
         except MessageError as error:
             raise OscoreError(Code.BAD_REQUEST, str(error)) from None
         if not observe:
             options = [o for o in options if o[0] != Option.OBSERVE]
+        request = RequestIds(header.partial_iv, aad, fetch=code == Code.FETCH)
         return Message(0, plain[0], 0, b"", options, body), request
 
     def fresh_from(self, header: Header) -> None:
         """The request just unprotected is known to be fresh: nothing before it may come any more."""
-        self._aio.recipient_replay_window.initialize_from_freshlyseen(int.from_bytes(header.partial_iv, "big"))
+        self._window.begin_with(int.from_bytes(header.partial_iv, "big"))
 
-    def protect(self, answer: Answer, request: Any, *, own_iv: bool = False, observe: bytes | None = None) -> Answer:
+    def protect(
+        self, answer: Answer, request: RequestIds, *, own_iv: bool = False, observe: bytes | None = None
+    ) -> Answer:
         """Return the outer answer. own_iv: this is not the first answer to the request (or the request may be a replay), so
         its nonce must not be used. observe: value of the outer option."""
         if own_iv and not self.forgotten:
             request.can_reuse_nonce = False
-        inner = AioMessage(code=AioCode(answer.code))
-        inner.direction = Direction.OUTGOING
-        inner.payload = inner.opt.decode(answer.tail())
-        outer, _ = self._aio.protect(inner, request)
-        options = [(int(Option.OSCORE), bytes(outer.opt.oscore))]
+        if request.can_reuse_nonce:
+            request.can_reuse_nonce = False
+            value = b""
+            nonce = nonce_of(self._common_iv, DEVICE_ID, request.partial_iv)
+        else:
+            number, self.sequence = self.sequence, self.sequence + 1
+            partial_iv = number.to_bytes(5, "big").lstrip(b"\0") or b"\0"
+            value = bytes([len(partial_iv)]) + partial_iv
+            nonce = nonce_of(self._common_iv, SERVER_ID, partial_iv)
+        payload = self._sender.encrypt(nonce, bytes([answer.code]) + answer.tail(), request.aad)
+        options = [(int(Option.OSCORE), value)]
         if observe is not None:
             options.append((Option.OBSERVE, observe))
-        return Answer(int(outer.code), options, outer.payload)
+        return Answer(int(Code.CONTENT if request.fetch else Code.CHANGED), options, payload)
 
 
 class Contexts:

@@ -61,6 +61,7 @@ from dfud_hawkbit.worker import Worker
 from dfud_hawkbit.writeback import WriteBack
 
 EVERYTHING = Selector()
+LEAD_S = 10.0  # an earlier process may still be ending
 
 
 class HawkbitSync:
@@ -117,7 +118,7 @@ class HawkbitStore(Store):
         """Take the records. Raises ConfigError for secrets that cannot be read."""
         self.config.check()
         self._records = records
-        self.capabilities |= records.capabilities & {Capability.BACKUP, Capability.SHARED}
+        self.capabilities |= records.capabilities & {Capability.BACKUP}
         self._sync = HawkbitSync(records, self.config, self._now)
 
     @property
@@ -152,7 +153,6 @@ class HawkbitStore(Store):
             raise
 
     async def _run(self, bus: Bus, task_status: trio.TaskStatus[None]) -> None:
-        sync = self.sync
         keeping = trio.CancelScope(shield=True)  # the records stay open until everybody who writes them has ended
 
         async def keep(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -162,17 +162,26 @@ class HawkbitStore(Store):
         async with trio.open_nursery() as nursery:
             try:
                 await nursery.start(keep)
-                async with sync.client.open(), trio.open_nursery() as working:
-                    sync.devices.bus = bus
-                    await sync.owner.load()
-                    await sync.worker.load()
-                    bus.subscribe(DeviceAddress, sync.known.heard)
-                    working.start_soon(sync.worker.run)
-                    working.start_soon(self._follow, bus)
-                    task_status.started()
-                    await trio.sleep_forever()
+                with trio.move_on_after(LEAD_S) as waiting:
+                    await self._serve(bus, task_status, waiting)
+                raise StoreError("another dfud serves hawkBit from these records: one at a time does", retryable=True)
             finally:
                 keeping.cancel()
+
+    async def _serve(self, bus: Bus, task_status: trio.TaskStatus[None], waiting: trio.CancelScope) -> None:
+        """Serve while this process leads; return when it no longer does. waiting: for the lead, no longer once it has it."""
+        sync = self.sync
+        async with self.inner.lead("hawkbit"):
+            waiting.deadline = float("inf")
+            async with sync.client.open(), trio.open_nursery() as working:
+                sync.devices.bus = bus
+                await sync.owner.load()
+                await sync.worker.load()
+                bus.subscribe(DeviceAddress, sync.known.heard)
+                working.start_soon(sync.worker.run)
+                working.start_soon(self._follow, bus)
+                task_status.started()
+                await trio.sleep_forever()
 
     async def _follow(self, bus: Bus) -> None:
         await self._connected.wait()
@@ -387,6 +396,12 @@ class HawkbitStore(Store):
     async def lead(self, name: str) -> AsyncIterator[None]:
         async with self.inner.lead(name):
             yield
+
+    async def collections(self) -> list[str]:
+        return await self.inner.collections()
+
+    async def scopes(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        return await self.inner.scopes(after=after, limit=limit)
 
     async def tell(self, topic: str, body: bytes) -> None:
         await self.inner.tell(topic, body)
