@@ -34,7 +34,15 @@ async def whole_way(world: World, version: str = "1.1", start: str = "1.0") -> N
 
 
 def left(version: str, text: str = "") -> Result:
-    return Result(Outcome.ROLLED_BACK, bytes.fromhex(digest(version)), int(Code.CRASHED), text, 3, 12, b"rec")
+    return Result(
+        outcome=Outcome.ROLLED_BACK,
+        digest=bytes.fromhex(digest(version)),
+        code=int(Code.CRASHED),
+        text=text,
+        attempts=3,
+        reset=12,
+        record=b"rec",
+    )
 
 
 def failed(version: str, code: Code = Code.CHUNK, number: int = 0) -> Result:
