@@ -113,6 +113,10 @@ def _answer(error: Exception, denials: Denials) -> Response:
     if isinstance(error, HTTPException):
         code = error.code or 500
         return error_response(code, (error.name or "Error").replace(" ", ""), _told(error))
+    if isinstance(error, trio.TooSlowError):
+        return error_response(408, "TooSlow", "the body did not arrive in time")
+    note("users.request", error)
+    return error_response(500, "InternalError", boundary.FAILED)
 
 
 def _told(error: HTTPException) -> str:
@@ -123,7 +127,3 @@ def _told(error: HTTPException) -> str:
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         return f"{asked}: expected {' or '.join(sorted({*error.valid_methods} - {'HEAD', 'OPTIONS'}))} there"
     return error.description or ""
-    if isinstance(error, trio.TooSlowError):
-        return error_response(408, "TooSlow", "the body did not arrive in time")
-    note("users.request", error)
-    return error_response(500, "InternalError", boundary.FAILED)
