@@ -312,6 +312,10 @@ async def test_what_is_not_of_now_is_not_shown(autojump_clock: MockClock, world:
     await world.poll("1.1", progress=Progress(command.package, 10, Phase.WRITTEN))
     await world.poll("1.1", result=left("1.2", "a crash"))
     assert shown(world)["InSync"] == ("False", "rolled-back", "a crash")
+    world.want("1.3")  # something else is wanted: the verdict is about an image that is wanted no longer
+    assert (shown(world)["InSync"], shown(world)["deployment"]) == (("False", "pending", ""), None)
+    world.want("1.2")
+    assert shown(world)["InSync"] == ("False", "rolled-back", "a crash")
     await world.poll("1.2")  # brought there by a cable
     assert shown(world)["InSync"] == ("True", "", "")
     assert "result" not in shown(world)["deployment"]  # type: ignore[operator]
