@@ -1,7 +1,8 @@
 """A device, users and a restart, with everything that can happen happening at any await.
 
-The schedule is drawn: at each access to the store, before and after it, the next thing that somebody does may be done. Whatever
-comes, an answer is true when it is given, and what is remembered is what is stored.
+The schedule is drawn: the next thing that somebody does is done at an access to the store, before or after it, or (`everywhere`) at
+any checkpoint of any task, whatever it waits for there. Whatever comes, an answer is true when it is given, and what is remembered is
+what is stored.
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ class Board:
         return command
 
 
+class Everywhere(trio.abc.Instrument):
+    """Tells a story of every step that a task makes from one checkpoint to the next."""
+
+    def __init__(self, story: Story) -> None:
+        self._story = story
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._story.step()
+
+
 class Story:
     def __init__(self, script: list[tuple[str, int, str]], pauses: list[int]) -> None:
         self.world = World(retry_s=10, attempts=3)
@@ -92,6 +103,16 @@ class Story:
                 self.begin(self.script.pop(0))
                 for _ in range(4):
                     await trio.lowlevel.checkpoint()
+
+    def step(self) -> None:
+        """A task goes on from a checkpoint: here, too, the next deed may begin."""
+        if not self.pauses or not self.script or self.nursery is None or self.script[0][0] == "restart":
+            return
+        if self.pauses[0] > 0:
+            self.pauses[0] -= 1
+        else:
+            self.pauses.pop(0)
+            self.begin(self.script.pop(0))
 
     def begin(self, deed: tuple[str, int, str]) -> None:
         assert self.nursery is not None
@@ -175,15 +196,16 @@ ANYTHING = (
     st.lists(DEEDS, max_size=12),
     st.lists(st.integers(0, 12), max_size=12),
     st.lists(st.sampled_from(DEVICE), min_size=1, max_size=25),
+    st.booleans(),
 )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(*ANYTHING)
 def test_every_answer_is_true_when_it_is_given(
-    script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str]
+    script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str], everywhere: bool
 ) -> None:
-    tell(script, pauses, deeds)
+    tell(script, pauses, deeds, everywhere=everywhere)
 
 
 @pytest.mark.slow
@@ -191,12 +213,12 @@ def test_every_answer_is_true_when_it_is_given(
 @settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(*ANYTHING)
 def test_every_answer_is_true_when_it_is_given_for_long(
-    script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str]
+    script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str], everywhere: bool
 ) -> None:
-    tell(script, pauses, deeds)
+    tell(script, pauses, deeds, everywhere=everywhere)
 
 
-def tell(script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str]) -> None:
+def tell(script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str], *, everywhere: bool = False) -> None:
     """Have a device do its deeds while the script is played at the pauses."""
 
     async def main() -> None:
@@ -205,7 +227,10 @@ def tell(script: list[tuple[str, int, str]], pauses: list[int], deeds: list[str]
         async with trio.open_nursery() as nursery:
             story.nursery = nursery
             nursery.start_soon(world.controller.run)
-            world.store.pause = story.pause
+            if everywhere:
+                trio.lowlevel.add_instrument(Everywhere(story))
+            else:
+                world.store.pause = story.pause
             world.want("1.1")
             for deed in deeds:
                 if deed != "poll":
