@@ -64,7 +64,7 @@ lock:
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--all-extras --group test --group bench pyproject.toml -o requirements-test.lock
 	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra users --extra postgres -c requirements-test.lock pyproject.toml -o requirements.lock
+		--extra users --extra postgres --extra s3 -c requirements-test.lock pyproject.toml -o requirements.lock
 
 # What is built; never `var`, where `dfud run` from a checkout keeps its database and key.
 clean:

@@ -95,6 +95,7 @@ async def run(count: int, table: Table) -> None:
         bench = Bench(Path(directory), count)
         async with trio.open_nursery() as nursery:
             await nursery.start(bench.store.run, bench.bus)
+            await nursery.start(bench.packages.run)
             await nursery.start(bench.controller.run)
             await bench.fill()
             await bench.decide()

@@ -17,9 +17,14 @@ import httpx._config
 import httpx._transports.default
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 
 from dfud.testing.daemon import DaemonProcess
 from tests import warm
+
+# How long making an example takes is no property of the code on a machine that does other things, too.
+settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loaded")
 
 # What every secret of dfud's own making looks like, wherever it came from: access tokens, claim codes, JWTs, whole headers.
 SHAPES = re.compile(

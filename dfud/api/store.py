@@ -440,6 +440,14 @@ class Store(abc.ABC):
         the records say; a record that cannot be read, or says a time more than a day ahead of now_s, stays.
         """
 
+    async def collections(self) -> list[str]:
+        """Return the names of all collections that hold a document, for a copy of the store."""
+        raise StoreError(f"store {self.name} cannot list its collections, so it cannot be copied")
+
+    async def scopes(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        """Return the scopes that have counters, by name, those behind `after` only; for a copy of the store."""
+        raise StoreError(f"store {self.name} cannot list its counters, so it cannot be copied")
+
     @abc.abstractmethod
     async def new_blob(self) -> BlobWriter: ...
 

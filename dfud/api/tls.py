@@ -27,6 +27,7 @@ def server_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
+    context.num_tickets = 1  # a device has one connection to resume
     if protocols:
         context.set_alpn_protocols(list(protocols))
     try:

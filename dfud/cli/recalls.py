@@ -10,6 +10,7 @@ from dfud.cli.client import CliError, Session
 from dfud.cli.firmware import firmware
 from dfud.cli.resources import pass_session
 from dfud.cli.show import confirm, yes_option
+from dfud.model.firmware import SEQUENCE_MAX
 
 
 @firmware.command("recall")
@@ -59,9 +60,14 @@ def firmware_ways(
     body = {"requires": requires, "stop": before.get("stop", False) if stop is None else stop}
     found = session.request("PUT", f"{path}/ways", json=body)
     now = found.get("requires")
-    told = f"takes sequences {now['from']} to {now['to']}" if now else "takes every version"
+    told = _range(now["from"], now["to"]) if now else "takes every version"
     skipped = "may not be skipped" if found.get("stop") else "may be skipped"
     session.done(f"Firmware {version} {told} directly, and {skipped}.", **found)
+
+
+def _range(low: int, high: int) -> str:
+    upper = "and newer" if high == SEQUENCE_MAX else f"to {high}"
+    return f"takes sequences {low} {upper}"
 
 
 def _bound(text: str) -> str | int:

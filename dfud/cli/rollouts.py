@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ ENDED = frozenset({"finished", "aborted"})
 COUNTED = {"told": "told", "underWay": "under way", "done": "done", "failed": "failed", "left": "went back"}
 EXIT_STOPPED = 3  # as `dfuctl update --watch`: it ended otherwise than was wanted
 WATCH_S = 1.0
+_CHANNEL = re.compile(r"channel=([^,]+)")  # a rule's selector that `channel set` writes
 PLANNED = "dfuctl.rollout.planned"  # key of the context's meta: how `plan` was asked
 
 
@@ -392,6 +394,23 @@ def rollout_delete(session: Session, name: str, yes: bool) -> None:
 @click.group()
 def channel() -> None:
     """Channels: devices labelled `channel=NAME` run the version that the channel has."""
+
+
+@channel.command("list")
+@pass_session
+def channel_list(session: Session) -> None:
+    """List the app's rules, in the order in which they count: a device runs what the first one says that means it."""
+    rules: list[dict[str, Any]] = session.request("GET", session.registry())["spec"].get("rules", [])
+    if session.json:
+        session.show(rules)
+        return
+    rows = Table("CHANNEL", "FIRMWARE", "SELECTOR")
+    for rule in rules:
+        selector, wanted = str(rule.get("selector", "")), rule.get("firmware") or {}
+        found = _CHANNEL.fullmatch(selector)
+        held = " (hold)" if wanted.get("hold") else ""
+        rows.add_row(found[1] if found else "", f"{wanted.get('version', '')}{held}", selector)
+    print_table(rows)
 
 
 @channel.command("set")

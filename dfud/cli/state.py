@@ -96,6 +96,5 @@ def result_text(deployment: dict[str, Any]) -> str:
     if not result:
         return ""
     crashes = result.get("crashes", 0)
-    return (
-        f"{result['reason']} after {crashes} {'crash' if crashes == 1 else 'crashes'}" if crashes else result["reason"]
-    )
+    reason = str(result["reason"])
+    return f"{reason} after {crashes} {'crash' if crashes == 1 else 'crashes'}" if crashes else reason

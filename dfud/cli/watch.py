@@ -180,7 +180,9 @@ def show_result(firmware: dict[str, Any]) -> None:
     told = result_text(deployment)
     if not told:
         return
-    current = concerned(firmware) and in_sync(firmware).get("status") != "True"
+    condition = in_sync(firmware)
+    # Nor of now is the end of an attempt that another one follows.
+    current = concerned(firmware) and condition.get("status") != "True" and condition.get("reason") != "pending"
     which = "" if current else f"{deployment['version']}, {deployment['updated']}: "
     say(f"  {which}{told}")
     say_lines(deployment["result"]["text"], "  | ")

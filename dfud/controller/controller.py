@@ -44,14 +44,14 @@ from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
-from dfud.controller.keeping import Asked, Keeper, Kept, Look
-from dfud.controller.memory import Hold, Memory, barred
+from dfud.controller.keeping import Asked, Keeper, Kept, Look, has_place, taken
+from dfud.controller.memory import Hold, Memory, barred, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
-from dfud.controller.packages import Busy, Packages
+from dfud.controller.packages import Packages
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
-from dfud.controller.sending import Order, command_of, offered, order_of, sent
+from dfud.controller.sending import Order, command_of, offered, order_of
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
 from dfud.model.deployment import Event
@@ -131,6 +131,9 @@ class Controller:
         device without awaiting anything is told. patience_s: how long the device would wait for a package that is being made.
         Raises NotFoundError if app or device is gone, StoreError if nothing could be stored.
         """
+        return await undisputed(app, device, partial(self._status, app, device, status, transport, patience_s))
+
+    async def _status(self, app: str, device: str, status: Status, transport: str, patience_s: float) -> Command:
         deadline = trio.current_time() + max(patience_s, 0.5)
         made: Made = None
         for number in range(LOOKS_MAX):
@@ -177,7 +180,7 @@ class Controller:
                     hold = None
                 if number % TOGETHER == TOGETHER - 1:
                     await trio.lowlevel.checkpoint()
-            changes = [change for _, _, look in held for change in look.kept.changes]
+            changes = [c for _, of, look in held if look.kept.changes for c in of.guarded(look.kept.changes)]
             if changes:
                 try:
                     await self._store.commit(changes)
@@ -224,7 +227,8 @@ class Controller:
         if verdict.action is Action.SEND:
             assert verdict.deployment is not None and target is not None
             order = order_of(status, verdict.deployment, target, await self._base(status, app))
-            package = self._take(verdict, order, made, now_s)
+            found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
+            package = taken(verdict, order, found, self._config, now_s)
         hold.known.status = status
         older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
         kept = await self._keeper.of(hold, actual, verdict, now_s, older)
@@ -257,7 +261,7 @@ class Controller:
                 twins=twins,
             )
             began = verdict.deployment
-            if began is None or began.final or began.back or not began.rollout or _has_place(known, began):
+            if began is None or began.final or began.back or not began.rollout or has_place(known, began):
                 return verdict, desired
             held = self.rollouts.take(began.rollout, now_s)
             if held is None:
@@ -267,20 +271,6 @@ class Controller:
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())
-
-    def _take(self, verdict: Verdict, order: Order, made: Made, now_s: float) -> PackageFile | None:
-        """Return the package to send and note that it goes out, or have the device wait."""
-        found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
-        if isinstance(found, PackageFile):
-            sent(verdict, order.target, found, self._config, now_s)
-            return found
-        verdict.action, verdict.reason = Action.WAIT, "its package is being made"
-        if isinstance(found, StoreError) and not isinstance(found, Busy):
-            verdict.reason = "its package cannot be made"
-            verdict.poll_s = self._config.poll_s if not found.retryable else self._config.retry_s or 1
-            assert verdict.deployment is not None
-            verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=str(found)[:500])
-        return None
 
     async def _make(
         self, order: Order, device: tuple[str, str], deadline: float
@@ -295,7 +285,7 @@ class Controller:
     async def _keep(self, hold: Hold, kept: Kept) -> None:
         """Store what changed in one commit, then say so. Raises StoreError."""
         if kept.changes:
-            await self._store.commit(kept.changes)
+            await self._store.commit(hold.guarded(kept.changes))
         self._keeper.done(hold, kept)
 
     # Other dialects
@@ -309,6 +299,11 @@ class Controller:
         that it is writing: that stays the target until it is written if another version is wanted meanwhile, but not if none
         is, or the one that runs. Progress is in bytes of the image; nothing is packed.
         """
+        return await undisputed(actual.app, actual.device, partial(self._report, actual, translate, pinned))
+
+    async def _report(
+        self, actual: Actual, translate: Callable[[Deployment | None, Firmware | None], Status], pinned: str
+    ) -> bool:
         async with self._memory.hold(actual.app, actual.device) as hold:
             now_s = self._now()
             desired, target = await self._memory.wanted(hold, actual, now_s)
@@ -356,8 +351,9 @@ class Controller:
             return ""
         return deployment.package
 
-    async def load_package_of(self, app: str, device: str) -> str:
+    async def load_package_of(self, app: str, device: str, asked: str = "") -> str:
         """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
+        self._memory.doubt(app, device, asked)
         async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
             if deployment is not None and deployment.package:
@@ -403,11 +399,13 @@ class Controller:
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
             tallied = await self._tallied(hold, deployment) if entry is not None else []
-            told = self._outbox.deployments([(deployment, entry)])
-            await self._store.commit([PutDeployment(deployment, entry), *told, *tallied])
+            told = self._outbox.of_deployments([(deployment, entry)] if entry is not None else [])
+            changes = [PutDeployment(deployment, entry), *self._outbox.put(told), *tallied]
+            await self._store.commit(hold.guarded(changes))  # a conflict is another process' newer truth
+            hold.stored(changes)
             hold.known.deployment = deployment
             if entry is not None:
-                self._bus.publish(DeploymentChanged(deployment, entry))
+                self._bus.publish(DeploymentChanged(deployment, entry, *told))
 
     # What users ask for
 
@@ -426,6 +424,9 @@ class Controller:
         `also` is committed with it; alone where nothing holds it back from what it should run already. Raises RefusedError where
         there is nothing to try.
         """
+        await undisputed(app, device, partial(self._retry, app, device, by, also))
+
+    async def _retry(self, app: str, device: str, by: str, also: Sequence[Change]) -> None:
         async with self._memory.hold(app, device) as hold:
             after = retried(hold.known.deployment, self._now())
             if after is None:
@@ -448,6 +449,9 @@ class Controller:
         there is nothing to end, and where it cannot be done: on trial the device decides, and what is not published cannot be
         named.
         """
+        await undisputed(app, device, partial(self._cancel, app, device, by, also))
+
+    async def _cancel(self, app: str, device: str, by: str, also: Sequence[Change]) -> None:
         async with self._memory.hold(app, device) as hold:
             desired, target = await self._memory.wanted(hold, hold.known.actual, self._now())
             if desired.version and target is None:
@@ -476,11 +480,14 @@ class Controller:
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        more = [*await self._tallied(hold, deployment), *self._outbox.deployments([(deployment, entry)])]
-        await self._store.commit([PutDeployment(deployment, entry), *counting(counted), *more, *also])
+        told = self._outbox.of_deployments([(deployment, entry)])
+        more = [*await self._tallied(hold, deployment), *self._outbox.put(told)]
+        changes: list[Change] = [PutDeployment(deployment, entry), *counting(counted), *more, *also]
+        await self._store.commit(hold.guarded(changes))
+        hold.stored(changes)
         hold.known.deployment = deployment
         self.rollouts.counted(counted)
-        self._bus.publish(DeploymentChanged(deployment, entry))
+        self._bus.publish(DeploymentChanged(deployment, entry, *told))
 
     async def _tallied(self, hold: Hold, deployment: Deployment) -> list[Change]:
         """Return the changes that count a device anew whose deployment is going to be this one."""
@@ -490,10 +497,3 @@ class Controller:
         actual, tallied = await self.fleet.noted(known.actual, deployment)
         known.actual = actual
         return [PutActual(actual), *tallied]
-
-
-def _has_place(known: Deployment | None, began: Deployment) -> bool:
-    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
-    if known is None or known.rollout != began.rollout:
-        return False
-    return known.id == began.id or not known.final or known.is_between

@@ -135,6 +135,10 @@ def _next(case: Case, desired: Desired) -> Next:
         text = "the target changed" if target is not None else "nothing is wanted any more"
         case.step(Event.CANCEL, text=desired.problem or text)
         current = None
+    if current is not None and _is_taken_over(current, desired):
+        # It was not told yet: the rollout that asks for it now tells it in its own time, and counts it.
+        case.step(Event.CANCEL, text=f"{desired.origin} asks for it now")
+        current = None
     if current is not None and current.renews and not case.due:
         case.step(Event.CANCEL, text="the manifest changed")
         current = None
@@ -175,6 +179,11 @@ def _next(case: Case, desired: Desired) -> Next:
     return _open(case, current, desired)
 
 
+def _is_taken_over(current: Deployment, desired: Desired) -> bool:
+    untold = current.state is State.PENDING and not current.attempts
+    return untold and bool(desired.rollout) and current.rollout != desired.rollout
+
+
 def _open(case: Case, current: Deployment, desired: Desired) -> Next:
     status, policy = case.status, case.policy
     if current.state is State.TRIAL:
@@ -195,6 +204,10 @@ def _open(case: Case, current: Deployment, desired: Desired) -> Next:
         if (held := desired.held) is not None:
             return Action.WAIT, _until(held, policy, case.now_s), Why(held.code), HELD_TEXT[held.code]
         return Action.WAIT, policy.poll_s, Why.DOWNLOAD_ONLY, "download only"
+    if desired.held is not None and current.state is State.PENDING:
+        # Decided in its turn, and put off or failed since: its window may be over.
+        code = desired.held.code
+        return Action.WAIT, _until(desired.held, policy, case.now_s), Why(code), HELD_TEXT[code]
     return Action.SEND, policy.busy_poll_s, Why.SENT, ""
 
 

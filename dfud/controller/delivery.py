@@ -20,6 +20,7 @@ from dfud.api import (
     ChangeEvent,
     DeleteDocument,
     DeploymentChanged,
+    DeviceStateChanged,
     EventSink,
     NotFoundError,
     PutDocument,
@@ -77,6 +78,7 @@ class Delivery:
         self._log_at = float("-inf")
         bus.subscribe(DeploymentChanged, self._woken)
         bus.subscribe(RolloutChanged, self._woken)
+        bus.subscribe(DeviceStateChanged, self._woken)  # of another process, which has put something there as well
 
     def _woken(self, event: object) -> None:
         self._news.set()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import msgspec
 
 from dfud.api import Change, Deployment, PutDocument, State, Store, read_record
-from dfud.controller.fleet import code_name
 from dfud.controller.turn import Failure
 from dfud.model.crashes import crash_of
+from dfud.wire.messages import code_name
 
 COLLECTION = "rollout.failed"  # uid -> list of Failure
 KEPT = 10
@@ -51,7 +51,7 @@ class Failures:
                     device=d.device,
                     wave=d.wave,
                     state=str(d.state),
-                    code=code_name(d.code),
+                    code=code_name(d.code, d.state),
                     at_s=d.updated_s,
                     text=d.text[-TEXT_MAX:],
                     fingerprint=crash.fingerprint,

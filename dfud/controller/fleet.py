@@ -20,7 +20,9 @@ from dfud.api import (
     Change,
     DeleteDocument,
     Deployment,
+    DeviceStateChanged,
     Firmware,
+    Missed,
     NotFoundError,
     PutDocument,
     Store,
@@ -40,7 +42,7 @@ from dfud.model.tally import (
     tally_of,
 )
 from dfud.model.times import time_of
-from dfud.wire.messages import Code
+from dfud.wire.messages import code_name
 
 CRASHES = "crash"  # <app>/<fingerprint> -> CrashRecord
 UNPUBLISHED_MAX = 50  # versions that nobody published, of an app, that are counted one by one
@@ -88,6 +90,8 @@ class Fleet:
         self._stale: set[str] = set()
         self._gone: set[str] = set()
         bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(DeviceStateChanged, lambda e: self._stale.add(e.app))
+        bus.subscribe(Missed, lambda e: self._stale.update(self._counts))
 
     def _app_changed(self, event: AppChanged) -> None:
         if event.deleted:
@@ -111,7 +115,7 @@ class Fleet:
         if found is not None:
             fingerprint, changes = await self._crashed(actual, deployment, *found)
         version = await self._version(actual)
-        code = code_name(deployment.code) if deployment is not None else ""
+        code = code_name(deployment.code, deployment.state) if deployment is not None else ""
         tally = tally_of(version, deployment, actual.seen_s, code, fingerprint)
         if tally == actual.tally:
             return actual, changes
@@ -288,10 +292,3 @@ def _crash_json(record: CrashRecord | None, fingerprint: str, devices: int) -> d
             "among": list(record.devices),
         }
     return found
-
-
-def code_name(code: int) -> str:
-    try:
-        return Code(code).name.lower().replace("_", "-")
-    except ValueError:
-        return f"code-{code}"

@@ -12,6 +12,7 @@ from dfud.api import (
     ActualChanged,
     Bus,
     Change,
+    ChangeEvent,
     Deployment,
     DeploymentChanged,
     DeviceSeen,
@@ -19,18 +20,20 @@ from dfud.api import (
     PutActual,
     PutDeployment,
     Store,
+    StoreError,
 )
 from dfud.controller.budget import Budget
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
-from dfud.controller.decide import Verdict, entry_of
+from dfud.controller.decide import Action, Verdict, entry_of
 from dfud.controller.fleet import Fleet
 from dfud.controller.hear import explained
 from dfud.controller.memory import Hold
 from dfud.controller.observe import health_of, newly_twins, twins_of
 from dfud.controller.outbox import Outbox
+from dfud.controller.packages import Busy
 from dfud.controller.rollouts import Rollouts
-from dfud.controller.sending import Order
+from dfud.controller.sending import Order, sent
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status
 
@@ -39,7 +42,7 @@ OLDER_MAX = 5  # deployments among which the one is looked for that a late resul
 
 
 class Kept(msgspec.Struct, gc=False):
-    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it."""
+    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it. told: one a step."""
 
     changes: list[Change]
     steps: Sequence[Step]
@@ -49,6 +52,7 @@ class Kept(msgspec.Struct, gc=False):
     news: bool
     now: float
     now_s: float
+    told: Sequence[ChangeEvent] = ()
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -126,8 +130,10 @@ class Keeper:
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
         counted: dict[str, int] = {}
+        told: Sequence[ChangeEvent] = ()
         if steps:
-            changes += self._outbox.deployments(steps)
+            told = self._outbox.of_deployments(steps)
+            changes += self._outbox.put(told)
             entered = [d for d, _ in verdict.steps]
             counted = await counted_of(self._store, self._rollouts.leads, known.deployment, entered)
             if counted:
@@ -135,19 +141,20 @@ class Keeper:
                 changes += await self._rollouts.failures.noted(entered)
         if news or changes or now - known.seen_at >= self._config.seen_s:
             actual, tallied = await self._fleet.noted(actual, verdict.deployment)
-            changes += [PutActual(actual), *tallied]
-        return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s)
+            changes += [PutActual(actual, tell=news), *tallied]
+        return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s, told)
 
     def done(self, hold: Hold, kept: Kept) -> None:
         """It is stored: remember it in the hold and say so on the bus."""
         known, actual = hold.known, kept.actual
         if kept.changes:
+            hold.stored(kept.changes)
             known.seen_at = kept.now
         self._rollouts.counted(dict(kept.counted))
         known.actual = actual
         known.deployment = kept.deployment
-        for deployment, entry in kept.steps:
-            self._bus.publish(DeploymentChanged(deployment, entry))
+        for (deployment, entry), told in zip(kept.steps, kept.told, strict=True):
+            self._bus.publish(DeploymentChanged(deployment, entry, told))
         if kept.news:
             self._bus.publish(ActualChanged(actual))
         if kept.changes:
@@ -162,3 +169,26 @@ def _same(one: Actual, other: Actual) -> bool:
     """Say whether a device has said nothing new, but for when it said it."""
     aged = msgspec.structs.replace(one, seen_s=other.seen_s, defer_until_s=other.defer_until_s)
     return aged == other
+
+
+def taken(
+    verdict: Verdict, order: Order, found: PackageFile | StoreError | None, policy: ControllerConfig, now_s: float
+) -> PackageFile | None:
+    """Return the package to send and note that it goes out, or have the device wait. found: it, or why there is none yet."""
+    if isinstance(found, PackageFile):
+        sent(verdict, order.target, found, policy, now_s)
+        return found
+    verdict.action, verdict.reason = Action.WAIT, "its package is being made"
+    if isinstance(found, StoreError) and not isinstance(found, Busy):
+        verdict.reason = "its package cannot be made"
+        verdict.poll_s = policy.poll_s if not found.retryable else policy.retry_s or 1
+        assert verdict.deployment is not None
+        verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=str(found)[:500])
+    return None
+
+
+def has_place(known: Deployment | None, began: Deployment) -> bool:
+    """Say whether a device is counted as being updated by a rollout already: its update goes on, or takes its next step."""
+    if known is None or known.rollout != began.rollout:
+        return False
+    return known.id == began.id or not known.final or known.is_between

@@ -7,37 +7,49 @@ may be looked at again before it is given.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
 
 from dfud.api import (
     Actual,
+    Aged,
     App,
     AppChanged,
     Bus,
     Cache,
+    Change,
+    ConflictError,
     Deployment,
     Desired,
     Device,
     DeviceChanged,
+    DeviceStateChanged,
     DeviceView,
+    ExpectDevice,
     Firmware,
     FirmwareChanged,
+    Missed,
     NotFoundError,
     PolicyChanged,
+    PutActual,
+    PutDeployment,
     Reading,
     Store,
+    StoreError,
 )
 from dfud.controller.config import ControllerConfig
 from dfud.model.steps import Ladder, image_for, no_way, started_from, way
 from dfud.wire.trust import trust_problem
 
+NO_FINALIZERS: list[str] = []  # one for all: a list is all of a device that a collection of garbage would look at
 UNNEEDED = frozenset({"authentication", "credentials"})
 Key = tuple[str, str]
+DISPUTES_MAX = 8  # with another process about one device
+T = TypeVar("T")
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
 
 
@@ -51,6 +63,7 @@ class Known(msgspec.Struct, gc=False):
     device: Device
     actual: Actual | None
     deployment: Deployment | None
+    sequence: int
     seen_at: float
     progress_at: float = float("-inf")
     status: object = None
@@ -63,7 +76,19 @@ class Hold:
     def __init__(self, known: Known, reading: Reading) -> None:
         self.known = known
         self.readings = [reading]
+        self.unknown = False
         self.at_end: list[Callable[[], None]] = []
+
+    def guarded(self, changes: Sequence[Change]) -> list[Change]:
+        """Return changes that are stored only if nobody else, in whichever process, has stored a step of this device since."""
+        device = self.known.device
+        return [ExpectDevice(device.app, device.name, self.known.sequence), *changes]
+
+    def stored(self, changes: Sequence[Change]) -> None:
+        """Note that these were stored, and with them where the device's sequence is now."""
+        if not self.known.sequence:
+            self.unknown = True  # the first one is the store's choice
+        self.known.sequence += sum(isinstance(change, (PutActual, PutDeployment)) for change in changes)
 
     @property
     def changed(self) -> bool:
@@ -91,8 +116,31 @@ class Memory:
         self._lines: dict[Key, deque[trio.Event] | None] = {}  # who holds a device, and who waits for it
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._apps.forget(e.app))
-        bus.subscribe(DeviceChanged, lambda e: self._devices.forget((e.app, e.device)))
+        bus.subscribe(DeviceChanged, lambda e: self.forget(e.app, e.device))
+        bus.subscribe(DeviceStateChanged, lambda e: self.forget(e.app, e.device))
+        bus.subscribe(Missed, lambda e: self._missed(e.app))
+        bus.subscribe(Aged, lambda e: self._missed(""))
         bus.subscribe(FirmwareChanged, self._firmware_said)
+
+    def _missed(self, app: str) -> None:
+        """Anything of an app, or of all, may have changed."""
+        if app:
+            self._apps.forget(app)
+            self._devices.forget_group(app)
+            self._firmware_changed(app)
+            return
+        for cache in (self._apps, self._devices, self._firmwares, self._images, self._ladders):
+            cache.forget_all()
+
+    def forget(self, app: str, device: str) -> None:
+        """Have a device read from the store again."""
+        self._devices.forget((app, device))
+
+    def doubt(self, app: str, device: str, package: str) -> None:
+        """Another process may have told the device of this package a moment ago: read it again unless that is remembered."""
+        known = self.peek(app, device)
+        if known is not None and package and (known.deployment is None or known.deployment.package != package):
+            self.forget(app, device)
 
     def _app_changed(self, event: AppChanged) -> None:
         self._apps.forget(event.app)
@@ -184,7 +232,7 @@ class Memory:
         known, reading = hold.known, hold.readings[0]
         key = (known.device.app, known.device.name)
         try:
-            if failed:
+            if failed or hold.unknown:
                 self._devices.forget(key)
             for call in hold.at_end:
                 call()
@@ -193,7 +241,7 @@ class Memory:
             for other in hold.readings[1:]:
                 self._apps.give_up(other)
                 self._firmwares.give_up(other)
-            if not reading.stale and self._devices.get(key) is not known:
+            if not hold.unknown and not reading.stale and self._devices.get(key) is not known:
                 self._devices.put(key, known)
             self._end(key)
 
@@ -262,8 +310,10 @@ class Memory:
             ago_s = self._seen_s  # long ago, or the clock was set
         # What it authenticates with is most of it, and none of this module's business.
         spec = {key: value for key, value in view.device.spec.items() if key not in UNNEEDED}
-        kept = msgspec.structs.replace(view.device, spec=spec, status={})
-        return Known(kept, view.actual, view.deployment, trio.current_time() - ago_s)
+        metadata = msgspec.structs.replace(view.device.metadata, finalizers=NO_FINALIZERS)
+        kept = msgspec.structs.replace(view.device, metadata=metadata, spec=spec, status={})
+        seen_at = trio.current_time() - ago_s
+        return Known(kept, view.actual, view.deployment, sequence=view.sequence, seen_at=seen_at)
 
     async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
         """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that.
@@ -293,15 +343,15 @@ class Memory:
         if record is None:
             return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
         target = image_for(record, actual)
-        if actual is not None and actual.sha256 != target.sha256:
+        if target.recalled is not None:
+            text = f"{target.version} is recalled: {target.recalled.reason}"
+            desired = msgspec.structs.replace(desired, problem=text, code="recalled")
+        elif actual is not None and actual.sha256 != target.sha256:
             desired, target = await self._next(app.name, desired, target, actual)
         return barred(desired, app.spec, target), target
 
     async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
         """Return the next version on the way to a target, or the target with what keeps it from being sent."""
-        if target.recalled is not None:
-            text = f"{target.version} is recalled: {target.recalled.reason}"
-            return msgspec.structs.replace(desired, problem=text, code="recalled"), target
         ladder = await self.ladder(app)
         if ladder.free or desired.back or target.more:
             return desired, target
@@ -318,3 +368,14 @@ def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desir
     if desired.problem:
         return desired
     return msgspec.structs.replace(desired, problem=trust_problem(spec, target.version, target.manifest))
+
+
+async def undisputed(app: str, device: str, work: Callable[[], Awaitable[T]]) -> T:
+    """Return what `work` does, which decides by what is stored of a device: anew when another process was faster to store."""
+    for _ in range(DISPUTES_MAX):
+        try:
+            return await work()
+        except ConflictError as error:
+            dispute = error
+            await trio.lowlevel.checkpoint()
+    raise StoreError(f"device {device} of app {app} goes on changing: {dispute}", retryable=True) from dispute

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import msgspec
 
 from dfud.api import Change, ChangeEvent, Deployment, HistoryEntry, PutDocument, Rollout, Section, Store
-from dfud.controller.fleet import code_name
 from dfud.model.rollout_step import Step
+from dfud.wire.messages import code_name
 
 Meta = msgspec.Meta
 S = {"unit": "s"}
@@ -109,19 +109,16 @@ class Outbox:
         return f"{self._last:020d}-{self._mark}"
 
     def put(self, events: Iterable[ChangeEvent]) -> list[Change]:
-        """Return what has to be committed for events to be told; their ids are given here, in order."""
-        if not self.sinks:
-            return []
+        """Return what has to be committed for events to be told to the sinks."""
         changes: list[Change] = []
-        for event in events:
-            key = self.key()
-            body = msgspec.json.encode(msgspec.structs.replace(event, id=key))
+        for event in events if self.sinks else ():
+            body = msgspec.json.encode(event)
             for sink in self.sinks:
                 if self.numbers[sink] >= OVERFLOW * self.config.waiting_max:
                     self.lost[sink] += 1
                     continue
                 self.numbers[sink] += 1
-                changes.append(PutDocument(waiting(sink), key, body))
+                changes.append(PutDocument(waiting(sink), event.id, body))
         return changes
 
     def put_again(self, sink: str, event: ChangeEvent) -> list[Change]:
@@ -129,22 +126,23 @@ class Outbox:
         self.numbers[sink] += 1
         return [PutDocument(waiting(sink), self.key(), msgspec.json.encode(event))]
 
-    def deployments(self, steps: Sequence[tuple[Deployment, HistoryEntry | None]]) -> list[Change]:
-        """Return what tells of steps of a device, as they are committed."""
-        if not self.sinks:
-            return []
-        return self.put(deployment_event(d, entry) for d, entry in steps if entry is not None)
+    def of_deployments(self, steps: Sequence[tuple[Deployment, HistoryEntry]]) -> list[ChangeEvent]:
+        """Return an event for each step of a device, with ids in their order."""
+        return [deployment_event(d, entry, self.key()) for d, entry in steps]
 
-    def rollout(self, rollout: Rollout, steps: Iterable[Step], now_s: float) -> list[Change]:
-        """Return what tells of steps of a rollout."""
-        if not self.sinks:
-            return []
-        return self.put(
-            rollout_event(rollout, str(s.event), now_s, state=str(s.after), code=s.code, reason=s.reason) for s in steps
-        )
+    def of_rollout(self, rollout: Rollout, steps: Iterable[Step], now_s: float) -> list[ChangeEvent]:
+        """Return an event for each step of a rollout, with ids in their order."""
+        return [
+            rollout_event(rollout, str(s.event), now_s, self.key(), state=str(s.after), code=s.code, reason=s.reason)
+            for s in steps
+        ]
+
+    def of_record(self, rollout: Rollout, event: str, now_s: float) -> list[ChangeEvent]:
+        """Return the event of a rollout's being "created" or "deleted"."""
+        return [rollout_event(rollout, event, now_s, self.key())]
 
 
-def deployment_event(d: Deployment, entry: HistoryEntry) -> ChangeEvent:
+def deployment_event(d: Deployment, entry: HistoryEntry, key: str) -> ChangeEvent:
     data: dict[str, Any] = {
         "deployment": d.id,
         "number": d.number,
@@ -155,14 +153,14 @@ def deployment_event(d: Deployment, entry: HistoryEntry) -> ChangeEvent:
         "attempts": d.attempts,
     }
     if entry.code or entry.text:
-        data |= {"code": code_name(entry.code), "text": entry.text[:TEXT_MAX]}
+        data |= {"code": code_name(entry.code, entry.state), "text": entry.text[:TEXT_MAX]}
     if d.rollout:
         data |= {"rollout": d.rollout, "wave": d.wave + 1, "back": d.back}
-    return ChangeEvent("deployment", d.app, d.device, entry.at_s, data)
+    return ChangeEvent("deployment", d.app, d.device, entry.at_s, data, key)
 
 
 def rollout_event(
-    rollout: Rollout, event: str, now_s: float, *, state: str = "", code: str = "", reason: str = ""
+    rollout: Rollout, event: str, now_s: float, key: str, *, state: str = "", code: str = "", reason: str = ""
 ) -> ChangeEvent:
     status = rollout.status
     data: dict[str, Any] = {
@@ -173,4 +171,4 @@ def rollout_event(
         "wave": status.wave + 1,
     }
     more = {"code": code, "reason": reason, "by": status.by}
-    return ChangeEvent("rollout", rollout.app, rollout.name, now_s, data | {k: v for k, v in more.items() if v})
+    return ChangeEvent("rollout", rollout.app, rollout.name, now_s, data | {k: v for k, v in more.items() if v}, key)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import trio
@@ -22,6 +23,7 @@ from dfud.controller.sending import Order
 from dfud.package.file import ENCODER, PackageFile, read_package_untrusted
 from dfud.package.worker import DAMAGED
 
+LEFT_S = 3600.0  # nothing takes so long to be written
 TOUCHED_S = 600.0  # how exact "used last" is on disk
 
 
@@ -269,8 +271,10 @@ class Packages:
                 path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """At start: nothing is being made, so what is half written is left over."""
+        """At start: what is half written and old is left over. Another dfud may make packages in the same directory."""
         for path in self._path.glob(".new-*"):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFT_S:
+                    path.unlink()
         self._trim()
         self._drop_keys()

@@ -212,7 +212,7 @@ class Planner:
     async def _problems(self, app: App, plan: Plan) -> list[str]:
         """Return why the rollout would not be taken as it is. Raises PeerError for what names a field."""
         try:
-            await judge(self._store, app, "", plan, self._rollouts.others(app.name), per_app=1 << 30)
+            await judge(self._store, app, "", plan, self._rollouts.others(app.name), 1 << 30, self._now())
         except (ConflictError, RefusedError) as error:
             return [str(error)]
         return []

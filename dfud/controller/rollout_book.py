@@ -18,8 +18,11 @@ from dfud.api import (
     Desired,
     Device,
     DeviceChanged,
+    DeviceStateChanged,
     DeviceView,
+    DocumentChanged,
     FirmwareChanged,
+    Missed,
     NotFoundError,
     PeerError,
     PolicyChanged,
@@ -30,11 +33,11 @@ from dfud.api import (
 from dfud.controller.failures import Failures
 from dfud.controller.outbox import Outbox
 from dfud.controller.pace import Pace
-from dfud.controller.rollout_rules import scope_of
+from dfud.controller.rollout_rules import facts_of, scope_of
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.policy import Policy
-from dfud.model.rollout import ROLLOUTS, Facts, Plan
+from dfud.model.rollout import ROLLOUTS, Plan
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
 from dfud.model.times import time_of
@@ -96,12 +99,76 @@ class Book:
         bus.subscribe(PolicyChanged, lambda e: self._moved.add(e.app))
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(FirmwareChanged, self._firmware_changed)
+        bus.subscribe(DocumentChanged, self._document_changed)
+        bus.subscribe(DeviceStateChanged, self._stepped_elsewhere)
+        bus.subscribe(Missed, self._missed)
+        self._heard: set[str] = set()
+        self._all_heard = False
+        self._elsewhere = trio.Event()
 
     def _app_changed(self, event: AppChanged) -> None:
         self._policies.pop(event.app, None)
         if event.deleted and (left := self._entries.pop(event.app, None)):
             self._orphans += left.values()
             self._news.set()
+
+    def _document_changed(self, event: DocumentChanged) -> None:
+        """Another process has changed or deleted a rollout."""
+        if event.collection == COLLECTION:
+            self._heard.add(event.key)
+            self._elsewhere.set()
+
+    def _missed(self, event: Missed) -> None:
+        self._moved.update(self._entries)
+        self._all_heard = True
+        self._elsewhere.set()
+
+    def _stepped_elsewhere(self, event: DeviceStateChanged) -> None:
+        """A device has gone on at another process: what is counted of its rollouts is read again."""
+        self._moved.add(event.app)
+        if self._entries.get(event.app):
+            self._news.set()
+
+    async def follow(self) -> None:
+        """Take up what other processes do to rollouts, until cancelled."""
+        while True:
+            await self._elsewhere.wait()
+            self._elsewhere = trio.Event()
+            async with self._lock:
+                if self._all_heard:
+                    await self._load()
+                    self._all_heard = False
+                heard, self._heard = self._heard, set()
+                try:
+                    while heard:
+                        await self._read_again(min(heard))
+                        heard.discard(min(heard))
+                except BaseException:
+                    self._heard |= heard
+                    self._elsewhere.set()
+                    raise
+            self._news.set()
+
+    async def _read_again(self, key: str) -> None:
+        raw = await self._store.document(COLLECTION, key)
+        app, _, name = key.partition("/")
+        known = self._entries.get(app, {}).get(name)
+        if raw is None:
+            if known is not None:
+                del self._entries[app][name]
+                self._plans.pop(known.uid, None)
+                self._pace.forget(known.uid)
+        elif known is None or known.raw != raw:
+            self._remember(key, raw)
+        self._policies.pop(app, None)
+        self._bus.publish(PolicyChanged(app))
+
+    async def count_again(self) -> None:
+        """Take up how many devices of each rollout are under way, at whichever process they were told."""
+        for entry in self._all():
+            if entry.plan is not None and entry.plan.transfers and entry.rollout.status.state not in FINAL:
+                counts = await self.counts(entry.uid)
+                self._pace.under_way(entry.uid, sum(c.under_way for c in counts.values()))
 
     def _firmware_changed(self, event: FirmwareChanged) -> None:
         if (event.deleted or event.firmware.recalled is not None) and self._entries.get(event.firmware.app):
@@ -230,14 +297,3 @@ class Book:
             policy = Policy(app.spec, [entry.rollout for entry in self._of(app)])
             self._policies[app.name] = (app.metadata.resource_version, policy)
         return policy
-
-
-def facts_of(view: DeviceView) -> Facts:
-    """Return what decides whether a device is a member of a rollout."""
-    return Facts(
-        device=view.device.name,
-        labels=view.device.metadata.labels,
-        created=view.device.metadata.creation_timestamp,
-        actual=view.actual,
-        told=view.deployment.rollout if view.deployment is not None else "",
-    )

@@ -10,8 +10,8 @@ import trio
 from dfud.api import App, Bus, DeviceView, Store
 from dfud.controller.outbox import Outbox
 from dfud.controller.recount import Tally, tally
-from dfud.controller.rollout_book import PAGE, Book, Entry, Promote, facts_of
-from dfud.controller.rollout_rules import waiting
+from dfud.controller.rollout_book import PAGE, Book, Entry, Promote
+from dfud.controller.rollout_rules import facts_of, waiting
 from dfud.model.counts import WaveCounts
 from dfud.model.policy import Policy
 from dfud.model.rollout import Facts, Plan, RolloutStatus, is_member
@@ -19,14 +19,17 @@ from dfud.model.rollout_states import State
 from dfud.model.rollout_step import recounted, waits_for_somebody
 
 RECOUNT_S = 60.0  # without news before the fleet is looked at for who has gone
+RECOUNT_MAX_S = 900.0
 RECOUNT_SHARE = 50.0  # times as long as a look took before the next one
 
 
 class _Look(msgspec.Struct):
-    """What was counted of a rollout when it last went on, and before when its fleet is not looked at again (trio's clock)."""
+    """What was counted of a rollout when it last went on; when its fleet may be looked at again (trio's clock), and the pause then,
+    which doubles while looks find nothing new."""
 
     counts: Mapping[int, WaveCounts]
     due: float
+    pause_s: float = RECOUNT_S
 
 
 class RolloutFleet(Book):
@@ -78,17 +81,20 @@ class RolloutFleet(Book):
         now_s, moved = self._now(), app.name in self._moved
         if not waits_for_somebody(plan, status, counts, now_s, moved=moved):
             return status
-        began, look = (
-            trio.current_time(),
-            self._looks.setdefault(entry.uid, _Look(counts, trio.current_time() + RECOUNT_S)),
-        )
+        began = trio.current_time()
+        look = self._looks.setdefault(entry.uid, _Look(counts, began + RECOUNT_S))
         if look.counts != counts:  # it goes on
-            look.counts, look.due = counts, max(look.due, began + RECOUNT_S)
+            look.counts, look.pause_s, look.due = counts, RECOUNT_S, max(look.due, began + RECOUNT_S)
         if began < look.due:
             return status
         self._moved.discard(app.name)
         found = await self._tally(app, entry, plan, status, now_s)
-        look.due = trio.current_time() + max(RECOUNT_S, RECOUNT_SHARE * (trio.current_time() - began))
+        after = await self._as_found(entry, status, found)
+        look.pause_s = RECOUNT_S if after is not status else min(2 * look.pause_s, RECOUNT_MAX_S)
+        look.due = trio.current_time() + max(look.pause_s, RECOUNT_SHARE * (trio.current_time() - began))
+        return after
+
+    async def _as_found(self, entry: Entry, status: RolloutStatus, found: Tally) -> RolloutStatus:
         if status.state is State.REVERTING:
             settled = found.back <= found.lost
             return msgspec.structs.replace(status, silent=(found.lost,), settled=True) if settled else status

@@ -10,22 +10,46 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from dfud.api import App, ConflictError, DeviceView, Metadata, PeerError, RefusedError, Rollout, Store
+from dfud.api import (
+    Actual,
+    App,
+    ConflictError,
+    DeviceView,
+    Firmware,
+    Metadata,
+    PeerError,
+    RefusedError,
+    Rollout,
+    Store,
+)
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import wave_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus
 from dfud.model.rollout_states import FINAL
 from dfud.model.rollout_step import Step
+from dfud.model.schedule import next_opening
+from dfud.model.steps import image_for
+from dfud.wire.manifest import FLAG_DOWNGRADE, decode_envelope_untrusted
 
 PAGE = 1000
+FEW = 200  # devices of a fleet that is looked at whole before a rollout is made
 HISTORY_MAX = 100
 log = logging.getLogger("dfud")
 
 
 async def judge(
-    store: Store, app: App, name: str, plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]], per_app: int
+    store: Store,
+    app: App,
+    name: str,
+    plan: Plan,
+    others: Mapping[str, tuple[Rollout, Plan | None]],
+    per_app: int,
+    now_s: float,
 ) -> None:
-    """Refuse what cannot come to anything, with a sentence that names the field."""
+    """Refuse what cannot come to anything, with a sentence that names the field.
+
+    Only a page of devices is looked at: what nobody can know without all of them pauses the rollout when it starts.
+    """
     if name in others:
         raise ConflictError(f"rollout {name} of app {app.name} exists already")
     if len(others) >= per_app:
@@ -37,13 +61,54 @@ async def judge(
         raise PeerError(f"spec.firmware: {plan.version} is not published")
     if firmware.recalled is not None:
         raise PeerError(f"spec.firmware: {plan.version} is recalled: {firmware.recalled.reason}")
+    _refuse_times(plan, now_s)
     refuse_conflict(plan, others)
     for device in sorted(plan.whom.devices):
         if await store.device(app.name, device) is None:
             raise PeerError(f"spec.devices.names: no device {device} in app {app.name}")
-    if not plan.whom.devices and not plan.whom.dynamic:
-        if not await store.devices(app.name, plan.whom.selector, limit=1):
-            raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+    if plan.whom.devices or plan.whom.dynamic:
+        return
+    page = await store.devices(app.name, plan.whom.selector, limit=FEW + 1)
+    if not page:
+        raise PeerError("spec.devices.selector: matches no device; with dynamic: true it may come to")
+    for number, wave in enumerate(plan.waves):
+        if wave.selector is not None and not await store.devices(app.name, wave.selector, limit=1):
+            raise PeerError(f"spec.waves[{number}].selector: matches no device, so the wave would be good at once")
+    if len(page) <= FEW and (why := all_refuse(firmware, [view.actual for view in page])):
+        raise PeerError(f"spec.firmware: {why}")
+
+
+def _refuse_times(plan: Plan, now_s: float) -> None:
+    """Raise PeerError for times that leave nothing to do."""
+    for field, at_s in (("end", plan.end_s), ("offerUntil", plan.offer_until_s)):
+        if at_s and at_s <= now_s:
+            raise PeerError(f"spec.{field}: it is over, expected a time to come")
+    if plan.windows and plan.end_s and not plan.zone_label and not plan.zone_attribute:
+        if next_opening(plan.windows, plan.zone, max(now_s, plan.start_s)) >= plan.end_s:
+            raise PeerError("spec.windows: none opens before spec.end, so it could never run")
+
+
+def all_refuse(firmware: Firmware, devices: Sequence[Actual | None]) -> str:
+    """Say why none of these devices would take a version: it is below the sequence that each of them accepts. Or ""."""
+    said = [actual for actual in devices if actual is not None]
+    if not said or len(said) < len(devices):
+        return ""
+    if any(not _is_below(image_for(firmware, actual), actual) for actual in said):
+        return ""
+    lowest = min(actual.sequence for actual in said)
+    return (
+        f"{firmware.version} has sequence {firmware.sequence}, every device accepts {lowest} or more: publish it again with a higher "
+        "sequence, or signed with --allow-downgrade"
+    )
+
+
+def _is_below(target: Firmware, actual: Actual) -> bool:
+    if actual.sha256 == target.sha256 or target.sequence >= actual.sequence:
+        return False
+    try:
+        return not decode_envelope_untrusted(target.manifest)[1].flags & FLAG_DOWNGRADE
+    except PeerError:
+        return False
 
 
 def refuse_conflict(plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]]) -> None:
@@ -75,7 +140,7 @@ def new_metadata(given: Metadata, app: App, now_s: float) -> Metadata:
         name=given.name,
         application=app.name,
         uid=str(uuid.uuid4()),
-        creation_timestamp=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds"),
+        creation_timestamp=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         generation=1,
         resource_version=secrets.token_hex(8),
         labels=given.labels,

@@ -7,14 +7,16 @@ deployments. What is kept in memory is a copy, so that nothing is lost when the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import trio
 
 from dfud.api import (
     App,
+    Capability,
     Change,
+    ChangeEvent,
     ConflictError,
     DeleteCounts,
     DeleteDocument,
@@ -27,12 +29,13 @@ from dfud.api import (
     Rollout,
     RolloutChanged,
     contained,
+    forever,
 )
 from dfud.controller.failures import COLLECTION as FAILED
-from dfud.controller.outbox import rollout_event
 from dfud.controller.rollout_book import COLLECTION, Entry, Promote
 from dfud.controller.rollout_fleet import RolloutFleet
 from dfud.controller.rollout_rules import (
+    all_refuse,
     changed,
     four_eyes,
     judge,
@@ -48,7 +51,7 @@ from dfud.model.names import check_name
 from dfud.model.policy import shares_of
 from dfud.model.rollout import Mode, Plan, RolloutStatus
 from dfud.model.rollout_spec import read_plan_untrusted
-from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State
+from dfud.model.rollout_states import ACTIONS, EXPLAINED, FINAL, TABLE, Event, State, possible
 from dfud.model.rollout_step import (
     Step,
     apply,
@@ -62,6 +65,7 @@ from dfud.model.rollout_step import (
 
 __all__ = ["Promote", "Rollouts"]
 GATHER_S = 0.05  # answers that come so close together are looked at once
+COUNT_S = 1.0
 LOOK_S = 60.0  # however quiet it is
 TRIES = 8
 
@@ -72,9 +76,27 @@ class Rollouts(RolloutFleet):
     # The engine
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Read what is stored, report started, lead the rollouts until cancelled."""
+        """Read what is stored, report started; follow what others do to it, and lead the rollouts where this process does.
+
+        Everybody decides by the rollouts; one process starts them, opens their waves and ends them.
+        """
         await self._load()
         task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forever, "rollouts.follow", self.follow)
+            if Capability.SHARED in self._store.capabilities:
+                nursery.start_soon(forever, "rollouts.count", self._count)
+            while True:
+                async with self._store.lead("rollouts"):
+                    await self._lead()
+
+    async def _count(self) -> None:
+        """How many devices a rollout may tell at a time holds over all processes, but for what they told within COUNT_S."""
+        while True:
+            await trio.sleep(COUNT_S)
+            await self.count_again()
+
+    async def _lead(self) -> None:
         while True:
             self._news = trio.Event()
             await self._look()
@@ -185,6 +207,10 @@ class Rollouts(RolloutFleet):
         if not members:
             await self._pause(entry, raw, "nobody", "no device matches it now")
             return
+        firmware = await self._store.firmware(entry.rollout.app, plan.version)
+        if firmware is not None and (why := all_refuse(firmware, [facts.actual for facts in members])):
+            await self._pause(entry, raw, "below-floor", why)
+            return
         status = msgspec.structs.replace(
             apply(before, Event.START, now_s),
             started_s=now_s,
@@ -215,18 +241,19 @@ class Rollouts(RolloutFleet):
         rollout = changed(entry.rollout, status, steps, now_s)
         raw = msgspec.json.encode(rollout)
         try:
-            told = self._outbox.rollout(rollout, steps, now_s)
-            await self._store.commit([PutDocument(COLLECTION, entry.key, raw, expect=entry.raw), *told, *also])
+            told = self._outbox.of_rollout(rollout, steps, now_s)
+            put = PutDocument(COLLECTION, entry.key, raw, expect=entry.raw, tell=True)
+            await self._store.commit([put, *self._outbox.put(told), *also])
         except ConflictError:
             await self._reread(entry)
             raise
         entry.rollout, entry.raw = rollout, raw
-        self._say(rollout)
+        self._say(rollout, told)
         log_steps(rollout, steps)
 
-    def _say(self, rollout: Rollout, *, deleted: bool = False) -> None:
+    def _say(self, rollout: Rollout, told: Iterable[ChangeEvent], *, deleted: bool = False) -> None:
         self._policies.pop(rollout.app, None)
-        self._bus.publish(RolloutChanged(rollout, deleted))
+        self._bus.publish(RolloutChanged(rollout, deleted, tuple(told)))
         self._bus.publish(PolicyChanged(rollout.app))
         self._news.set()
 
@@ -246,13 +273,14 @@ class Rollouts(RolloutFleet):
             self._orphans.pop(0)
 
     async def _forget(self, entry: Entry, also: Sequence[Change]) -> None:
+        told = self._outbox.of_record(entry.rollout, "deleted", self._now())
         failed = [DeleteDocument(FAILED, entry.uid)] if await self._store.document(FAILED, entry.uid) else []
         await self._store.commit(
             [
-                DeleteDocument(COLLECTION, entry.key),
+                DeleteDocument(COLLECTION, entry.key, tell=True),
                 DeleteCounts(scope_of(entry.uid)),
                 *failed,
-                *self._outbox.put([rollout_event(entry.rollout, "deleted", self._now())]),
+                *self._outbox.put(told),
                 *also,
             ]
         )
@@ -262,7 +290,7 @@ class Rollouts(RolloutFleet):
         self._plans.pop(entry.uid, None)
         self._looks.pop(entry.uid, None)
         self._pace.forget(entry.uid)
-        self._say(entry.rollout, deleted=True)
+        self._say(entry.rollout, told, deleted=True)
 
     # What users ask
 
@@ -287,20 +315,19 @@ class Rollouts(RolloutFleet):
             if app is None:
                 raise NotFoundError(f"no app {app_name}")
             await self._forget_orphans()
-            await judge(self._store, app, metadata.name, plan, self.others(app_name), self._per_app)
             now_s = self._now()
+            await judge(self._store, app, metadata.name, plan, self.others(app_name), self._per_app, now_s)
             made = new_metadata(metadata, app, now_s)
             status = RolloutStatus(since_s=now_s, author=by)
             if not draft:
                 status = apply(status, Event.SUBMIT if four_eyes(app) else Event.SCHEDULE, now_s, by=by)
             rollout = Rollout(made, dict(spec), status)
             raw = msgspec.json.encode(rollout)
-            told = self._outbox.put([rollout_event(rollout, "created", now_s)])
-            await self._store.commit(
-                [PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True), *told, *also]
-            )
+            told = self._outbox.of_record(rollout, "created", now_s)
+            put = PutDocument(COLLECTION, f"{app_name}/{metadata.name}", raw, create=True, tell=True)
+            await self._store.commit([put, *self._outbox.put(told), *also])
             self._remember(f"{app_name}/{metadata.name}", raw)
-            self._say(rollout)
+            self._say(rollout, told)
         return rollout
 
     async def delete(self, app: str, name: str, also: Sequence[Change] = ()) -> None:
@@ -311,7 +338,7 @@ class Rollouts(RolloutFleet):
         async with self._lock:
             key = f"{app}/{name}"
             if name not in self._entries.get(app, {}) and await self._store.document(COLLECTION, key) is not None:
-                await self._store.commit([DeleteDocument(COLLECTION, key), *also])
+                await self._store.commit([DeleteDocument(COLLECTION, key, tell=True), *also])
                 return
             entry = self._entry(app, name)
             state = entry.rollout.status.state
@@ -365,7 +392,10 @@ class Rollouts(RolloutFleet):
     ) -> None:
         status, plan = entry.rollout.status, entry.plan
         if (status.state, event) not in TABLE:
-            raise RefusedError(f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there")
+            rest = ", ".join(possible(status.state)) or "nothing, but to delete it"
+            raise RefusedError(
+                f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there; possible is {rest}"
+            )
         if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
             raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
         if event is Event.ACTIVATE and (plan is None or not is_writing(plan, status)):

@@ -55,8 +55,21 @@ class PluginsConfig(msgspec.Struct, frozen=True):
     )
 
 
+class ClusterConfig(msgspec.Struct, frozen=True):
+    remembered_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="on a store that several dfud share: how long one remembers what another may have changed unheard",
+            ge=1,
+            le=86400,
+            extra={"unit": "s"},
+        ),
+    ] = 300.0
+
+
 CORE_SECTIONS = (
     Section("daemon", DaemonConfig, "The process."),
+    Section("cluster", ClusterConfig, "Being one of several dfud on one store; docs/cluster.md."),
     Section("plugins", PluginsConfig, "What is loaded; `dfud plugins` lists what there is."),
 )
 
@@ -66,6 +79,11 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise ConfigError(
+                f"{path}: there is no such file, expected dfud's configuration: --config names another one, and "
+                f"`dfud check-config --full > {path}` writes one with every default"
+            ) from error
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error

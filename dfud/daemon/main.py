@@ -12,7 +12,7 @@ import click
 import trio
 
 from dfud import __version__
-from dfud.api import DfudError
+from dfud.api import ConfigError, DfudError
 from dfud.daemon import config as configuration
 from dfud.daemon.components import SECTIONS, build, examine, load
 from dfud.daemon.config import ConfigErrors, DaemonConfig
@@ -134,6 +134,27 @@ def check_config(path: Path, full: bool) -> None:
     if note:
         click.echo(f"dfud: note: {note}", err=True)
     click.echo(f"{path}: right")
+
+
+@main.group()
+def store() -> None:
+    """What is done to a whole store. dfud is stopped meanwhile."""
+
+
+@store.command("copy")
+@PATH_OPTION
+@click.option("--from", "source", required=True, help="Store to read, by the name of its plugin.")
+@click.option("--to", "target", required=True, help="Store to write; empty, or an unfinished copy of the other.")
+def copy_store(path: Path, source: str, target: str) -> None:
+    """Copy every record and image from one store to another and compare them. Begun anew, it goes on where it was."""
+    from dfud.daemon.copying import copy_with_progress
+
+    if source == target:
+        raise ConfigError(f"--from and --to are both {source}, expected two stores")
+    config, plugins = load(path)
+    lines = trio.run(partial(copy_with_progress, plugins.store(config, source), plugins.store(config, target)))
+    for line in lines:
+        click.echo(line)
 
 
 @main.command()

@@ -21,6 +21,7 @@ class Pauses:
         """Leave out of all later collections what is there now: the modules and parts, which stay until the end."""
         gc.collect()
         gc.freeze()
+        self.longest_s = 0.0  # nobody waited yet
 
     def end(self) -> None:
         gc.callbacks.remove(self._heard)

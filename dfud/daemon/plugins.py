@@ -147,7 +147,7 @@ class Plugins:
         return self._call("dfud_config_sections", Section)
 
     def store(self, config: Config, name: str) -> Store:
-        """Return the store called `name`; raise PluginError that lists what there is."""
+        """Return the store called `name`, new with each call; raise PluginError that lists what there is."""
         stores: dict[str, Store] = {store.name: store for store in self._call("dfud_stores", Store, config=config)}
         if name not in stores:
             raise PluginError(

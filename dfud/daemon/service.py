@@ -13,7 +13,9 @@ from typing import Any
 import trio
 
 from dfud.api import (
+    Aged,
     Bus,
+    Capability,
     Config,
     ConfigError,
     DeploymentChanged,
@@ -28,7 +30,7 @@ from dfud.controller.delivery import Deliveries
 from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
 from dfud.daemon.components import Components
-from dfud.daemon.config import DaemonConfig
+from dfud.daemon.config import ClusterConfig, DaemonConfig
 from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
@@ -41,7 +43,7 @@ from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig, password_limits
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.registry import audit
-from dfud.registry.application import make_app
+from dfud.registry.application import ADMISSION, make_app
 from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
@@ -99,7 +101,8 @@ class Service:
             outer.cancel_scope.cancel()
 
     def _counters(self) -> Mapping[str, float]:
-        return {**self._store.counters(), **self._pauses.counters()}
+        turned_away = {"dfud_requests_turned_away_total": float(self._endpoint.turned_away)}
+        return {**self._store.counters(), **self._pauses.counters(), **turned_away}
 
     async def _run_store(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the store. Without one nothing can be answered, so its end is dfud's, with what is parked answered first."""
@@ -158,11 +161,13 @@ class Service:
         self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
         await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
+        authenticator = Authenticator(self._store, self._bus, settings, key, time.time, view=controller.view)
+        nursery.start_soon(forever, "endpoint.failures", authenticator.run)
         self._endpoint = DeviceEndpoint(
             self._store,
             self._bus,
             controller,
-            Authenticator(self._store, self._bus, settings, key, time.time, view=controller.view),
+            authenticator,
             Commands(
                 self._store,
                 self._bus,
@@ -186,12 +191,21 @@ class Service:
         await self._start_user_plane(nursery, controller)
         kept = self._config.section("retention", RetentionConfig)
         await keep(nursery, "daemon.retention", Retention(self._store, kept, claims=self._claims.forget).run)
+        if Capability.SHARED in self._store.capabilities:
+            nursery.start_soon(forever, "daemon.cluster", self._age)
         nursery.start_soon(forever, "daemon.watchdog", partial(self._notifier.keep_alive, lambda: self.failure is None))
         self._pauses.freeze()
         if not self._stop.is_set():
             self._not_ready = ""
             self._notifier.tell("READY=1", f"STATUS=serving, version {self._version}")
             log.info("ready", extra={"version": self._version, "store": self._store.name})
+
+    async def _age(self) -> None:
+        """Bound for how long anything is remembered of a store that others write, too: it does not rest on being told."""
+        cluster = self._config.section("cluster", ClusterConfig)
+        while True:
+            await trio.sleep(cluster.remembered_s)
+            self._bus.publish(Aged())
 
     async def _promote(self, app: str, firmware: dict[str, Any] | None, by: str) -> None:
         await self._registry.set_firmware(app, None, firmware, by)
@@ -220,6 +234,7 @@ class Service:
             oidc=self._parts.oidc,
         )
         app = make_app(services, self._parts.routes, self._stop)
+        nursery.start_soon(forever, "users.failures", app.extensions[ADMISSION].shared.run)
         await keep(nursery, "users.run", self._serve_users, app, config, told=_log_users_served)
 
     def _metrics(self, controller: Controller) -> Metrics:

@@ -12,7 +12,21 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
-from dfud.api import App, AppChanged, Bus, Cache, Credentials, Device, DeviceChanged, DeviceView, Store, StoreError
+from dfud.api import (
+    Aged,
+    App,
+    AppChanged,
+    Bus,
+    Cache,
+    Credentials,
+    Device,
+    DeviceChanged,
+    DeviceView,
+    Missed,
+    SharedFailures,
+    Store,
+    StoreError,
+)
 from dfud.endpoint.basic import parse_basic_untrusted
 from dfud.endpoint.certificates import TrustAnchors, read_certificate_untrusted, valid
 from dfud.endpoint.config import EndpointConfig, password_limits
@@ -109,6 +123,37 @@ class Authenticator:
         self._app_changes = 0
         bus.subscribe(DeviceChanged, self._device_changed)
         bus.subscribe(AppChanged, self._app_changed)
+        bus.subscribe(Missed, lambda e: self._all_changed())
+        bus.subscribe(Aged, lambda e: self._all_changed())
+        self._shared = SharedFailures(store, bus, "devices", self._failed_elsewhere)
+
+    async def run(self) -> None:
+        """Share failures with other processes, until cancelled."""
+        await self._shared.run()
+
+    def _failed_elsewhere(self, key: tuple[str, ...], number: int) -> None:
+        if len(key) == 1:
+            self._addresses.count(key[0], number)
+        else:
+            self._devices.count(key, number)
+
+    def _end(self, address: str, *, failed: bool) -> None:
+        self._addresses.end(address, failed=failed)
+        if failed:
+            self._shared.add((address,))
+
+    def _end_named(self, named: tuple[str, str], *, failed: bool) -> None:
+        self._devices.end(named, failed=failed)
+        if failed:
+            self._shared.add(named)
+
+    def _all_changed(self) -> None:
+        self._app_changes += 1
+        self._anchors.forget()
+        self._apps.forget_all()
+        self._sessions.all_changed()
+        self.slots.forget_all()
+        self._psk.all_changed()
 
     def _device_changed(self, event: DeviceChanged) -> None:
         self._sessions.device_changed(event.app, event.device)
@@ -185,7 +230,7 @@ class Authenticator:
                 failed = True
                 raise
             finally:
-                self._addresses.end(address, failed=failed)
+                self._end(address, failed=failed)
         except Denied as denied:
             self._denials.tell(denied.reason, denied.app or named[0], denied.device or named[1], address)
             raise
@@ -227,9 +272,9 @@ class Authenticator:
                 try:
                     failed = not await enroller.enrol(*named, enrolment.code, enrolment.secret)
                 finally:
-                    self._devices.end(named, failed=failed)
+                    self._end_named(named, failed=failed)
             finally:
-                self._addresses.end(address, failed=failed)
+                self._end(address, failed=failed)
         except TooMany:
             self._denials.tell(Reason.LIMIT, *named, address)
             raise
@@ -278,7 +323,7 @@ class Authenticator:
                 raise Denied(Reason.PASSWORD, *named)
             return found[0].name, found[1].name
         finally:
-            self._devices.end(named, failed=failed)
+            self._end_named(named, failed=failed)
 
     async def _find(self, app_name: str, device_name: str, judging: Judgement[Any, Any]) -> tuple[Found | None, Reason]:
         """Return an enabled app and its enabled device, by name or alias; else why not."""

@@ -82,6 +82,32 @@ class EndpointConfig(msgspec.Struct, frozen=True):
             extra={"unit": "bytes"},
         ),
     ] = 1 << 18
+    poll_spread: Annotated[
+        float,
+        Meta(
+            description="by how much of itself the time until the next poll differs from device to device, so that a fleet that "
+            "starts together spreads out",
+            ge=0,
+            le=0.5,
+        ),
+    ] = 0.1
+    judged_at_once: Annotated[
+        int,
+        Meta(
+            description="requests that are judged at a time; further ones are told at once to come back (503 and Retry-After)",
+            ge=16,
+            le=1_000_000,
+        ),
+    ] = 2000
+    away_s: Annotated[
+        int,
+        Meta(
+            description="longest Retry-After of these; each gets another one",
+            ge=2,
+            le=3600,
+            extra={"unit": "s"},
+        ),
+    ] = 30
     events_s: Annotated[
         float,
         Meta(

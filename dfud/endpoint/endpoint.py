@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from dfud.api import (
+    Aged,
     AppChanged,
     Bus,
     Cache,
@@ -19,10 +20,12 @@ from dfud.api import (
     DeploymentChanged,
     DeviceAddress,
     DeviceChanged,
+    DeviceStateChanged,
     Dialect,
     Endpoint,
     EventSink,
     FirmwareChanged,
+    Missed,
     NotFoundError,
     PeerError,
     PolicyChanged,
@@ -45,6 +48,7 @@ from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
 from dfud.endpoint.sinking import Sinks
+from dfud.endpoint.spreading import away, spread
 from dfud.endpoint.unsure import Concern, policy_of
 from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
@@ -111,8 +115,13 @@ class DeviceEndpoint(Endpoint):
         self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
+        self._judged = 0
+        self.turned_away = 0
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(Missed, lambda e: self._missed(e.app))
+        bus.subscribe(Aged, lambda e: self._slots.forget_all_calm())
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._policy_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._policy_changed(e.firmware.app))
@@ -137,6 +146,16 @@ class DeviceEndpoint(Endpoint):
         self._slots.forget_calm(app, device)
         self._parking.device_changed(app, device)
 
+    def _missed(self, app: str) -> None:
+        if app:
+            self._policy.changed(app, deleted=False)
+            self._policy_changed(app)
+        else:
+            self._policy.all_changed()
+            self._slots.forget_all_calm()
+            self._polls.forget_all()
+            self._parking.all_changed()
+
     def _app_changed(self, event: AppChanged) -> None:
         self._policy.changed(event.app, deleted=event.deleted)
         self._polls.forget_group(event.app)
@@ -154,6 +173,7 @@ class DeviceEndpoint(Endpoint):
 
     def _command(self, app: str, device: str, command: Command) -> Reply:
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
+        command = spread(command, app, device, self._config.poll_spread)
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
         return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
 
@@ -197,8 +217,18 @@ class DeviceEndpoint(Endpoint):
         return self._park(session, request, poll.poll_s)
 
     async def post(self, request: Request) -> Reply | Waiting:
-        with contained("endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer):
-            return await self._post(request)
+        # Told before it would be late: who waited for its turn for long would have given up by then, and asked again.
+        if self._judged >= self._config.judged_at_once:
+            self.turned_away += 1
+            return away(self._config.away_s)
+        self._judged += 1
+        try:
+            with contained(
+                "endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer
+            ):
+                return await self._post(request)
+        finally:
+            self._judged -= 1
         return FAILED
 
     async def _post(self, request: Request) -> Reply | Waiting:
@@ -253,7 +283,9 @@ class DeviceEndpoint(Endpoint):
             reply = self._command(session.app, session.device, command)
             calm = command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
             if calm:
-                until_s = self._clock() + min(self._seen_s, command.poll_s)
+                # A wait may end with time, which nobody tells; being in sync does not.
+                calm_s = self._seen_s if command.type is Type.SYNC else min(self._seen_s, command.poll_s)
+                until_s = self._clock() + calm_s
                 if request.as_device:
                     self._polls.end(reading, _Poll(body, reply, until_s, command.poll_s))
                 elif not reading.stale and (slot := self._auth.slot(request.credentials)) >= 0:
@@ -342,7 +374,7 @@ class DeviceEndpoint(Endpoint):
             return None
         allowed = self._controller.package_of(session.app, session.device)
         found = self._controller.chunks_in_memory(package)
-        if allowed is None or found is None:
+        if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
 
@@ -354,7 +386,7 @@ class DeviceEndpoint(Endpoint):
     async def _chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         try:
             session = await self._auth.session(peer, credentials)
-            allowed = await self._controller.load_package_of(session.app, session.device)
+            allowed = await self._controller.load_package_of(session.app, session.device, package)
             found = await self._controller.load_chunks(package) if allowed == package else None
         except (Denied, NotFoundError):
             return DENIED

@@ -42,6 +42,11 @@ class Attempts:
                 raise TooMany
             await lot.park()
 
+    def count(self, key: Hashable, number: int) -> None:
+        """Count what failed elsewhere."""
+        for _ in range(min(number, self._failures.left(key, self._clock()))):
+            self._failures.add(key, self._clock())
+
     def end(self, key: Hashable, *, failed: bool) -> None:
         if failed:
             self._failures.add(key, self._clock())

@@ -120,6 +120,12 @@ class Parking:
             for parked in group:
                 self.look_again(parked)
 
+    def all_changed(self) -> None:
+        """Anything may have changed, also who may log in."""
+        for parked in self:
+            parked.again = True
+            self.look_again(parked)
+
     async def next(self) -> Parked:
         """Return one for whom something has changed; what changes from now on is one more time."""
         while True:

@@ -114,6 +114,16 @@ class Remembered(Generic[K, V]):
         for keys in self._keys.pop(app, {}).values():
             self._forget(keys)
 
+    def all_changed(self) -> None:
+        """Anything may have changed."""
+        self.changes += 1
+        for devices in self._under_way.values():
+            for readings in devices.values():
+                for reading in readings:
+                    reading.stale = True
+        self._keys.clear()
+        self._cache.forget_all()
+
     def _forget(self, keys: set[K]) -> None:
         for key in keys:
             self._cache.forget(key)

@@ -138,6 +138,15 @@ class Slots:
         for slot in self._all_of(app, device):
             self._give_up(slot)
 
+    def forget_all(self) -> None:
+        """Nothing may be true any longer."""
+        for number in range(len(self._session_epochs)):
+            self._session_epochs[number] += 1
+
+    def forget_all_calm(self) -> None:
+        for number in range(len(self._calm_epochs)):
+            self._calm_epochs[number] += 1
+
     def forget_app(self, app: str) -> None:
         number = self._apps.get(app)
         if number is not None:

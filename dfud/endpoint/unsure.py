@@ -45,6 +45,11 @@ class Concern:
         else:
             self.unsure.add(app)
 
+    def all_changed(self) -> None:
+        """Any app may have changed."""
+        for app in list(self._digests):
+            self.changed(app)
+
     def _drop(self, app: str) -> None:
         self._digests.pop(app, None)
         self.unsure.discard(app)

@@ -193,7 +193,12 @@ def check_esp_image_untrusted(file: BinaryIO, size: int, hardware: str) -> EspIm
         )
     if image.chip_id != CHIP_IDS[chip]:
         names = [name for name, number in CHIP_IDS.items() if number == image.chip_id]
-        raise PeerError(f"the image is for {names[0] if names else f'chip {image.chip_id:#x}'}, not for {chip}")
+        made_for = names[0] if names else f"chip {image.chip_id:#x}"
+        raise PeerError(
+            f"the image is for {made_for}, not for {chip}: hardware {hardware!r}, expected {made_for} or {made_for}-<board>"
+            if names
+            else f"the image is for {made_for}, not for {chip}"
+        )
     return image
 
 

@@ -16,7 +16,6 @@ import msgspec
 
 from dfud.errors import PeerError
 from dfud.model.deployment import Deployment
-from dfud.model.deployment import State as Deployed
 from dfud.model.desired import Desired, Held, desired_of
 from dfud.model.label_index import LabelIndex
 from dfud.model.membership import place, share, share_of_count
@@ -138,6 +137,8 @@ class Policy:
             ended = self._ended.get(deployment.rollout)
             if ended is not None and not ended.rollout.status.called_back:
                 return self._going(ended, facts, deployment, now_s)
+        if (stays := self._stays(facts, deployment, now_s)) is not None:
+            return stays
         if facts.actual is None:
             return None
         for ended in self._ended.values():
@@ -148,6 +149,15 @@ class Policy:
             if wave is not None and wave <= status.wave:
                 return _desired(ended, wave, now_s)
         return None
+
+    def _stays(self, facts: Facts, deployment: Deployment | None, now_s: float) -> Desired | None:
+        """Return what runs, where that is a step on the way to the version of a rollout that has ended and cannot go further."""
+        if deployment is None or deployment.route is None or deployment.back or facts.actual is None:
+            return None
+        ended, runs = self._ended.get(deployment.rollout), facts.actual.version
+        if ended is None or runs in (deployment.route.began, ended.plan.version):
+            return None
+        return msgspec.structs.replace(_desired(ended, deployment.wave, now_s), version=runs)
 
     def _numbers_of(self, facts: Facts) -> list[int]:
         """Return the running rollouts that may speak for a device, in their order; the one that told it whatever its labels are."""
@@ -181,19 +191,14 @@ class Policy:
     def _going(self, running: Running, facts: Facts, deployment: Deployment, now_s: float) -> Desired:
         """Return what a device is being brought to: what has begun goes on, but for a switch that was not asked for yet.
 
-        Who has written it switches within its window only.
+        Within its window only: being told, or told again, the switch to what it has written, the next of several steps.
         """
-        plan = running.plan
         found = _desired(running, deployment.wave, now_s)
-        if (
-            plan.windows
-            and plan.mode is Mode.DOWNLOAD
-            and not found.download_only
-            and deployment.state is Deployed.WRITTEN
-        ):
-            if (held := self._held(running, facts, now_s)) is not None:
-                return msgspec.structs.replace(found, download_only=True, held=held)
-        return found
+        held = self._held(running, facts, now_s) if running.plan.windows else None
+        if held is None:
+            return found
+        waits = found.download_only or running.plan.mode is Mode.DOWNLOAD
+        return msgspec.structs.replace(found, held=held, download_only=waits)
 
     def _held(self, running: Running, facts: Facts, now_s: float) -> Held | None:
         """Say until when the device's windows are closed. They stay closed till the next opening, so that is found once."""
@@ -267,6 +272,7 @@ def _back(running: Running, facts: Facts, deployment: Deployment | None) -> Desi
         rollout=running.uid,
         wave=deployment.wave,
         back=True,
+        forced=True,  # whoever puts off the way back runs what was found bad
     )
 
 

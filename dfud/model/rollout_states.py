@@ -88,6 +88,12 @@ ACTIONS = {
 EXPLAINED = frozenset({Event.PAUSE, Event.REVERT, Event.ABORT, Event.DENY})
 
 
+def possible(state: State) -> list[str]:
+    """Return what users may do with a rollout that is so."""
+    waits = state is State.WAVE_APPROVAL
+    return [a for a, event in ACTIONS.items() if (state, event) in TABLE or (waits and a == "approve")]
+
+
 def advance(state: State, event: Event) -> State | None:
     """Return the state after `event`, or None where the table has no such step."""
     return TABLE.get((state, event))

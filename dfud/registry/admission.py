@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from quart import Response, current_app, g, request
 
+from dfud.api import SharedFailures
 from dfud.model.address import client_of, limited
 from dfud.model.windows import PerMinute
 from dfud.registry.config import RegistryConfig, proxies_of
@@ -69,6 +70,12 @@ class Admission:
         self._proxies = proxies_of(config)
         self._requests = PerMinute(config.requests_per_minute, config.counted_max)
         self._failures = PerMinute(config.failures_per_minute, config.counted_max)
+        self.shared = SharedFailures(services.store, services.bus, "users", self._failed_elsewhere)
+
+    def _failed_elsewhere(self, key: tuple[str, ...], number: int) -> None:
+        now_s = self._services.now()
+        for _ in range(min(number, self._failures.left(key[0], now_s))):
+            self._failures.add(key[0], now_s)
 
     async def before(self) -> Response | None:
         """Return the answer to whoever may not ask, or None; then g.user is who asks, and g.peer where from."""
@@ -93,6 +100,7 @@ class Admission:
             return self._too_many("token", user)
         if user is None:
             self._failures.add(g.peer, now_s)
+            self.shared.add((g.peer,))
             found = _PREFIX.match(token)
             self._denials.add("wrong-token" if token else "no-token", g.peer, token=found[0] if found else "")
             return error_response(403, "AuthenticationError", "Authentication failed")

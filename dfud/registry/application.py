@@ -39,6 +39,8 @@ from dfud.registry.services import Services
 from dfud.registry.users import Forbidden, User
 from dfud.registry.web import Busy, TooLarge, TooSlow, error_response
 
+ADMISSION = "dfud.admission"
+
 
 def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Event) -> QuartTrio:
     """Return the application with dfud's own routes and the plugins'. Raises ConfigError."""
@@ -53,7 +55,9 @@ def make_app(services: Services, routes: Iterable[UserRoutes], shutdown: trio.Ev
     )
     boundary.enclose(app)
     denials = Denials(services.now, services.config)
-    app.before_request(Admission(services, denials).before)
+    admission = Admission(services, denials)
+    app.before_request(admission.before)
+    app.extensions[ADMISSION] = admission
 
     async def failed(error: Exception) -> Response:
         return _answer(error, denials)

@@ -136,6 +136,7 @@ class FirmwareRegistry:
             existing = await self._existing(app_name, version)
             held = existing.of_digest(sha256) if existing is not None else None
             if held is not None and not replaces(held, upload, manifest, raw) and existing is not None:
+                await self._same_ways(existing, upload)
                 return existing
             if held is None and existing is not None and Capability.SEVERAL_IMAGES not in self._store.capabilities:
                 raise ConflictError(
@@ -172,6 +173,7 @@ class FirmwareRegistry:
                 changed = f"{sha256}: {told_of(held)} -> {told_of(firmware)}"
                 entry = audit.entry(self._now(), by, "replace-manifest", target, changed)
                 firmware = _updated(replaced(existing, firmware.first), firmware)
+                await self._same_ways(firmware, upload)
             try:
                 put = PutFirmware(firmware, create=existing is None, expect=existing)
                 await self._store.commit([put, *guarded, entry])
@@ -193,7 +195,7 @@ class FirmwareRegistry:
         return msgspec.structs.replace(firmware, requires=requires, stop=upload.stop)
 
     async def _same_ways(self, firmware: Firmware, upload: Upload) -> None:
-        """Raise ConflictError where an image of a version says something else of the ways to it."""
+        """Raise ConflictError where the upload says something else of the ways to a version that exists."""
         given = await self._with_ways(firmware, upload)
         if (upload.requires is not None and given.requires != firmware.requires) or (upload.stop and not firmware.stop):
             raise ConflictError(
@@ -334,7 +336,8 @@ class FirmwareRegistry:
             except UnreadableError:
                 # Nobody can be sent it; whoever wants it is told that it is not published.
                 entry = audit.entry(self._now(), by, "delete-firmware", target, "the record could not be read")
-                await self._store.commit([DeleteFirmware(app_name, version), entry])
+                gone_now = guards.touch(guards.deletions_in(app_name))
+                await self._store.commit([DeleteFirmware(app_name, version), gone_now, entry])
                 return
             others = [] if gone is None else [image for image in firmware.images if image.meant_for != gone.meant_for]
             if gone is not None and len(others) == len(firmware.images):
@@ -350,6 +353,7 @@ class FirmwareRegistry:
             changes: list[Change] = [PutApp(app, expect=app.metadata.resource_version or None)]
             changes += [
                 DeleteFirmware(app_name, version, unused=True),
+                guards.touch(guards.deletions_in(app_name)),
                 *([PutFirmware(left)] if left is not None else ()),
             ]
             try:

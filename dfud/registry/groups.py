@@ -22,6 +22,8 @@ from dfud.api import (
     ConflictError,
     DeleteDocument,
     DeviceChanged,
+    DocumentChanged,
+    Missed,
     NotFoundError,
     PutDocument,
     RefusedError,
@@ -97,21 +99,24 @@ class GroupJobs:
         self._wake = trio.Event()
         self._accepting = trio.Lock()
         self._problem: dict[str, str] = {}
+        bus.subscribe(DocumentChanged, self._heard)
+        bus.subscribe(Missed, lambda e: self._wake.set())
+
+    def _heard(self, event: DocumentChanged) -> None:
+        if event.collection == COLLECTION:
+            self._wake.set()
 
     async def accept(
         self, app: str, selector: Selector, text: str, firmware: dict[str, Any] | None, by: str
     ) -> GroupJob:
         """Store that spec.firmware of every device that the selector matches is to be set; return the job.
 
-        Raises PeerError for a firmware that no device could have, NotFoundError without the app, RefusedError where it is not
-        published or too many jobs are under way.
+        Raises PeerError for a firmware that no device could have, NotFoundError without the app or where it is not
+        published, RefusedError where too many jobs are under way.
         """
         check_spec_untrusted({} if firmware is None else {"firmware": firmware}, self._limits)
         if await self._store.app(app) is None:
             raise NotFoundError(f"no app {app}")
-        version = (firmware or {}).get("version")
-        if isinstance(version, str) and await self._store.firmware(app, version) is None:
-            raise RefusedError(f"firmware {version} is not published in app {app}")
         matched = await self._store.count(app, selector)
         async with self._accepting:
             jobs = [stored.job for stored in await self._all()]
@@ -119,14 +124,15 @@ class GroupJobs:
                 raise RefusedError(f"{OPEN_MAX} group updates are under way: wait for one to end, or cancel one")
             number = max((int(job.id) for job in jobs), default=0) + 1
             while True:
+                published = await published_now(self._store, app, firmware)
                 job = GroupJob(str(number), app, text, firmware, by, self._now(), matched)
                 detail = (
                     f"job {job.id}: {visible(text)}, {matched} devices, spec.firmware -> {firmware_shown(firmware)}"
                 )
                 entry = audit.entry(self._now(), by, "update-group", app, detail)
                 try:
-                    await self._store.commit([_put(job), guards.touch(guards.wishes_of(app)), entry])
-                except ConflictError:  # another process took the number
+                    await self._store.commit([_put(job), guards.touch(guards.wishes_of(app)), *published, entry])
+                except ConflictError:  # another process took the number, or a firmware was deleted
                     number += 1
                 else:
                     break
@@ -167,8 +173,13 @@ class GroupJobs:
             return ended
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do the jobs, those of before the start first, until cancelled."""
+        """Do the jobs, those of before the start first, where this process leads that work, until cancelled."""
         task_status.started()
+        while True:
+            async with self._store.lead("groups"):
+                await self._work()
+
+    async def _work(self) -> None:
         while True:
             self._wake = trio.Event()
             try:
@@ -281,7 +292,12 @@ def _put(job: GroupJob, stored: _Stored | None = None) -> PutDocument:
     """Return the change to a job that is stored so, or to a new one."""
     value = msgspec.json.encode(job)
     return PutDocument(
-        COLLECTION, _key(job.id), value, create=stored is None, expect=None if stored is None else stored.value
+        COLLECTION,
+        _key(job.id),
+        value,
+        create=stored is None,
+        expect=None if stored is None else stored.value,
+        tell=stored is None,
     )
 
 
@@ -294,6 +310,19 @@ async def jobs_for(store: Store, app: str, version: str) -> list[str]:
         for job in jobs
         if job.app == app and job.state is JobState.RUNNING and (job.firmware or {}).get("version") == version
     ]
+
+
+async def published_now(store: Store, app: str, firmware: dict[str, Any] | None) -> list[Change]:
+    """Return what to commit with a wish, so that its version is still published then. Raises NotFoundError where it is not now."""
+    version = (firmware or {}).get("version")
+    if not isinstance(version, str):
+        return []
+    held = await guards.hold(store, guards.deletions_in(app))
+    if await store.firmware(app, version) is None:
+        raise NotFoundError(
+            f"no firmware {visible(version[:80])} in app {app}: publish it first; `dfuctl firmware list` shows what there is"
+        )
+    return held
 
 
 def with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import trio
 
 from dfud.api import Change, ConflictError, PutDocument, Store
 
+T = TypeVar("T")
 COLLECTION = "guard"
 TRIES = 8
 
@@ -26,6 +28,36 @@ def touch(name: str) -> Change:
 def wishes_of(app: str) -> str:
     """Return the guard that is touched by whoever stores a wish that is neither the app's nor a device's: a rollout, a job."""
     return f"wishes {app}"
+
+
+def deletions_in(app: str) -> str:
+    """Return the guard that is touched by whoever deletes a firmware, and held by whoever wants one that must be there."""
+    return f"deletions {app}"
+
+
+async def hold(store: Store, name: str) -> list[Change]:
+    """Return the change to commit together with what is judged from now on, beside others who do the same.
+
+    The commit raises ConflictError if somebody touched or took the guard in between. Holders do not refuse each other: what they
+    write there is what they found.
+    """
+    return _holding(name, await store.document(COLLECTION, name))
+
+
+def _holding(name: str, found: bytes | None) -> list[Change]:
+    return [PutDocument(COLLECTION, name, found or secrets.token_bytes(16), create=found is None, expect=found)]
+
+
+async def held(store: Store, name: str, act: Callable[[Sequence[Change]], Awaitable[T]]) -> T:
+    """Call what judges and commits the changes it is given; once more whenever somebody touched the guard in between."""
+    for _ in range(TRIES):
+        found = await store.document(COLLECTION, name)
+        try:
+            return await act(_holding(name, found))
+        except ConflictError:
+            if await store.document(COLLECTION, name) == found:
+                raise  # for another reason
+    raise ConflictError(f"{name} does not come to rest; try again")
 
 
 async def take(store: Store, name: str) -> list[Change]:

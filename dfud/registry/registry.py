@@ -45,7 +45,7 @@ from dfud.model.tally import fleet_scope
 from dfud.registry import audit
 from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
-from dfud.registry.groups import GroupJobs, with_firmware
+from dfud.registry.groups import GroupJobs, published_now, with_firmware
 from dfud.registry.naming import Naming, aliases_of
 from dfud.registry.rules import (
     RecordLimits,
@@ -84,6 +84,10 @@ Leaving = Callable[[str, str], AbstractAsyncContextManager[Sequence[Change]]]
 async def nobody_leads(app: str, device: str) -> AsyncIterator[Sequence[Change]]:
     """What a device's end means for others: nothing, where nothing leads rollouts."""
     yield ()
+
+
+async def _nothing_else() -> Sequence[Change]:
+    return ()
 
 
 class _Overtaken(Exception):
@@ -160,7 +164,7 @@ class Registry:
             raise PeerError(f"the body names app {given.name!r}, the path {name!r}")
         await _retried(lambda: self._update_app(name, given, by, may_sign), f"app {name}")
 
-    async def _update_app(self, name: str, given: App, by: str, may_sign: bool) -> None:
+    async def _update_app(self, name: str, given: App, by: str, may_sign: bool, also: Sequence[Change] = ()) -> None:
         try:
             old = await self.app(name)
         except UnreadableError:
@@ -179,7 +183,7 @@ class Registry:
             return
         same_anchors = app.spec.get("trustAnchors") == old.spec.get("trustAnchors")
         async with nullcontext() if same_anchors else self._naming.anchors(app):
-            await self._write([PutApp(app, version)], by, "update", name, _detail(old, app))
+            await self._write([PutApp(app, version), *also], by, "update", name, _detail(old, app))
         self._bus.publish(AppChanged(name))
 
     async def _replace_app(self, name: str, given: App, by: str, may_sign: bool) -> None:
@@ -268,12 +272,12 @@ class Registry:
             return
         await self._put_device(Device(metadata, spec), old, by, "update")
 
-    async def _put_device(self, device: Device, old: Device, by: str, what: str) -> None:
+    async def _put_device(self, device: Device, old: Device, by: str, what: str, also: Sequence[Change] = ()) -> None:
         """Write a device that was made from `old`. Raises _Overtaken."""
         app, name = device.app, device.name
         async with self._naming.names(app, name, aliases_of(device.spec) - aliases_of(old.spec)):
             put = PutDevice(device, old.metadata.resource_version)
-            await self._write([put], by, what, f"{app}/{name}", _detail(old, device))
+            await self._write([put, *also], by, what, f"{app}/{name}", _detail(old, device))
         self._bus.publish(DeviceChanged(app, name))
 
     async def _replace_device(self, app: str, name: str, given: Device, by: str) -> None:
@@ -331,34 +335,57 @@ class Registry:
         return psk
 
     async def _change_spec(
-        self, app: str, name: str, change: Callable[[dict[str, Any]], dict[str, Any]], by: str, what: str
+        self,
+        app: str,
+        name: str,
+        change: Callable[[dict[str, Any]], dict[str, Any]],
+        by: str,
+        what: str,
+        judged: Callable[[], Awaitable[Sequence[Change]]] = _nothing_else,
     ) -> bool:
-        """Change one part of a device's spec; whoever else changes it meanwhile keeps his change. Return whether it changed."""
+        """Change one part of a device's spec; whoever else changes it meanwhile keeps their change. Return whether it changed.
+
+        judged: what else has to be so, judged anew at each try; it gives what is committed with the change.
+        """
         changed = True
 
         async def once() -> None:
             nonlocal changed
+            also = await judged()
             old = (await self._view(app, name)).device
             spec = protect(change(old.spec), self._key)
             changed = spec != old.spec
             if not changed:
                 return
             check_spec_untrusted(spec, self._limits, old.spec)
-            await self._put_device(Device(self._next_metadata(old.metadata, old.metadata, True), spec), old, by, what)
+            device = Device(self._next_metadata(old.metadata, old.metadata, True), spec)
+            await self._put_device(device, old, by, what, also)
 
         await _retried(once, f"device {name} of app {app}")
         return changed
 
     # Desired firmware
 
-    async def set_firmware(self, app: str, device: str | None, firmware: dict[str, Any] | None, by: str) -> bool:
-        """Set spec.firmware of an app (device None) or a device; None removes it. Return whether the device changed."""
+    async def set_firmware(
+        self, app: str, device: str | None, firmware: dict[str, Any] | None, by: str, *, published: bool = False
+    ) -> bool:
+        """Set spec.firmware of an app (device None) or a device; None removes it. Return whether the device changed.
+
+        published: its version has to be, also if somebody deletes it at this moment; else that raises NotFoundError.
+        """
+
+        async def judged() -> Sequence[Change]:
+            return await published_now(self._store, app, firmware) if published else ()
+
         if device is not None:
-            return await self._change_spec(app, device, lambda spec: with_firmware(spec, firmware), by, "update")
+            return await self._change_spec(
+                app, device, lambda spec: with_firmware(spec, firmware), by, "update", judged
+            )
 
         async def once() -> None:
+            also = await judged()
             old = await self.app(app)
-            await self._update_app(app, App(old.metadata, with_firmware(old.spec, firmware)), by, True)
+            await self._update_app(app, App(old.metadata, with_firmware(old.spec, firmware)), by, True, also)
 
         await _retried(once, f"app {app}")
         return False

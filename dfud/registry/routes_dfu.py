@@ -21,6 +21,7 @@ from dfud.api import (
     ProgressChanged,
     RefusedError,
     RolloutChanged,
+    change_event,
 )
 from dfud.model.names import check_name
 from dfud.registry import audit
@@ -138,7 +139,7 @@ def _firmware(app: QuartTrio, services: Services) -> None:
                 check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
-        changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name)
+        changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name, published=True)
         return json_response({"changed": [given.device] if changed else []})
 
 
@@ -240,6 +241,10 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
         """Stream what happens to the app's devices, one JSON object a line, until the reader or dfud ends it."""
         require("reader", app)
         only = request.args.get("device")
+        form = request.args.get("format", "json")
+        if form not in ("json", "cloudevents"):
+            raise PeerError(f"format {form[:40]!r}: expected json or cloudevents")
+        encode = _event_line if form == "json" else _cloud_lines
 
         async def lines() -> AsyncIterator[bytes]:
             kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged, RolloutChanged)
@@ -249,9 +254,9 @@ def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
                     event: Any = None
                     with trio.move_on_after(HEARTBEAT_S):
                         event = await _next(stream, shutdown)
-                    told = _event_json(event, app, only)
-                    if told is not None:
-                        yield msgspec.json.encode(told) + b"\n"
+                    told = encode(event, app, only)
+                    if told:
+                        yield told
                     elif event is None and not shutdown.is_set():
                         yield b"\n"
 
@@ -273,6 +278,20 @@ async def _next(stream: trio.MemoryReceiveChannel[Any], shutdown: trio.Event) ->
         found = await stream.receive()
         nursery.cancel_scope.cancel()
     return found
+
+
+def _event_line(event: Any, app: str, device: str | None) -> bytes:
+    found = _event_json(event, app, device)
+    return msgspec.json.encode(found) + b"\n" if found is not None else b""
+
+
+def _cloud_lines(event: Any, app: str, device: str | None) -> bytes:
+    """Return what event sinks are told of it, in the same form and with the same ids; b"" if that is nothing."""
+    told = event.told if isinstance(event, RolloutChanged) else ()
+    if isinstance(event, DeploymentChanged) and event.told is not None:
+        told = (event.told,)
+    chosen = [e for e in told if e.app == app and (device is None or (e.kind == "deployment" and e.subject == device))]
+    return b"".join(change_event(e) + b"\n" for e in chosen)
 
 
 def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | None:

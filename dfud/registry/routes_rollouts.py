@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from quart import Response
 from quart_trio import QuartTrio
 
-from dfud.api import Capability, Metadata, NotFoundError, OwnRollout, RefusedError, Rollout
+from dfud.api import Capability, Change, Metadata, NotFoundError, OwnRollout, RefusedError, Rollout
 from dfud.model.counts import REVERT_WAVE, WaveCounts
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
@@ -70,8 +71,13 @@ def register(app: QuartTrio, services: Services) -> None:
         target = f"{app}/rollout/{given.metadata.name}"
         entry = audit.entry(services.now(), who.name, "create-rollout", target, str(given.spec.get("firmware"))[:64])
         also = [entry, guards.touch(guards.wishes_of(app))]
-        made = await rollouts.create(app, given.metadata, given.spec, who.name, draft=given.draft, also=also)
-        return json_response(await shown(made), 201)
+
+        async def create(published: Sequence[Change]) -> Rollout:
+            return await rollouts.create(
+                app, given.metadata, given.spec, who.name, draft=given.draft, also=[*also, *published]
+            )
+
+        return json_response(await shown(await guards.held(services.store, guards.deletions_in(app), create)), 201)
 
     @app.get(BASE)
     async def list_rollouts(app: str) -> Response:

@@ -27,6 +27,7 @@ CREDENTIALS_MAX = 32
 ANCHORS_MAX = 16
 KEYS_MAX = 16
 FINALIZERS_MAX = 32
+RULES_SHOWN = 8  # in an entry of the audit log
 _BCRYPT = re.compile(r"\$2[abxy]?\$(\d\d)\$[./A-Za-z0-9]{53}")
 _SHA512 = re.compile(r"\$6\$(?:rounds=(\d{1,9})\$)?[^$]{0,16}\$[./A-Za-z0-9]{86}")
 
@@ -81,8 +82,26 @@ def check_metadata_untrusted(given: Metadata, limits: RecordLimits, held: Metada
 def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name the changed keys of a spec, and the firmware's versions; never other values: they may be secrets."""
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    told = [f"spec.{visible(key)}" + (firmware_changed(old, new) if key == "firmware" else "") for key in keys]
+    told = [f"spec.{visible(key)}" + _versions(key, old, new) for key in keys]
     return ", ".join(told)[:2000]
+
+
+def _versions(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Say what becomes of versions that a key of a spec wants."""
+    if key == "firmware":
+        return firmware_changed(old, new)
+    return f" ({_rules_shown(old.get(key))} -> {_rules_shown(new.get(key))})" if key == "rules" else ""
+
+
+def _rules_shown(rules: Any) -> str:
+    """Return an app's rules in a few words: `channel=beta 1.3; site=attic 1.2`."""
+    told = [
+        f"{visible(str(rule.get('selector'))[:80])} {firmware_shown(rule.get('firmware'))}"
+        for rule in (rules if isinstance(rules, list) else [])[:RULES_SHOWN]
+        if isinstance(rule, Mapping)
+    ]
+    more = f"; {len(rules) - RULES_SHOWN} more" if isinstance(rules, list) and len(rules) > RULES_SHOWN else ""
+    return ("; ".join(told) or "none") + more
 
 
 def firmware_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

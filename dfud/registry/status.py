@@ -9,7 +9,7 @@ from typing import Any
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
 from dfud.wire.manifest import renewal_due
-from dfud.wire.messages import Code
+from dfud.wire.messages import code_name
 from dfud.wire.trust import trust_problem
 
 
@@ -22,7 +22,12 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired
     """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
     actual, deployment = view.actual, _that_matters(view, target)
     barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
-    conditions = [_in_sync(desired, actual, deployment, target, barred)]
+    in_sync = _in_sync(desired, actual, deployment, target, barred)
+    if (
+        actual is None and deployment is None
+    ):  # nothing was ever heard or decided: it has been so since the device is there
+        in_sync["lastTransitionTime"] = view.device.metadata.creation_timestamp or in_sync["lastTransitionTime"]
+    conditions = [in_sync]
     if deployment is not None and not deployment.final:
         message = f"{progress_percent(deployment)}"
         conditions.append(_condition("UpdateProgress", "True", deployment.state, message, deployment.updated_s))
@@ -89,7 +94,7 @@ def deployment_json(d: Deployment) -> dict[str, Any]:
     if d.code or d.text or d.crashes:
         out["result"] = {
             "code": d.code,
-            "reason": code_name(d.code),
+            "reason": code_name(d.code, d.state),
             "text": d.text,
             "crashes": d.crashes,
             "reset": d.reset_reason,
@@ -97,13 +102,6 @@ def deployment_json(d: Deployment) -> dict[str, Any]:
         if d.record:
             out["result"]["record"] = d.record.hex()
     return out
-
-
-def code_name(code: int) -> str:
-    try:
-        return Code(code).name.lower().replace("_", "-")
-    except ValueError:
-        return f"code-{code}"
 
 
 def health_json(h: Health) -> dict[str, Any]:
@@ -208,7 +206,7 @@ def _in_sync(
         # Done, and yet it runs something else: it went back by itself, later.
         ended = State.ROLLED_BACK if ours.state is State.DONE else ours.state
         if ours.blocks or ours.state is State.DONE:
-            return _condition("InSync", "False", ended, ours.text or code_name(ours.code), at_s)
+            return _condition("InSync", "False", ended, ours.text or code_name(ours.code, ours.state), at_s)
         return _condition("InSync", "False", State.PENDING, f"was {ended}, may be tried again", at_s)
     if actual is None:
         return _condition("InSync", "Unknown", "NeverSeen", "the device has not reported yet", at_s)

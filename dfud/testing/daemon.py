@@ -25,7 +25,8 @@ class DaemonProcess:
 
     `secrets` is what its registry has given away to client()s, and what a test adds; `started` are all that were made, so that
     a test run can search their logs. extra: text behind the section [transport.http]; coap: text for [transport.coap], which
-    needs the plugin.
+    needs the plugin. store: by name; store_section: its section, where that is not [store.local] with a path here. credential_key,
+    packages: files that several share; "": its own.
     """
 
     started: ClassVar[list[DaemonProcess]] = []
@@ -38,6 +39,9 @@ class DaemonProcess:
         plugins: tuple[str, ...] = ("local", "http"),
         coap: str = "",
         store: str = "local",
+        store_section: str = "",
+        credential_key: str = "",
+        packages: str = "",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -53,6 +57,9 @@ class DaemonProcess:
         self._extra = extra
         self._coap = coap
         self._store = store
+        self._store_section = store_section or f'[store.local]\npath = "{directory}/state"'
+        self._key = credential_key or f"{directory}/credential.key"
+        self._packages = packages or f"{directory}/packages"
         self._process: trio.Process | None = None
 
     def write_config(self) -> None:
@@ -67,13 +74,12 @@ log_level = "debug"
 drain_s = 5.0
 [plugins]
 enabled = {json.dumps(list(self._plugins))}
-[store.local]
-path = "{self.directory}/state"
+{self._store_section}
 [controller]
-packages_path = "{self.directory}/packages"
+packages_path = "{self._packages}"
 progress_s = 0.2
 [endpoint]
-credential_key = "{self.directory}/credential.key"
+credential_key = "{self._key}"
 [registry]
 port = {self.ports["registry"]}
 {coap}
@@ -156,6 +162,10 @@ port = {self.ports["http"]}
             self.urls[name] = url
             if name in self.ports:
                 self.ports[name] = int(url.rpartition(":")[2])
+
+    def kill(self) -> None:
+        """End the process as `kill -9` does."""
+        self.signal(signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""

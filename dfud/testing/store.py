@@ -15,7 +15,6 @@ Needs pytest and pytest-trio. A capability that the store does not declare is no
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 
 import msgspec
@@ -23,7 +22,6 @@ import pytest
 import trio
 
 from dfud.api import (
-    TOLD_BYTES_MAX,
     Actual,
     AddCounts,
     App,
@@ -34,7 +32,6 @@ from dfud.api import (
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
-    ExpectDevice,
     HistoryEntry,
     Metadata,
     NotFoundError,
@@ -48,13 +45,13 @@ from dfud.api import (
     Requires,
     State,
     Store,
-    StoreError,
     TrimDocuments,
     parse_selector_untrusted,
 )
 from dfud.testing.store_blobs import BlobConformance
 from dfud.testing.store_growth import GrowthConformance
 from dfud.testing.store_shared import SharedConformance
+from dfud.testing.store_steps import StepConformance
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app, image_of, with_image
 from dfud.testing.store_walk import WalkConformance
 from dfud.testing.store_wishes import WishConformance
@@ -62,7 +59,9 @@ from dfud.testing.store_wishes import WishConformance
 __all__ = ["StoreConformance", "a_blob", "a_deployment", "a_device", "a_firmware", "an_app", "image_of"]
 
 
-class StoreConformance(BlobConformance, WalkConformance, WishConformance, SharedConformance, GrowthConformance):
+class StoreConformance(
+    BlobConformance, WalkConformance, WishConformance, SharedConformance, GrowthConformance, StepConformance
+):
     """The promise of dfud.api.Store, as tests."""
 
     async def test_an_app_is_read_as_it_was_written(self, store: Store) -> None:
@@ -311,73 +310,6 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
         found = await store.device("app1", "dev1")
         assert found is not None and found.deployment == made[2]
 
-    async def test_a_step_is_stored_only_while_what_it_was_decided_by_is_true(self, store: Store) -> None:
-        async def sequence() -> int:
-            found = await store.device("app1", "dev1")
-            assert found is not None and [found] == await store.devices("app1")
-            return found.sequence
-
-        actual = Actual("app1", "dev1", "1.0", "ab" * 32, "esp32c3")
-        await store.commit([PutApp(an_app()), PutDevice(a_device())])
-        assert await sequence() == 0
-        await store.commit([ExpectDevice("app1", "dev1", 0), PutActual(actual)])
-        first = await sequence()
-        assert first > 0
-        with pytest.raises(ConflictError):
-            await store.commit([PutDocument("c", "k", b""), ExpectDevice("app1", "dev1", 0), PutActual(actual)])
-        assert await store.document("c", "k") is None
-        with pytest.raises(NotFoundError):
-            await store.commit([ExpectDevice("app1", "other", 0)])
-        entry = HistoryEntry(a_deployment().id, "app1", "dev1", 1.0, State.PENDING, "1.0")
-        await store.commit(
-            [ExpectDevice("app1", "dev1", first), PutDeployment(a_deployment(), entry), PutActual(actual)]
-        )
-        assert await sequence() == first + 2
-        await store.commit([PutDevice(a_device(version="2")), PutDocument("c", "k", b"")])
-        assert await sequence() == first + 2
-        await store.commit([DeleteDevice("app1", "dev1"), PutDevice(a_device())])
-        assert await sequence() == 0
-        await store.commit([PutDeployment(a_deployment(2))])
-        found = await store.device("app1", "dev1")
-        assert found is not None and found.actual is None and found.deployment == a_deployment(2)
-        assert found.sequence > 0 and not first <= found.sequence <= first + 2
-
-    async def test_of_two_who_have_read_the_same_one_stores_their_step(self, store: Store) -> None:
-        await store.commit([PutApp(an_app()), PutDevice(a_device()), PutDeployment(a_deployment())])
-        stored = []
-
-        async def step(number: int) -> None:
-            for _ in range(5):
-                found = await store.device("app1", "dev1")
-                assert found is not None and found.deployment is not None
-                after = msgspec.structs.replace(found.deployment, chunks_done=found.deployment.chunks_done + 1)
-                with contextlib.suppress(ConflictError):
-                    await store.commit([ExpectDevice("app1", "dev1", found.sequence), PutDeployment(after)])
-                    stored.append(number)
-
-        async with trio.open_nursery() as nursery:
-            for number in range(6):
-                nursery.start_soon(step, number)
-        found = await store.device("app1", "dev1")
-        assert found is not None and found.deployment is not None
-        assert found.deployment.chunks_done == len(stored) >= 5
-
-    async def test_work_is_led_until_the_block_ends(self, store: Store) -> None:
-        with trio.fail_after(30):
-            for _ in range(2):
-                async with store.lead("work"), store.lead("other work"):
-                    await trio.lowlevel.checkpoint()
-            with trio.move_on_after(0):
-                async with store.lead("work"):
-                    await trio.sleep_forever()
-            async with store.lead("work"):
-                pass
-
-    async def test_what_is_told_is_bounded(self, store: Store) -> None:
-        await store.tell("topic", b"\0\xff" * (TOLD_BYTES_MAX // 2))
-        with pytest.raises(StoreError):
-            await store.tell("topic", bytes(TOLD_BYTES_MAX + 1))
-
     async def test_history_grows_and_is_read_newest_first(self, store: Store) -> None:
         await store.commit([PutApp(an_app()), PutDevice(a_device())])
         deployment = a_deployment()
@@ -437,6 +369,17 @@ class StoreConformance(BlobConformance, WalkConformance, WishConformance, Shared
         with pytest.raises(ConflictError):
             await store.commit([PutDocument("c", "other", b""), PutDocument("c", "k", b"3", expect=b"1")])
         assert await store.document("c", "k") == b"2" and await store.document("c", "other") is None
+
+    async def test_collections_and_scopes_are_listed(self, store: Store) -> None:
+        await store.commit([PutDocument(c, "k", b"") for c in ("b", "a")])
+        await store.commit([AddCounts(s, {"n": 1}) for s in ("s1", "s2", "s3")])
+        await store.commit([DeleteDocument("b", "k"), DeleteCounts("s3")])
+        collections = await store.collections()
+        assert "a" in collections and "b" not in collections, (
+            "one that is empty is none; a store may have its own besides"
+        )
+        assert await store.scopes() == ["s1", "s2"] and await store.scopes(after="s1") == ["s2"]
+        assert await store.scopes(limit=1) == ["s1"]
 
     async def test_counters_add_up_whoever_counts(self, store: Store) -> None:
         async def count(name: str) -> None:

@@ -53,6 +53,20 @@ class Code(IntEnum):
     INTERNAL = 13
 
 
+# What a result without a code is called where it is none to be called ok: dfud or a user ended it.
+_UNSAID = {"failed": "unexplained", "rolled-back": "unexplained", "cancelled": "cancelled"}
+
+
+def code_name(code: int, state: str = "") -> str:
+    """Return what users read of a result's code. state: of the deployment that ended with it."""
+    if code == Code.OK and state in _UNSAID:
+        return _UNSAID[state]
+    try:
+        return Code(code).name.lower().replace("_", "-")
+    except ValueError:
+        return f"code-{code}"
+
+
 class Progress(msgspec.Struct, frozen=True):
     package: bytes
     next: int

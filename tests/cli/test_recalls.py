@@ -8,8 +8,10 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+import trio
 
 from dfud.testing.device import HttpDevice
+from dfud.wire.messages import Phase, Progress, Type
 from tests.cli.test_dfuctl import Dfuctl, dfuctl  # noqa: F401  # a fixture
 
 IMAGES = {"1.0": b"old image " * 300, "1.1": b"mid image " * 300, "1.2": b"new image " * 300}
@@ -91,3 +93,32 @@ async def test_a_device_is_led_over_a_version_that_may_not_be_skipped(lamps: Dfu
         assert board.version == "1.1"
         await board.update()
         assert board.version == "1.2"
+
+
+async def test_a_rollout_is_activated_tried_again_and_aborted_with_its_updates(lamps: Dfuctl) -> None:
+    secret = await lamps("device", "create", "d")
+    async with httpx.AsyncClient(base_url=lamps.daemon.urls["http"], auth=("d@lamps", secret), timeout=60) as client:
+        board = HttpDevice(client, IMAGES["1.0"], "1.0")
+        await board.poll()
+        create = ("rollout", "create", "r", "1.1", "--waves", "100", "--mode", "download-only")
+        assert "--soak: it is of the waves" in await lamps("rollout", "create", "r", "1.1", "--soak", "5", fails=True)
+        assert "only" in await lamps(*create, "--offer-until", "2036-12-01T00:00:00Z", fails=True)
+        await lamps(*create, "--attempts", "2", "--backoff", "60")
+        with trio.fail_after(120):
+            while (command := await board.poll()) is None or command.type is not Type.UPDATE:
+                await trio.sleep(0.1)
+        written = Progress(command.package, command.chunks, Phase.WRITTEN)
+        answer = await board.poll(progress=written)
+        assert answer is not None and (answer.type, answer.reason) == (Type.WAIT, "download only")
+        with trio.fail_after(120):
+            while json.loads(await lamps("-o", "json", "rollout", "show", "r"))["status"]["state"] != "waiting-for-activation":
+                await trio.sleep(0.1)
+        assert json.loads(await lamps("-o", "json", "rollout", "show", "r"))["status"]["waves"][0]["written"] == 1
+        await lamps("rollout", "activate", "r", "--yes")
+        answer = await board.poll(progress=written)
+        assert answer is not None and answer.type is Type.UPDATE
+        told = json.loads(await lamps("-o", "json", "rollout", "abort", "r", "--call-back", "--yes", "--reason", "no"))
+        assert (told["status"]["state"], told["status"]["calledBack"]) == ("aborted", True)
+        answer = await board.poll(progress=written)
+        assert answer is not None and answer.type is Type.STOP
+        assert "is aborted: retry does nothing there" in await lamps("rollout", "retry", "r", fails=True)

@@ -86,6 +86,8 @@ async def test_a_bad_version_pauses_itself_and_watching_says_so(dfuctl: Dfuctl, 
 async def test_a_channel_is_a_rule_and_a_rollout_may_be_a_draft(dfuctl: Dfuctl, boards: list[HttpDevice]) -> None:  # noqa: F811
     await dfuctl("device", "label", "d0", "channel=beta")
     await dfuctl("channel", "set", "beta", "1.1")
+    assert [line.split() for line in (await dfuctl("channel", "list")).splitlines()][1] == ["beta", "1.1", "channel=beta"]
+    assert json.loads(await dfuctl("-o", "json", "channel", "list"))[0]["firmware"] == {"version": "1.1"}
     with trio.fail_after(120):
         while boards[0].version != "1.1":  # at first its package may be being made
             await boards[0].update()

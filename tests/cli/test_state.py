@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dfud.cli.state import Judged, Outcome, judge, line, state_text
-from dfud.cli.watch import exit_code
+from dfud.cli.watch import exit_code, show_result
 
 
 def firmware(
@@ -59,6 +59,18 @@ def test_a_download_ends_when_it_is_written() -> None:
 def test_progress_of_an_older_deployment_is_not_shown_as_this_one_s() -> None:
     assert state_text(firmware(reason="fetching", state="fetching")) == "fetching 40 %"
     assert line(firmware(reason="pending", state="fetching", of="1.1")) == "1.1 -> 1.2: pending"
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [("cancelled", "  cancelled\n  | by eve\n"), ("pending", "  1.2, yesterday: cancelled\n  | by eve\n")],
+)
+def test_what_a_retry_let_go_is_shown_as_of_before(reason: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-> 1.2: pending`, and below it "ok": neither the reason nor that it is over was to be seen."""
+    found = firmware(reason=reason, state="cancelled", blocked=reason == "cancelled")
+    found["deployment"] |= {"updated": "yesterday", "result": {"code": 0, "reason": "cancelled", "text": "by eve", "crashes": 0}}
+    show_result(found)
+    assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from dfud.controller.config import ControllerConfig
-from dfud.controller.decide import Action, Verdict, decide
+from dfud.controller.decide import Action, Verdict, Why, decide
 from dfud.model.deployment import FINAL, TABLE, Deployment, Event, State, advance
-from dfud.model.desired import Desired
+from dfud.model.desired import Desired, Held
 from dfud.model.firmware import Firmware
 from dfud.wire.messages import Code, Defer, Outcome, Phase, Progress, Result, Status
 
@@ -138,6 +138,18 @@ def test_progress_is_followed() -> None:
     verdict = run(status(progress=Progress(PACKAGE, 9, Phase.WRITTEN)), deployment())
     assert (states(verdict), verdict.action) == ([State.WRITTEN], Action.SEND)
     assert states(run(status(), deployment())) == [State.PENDING], "it has lost what it had"
+
+
+def test_a_closed_window_stops_nothing_that_was_told_and_nobody_else_begins() -> None:
+    closed = Desired("2.0", held=Held("window", 500.0))
+    for state in (State.NOTIFIED, State.FETCHING, State.WRITTEN):
+        progress = Progress(PACKAGE, 3, Phase.WRITTEN if state is State.WRITTEN else Phase.FETCHING)
+        assert run(status(progress=progress), deployment(state), closed).action is Action.SEND
+    for held in (None, deployment(State.PENDING), deployment(State.FETCHING)):
+        failed = Result(Outcome.FAILED, NEW, int(Code.CHUNK), "torn") if held and held.state is State.FETCHING else None
+        verdict = run(status(result=failed), held, closed, now_s=100.0)
+        assert (verdict.action, verdict.why) in ((Action.WAIT, Why.WINDOW), (Action.WAIT, Why.BACK_OFF))
+    assert run(status(), deployment(State.PENDING), Desired("2.0")).action is Action.SEND
 
 
 def test_hold_defer_and_download_only_wait() -> None:

@@ -298,7 +298,8 @@ async def test_a_backlog_of_thousands_is_told_whole_and_read_only_a_few_times(
 
     post.world.store.documents = counting  # type: ignore[method-assign]
     for number in range(3000):
-        event = ChangeEvent("deployment", "app", f"d{number % 700}", post.now(), {"event": "sent", "state": "notified"})
+        data = {"event": "sent", "state": "notified"}
+        event = ChangeEvent("deployment", "app", f"d{number % 700}", post.now(), data, outbox.key())
         await post.world.store.commit(outbox.put([event]))
         post.deliveries.all["web"].wake()
         await trio.sleep(0.02)

@@ -182,10 +182,12 @@ async def test_what_is_used_stays_and_names_go_with_what_they_name(
     fresh = Packages(store, directory, disk_bytes=used.total_bytes + 200, memory_bytes=1 << 20, workers=1)
     assert (await fresh.get(order(4112), ("app", "a"))).id == used.id
     (directory / ".new-torn").write_bytes(b"x")
+    os.utime(directory / ".new-torn", (1000, 1000))
+    (directory / ".new-others").write_bytes(b"x")  # another dfud on the same directory makes it now
     await nursery.start(fresh.run)
     assert [p.stem for p in directory.glob("*.dfup")] == [used.id.hex()], "the older one, and used last"
     assert len(list(directory.glob("*.key"))) == 1
-    assert not (directory / ".new-torn").exists()
+    assert not (directory / ".new-torn").exists() and (directory / ".new-others").exists()
     nursery.cancel_scope.cancel()
 
 

@@ -195,6 +195,23 @@ async def test_an_abort_may_call_back_what_is_under_way(autojump_clock: MockCloc
 # Who is waited for
 
 
+async def test_who_was_not_told_yet_is_taken_over_by_the_rollout_that_asks_now(autojump_clock: MockClock) -> None:
+    async with led(1, poll_s=1e6, ask=False) as at:
+        (board,) = at.fleet.boards.values()
+        board.declines = True
+        offer = {"firmware": "1.1", "mode": "offer", **ONE_WAVE}
+        await at.create("first", offer)
+        await trio.sleep(90)
+        assert (await at.fleet.say(board)).type is Type.WAIT and await counts(at, "first") == {"under_way": 1}
+        await at.rollouts.act("app", "first", "abort", "eva")
+        await at.create("second", offer)
+        await trio.sleep(90)
+        board.declines = False
+        await at.fleet.poll(board)
+        assert await counts(at, "first") == {"cancelled": 1} and await counts(at, "second") == {"done": 1}
+        at.check("first")
+
+
 async def test_members_that_are_gone_hold_no_wave_up(autojump_clock: MockClock) -> None:
     async with led(12, poll_s=1e6, ask=False) as at:
         await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})

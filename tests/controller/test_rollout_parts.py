@@ -162,9 +162,8 @@ def test_who_has_written_it_switches_within_its_window() -> None:
     at_one = wanted(made, held, now_s=3600.0)
     assert at_one.download_only and at_one.held == Held("window", 7200.0)
     assert not wanted(made, held, now_s=7200.0).download_only
-    assert wanted(made, deployment(Deployed.FETCHING, download_only=True), now_s=3600.0).held is None, (
-        "what is fetched goes on"
-    )
+    going = wanted(rollout(spec={"windows": spec["windows"]}), deployment(Deployed.FETCHING), now_s=3600.0)
+    assert going.version == "new" and not going.download_only, "what is fetched goes on"
 
 
 # Steps
@@ -175,7 +174,10 @@ def test_who_is_between_two_steps_is_under_way_and_goes_on() -> None:
     assert counter_of(between) == "r/1/under_way" and between.final
     for state in (State.PAUSED, State.ABORTED, State.FINISHED, State.TELLING):
         assert wanted(rollout(state), between, running="mid").version == "new"
-    assert wanted(rollout(State.ABORTED, called_back=True), between, running="mid").version == ""
+    assert wanted(rollout(State.ABORTED, called_back=True), between, running="mid").version == "mid", "it keeps what it has"
+    left = deployment(Deployed.ROLLED_BACK, blocks=True, from_version="mid", route=Route("new", 2, 2, "old"))
+    assert wanted(rollout(State.FINISHED), left, running="mid").version == "mid", "nobody takes it back"
+    assert wanted(rollout(State.FINISHED), left, running="old").version == ""
     back = wanted(
         rollout(State.REVERTING),
         deployment(Deployed.DONE, route=Route("new", 2, 2, "old"), from_version="mid"),

@@ -124,12 +124,13 @@ async def led(
     poll_s: float = 300.0,
     bad: dict[str, float] | None = None,
     ask: bool = True,
+    zones: list[str] | None = None,
 ) -> AsyncIterator[Led]:
     world = World()
     world.store.apps_["app"] = App(
         Metadata("app", uid="u", resource_version="1"), {"signing": {"mode": "optional"}, "firmware": {"version": "1.0"}}
     )
-    fleet = Fleet(world, count, seed, bad=bad or {}, zones=[BERLIN, NEW_YORK], online=online)
+    fleet = Fleet(world, count, seed, bad=bad or {}, zones=zones or [BERLIN, NEW_YORK], online=online)
     async with trio.open_nursery() as nursery:
         found = Led(world, fleet, nursery)
         await found.start()
@@ -289,7 +290,7 @@ async def test_what_a_user_says_is_done_or_refused(autojump_clock: trio.testing.
         assert (at.state("r"), at.rollouts.get("app", "r").status.reason) == (State.PAUSED, "lunch")
         await at.kill()
         assert at.state("r") is State.PAUSED
-        with pytest.raises(RefusedError, match="is paused: pause does nothing there"):
+        with pytest.raises(RefusedError, match="is paused: pause does nothing there; possible is resume, retry, revert, abort"):
             await at.rollouts.act("app", "r", "pause", "eva")
         with pytest.raises(PeerError, match="expected one of start, approve"):
             await at.rollouts.act("app", "r", "explode", "eva")
@@ -309,6 +310,23 @@ async def test_what_cannot_come_to_anything_is_refused_by_its_field(autojump_clo
             ({"firmware": "9.9"}, "spec.firmware: 9.9 is not published"),
             ({"firmware": "1.1", "devices": {"selector": "zone=mars"}}, "spec.devices.selector: matches no device"),
             ({"firmware": "1.1", "devices": {"names": ["d00000", "nobody"]}}, "spec.devices.names: no device nobody"),
+            (
+                {"firmware": "1.1", "waves": [{"selector": "canary"}, {"percent": 100}]},
+                r"spec.waves\[0\].selector: matches no device, so the wave would be good at once",
+            ),
+            ({"firmware": "1.1", "end": "2026-12-31T00:00:00Z"}, "spec.end: it is over, expected a time to come"),
+            (
+                {"firmware": "1.1", "mode": "offer", "offerUntil": "2026-12-31T00:00:00Z"},
+                "spec.offerUntil: it is over, expected a time to come",
+            ),
+            (
+                {
+                    "firmware": "1.1",
+                    "end": "2027-01-16T00:00:00Z",
+                    "windows": [{"days": ["sun"], "from": "01:00", "to": "02:00"}],
+                },
+                "spec.windows: none opens before spec.end, so it could never run",
+            ),
         ):
             with pytest.raises(PeerError, match=said):
                 await at.create("r", spec)
@@ -319,6 +337,27 @@ async def test_what_cannot_come_to_anything_is_refused_by_its_field(autojump_clo
         await at.create("both", {"firmware": "1.2", "devices": {"selector": "zone"}, "priority": 1})
         with pytest.raises(ConflictError, match="exists already"):
             await at.create("both", {"firmware": "1.2", "priority": 2})
+
+
+async def test_a_version_below_what_every_device_accepts_is_refused_or_pauses_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with led(250, poll_s=1e6, ask=False) as at:
+        boards = list(at.fleet.boards.values())
+        for board in boards[:-1]:
+            await at.fleet.say(board, sequence=7)
+        spec = {"firmware": "1.1", "waves": [{"percent": 100}]}
+        await at.create("r", {**spec, "devices": {"selector": "zone=eu"}})
+        await trio.sleep(1)
+        assert at.state("r") is State.TELLING, "one has not said what it accepts"
+        await at.rollouts.act("app", "r", "abort", "eva")
+        await at.fleet.say(boards[-1], sequence=9)
+        said = "1.1 has sequence 1, every device accepts 7 or more: publish it again with a higher sequence"
+        with pytest.raises(PeerError, match=f"spec.firmware: {said}"):
+            await at.create("s", {**spec, "devices": {"selector": "zone=eu"}})
+        await at.create("s", spec)
+        rollout = await at.until("s", State.PAUSED)
+        assert rollout.status.code == "below-floor" and rollout.status.reason.startswith(said), "too many to look at them all before"
 
 
 @pytest.mark.parametrize("rest_s", sampled(4 * 3600.0, 86400.0))

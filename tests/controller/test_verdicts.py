@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 import trio
@@ -11,7 +13,7 @@ from dfud.api import DeviceView, Firmware, State, StoreError
 from dfud.controller.observe import are_twins
 from dfud.model.desired import desired_of
 from dfud.registry.status import firmware_status
-from dfud.wire.messages import Code, Command, Outcome, Phase, Progress, Result, Starts, Type
+from dfud.wire.messages import Code, Command, Outcome, Phase, Progress, Result, Starts, Type, code_name
 from tests.controller.world import World, a_firmware, digest
 
 
@@ -48,6 +50,14 @@ def shown(world: World) -> dict[str, object]:
     return {c["type"]: (c["status"], c.get("reason", ""), c.get("message", "")) for c in out["conditions"]} | {
         "deployment": out.get("deployment")
     }
+
+
+async def test_who_goes_back_without_a_word_is_not_called_ok(autojump_clock: MockClock, world: World) -> None:
+    await whole_way(world)
+    await world.poll("1.0")
+    found: Any = shown(world)["deployment"]
+    assert (found["state"], found["result"]["code"], found["result"]["reason"]) == ("rolled-back", 0, "unexplained")
+    assert code_name(Code.OK, "done") == "ok" and code_name(Code.CRASHED, "rolled-back") == "crashed"
 
 
 async def test_an_image_that_confirms_and_is_left_later_is_not_sent_again(

@@ -154,15 +154,14 @@ class Records(Store):
         return max(self.of_device.get((app, device), {}).values(), key=lambda d: d.number, default=None)
 
     async def device(self, app: str, device: str) -> DeviceView | None:
-        def view() -> DeviceView | None:
-            found = self.devices_.get((app, device))
-            if found is None:
-                return None
-            key = (app, device)
-            return DeviceView(found, self.actuals.get(key), self.newest(app, device), self.sequences.get(key, 0))
-
-        made: DeviceView | None = await self._read(view)
+        made: DeviceView | None = await self._read(lambda: self._view(app, device))
         return made
+
+    def _view(self, app: str, device: str) -> DeviceView | None:
+        found, key = self.devices_.get((app, device)), (app, device)
+        if found is None:
+            return None
+        return DeviceView(found, self.actuals.get(key), self.newest(app, device), self.sequences.get(key, 0))
 
     async def devices(
         self, app: str, selector: Selector = ANY, *, limit: int = 1000, offset: int = 0, after: str = ""
@@ -172,7 +171,9 @@ class Records(Store):
             for (place, name), device in self.devices_.items()
             if place == app and name > after and selector.matches(device.metadata.labels)
         )
-        found = [await self.device(app, name) for name in names[offset : offset + limit]]
+        found: list[DeviceView | None] = await self._read(
+            lambda: [self._view(app, name) for name in names[offset : offset + limit]]
+        )
         return [view for view in found if view is not None]
 
     async def count(self, app: str, selector: Selector = ANY) -> int:

@@ -263,3 +263,32 @@ async def test_the_stream_tells_of_rollouts_too(world: World) -> None:
                     break
     told = json.loads(line)
     assert (told["event"], told["rollout"], told["state"], told["firmware"]) == ("RolloutChanged", "r", "draft", "1.1")
+
+
+async def test_the_stream_has_the_events_of_the_webhook_with_their_ids(world: World, nursery: trio.Nursery) -> None:
+    found: list[dict[str, Any]] = []
+    begun = trio.Event()
+
+    async def read() -> None:
+        async with world.daemon.client() as client:
+            async with client.stream("GET", f"{DFU}/events", params={"format": "cloudevents"}) as stream:
+                async for line in stream.aiter_lines():
+                    begun.set()
+                    found.extend([json.loads(line)] if line.strip() else [])
+
+    nursery.start_soon(read)
+    await begun.wait()
+    spec = {"firmware": "1.1", "devices": {"names": ["d2"]}}
+    await world.ask("POST", f"{DFU}/rollouts", json={"metadata": {"name": "r"}, "spec": spec, "draft": True})
+    await world.update("d1")
+    await world.ask("DELETE", f"{DFU}/rollouts/r")
+    await world.arrived()
+    with trio.fail_after(30):
+        while {event["id"] for event in found} != {event["id"] for event in world.receiver.taken}:
+            await trio.sleep(0.05)
+    told = {event["id"]: event for event in world.receiver.taken}
+    assert all(event == told[event["id"]] for event in found)
+    assert {event["type"] for event in found} == {"io.dfud.deployment.v1", "io.dfud.rollout.v1"}
+    async with world.daemon.client() as client:
+        assert (await client.get(f"{DFU}/events", params={"format": "xml"})).status_code == 400
+    nursery.cancel_scope.cancel()

@@ -71,7 +71,7 @@ async def test_a_device_that_wakes_polls_once_and_sleeps_is_updated(tmp_path: Pa
         assert "app: awake 1.1" in board.console
         # Between two wakes nothing of the agent's goes on: it says when to come again, as the daemon wants it.
         seconds = {int(line.split()[-1]) for line in board.console if line.startswith("app: again in")}
-        assert max(seconds) == 300, seconds
+        assert 270 <= max(seconds) <= 330, seconds  # 300, and what spreads devices
         f.nursery.cancel_scope.cancel()
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from dfud.api import App, AppChanged, Bus, Device, DeviceChanged, DeviceView, Metadata
+from dfud.api import App, AppChanged, Bus, Capability, Device, DeviceChanged, DeviceView, Metadata
 
 T = TypeVar("T")
 
@@ -47,6 +47,8 @@ class Gates:
 
 class GatedStore:
     """What the authenticator asks of a store. Every answer was true at some moment between its two gates."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, gates: Gates, bus: Bus) -> None:
         self._gates = gates

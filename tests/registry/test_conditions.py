@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 
-from dfud.api import App, Device, Metadata, NotFoundError, PutDocument, RefusedError, Rollout, parse_selector_untrusted
+from dfud.api import (
+    App,
+    Change,
+    Device,
+    Metadata,
+    NotFoundError,
+    PutDocument,
+    RefusedError,
+    Rollout,
+    parse_selector_untrusted,
+)
 from dfud.model.rollout import ROLLOUTS, RolloutStatus
 from dfud.registry import audit, guards
 from dfud.registry.claims import Claims
@@ -64,6 +74,52 @@ async def test_a_wish_that_is_stored_while_its_firmware_is_deleted_keeps_it(
         await at.firmware.delete("a", "1.0", "eve")
     assert (await at.firmware.get("a", "1.0")).version == "1.0"
     assert "delete-firmware" not in [what for what, _ in await deeds(at)]
+
+
+async def of_a_device_by_a_user(at: Desk) -> None:
+    await at.registry.set_firmware("a", "d", WISH, "eve", published=True)
+
+
+async def of_the_app_by_a_user(at: Desk) -> None:
+    await at.registry.set_firmware("a", None, WISH, "eve", published=True)
+
+
+@pytest.mark.parametrize("wish", [of_a_group, of_a_device_by_a_user, of_the_app_by_a_user])
+async def test_a_wish_whose_firmware_is_deleted_before_it_is_stored_is_refused(
+    at: Desk, wish: Callable[[Desk], Awaitable[None]]
+) -> None:
+    """It was accepted, and the device was told for ever that its firmware is not published."""
+    at.store.before = lambda: at.firmware.delete("a", "1.0", "bob")
+    with pytest.raises(NotFoundError, match="no firmware 1.0 in app a: publish it first"):
+        await wish(at)
+    assert (await at.registry.device("a", "d")).spec.get("firmware") is None
+    assert (await at.registry.app("a")).spec.get("firmware") is None
+    assert await at.registry.groups.of_app("a") == []
+
+
+async def test_wishes_for_what_is_published_do_not_refuse_each_other(at: Desk) -> None:
+    """Each holds the guard of deletions; none replaces it."""
+    await at.registry.create_device("a", Device(Metadata("e")), "admin")
+    await of_a_device_by_a_user(at)
+    found = await at.store.document(guards.COLLECTION, guards.deletions_in("a"))
+    at.store.before = lambda: of_a_device_by_a_user(at)
+    await at.registry.set_firmware("a", "e", WISH, "eve", published=True)
+    assert found is not None
+    assert await at.store.document(guards.COLLECTION, guards.deletions_in("a")) == found
+
+
+async def test_what_a_deletion_came_before_is_judged_again(at: Desk) -> None:
+    """As a rollout is: it is made with what it was judged by, or judged anew."""
+    judged: list[bool] = []
+
+    async def create(changes: Sequence[Change]) -> bool:
+        judged.append(await at.store.firmware("a", "1.0") is not None)
+        await at.store.commit([*changes, audit.entry(T0, "eve", "x", "a")])
+        return judged[-1]
+
+    at.store.before = lambda: at.firmware.delete("a", "1.0", "bob")
+    assert await guards.held(at.store, guards.deletions_in("a"), create) is False
+    assert judged == [True, False]
 
 
 @pytest.mark.parametrize("wish", [of_a_device, of_a_rollout])

@@ -187,9 +187,17 @@ async def test_a_job_that_cannot_go_on_costs_itself_only(at: Desk) -> None:
 async def test_a_small_job_does_not_wait_for_a_large_one(at: Desk) -> None:
     await at.store.commit(devices("b", 2))
     large, small = await accept(at), await accept(at, app="b")
-    assert (await ended(at, small)).state is JobState.DONE
-    assert (await at.registry.groups.get("a", large.id)).changed <= 2 * groups.PAGE
+    right = at.store.commit
+    pages: list[str] = []
+
+    async def commit(changes: Sequence[Change]) -> None:
+        pages.extend(change.app for change in changes if isinstance(change, SetFirmware))
+        await right(changes)
+
+    at.store.commit = commit  # type: ignore[method-assign]
     assert (await ended(at, large)).changed == 30
+    assert (await at.registry.groups.get("b", small.id)).state is JobState.DONE
+    assert pages[:3] == ["a", "b", "a"], "each has a page in its turn"
 
 
 async def test_a_cancelled_job_ends_and_says_how_far_it_came(at: Desk) -> None:
@@ -215,7 +223,7 @@ async def test_a_cancelled_job_ends_and_says_how_far_it_came(at: Desk) -> None:
 
 async def test_what_no_device_could_have_is_refused_before_anything_is_stored(at: Desk) -> None:
     for firmware, error in (
-        ({"version": "9"}, RefusedError),
+        ({"version": "9"}, NotFoundError),
         ({"version": 9}, PeerError),
         ({"x": 1 << 70}, PeerError),
     ):

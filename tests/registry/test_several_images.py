@@ -76,6 +76,20 @@ async def test_images_are_added_to_a_version_one_by_one_and_deleted_one_by_one(a
     ]  # fmt: skip
 
 
+async def test_the_same_image_with_other_ways_is_refused_instead_of_called_published(at: Desk) -> None:
+    await publish(at, b"old", "1.0", sequence=10)
+    await publish(at, b"mid", "1.1", sequence=20)
+    made = await publish(at, b"new", "2.0", sequence=30, requires=Bound("1.1", None))
+    assert await publish(at, b"new", "2.0", requires=Bound("1.1", None)) == made
+    assert await publish(at, b"new", "2.0") == made, "nothing is said of the ways: they stay"
+    for said in ({"requires": Bound("1.0", None)}, {"stop": True}):
+        with pytest.raises(ConflictError, match="firmware 2.0 exists already, with other ways to it: .*dfuctl firmware ways 2.0"):
+            await publish(at, b"new", "2.0", **said)
+    with pytest.raises(PeerError, match=r"requires.from: 7.7 is not published"):
+        await publish(at, b"new", "2.0", requires=Bound("7.7", None))
+    assert await at.firmware.get("a", "2.0") == made
+
+
 async def test_a_wanted_version_keeps_its_images(at: Desk) -> None:
     await publish(at, b"one")
     await publish(at, b"two", hardware="y")

@@ -1,4 +1,4 @@
-"""Events as CloudEvents 1.0 in JSON: telemetry with the attributes that drogue-cloud gives its own, changes with the like."""
+"""Telemetry as CloudEvents 1.0 in JSON, with the attributes that drogue-cloud gives its events."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import json
 import math
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
-from dfud.api import ChangeEvent, Telemetry, says_json
+from dfud.api import Telemetry, says_json
 
 TYPE = "io.drogue.event.v1"
-CHANGE_TYPES = {"deployment": "io.dfud.deployment.v1", "rollout": "io.dfud.rollout.v1"}
 DEPTH_MAX = 64  # deeper JSON travels as bytes: the next reader's stack is not ours to fill
 _NONE: Any = object()
 
@@ -45,27 +43,6 @@ def cloud_event(telemetry: Telemetry, instance: str) -> bytes:
         with contextlib.suppress(ValueError, RecursionError):
             return _encode({**event, "data": value})
     return _encode({**event, "data_base64": base64.b64encode(t.body).decode()})
-
-
-def change_event(change: ChangeEvent, instance: str) -> bytes:
-    """Return a change as one line of JSON without its newline. Events of one partitionkey are told in order."""
-    c = change
-    event: dict[str, Any] = {
-        "specversion": "1.0",
-        "id": c.id,
-        "type": CHANGE_TYPES.get(c.kind, f"io.dfud.{c.kind}.v1"),
-        "source": f"dfud://{c.app}/{c.kind}s/{quote(c.subject, safe='')}",
-        "subject": c.subject,
-        "time": datetime.fromtimestamp(c.at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "application": c.app,
-        "partitionkey": f"{c.app}/{c.kind}s/{c.subject}",
-        "instance": instance,
-        "datacontenttype": "application/json",
-        "data": c.data,
-    }
-    if c.kind == "deployment":
-        event["device"] = c.subject
-    return _encode(event)
 
 
 def _encode(event: dict[str, Any]) -> bytes:

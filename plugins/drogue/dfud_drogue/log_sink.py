@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from dfud.api import Bus, ChangeEvent, EventSink, StoreError, Telemetry, note
-from dfud_drogue.cloudevents import change_event, cloud_event
+from dfud.api import Bus, ChangeEvent, EventSink, StoreError, Telemetry, change_event, note
+from dfud_drogue.cloudevents import cloud_event
 from dfud_drogue.config import EventLogConfig
 
 

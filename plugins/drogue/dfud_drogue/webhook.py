@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import trio
 
-from dfud.api import Bus, ChangeEvent, ConfigError, EventSink, StoreError, Telemetry
-from dfud_drogue.cloudevents import change_event, cloud_event
+from dfud.api import Bus, ChangeEvent, ConfigError, EventSink, StoreError, Telemetry, change_event
+from dfud_drogue.cloudevents import cloud_event
 from dfud_drogue.config import WebhookConfig
 
 SECRET_MIN_BYTES = 16

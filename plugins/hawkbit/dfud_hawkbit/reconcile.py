@@ -64,7 +64,7 @@ class _Hawkbit(msgspec.Struct):
 class Reconciler:
     def __init__(self, store: HawkbitStore) -> None:
         self._store = store
-        self._parts = store.parts
+        self._sync = store.sync
         self._records = store.inner
 
     async def run(self, app_name: str, *, dry_run: bool) -> Report:
@@ -73,17 +73,17 @@ class Reconciler:
         if app is None:
             raise NotFoundError(f"no app {app_name}")
         if not dry_run:
-            await self._parts.feed.resync()
+            await self._sync.feed.resync()
         hawkbit = await self._hawkbit(app_name)
         report = Report(rows=[])
         mending: list[tuple[str, Row]] = []  # under "APP/DEVICE", or "firmware APP/VERSION"
-        for name, problem in sorted(self._parts.known.problems.items()):
+        for name, problem in sorted(self._sync.known.problems.items()):
             if name.startswith(f"firmware {app_name}/"):
                 row = Row(name, "", "", "", "refused", f"will try again: {problem}")
                 report.rows.append(row)
                 mending.append((name, row))
         if not dry_run:
-            await self._parts.publishing.retry(app_name)
+            await self._sync.publishing.retry(app_name)
         known: set[str] = set()
         async with aclosing(self._views(app_name)) as views:
             async for view in views:
@@ -125,7 +125,7 @@ class Reconciler:
         hawkbit = await self._hawkbit(app.name, targets) if targets else _Hawkbit()
         for key, row in mending:
             again = None
-            problem = self._parts.known.problems.get(key, "")
+            problem = self._sync.known.problems.get(key, "")
             if not key.startswith("firmware "):
                 name = records.split(key)[1]
                 view = await self._records.device(app.name, name)
@@ -139,13 +139,13 @@ class Reconciler:
 
     async def _worked(self, keys: set[str]) -> set[str]:
         """Wait until the worker has done these, as long as it makes progress; return what is left."""
-        worker = self._parts.worker
+        worker = self._sync.worker
         left, since_s = keys, trio.current_time()
         with trio.move_on_after(MOST_S):
             while left and trio.current_time() - since_s < STILL_S:
                 soon_s = self._store.now() + SOON_S
                 now = worker.work.due(keys, soon_s)
-                now |= {key for key in keys if self._parts.publishing.work.due([key.removeprefix("firmware ")], soon_s)}
+                now |= {key for key in keys if self._sync.publishing.work.due([key.removeprefix("firmware ")], soon_s)}
                 if len(now) < len(left):
                     since_s = trio.current_time()
                 left = now
@@ -167,7 +167,7 @@ class Reconciler:
             after = found[-1].device.name
 
     async def _read(self, app: str, only: Collection[str] = ()) -> _Hawkbit:
-        client = self._parts.client
+        client = self._sync.client
         out = _Hawkbit({}, {}, {})
         query = f"controllerId=={app}:*"
         async with aclosing(client.pages("reconcile", "/targets", Target, q=query, sort="id:ASC")) as pages:
@@ -255,18 +255,18 @@ class Reconciler:
                     row.action = "none: hawkBit does not have what runs"
                     return False
                 path = f"/distributionsets/{known.set_id}/assignedTargets"
-                await self._parts.client.mgmt("reconcile", "POST", path, [{"id": target, "type": "forced"}])
+                await self._sync.client.mgmt("reconcile", "POST", path, [{"id": target, "type": "forced"}])
                 link = msgspec.structs.replace(link, wish="", deployment="", installed="")
             case "refused":
                 link = msgspec.structs.replace(link, wish="", problem="")
             case _:
                 link = msgspec.structs.replace(link, wish="", installed="")
-        work = self._parts.worker.work
+        work = self._sync.worker.work
         work.hold([key])
         try:
             await self._records.commit([records.put(records.LINKS, key, link), records.dirty(key)])
         finally:
-            self._parts.devices.look.add(key)
+            self._sync.devices.look.add(key)
             work.release({key: 0.0})
         return True
 

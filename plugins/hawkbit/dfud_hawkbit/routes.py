@@ -32,18 +32,18 @@ class HawkbitRoutes(UserRoutes):
         async def hawkbit_status() -> Response:
             if not g.user.may("reader", None):
                 return _forbidden("reader")
-            worker, answering = store.parts.worker, store.parts.client.answering
+            worker, answering = store.sync.worker, store.sync.client.answering
             return _json(
                 {
                     "url": store.config.url,
                     "away": worker.health.problem or silence(answering),
                     "answered": feedback.at(answering.answered_s) if answering.answered_s else "",
                     "unansweredSince": feedback.at(answering.since_s) if answering.silent_s() else "",
-                    "owner": store.parts.owner.mark,
-                    "waiting": {"devices": len(worker.work), "firmware": len(store.parts.publishing.work)},
-                    "problems": dict(sorted(store.parts.known.problems.items())[:100]),
-                    "requests": dict(sorted(store.parts.client.requests.items())),
-                    "failures": dict(sorted(store.parts.client.failures.items())),
+                    "owner": store.sync.owner.mark,
+                    "waiting": {"devices": len(worker.work), "firmware": len(store.sync.publishing.work)},
+                    "problems": dict(sorted(store.sync.known.problems.items())[:100]),
+                    "requests": dict(sorted(store.sync.client.requests.items())),
+                    "failures": dict(sorted(store.sync.client.failures.items())),
                 }
             )
 
@@ -73,8 +73,8 @@ class HawkbitRoutes(UserRoutes):
                 raise RefusedError(f"nothing of device {device} waits to be confirmed")
             word = "denied" if request.args.get("deny") == "true" else "confirmed"
             told = {"confirmation": word, "details": feedback.details([f"{word} by {g.user.name}"])}
-            taken = await store.parts.client.feedback(target_id(name, device), "confirmationBase", link.action, told)
-            store.parts.feed.look(key)
+            taken = await store.sync.client.feedback(target_id(name, device), "confirmationBase", link.action, told)
+            store.sync.feed.look(key)
             if not taken:
                 raise RefusedError(
                     f"nothing of device {device} waits to be confirmed in hawkBit any longer: look again"
@@ -96,9 +96,9 @@ async def take_over(store: HawkbitStore, app: str) -> list[str]:
             link = records.decoded(records.LINKS, key, value, Link)
             if link is not None and link.foreign:
                 target = target_id(*records.split(key))
-                await store.parts.owner.take(app, target)
-                store.parts.known.recheck.add(key)
-                store.parts.feed.look(key)
+                await store.sync.owner.take(app, target)
+                store.sync.known.recheck.add(key)
+                store.sync.feed.look(key)
                 taken.append(target)
     return taken
 

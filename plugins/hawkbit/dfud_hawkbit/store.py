@@ -61,9 +61,10 @@ from dfud_hawkbit.worker import Worker
 from dfud_hawkbit.writeback import WriteBack
 
 EVERYTHING = Selector()
+LEAD_S = 10.0  # an earlier process may still be ending
 
 
-class Parts:
+class HawkbitSync:
     """What talks to hawkBit, once the records are known."""
 
     def __init__(self, store: Store, config: HawkbitConfig, now: Callable[[], float]) -> None:
@@ -92,7 +93,7 @@ class HawkbitStore(Store):
         self.records = config.records
         self.now = self._now = now or steady_clock()
         self._records: Store | None = None
-        self._parts: Parts | None = None
+        self._sync: HawkbitSync | None = None
         self._connected = trio.Event()
         self._steps: dict[str, int] = {}
 
@@ -100,8 +101,8 @@ class HawkbitStore(Store):
         """Take the records. Raises ConfigError for secrets that cannot be read."""
         self.config.check()
         self._records = records
-        self.capabilities |= records.capabilities & {Capability.BACKUP, Capability.SHARED}
-        self._parts = Parts(records, self.config, self._now)
+        self.capabilities |= records.capabilities & {Capability.BACKUP}
+        self._sync = HawkbitSync(records, self.config, self._now)
 
     @property
     def inner(self) -> Store:
@@ -110,17 +111,17 @@ class HawkbitStore(Store):
         return self._records
 
     @property
-    def parts(self) -> Parts:
-        if self._parts is None:
+    def sync(self) -> HawkbitSync:
+        if self._sync is None:
             raise StoreError("the store hawkbit has no records yet")
-        return self._parts
+        return self._sync
 
     def connect(self, registry: Any, firmware: Any, bus: Bus) -> None:
         """Take what changes apps, devices and firmware by dfud's rules; from now on hawkBit's wishes are taken up."""
-        parts = self.parts
-        parts.devices.registry, parts.devices.bus, parts.firmware.publisher = registry, bus, firmware
-        for key in parts.devices.look:
-            parts.worker.work.poke(key, self._now())
+        sync = self.sync
+        sync.devices.registry, sync.devices.bus, sync.firmware.publisher = registry, bus, firmware
+        for key in sync.devices.look:
+            sync.worker.work.poke(key, self._now())
         self._connected.set()
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -135,7 +136,6 @@ class HawkbitStore(Store):
             raise
 
     async def _run(self, bus: Bus, task_status: trio.TaskStatus[None]) -> None:
-        parts = self.parts
         keeping = trio.CancelScope(shield=True)  # the records stay open until everybody who writes them has ended
 
         async def keep(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -145,38 +145,47 @@ class HawkbitStore(Store):
         async with trio.open_nursery() as nursery:
             try:
                 await nursery.start(keep)
-                async with parts.client.open(), trio.open_nursery() as working:
-                    parts.devices.bus = bus
-                    await parts.owner.load()
-                    await parts.worker.load()
-                    bus.subscribe(DeviceAddress, parts.known.heard)
-                    working.start_soon(parts.worker.run)
-                    working.start_soon(self._follow, bus)
-                    task_status.started()
-                    await trio.sleep_forever()
+                with trio.move_on_after(LEAD_S) as waiting:
+                    await self._serve(bus, task_status, waiting)
+                raise StoreError("another dfud serves hawkBit from these records: one at a time does", retryable=True)
             finally:
                 keeping.cancel()
 
+    async def _serve(self, bus: Bus, task_status: trio.TaskStatus[None], waiting: trio.CancelScope) -> None:
+        """Serve while this process leads; return when it no longer does. waiting: for the lead, no longer once it has it."""
+        sync = self.sync
+        async with self.inner.lead("hawkbit"):
+            waiting.deadline = float("inf")
+            async with sync.client.open(), trio.open_nursery() as working:
+                sync.devices.bus = bus
+                await sync.owner.load()
+                await sync.worker.load()
+                bus.subscribe(DeviceAddress, sync.known.heard)
+                working.start_soon(sync.worker.run)
+                working.start_soon(self._follow, bus)
+                task_status.started()
+                await trio.sleep_forever()
+
     async def _follow(self, bus: Bus) -> None:
         await self._connected.wait()
-        feed = self.parts.feed
+        feed = self.sync.feed
         async with trio.open_nursery() as nursery:
             nursery.start_soon(forever, "hawkbit.feed", feed.run)
             nursery.start_soon(forever, "hawkbit.windows", feed.windows)
             nursery.start_soon(forever, "hawkbit.seen", partial(feed.seen, bus))
 
     def counters(self) -> Mapping[str, float]:
-        parts = self.parts
+        sync = self.sync
         found = {
-            f'dfud_hawkbit_requests_total{{kind="{k}"}}': float(n) for k, n in sorted(parts.client.requests.items())
+            f'dfud_hawkbit_requests_total{{kind="{k}"}}': float(n) for k, n in sorted(sync.client.requests.items())
         }
         found |= {
-            f'dfud_hawkbit_failures_total{{kind="{k}"}}': float(n) for k, n in sorted(parts.client.failures.items())
+            f'dfud_hawkbit_failures_total{{kind="{k}"}}': float(n) for k, n in sorted(sync.client.failures.items())
         }
-        found["dfud_hawkbit_waiting"] = float(len(parts.worker.work) + len(parts.publishing.work))
-        found["dfud_hawkbit_away"] = float(bool(parts.worker.health.problem))
-        found["dfud_hawkbit_unanswered_seconds"] = parts.client.answering.silent_s()
-        found["dfud_hawkbit_downloads_total"] = float(parts.firmware.downloads)
+        found["dfud_hawkbit_waiting"] = float(len(sync.worker.work) + len(sync.publishing.work))
+        found["dfud_hawkbit_away"] = float(bool(sync.worker.health.problem))
+        found["dfud_hawkbit_unanswered_seconds"] = sync.client.answering.silent_s()
+        found["dfud_hawkbit_downloads_total"] = float(sync.firmware.downloads)
         return found | dict(self.inner.counters())
 
     def problem(self) -> str:
@@ -204,7 +213,7 @@ class HawkbitStore(Store):
         if not extra:
             await self.inner.commit(changes)
             return
-        work, firmware_work = self.parts.worker.work, self.parts.publishing.work
+        work, firmware_work = self.sync.worker.work, self.sync.publishing.work
         work.hold(devices)
         firmware_work.hold(firmwares)
         try:
@@ -221,7 +230,7 @@ class HawkbitStore(Store):
         match change:
             case PutDevice(device):
                 key = records.device_key(device.app, device.name)
-                pulled = self.parts.devices.pulling.get(key)
+                pulled = self.sync.devices.pulling.get(key)
                 if pulled is not None and wish_of(device.spec).version == pulled.wish:
                     extra.append(records.put(records.LINKS, key, pulled))
                     return
@@ -245,7 +254,7 @@ class HawkbitStore(Store):
                         f"firmware {firmware.version} of app {firmware.app} was deleted, and hawkBit keeps its name: "
                         "publish it under another version"
                     )
-                adopted = self.parts.firmware.adopting.get((firmware.app, firmware.sha256))
+                adopted = self.sync.firmware.adopting.get((firmware.app, firmware.sha256))
                 if adopted is not None:
                     extra.append(records.put(records.SETS, key, adopted))
                 else:
@@ -276,7 +285,7 @@ class HawkbitStore(Store):
             return
         link = await records.get(self.inner, records.LINKS, key, Link)
         news = view.actual is None or (view.actual.sha256, view.actual.trial) != (actual.sha256, actual.trial)
-        said = digest_of(attributes_of(DeviceView(view.device, actual), self.parts.owner.mark))
+        said = digest_of(attributes_of(DeviceView(view.device, actual), self.sync.owner.mark))
         if news or link is None:
             devices[key] = self._now()
         elif said != link.attributes:
@@ -320,10 +329,10 @@ class HawkbitStore(Store):
         return await self.inner.updating(app, limit=limit, after=after)
 
     async def own_rollouts(self, app: str) -> list[OwnRollout]:
-        return await rollouts.listed(self.inner, self.parts.client, self.config.url, app)
+        return await rollouts.listed(self.inner, self.sync.client, self.config.url, app)
 
     async def own_rollout(self, app: str, name: str) -> OwnRollout | None:
-        return await rollouts.found(self.inner, self.parts.client, self.config.url, app, name)
+        return await rollouts.found(self.inner, self.sync.client, self.config.url, app, name)
 
     async def find_alias(self, app: str, alias: str) -> str | None:
         return await self.inner.find_alias(app, alias)
@@ -370,6 +379,12 @@ class HawkbitStore(Store):
     async def lead(self, name: str) -> AsyncIterator[None]:
         async with self.inner.lead(name):
             yield
+
+    async def collections(self) -> list[str]:
+        return await self.inner.collections()
+
+    async def scopes(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        return await self.inner.scopes(after=after, limit=limit)
 
     async def tell(self, topic: str, body: bytes) -> None:
         await self.inner.tell(topic, body)

@@ -22,16 +22,18 @@ from dfud.api import (
 from dfud_http.answer import CONTINUE, encode_chunks, encode_plain, encode_reply, etag
 from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
+from dfud_http.lot import Left, Place
 from dfud_http.parse import Fault, HttpRequest, RequestReader, split_target_untrusted
+from dfud_http.stream import PlainStream, TlsStream
 
 RECEIVE_BYTES = 16384
 FAILED = "the request failed; the log of dfud says why"
 NO_ROOM = "too many large requests at a time"
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+Stream = PlainStream | TlsStream
 
 
 class Connection:
-    """Owns the stream's traffic, not its closing."""
+    """Owns the stream's traffic, not its closing. parks: whether a device that waits is left to a lot."""
 
     __slots__ = (
         "_budget",
@@ -41,6 +43,7 @@ class Connection:
         "_encrypted",
         "_endpoint",
         "_held",
+        "_parks",
         "_peer",
         "_reader",
         "_scope",
@@ -58,7 +61,9 @@ class Connection:
         *,
         certificate: bytes,
         encrypted: bool,
+        parks: bool = False,
     ) -> None:
+        self._parks = parks
         self._stream = stream
         self._peer = peer
         self._endpoint = endpoint
@@ -78,8 +83,9 @@ class Connection:
         if not self.busy:
             self._scope.cancel()
 
-    async def serve(self) -> None:
-        """Serve until either side has had enough.
+    async def serve(self, place: Place | None = None) -> Left | None:
+        """Serve until either side has had enough, or until the device waits and nothing else is to be done for it: then return what
+        is to be parked. place: where it was parked till now.
 
         One cancel scope lives as long as the connection, and only its deadline moves: a scope for each step would be a fifth
         of what a poll costs.
@@ -87,20 +93,44 @@ class Connection:
         late = None
         try:
             with self._scope:
-                while True:
+                fault: bytes | Left | None = None if place is None else await self._go_on(place)
+                while fault is None:
                     fault = await self._serve_one()
-                    if fault is not None:
-                        late = fault or None
-                        break
+                if isinstance(fault, Left):
+                    return fault
+                late = fault or None
             if self._scope.cancelled_caught and self._reader.mid_request and not self._draining:
                 late = encode_plain(408, "the request did not come in time")
             if late is not None:
                 with trio.move_on_after(self._config.send_s):
                     await self._stream.send_all(late)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return
+            return None
         finally:
             self._budget.change(self._held, 0)
+        return None
+
+    async def _go_on(self, place: Place) -> bytes | None:
+        """Finish what was under way when the connection left the lot; return as _serve_one()."""
+        if place.rest:
+            self.busy = True
+            self._scope.deadline = trio.current_time() + self._config.send_s
+            await self._stream.send_all(place.rest)
+            self.busy = False
+            return None if place.keep_alive and not self._draining else b""
+        if place.waiting is None:
+            return None
+        self.busy = True
+        return await self._answer_later(place.waiting, place.keep_alive, place)
+
+    async def _answer_later(self, waiting: Waiting, keep_alive: bool, place: Place | None = None) -> bytes | None:
+        reply = await self._wait(waiting, place)
+        if reply is None:
+            return b""
+        self._scope.deadline = trio.current_time() + self._config.send_s
+        await self._stream.send_all(encode_reply(reply, keep_alive and not self._draining))
+        self.busy = False
+        return None if keep_alive and not self._draining else b""
 
     def _feed(self, data: bytes) -> bool:
         """Take what the peer sent; return whether there is room for it."""
@@ -117,8 +147,11 @@ class Connection:
         self._held = held
         return True
 
-    async def _serve_one(self) -> bytes | None:
-        """Take and answer one request; return None to go on, what is still to be sent before closing, or b""."""
+    async def _serve_one(self) -> bytes | Left | None:
+        """Take and answer one request; return None to go on, what is still to be sent before closing, or b"".
+
+        Or what is to be parked: what it waits for, where nothing has come behind it.
+        """
         reader = self._reader
         if not reader.requests:
             end = await self._read_request()
@@ -137,10 +170,12 @@ class Connection:
         del request
         self._account()
         if isinstance(answer, Waiting):
-            reply = await self._wait(answer)
-            if reply is None:
-                return b""
-            answer = encode_reply(reply, keep_alive)
+            idle = not reader.requests and not reader.mid_request and reader.fault is None
+            # What OpenSSL holds already would wake nobody.
+            idle = idle and not (isinstance(self._stream, TlsStream) and self._stream.socket.pending())
+            if self._parks and idle and not self._draining:
+                return Left(answer, keep_alive=keep_alive)
+            return await self._answer_later(answer, keep_alive)
         self._scope.deadline = trio.current_time() + self._config.send_s
         await self._stream.send_all(answer)
         self.busy = False
@@ -157,7 +192,7 @@ class Connection:
             data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
                 return b""
-            if not self._feed(bytes(data)):
+            if not self._feed(data):
                 return encode_plain(503, NO_ROOM, headers=b"retry-after: 10\r\n")
             if reader.requests:
                 break
@@ -227,20 +262,26 @@ class Connection:
             found = await self._endpoint.post(publish)
         return found if isinstance(found, Waiting) else encode_reply(found, keep_alive)
 
-    async def _wait(self, waiting: Waiting) -> Reply | None:
-        """Wait for the reply while watching for the peer's going; None if it has gone."""
+    async def _wait(self, waiting: Waiting, place: Place | None = None) -> Reply | None:
+        """Wait for the reply while watching for the peer's going; None if it has gone. place: where it was waited till now."""
+        if place is not None and place.reply is not None:
+            return place.reply
         if self._draining:
             return waiting.expire()
         reply: Reply | None = None
-        scope = trio.CancelScope(deadline=trio.current_time() + min(waiting.timeout_s, 1e9))
+        until_s = place.until_s if place is not None else trio.current_time() + min(waiting.timeout_s, 1e9)
+        scope = trio.CancelScope(deadline=until_s)
 
         def wake(answer: Reply) -> None:
             nonlocal reply
             reply = answer
             scope.cancel()
 
-        waiting.listen(wake)
-        data: bytes | bytearray | None = None
+        if place is not None:
+            place.woken = wake
+        else:
+            waiting.listen(wake)
+        data: bytes | None = None
         with scope:
             while reply is None:
                 if len(self._reader.requests) >= self._config.pipelined or self._reader.fault is not None:
@@ -248,7 +289,7 @@ class Connection:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
                 if not data:
                     break
-                if not self._feed(bytes(data)):
+                if not self._feed(data):
                     self._reader.fault = Fault(503, NO_ROOM)  # told behind the answer that it waits for
         if reply is not None:
             return reply

@@ -16,7 +16,9 @@ from dfud_http.answer import encode_plain
 from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
 from dfud_http.connection import Connection, Stream
+from dfud_http.lot import Left, Lot, Place
 from dfud_http.parse import RequestReader
+from dfud_http.stream import PlainStream, TlsStream
 
 BACKLOG = 4096
 # accept() fails with these when the process or the machine is out of something: waiting helps, ending would not.
@@ -45,6 +47,7 @@ class HttpTransport(Transport):
         self._addresses: Counter[str] = Counter()
         self._accepting = trio.CancelScope()
         self._gone = trio.Event()
+        self._lot: Lot | None = None
 
     def _load_tls(self) -> ssl.SSLContext | None:
         c = self._config
@@ -76,6 +79,12 @@ class HttpTransport(Transport):
                 urls.append(f"http://{host}:{self._config.redirect_port}")
             # The connections live in the outer nursery: draining ends the accepting only.
             async with trio.open_nursery() as nursery:
+                self._lot = Lot(
+                    self._config.idle_s,
+                    lambda place: nursery.start_soon(self._go_on, place, endpoint),
+                    lambda place: self._closed(place.address),
+                )
+                nursery.start_soon(self._lot.run)
                 task_status.started(urls)
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
@@ -129,71 +138,103 @@ class HttpTransport(Transport):
         address = limited(peer)
         self._open += 1
         self._addresses[address] += 1
+        await self._serve_counted(PlainStream(_taken(stream)), peer, address, endpoint, redirect)
+
+    async def _go_on(self, place: Place, endpoint: Endpoint) -> None:
+        """Serve a connection that was parked; it has been counted all the time."""
+        await self._serve_counted(_stream_of(place.sock), place.peer, place.address, endpoint, None, place)
+
+    async def _serve_counted(
+        self,
+        stream: Stream,
+        peer: str,
+        address: str,
+        endpoint: Endpoint,
+        redirect: int | None,
+        place: Place | None = None,
+    ) -> None:
+        left: Left | None = None
         try:
             with contained("http.connection", peer=peer):
                 try:
                     full = self._open > self._config.connections
-                    if full or self._addresses[address] > self._config.connections_per_address:
+                    if place is not None or isinstance(stream, TlsStream):
+                        left = await self._serve_one(stream, peer, endpoint, place)
+                    elif full or self._addresses[address] > self._config.connections_per_address:
                         await self._refuse(stream)
                     elif redirect is not None:
                         await self._redirect(stream, redirect)
                     else:
-                        await self._serve_one(stream, peer, endpoint)
+                        left = await self._serve_new(stream, peer, endpoint)
                 except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
                     pass  # the peer broke off, or never got as far as a handshake
         finally:
-            self._open -= 1
-            self._addresses[address] -= 1
-            if not self._addresses[address]:
-                del self._addresses[address]
-            await trio.aclose_forcefully(stream)
+            if left is None:
+                self._closed(address)
+                stream.close()
+        if left is not None:
+            assert self._lot is not None and left.sock is not None
+            self._lot.park(left.sock, peer, address, left)
 
-    async def _serve_one(self, stream: trio.SocketStream, peer: str, endpoint: Endpoint) -> None:
-        channel: Stream = stream
-        certificate = b""
-        if self._tls is not None:
-            channel = await self._secure(stream, self._tls, peer)
-            certificate = channel.getpeercert(True) or b""
+    def _closed(self, address: str) -> None:
+        self._open -= 1
+        self._addresses[address] -= 1
+        if not self._addresses[address]:
+            del self._addresses[address]
+
+    async def _serve_new(self, stream: PlainStream, peer: str, endpoint: Endpoint) -> Left | None:
+        secured = await self._secure(stream, self._tls, peer) if self._tls is not None else None
         with contextlib.suppress(OSError):
-            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            (secured or stream).socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        left: Left | None = None
+        try:
+            left = await self._serve_one(secured or stream, peer, endpoint, None)
+        finally:
+            if secured is not None and left is None:
+                secured.close(tell=True)
+        return left
+
+    async def _serve_one(self, stream: Stream, peer: str, endpoint: Endpoint, place: Place | None) -> Left | None:
         connection = Connection(
-            channel,
+            stream,
             peer,
             endpoint,
             self._config,
             self._budget,
-            certificate=certificate,
-            encrypted=self._tls is not None,
+            certificate=stream.certificate() if isinstance(stream, TlsStream) else b"",
+            encrypted=isinstance(stream, TlsStream),
+            parks=self._lot is not None,
         )
         self._connections.add(connection)
         try:
-            await connection.serve()
-            if self._tls is not None:
-                with trio.move_on_after(1):
-                    await channel.aclose()
+            left = await connection.serve(place)
         finally:
             self._connections.discard(connection)
             self._gone.set()
+        if left is not None:
+            left.sock = stream.socket
+        return left
 
-    async def _secure(
-        self, stream: trio.SocketStream, context: ssl.SSLContext, peer: str
-    ) -> trio.SSLStream[trio.SocketStream]:
+    async def _secure(self, stream: PlainStream, context: ssl.SSLContext, peer: str) -> TlsStream:
         """Shake hands, when it is this peer's turn. Whoever has said nothing yet gets none: silence costs no turn."""
         with trio.fail_after(self._config.handshake_s):
             await trio.lowlevel.wait_readable(stream.socket)
         async with self._handshakes.turn(limited(peer)):
-            secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-            with trio.fail_after(self._config.handshake_s):
-                await secured.do_handshake()
+            secured = TlsStream.server(stream.socket, context)
+            try:
+                with trio.fail_after(self._config.handshake_s):
+                    await secured.do_handshake()
+            except BaseException:
+                secured.close()
+                raise
         return secured
 
-    async def _refuse(self, stream: trio.SocketStream) -> None:
+    async def _refuse(self, stream: PlainStream) -> None:
         with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError):
             if self._tls is None:
                 await stream.send_all(encode_plain(503, "too many connections", headers=b"retry-after: 10\r\n"))
-        await trio.aclose_forcefully(stream)
 
-    async def _redirect(self, stream: trio.SocketStream, port: int) -> None:
+    async def _redirect(self, stream: PlainStream, port: int) -> None:
         """Send one request to the TLS port of this host, by the name that the peer has for it.
 
         Its credentials have been shown in clear already, so nothing else is done with it.
@@ -222,6 +263,20 @@ class HttpTransport(Transport):
         self._accepting.cancel()
         for connection in tuple(self._connections):
             connection.drain()
+        if self._lot is not None:
+            await self._lot.drain()
         while self._connections:
             self._gone = trio.Event()
             await self._gone.wait()
+
+
+def _taken(stream: trio.SocketStream) -> socket.socket:
+    """Return the socket of a stream, which is closed by that without the peer's noticing."""
+    family = stream.socket.family
+    taken = socket.socket(family, socket.SOCK_STREAM, fileno=stream.socket.detach())
+    taken.setblocking(False)
+    return taken
+
+
+def _stream_of(sock: socket.socket) -> Stream:
+    return TlsStream(sock) if isinstance(sock, ssl.SSLSocket) else PlainStream(sock)

@@ -330,6 +330,13 @@ class ReadingStore(Store):
         rows = await self._reader.rows(query, collection, *values, limit)
         return [(text(row[0]), bytes(row[1])) for row in rows]
 
+    async def collections(self) -> list[str]:
+        return [text(row[0]) for row in await self._reader.rows("SELECT DISTINCT collection FROM document ORDER BY 1")]
+
+    async def scopes(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        query = "SELECT DISTINCT scope FROM count WHERE scope>? AND number<>0 ORDER BY 1 LIMIT ?"
+        return [text(row[0]) for row in await self._reader.rows(query, after, limit)]
+
     async def counts(self, scope: str) -> dict[str, int]:
         rows = await self._reader.rows("SELECT name, number FROM count WHERE scope=? AND number<>0", scope)
         return {text(row[0]): int(row[1]) for row in rows}

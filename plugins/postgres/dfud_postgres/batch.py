@@ -25,10 +25,11 @@ from dfud_postgres.limits import Limits
 from dfud_postgres.notices import Notices
 from dfud_postgres.wire import Query
 
+# A look by the key for each, whatever the planner thinks of a table that it has no statistics of; in the order that is given.
 LOCK = Query(
-    "SELECT a.app, a.device, a.sequence, a.entries FROM actual a JOIN app p ON p.name=a.app AND NOT p.dropped "
-    "JOIN unnest($1::text[], $2::text[]) k(app, device) ON a.app=k.app AND a.device=k.device "
-    "ORDER BY a.app, a.device FOR UPDATE OF a",
+    "SELECT k.app, k.device, l.sequence, l.entries FROM unnest($1::text[], $2::text[]) k(app, device) CROSS JOIN LATERAL "
+    "(SELECT a.sequence, a.entries FROM actual a WHERE a.app=k.app AND a.device=k.device "
+    "AND EXISTS (SELECT 1 FROM app p WHERE p.name=k.app AND NOT p.dropped) FOR UPDATE OF a) l",
     "TT",
 )
 _ACTUALS = Query(
@@ -62,6 +63,11 @@ _COUNTS = Query(
     "INSERT INTO count SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[]) "
     "ON CONFLICT (scope, name) DO UPDATE SET number=count.number+excluded.number",
     "TTI",
+)
+_FORGET_COUNTS = Query(
+    "DELETE FROM count c USING unnest($1::text[], $2::text[]) k(scope, name) "
+    "WHERE c.scope=k.scope AND c.name=k.name AND c.number=0",
+    "TT",
 )
 _DOCUMENTS = Query(
     "INSERT INTO document SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) "
@@ -172,6 +178,8 @@ class Batch:
                 found.append((_TRIM_HISTORY, _columns(old)))
         if self._counts:
             found.append((_COUNTS, _columns([(*key, number) for key, number in sorted(self._counts.items())])))
+            if less := sorted(key for key, number in self._counts.items() if number <= 0):
+                found.append((_FORGET_COUNTS, _columns(less)))
         if self._documents:
             found.append((_DOCUMENTS, _columns([(*key, value) for key, value in sorted(self._documents.items())])))
         return found

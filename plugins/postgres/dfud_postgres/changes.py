@@ -122,6 +122,8 @@ ADD_COUNTS = Query(
     "ON CONFLICT (scope, name) DO UPDATE SET number=count.number+excluded.number",
     "tTI",
 )
+# Counters that have come back to 0 take no room: their names may be of an hour that is over.
+FORGET_COUNTS = Query("DELETE FROM count WHERE scope=$1 AND name=ANY($2) AND number=0", "tT")
 DELETE_COUNTS = Query("DELETE FROM count WHERE scope=$1", "t")
 
 
@@ -215,7 +217,8 @@ class Changes:
                     notices.document(collection, key)
             case AddCounts(scope, add):
                 ordered = sorted(add.items())
-                await run((ADD_COUNTS, (scope, [n for n, _ in ordered], [v for _, v in ordered])))
+                names = [name for name, _ in ordered]
+                await run((ADD_COUNTS, (scope, names, [v for _, v in ordered])), (FORGET_COUNTS, (scope, names)))
             case DeleteCounts(scope):
                 await run((DELETE_COUNTS, (scope,)))
             case TrimDocuments(collection, keep, below):

@@ -54,6 +54,9 @@ class Leading:
                 if self._leads:
                     await self._ask(_ALIVE)
         finally:
+            leads, self._leads = self._leads, {}
+            for scope in leads.values():
+                scope.cancel()
             self._lose("the store is closed")
 
     @asynccontextmanager

@@ -47,6 +47,8 @@ USERS = Query(
 )
 DOCUMENT = Query("SELECT value FROM document WHERE collection=$1 AND key=$2", "tt")
 COUNTS = Query("SELECT name, number FROM count WHERE scope=$1 AND number<>0", "t")
+COLLECTIONS = Query("SELECT DISTINCT collection FROM document ORDER BY 1")
+SCOPES = Query("SELECT DISTINCT scope FROM count WHERE scope>$1 AND number<>0 ORDER BY 1 LIMIT $2", "ti")
 STORED = Query("SELECT 1 FROM blob WHERE sha256=$1 AND stored", "t")
 _DOCUMENTS = "SELECT key, value FROM document WHERE collection=$1 AND key>=$2 AND key>$3 AND {} ORDER BY key LIMIT $4"
 DOCUMENTS = Query(_DOCUMENTS.format("true"), "ttti")
@@ -100,6 +102,16 @@ def devices(columns: str, selector: Selector) -> tuple[Query, list[object]]:
     )
     text = f"WITH page AS MATERIALIZED ({page}) SELECT {columns} JOIN page g ON g.app=d.app AND g.name=d.name ORDER BY d.name"
     return Query(text, terms.types), terms.values
+
+
+_OPEN = (
+    f"SELECT d.app, d.name FROM device d WHERE d.app=$1 AND d.name>$2 AND NOT d.name=ANY($3) AND {SHOWN} "  # noqa: S608
+    "AND EXISTS (SELECT 1 FROM deployment o WHERE o.app=d.app AND o.device=d.name AND o.open) ORDER BY d.name LIMIT $4"
+)
+UPDATING = Query(
+    f"WITH page AS MATERIALIZED ({_OPEN}) SELECT {VIEW} JOIN page g ON g.app=d.app AND g.name=d.name ORDER BY d.name",
+    "ttTi",
+)
 
 
 def count(selector: Selector) -> tuple[Query, list[object]]:

@@ -166,6 +166,20 @@ class ReadingStore(Store):
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:
         query, values = q.devices(q.VIEW, selector)
+        return await self._views(
+            app, after, lambda bad: self._pool.rows(query, app, after, bad, limit, offset, *values)
+        )
+
+    async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
+        while True:
+            place = after
+            rows = await self._views(app, place, lambda bad: self._pool.rows(q.UPDATING, app, place, bad, limit))  # noqa: B023
+            found = [view for view in rows if view.deployment is not None and not view.deployment.final]
+            if found or not rows:
+                return found
+            after = rows[-1].device.name  # an older one is open, or unreadable
+
+    async def _views(self, app: str, after: str, read: Callable[[list[str]], Awaitable[list[Row]]]) -> list[DeviceView]:
         unread: list[str] = []
 
         def decoded(row: Row) -> DeviceView:
@@ -176,9 +190,7 @@ class ReadingStore(Store):
 
         if not sayable(after):
             return []
-        found = await self._whole(
-            ("device", app), lambda bad: self._pool.rows(query, app, after, bad, limit, offset, *values), decoded
-        )
+        found = await self._whole(("device", app), read, decoded)
         for number, view in enumerate(found):
             if view.device.name in unread:
                 older = await self._older(app, view.device.name)
@@ -290,6 +302,12 @@ class ReadingStore(Store):
             query = q.DOCUMENTS_BELOW
             values.append(beyond)
         return [(row[0], row[1]) for row in await self._pool.rows(query, *values)]
+
+    async def collections(self) -> list[str]:
+        return [row[0] for row in await self._pool.rows(q.COLLECTIONS)]
+
+    async def scopes(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        return [row[0] for row in await self._pool.rows(q.SCOPES, after, limit)]
 
     async def counts(self, scope: str) -> dict[str, int]:
         return dict(await self._pool.rows(q.COUNTS, scope))

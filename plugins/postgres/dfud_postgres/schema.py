@@ -38,6 +38,7 @@ MIGRATIONS = (
         FOREIGN KEY (app, device) REFERENCES actual ON DELETE CASCADE) WITH (fillfactor = 80);
     CREATE INDEX deployment_of ON deployment (app, device, number, created, id);
     CREATE INDEX deployment_open ON deployment (app, version, device) WHERE open;
+    CREATE INDEX deployment_open_of ON deployment (app, device) WHERE open;
     CREATE INDEX deployment_ended ON deployment (created, id) WHERE NOT open;
     CREATE TABLE history (app {C}, device {C}, number bigint, body bytea NOT NULL, at_s float8 NOT NULL,
         id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (app, device, number),

@@ -342,12 +342,12 @@ class Harness:
         """Wait until hawkBit has been told everything."""
 
         async def ask() -> bool:
-            parts = self.store.parts
-            return not parts.worker.work and not parts.publishing.work and not parts.devices.look
+            sync = self.store.sync
+            return not sync.worker.work and not sync.publishing.work and not sync.devices.look
 
         def left() -> tuple[int, int]:
-            parts = self.store.parts
-            return len(parts.worker.work) + len(parts.publishing.work), len(parts.devices.look)
+            sync = self.store.sync
+            return len(sync.worker.work) + len(sync.publishing.work), len(sync.devices.look)
 
         await until("nothing waits for hawkBit", ask, moving=left)
 

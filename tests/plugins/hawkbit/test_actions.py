@@ -135,7 +135,7 @@ async def test_a_wish_that_is_taken_back_while_hawkbit_is_asked_does_not_come_ba
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
         await harness.device()
         await harness.publish("2.0", NEW)
-        client = harness.store.parts.client
+        client = harness.store.sync.client
         ask = client.order
         asked: list[Any] = []
 
@@ -314,9 +314,9 @@ async def test_an_action_waits_for_confirmation(hawkbit: Server, tmp_path: Path,
                 await person.ask("PUT", path, json={"confirmation": "confirmed"})
             else:
                 told = {"confirmation": "confirmed", "details": ["by a user"]}
-                client = harness.store.parts.client
+                client = harness.store.sync.client
                 assert await client.feedback(harness.target(), "confirmationBase", action, told)
-                harness.store.parts.feed.look(f"{harness.app}/d1")
+                harness.store.sync.feed.look(f"{harness.app}/d1")
 
             async def released() -> bool:
                 return bool(await harness.wanted() == {"version": "2.0"})
@@ -352,7 +352,7 @@ async def test_locks_of_what_was_assigned_do_not_disturb(hawkbit: Server, tmp_pa
         await harness.publish("3.0", NEWER)
         await harness.want("3.0", "d1")
         await harness.quiet()
-        assert harness.store.parts.known.problems == {}
+        assert harness.store.sync.known.problems == {}
 
 
 @pytest.mark.parametrize("count", sampled(200, 1000))
@@ -403,8 +403,8 @@ async def test_a_rollout_of_a_thousand_devices(hawkbit: Server, tmp_path: Path, 
         await until("all are updated", all_updated, moving=lambda: len(waiting))
         await until("the rollout is finished", lambda: rollout_is("finished"), moving=counts)
         assert all(device.image == NEW for device in harness.devices.values())
-        assert harness.store.parts.firmware.downloads == 1
-        requests = harness.store.parts.client.requests
+        assert harness.store.sync.firmware.downloads == 1
+        requests = harness.store.sync.client.requests
         print("requests:", dict(requests))
         assert requests["ddi feedback"] <= 4 * count, requests
         assert requests["ddi poll"] <= 2 * count, requests
@@ -415,9 +415,9 @@ async def test_a_confirmation_that_came_too_late_is_not_called_one(hawkbit: Serv
         async with settings(person, user__confirmation__flow__enabled=True):
             await harness.device()
             action = await person.assign(await person.simple_set("2.0", NEW), harness.target(), confirmationRequired=True)
-            harness.store.parts.feed.look(f"{harness.app}/d1")
+            harness.store.sync.feed.look(f"{harness.app}/d1")
             await until("it is on hold", lambda: harness.is_wanted("2.0"))
             told = {"confirmation": "confirmed", "details": ["by a user"]}
-            client = harness.store.parts.client
+            client = harness.store.sync.client
             assert await client.feedback(harness.target(), "confirmationBase", action, told)
             assert not await client.feedback(harness.target(), "confirmationBase", action, told), "it waits no longer"

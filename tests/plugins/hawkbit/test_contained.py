@@ -46,7 +46,7 @@ async def test_records_that_cannot_be_read_are_made_again(hawkbit: Server, tmp_p
             action = await harness.action_of(name)
             await whole_way(harness.simulate(name))
             await until("it is finished", partial(person.finished, harness.target(name), action))
-        assert harness.store.parts.known.problems == {}
+        assert harness.store.sync.known.problems == {}
 
 
 async def test_an_odd_row_of_the_feed_costs_that_row(hawkbit: Hawkbit, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ async def test_an_odd_row_of_the_feed_costs_that_row(hawkbit: Hawkbit, tmp_path:
             return counted("hawkbit.row") >= before + 3
 
         await until("they are counted", seen)
-        assert not harness.store.parts.worker.health.problem
+        assert not harness.store.sync.worker.health.problem
         await whole_way(harness.devices["d1"])
         await until("it is finished", lambda: person.finished(harness.target(), action))
 
@@ -77,7 +77,7 @@ async def test_a_defect_at_one_device_is_that_devices(
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
         await harness.device("d1")
         await harness.device("d2")
-        client, before = harness.store.parts.client, counted("hawkbit.device")
+        client, before = harness.store.sync.client, counted("hawkbit.device")
         ask, broken = getattr(client, step), harness.target("d1")
 
         async def odd(target: str, *arguments: Any, **more: Any) -> Any:
@@ -96,7 +96,7 @@ async def test_a_defect_at_one_device_is_that_devices(
         await until("the other is finished", lambda: person.finished(harness.target("d2"), action["id"]))
 
         async def told() -> bool:
-            problem = harness.store.parts.known.problems.get(f"{harness.app}/d1", "")
+            problem = harness.store.sync.known.problems.get(f"{harness.app}/d1", "")
             return "KeyError" in problem and counted("hawkbit.device") > before
 
         await until("it is counted and told", told)
@@ -114,7 +114,7 @@ async def test_a_defect_in_a_bulk_step_is_found_out_device_by_device(
     async with harness_at(hawkbit, tmp_path) as harness:
         await harness.publish("2.0", NEW)
         await harness.quiet()
-        steps = harness.store.parts.bulk
+        steps = harness.store.sync.bulk
         do = getattr(steps, step)
 
         async def odd(cases: Any) -> None:
@@ -129,7 +129,7 @@ async def test_a_defect_in_a_bulk_step_is_found_out_device_by_device(
         await harness.action_of("d2")
 
         async def told() -> bool:
-            return "ZeroDivisionError" in harness.store.parts.known.problems.get(f"{harness.app}/d1", "")
+            return "ZeroDivisionError" in harness.store.sync.known.problems.get(f"{harness.app}/d1", "")
 
         await until("it is told", told)
         monkeypatch.setattr(steps, step, do)
@@ -140,7 +140,7 @@ async def test_a_defect_at_one_firmware_is_that_ones(
     hawkbit: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
-        firmware = harness.store.parts.firmware
+        firmware = harness.store.sync.firmware
         push = firmware.push
 
         async def odd(app: str, version: str) -> Any:
@@ -158,11 +158,11 @@ async def test_a_defect_at_one_firmware_is_that_ones(
 
         await until("the other is there", there)
         assert await there() == ["2.0"]
-        assert "IndexError" in harness.store.parts.known.problems[f"firmware {harness.app}/1.0"]
+        assert "IndexError" in harness.store.sync.known.problems[f"firmware {harness.app}/1.0"]
         monkeypatch.setattr(firmware, "push", push)
 
         async def both() -> bool:
-            well = f"firmware {harness.app}/1.0" not in harness.store.parts.known.problems
+            well = f"firmware {harness.app}/1.0" not in harness.store.sync.known.problems
             return well and await there() == ["2.0", "1.0"]
 
         await until("it is tried again", both)
@@ -173,7 +173,7 @@ async def test_a_defect_of_the_feed_is_not_its_end(
 ) -> None:
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
         await harness.device()
-        feed, before = harness.store.parts.feed, counted("hawkbit.feed")
+        feed, before = harness.store.sync.feed, counted("hawkbit.feed")
 
         async def odd() -> None:
             monkeypatch.undo()
@@ -205,15 +205,15 @@ async def test_a_device_whose_record_cannot_be_read_is_that_device(
             return await read(app, device)
 
         monkeypatch.setattr(harness.records, "device", odd)
-        harness.store.parts.feed.look(f"{harness.app}/d1")
+        harness.store.sync.feed.look(f"{harness.app}/d1")
         await harness.want("2.0", "d2")
         await harness.action_of("d2")
 
         async def told() -> bool:
-            return "not a record" in harness.store.parts.known.problems.get(f"{harness.app}/d1", "")
+            return "not a record" in harness.store.sync.known.problems.get(f"{harness.app}/d1", "")
 
         await until("it is told", told)
-        assert not harness.store.parts.worker.health.problem
+        assert not harness.store.sync.worker.health.problem
         # Writing it again repairs it, and is not refused for what it was.
         await harness.store.commit([PutDevice(Device(Metadata("d1", harness.app), {"firmware": {"version": "2.0"}}))])
         broken.clear()
@@ -228,7 +228,7 @@ async def test_a_target_that_cannot_be_looked_at_or_deleted_is_that_target(hawkb
     no = b'{"errorCode": "hawkbit.server.error.insufficientpermission", "message": "not allowed"}'
     refusal = Response(403, no, {"content-type": "application/json"})
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
-        known, first, second = harness.store.parts.known, harness.target("d1"), harness.target("d2")
+        known, first, second = harness.store.sync.known, harness.target("d1"), harness.target("d2")
         await person.ask("POST", "/targets", json=[{"controllerId": first}])
         model.fail_next("GET", f"/rest/v1/targets/{first}", refusal, times=100_000)
         model.fail_next("DELETE", f"/rest/v1/targets/{first}", refusal, times=100_000)
@@ -244,7 +244,7 @@ async def test_a_target_that_cannot_be_looked_at_or_deleted_is_that_target(hawkb
             model.fail_next_clear()
             await harness.registered("d1")
             model.fail_next("DELETE", f"/rest/v1/targets/{first}", refusal, times=100_000)
-            before = harness.store.parts.client.requests["mgmt delete"]
+            before = harness.store.sync.client.requests["mgmt delete"]
             for name in ("d1", "d2"):
                 await harness.store.commit([DeleteDevice(harness.app, name)])
 
@@ -259,7 +259,7 @@ async def test_a_target_that_cannot_be_looked_at_or_deleted_is_that_target(hawkb
                 return second not in known.targets
 
             await until("and forgotten here", forgotten)
-            assert harness.store.parts.client.requests["mgmt delete"] - before < 50, "it is tried with pauses"
+            assert harness.store.sync.client.requests["mgmt delete"] - before < 50, "it is tried with pauses"
         finally:
             model.fail_next_clear()
         await harness.quiet()

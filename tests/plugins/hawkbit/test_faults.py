@@ -32,7 +32,7 @@ async def back(server: Hawkbit) -> None:
 
 async def away(harness: Harness) -> None:
     async def ask() -> bool:
-        return bool(harness.store.parts.worker.health.problem)
+        return bool(harness.store.sync.worker.health.problem)
 
     await until("dfud notices", ask)
 
@@ -197,7 +197,7 @@ async def test_a_wrong_secret_is_named_and_harms_nobody(hawkbit: Hawkbit, tmp_pa
 
         async def named() -> bool:
             key = "gateway_token_file" if which == "token" else "password_file"
-            return key in harness.store.parts.worker.health.problem
+            return key in harness.store.sync.worker.health.problem
 
         await until("the wrong key is named", named)
         await harness.stop()
@@ -224,7 +224,7 @@ async def test_an_action_full_of_statuses_still_gets_its_end(hawkbit: Hawkbit, t
         await harness.quiet()
         link = await harness.link()
         assert link is not None and link.full and "uota" in link.problem
-        assert not harness.store.parts.worker.health.problem
+        assert not harness.store.sync.worker.health.problem
         image = await device.download(command)
         device.image, device.version = image, "2.0"
         await device.poll()
@@ -248,10 +248,10 @@ async def test_limits_and_outages_pass_and_are_counted(hawkbit: Hawkbit, tmp_pat
             model.limit_requests = model.outage = None
 
             async def here() -> bool:
-                return not harness.store.parts.worker.health.problem
+                return not harness.store.sync.worker.health.problem
 
             await until("dfud is well again", here)
-            assert harness.store.parts.client.failures[str(status)] > 0
+            assert harness.store.sync.client.failures[str(status)] > 0
         for method, part in (("GET", "deploymentBase"), ("POST", "feedback"), ("GET", "download"), ("GET", "/actions")):
             model.fail_next(method, part, None, carried_out=True)
         action = await person.assign(number, harness.target())
@@ -271,13 +271,13 @@ async def test_a_full_hawkbit_is_named_and_tried_again_on_request(hawkbit: Hawkb
         await harness.device()
         await harness.publish("2.0", NEW)
         await harness.want("2.0")
-        problems = harness.store.parts.known.problems
+        problems = harness.store.sync.known.problems
 
         async def named() -> bool:
             return "Storage quota exceeded" in problems.get(f"firmware {harness.app}/2.0", "")
 
         await until("the quota is named", named)
-        assert not harness.store.parts.worker.health.problem
+        assert not harness.store.sync.worker.health.problem
         await harness.quiet()
         report = await Reconciler(harness.store).run(harness.app, dry_run=False)
         assert any(row.finding == "refused" and "Storage quota exceeded" in row.action for row in report.rows)
@@ -295,7 +295,7 @@ async def test_idle_devices_cost_one_request_a_poll(hawkbit: Hawkbit, tmp_path: 
             await harness.registry.create_device(harness.app, Device(Metadata(f"d{number}")), "test")
             await harness.simulate(f"d{number}").poll()
         await harness.quiet()
-        client = harness.store.parts.client
+        client = harness.store.sync.client
         before = client.requests.copy()
 
         async def polled() -> bool:
@@ -383,10 +383,10 @@ async def test_ten_thousand_idle_devices_cost_what_the_guide_says(hawkbit: Hawkb
         for first in range(0, len(names), 500):
             puts = [PutDevice(Device(Metadata(name, harness.app))) for name in names[first : first + 500]]
             await harness.store.commit(puts)
-        known = harness.store.parts.known
+        known = harness.store.sync.known
         await until("all are registered", lambda: registered(harness, len(names)), moving=lambda: len(known.targets))
         await harness.quiet()
-        client = harness.store.parts.client
+        client = harness.store.sync.client
         before = client.requests.copy()
         for name in names:
             harness.bus.publish(DeviceSeen(harness.app, name, 0.0))
@@ -401,4 +401,4 @@ async def test_ten_thousand_idle_devices_cost_what_the_guide_says(hawkbit: Hawkb
 
 
 async def registered(harness: Harness, count: int) -> bool:
-    return len(harness.store.parts.known.targets) >= count
+    return len(harness.store.sync.known.targets) >= count

@@ -45,7 +45,7 @@ async def test_the_second_dfud_is_refused_with_a_sentence_and_closes_nothing(haw
         async with neighbour_of(one, tmp_path / "two") as two:
             await two.registry.create_device(two.app, Device(Metadata("d1")), "test")
             why = await refused(two)
-            assert one.store.parts.owner.mark in why and "take-over" in why and one.target() in why
+            assert one.store.sync.owner.mark in why and "take-over" in why and one.target() in why
             # It has the image running, and would have said of the other's action that it is done.
             other = two.simulate("d1", NEW, "2.0")
             await other.poll()
@@ -53,8 +53,8 @@ async def test_the_second_dfud_is_refused_with_a_sentence_and_closes_nothing(haw
             await two.want("2.0")
             await two.quiet()
             assert (await person.action(one.target(), action))["active"] is True
-            assert "feedback" not in " ".join(two.store.parts.client.requests)
-            assert why in two.store.parts.known.problems.values()
+            assert "feedback" not in " ".join(two.store.sync.client.requests)
+            assert why in two.store.sync.known.problems.values()
             report = await Reconciler(two.store).run(two.app, dry_run=False)
             assert [(row.finding, row.result) for row in report.rows] == [("of-another-dfud", "")]
         await whole_way(device)
@@ -85,7 +85,7 @@ async def test_targets_from_before_there_were_marks_belong_to_who_comes_first(ha
 
         async def marked() -> bool:
             found = await person.ask("GET", f"/targets/{one.target()}")
-            return bool(found["description"] == one.store.parts.owner.description(one.app))
+            return bool(found["description"] == one.store.sync.owner.description(one.app))
 
         await until("it is marked", marked)
         link = await one.link()
@@ -107,11 +107,11 @@ async def test_what_a_person_describes_stays_and_the_attribute_marks_the_target(
 async def test_the_mark_outlives_a_restart(hawkbit: Server, tmp_path: Path) -> None:
     async with harness_at(hawkbit, tmp_path) as harness:
         await harness.device()
-        mark = harness.store.parts.owner.mark
+        mark = harness.store.sync.owner.mark
         await harness.stop()
         await harness.start()
-        assert harness.store.parts.owner.mark == mark and len(mark) == 16
-        await harness.store.parts.feed.resync()
+        assert harness.store.sync.owner.mark == mark and len(mark) == 16
+        await harness.store.sync.feed.resync()
         await harness.quiet()
         link = await harness.link()
         assert link is not None and link.registered and not link.foreign

@@ -127,7 +127,7 @@ async def test_an_end_that_is_refused_bare_too_is_not_told_and_comes_again(hawkb
             assert await status(person, harness, action) != "error"
             await harness.stop()
             await harness.start()
-            assert "sent again" in harness.store.parts.known.problems[f"{harness.app}/d1"]
+            assert "sent again" in harness.store.sync.known.problems[f"{harness.app}/d1"]
         finally:
             model.fail_next_clear()
         await ends(person, harness, action, "error")
@@ -187,7 +187,7 @@ async def test_a_proxys_not_found_does_not_end_an_action(hawkbit: Hawkbit, tmp_p
         device.image, device.version = image, "2.0"
         await device.poll()
         await ends(person, harness, action, "finished")
-        assert harness.store.parts.client.failures["404"] == 3
+        assert harness.store.sync.client.failures["404"] == 3
 
 
 @pytest.mark.parametrize("code", [301, 302, 202, 204])
@@ -206,7 +206,7 @@ async def test_only_what_hawkbit_answers_itself_counts_as_done(hawkbit: Hawkbit,
             seen: set[str] = set()
 
             async def told() -> bool:
-                parts = harness.store.parts
+                parts = harness.store.sync
                 seen.update([parts.worker.health.problem, *parts.known.problems.values()])
                 return any(f"answered {code}" in text and "expected 200" in text for text in seen)
 

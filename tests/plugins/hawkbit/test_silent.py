@@ -23,7 +23,7 @@ async def test_a_frozen_hawkbit_is_told_with_since_when(hawkbit: Hawkbit, tmp_pa
         action = await person.assign(await person.simple_set("2.0", NEW), harness.target())
         await until("it is wanted", lambda: harness.is_wanted("2.0"))
         await harness.quiet()
-        answering = harness.store.parts.client.answering
+        answering = harness.store.sync.client.answering
         assert silence(answering) == "" and answering.answered_s > 0
         model.frozen = True
         try:
@@ -33,7 +33,7 @@ async def test_a_frozen_hawkbit_is_told_with_since_when(hawkbit: Hawkbit, tmp_pa
 
             await until("it is told", told)
             assert harness.store.counters()["dfud_hawkbit_unanswered_seconds"] > 2.0
-            assert not harness.store.parts.worker.health.problem
+            assert not harness.store.sync.worker.health.problem
             await whole_way(device)
             assert device.image == NEW, "the device is served"
         finally:
@@ -49,7 +49,7 @@ async def test_a_request_has_its_time_however_slowly_it_is_answered(hawkbit: Haw
     async with harness_at(hawkbit, tmp_path, timeout_s=0.3) as harness:
         await harness.device()
         await harness.quiet()
-        health, answering = harness.store.parts.worker.health, harness.store.parts.client.answering
+        health, answering = harness.store.sync.worker.health, harness.store.sync.client.answering
         model.frozen = True
         try:
 

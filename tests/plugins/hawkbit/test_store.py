@@ -89,4 +89,4 @@ async def test_a_refused_commit_leaves_no_note_for_hawkbit(hawkbit: Server, tmp_
                 await harness.store.commit(refused)
         assert await harness.records.documents("hawkbit.dirty-firmware") == []
         await harness.quiet()
-        assert not harness.store.parts.known.problems
+        assert not harness.store.sync.known.problems

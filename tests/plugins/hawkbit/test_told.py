@@ -36,7 +36,7 @@ async def test_the_devices_address_is_the_targets(hawkbit: Server, tmp_path: Pat
         for address, shown in (("203.0.113.7", "203.0.113.7"), ("2001:db8::7", "2001:0db8:")):
             harness.bus.publish(DeviceAddress(harness.app, "d1", address))
             await device.poll(attributes={"n": address})
-            harness.store.parts.feed.look(f"{harness.app}/d1")
+            harness.store.sync.feed.look(f"{harness.app}/d1")
 
             async def told(shown: str = shown) -> bool:
                 return shown in str((await person.ask("GET", f"/targets/{harness.target()}")).get("address"))
@@ -45,7 +45,7 @@ async def test_the_devices_address_is_the_targets(hawkbit: Server, tmp_path: Pat
         await harness.quiet()
         await harness.stop()
         await harness.start()
-        harness.store.parts.feed.look(f"{harness.app}/d1")
+        harness.store.sync.feed.look(f"{harness.app}/d1")
         await harness.quiet()
         assert "2001:0db8:" in (await person.ask("GET", f"/targets/{harness.target()}"))["address"], "kept over a restart"
 

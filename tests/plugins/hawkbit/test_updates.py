@@ -78,7 +78,7 @@ async def test_another_image_under_the_same_name_in_hawkbit_is_not_overwritten(h
     async with harness_at(hawkbit, tmp_path) as harness, person_at(hawkbit) as person:
         await person.module(harness.app, "2.0", {"x.bin": b"somebody's"})
         await harness.publish("2.0", NEW)
-        problems = harness.store.parts.known.problems
+        problems = harness.store.sync.known.problems
 
         async def told() -> bool:
             return "another image" in problems.get(f"firmware {harness.app}/2.0", "")
@@ -136,7 +136,7 @@ async def test_a_set_assigned_in_hawkbit_reaches_the_device(hawkbit: Server, tmp
             target = harness.target(name)
             await until("it is installed", partial(_is_installed, person, target, "5.1"))
             assert (await person.actions(target))[0]["status"] == "finished"
-        assert harness.store.parts.firmware.downloads == 1, "an artifact is downloaded once, not once a device"
+        assert harness.store.sync.firmware.downloads == 1, "an artifact is downloaded once, not once a device"
         firmware = await harness.store.firmware(harness.app, "5.1")
         assert firmware is not None and firmware.sha256 == digest(NEW) and firmware.uploaded_by == "hawkbit"
 
@@ -377,4 +377,4 @@ async def test_a_manifest_that_is_replaced_is_replaced_in_hawkbit(hawkbit: Serve
             said.append(base64.b64decode(rows["dfud.manifest"]))
             assert said[-1] == envelope and rows["dfud.sequence"] == str(sequence)
         assert said[0] != said[1]
-        assert harness.store.parts.known.problems == {}
+        assert harness.store.sync.known.problems == {}

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dfud_http.config import HttpConfig
 from dfud_http.transport import HttpTransport
 
-from dfud.api import ConfigError
+from dfud.api import Code, ConfigError, Reply
 from dfud.testing.transport import AUTHORIZATION, FakeEndpoint
 
 REQUEST = b"POST /v1/dfu HTTP/1.1\r\nAuthorization: " + AUTHORIZATION + b"\r\nConnection: close\r\nContent-Length: 1\r\n\r\n\x81"
@@ -166,3 +166,75 @@ async def test_who_does_not_finish_the_handshake_in_time_is_dropped(nursery: tri
         assert not (await heard(port, begun)).startswith(b"HTTP")
     assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200")
     assert len(endpoint.requests) == 1
+
+
+PARKED = b"POST /v1/dfu?ct=60 HTTP/1.1\r\nAuthorization: " + AUTHORIZATION + b"\r\nContent-Length: 1\r\n\r\n\x81"
+
+
+async def test_a_device_that_waits_over_tls_has_no_task_and_goes_on(nursery: trio.Nursery, tmp_path: Path) -> None:
+    for name in ("server", "client"):
+        make_certificate(tmp_path, name)
+    transport, endpoint, port = await start(nursery, tmp_path)
+    context = ssl.create_default_context(cafile=tmp_path / "server.pem")
+    stream = trio.SSLStream(
+        await trio.open_tcp_stream("127.0.0.1", port), context, server_hostname="127.0.0.1", https_compatible=True
+    )
+    with trio.fail_after(120):
+        for _ in range(2):
+            await stream.send_all(PARKED)
+            while transport._lot is None or len(transport._lot) != 1:
+                await trio.sleep(0.01)
+            assert not transport._connections
+            endpoint.wake(Reply(Code.COMMAND, "dfu", b"new"))
+            answer = b""
+            while not answer.endswith(b"new"):
+                answer += await stream.receive_some(4096)
+        await stream.send_all(REQUEST)
+        assert b"200" in b"".join([data async for data in stream])
+    while transport._open:
+        await trio.sleep(0.01)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_goes_while_it_waits_over_tls_is_noticed(nursery: trio.Nursery, tmp_path: Path) -> None:
+    for name in ("server", "client"):
+        make_certificate(tmp_path, name)
+    transport, endpoint, port = await start(nursery, tmp_path)
+    context = ssl.create_default_context(cafile=tmp_path / "server.pem")
+    stream = trio.SSLStream(
+        await trio.open_tcp_stream("127.0.0.1", port), context, server_hostname="127.0.0.1", https_compatible=True
+    )
+    with trio.fail_after(120):
+        await stream.send_all(PARKED)
+        while not endpoint.parked:
+            await trio.sleep(0.01)
+        await stream.aclose()
+        while endpoint.parked or transport._open:
+            await trio.sleep(0.01)
+    assert endpoint.last_waiting is not None and endpoint.last_waiting.ended == "cancelled"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_session_is_resumed_by_its_ticket(nursery: trio.Nursery, tmp_path: Path) -> None:
+    for name in ("server", "client"):
+        make_certificate(tmp_path, name)
+    _, _, port = await start(nursery, tmp_path)
+
+    def twice() -> list[bool]:
+        context = ssl.create_default_context(cafile=tmp_path / "server.pem")
+        reused: list[bool] = []
+        session = None
+        for _ in range(2):
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secured,
+            ):
+                secured.sendall(REQUEST)
+                while secured.recv(4096):
+                    pass
+                session = secured.session
+                reused.append(bool(secured.session_reused))
+        return reused
+
+    assert await trio.to_thread.run_sync(twice) == [False, True]
+    nursery.cancel_scope.cancel()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 from dfud_postgres.config import PostgresConfig
 
@@ -32,6 +33,7 @@ class Server:
         self._bin = Path(require("postgres")).parent
         self._process: subprocess.Popen[bytes] | None = None
         self._settings = settings
+        self.port = 5432
 
     def _as(self) -> dict[str, str | int]:
         # initdb and the server refuse to run as root.
@@ -44,6 +46,12 @@ class Server:
         command = [self._bin / "initdb", "-D", self.data, "-U", "admin", "--auth=trust", "-E", "UTF8", "--locale=C", "-N"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as())  # type: ignore[call-overload]
         self.configure()
+
+    def own(self, path: Path) -> None:
+        """Give a file to the server alone."""
+        path.chmod(0o600)
+        if os.getuid() == 0:
+            shutil.chown(path, "nobody", "nogroup")
 
     def configure(self, more: str = "") -> None:
         with (self.data / "postgresql.conf").open("a") as file:
@@ -74,12 +82,13 @@ class Server:
         if process is None:
             return
         if how is signal.SIGKILL:
-            os.killpg(process.pid, how)
+            everybody = _family(process.pid)
+            for one in everybody:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
             process.wait()
-            # The children share memory with what follows until they are gone.
-            deadline = time.monotonic() + START_S
-            while _group_lives(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            # They share memory with what follows until they are gone.
+            psutil.wait_procs(everybody, timeout=START_S)
         else:
             process.send_signal(how)
             process.wait()
@@ -87,10 +96,13 @@ class Server:
     def pause(self, how: signal.Signals) -> None:
         """SIGSTOP or SIGCONT to the whole server."""
         assert self._process is not None
-        os.killpg(self._process.pid, how)
+        for one in _family(self._process.pid):
+            one.send_signal(how)
 
     def admin(self, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(f"host={self.directory} user=admin dbname={database}", autocommit=True)
+        return psycopg.connect(
+            f"host={self.directory} port={self.port} user=admin dbname={database}", autocommit=True
+        )
 
     def run(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         with self.admin(database) as connection:
@@ -98,19 +110,17 @@ class Server:
             return cursor.fetchall() if cursor.description is not None else []
 
 
-def _group_lives(group: int) -> bool:
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] != "Z":
-                return True
-    return False
+def _family(pid: int) -> list[psutil.Process]:
+    """Return the server and its processes; each of them has a session of its own."""
+    server = psutil.Process(pid)
+    return [server, *server.children(recursive=True)]
 
 
 @contextlib.contextmanager
 def running(settings: str = "") -> Iterator[Server]:
     """Start a server of one's own."""
-    directory = Path(tempfile.mkdtemp(prefix="dfud-pg-"))
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(prefix="dfud-pg-", dir=memory if os.access(memory, os.W_OK) else None))
     server = Server(directory, settings)
     try:
         server.init()
@@ -121,18 +131,26 @@ def running(settings: str = "") -> Iterator[Server]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def config_for(directory: Path, socket: str = "", **more: object) -> PostgresConfig:
+def config_for(directory: Path, socket: str = "", port: int = 5432, **more: object) -> PostgresConfig:
     """Return the section for the database that belongs to a directory; make it if it is not there, owned by a role without rights."""
     socket = socket or os.environ[SOCKET]
     name = "t" + hashlib.sha256(str(directory).encode()).hexdigest()[:24]
-    _make(socket, name)
-    given: dict[str, object] = {"host": socket, "database": name, "user": "dfud", "blobs_path": str(directory / "blobs")}
+    _make(socket, port, name)
+    given: dict[str, object] = {"host": socket, "port": port, "database": name, "user": "dfud"}
+    given["blobs_path"] = str(directory / "blobs")
     return PostgresConfig(**(given | more))  # type: ignore[arg-type]
 
 
+def forget(server: Server) -> None:
+    """Drop the databases that tests have made."""
+    _make.cache_clear()
+    for (name,) in server.run("SELECT datname FROM pg_database WHERE datname LIKE 't%' AND length(datname) = 25"):
+        server.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @functools.cache
-def _make(socket: str, name: str) -> None:
-    with psycopg.connect(f"host={socket} user=admin dbname=postgres", autocommit=True) as admin:
+def _make(socket: str, port: int, name: str) -> None:
+    with psycopg.connect(f"host={socket} port={port} user=admin dbname=postgres", autocommit=True) as admin:
         with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
             admin.execute("CREATE ROLE dfud LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE")
         with contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):

@@ -1,0 +1,3 @@
+.PHONY: bench-tls
+bench-tls: setup
+	$(BIN)/python -m bench.tls

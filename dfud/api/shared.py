@@ -1,0 +1,71 @@
+"""Failures that count in every process on one store, so that guessing at several of them gains nothing.
+
+They are gathered for a moment, so that a storm of wrong guesses becomes a few messages. One that is lost makes the limit milder for
+that minute, never stricter; and nothing is sent where one process has the store for itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from dfud.api.events import Bus, Told
+from dfud.api.guard import contained
+from dfud.api.store import TOLD_BYTES_MAX, Capability, Store
+
+GATHER_S = 0.2
+GATHERED_MAX = 10_000
+NUMBER_MAX = 1_000_000
+Key = tuple[str, ...]
+
+
+class SharedFailures:
+    """topic: apart from other counters'. heard(key, number): count what failed at another process."""
+
+    def __init__(self, store: Store, bus: Bus, topic: str, heard: Callable[[Key, int], None]) -> None:
+        self._store = store
+        self._topic = f"failures.{topic}"
+        self._heard = heard
+        self._gathered: Counter[Key] = Counter()
+        self._news = trio.Event()
+        bus.subscribe(Told, self._told)
+
+    def add(self, key: Key) -> None:
+        """Something failed here. Never blocks."""
+        if Capability.SHARED in self._store.capabilities and (
+            key in self._gathered or len(self._gathered) < GATHERED_MAX
+        ):
+            self._gathered[key] += 1
+            self._news.set()
+
+    def _told(self, event: Told) -> None:
+        if event.topic == self._topic:
+            for key, number in msgspec.msgpack.decode(event.body, type=list[tuple[Key, int]]):
+                self._heard(key, min(number, NUMBER_MAX))
+
+    async def run(self) -> None:
+        """Tell the others, until cancelled."""
+        while True:
+            await self._news.wait()
+            await trio.sleep(GATHER_S)
+            self._news = trio.Event()
+            gathered, self._gathered = self._gathered, Counter()
+            part: list[tuple[Key, int]] = []
+            size = 0
+            for key, number in gathered.items():
+                one = len(msgspec.msgpack.encode((key, number)))
+                if size + one > TOLD_BYTES_MAX - 16:
+                    await self._tell(part)
+                    part, size = [], 0
+                if one <= TOLD_BYTES_MAX - 16:
+                    part.append((key, number))
+                    size += one
+            if part:
+                await self._tell(part)
+
+    async def _tell(self, part: list[tuple[Key, int]]) -> None:
+        with contained("failures.tell"):
+            await self._store.tell(self._topic, msgspec.msgpack.encode(part))

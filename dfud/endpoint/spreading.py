@@ -1,0 +1,31 @@
+"""When devices come back: not all of them at once, whatever they have in common. Pure, but for chance."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import msgspec
+
+from dfud.api import Reply
+from dfud.endpoint.replies import AWAY
+from dfud.wire.messages import Command, Type
+
+SPREAD_FROM_S = 60  # a shorter wait is for something that is being made
+
+
+def spread(command: Command, app: str, device: str, share: float) -> Command:
+    """Return the command with the time until the next poll made longer or shorter by up to `share` of it.
+
+    By how much is the device's own and stays: so two of them that started together drift apart, and one that asks twice is told
+    the same.
+    """
+    if not share or command.poll_s < SPREAD_FROM_S or command.type not in (Type.SYNC, Type.WAIT):
+        return command
+    place = zlib.crc32(f"{app}\0{device}".encode("utf-8", "surrogatepass")) / 0xFFFFFFFF * 2 - 1
+    return msgspec.structs.replace(command, poll_s=max(1, round(command.poll_s * (1 + share * place))))
+
+
+def away(longest_s: int) -> Reply:
+    """Return the answer to one of many who come at once: each comes back at another time."""
+    return msgspec.structs.replace(AWAY, retry_after_s=random.randint(1, longest_s))  # noqa: S311 - not a secret

@@ -1,0 +1,142 @@
+"""A store is copied whole to PostgreSQL and back, goes on where it was ended, and says where a copy differs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from dfud_local.store import LocalStore
+from dfud_postgres.store import PostgresStore
+
+from dfud.api import (
+    Actual,
+    AddCounts,
+    Bus,
+    HistoryEntry,
+    PutActual,
+    PutApp,
+    PutDeployment,
+    PutDevice,
+    PutDocument,
+    PutFirmware,
+    SetFirmware,
+    State,
+    Store,
+    StoreError,
+)
+from dfud.daemon.copying import Copy
+from dfud.testing.store import a_blob, a_deployment, a_device, a_firmware, an_app
+from dfud.testing.store_values import with_image
+from tests.plugins.postgres.server import Server, config_for
+
+DEVICES = 170
+
+
+@asynccontextmanager
+async def opened(*stores: Store) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        for store in stores:
+            await nursery.start(store.run, Bus())
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def fill(store: Store) -> None:
+    await store.commit([PutApp(an_app(team="x")), PutApp(an_app("app2"))])
+    async with a_blob(store, b"some") as first, a_blob(store, b"more") as second:
+        await store.commit([PutFirmware(with_image(a_firmware(first), second)), PutFirmware(a_firmware(second, app="app2"))])
+    await store.commit([PutDevice(a_device(f"d{n:03}", spec={"alias": [f"x{n}"]}, ring=str(n % 3))) for n in range(DEVICES)])
+    await store.commit([SetFirmware("app1", ("d001", "d002"), {"version": "1.0"}, "next")])
+    for n in range(0, DEVICES, 7):
+        name = f"d{n:03}"
+        await store.commit([PutActual(Actual("app1", name, "1.0", "ab" * 32, "esp32c3", seen_s=float(n)))])
+        for number, state in enumerate((State.DONE, State.FETCHING), 1):
+            made = msgspec.structs.replace(a_deployment(10 * n + number, state, device=name), number=number)
+            entry = HistoryEntry(made.id, "app1", name, float(number), state, "1.0", text="ü")
+            await store.commit([PutDeployment(made, entry), PutDeployment(made, entry)])
+    await store.commit([PutDocument("c", f"k{n:04}", bytes([n % 256])) for n in range(450)])
+    await store.commit([AddCounts("s", {"a": 3, "b": -4}), AddCounts("t", {"a": 1})])
+
+
+class Ended(Exception):
+    """As `kill -9` is to a copy: it never comes to its next line."""
+
+
+async def copy_until(source: Store, target: Store, steps: int) -> list[str]:
+    """Copy, and end after so many steps."""
+    left = steps
+
+    def told(what: str, number: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Ended
+
+    return await Copy(source, target, told).run()
+
+
+async def test_a_store_comes_over_whole_wherever_it_was_ended_and_back(postgres: Server, tmp_path: Path) -> None:
+    source, target = LocalStore(tmp_path / "state"), PostgresStore(config_for(tmp_path))
+    ended = 0
+    async with opened(source, target):
+        await fill(source)
+        for steps in range(0, 100, 3):
+            try:
+                lines = await copy_until(source, target, steps)
+            except Ended:
+                ended += 1
+                continue
+            break
+        assert ended > 3
+        assert f"devices: {DEVICES}" in lines and "images: 3" in lines and "documents: 450" in lines
+        found = await target.device("app1", "d007")
+        before = await source.device("app1", "d007")
+        assert found is not None and before is not None
+        assert (found.device, found.actual, found.deployment) == (before.device, before.actual, before.deployment)
+        assert await target.find_alias("app1", "x7") == "d007" and await target.counts("s") == {"a": 3, "b": -4}
+        assert "store.copy" not in await target.collections()
+        back = LocalStore(tmp_path / "back")
+        async with opened(back):
+            again = await Copy(target, back, lambda what, number: None).run()
+        assert again[:-1] == lines[:-1] and again[-1].rpartition(" ")[2] == lines[-1].rpartition(" ")[2], "another digest"
+        with pytest.raises(StoreError, match="not empty"):
+            await Copy(source, target, lambda what, number: None).run()
+
+
+async def test_a_source_that_changed_meanwhile_is_told_of(postgres: Server, tmp_path: Path) -> None:
+    source, target = LocalStore(tmp_path / "state"), PostgresStore(config_for(tmp_path))
+    async with opened(source, target):
+        await fill(source)
+        with pytest.raises(Ended):
+            await copy_until(source, target, 6)
+        await source.commit([PutDevice(a_device("d000", version="changed"))])
+        with pytest.raises(StoreError, match="differs in devices of app app1: the source was changed"):
+            await Copy(source, target, lambda what, number: None).run()
+        with pytest.raises(StoreError, match="unfinished copy of local"):
+            await Copy(PostgresStore(config_for(tmp_path)), target, lambda what, number: None).run()
+
+
+def test_the_command_copies_and_says_what_is_there(postgres: Server, tmp_path: Path) -> None:
+    async def prepare() -> None:
+        source = LocalStore(tmp_path / "state")
+        async with opened(source):
+            await fill(source)
+
+    trio.run(prepare)
+    config = config_for(tmp_path)
+    (tmp_path / "dfud.toml").write_text(
+        f'[plugins]\nenabled = ["local", "postgres", "http"]\n[store.local]\npath = "{tmp_path}/state"\n'
+        f'[store.postgres]\nhost = "{config.host}"\ndatabase = "{config.database}"\nblobs_path = "{tmp_path}/blobs"\n'
+    )
+    command = [sys.executable, "-m", "dfud.daemon", "store", "copy", "--config", str(tmp_path / "dfud.toml")]
+    run = subprocess.run([*command, "--from", "local", "--to", "postgres"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"devices: {DEVICES}\n" in run.stdout and "hold the same, SHA-256" in run.stdout
+    again = subprocess.run([*command, "--from", "local", "--to", "postgres"], capture_output=True, text=True)
+    assert again.returncode == 2 and "not empty" in again.stderr and "Traceback" not in again.stderr

@@ -1,0 +1,209 @@
+"""Images in a real S3 service: brought, verified, kept for a while, removed; and a service that is away or lies."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from dfud_postgres.store import PostgresStore
+from dfud_s3.config import S3Config
+from dfud_s3.place import S3Place
+
+from dfud.api import Bus, ConfigError, DeleteFirmware, PutApp, PutFirmware, Store, StoreError
+from dfud.testing.store import a_blob, a_firmware, an_app, image_of
+from dfud.testing.store_blobs import BlobConformance
+from tests.plugins.postgres.server import Server, config_for
+from tests.real_parts import find
+
+KEY, SECRET = "access", "very-secret-words"
+LATEST_S = 60.0
+
+
+class Gateway:
+    """A versitygw over a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        found = find("versitygw")
+        if found is None:
+            message = "real part missing: versitygw (`make setup` builds it where there is a Go)"
+            if os.environ.get("CI") and shutil.which("go"):
+                pytest.fail(message)
+            pytest.skip(message)
+        self._command = found
+        self.objects = directory / "objects"
+        (self.objects / "images").mkdir(parents=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
+        command = [self._command, "--port", f"127.0.0.1:{self.port}", "posix", "--nometa", str(self.objects)]
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            assert self._process.poll() is None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def object(self, sha256: str) -> Path:
+        return self.objects / "images" / "blobs" / sha256[:2] / sha256
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    made = Gateway(tmp_path / "gateway")
+    made.start()
+    yield made
+    made.stop()
+
+
+def place_of(gateway: Gateway, directory: Path, **more: object) -> S3Place:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "secret").write_text(SECRET + "\n")
+    given: dict[str, object] = {
+        "endpoint": gateway.url,
+        "bucket": "images",
+        "access_key": KEY,
+        "secret_file": str(directory / "secret"),
+        "cache_path": str(directory / "cache"),
+        "timeout_s": 3.0,
+    }
+    return S3Place(S3Config(**(given | more)))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def opened(place: S3Place) -> AsyncIterator[S3Place]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(place.run)
+        yield place
+        nursery.cancel_scope.cancel()
+
+
+async def put(place: S3Place, data: bytes) -> str:
+    sha256 = hashlib.sha256(data).hexdigest()
+    await place.put(sha256, io.BytesIO(data), len(data))
+    return sha256
+
+
+async def read(place: S3Place, sha256: str) -> bytes | None:
+    async with place.get(sha256) as path:
+        return None if path is None else path.read_bytes()
+
+
+async def test_what_is_put_is_read_by_another_and_removed(gateway: Gateway, tmp_path: Path) -> None:
+    async with opened(place_of(gateway, tmp_path / "a")) as one, opened(place_of(gateway, tmp_path / "b")) as other:
+        data = os.urandom(3_000_000)
+        sha256 = await put(one, data)
+        assert gateway.object(sha256).read_bytes() == data
+        assert await read(other, sha256) == data
+        await put(other, data)
+        await one.remove(sha256)
+        await one.remove(sha256)
+        assert await read(one, sha256) is None
+        assert not gateway.object(sha256).exists()
+
+
+async def test_wrong_bytes_are_never_lent(gateway: Gateway, tmp_path: Path) -> None:
+    async with opened(place_of(gateway, tmp_path / "a")) as place:
+        sha256 = await put(place, b"the image")
+        gateway.object(sha256).write_bytes(b"another!!")
+        with pytest.raises(StoreError, match="other bytes than image") as refused:
+            await read(place, sha256)
+        assert refused.value.retryable and list((tmp_path / "a" / "cache").iterdir()) == []
+        gateway.object(sha256).write_bytes(b"the image")
+        assert await read(place, sha256) == b"the image"
+        (tmp_path / "a" / "cache" / sha256).write_bytes(b"bit rot!!")
+        assert await read(place, sha256) == b"the image", "a copy that is damaged is fetched anew"
+        with pytest.raises(StoreError):
+            await place.put("00" * 32, io.BytesIO(b"x"), 1)  # the service compares the digest
+
+
+async def test_the_copies_stay_within_their_limit_but_for_those_in_use(gateway: Gateway, tmp_path: Path) -> None:
+    async with opened(place_of(gateway, tmp_path / "a", cache_max_bytes=2500)) as place:
+        digests = [await put(place, bytes([n]) * 1000) for n in range(5)]
+        async with place.get(digests[0]) as held:
+            assert held is not None
+            for n, sha256 in enumerate(digests):
+                assert await read(place, sha256) == bytes([n]) * 1000
+            assert held.read_bytes() == bytes(1000)
+        kept = {path.name for path in (tmp_path / "a" / "cache").iterdir()}
+        assert len(kept) <= 2 and digests[4] in kept
+
+
+async def test_a_service_that_is_away_is_told_of_and_comes_back(gateway: Gateway, tmp_path: Path) -> None:
+    async with opened(place_of(gateway, tmp_path / "a", timeout_s=1.0)) as place:
+        sha256 = await put(place, b"the image")
+        gateway.stop()
+        with trio.fail_after(LATEST_S):
+            with pytest.raises(StoreError, match="S3 is away") as refused:
+                await read(place, sha256)
+            with pytest.raises(StoreError, match="S3 is away"):
+                await put(place, b"another")
+        assert refused.value.retryable
+        gateway.start()
+        assert await read(place, sha256) == b"the image"
+
+
+async def test_check_says_what_is_wrong(gateway: Gateway, tmp_path: Path) -> None:
+    await place_of(gateway, tmp_path / "a").check()
+    with pytest.raises(StoreError, match="bucket nowhere is not there"):
+        await place_of(gateway, tmp_path / "a", bucket="nowhere").check()
+    wrong = place_of(gateway, tmp_path / "b")
+    (tmp_path / "b" / "secret").write_text("guessed-words")
+    with pytest.raises(StoreError) as refused:
+        await wrong.check()
+    assert "guessed" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"secret_file .*gone: No such file"):
+        await place_of(gateway, tmp_path / "a", secret_file=str(tmp_path / "gone")).check()
+
+
+class TestPostgresOnS3(BlobConformance):
+    """The store keeps the promise of every store about images, also where their bytes are in a bucket."""
+
+    @pytest.fixture
+    async def store(
+        self, postgres: Server, gateway: Gateway, nursery: trio.Nursery, tmp_path: Path
+    ) -> AsyncIterator[PostgresStore]:
+        store = PostgresStore(config_for(tmp_path, blobs="s3"))
+        store.keep_blobs_in(place_of(gateway, tmp_path / "place"))
+        await nursery.start(store.run, Bus())
+        yield store
+
+
+async def test_an_image_of_one_process_is_read_by_another(postgres: Server, gateway: Gateway, tmp_path: Path) -> None:
+    stores: list[Store] = []
+    async with trio.open_nursery() as nursery:
+        for name in ("one", "other"):
+            store = PostgresStore(config_for(tmp_path, blobs="s3"))
+            store.keep_blobs_in(place_of(gateway, tmp_path / name))
+            await nursery.start(store.run, Bus())
+            stores.append(store)
+        one, other = stores
+        await one.commit([PutApp(an_app())])
+        async with a_blob(one, b"imag") as sha256:
+            await one.commit([PutFirmware(a_firmware(sha256))])
+        assert await image_of(other, sha256) == b"imag"
+        await other.commit([DeleteFirmware("app1", "1.0")])
+        assert await image_of(one, sha256) is None, "its own copy counts for nothing"
+        assert not gateway.object(sha256).exists()
+        nursery.cancel_scope.cancel()
+
+
