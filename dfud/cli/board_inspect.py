@@ -8,7 +8,9 @@ import click
 import msgspec
 
 from dfud.board.look import Look, Space, look_untrusted
+from dfud.board.records import Diagnosis, diagnoses_untrusted
 from dfud.cli.client import CliError, Session
+from dfud.cli.recover import opened, show_state
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table, say
 from dfud.errors import PeerError
@@ -18,9 +20,10 @@ CELLS = 64  # of the picture: a row is a line of so many
 
 
 @click.command("inspect")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--port", help="Ask a board whose bootloader waits for recovery, on this serial line.")
 @pass_session
-def board_inspect(session: Session, file: Path) -> None:
+def board_inspect(session: Session, file: Path | None, port: str | None) -> None:
     """Show what FILE holds: a board.bin, a simulated board's flash.bin, or what esptool's read-flash took out of a chip.
 
     Secrets are not shown; of NVS the names alone.
@@ -29,6 +32,12 @@ def board_inspect(session: Session, file: Path) -> None:
     esptool --chip esp32c3 --port /dev/ttyACM0 read-flash 0 0x400000 flash.bin
     dfuctl board inspect flash.bin
     """
+    if (file is None) == (port is None):
+        raise CliError("what is to be looked at? give FILE, or --port of a board that waits for recovery")
+    if port is not None:
+        _ask(session, port)
+        return
+    assert file is not None
     try:
         found = look_untrusted(file.read_bytes())
     except PeerError as error:
@@ -40,6 +49,18 @@ def board_inspect(session: Session, file: Path) -> None:
         session.show(shown)
         return
     _show(found)
+
+
+def _ask(session: Session, port: str) -> None:
+    """Show what the waiting bootloader says of slots and keys, and its diagnostics."""
+    with opened(port) as line:
+        state = line.state()
+        diagnoses = diagnoses_untrusted(b"".join(line.diagnostics()))
+    if session.json:
+        session.show({**msgspec.to_builtins(state), "diagnoses": msgspec.to_builtins(diagnoses)})
+        return
+    show_state(session, state)
+    _show_diagnoses(diagnoses)
 
 
 def _show(found: Look) -> None:
@@ -72,8 +93,12 @@ def _show(found: Look) -> None:
             f"  {state.number}: slot {state.slot} {state.phase}, crashes {state.crashes}, starts {state.starts}, last change: "
             f"{state.outcome}, written by {state.writer}"
         )
-    say("Diagnostics: " + ("none" if not found.diagnoses else f"{len(found.diagnoses)} records"))
-    for one in found.diagnoses:
+    _show_diagnoses(found.diagnoses)
+
+
+def _show_diagnoses(diagnoses: list[Diagnosis]) -> None:
+    say("Diagnostics: " + ("none" if not diagnoses else f"{len(diagnoses)} records"))
+    for one in diagnoses:
         last = one.text.strip().splitlines()[-1:] or [""]
         say(f"  {one.number}: {one.what} in slot {one.slot}, {one.version}, crashes {one.crashes}: {last[0]}")
 

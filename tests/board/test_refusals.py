@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import trio
 from click.testing import CliRunner
 
 from bootloader.sim import images
@@ -206,3 +207,29 @@ async def test_what_happened_on_a_board_is_read_out_of_its_flash(desk: Desk) -> 
     assert "2: crash in slot 0, v1.26.0, crashes 1" in told
     assert "slot 0 confirmed, crashes 1" in told
     assert "ota_0 *  v1.26.0" in told
+
+
+async def test_a_board_that_waits_for_recovery_is_asked(desk: Desk, nursery: trio.Nursery) -> None:
+    require("micropython")
+    (desk.folder / "stock.bin").write_bytes(download(micropython("v1.26.0", "import network\ndel network.WLAN\n")))
+    desk.image("--wifi", "attic", "--wifi-password-file", str(desk.folder / "secret"), code=0)
+    lamp = Board(desk.folder / "lamp", flash=desk.target.read_bytes())
+    assert await lamp.run_once()
+    lamp.strap = True
+    nursery.start_soon(lamp.run)
+    with trio.fail_after(60):
+        while lamp.recovery_port is None:
+            await trio.sleep(0.02)
+    command = ["--config", str(desk.folder / "c.toml"), "board", "inspect", "--port", lamp.recovery_port]
+    found = await trio.to_thread.run_sync(lambda: CliRunner().invoke(main, command))
+    assert found.exit_code == 0, found.output
+    assert "Waiting because: the recovery pin is held" in found.output
+    assert "* slot 0: v1.26.0, sequence 0" in found.output and "AttributeError" in found.output
+    nursery.cancel_scope.cancel()
+
+
+def test_a_board_is_looked_at_in_one_way(desk: Desk) -> None:
+    told = CliRunner().invoke(main, ["board", "inspect"]).output
+    assert "give FILE, or --port" in told
+    told = CliRunner().invoke(main, ["board", "inspect", "--port", str(desk.folder / "none")]).output
+    assert "cannot be opened" in told
