@@ -72,6 +72,8 @@ async def test_each_command_of_the_page(tmp_path: Path) -> None:
         for line in commands(PAGE):
             if line.startswith("esptool"):
                 assert line in made, "the page shows what `board image` printed"
+                told = await desk(line.replace("/dev/ttyACM0", "./no-port"), code=2)
+                assert "./no-port" in told and "Usage" not in told, "esptool takes the command, and misses the port alone"
                 lamp = Board(tmp_path / "board", flash=(tmp_path / "board.bin").read_bytes())
                 f.boards.append(lamp)
                 f.nursery.start_soon(lamp.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,14 @@ from dfud.board.flashmap import (
     encode_table,
     find,
 )
+from dfud.board.image import Identity, build, envelope_of
 from dfud.board.look import look_untrusted
 from dfud.board.records import decode_trailer_untrusted, encode_keys, encode_trailer, keys_untrusted, states_untrusted
 from dfud.board.software import pack
+from dfud.board.stock import read_stock_untrusted
 from dfud.errors import PeerError
 from dfud.model.layout import SLOT_BYTES
+from tests.board.support import download, micropython
 from tests.real_parts import require
 
 SLOT, NVS = Part(APP, 0x10, 0x10000, 0x1B0000, "ota_0"), Part(DATA, 2, 0x9000, 0x4000, "nvs")
@@ -171,6 +175,38 @@ def test_records_are_the_bootloaders() -> None:
     log = images.state(seq=1, slot=0) + images.state(seq=2, slot=1, phase=1, crashes=2, starts=16, outcome=1)
     last = states_untrusted(log.ljust(8192, b"\xff"))[-1]
     assert (last.number, last.slot, last.phase, last.crashes, last.starts) == (2, 1, "on trial", 2, 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_damage_to_a_flash_breaks_the_reader(seed: int) -> None:
+    """Table, NVS, image header, trailer and file system with wrong bytes: read as far as it goes, or refused in a sentence."""
+    require("riscv-gcc")
+    stock = read_stock_untrusted(download(micropython("v1.24.1")))
+    content = build(
+        flash="4MB",
+        bootloader=(Path(__file__).parents[2] / "build" / "bootloader" / "bootloader.bin").read_bytes(),
+        stock=stock,
+        envelope=envelope_of(stock, "lamps", "esp32c3", b"", []),
+        keys=[],
+        development=set(),
+        identity=Identity(device="lamp1", secret="abc"),
+        files={f"lib/f{size}": bytes(size * 97) for size in range(20)},
+    )
+    assert look_untrusted(content).slots[0].version == "v1.24.1"
+    noise = random.Random(seed)
+    regions = [(0x8000, 0xC00), (0x9000, 0x400), (0x1BF000, 200), (0x370000, 0x8000), (0x10000, 0x80)]
+    read = 0
+    for _ in range(40):
+        damaged = bytearray(content)
+        for _ in range(noise.choice((1, 1, 3, 20))):
+            at, size = noise.choice(regions)
+            damaged[at + noise.randrange(size)] = noise.randrange(256)
+        try:
+            look_untrusted(bytes(damaged))
+            read += 1
+        except PeerError:
+            continue
+    assert 20 < read < 40, f"seed {seed}: the damage was none, or all of it was refused"
 
 
 def test_a_flash_that_no_board_has_is_refused() -> None:
