@@ -1,19 +1,13 @@
-"""A download of stock MicroPython as far as a test can have one: a merged file, whose application is a simulated board's."""
+"""What the tests of boards share: downloads of the simulator's, and an application of two modules."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bootloader.sim.images import image
-from devicefw.sim.firmware import build
-from dfud.board.flashmap import APP, DATA, Part, encode_table
+from devicefw.sim.stock import download, micropython
 
-# ESP-IDF's single application table, as ESP32_GENERIC_C3 is built with.
-STOCK_TABLE = (
-    Part(DATA, 0x02, 0x9000, 0x6000, "nvs"),
-    Part(DATA, 0x01, 0xF000, 0x1000, "phy_init"),
-    Part(APP, 0x00, 0x10000, 0x1F0000, "factory"),
-)
+__all__ = ["application", "download", "micropython"]
+
 APPLICATION = """import asyncio
 
 import dfu
@@ -29,20 +23,6 @@ async def main():
 LAMP = """def on():
     print("app: lamp is on")
 """
-
-
-def micropython(version: str, start: str = "") -> bytes:
-    """Return an application image; start: code that this build of MicroPython runs before boot.py, as a frozen module would."""
-    return build(start, version)
-
-
-def download(application: bytes, *, table: tuple[Part, ...] = STOCK_TABLE) -> bytes:
-    """Return the merged file around an application, as it is downloaded."""
-    flash = bytearray(b"\xff" * 0x10000) + application
-    second_stage, rows = image("stage2"), encode_table(table)
-    flash[: len(second_stage)] = second_stage
-    flash[0x8000 : 0x8000 + len(rows)] = rows
-    return bytes(flash)
 
 
 def application(folder: Path, text: str = APPLICATION) -> Path:
