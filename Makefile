@@ -22,6 +22,7 @@ help:
 	@echo "make clean | distclean           remove what is built | and the environment; var, dfud's state, stays"
 	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
 	@echo "make bench-rollouts | bench-registration   what rollouts cost decisions, and what registering many devices costs"
+	@echo "make bench-tls | bench-overload  what TLS costs beside nginx, and what becomes of far too many reports"
 	@echo "make bench-fleet SIZE=1000000    what a device costs in fleets of that many different ones"
 	@echo "make soak MINUTES=30              hostile strangers beside honest devices: memory flat, nobody waits longer than 1 s"
 	@echo "make bench-year                  what a simulated year of 10,000 devices weighs, month by month"

@@ -60,7 +60,22 @@ class Bench:
         for version, image in (("1.0", OLD), ("1.1", NEW)):
             async with a_blob(self.store, image) as sha256:
                 manifest = unsigned(Manifest("a", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
-                await self.store.commit([PutFirmware(Firmware("a", version, "esp32c3", 1, len(image), sha256, manifest, "raw"))])
+                await self.store.commit(
+                    [
+                        PutFirmware(
+                            Firmware(
+                                app="a",
+                                version=version,
+                                hardware="esp32c3",
+                                sequence=1,
+                                size_bytes=len(image),
+                                sha256=sha256,
+                                manifest=manifest,
+                                kind="raw",
+                            )
+                        )
+                    ]
+                )
 
     async def decide(self) -> float:
         """Return microseconds of CPU for one unchanged status, all devices in turn (a sample of them where there are many)."""

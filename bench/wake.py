@@ -79,7 +79,20 @@ async def main(count: int, profiled: bool) -> None:
                 async with a_blob(store, image) as sha256:
                     manifest = unsigned(Manifest("a", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
                     await store.commit(
-                        [PutFirmware(Firmware("a", version, "esp32c3", 1, len(image), sha256, manifest, "raw"))]
+                        [
+                            PutFirmware(
+                                Firmware(
+                                    app="a",
+                                    version=version,
+                                    hardware="esp32c3",
+                                    sequence=1,
+                                    size_bytes=len(image),
+                                    sha256=sha256,
+                                    manifest=manifest,
+                                    kind="raw",
+                                )
+                            )
+                        ]
                     )
             body = encode_status(Status("1.0", hashlib.sha256(OLD).digest(), "esp32c3", 2, 16384, 1 << 20))
             woken: list[Reply] = []

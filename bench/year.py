@@ -100,7 +100,20 @@ class Year:
             )
             for state in STATES:
                 made = msgspec.structs.replace(made, state=state, updated_s=self.now_s)
-                changes.append(PutDeployment(made, HistoryEntry(made.id, "lamps", name, self.now_s, state, version, "x")))
+                changes.append(
+                    PutDeployment(
+                        made,
+                        HistoryEntry(
+                            deployment=made.id,
+                            app="lamps",
+                            device=name,
+                            at_s=self.now_s,
+                            state=state,
+                            version=version,
+                            event="x",
+                        ),
+                    )
+                )
             for _ in range(15):
                 changes.append(PutActual(Actual("lamps", name, version, made.sha256, "esp32c3", seen_s=self.now_s)))
         await self.store.commit([*changes, audit.entry(self.now_s, "ann", "update-group", "lamps", "x" * 100)])

@@ -40,7 +40,9 @@ def start(config, serve=True):
 
 async def once(config):
     """For a device that sleeps: look for an update once, bring it in if there is one. Returns in how many seconds to do so again."""
-    return await start(config, False).once()
+    from dfu.sleep import once
+
+    return await once(start(config, False))
 
 
 async def _guarded(coroutine):
@@ -68,11 +70,9 @@ def guard(function, start_s=120):
         function()
     except KeyboardInterrupt:
         # Somebody at the console, such as mpremote: that is no hang, so nobody is to reset the chip under their hands.
-        import machine
-        from dfu.trial import feed
+        from dfu.trial import interrupted
 
-        feed(machine, 0)
-        forget("trial")
+        interrupted()
         raise
     except Exception as error:
         fail(CRASHED, error, _agent)

@@ -87,16 +87,11 @@ class Agent:
 
     def confirm(self):
         """The running image is good: it stays."""
-        if self.trial:
+        if self.trial or self.slots.state.crashes:
             from dfu.trial import confirm
 
             confirm(self)
             forget("trial")
-        elif self.slots.state.crashes:
-            try:
-                self.slots.state.append(crashes=0)
-            except OSError as error:
-                print("dfu: flash:", error)  # good firmware goes on, its crashes stay counted
         self.confirmed.set()
 
     # Talking
@@ -144,10 +139,11 @@ class Agent:
             if answer is None or answer is True:
                 return None
             reason, seconds = answer or ("the application is busy", 60)
-            return {0: str(reason)[:64], 1: max(0, int(seconds))}
+            reason, seconds = str(reason), max(0, int(seconds))
         except Exception as error:
             # The users see it; the device goes on as it is.
-            return {0: ("may_update: %s" % error)[:64], 1: 60}
+            reason, seconds = "may_update: %s" % error, 60
+        return {0: reason[:64], 1: seconds}
 
     async def _exchange(self, wait_s):
         """Send a status, return the decoded command and its bytes, or None."""
@@ -176,7 +172,7 @@ class Agent:
         await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
         while True:
             since = time.ticks_ms()
-            wait_s = await self._turn(wait_s, most_s)
+            wait_s = await self.turn(wait_s, most_s)
             if wait_s is None:
                 wait_s = 0
                 await asyncio.sleep_ms(self.backoff.pause_ms(ANSWER))
@@ -187,19 +183,7 @@ class Agent:
                     least_ms, wait_s = wait_s * 1000, 0
                 await asyncio.sleep_ms(max(0, least_ms - time.ticks_diff(time.ticks_ms(), since)))
 
-    async def once(self):
-        """Ask, do what is to be done now, and hang up. Returns after how many seconds to ask again."""
-        wait_s = turns = 0
-        # A server that has more to say, again and again, is asked again after the sleep; on trial it has nothing to say.
-        while wait_s == 0 and turns < (1 if self.trial else 30):
-            wait_s = await self._turn(0, 0)
-            turns += 1
-        await self._close()
-        if wait_s is None:
-            wait_s = self.backoff.pause_ms(ANSWER) // 1000
-        return max(1, wait_s)
-
-    async def _turn(self, wait_s, most_s):
+    async def turn(self, wait_s, most_s):
         """Ask once, do what the answer says. Return how long there is nothing to do, most_s at most if that is not 0; 0: ask at once;
         None: it failed, and is counted."""
         failures = 1
@@ -219,19 +203,19 @@ class Agent:
         except MemoryError as error:
             if self.update is not None:
                 self._failed(INTERNAL, "out of memory")
-            await self._close()  # what it was reading it left in the middle
+            await self.close()  # what it was reading it left in the middle
             gc.collect()
             sys.print_exception(error)
         except Exception as error:
             # Bytes that are no answer, or no link: as if there had been none.
             print("dfu:", error)
-            await self._close()
+            await self.close()
             if isinstance(error, Denied):
                 failures = 7  # what leads to a minute: credentials do not come right by themselves
         for _ in range(failures):
             self.backoff.failed(ANSWER)
 
-    async def _close(self):
+    async def close(self):
         try:
             await self.transport.close()
         except Exception as error:
@@ -254,7 +238,7 @@ class Agent:
                 self._progress()
             elif self.update.written:
                 self.update.switch()
-                await self._close()
+                await self.close()
                 self.machine.reset()
             await self._fetch()
             return 0

@@ -8,7 +8,7 @@ import asyncio
 
 from dfu import flash
 from dfu.backoff import BEGUN
-from dfu.errors import SELF_TEST
+from dfu.errors import SELF_TEST, forget
 
 WDT = 0x60008090
 SLOW_CLOCK_KHZ = 136
@@ -27,6 +27,14 @@ def feed(machine, ms):
     else:
         mem32[WDT] = 0
     mem32[WDT + 0x18] = 0
+
+
+def interrupted():
+    """Somebody is at the console: the watchdog does not reset the chip under their hands."""
+    import machine
+
+    feed(machine, 0)
+    forget("trial")
 
 
 async def watch(agent, fail):
@@ -51,8 +59,14 @@ async def watch(agent, fail):
 
 
 def confirm(agent):
-    """Keep the image. Raises OSError if flash does not take it: the trial goes on then."""
+    """Keep the image. Raises OSError if flash does not take it: the trial goes on then. Without a trial its crashes are forgotten."""
     m, state = agent.slots.manifest, agent.slots.state
+    if not agent.trial:
+        try:
+            state.append(crashes=0)
+        except OSError as error:
+            print("dfu: flash:", error)  # good firmware goes on, its crashes stay counted
+        return
     # Bit 0 of `previous` is the fallback's; behind it the bootloader counts the starts of a trial (bootloader/FORMAT.md).
     changes = {"phase": flash.CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0, "previous": state.previous & 1}
     if m is not None:

@@ -39,7 +39,7 @@ from dfud.api.plugins import (
     hookspec,
     open_to_all,
 )
-from dfud.api.records import read_record
+from dfud.api.records import UNDECODABLE, decode_untrusted, read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.shared import SharedFailures
 from dfud.api.store import (
@@ -97,6 +97,7 @@ from dfud.model.windows import PerMinute
 __all__ = [
     "TOLD_BYTES_MAX",
     "TRIMMED_MAX",
+    "UNDECODABLE",
     "Actual",
     "ActualChanged",
     "AddCounts",
@@ -194,6 +195,7 @@ __all__ = [
     "change_event",
     "chunk_range_untrusted",
     "contained",
+    "decode_untrusted",
     "faults",
     "forever",
     "hookimpl",

@@ -1,4 +1,4 @@
-"""Stored documents as values: one that cannot be read costs itself."""
+"""Bytes as values: a stored document that cannot be read costs itself, and a body of a peer's is refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,20 @@ from typing import Any, TypeVar
 import msgspec
 
 from dfud.api.guard import note
+from dfud.errors import PeerError
 
 T = TypeVar("T")
+# What msgspec raises for bytes that are no such value, whoever wrote them.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
+
+
+def decode_untrusted(what: str, data: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Return JSON from outside as a `kind`. Raises PeerError that says where it is not. what: how the message begins."""
+    try:
+        found: T = msgspec.json.decode(data, type=kind)
+    except UNDECODABLE as error:
+        raise PeerError(f"{what}: {str(error)[:200]}") from None
+    return found
 
 
 def read_record(
@@ -21,7 +33,7 @@ def read_record(
     """
     try:
         found: T = decode(stored, type=kind)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         note(where, error, **about)
         return None
     return found

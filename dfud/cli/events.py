@@ -70,10 +70,10 @@ def dead_list(session: Session, sink: str | None) -> None:
         return
     rows = Table("SINK", "ID", "TIME", "APP", "SUBJECT", "EVENT", "ATTEMPTS", "PROBLEM")
     for one in found:
-        what = f"{one['kind']} {one['data'].get('event', '')}"
-        rows.add_row(
-            one["sink"], one["id"], one["time"], one["app"], one["subject"], what, one["attempts"], one["problem"]
-        )
+        # One whose record cannot be read has its id and problem only.
+        what = f"{one.get('kind', '')} {one.get('data', {}).get('event', '')}".strip()
+        shown = [one.get(key, "") for key in ("time", "app", "subject")]
+        rows.add_row(one["sink"], one["id"], *shown, what, one.get("attempts", ""), one["problem"])
     print_table(rows)
 
 

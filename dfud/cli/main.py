@@ -26,6 +26,7 @@ from dfud.cli.recalls import firmware_recall  # noqa: F401  # it and its like jo
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, command, context, login, token
 from dfud.cli.rollouts import channel, rollout
+from dfud.cli.show import show_json
 from dfud.cli.updates import cancel, drift, explain, follow, history, retry, status, update
 from dfud.errors import DfudError
 from dfud.model.text import visible
@@ -72,8 +73,9 @@ class _Group(click.Group):
 
 def _tell_json(ctx: click.Context, message: str) -> None:
     """With `-o json` standard output holds JSON on errors, too."""
-    if isinstance(ctx.obj, Session) and ctx.obj.json:
-        ctx.obj.show({"error": message})
+    # Before a command is found there is no session yet.
+    if ctx.obj.json if isinstance(ctx.obj, Session) else ctx.params.get("output") == "json":
+        show_json({"error": message})
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -133,13 +133,13 @@ class Line:
             else "signed images"
         )
         return State(
-            REASONS.get(data[1], "unknown"),
-            data[2] if data[2] < 2 else None,
-            keys,
-            flash,
-            image,
-            chunk,
-            (slots[0], slots[1]),
+            reason=REASONS.get(data[1], "unknown"),
+            current=data[2] if data[2] < 2 else None,
+            keys=keys,
+            flash_bytes=flash,
+            image_max_bytes=image,
+            chunk_max_bytes=chunk,
+            slots=(slots[0], slots[1]),
         )
 
     def diagnostics(self) -> list[bytes]:

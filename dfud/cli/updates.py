@@ -10,7 +10,7 @@ from dfud.cli.client import CliError, Session
 from dfud.cli.jobs import finish, no_wait_option, start
 from dfud.cli.jobs import line as line_of
 from dfud.cli.resources import pass_session
-from dfud.cli.show import Table, print_table, say
+from dfud.cli.show import Table, print_table, say, show_json
 from dfud.cli.state import line
 from dfud.cli.watch import Watch, exit_code, firmware_of, show_result, tell_outcomes
 from dfud.model.text import visible_lines
@@ -94,11 +94,11 @@ def update(
         job = job if no_wait else finish(session, job)
         if watch:
             names = list(Group(session, selector).targets)
-        _show_group(session, job, f"should run {version}")
+        _show_group(session, job, f"should run {version}", watch=watch)
     else:
         found = session.request("POST", session.api("update"), json=body)
         if session.json:
-            session.show(found)
+            show_json(found, indent=None if watch else 2)
         elif one:
             say(f"{arguments[0]} should run {version}.")
         else:
@@ -114,9 +114,10 @@ def update(
         ctx.exit(exit_code(outcomes.values()))
 
 
-def _show_group(session: Session, job: dict[str, Any], what: str) -> None:
+def _show_group(session: Session, job: dict[str, Any], what: str, *, watch: bool = False) -> None:
+    """watch: lines follow, so as JSON it is one, too."""
     if session.json:
-        session.show(job)
+        show_json(job, indent=None if watch else 2)
         return
     number = job["matched"] if job["state"] == "running" else job["changed"] + job["unchanged"]
     devices = f"{number} {'device' if number == 1 else 'devices'} {what}"

@@ -31,7 +31,7 @@ from dfud.api import (
     note,
     read_record,
 )
-from dfud.controller.outbox import PAGE, Outbox, dead, waiting
+from dfud.controller.outbox import PAGE, Outbox, dead, time_of_key, waiting
 
 log = logging.getLogger("dfud")
 WINDOW = 1000  # changes of one sink that are in memory
@@ -140,8 +140,7 @@ class Delivery:
                 continue
             if room <= 0:
                 break
-            if key[:20].isdigit():
-                self._behind = max(self._behind, f"{max(0, int(key[:20]) - LATE_NS):020d}")
+            self._behind = max(self._behind, f"{max(0, time_of_key(key) - LATE_NS):020d}")
             event = read_record("outbox.record", raw, ChangeEvent, sink=self.name, key=key)
             if event is None:
                 await self._forget(key)
@@ -299,24 +298,27 @@ class Deliveries:
             for name, one in self.all.items()
         ]
 
-    async def letters(self, sink: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, Letter]]:
-        """Return dead letters, the oldest first. Raises NotFoundError for a sink that is not there, StoreError."""
+    async def letters(self, sink: str, *, after: str = "", limit: int = PAGE) -> list[tuple[str, Letter | None]]:
+        """Return dead letters, the oldest first; None for one that cannot be read, which can only be dropped.
+
+        Raises NotFoundError for a sink that is not there, StoreError.
+        """
         self._of(sink)
-        found = []
-        for key, raw in await self._store.documents(dead(sink), after=after, limit=limit):
-            letter = read_record("outbox.letter", raw, Letter, sink=sink, key=key)
-            if letter is not None:
-                found.append((key, letter))
-        return found
+        return [
+            (key, read_record("outbox.letter", raw, Letter, sink=sink, key=key))
+            for key, raw in await self._store.documents(dead(sink), after=after, limit=limit)
+        ]
 
     async def retry(self, sink: str, keys: list[str] | None = None) -> int:
-        """Have dead letters (none named: all) told again, behind what waits; return how many: no more than may wait.
+        """Have dead letters (none named: all that can be read) told again, behind what waits; return how many: no more than may wait.
 
         Raises NotFoundError, StoreError.
         """
         one = self._of(sink)
         number = 0
         for key, letter in await self._chosen(sink, keys):
+            if letter is None:
+                continue
             if self._outbox.numbers[sink] >= self._outbox.config.waiting_max:
                 break
             # It begins anew: its age counts from now.
@@ -338,12 +340,14 @@ class Deliveries:
             number += 1
         return number
 
-    async def _chosen(self, sink: str, keys: list[str] | None) -> list[tuple[str, Letter]]:
-        found: list[tuple[str, Letter]] = []
-        while page := await self.letters(sink, after=found[-1][0] if found else ""):
-            found += page
-        chosen = found if keys is None else [pair for pair in found if pair[0] in set(keys)]
-        if keys is not None and (missing := set(keys) - {key for key, _ in chosen}):
+    async def _chosen(self, sink: str, keys: list[str] | None) -> list[tuple[str, Letter | None]]:
+        named = None if keys is None else set(keys)
+        chosen: list[tuple[str, Letter | None]] = []
+        after = ""
+        while page := await self.letters(sink, after=after, limit=PAGE):
+            after = page[-1][0]
+            chosen += page if named is None else [pair for pair in page if pair[0] in named]
+        if named is not None and (missing := named - {key for key, _ in chosen}):
             raise NotFoundError(f"no dead letter {min(missing)[:60]} of sink {sink}")
         return chosen
 

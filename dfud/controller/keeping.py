@@ -142,7 +142,17 @@ class Keeper:
         if news or changes or now - known.seen_at >= self._config.seen_s:
             actual, tallied = await self._fleet.noted(actual, verdict.deployment)
             changes += [PutActual(actual, tell=news), *tallied]
-        return Kept(changes, steps, counted, actual, verdict.deployment, news, now, now_s, told)
+        return Kept(
+            changes=changes,
+            steps=steps,
+            counted=counted,
+            actual=actual,
+            deployment=verdict.deployment,
+            news=news,
+            now=now,
+            now_s=now_s,
+            told=told,
+        )
 
     def done(self, hold: Hold, kept: Kept) -> None:
         """It is stored: remember it in the hold and say so on the bus."""

@@ -70,6 +70,12 @@ def dead(sink: str) -> str:
     return f"outbox.dead.{sink}"
 
 
+def time_of_key(key: str) -> int:
+    """Return the nanoseconds that a key begins with; 0 for one that is no key."""
+    digits = key[:20]
+    return int(digits) if digits.isascii() and digits.isdigit() else 0
+
+
 class Outbox:
     """sinks: names of those who want to hear. `numbers`: how many wait for each; exact enough to bound them."""
 
@@ -101,8 +107,7 @@ class Outbox:
         while page := await self._store.documents(waiting(sink), after=after, limit=PAGE):
             number, after = number + len(page), page[-1][0]
         self.numbers[sink] = number
-        if after[:20].isdigit():
-            self._last = max(self._last, int(after[:20]))
+        self._last = max(self._last, time_of_key(after))
 
     def key(self) -> str:
         self._last = max(self._last + 1, self._clock_ns())

@@ -30,7 +30,7 @@ from dfud.controller.packages import Packages
 from dfud.controller.rollout_rules import judge
 from dfud.controller.rollouts import Rollouts
 from dfud.model.desired import Desired
-from dfud.model.rollout import Plan
+from dfud.model.rollout import Plan, status_problem
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
 
@@ -202,6 +202,8 @@ class Planner:
         if app is None:
             raise NotFoundError(f"no app {app_name}")
         rollout = self._rollouts.get(app_name, name) if name else None
+        if rollout is not None and (problem := status_problem(plan, rollout.status)):
+            raise RefusedError(f"rollout {name} cannot be led: {problem}")
         problems = [] if rollout is not None else await self._problems(app, plan)
         async with self._turns:
             found = await self._read(app, plan, rollout, silent_days, progress)

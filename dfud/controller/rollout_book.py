@@ -28,6 +28,7 @@ from dfud.api import (
     PolicyChanged,
     Rollout,
     Store,
+    note,
     read_record,
 )
 from dfud.controller.failures import Failures
@@ -37,7 +38,7 @@ from dfud.controller.rollout_rules import facts_of, scope_of
 from dfud.model.counts import WaveCounts, read_counts
 from dfud.model.desired import Held
 from dfud.model.policy import Policy
-from dfud.model.rollout import ROLLOUTS, Plan
+from dfud.model.rollout import ROLLOUTS, Plan, status_problem
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
 from dfud.model.times import time_of
@@ -193,9 +194,14 @@ class Book:
         if rollout is None:
             return None
         entry = Entry(rollout, raw, None)
+        if entry.key != key:
+            note("rollouts.record", PeerError(f"the rollout stored as {key} says that it is {entry.key}"), rollout=key)
+            return None
         try:
-            entry.plan = read_plan_untrusted(rollout.spec)
-            self._plans[entry.uid] = entry.plan
+            plan = read_plan_untrusted(rollout.spec)
+            if problem := status_problem(plan, rollout.status):
+                raise PeerError(problem)
+            entry.plan = self._plans[entry.uid] = plan
         except PeerError as error:
             entry.problem = str(error)
         self._entries.setdefault(rollout.app, {})[rollout.name] = entry

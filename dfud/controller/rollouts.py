@@ -396,6 +396,8 @@ class Rollouts(RolloutFleet):
             raise RefusedError(
                 f"rollout {entry.rollout.name} is {status.state}: {action} does nothing there; possible is {rest}"
             )
+        if event is Event.RESUME and plan is None:
+            raise RefusedError(f"rollout {entry.rollout.name} cannot be led, abort it: {entry.problem}")
         if event is Event.NEXT and plan is not None and status.wave + 1 >= len(plan.waves):
             raise RefusedError(f"rollout {entry.rollout.name} is in its last wave")
         if event is Event.ACTIVATE and (plan is None or not is_writing(plan, status)):

@@ -48,7 +48,7 @@ from dfud.registry.claims import Claims
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import FirmwareRegistry
 from dfud.registry.registry import Registry
-from dfud.registry.rules import RecordLimits
+from dfud.registry.rules import limits_of
 from dfud.registry.server import serve
 from dfud.registry.services import Services
 from dfud.registry.users import Users
@@ -147,7 +147,15 @@ class Service:
         outbox = Outbox(self._store, [sink.name for sink in wanted], self._config.section("outbox", OutboxConfig))
         await outbox.load()
         self._deliveries = Deliveries(self._store, self._bus, outbox, wanted, time.time)
-        controller = Controller(self._store, self._bus, packages, policy, time.time, self._promote, outbox)
+        controller = Controller(
+            store=self._store,
+            bus=self._bus,
+            packages=packages,
+            config=policy,
+            now=time.time,
+            promote=self._promote,
+            outbox=outbox,
+        )
         await keep(nursery, "controller.run", controller.run)
         self._bus.subscribe(DeploymentChanged, _log_deployment)
         for sink in self._parts.sinks:
@@ -156,9 +164,17 @@ class Service:
             nursery.start_soon(partial(forever, "outbox.run", delivery.run, sink=name))
         key = self._parts.key
         users = self._config.section("registry", RegistryConfig)
-        limits = RecordLimits(users.spec_max_bytes, users.metadata_max_bytes, password_limits(settings))
+        limits = limits_of(users, password_limits(settings))
         wants, leaving = controller.rollouts.desired, controller.leaving
-        self._registry = Registry(self._store, self._bus, key, time.time, limits, wants, leaving)
+        self._registry = Registry(
+            store=self._store,
+            bus=self._bus,
+            credential_key=key,
+            now=time.time,
+            limits=limits,
+            wants=wants,
+            leaving=leaving,
+        )
         await keep(nursery, "registry.groups", self._registry.groups.run)
         self._claims = Claims(self._registry, self._store, key, time.time, limits)
         authenticator = Authenticator(self._store, self._bus, settings, key, time.time, view=controller.view)

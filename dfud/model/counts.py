@@ -7,12 +7,14 @@ counts as cancelled elsewhere: nobody waits for it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from dfud.model.deployment import Deployment, State
 
+_WAVE = re.compile("-1|[0-9]{1,4}", re.ASCII)
 REVERT_WAVE = -1  # devices on their way back
 _FIELD = {State.DONE: "done", State.FAILED: "failed", State.ROLLED_BACK: "left", State.CANCELLED: "cancelled"}
 
@@ -80,11 +82,11 @@ def departed(deployments: Iterable[Deployment]) -> dict[str, int]:
 
 
 def read_counts(counters: Mapping[str, int], uid: str) -> dict[int, WaveCounts]:
-    """Return the counts of a rollout by wave, from all counters of its app or of it."""
+    """Return the counts of a rollout by wave, from all counters of its app or of it. What is no counter's name counts nowhere."""
     found: dict[int, dict[str, int]] = {}
     for name, number in counters.items():
         owner, _, rest = name.partition("/")
         wave, _, field = rest.partition("/")
-        if owner == uid and field in WaveCounts.__struct_fields__:
+        if owner == uid and field in WaveCounts.__struct_fields__ and _WAVE.fullmatch(wave):
             found.setdefault(int(wave), {})[field] = number
     return {wave: WaveCounts(**fields) for wave, fields in found.items()}

@@ -19,7 +19,7 @@ from dfud.model.deployment import Deployment
 from dfud.model.desired import Desired, Held, desired_of
 from dfud.model.label_index import LabelIndex
 from dfud.model.membership import place, share, share_of_count
-from dfud.model.rollout import Facts, Mode, Plan, Rollout, RolloutStatus, is_member
+from dfud.model.rollout import Facts, Mode, Plan, Rollout, RolloutStatus, is_member, status_problem
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import ACTIVE, FINAL, State
 from dfud.model.schedule import is_open, next_opening, read_zone_untrusted
@@ -100,6 +100,8 @@ class Policy:
             try:
                 plan = read_plan_untrusted(rollout.spec)
             except PeerError:
+                continue
+            if status_problem(plan, rollout.status):
                 continue
             running = Running(rollout, plan, tuple(int(s) for s in rollout.status.shares))
             if state not in FINAL:

@@ -21,9 +21,10 @@ from dfud.model.rollout_states import State
 from dfud.model.schedule import Window
 from dfud.model.selectors import EVERYTHING, Selector
 
-# Fewer answers than this are no percentage.
 ROLLOUTS = "rollout"  # the collection of the store; keys are app/name
+# Fewer answers than this are no percentage.
 ANSWERS_MIN = 3
+SHARE_DIGITS = 20  # of a place, at most 2^64
 SUCCESS_PERCENT = 90.0
 ERROR_PERCENT = 5.0
 SILENT_S = 7 * 86400.0
@@ -173,6 +174,18 @@ class RolloutStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     promoted: bool = False
     default: dict[str, Any] | None = None
     history: tuple[Happened, ...] = ()
+
+
+def status_problem(plan: Plan, status: RolloutStatus) -> str:
+    """Say what is wrong with a stored status, "" if the plan can be led from there. The decision relies on it for every device."""
+    if not 0 <= status.wave < len(plan.waves):
+        return f"status.wave: {status.wave}, expected 0 to {len(plan.waves) - 1}"
+    if len(status.shares) > len(plan.waves):
+        return f"status.shares: {len(status.shares)}, expected at most {len(plan.waves)}, one a wave"
+    for text in status.shares:
+        if not (text.isascii() and text.isdigit() and len(text) <= SHARE_DIGITS):
+            return f"status.shares: {text[:40]!r}, expected up to {SHARE_DIGITS} decimal digits"
+    return ""
 
 
 class Rollout(msgspec.Struct, frozen=True):

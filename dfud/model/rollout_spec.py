@@ -35,6 +35,7 @@ RATE_MAX = 1_000_000
 PRIORITY_MAX = 1000
 ATTEMPTS_MAX = 100
 BACKOFF_S_MAX = 7 * 86400
+YEAR_MAX = 8999
 
 
 def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
@@ -264,7 +265,7 @@ class _Fields:
         return value
 
     def time(self, key: str) -> float:
-        """Read RFC 3339 with its offset; 0.0 without."""
+        """Read RFC 3339 with its offset; 0.0 without. Up to YEAR_MAX: a forecast adds years, and calendars end at 9999."""
         value = self.take(key)
         if value is None:
             return 0.0
@@ -272,6 +273,6 @@ class _Fields:
             found = datetime.fromisoformat(value) if isinstance(value, str) and len(value) <= 40 else None
         except ValueError:
             found = None
-        if found is None or found.tzinfo is None or found.year < 1971:
+        if found is None or found.tzinfo is None or not 1971 <= found.year <= YEAR_MAX:
             raise self._wrong(key, value, "a time with its offset, such as 2026-12-01T08:00:00+01:00")
         return found.timestamp()

@@ -28,6 +28,7 @@ OTHER = "other"  # versions beyond those that are counted one by one
 NO_DEPLOYMENT = "none"
 CODE_CRASHED = 1
 POINTS_MAX = 1000
+HOUR_DIGITS = 9
 
 
 def fleet_scope(app: str) -> str:
@@ -72,6 +73,11 @@ def moved(before: Iterable[str], after: Iterable[str], now_s: float) -> dict[str
     return dict(sorted(found.items()))  # in one order: stores that lock rows never wait for each other in a ring
 
 
+def _hour(text: str) -> int:
+    """Return the hour of a counter's name; -1 for what is none: such a counter counts nowhere, and costs itself."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= HOUR_DIGITS else -1
+
+
 def of_kind(counts: Mapping[str, int], kind: str) -> dict[str, int]:
     """Return the counters `kind/...` by the rest of their names, the highest first; those that are not above 0 left out."""
     found = {name[len(kind) + 1 :]: n for name, n in counts.items() if name.startswith(f"{kind}/") and n > 0}
@@ -81,7 +87,7 @@ def of_kind(counts: Mapping[str, int], kind: str) -> dict[str, int]:
 def seen_within(counts: Mapping[str, int], now_s: float, hours: int) -> int:
     """Return how many devices were heard of in the present hour or the `hours` before it."""
     first = int(now_s // HOUR_S) - hours
-    return max(0, sum(n for name, n in counts.items() if name.startswith("hour/") and int(name[5:]) >= first))
+    return max(0, sum(n for name, n in counts.items() if name.startswith("hour/") and _hour(name[5:]) >= first))
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -96,8 +102,9 @@ def adoption(counts: Mapping[str, int], now_s: float, hours: int, points: int) -
     changes: dict[int, Counter[str]] = {}
     for name, number in counts.items():
         if name.startswith("at/"):
-            hour, _, version = name[3:].partition("/")
-            changes.setdefault(int(hour), Counter())[version] += number
+            text, _, version = name[3:].partition("/")
+            if (hour := _hour(text)) >= 0:
+                changes.setdefault(hour, Counter())[version] += number
     last = int(now_s // HOUR_S)
     step = max(1, -(-hours // max(1, min(points, POINTS_MAX))))
     ends = sorted({max(0, last - back) for back in range(0, hours + 1, step)})
@@ -120,8 +127,8 @@ def folded(counts: Mapping[str, int], now_s: float) -> dict[str, int]:
         if kind not in ("at", "hour") or not number:
             continue
         text, slash, version = rest.partition("/")
-        hour = int(text)
-        if hour > now - HOURS_KEPT:
+        hour = _hour(text)
+        if hour < 0 or hour > now - HOURS_KEPT:
             continue
         # A day stands at its last hour, so that no change shows before it was.
         into = 0 if hour <= now - DAYS_KEPT else hour // DAY * DAY + DAY - 1

@@ -109,7 +109,15 @@ def report_untrusted(
             found, spent = _chunk(chunk, frame, package, history, origins, costs, whole, source if known else None)
             overhead += spent
         else:
-            found = ChunkReport(chunk.number, chunk.page, 0, len(chunk.payload), 0, 0, 0)
+            found = ChunkReport(
+                number=chunk.number,
+                page=chunk.page,
+                pages=0,
+                payload=len(chunk.payload),
+                sequences=0,
+                literals=0,
+                matched=0,
+            )
         chunks.append(found)
         progress(min(package.size, (chunk.page + chunk.pages) * PAGE_BYTES), package.size)
     parts = [_part(*where, origins, costs) for where in _segments(image, package.size)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import trio
-from quart import Response, g
+from quart import Response, g, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from dfud.api import (
     ConflictError,
@@ -20,6 +20,7 @@ from dfud.api import (
     UserRoutes,
     note,
 )
+from dfud.model.text import visible
 from dfud.registry import (
     boundary,
     routes_audit,
@@ -111,8 +112,18 @@ def _answer(error: Exception, denials: Denials) -> Response:
             return response
     if isinstance(error, HTTPException):
         code = error.code or 500
-        return error_response(code, (error.name or "Error").replace(" ", ""), error.description or "")
+        return error_response(code, (error.name or "Error").replace(" ", ""), _told(error))
     if isinstance(error, trio.TooSlowError):
         return error_response(408, "TooSlow", "the body did not arrive in time")
     note("users.request", error)
     return error_response(500, "InternalError", boundary.FAILED)
+
+
+def _told(error: HTTPException) -> str:
+    """Return what to say of a request that no view takes; the framework's own words are for people at a browser."""
+    asked = f"{request.method} {visible(request.path[:200])}"
+    if error.code == 404:
+        return f"{asked}: this dfud has no such address; a plugin's are there only while [plugins] enables it"
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        return f"{asked}: expected {' or '.join(sorted({*error.valid_methods} - {'HEAD', 'OPTIONS'}))} there"
+    return error.description or ""

@@ -19,6 +19,7 @@ from dfud.api import (
     Store,
     StoreError,
     UnreadableError,
+    decode_untrusted,
 )
 from dfud.errors import RequestError
 from dfud.model.credentials import credentials_of, new_secret
@@ -28,7 +29,6 @@ from dfud.registry.naming import Naming, aliases_of
 
 TRIES = 8
 SLICE = 16  # devices that are judged before the others of this thread have their turn: a millisecond or two
-_DEVICE = msgspec.json.Decoder(Device)
 
 
 class DeviceResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -105,7 +105,7 @@ class Batches:
                 await trio.lowlevel.checkpoint()
             name = ""
             try:
-                asked = _decoded(raw)
+                asked = decode_untrusted("this is no device", raw, Device)
                 name = asked.name
                 found = self._one(app, at, asked, secrets)
                 if twice := sorted(found.names & taken.keys()):
@@ -200,10 +200,3 @@ class Batches:
         finally:  # also where nobody waits for the answer any longer: what was remembered of these names is no longer true
             for m in made:
                 self._bus.publish(DeviceChanged(app, m.device.name))
-
-
-def _decoded(raw: msgspec.Raw) -> Device:
-    try:
-        return _DEVICE.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise PeerError(f"this is no device: {error}") from None

@@ -229,7 +229,15 @@ class FirmwareRegistry:
         """Publish what was found in a store's own system, judged as a user's upload is; for plugins."""
         if kind not in KINDS:
             raise PeerError(f"kind {kind[:40]!r}: expected one of {', '.join(KINDS)}")
-        said = Upload(version, hardware, sequence, kind, sha256, notes, envelope)  # type: ignore[arg-type]  # checked above
+        said = Upload(
+            version=version,
+            hardware=hardware,
+            sequence=sequence,
+            kind=kind,  # type: ignore[arg-type]  # checked above
+            sha256=sha256,
+            notes=notes,
+            envelope=envelope,
+        )
         return await self.publish(app, said, body, by)
 
     async def list(self, app_name: str) -> list[Firmware]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from typing import Any
 
@@ -25,6 +25,7 @@ from dfud.api import (
     DocumentChanged,
     Missed,
     NotFoundError,
+    PeerError,
     PutDocument,
     RefusedError,
     Selector,
@@ -32,6 +33,7 @@ from dfud.api import (
     Store,
     StoreError,
     Wish,
+    contained,
     note,
     parse_selector_untrusted,
     read_record,
@@ -125,7 +127,15 @@ class GroupJobs:
             number = max((int(job.id) for job in jobs), default=0) + 1
             while True:
                 published = await published_now(self._store, app, firmware)
-                job = GroupJob(str(number), app, text, firmware, by, self._now(), matched)
+                job = GroupJob(
+                    id=str(number),
+                    app=app,
+                    selector=text,
+                    firmware=firmware,
+                    by=by,
+                    created_s=self._now(),
+                    matched=matched,
+                )
                 detail = (
                     f"job {job.id}: {visible(text)}, {matched} devices, spec.firmware -> {firmware_shown(firmware)}"
                 )
@@ -145,19 +155,43 @@ class GroupJobs:
 
     async def _get(self, app: str, job_id: str) -> _Stored:
         found = None
-        if job_id.isascii() and job_id.isdigit() and len(job_id) <= DIGITS:
+        if _is_id(job_id):
             value = await self._store.document(COLLECTION, _key(job_id))
             found = None if value is None else _read(_key(job_id), value)
         if found is None or found.job.app != app:
             raise NotFoundError(f"no group update {visible(job_id[:40])} in app {app}")
         return found
 
+    async def _unreadable(self, job_id: str) -> DeleteDocument | None:
+        """Return what forgets a job that is stored and cannot be read."""
+        value = await self._store.document(COLLECTION, _key(job_id)) if _is_id(job_id) else None
+        broken = value is not None and _read(_key(job_id), value) is None
+        return DeleteDocument(COLLECTION, _key(job_id)) if broken else None
+
     async def of_app(self, app: str) -> list[GroupJob]:
         """Return the jobs of an app, newest first; the oldest that have ended are forgotten."""
         return [self._shown(stored.job) for stored in reversed(await self._all()) if stored.job.app == app]
 
     async def cancel(self, app: str, job_id: str, by: str) -> GroupJob:
-        """End a job; what it has changed stays. Raises NotFoundError, RefusedError if it has ended."""
+        """End a job; what it has changed stays. Raises NotFoundError, RefusedError if it has ended.
+
+        One whose record cannot be read does nothing any more, and is forgotten.
+        """
+        if (broken := await self._unreadable(job_id)) is not None:
+            await self._store.commit(
+                [broken, audit.entry(self._now(), by, "cancel-group", app, f"job {job_id}: unreadable")]
+            )
+            problem = "its record could not be read: it is forgotten"
+            return GroupJob(
+                job_id,
+                app,
+                selector="",
+                firmware=None,
+                by=by,
+                created_s=self._now(),
+                state=JobState.CANCELLED,
+                problem=problem,
+            )
         while True:
             stored = await self._get(app, job_id)
             job = stored.job
@@ -183,18 +217,19 @@ class GroupJobs:
         while True:
             self._wake = trio.Event()
             try:
-                again = await self._round()
+                pause_s = await self._round()
             except StoreError as error:
                 if not error.retryable:
                     note("registry.groups", error)
                 await trio.sleep(RETRY_S)
                 continue
-            if not again:
+            with trio.move_on_after(pause_s):
                 await self._wake.wait()
 
-    async def _round(self) -> bool:
-        """Do a page of each job; return whether there is more to do."""
+    async def _round(self) -> float:
+        """Do a page of each job; return after how long to look again if nobody asks for more: 0 if there is more to do."""
         found = [stored for stored in await self._all() if stored.job.state is JobState.RUNNING]
+        stuck = 0
         for stored in found:
             job = stored.job
             try:
@@ -206,10 +241,19 @@ class GroupJobs:
                     self._problem[job.id] = str(error)
                     raise
                 note("registry.groups", error, app=job.app, job=job.id)
-                problem = f"it could not go on: {visible(str(error)[:200])}"
-                await self._end(msgspec.structs.replace(job, state=JobState.FAILED, problem=problem), stored, [])
+                stuck += not await self._fail(stored, f"it could not go on: {visible(str(error)[:200])}")
             self._problem.pop(job.id, None)
-        return bool(found)
+        if not found:
+            return float("inf")
+        return RETRY_S if stuck == len(found) else 0.0
+
+    async def _fail(self, stored: _Stored, problem: str) -> bool:
+        """End a job that cannot go on; say whether that was done. Else it is tried again, and holds up no other."""
+        with contained("registry.groups", app=stored.job.app, job=stored.job.id) as guard:
+            failed = msgspec.structs.replace(stored.job, state=JobState.FAILED, problem=problem)
+            with suppress(ConflictError):  # it was cancelled meanwhile
+                await self._end(failed, stored, [])
+        return guard.error is None
 
     async def _page(self, stored: _Stored) -> None:
         job = stored.job
@@ -284,8 +328,18 @@ def _key(job_id: str) -> str:
 
 
 def _read(key: str, value: bytes) -> _Stored | None:
+    """Return a stored job; None: it cannot be read, or says that it is another."""
     job = read_record("registry.groups", value, GroupJob, key=key)
-    return None if job is None else _Stored(job, value)
+    if job is None:
+        return None
+    if not _is_id(job.id) or _key(job.id) != key:
+        note("registry.groups", PeerError(f"the group update stored as {key} says that it is {visible(job.id[:40])}"))
+        return None
+    return _Stored(job, value)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= DIGITS
 
 
 def _put(job: GroupJob, stored: _Stored | None = None) -> PutDocument:

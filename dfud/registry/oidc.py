@@ -17,7 +17,7 @@ import httpx
 import msgspec
 import trio
 
-from dfud.api import Cache, ConfigError, Section, StoreError
+from dfud.api import UNDECODABLE, Cache, ConfigError, Section, StoreError
 from dfud.model.address import is_loopback
 from dfud.registry.users import ROLES, Role, User
 
@@ -274,7 +274,7 @@ async def _document(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
                 raise ValueError(f"{url} answered more than {DOCUMENT_MAX_BYTES} bytes")
     try:
         found = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except UNDECODABLE:
         raise ValueError(f"{url} did not answer with JSON") from None
     if not isinstance(found, dict):
         raise ValueError(f"{url} did not answer with a JSON object")

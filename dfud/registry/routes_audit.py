@@ -13,7 +13,7 @@ from dfud.model.text import visible
 from dfud.registry import audit
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
-from dfud.registry.web import json_response, require
+from dfud.registry.web import json_response, number_of, require
 
 LIMIT = 200
 LIMIT_MAX = 1000
@@ -26,9 +26,7 @@ def register(app: QuartTrio, services: Services) -> None:
         """Entries, oldest first, or `?order=newest`: everything for admins of dfud, what concerns an app for its admins."""
         args = request.args
         require("admin", args.get("app"))
-        limit = args.get("limit", str(LIMIT))
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= LIMIT_MAX):
-            raise PeerError(f"limit {limit[:20]!r}: expected 1 to {LIMIT_MAX}")
+        limit = number_of("limit", LIMIT, 1, LIMIT_MAX)
         order = args.get("order", "oldest")
         if order not in ("oldest", "newest"):
             raise PeerError(f"order {order[:20]!r}: expected oldest or newest")
@@ -41,9 +39,9 @@ def register(app: QuartTrio, services: Services) -> None:
             until_s=_time(args.get("until", "")),
         )
         if order == "newest":
-            found = await audit.read_newest(services.store, wanted, before=_key("before"), limit=int(limit))
+            found = await audit.read_newest(services.store, wanted, before=_key("before"), limit=limit)
         else:
-            found = await audit.read(services.store, wanted, after=_key("after"), limit=int(limit))
+            found = await audit.read(services.store, wanted, after=_key("after"), limit=limit)
         return json_response(
             [
                 {"key": k, "at": timestamp(e.at_s), "by": e.by, "what": e.what, "target": e.target, "detail": e.detail}

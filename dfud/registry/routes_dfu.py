@@ -31,7 +31,7 @@ from dfud.registry.groups import GroupJob
 from dfud.registry.images import bound_of, read_attributes_untrusted, refuse_recalled
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
-from dfud.registry.web import error_response, json_response, read_body, read_json, require, selector_of, user
+from dfud.registry.web import error_response, is_number, json_response, read_body, read_json, require, selector_of, user
 
 BASE = "/api/dfu/v1/apps/<app>"
 HEARTBEAT_S = 15.0
@@ -70,21 +70,21 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         who = require("manager", app)
         args = request.args
         sequence = args.get("sequence")
-        if sequence is not None and not (sequence.isascii() and sequence.isdigit() and int(sequence[:12]) < 1 << 32):
+        if sequence is not None and not (is_number(sequence) and int(sequence) < 1 << 32):
             raise PeerError(f"sequence {sequence[:20]!r}: expected an integer below 2^32")
         if args.get("kind", "esp-image") not in KINDS:
             raise PeerError(f"kind {args['kind'][:40]!r}: expected one of {', '.join(KINDS)}")
         upload = Upload(
-            args.get("version", ""),
-            args.get("hardware", ""),
-            int(sequence) if sequence is not None else None,
-            args.get("kind", "esp-image"),  # type: ignore[arg-type]  # checked above
-            args.get("sha256", ""),
-            args.get("notes", ""),
-            _envelope(request.headers.get("dfud-manifest", "")),
-            read_attributes_untrusted(args.getlist("attribute")),
-            bound_of(args.get("requiresFrom"), args.get("requiresTo")),
-            args.get("stop") == "true",
+            version=args.get("version", ""),
+            hardware=args.get("hardware", ""),
+            sequence=int(sequence) if sequence is not None else None,
+            kind=args.get("kind", "esp-image"),  # type: ignore[arg-type]  # checked above
+            sha256=args.get("sha256", ""),
+            notes=args.get("notes", ""),
+            envelope=_envelope(request.headers.get("dfud-manifest", "")),
+            attributes=read_attributes_untrusted(args.getlist("attribute")),
+            requires=bound_of(args.get("requiresFrom"), args.get("requiresTo")),
+            stop=args.get("stop") == "true",
         )
         # The body is streamed to the store; the limit of other bodies' time does not fit it.
         with trio.fail_after(services.config.upload_s):
@@ -337,7 +337,7 @@ def _commands(app: QuartTrio, services: Services) -> None:
         who = require("manager", app)
         name = check_name("command", request.args.get("command", ""))
         expires = request.args.get("expires")
-        if expires is not None and not (expires.isascii() and expires.isdigit() and int(expires[:12]) <= EXPIRES_MAX_S):
+        if expires is not None and not (is_number(expires) and int(expires) <= EXPIRES_MAX_S):
             raise PeerError(f"expires {expires[:20]!r}: expected a number of seconds up to {EXPIRES_MAX_S}")
         payload = await read_body(services.config.body_max)
         view = await services.store.device(app, device)

@@ -15,6 +15,7 @@ from dfud.registry.web import json_response, read_json, require
 
 BASE = "/api/dfu/v1/outbox"
 LETTERS_MAX = 1000
+UNREADABLE = "the stored letter cannot be read: it cannot be told again, only dropped"
 
 
 class _Which(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,6 +41,9 @@ def register(app: QuartTrio, services: Services) -> None:
         out: list[dict[str, Any]] = []
         for sink in [asked] if asked is not None else [one["sink"] for one in outbox.status()]:
             for key, letter in await outbox.letters(sink, after=after, limit=LETTERS_MAX):
+                if letter is None:
+                    out.append({"sink": sink, "id": key, "problem": UNREADABLE})
+                    continue
                 event = letter.event
                 out.append(
                     {

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from quart import Response, request
+from quart import Response
 from quart_trio import QuartTrio
 
-from dfud.api import PeerError
 from dfud.model.names import path_of
 from dfud.model.times import time_of
 from dfud.registry.services import Services
-from dfud.registry.web import json_response, require
+from dfud.registry.web import json_response, number_of, require
 
 BASE = "/api/dfu/v1/apps/<app>"
 API = "/api/dfu/v1/apps"
@@ -30,7 +29,7 @@ def register(app: QuartTrio, services: Services) -> None:
     @app.get(f"{BASE}/fleet")
     async def fleet(app: str) -> Response:
         require("reader", app)
-        hours, points = _number("hours", 168, HOURS_MAX), _number("points", 60, POINTS_MAX)
+        hours, points = number_of("hours", 168, 1, HOURS_MAX), number_of("points", 60, 1, POINTS_MAX)
         found = await services.fleet.numbers(app, hours=hours, points=points)
         found["crashes"] = [linked(app, crash) for crash in found["crashes"]]
         return json_response(found)
@@ -47,10 +46,3 @@ def register(app: QuartTrio, services: Services) -> None:
         for cause in found["causes"].values():
             cause["devices"] = [{**one, "since": time_of(one.pop("sinceS"))} for one in cause["devices"]]
         return json_response(found)
-
-
-def _number(name: str, default: int, high: int) -> int:
-    text = request.args.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= high):
-        raise PeerError(f"{name} {text[:20]!r}: expected 1 to {high}")
-    return int(text)

@@ -11,10 +11,10 @@ import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from dfud.api import Capability, NotFoundError, PeerError, RefusedError
-from dfud.model.untrusted import check_json_untrusted
+from dfud.api import Capability, NotFoundError, RefusedError
+from dfud.registry.rules import check_rollout_untrusted, limits_of
 from dfud.registry.services import Services
-from dfud.registry.web import json_response, read_json, require, user
+from dfud.registry.web import json_response, number_of, read_json, require, user
 
 BASE = "/api/dfu/v1/apps/<app>/rollouts"
 DAYS_MAX = 3650
@@ -36,7 +36,7 @@ def register(app: QuartTrio, services: Services) -> None:
         if Capability.OWN_ROLLOUTS in services.store.capabilities:
             raise RefusedError(f"the store {services.store.name} has rollouts of its own: plan this one there")
         given = await read_json(_Planned, services.config.body_max)
-        check_json_untrusted(given.spec, "spec", max_bytes=services.config.spec_max_bytes)
+        check_rollout_untrusted(given.spec, limits_of(services.config))
         return await _answer(services, app, given.spec, "", prepare=True)
 
     @app.get(f"{BASE}/<name>/plan")
@@ -48,15 +48,13 @@ def register(app: QuartTrio, services: Services) -> None:
 
 
 async def _answer(services: Services, app: str, spec: dict[str, Any], name: str, *, prepare: bool) -> Response:
-    text = request.args.get("silentDays", "30")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= DAYS_MAX):
-        raise PeerError(f"silentDays {text[:20]!r}: expected 1 to {DAYS_MAX}")
+    days = number_of("silentDays", 30, 1, DAYS_MAX)
     if await services.store.app(app) is None:
         raise NotFoundError(f"no app {app}")
     size = await services.planner.size(app, spec)
     if request.args.get("progress") != "true":
-        return json_response(await services.planner.plan(app, spec, name=name, silent_days=int(text), prepare=prepare))
-    pages = _lines(services, app, spec, name, int(text), size, prepare=prepare)
+        return json_response(await services.planner.plan(app, spec, name=name, silent_days=days, prepare=prepare))
+    pages = _lines(services, app, spec, name, days, size, prepare=prepare)
 
     async def body() -> AsyncGenerator[bytes, None]:
         async with aclosing(pages):

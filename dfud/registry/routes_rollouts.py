@@ -11,9 +11,10 @@ from quart_trio import QuartTrio
 
 from dfud.api import Capability, Change, Metadata, NotFoundError, OwnRollout, RefusedError, Rollout
 from dfud.model.counts import REVERT_WAVE, WaveCounts
+from dfud.model.rollout_spec import WAVES_MAX
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
-from dfud.registry.rules import RecordLimits, check_metadata_untrusted
+from dfud.registry.rules import check_metadata_untrusted, check_rollout_untrusted, limits_of
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
 from dfud.registry.web import json_response, read_json, require
@@ -39,7 +40,7 @@ class _Steering(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 def register(app: QuartTrio, services: Services) -> None:
     rollouts = services.rollouts
-    limits = RecordLimits(services.config.spec_max_bytes, services.config.metadata_max_bytes)
+    limits = limits_of(services.config)
 
     async def shown(rollout: Rollout) -> dict[str, Any]:
         uid = rollout.metadata.uid
@@ -67,7 +68,7 @@ def register(app: QuartTrio, services: Services) -> None:
         refuse_own("make this one there")
         given = await read_json(_NewRollout, services.config.body_max)
         check_metadata_untrusted(given.metadata, limits)
-        check_json_untrusted(given.spec, "spec", max_bytes=limits.spec_max_bytes)
+        check_rollout_untrusted(given.spec, limits)
         target = f"{app}/rollout/{given.metadata.name}"
         entry = audit.entry(services.now(), who.name, "create-rollout", target, str(given.spec.get("firmware"))[:64])
         also = [entry, guards.touch(guards.wishes_of(app))]
@@ -143,7 +144,7 @@ def rollout_json(rollout: Rollout, counts: dict[int, WaveCounts]) -> dict[str, A
         out["retries"] = status.retries
     if status.called_back:
         out["calledBack"] = True
-    opened = max([status.wave, *counts]) if status.started_s else -1
+    opened = min(max([status.wave, *counts]), WAVES_MAX - 1) if status.started_s else -1
     out["waves"] = [
         {"expected": status.expected[n] if n < len(status.expected) else 0, **_counts_json(counts.get(n, WaveCounts()))}
         for n in range(opened + 1)

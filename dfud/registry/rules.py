@@ -12,15 +12,16 @@ from typing import Any
 
 import msgspec
 
-from dfud.api import Metadata, PeerError
+from dfud.api import Metadata, PeerError, parse_selector_untrusted
 from dfud.model.credentials import PasswordLimits
 from dfud.model.desired import desired_of
 from dfud.model.layout import limits_untrusted
 from dfud.model.names import check_labels, check_name
 from dfud.model.policy import read_rules_untrusted
+from dfud.model.selectors import SELECTOR_MAX_BYTES, SELECTOR_MAX_TERMS
 from dfud.model.text import visible
 from dfud.model.untrusted import ENCODED_MAX_BYTES, check_json_untrusted
-from dfud.registry.config import METADATA_MAX_BYTES
+from dfud.registry.config import METADATA_MAX_BYTES, RegistryConfig
 
 ALIASES_MAX = 32
 CREDENTIALS_MAX = 32
@@ -33,11 +34,23 @@ _SHA512 = re.compile(r"\$6\$(?:rounds=(\d{1,9})\$)?[^$]{0,16}\$[./A-Za-z0-9]{86}
 
 
 class RecordLimits(msgspec.Struct, frozen=True):
-    """[registry] spec_max_bytes and metadata_max_bytes; passwords: what a stored one may cost who compares with it."""
+    """Of [registry], by their names there; passwords: what a stored one may cost who compares with it."""
 
     spec_max_bytes: int = ENCODED_MAX_BYTES
     metadata_max_bytes: int = METADATA_MAX_BYTES
     passwords: PasswordLimits = PasswordLimits()
+    selector_max_bytes: int = SELECTOR_MAX_BYTES
+    selector_max_terms: int = SELECTOR_MAX_TERMS
+
+
+def limits_of(config: RegistryConfig, passwords: PasswordLimits | None = None) -> RecordLimits:
+    return RecordLimits(
+        spec_max_bytes=config.spec_max_bytes,
+        metadata_max_bytes=config.metadata_max_bytes,
+        passwords=passwords or PasswordLimits(),
+        selector_max_bytes=config.selector_max_bytes,
+        selector_max_terms=config.selector_max_terms,
+    )
 
 
 def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Mapping[str, Any] | None = None) -> None:
@@ -50,6 +63,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
         raise PeerError(problem)
     if "rules" in changed:
         read_rules_untrusted(changed["rules"])
+        for number, rule in enumerate(changed["rules"]):
+            _check_selector(rule, f"spec.rules[{number}]", limits)
     if "layout" in changed:
         limits_untrusted(changed)
     if "rollouts" in changed:
@@ -61,6 +76,26 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
             _check_credentials(changed[place], f"spec.{place}", limits.passwords)
     _at_most(changed, ("trustAnchors", "anchors"), ANCHORS_MAX)
     _at_most(changed, ("signing", "keys"), KEYS_MAX)
+
+
+def check_rollout_untrusted(spec: Mapping[str, Any], limits: RecordLimits) -> None:
+    """Raise PeerError that names the place for a rollout's spec that is too large or has too large a selector."""
+    check_json_untrusted(spec, "spec", max_bytes=limits.spec_max_bytes)
+    _check_selector(spec.get("devices"), "spec.devices", limits)
+    waves = spec.get("waves")
+    for number, wave in enumerate(waves if isinstance(waves, list) else ()):
+        _check_selector(wave, f"spec.waves[{number}]", limits)
+
+
+def _check_selector(held: object, where: str, limits: RecordLimits) -> None:
+    """Hold the selector of a part of a spec, if it has one, to the limits of those in requests."""
+    text = held.get("selector") if isinstance(held, Mapping) else None
+    if not isinstance(text, str):
+        return
+    try:
+        parse_selector_untrusted(text, max_bytes=limits.selector_max_bytes, max_terms=limits.selector_max_terms)
+    except PeerError as error:
+        raise PeerError(f"{where}.selector: {error}") from None
 
 
 def _check_rollouts(value: object) -> None:

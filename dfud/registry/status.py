@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
 from typing import Any
 
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
+from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import code_name
 from dfud.wire.trust import trust_problem
@@ -15,7 +15,7 @@ from dfud.wire.trust import trust_problem
 
 def timestamp(at_s: float) -> str:
     """Return RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return time_of(at_s, "milliseconds")
 
 
 def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired: Desired) -> dict[str, Any]:

@@ -131,7 +131,15 @@ class Users:
             f"{user}: {', '.join(f'{role} of {app}' for app, role in sorted(roles.items())) or 'no roles'}, {days} days"
         )
         prefix, text = new_token_text()
-        token = Token(prefix, user, _hash(text), roles, now_s, now_s + days * 86400.0, description)
+        token = Token(
+            prefix=prefix,
+            user=user,
+            sha3=_hash(text),
+            roles=roles,
+            created_s=now_s,
+            expires_s=now_s + days * 86400.0,
+            description=description,
+        )
         put = PutDocument(COLLECTION, prefix, msgspec.json.encode(token), create=True)
 
         async def judged() -> Sequence[Change]:

@@ -11,13 +11,14 @@ import msgspec
 import trio
 from quart import Response, current_app, g, request
 
-from dfud.api import DfudError, NotFoundError, PeerError, Selector, parse_selector_untrusted
+from dfud.api import DfudError, NotFoundError, PeerError, Selector, decode_untrusted, parse_selector_untrusted
 from dfud.model.names import check_app_name
 from dfud.registry.config import RegistryConfig
 from dfud.registry.users import Forbidden, Role, User
 
 T = TypeVar("T")
 LIST_MAX = 1000
+NUMBER_DIGITS_MAX = 12
 
 
 class Busy(DfudError):
@@ -75,21 +76,26 @@ async def read_json(kind: type[T], limit: int, *, empty: T | None = None) -> T:
     body = await read_body(limit)
     if empty is not None and not body.strip():
         return empty
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise PeerError(f"the body is not what it should be: {error}") from None
+    return decode_untrusted("the body is not what it should be", body, kind)
 
 
 def page(config: RegistryConfig) -> tuple[Selector, int, int]:
     """Return (selector, limit, offset) of a list request. Raises PeerError."""
-    numbers = {}
-    for name, default, high in (("limit", LIST_MAX, LIST_MAX), ("offset", 0, 1 << 31)):
-        text = request.args.get(name, str(default))
-        if not (text.isascii() and text.isdigit() and int(text[:12]) <= high):
-            raise PeerError(f"{name} {text[:20]!r}: expected 0 to {high}")
-        numbers[name] = int(text)
-    return selector_of(request.args.get("labels", ""), config), numbers["limit"], numbers["offset"]
+    limit, offset = number_of("limit", LIST_MAX, 0, LIST_MAX), number_of("offset", 0, 0, 1 << 31)
+    return selector_of(request.args.get("labels", ""), config), limit, offset
+
+
+def number_of(name: str, default: int, low: int, high: int) -> int:
+    """Return a parameter of the request that is a whole number. Raises PeerError."""
+    text = request.args.get(name, str(default))
+    if not is_number(text) or not low <= int(text) <= high:
+        raise PeerError(f"{name} {text[:20]!r}: expected {low} to {high}")
+    return int(text)
+
+
+def is_number(text: str) -> bool:
+    """Say whether a text is a whole number that may be read: judged by all of its digits, and of no more than NUMBER_DIGITS_MAX."""
+    return text.isascii() and text.isdigit() and len(text) <= NUMBER_DIGITS_MAX
 
 
 def selector_of(text: str, config: RegistryConfig) -> Selector:

@@ -23,7 +23,9 @@ from dfud.api import (
     App,
     Bus,
     Capability,
+    DeleteApp,
     DeleteDevice,
+    DeleteFirmware,
     Device,
     DfudError,
     HistoryEntry,
@@ -36,6 +38,7 @@ from dfud.api import (
     PutFirmware,
     State,
     Store,
+    UnreadableError,
 )
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app, image_of
 
@@ -118,6 +121,48 @@ class FaultConformance:
     def new_store(self, directory: Path) -> Store:
         """Return a store that is not running yet, on the state in `directory`. Give it to have reopening and kills tested."""
         pytest.skip("the class gives no new_store()")
+
+    def damage(self, directory: Path, kind: str, name: str) -> None:
+        """Make the body of a stored record what cannot be read: of an "app", "device" or "firmware" (its version), by its name.
+
+        The store on `directory` does not run. Give it to have the repair of records tested.
+        """
+        pytest.skip("the class gives no damage()")
+
+    async def test_a_record_that_cannot_be_read_costs_itself_is_named_and_can_be_repaired(self, tmp_path: Path) -> None:
+        async with opened(self.new_store(tmp_path)) as store:
+            await store.commit([PutApp(an_app()), PutApp(an_app("app2"))])
+            await store.commit([PutDevice(a_device(f"d{n}", spec={"alias": [f"a{n}"]})) for n in range(5)])
+            for version in ("1.0", "2.0"):
+                async with a_blob(store, version.encode()) as sha256:
+                    await store.commit([PutFirmware(a_firmware(sha256, version))])
+        for kind, name in (("device", "d1"), ("device", "d3"), ("app", "app2"), ("firmware", "2.0")):
+            self.damage(tmp_path, kind, name)
+        async with opened(self.new_store(tmp_path)) as store:
+            for _ in range(2):
+                assert [v.device.name for v in await store.devices("app1")] == ["d0", "d2", "d4"]
+                assert [v.device.name for v in await store.devices("app1", after="d0", limit=1)] == ["d2"]
+                assert [app.name for app in await store.apps()] == ["app1"]
+                assert [f.version for f in await store.firmwares("app1")] == ["1.0"]
+            with pytest.raises(UnreadableError, match="d1"):
+                await store.device("app1", "d1")
+            with pytest.raises(UnreadableError, match="app2"):
+                await store.app("app2")
+            with pytest.raises(UnreadableError, match=r"2\.0"):
+                await store.firmware("app1", "2.0")
+            # Whoever commits beside them does not notice.
+            await store.commit([PutDevice(a_device("d5")), PutDocument("c", "k", b"v")])
+            await store.commit(
+                [PutDevice(a_device("d1", spec={"alias": ["a1"]})), DeleteDevice("app1", "d3"), DeleteApp("app2")]
+            )
+            if Capability.DELETE_FIRMWARE in store.capabilities:
+                await store.commit([DeleteFirmware("app1", "2.0")])
+                assert await store.firmware("app1", "2.0") is None
+            await store.commit([PutDevice(a_device("d6", spec={"alias": ["a3"]}))])  # its alias is free again
+            assert await store.find_alias("app1", "a1") == "d1"
+            assert await store.app("app2") is None and await store.device("app1", "d3") is None
+        async with opened(self.new_store(tmp_path)) as store:
+            assert [v.device.name for v in await store.devices("app1")] == ["d0", "d1", "d2", "d4", "d5", "d6"]
 
     @pytest.mark.parametrize("spec", ODD_SPECS.values(), ids=ODD_SPECS.keys())
     async def test_an_odd_spec_is_refused_alone_or_comes_back_as_it_was(

@@ -79,6 +79,11 @@ def test_every_command_prints_json_on_a_wrong_command_line(tmp_path: Path, name:
     assert code == 2 and "no-such-option" in json.loads(told)["error"]
 
 
+def test_a_command_that_there_is_not_is_an_error_in_json(tmp_path: Path) -> None:
+    code, told = run(tmp_path, "bogus")
+    assert code == 2 and "bogus" in json.loads(told)["error"]
+
+
 def test_a_question_that_nobody_answers_is_an_error_in_json(tmp_path: Path) -> None:
     code, told = run(tmp_path, "token", "delete", "drg_000000")
     assert code == 1 and "--yes" in json.loads(told)["error"]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx
 import pytest
@@ -59,9 +58,9 @@ async def test_a_group_is_watched_to_its_end(lamps: Dfuctl) -> None:
     assert "  It is not sent again by itself; `dfuctl retry lamp2` lets it try again." in lines
     assert "2 devices: 1 in sync, 1 rolled back." in lines
     assert not [c for c in told if hidden(c) and c != "\n"]
-    # It is known from the beginning how that ends; for programs, as one JSON value after the other.
+    # It is known from the beginning how that ends; for programs, as one JSON value a line.
     told = await lamps("-o", "json", "update", "-l", "site=attic", "1.1", "--watch", code=3)
-    values = json_values(told)
+    values = [json.loads(line) for line in told.splitlines()]
     assert (values[0]["state"], values[0]["changed"], values[0]["unchanged"]) == ("done", 0, 2)
     assert {v["device"]: v["current"] for v in values[1:-1]} == {"lamp1": "1.1", "lamp2": "1.0"}
     outcomes = values[-1]["outcomes"]
@@ -149,13 +148,3 @@ async def watching(
                     await then()
         assert await process.wait() == code, told.decode()
     return told.decode()
-
-
-def json_values(text: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    decoder = json.JSONDecoder()
-    while text := text.lstrip():
-        value, end = decoder.raw_decode(text)
-        found.append(value)
-        text = text[end:]
-    return found

@@ -17,7 +17,7 @@ from dfud.wire.messages import Code, Defer, Outcome, Phase, Progress, Result, St
 POLICY = ControllerConfig(attempts=3, retry_s=10, retry_max_s=15)
 OLD, NEW, OTHER = b"\x01" * 32, b"\x02" * 32, b"\x03" * 32
 PACKAGE = b"\xaa" * 16
-TARGET = Firmware("app", "2.0", "esp32c3", 2, 1000, NEW.hex(), b"envelope")
+TARGET = Firmware(app="app", version="2.0", hardware="esp32c3", sequence=2, size_bytes=1000, sha256=NEW.hex(), manifest=b"envelope")
 WANT = Desired("2.0")
 
 
@@ -26,7 +26,18 @@ def status(digest: bytes = OLD, **changes: object) -> Status:
 
 
 def deployment(state: State = State.FETCHING, **changes: object) -> Deployment:
-    base = Deployment("id", "app", "dev", "2.0", NEW.hex(), state, 1.0, 1.0, package=PACKAGE.hex(), chunks_total=9)
+    base = Deployment(
+        id="id",
+        app="app",
+        device="dev",
+        version="2.0",
+        sha256=NEW.hex(),
+        state=state,
+        created_s=1.0,
+        updated_s=1.0,
+        package=PACKAGE.hex(),
+        chunks_total=9,
+    )
     return msgspec.structs.replace(base, **changes)
 
 
@@ -65,7 +76,15 @@ def test_trial_then_confirmed() -> None:
 
 
 def test_what_was_left_is_not_sent_again_until_somebody_says_so() -> None:
-    result = Result(Outcome.ROLLED_BACK, NEW, Code.CRASHED, "Traceback", 3, 12, b"record")
+    result = Result(
+        outcome=Outcome.ROLLED_BACK,
+        digest=NEW,
+        code=Code.CRASHED,
+        text="Traceback",
+        attempts=3,
+        reset=12,
+        record=b"record",
+    )
     verdict = run(status(result=result), deployment(State.TRIAL))
     left = verdict.deployment
     assert left is not None

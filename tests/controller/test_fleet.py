@@ -106,7 +106,15 @@ async def test_crashes_are_counted_by_what_they_are(autojump_clock: trio.testing
     for number, board in enumerate(boards[:4]):
         await fleet.say(board)
         text = TRACE.format(line=number) if number < 3 else "another"
-        left = Result(Outcome.ROLLED_BACK, bytes.fromhex(digest("1.1")), 1, text, 3, 12, b"\1\2")
+        left = Result(
+            outcome=Outcome.ROLLED_BACK,
+            digest=bytes.fromhex(digest("1.1")),
+            code=1,
+            text=text,
+            attempts=3,
+            reset=12,
+            record=b"\1\2",
+        )
         await fleet.say(board, result=left)
     await fleet.say(boards[4], starts=Starts(1, 0, 1, ""))
     await fleet.say(boards[4], starts=Starts(3, 1, 7, TRACE.format(line=99)))

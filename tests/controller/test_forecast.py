@@ -87,7 +87,17 @@ async def test_each_device_is_counted_under_one_code(autojump_clock: trio.testin
     offered = (await planned(world, {**SPEC, "mode": "offer"}))["codes"]["deferred"]
     assert (offered["count"], sorted(offered["devices"])) == (2, ["asks", "shy"])
     # A manifest that allows a downgrade reaches those that are ahead, too.
-    manifest = unsigned(Manifest("app", "1.2", "esp32c3", 1, 1000, bytes.fromhex(digest("1.2")), FLAG_DOWNGRADE))
+    manifest = unsigned(
+        Manifest(
+            app="app",
+            version="1.2",
+            hardware="esp32c3",
+            sequence=1,
+            size=1000,
+            sha256=bytes.fromhex(digest("1.2")),
+            flags=FLAG_DOWNGRADE,
+        )
+    )
     world.publish(a_firmware("1.2", manifest=manifest))
     assert "floor" not in (await planned(world))["codes"]
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from dfud.api import App, ChangeEvent, EventSink, Metadata, NotFoundError, StoreError
+from dfud.controller import delivery
 from dfud.controller.controller import Controller
 from dfud.controller.delivery import Deliveries, Delivery
 from dfud.controller.outbox import Outbox, OutboxConfig, dead, waiting
@@ -84,7 +85,15 @@ class Post:
         outbox = Outbox(world.store, [sink.name for sink in self.sinks], self.config, lambda: int(self.now() * 1e9))
         await outbox.load()
         self.deliveries = Deliveries(world.store, world.bus, outbox, list(self.sinks), self.now)
-        made = Controller(world.store, world.bus, world.packages, world.policy, self.now, None, outbox)
+        made = Controller(
+            store=world.store,
+            bus=world.bus,
+            packages=world.packages,
+            config=world.policy,
+            now=self.now,
+            promote=None,
+            outbox=outbox,
+        )
         world.controller = made
 
         async def live(one: Delivery) -> None:
@@ -190,7 +199,7 @@ async def test_what_is_refused_is_a_dead_letter_that_can_be_told_again_or_droppe
     await trio.sleep(120)
     assert {event.subject for event in web.taken} == {board.name for board in boards[1:]}
     letters = await post.deliveries.letters("web")
-    assert len(letters) == 4 and all(letter.problem == "answered 422" and letter.attempts == 3 for _, letter in letters)
+    assert [(letter.problem, letter.attempts) for _, letter in letters if letter is not None] == [("answered 422", 3)] * 4
     assert post.deliveries.status()[0]["dead"] == 4
     with pytest.raises(NotFoundError, match="no dead letter nothing"):
         await post.deliveries.retry("web", ["nothing"])
@@ -201,8 +210,41 @@ async def test_what_is_refused_is_a_dead_letter_that_can_be_told_again_or_droppe
     assert await post.deliveries.drop("web", [letters[0][0]]) == 1
     assert await post.deliveries.retry("web") == 3
     await trio.sleep(10)
-    assert [event.id for event in web.taken[before:]] == [letter.event.id for _, letter in letters[1:]]
+    assert [event.id for event in web.taken[before:]] == [letter.event.id for _, letter in letters[1:] if letter is not None]
     assert await post.deliveries.letters("web") == [] and post.deliveries.status()[0]["dead"] == 0
+    post.kill()
+
+
+async def test_letters_that_cannot_be_read_hide_no_others_and_can_be_dropped(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "PAGE", 2)
+    web = Listener()
+    post = Post(web, attempts=1)
+    documents = post.world.store.documents_
+    for number in range(5):  # more than a page, in front of all others
+        documents[dead("web"), f"{number:020d}-x"] = b"{"
+    documents[waiting("web"), "\u00b2" * 20] = b"{"  # no key, and no change either
+    await post.start(nursery)
+    fleet = Fleet(post.world, 2, 1, bad={}, zones=["UTC"])
+    post.world.put_app({"signing": {"mode": "optional"}, "firmware": {"version": "1.1"}})
+    boards = list(fleet.boards.values())
+    web.refuses = {boards[0].name}
+    for board in boards:
+        await fleet.poll(board)
+    await trio.sleep(120)
+    assert {event.subject for event in web.taken} == {boards[1].name}
+    letters = await post.deliveries.letters("web")
+    assert [key for key, letter in letters if letter is None] == [f"{n:020d}-x" for n in range(5)]
+    good = [key for key, letter in letters if letter is not None]
+    assert good and post.deliveries.status()[0]["dead"] == len(letters)
+    web.refuses = set()
+    assert await post.deliveries.retry("web") == len(good), "those that can be read"
+    assert await post.deliveries.drop("web", ["0" * 20 + "-x"]) == 1
+    assert await post.deliveries.drop("web") == 4
+    await trio.sleep(10)
+    assert await post.deliveries.letters("web") == [] and post.deliveries.status()[0]["dead"] == 0
+    assert not [key for collection, key in documents if collection == waiting("web")]
     post.kill()
 
 

@@ -144,7 +144,16 @@ def test_payloads_are_few() -> None:
     deployment = None
     seen = set()
     for payload in range(512, 65537):
-        deployment = deployment or Deployment("id", "app", "dev", "2", "00" * 32, State.PENDING, 0.0, 0.0)
+        deployment = deployment or Deployment(
+            id="id",
+            app="app",
+            device="dev",
+            version="2",
+            sha256="00" * 32,
+            state=State.PENDING,
+            created_s=0.0,
+            updated_s=0.0,
+        )
         made = order_of(a_status(payload=payload, kinds=0xFFFF_FFFF), deployment, a_firmware("2"), None)
         assert made.payload <= payload
         seen.add((made.payload, made.kinds))

@@ -34,7 +34,20 @@ def rollout(state: State = State.TELLING, spec: dict[str, Any] | None = None, **
 
 
 def deployment(state: Deployed, **changes: Any) -> Deployment:
-    base = Deployment("1", "a", "dev", "new", "new", state, 0.0, 0.0, "old", "old", rollout="r", wave=1)
+    base = Deployment(
+        id="1",
+        app="a",
+        device="dev",
+        version="new",
+        sha256="new",
+        state=state,
+        created_s=0.0,
+        updated_s=0.0,
+        from_version="old",
+        from_sha256="old",
+        rollout="r",
+        wave=1,
+    )
     return msgspec.structs.replace(base, **changes)
 
 

@@ -544,10 +544,38 @@ async def test_a_version_that_the_app_does_not_take_pauses_at_the_end_and_says_w
 
 async def test_one_record_that_cannot_be_read_costs_that_rollout_only(autojump_clock: trio.testing.MockClock) -> None:
     async with led(20) as at:
-        at.world.store.documents_["rollout", "app/broken"] = b"\x00"
-        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 100}]})
+        await at.create("r", {"firmware": "1.1", "waves": [{"percent": 50}, {"percent": 100, "soakS": 3600}]})
+        await at.until("r", State.SOAKING)
+        documents, whole = at.world.store.documents_, at.rollouts.get("app", "r")
+        documents["rollout", "app/broken"] = b"\x00"
+        documents["rollout", "app/twin"] = documents["rollout", "app/r"]  # says that it is another
+        odd: dict[str, list[Any]] = {"wave": [-1, 2, 10**12], "shares": [("x",), ("-1",), ("9" * 5000,), ("1", "2", "3")]}
+        for number, (field, value) in enumerate((f, v) for f, values in odd.items() for v in values):
+            metadata = msgspec.structs.replace(whole.metadata, name=f"odd{number}", uid=f"odd{number}")
+            status = msgspec.structs.replace(whole.status, **{field: value})
+            documents["rollout", f"app/odd{number}"] = msgspec.json.encode(Rollout(metadata, whole.spec, status))
+        uid = whole.metadata.uid
+        at.world.store.counts_[scope_of(uid)] |= {f"{uid}/\u00b2/done": 3, f"{uid}/x/done": 3, f"{uid}//done": 3}
         await at.kill()
-        await at.until("r", State.FINISHED)
+        names = {rollout.name for rollout in at.rollouts.all_of("app")}
+        assert names == {"r", *(f"odd{n}" for n in range(7))}, "the others are named in the log"
+        with trio.fail_after(30 * 86400):
+            while at.state("r") is not State.FINISHED:
+                await trio.sleep(5)
+        for name in sorted(names - {"r"}):
+            found = at.rollouts.get("app", name)
+            assert (found.status.state, found.status.code) == (State.PAUSED, "bad-spec")
+            assert found.status.reason.startswith("status."), "it says what is wrong"
+            with pytest.raises(RefusedError, match="abort it"):
+                await at.rollouts.act("app", name, "resume", "eva")
+            with pytest.raises(RefusedError, match="cannot be led"):
+                await at.world.controller.planner.plan("app", found.spec, name=name)
+            await at.rollouts.act("app", name, "abort", "eva")
+            await at.rollouts.delete("app", name)
+        for name in ("broken", "twin"):
+            await at.rollouts.delete("app", name)
+        assert [key for _, key in at.world.store.documents_ if _ == "rollout"] == ["app/r"]
+        assert at.fleet.running()["1.1"] == 20
 
 
 async def test_a_clock_that_is_set_back_makes_no_rollout_wait_for_it(autojump_clock: trio.testing.MockClock) -> None:

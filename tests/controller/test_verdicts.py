@@ -34,7 +34,15 @@ async def whole_way(world: World, version: str = "1.1", start: str = "1.0") -> N
 
 
 def left(version: str, text: str = "") -> Result:
-    return Result(Outcome.ROLLED_BACK, bytes.fromhex(digest(version)), int(Code.CRASHED), text, 3, 12, b"rec")
+    return Result(
+        outcome=Outcome.ROLLED_BACK,
+        digest=bytes.fromhex(digest(version)),
+        code=int(Code.CRASHED),
+        text=text,
+        attempts=3,
+        reset=12,
+        record=b"rec",
+    )
 
 
 def failed(version: str, code: Code = Code.CHUNK, number: int = 0) -> Result:
@@ -303,6 +311,10 @@ async def test_what_is_not_of_now_is_not_shown(autojump_clock: MockClock, world:
     command = await world.poll("1.1")
     await world.poll("1.1", progress=Progress(command.package, 10, Phase.WRITTEN))
     await world.poll("1.1", result=left("1.2", "a crash"))
+    assert shown(world)["InSync"] == ("False", "rolled-back", "a crash")
+    world.want("1.3")  # something else is wanted: the verdict is about an image that is wanted no longer
+    assert (shown(world)["InSync"], shown(world)["deployment"]) == (("False", "pending", ""), None)
+    world.want("1.2")
     assert shown(world)["InSync"] == ("False", "rolled-back", "a crash")
     await world.poll("1.2")  # brought there by a cable
     assert shown(world)["InSync"] == ("True", "", "")

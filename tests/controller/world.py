@@ -269,7 +269,15 @@ def digest(version: str) -> str:
 def a_firmware(version: str, *, hardware: str = "esp32c3", size: int = 1000, manifest: bytes = b"") -> Firmware:
     sha256 = digest(version)
     made = unsigned(Manifest("app", version, hardware, 1, size, bytes.fromhex(sha256)))
-    return Firmware("app", version, hardware, 1, size, sha256, manifest or made)
+    return Firmware(
+        app="app",
+        version=version,
+        hardware=hardware,
+        sequence=1,
+        size_bytes=size,
+        sha256=sha256,
+        manifest=manifest or made,
+    )
 
 
 def a_status(version: str = "1.0", **changes: Any) -> Status:

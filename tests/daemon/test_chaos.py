@@ -28,6 +28,7 @@ from dfud.controller.packages import Packages
 from dfud.daemon.components import build
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
+from dfud.endpoint.waking import Waking
 from dfud.registry.application import make_app
 from dfud.testing.daemon import DaemonProcess
 from tests.daemon.test_containment import serving
@@ -36,8 +37,9 @@ from tests.endpoint.chaos import NEW, OLD, Chaos, ChaosSink, ChaosStore, Fleet, 
 APPS = "/api/registry/v1alpha1/apps"
 DFU = "/api/dfu/v1/apps"
 HANDLERS: list[tuple[type[Any], str]] = [
-    *((DeviceEndpoint, name) for name in ("_quick", "_post", "_quick_chunks", "_chunks", "_reconsider")),
-    *((Controller, name) for name in ("status", "report", "desired")),
+    *((DeviceEndpoint, name) for name in ("_quick", "_post", "_quick_chunks", "_chunks")),
+    *((Waking, name) for name in ("_look", "_make", "_reconsider")),
+    *((Controller, name) for name in ("status", "statuses", "report", "desired", "make")),
     (Packages, "_make"),
     (Connection, "_answer"),
     (AjourDialect, "answer"),

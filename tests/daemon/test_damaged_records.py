@@ -147,3 +147,69 @@ async def test_a_document_of_any_kind_that_cannot_be_read_costs_itself_and_can_b
         nursery.cancel_scope.cancel()
     database = sqlite3.connect(tmp_path / "state" / "dfud.sqlite3")
     assert database.execute("SELECT count(*) FROM document WHERE key LIKE '%bad%' AND collection != 'audit'").fetchone() == (0,)
+
+
+# Not listed by name: what waits for devices is forgotten, the rest stays until it is written again or its owner is deleted.
+BEHIND = {
+    "group-job": "{:018d}",
+    "command": "app/good/{:020d}",
+    "crash": "app/bad{}",
+    "rollout.failed": "bad{}",
+    "audit": "{:020d}",
+}
+
+
+async def test_what_is_stored_behind_the_lists_costs_itself_too(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    await daemon.init()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        async with daemon.client() as client:
+            assert (await client.post(APPS, json={"metadata": {"name": "app"}})).status_code == 201
+            secret = await make_device(client, "good")
+        nursery.cancel_scope.cancel()
+    odd_job = msgspec.json.encode(
+        {"id": "x", "app": "app", "selector": "", "firmware": None, "by": "eve", "created_s": 1e300, "state": "running"}
+    )
+    garbage = [*GARBAGE, b"\xff" * 40, odd_job, odd_job.replace(b'"x"', b'"7"'), b"9" * 5000]
+    rows = [
+        (collection, key.format(number), value)
+        for collection, key in BEHIND.items()
+        for number, value in enumerate(garbage, 100)
+    ]
+    names = ["", "/", "hour/x", "hour/\u00b2", "at/x/1.0", "at/", f"at/{'9' * 5000}/1", "version/\u202e", "crash/bad1"]
+    database = sqlite3.connect(tmp_path / "state" / "dfud.sqlite3")
+    with database:
+        database.executemany("INSERT INTO document (collection, key, value) VALUES (?, ?, ?)", rows)
+        database.executemany("INSERT INTO count (scope, name, number) VALUES ('fleet/app', ?, 3)", [(name,) for name in names])
+    database.close()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"]) as devices:
+            dfu = "/api/dfu/v1/apps/app"
+            for path in ("jobs", "fleet", "attention", "rollouts", "drift", "explain/good"):
+                answer = await client.get(f"{dfu}/{path}")
+                assert answer.status_code == 200, (path, answer.text)
+            answer = await client.post(f"{dfu}/update", json={"selector": "!x", "firmware": {"hold": True}})
+            assert answer.status_code == 202, answer.text
+            job = answer.json()["job"]
+            with trio.fail_after(60):
+                while (await client.get(f"{dfu}/jobs/{job}")).json()["state"] == "running":
+                    await trio.sleep(0.05)  # another process's work: there is no event to wait for
+            assert (await client.get(f"{dfu}/jobs/{job}")).json()["changed"] == 1
+            for number in range(100, 100 + len(garbage)):
+                assert (await client.get(f"{dfu}/jobs/{number}")).status_code == 404
+                assert (await client.post(f"{dfu}/jobs/{number}/cancel")).status_code == 200
+            assert [one["job"] for one in (await client.get(f"{dfu}/jobs")).json()] == [job]
+            answer = await client.post("/api/command/v1alpha1/apps/app/devices/good", params={"command": "blink"}, content=b"x")
+            assert answer.status_code == 202, answer.text
+            answer = await devices.post("/v1/telemetry", params={"ct": "5"}, content=b"x", auth=("good@app", secret))
+            assert (answer.status_code, answer.headers["command"], answer.content) == (200, "blink", b"x")
+            assert (await client.get("/readyz")).status_code == 200
+            assert (await client.delete(f"{APPS}/app")).status_code == 204
+        nursery.cancel_scope.cancel()
+    database = sqlite3.connect(tmp_path / "state" / "dfud.sqlite3")
+    left = database.execute("SELECT key FROM document WHERE collection IN ('command', 'group-job') ORDER BY 1").fetchall()
+    assert left == [(f"{int(job):018d}",)]
+    named = {line.get("where") for line in daemon.lines if line.get("event") == "contained an exception"}
+    assert named >= {"registry.groups", "endpoint.command", "fleet.crash"}, named

@@ -159,7 +159,18 @@ def trailer(board: Board, envelope: bytes) -> None:
 
 
 def signed(image: bytes, version: str, sequence: int, key: Ed25519PrivateKey, flags: int = 0, app: str = APP) -> bytes:
-    return sign(Manifest(app, version, "esp32c3", sequence, len(image), hashlib.sha256(image).digest(), flags), key)
+    return sign(
+        Manifest(
+            app=app,
+            version=version,
+            hardware="esp32c3",
+            sequence=sequence,
+            size=len(image),
+            sha256=hashlib.sha256(image).digest(),
+            flags=flags,
+        ),
+        key,
+    )
 
 
 async def test_a_device_with_keys_takes_what_they_signed_and_nothing_else(tmp_path: Path) -> None:

@@ -39,7 +39,16 @@ async def prepare(world: World, app: str, devices: list[str]) -> None:
     for version, image in (("1.0", OLD), ("1.1", NEW)):
         async with a_blob(world.store, image) as sha256:
             manifest = unsigned(Manifest(app, version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
-            firmware = Firmware(app, version, "esp32c3", 1, len(image), sha256, manifest, "raw")
+            firmware = Firmware(
+                app=app,
+                version=version,
+                hardware="esp32c3",
+                sequence=1,
+                size_bytes=len(image),
+                sha256=sha256,
+                manifest=manifest,
+                kind="raw",
+            )
             await world.store.commit([PutFirmware(firmware)])
     for name in devices:
         await world.put(name, {"authentication": {"credentials": [{"pass": "pw"}]}}, app)

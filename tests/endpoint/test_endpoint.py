@@ -315,7 +315,7 @@ async def test_a_repeated_wish_is_told_apart_from_the_first_and_the_same_one_is_
         deployment = Deployment(
             id="d", app="app1", device=device, version="1.1", sha256="ab", state=State.NOTIFIED, created_s=1.0, updated_s=1.0
         )
-        entry = HistoryEntry("d", "app1", device, 1.0, State.NOTIFIED, "1.1", event)
+        entry = HistoryEntry(deployment="d", app="app1", device=device, at_s=1.0, state=State.NOTIFIED, version="1.1", event=event)
         world.bus.publish(DeploymentChanged(deployment, entry))
 
     def told() -> int:

@@ -34,7 +34,16 @@ async def test_a_cancelled_and_repeated_wish_is_told_as_often_as_history_says(wo
     for version, image in (("1.0", OLD), ("1.1", NEW)):
         async with a_blob(world.store, image) as sha256:
             manifest = unsigned(Manifest("app1", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
-            firmware = Firmware("app1", version, "esp32c3", 1, len(image), sha256, manifest, "raw")
+            firmware = Firmware(
+                app="app1",
+                version=version,
+                hardware="esp32c3",
+                sequence=1,
+                size_bytes=len(image),
+                sha256=sha256,
+                manifest=manifest,
+                kind="raw",
+            )
             await world.store.commit([PutFirmware(firmware)])
     world.bus.publish(AppChanged("app1"))
     body = encode_status(Status("1.0", hashlib.sha256(OLD).digest(), "esp32c3", 2, 16384, 1 << 20))

@@ -72,7 +72,20 @@ async def parked_world(nursery: trio.Nursery, tmp_path: Path) -> tuple[World, Wa
         async with a_blob(world.store, image) as sha256:
             manifest = unsigned(Manifest("app1", version, "esp32c3", 1, len(image), bytes.fromhex(sha256)))
             await world.store.commit(
-                [PutFirmware(Firmware("app1", version, "esp32c3", 1, len(image), sha256, manifest, "raw"))]
+                [
+                    PutFirmware(
+                        Firmware(
+                            app="app1",
+                            version=version,
+                            hardware="esp32c3",
+                            sequence=1,
+                            size_bytes=len(image),
+                            sha256=sha256,
+                            manifest=manifest,
+                            kind="raw",
+                        )
+                    )
+                ]
             )
     answers: dict[str, list[Reply]] = {}
     for n in range(DEVICES):

@@ -40,13 +40,13 @@ def test_the_documented_path_leads_from_pending_to_done() -> None:
 
 
 def test_a_step_that_the_table_does_not_have_is_a_bug() -> None:
-    done = Deployment("1", "a", "d", "2", "00", State.DONE, 0.0, 0.0)
+    done = Deployment(id="1", app="a", device="d", version="2", sha256="00", state=State.DONE, created_s=0.0, updated_s=0.0)
     with pytest.raises(BugError, match="no step from done on sent"):
         done.step(Event.SENT, 1.0)
 
 
 def test_a_step_changes_the_state_the_time_and_what_it_is_told_to() -> None:
-    before = Deployment("1", "a", "d", "2", "00", State.TRIAL, 0.0, 0.0)
+    before = Deployment(id="1", app="a", device="d", version="2", sha256="00", state=State.TRIAL, created_s=0.0, updated_s=0.0)
     after = before.step(Event.LEFT, 5.0, code=1, text="Traceback")
     assert (after.state, after.updated_s, after.code, after.text) == (State.ROLLED_BACK, 5.0, 1, "Traceback")
     assert before.state is State.TRIAL

@@ -18,7 +18,7 @@ def image(sha256: str, hardware: str = "esp32c3", **attributes: str) -> Image:
     return Image(hardware, 5, 100, sha256, b"m" + sha256.encode(), attributes=attributes)
 
 
-ONE = Firmware("app", "1.0", "esp32c3", 5, 100, "aa", b"maa")
+ONE = Firmware(app="app", version="1.0", hardware="esp32c3", sequence=5, size_bytes=100, sha256="aa", manifest=b"maa")
 MANY = ONE.with_images([image("aa"), image("bb", rev="2"), image("cc", rev="2", radio="x"), image("dd", "esp32s3")])
 
 

@@ -42,7 +42,19 @@ def facts(labels: dict[str, str] | None = None, running: str = "old", told: str 
 
 
 def deployment(rollout: str, state: Deployed, version: str = "", **changes: Any) -> Deployment:
-    made = Deployment("1", "a", "dev", version or rollout, version or rollout, state, 0.0, 0.0, "old", "old", rollout=rollout)
+    made = Deployment(
+        id="1",
+        app="a",
+        device="dev",
+        version=version or rollout,
+        sha256=version or rollout,
+        state=state,
+        created_s=0.0,
+        updated_s=0.0,
+        from_version="old",
+        from_sha256="old",
+        rollout=rollout,
+    )
     return msgspec.structs.replace(made, **changes)
 
 

@@ -182,7 +182,20 @@ def test_a_threshold_by_count_needs_no_whole() -> None:
 
 
 def deployment(number: int, state: Deployed, rollout: str, wave: int, back: bool) -> Deployment:
-    return Deployment(f"d{number}", "a", "d", "1", "00", state, 0.0, 0.0, number=number, rollout=rollout, wave=wave, back=back)
+    return Deployment(
+        id=f"d{number}",
+        app="a",
+        device="d",
+        version="1",
+        sha256="00",
+        state=state,
+        created_s=0.0,
+        updated_s=0.0,
+        number=number,
+        rollout=rollout,
+        wave=wave,
+        back=back,
+    )
 
 
 CHANGES = st.lists(

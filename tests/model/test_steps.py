@@ -13,7 +13,16 @@ from dfud.model.steps import Ladder, no_way, way
 
 
 def version(sequence: int, requires: tuple[int, int] | None = None, *, stop: bool = False, recalled: bool = False) -> Firmware:
-    made = Firmware("app", f"v{sequence}", "esp32c3", sequence, 10, f"{sequence:02x}", b"m", stop=stop)
+    made = Firmware(
+        app="app",
+        version=f"v{sequence}",
+        hardware="esp32c3",
+        sequence=sequence,
+        size_bytes=10,
+        sha256=f"{sequence:02x}",
+        manifest=b"m",
+        stop=stop,
+    )
     return msgspec.structs.replace(
         made, requires=Requires(*requires) if requires else None, recalled=Recall("bad") if recalled else None
     )

@@ -66,3 +66,12 @@ def test_folding_keeps_every_sum_whenever_and_by_however_many_it_is_done() -> No
         assert folded(counts, NOW) == {}
         left = [name for name, n in counts.items() if n]
         assert len(left) < 200 * 4 + 400 * 3
+
+
+def test_a_counter_whose_name_is_no_counters_costs_itself() -> None:
+    odd = {"hour/x": 5, "hour/": 5, "hour/\u00b2": 5, "hour/-3": 5, "at/": 5, "at/x/1.0": 5, f"at/{'9' * 5000}/1.0": 5, "/": 5, "": 5}
+    good = {"hour/1000": 2, "at/1000/1.0": 3}
+    now_s = 1000.5 * 3600
+    assert seen_within(odd | good, now_s, 1) == seen_within(good, now_s, 1) == 2
+    assert adoption(odd | good, now_s, 24, 5) == adoption(good, now_s, 24, 5)
+    assert folded(odd | good, now_s + 500 * 86400) == folded(good, now_s + 500 * 86400) != {}

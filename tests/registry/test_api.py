@@ -379,7 +379,10 @@ async def test_limits_hold(api: Api) -> None:
     assert (await api.client.get("/readyz")).json() == {"status": "ready"}
     assert "dfud_devices_waiting" in (await api.client.get("/metrics")).text
     await api.ask(404, "GET", "/nothing/here")
-    await api.ask(405, "PATCH", APPS)
+    told = (await api.ask(405, "PATCH", APPS))["message"]
+    assert told == f"PATCH {APPS}: expected GET or POST there"
+    told = (await api.ask(404, "GET", "/api/hawkbit/status"))["message"]
+    assert "GET /api/hawkbit/status: this dfud has no such address; a plugin's are there only while" in told
 
 
 async def test_a_stream_of_events_ends_in_order_when_dfud_stops(api: Api) -> None:

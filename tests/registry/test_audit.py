@@ -92,7 +92,17 @@ async def test_a_retry_and_a_cancel_and_their_entries_are_one_commit(
     packages = Packages(store, tmp_path / "packages", disk_bytes=1 << 20, memory_bytes=1 << 20, workers=1)
     controller = Controller(store, bus, packages, ControllerConfig(), lambda: T0)
     blocked = state is State.FAILED
-    deployment = Deployment("id", "a", "d", "1.1", "00" * 32, state, T0, T0, blocks=blocked)
+    deployment = Deployment(
+        id="id",
+        app="a",
+        device="d",
+        version="1.1",
+        sha256="00" * 32,
+        state=state,
+        created_s=T0,
+        updated_s=T0,
+        blocks=blocked,
+    )
     await store.commit([PutApp(App(Metadata("a"))), PutDevice(Device(Metadata("d", "a")))])
     await store.commit([PutDeployment(deployment)])
     store.commits.clear()

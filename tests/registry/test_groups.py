@@ -184,6 +184,45 @@ async def test_a_job_that_cannot_go_on_costs_itself_only(at: Desk) -> None:
     assert first.state is JobState.FAILED and "surprise" in first.problem
 
 
+async def test_records_that_cannot_be_read_cost_themselves_and_are_forgotten_by_their_number(at: Desk) -> None:
+    whole = GroupJob(id="x", app="a", selector="", firmware=HOLD, by="eve", created_s=1e300)
+    odd = {
+        3: b"{",
+        4: msgspec.json.encode(whole),
+        5: msgspec.json.encode(msgspec.structs.replace(whole, id="9" * 30)),
+        6: msgspec.json.encode(msgspec.structs.replace(whole, id="1")),  # says that it is another
+        7: b'{"id": "\xc2\xb2"' + b"[" * 5000,
+    }
+    await at.store.commit([PutDocument(COLLECTION, f"{number:018d}", value) for number, value in odd.items()])
+    job = await accept(at, "odd=1")
+    assert [j.id for j in await at.registry.groups.of_app("a")] == [job.id]
+    assert (await ended(at, job)).state is JobState.DONE
+    for number in odd:
+        with pytest.raises(NotFoundError):
+            await at.registry.groups.get("a", str(number))
+        assert "forgotten" in (await at.registry.groups.cancel("a", str(number), "eve")).problem
+        with pytest.raises(NotFoundError):
+            await at.registry.groups.cancel("a", str(number), "eve")
+    assert [key for key, _ in await at.store.documents(COLLECTION)] == [f"{int(job.id):018d}"]
+
+
+async def test_a_job_that_cannot_even_be_ended_holds_up_no_other(at: Desk) -> None:
+    stuck, good = await accept(at), await accept(at, "odd=1")
+    right, tries = at.store.commit, 0
+
+    async def commit(changes: Sequence[Change]) -> None:
+        nonlocal tries
+        if any(isinstance(c, PutDocument) and c.key == f"{int(stuck.id):018d}" for c in changes):
+            tries += 1
+            raise StoreError("this record cannot be written")
+        await right(changes)
+
+    at.store.commit = commit  # type: ignore[method-assign]
+    assert (await ended(at, good)).state is JobState.DONE
+    assert (await at.registry.groups.get("a", stuck.id)).state is JobState.RUNNING
+    assert tries <= 2 * (30 // groups.PAGE + 3), "twice a round, and none without a pause"
+
+
 async def test_a_small_job_does_not_wait_for_a_large_one(at: Desk) -> None:
     await at.store.commit(devices("b", 2))
     large, small = await accept(at), await accept(at, app="b")

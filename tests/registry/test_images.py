@@ -30,7 +30,15 @@ def of_size(size: int) -> bytes:
 
 
 def signed(data: bytes, hardware: str, flags: int = 0) -> dict[str, str]:
-    manifest = Manifest("a", "1.0", hardware, 1, len(data), hashlib.sha256(data).digest(), flags)
+    manifest = Manifest(
+        app="a",
+        version="1.0",
+        hardware=hardware,
+        sequence=1,
+        size=len(data),
+        sha256=hashlib.sha256(data).digest(),
+        flags=flags,
+    )
     return {"dfud-manifest": base64.b64encode(sign(manifest, KEY)).decode()}
 
 

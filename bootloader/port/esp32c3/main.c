@@ -2,6 +2,7 @@
 #include "config.h"
 #include "dfu.h"
 #include "registers.h"
+#include "wiring.h"
 
 extern int rtc_get_reset_reason(int cpu);
 extern int ets_printf(const char *format, ...);
@@ -257,18 +258,7 @@ static void __attribute__((noreturn)) enter(const struct dfu_image *image) {
 }
 
 void __attribute__((noreturn)) boot_main(void) {
-    struct dfu_hw hw = {
-        .read = flash_read,
-        .program = flash_program,
-        .erase = flash_erase,
-        .sha_start = sha_start,
-        .sha_update = sha_update,
-        .sha_finish = sha_finish,
-        .print = print,
-        .feed = feed,
-        .get = get,
-        .put = put,
-    };
+    struct dfu_hw hw = {DFU_PORT_FUNCTIONS};
     struct dfu_crash crash = {
         .reason = (uint32_t)rtc_get_reset_reason(0),
         .store0 = REG(RTC_STORE0),
@@ -283,11 +273,7 @@ void __attribute__((noreturn)) boot_main(void) {
     hardware_start();
     watchdog(DFU_WATCHDOG_MS);
     hw.flash_size = flash_start();
-    boot.hw = &hw;
-    boot.sector = (uint8_t *)sector;
-    boot.chunk = chunk;
-    boot.zstd = &zstd;
-    boot.mapped = &mapped;
+    dfu_wire(&boot, &hw, sector, chunk, &zstd, &mapped);
     asked = strapped();
     if (dfu_boot(&boot, &crash) && !asked)
         enter(&boot.image);

@@ -1,4 +1,5 @@
 #include "host.h"
+#include "wiring.h"
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -128,27 +129,10 @@ void host_start(struct host *h, struct dfu_hw *hw, struct dfu_boot *b) {
     static uint8_t sector[DFU_SECTOR], chunk[DFU_CHUNK_MAX];
     static struct dfu_zstd zstd;
     static struct dfu_mapped mapped;
-    const struct dfu_hw functions = {
-        .ctx = h,
-        .flash_size = h->flash_size,
-        .read = flash_read,
-        .program = flash_program,
-        .erase = flash_erase,
-        .sha_start = sha_start,
-        .sha_update = sha_update,
-        .sha_finish = sha_finish,
-        .print = print,
-        .feed = feed,
-        .get = get,
-        .put = put,
-    };
+    const struct dfu_hw functions = {.ctx = h, .flash_size = h->flash_size, DFU_PORT_FUNCTIONS};
     *hw = functions;
     memset(b, 0, sizeof *b);
-    b->hw = hw;
-    b->sector = sector;
-    b->chunk = chunk;
-    b->zstd = &zstd;
-    b->mapped = &mapped;
+    dfu_wire(b, hw, sector, chunk, &zstd, &mapped);
 }
 
 int host_boot(uint8_t *flash, uint32_t size, uint32_t reason, uint32_t store0, uint32_t store6, uint32_t *sram, uint32_t sram_words,

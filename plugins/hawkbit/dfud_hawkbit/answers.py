@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from dfud.api import PeerError
+from dfud.api import UNDECODABLE, PeerError
+from dfud.api import decode_untrusted as decode_json_untrusted
 
 T = TypeVar("T")
 
@@ -184,10 +185,7 @@ class _Deployment(msgspec.Struct, frozen=True):
 
 def decode_untrusted(body: bytes, kind: type[T], what: str) -> T:
     """Read JSON as `kind`. Raises PeerError."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise PeerError(f"hawkBit's {what} is not what it should be: {str(error)[:200]}") from None
+    return decode_json_untrusted(f"hawkBit's {what} is not what it should be", body, kind)
 
 
 def decode_rows_untrusted(body: bytes, kind: type[T], what: str) -> Rows[T]:
@@ -207,7 +205,7 @@ def decode_error_untrusted(body: bytes) -> tuple[str, str]:
     """Return (errorCode, message) of an error body, both empty if there is none: an empty 429 is the request limiter."""
     try:
         error = msgspec.json.decode(body, type=_Error)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNDECODABLE:
         return "", ""
     return error.error_code[:128], error.message[:512]
 

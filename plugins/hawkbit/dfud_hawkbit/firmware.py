@@ -64,7 +64,7 @@ def said_of(chunk: Chunk, config: HawkbitConfig) -> dict[str, Any]:
         except (binascii.Error, ValueError):
             raise Unusable(f"the module's metadata {MANIFEST} is not base64") from None
     sequence = said.get("dfud.sequence", "")
-    if sequence and not (sequence.isascii() and sequence.isdigit() and int(sequence[:12]) < 1 << 32):
+    if sequence and not (sequence.isascii() and sequence.isdigit() and len(sequence) <= 10 and int(sequence) < 1 << 32):
         raise Unusable(f"the module's metadata dfud.sequence {sequence[:20]!r}: expected an integer below 2^32")
     return {
         "version": chunk.version,
@@ -233,7 +233,7 @@ class FirmwareSync:
         link = answer.read(Action, "action").links.get("distributionset")
         href = link.href if link is not None and not isinstance(link, list) else ""
         number = href.rpartition("/")[2]
-        if not number.isdigit():
+        if not (number.isascii() and number.isdigit()):
             raise Away(f"hawkBit does not say which distribution set action {action} is about")
         return (await self._client.mgmt("look up", "GET", f"/distributionsets/{number}")).read(
             Named, "distribution set"

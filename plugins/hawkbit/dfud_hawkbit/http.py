@@ -17,7 +17,7 @@ import httpx
 import msgspec
 import trio
 
-from dfud.api import ConfigError, PeerError, StoreError
+from dfud.api import UNDECODABLE, ConfigError, PeerError, StoreError
 from dfud_hawkbit.answers import decode_error_untrusted, decode_untrusted
 from dfud_hawkbit.config import HawkbitConfig
 
@@ -231,7 +231,7 @@ class Http:
 def _is_object(body: bytes) -> bool:
     try:
         return isinstance(msgspec.json.decode(body), dict)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNDECODABLE:
         return False
 
 

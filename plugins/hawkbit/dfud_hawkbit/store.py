@@ -77,8 +77,25 @@ class HawkbitSync:
         self.devices = DeviceSync(shared, self.firmware, self.write_back, self.known)
         self.bulk = Bulk(shared, self.firmware, self.devices, self.write_back, self.owner, self.known)
         self.publishing = Publishing(store, self.firmware, self.known, config, now)
-        self.worker = Worker(store, self.client, self.publishing, self.devices, self.bulk, self.known, config, now)
-        self.feed = Feed(self.client, self.worker, self.devices, self.owner, self.known, config, now)
+        self.worker = Worker(
+            store=store,
+            client=self.client,
+            publishing=self.publishing,
+            devices=self.devices,
+            bulk=self.bulk,
+            known=self.known,
+            config=config,
+            now=now,
+        )
+        self.feed = Feed(
+            client=self.client,
+            worker=self.worker,
+            devices=self.devices,
+            owner=self.owner,
+            known=self.known,
+            config=config,
+            now=now,
+        )
         self.write_back.others = self.feed.others
 
 

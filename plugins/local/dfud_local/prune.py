@@ -7,7 +7,7 @@ import sqlite3
 
 import msgspec
 
-from dfud.api import Pruned
+from dfud.api import UNDECODABLE, Pruned
 from dfud_local.columns import text
 
 AHEAD_S = 86400.0  # a clock was wrong where an entry is this far ahead: it says nothing of those behind it
@@ -37,7 +37,7 @@ def _history(database: sqlite3.Connection, before_s: float, now_s: float, place:
     for number, body in rows:
         try:
             at_s = _DECODER.decode(body).at_s
-        except (msgspec.MsgspecError, UnicodeError):
+        except UNDECODABLE:
             continue  # it goes with its device, or as the oldest of too many
         if at_s < before_s:
             old.append(number)

@@ -16,7 +16,16 @@ IMAGE = bytes(range(256)) * 10 + b"end"
 
 
 def firmware(version: str = "2") -> Firmware:
-    return Firmware("app1", version, "x", 1, len(IMAGE), hashlib.sha256(IMAGE).hexdigest(), b"", "raw")
+    return Firmware(
+        app="app1",
+        version=version,
+        hardware="x",
+        sequence=1,
+        size_bytes=len(IMAGE),
+        sha256=hashlib.sha256(IMAGE).hexdigest(),
+        manifest=b"",
+        kind="raw",
+    )
 
 
 class Session(DialectSession):

@@ -24,7 +24,17 @@ from dfud.api import Bus, ConfigError, StoreError, Telemetry
 
 
 def telemetry(body: bytes = b'{"t":1}', content_type: str = "", number: int = 1) -> Telemetry:
-    return Telemetry("app1", "dev1", "gw1", "temp", body, content_type, "urn:s", 1.5, f"id-{number}")
+    return Telemetry(
+        app="app1",
+        device="dev1",
+        sender="gw1",
+        channel="temp",
+        body=body,
+        content_type=content_type,
+        data_schema="urn:s",
+        at_s=1.5,
+        id=f"id-{number}",
+    )
 
 
 def test_an_event_has_the_attributes_of_drogues() -> None:

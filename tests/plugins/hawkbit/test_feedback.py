@@ -29,7 +29,19 @@ def test_details_stay_within_hawkbits_quotas(lines: list[str]) -> None:
 
 
 def a_deployment(state: State, **more: Any) -> Deployment:
-    return Deployment("d1", "a", "d", "2.0", "00" * 32, state, 1.0, 1.0, "1.0", chunks_total=10, **more)
+    return Deployment(
+        id="d1",
+        app="a",
+        device="d",
+        version="2.0",
+        sha256="00" * 32,
+        state=state,
+        created_s=1.0,
+        updated_s=1.0,
+        from_version="1.0",
+        chunks_total=10,
+        **more,
+    )
 
 
 def told_of(d: Deployment, news: Sequence[HistoryEntry]) -> Any:
@@ -39,7 +51,10 @@ def told_of(d: Deployment, news: Sequence[HistoryEntry]) -> Any:
 
 
 def entries(*states: State) -> list[HistoryEntry]:
-    return [HistoryEntry("d1", "a", "d", float(n), state, "2.0", "event") for n, state in enumerate(states)]
+    return [
+        HistoryEntry(deployment="d1", app="a", device="d", at_s=float(n), state=state, version="2.0", event="event")
+        for n, state in enumerate(states)
+    ]
 
 
 def test_an_action_is_closed_only_by_the_end_of_its_deployment() -> None:
@@ -85,7 +100,7 @@ def test_bare_feedback_holds_what_decides_and_nothing_of_a_strangers() -> None:
 
 
 def test_a_line_names_its_time_and_the_version_where_that_is_another() -> None:
-    entry = HistoryEntry("d0", "a", "d", 0.0, State.DONE, "1.9", "confirmed")
+    entry = HistoryEntry(deployment="d0", app="a", device="d", at_s=0.0, state=State.DONE, version="1.9", event="confirmed")
     assert feedback.line(entry, "2.0") == "1970-01-01T00:00:00Z 1.9: done (confirmed)"
     assert feedback.line(entry, "1.9") == "1970-01-01T00:00:00Z done (confirmed)"
     assert feedback.at(1e20) == "?"

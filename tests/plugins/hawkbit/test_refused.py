@@ -206,8 +206,8 @@ async def test_only_what_hawkbit_answers_itself_counts_as_done(hawkbit: Hawkbit,
             seen: set[str] = set()
 
             async def told() -> bool:
-                parts = harness.store.sync
-                seen.update([parts.worker.health.problem, *parts.known.problems.values()])
+                sync = harness.store.sync
+                seen.update([sync.worker.health.problem, *sync.known.problems.values()])
                 return any(f"answered {code}" in text and "expected 200" in text for text in seen)
 
             await until("what was found is told", told)

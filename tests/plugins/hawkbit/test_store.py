@@ -25,6 +25,7 @@ from dfud.api import (
 )
 from dfud.testing.store import StoreConformance, a_blob, a_firmware, an_app
 from tests.plugins.hawkbit.harness import Harness, Server, harness_at
+from tests.plugins.local.test_local_store import damage_row
 
 
 class TestHawkbitStore(StoreConformance):
@@ -48,6 +49,9 @@ class TestHawkbitStore(StoreConformance):
         store = HawkbitStore(config)
         store.keep_in(LocalStore(directory / "state"))
         return store
+
+    def damage(self, directory: Path, kind: str, name: str) -> None:
+        damage_row(directory / "state", kind, name)
 
 
 async def test_the_name_of_a_deleted_firmware_stays_taken(hawkbit: Server, tmp_path: Path) -> None:

@@ -41,7 +41,15 @@ async def test_firmware_published_in_dfud_is_module_artifact_and_set_in_hawkbit(
         app = await harness.registry.app(harness.app)
         spec = {"signing": {"keys": [base64.b64encode(key.public_key().public_bytes_raw()).decode()]}}
         await harness.registry.update_app(harness.app, App(app.metadata, spec), "test")
-        manifest = Manifest(harness.app, "2.0", "esp32c3", 7, len(NEW), bytes.fromhex(digest(NEW)), FLAG_RAW)
+        manifest = Manifest(
+            app=harness.app,
+            version="2.0",
+            hardware="esp32c3",
+            sequence=7,
+            size=len(NEW),
+            sha256=bytes.fromhex(digest(NEW)),
+            flags=FLAG_RAW,
+        )
         envelope = sign(manifest, key)
 
         async def body() -> AsyncIterator[bytes]:
@@ -176,7 +184,15 @@ async def test_a_set_that_cannot_be_rolled_out_is_closed_with_the_reason(
             await harness.registry.update_app(harness.app, App(app.metadata, {"signing": {"mode": "required"}}), "test")
             reason = "takes signed firmware only"
         if case == "signed by a stranger":
-            manifest = Manifest(harness.app, "3.0", "esp32c3", 1, len(NEW), bytes.fromhex(digest(NEW)), FLAG_RAW)
+            manifest = Manifest(
+                app=harness.app,
+                version="3.0",
+                hardware="esp32c3",
+                sequence=1,
+                size=len(NEW),
+                sha256=bytes.fromhex(digest(NEW)),
+                flags=FLAG_RAW,
+            )
             envelope = sign(manifest, Ed25519PrivateKey.generate())
             metadata = {"dfud.manifest": base64.b64encode(envelope).decode()}
             reason = harness.app
@@ -211,7 +227,15 @@ async def test_a_rollback_is_a_failure_with_code_and_diagnostics_and_may_be_trie
         await device.poll(trial=True)
         device.image, device.version = OLD, "1.0"
         record = bytes(range(200))
-        left = Result(Outcome.ROLLED_BACK, bytes.fromhex(digest(NEW)), 1, "watchdog in main.py", 3, 12, record)
+        left = Result(
+            outcome=Outcome.ROLLED_BACK,
+            digest=bytes.fromhex(digest(NEW)),
+            code=1,
+            text="watchdog in main.py",
+            attempts=3,
+            reset=12,
+            record=record,
+        )
         await device.poll(result=left)
         await until("it is closed", lambda: _status(person, harness, first, "error"))
         last = (await person.statuses(harness.target(), first))[-1]
@@ -365,7 +389,15 @@ async def test_a_manifest_that_is_replaced_is_replaced_in_hawkbit(hawkbit: Serve
 
         said: list[bytes] = []
         for sequence in (7, 8):
-            manifest = Manifest(harness.app, "2.0", "esp32c3", sequence, len(NEW), bytes.fromhex(digest(NEW)), FLAG_RAW)
+            manifest = Manifest(
+                app=harness.app,
+                version="2.0",
+                hardware="esp32c3",
+                sequence=sequence,
+                size=len(NEW),
+                sha256=bytes.fromhex(digest(NEW)),
+                flags=FLAG_RAW,
+            )
             envelope = sign(manifest, key)
             await harness.firmware.publish(harness.app, Upload(envelope=envelope), body(), "test")
             await harness.want("2.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -35,6 +36,14 @@ from dfud.api import (
 from dfud.testing.store import StoreConformance, a_device, an_app, image_of
 
 
+def damage_row(directory: Path, kind: str, name: str) -> None:
+    """Overwrite the body of a record of the local store, which does not run."""
+    column = "version" if kind == "firmware" else "name"
+    with contextlib.closing(sqlite3.connect(directory / "dfud.sqlite3")) as database, database:
+        changed = database.execute(f"UPDATE {kind} SET body=? WHERE {column}=?", (b"\xc1", name))
+        assert changed.rowcount == 1
+
+
 class TestLocalStore(StoreConformance):
     @pytest.fixture
     async def store(self, nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[LocalStore]:
@@ -44,6 +53,9 @@ class TestLocalStore(StoreConformance):
 
     def new_store(self, directory: Path) -> LocalStore:
         return LocalStore(directory)
+
+    def damage(self, directory: Path, kind: str, name: str) -> None:
+        damage_row(directory, kind, name)
 
 
 @pytest.mark.slow

@@ -77,7 +77,9 @@ def deployment(device: str, number: int = 1, state: State = State.PENDING) -> tu
         updated_s=float(number),
         number=number,
     )
-    return made, HistoryEntry(made.id, "a", device, float(number), state, "2", "created")
+    return made, HistoryEntry(
+        deployment=made.id, app="a", device=device, at_s=float(number), state=state, version="2", event="created"
+    )
 
 
 async def together(store: LocalStore, path: Path, work: Callable[[trio.Nursery], None]) -> None:

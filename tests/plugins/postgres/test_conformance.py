@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import trio
 from dfud_postgres.store import PostgresStore
@@ -24,3 +25,10 @@ class TestPostgresStore(StoreConformance):
 
     def new_store(self, directory: Path) -> PostgresStore:
         return PostgresStore(config_for(directory))
+
+    def damage(self, directory: Path, kind: str, name: str) -> None:
+        config = config_for(directory)
+        column = "version" if kind == "firmware" else "name"
+        with psycopg.connect(host=config.host, user="admin", dbname=config.database) as database:
+            changed = database.execute(f"UPDATE {kind} SET body=%s WHERE {column}=%s", (b"\xc1", name))
+            assert changed.rowcount == 1
