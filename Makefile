@@ -9,6 +9,7 @@ BOARDS ?= 20
 .PHONY: help bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
 help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo BOARD=sim              the same from a bare board: one file is made, flashed, enrols, is updated, rolls back"
 	@echo "make demo-rollout [BOARDS=20]    a good version in three waves over a fleet of boards, a bad one that stops itself"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
@@ -38,7 +39,7 @@ bootloader: setup
 	@if command -v riscv64-unknown-elf-gcc >/dev/null; then $(MAKE) -s -C bootloader; fi
 
 demo: setup bootloader
-	$(BIN)/python -m devicefw.sim.demo --transport $(TRANSPORT)
+	$(BIN)/python -m $(if $(filter sim,$(BOARD)),devicefw.sim.demo_board,devicefw.sim.demo --transport $(TRANSPORT))
 
 demo-rollout: setup bootloader
 	nice $(BIN)/python -m devicefw.sim.demo_rollout --boards $(BOARDS)

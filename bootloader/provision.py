@@ -8,39 +8,23 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import struct
-import zlib
 from pathlib import Path
 
 import click
 
-from bootloader.sim.images import trailer
 from devicefw.sim.flash import PARTITIONS, SECTOR_BYTES, partition
+from dfud.board.flashmap import TABLE_AT, encode_table
+from dfud.board.records import encode_keys, encode_trailer
 from dfud.errors import PeerError
 from dfud.model.espimage import check_application_untrusted, check_esp_image_untrusted
 from dfud.wire.manifest import KEYS_MAX, decode_envelope_untrusted, verify
 
-TABLE_AT, TABLE_BYTES = 0x8000, 0xC00
 BINARY = Path(__file__).parents[1] / "build" / "bootloader" / "bootloader.bin"
 
 
 def partition_table() -> bytes:
-    """Return the table as ESP-IDF reads it. Source: ESP-IDF, "Partition Tables", binary format."""
-    rows = b"".join(
-        struct.pack("<HBBII16sI", 0x50AA, kind, subtype, offset, size, label.encode(), 0)
-        for kind, subtype, offset, size, label in PARTITIONS
-    )
-    # MD5 is what the format has for its checksum.
-    rows += b"\xeb\xeb" + b"\xff" * 14 + hashlib.md5(rows, usedforsecurity=False).digest()
-    return rows.ljust(TABLE_BYTES, b"\xff")
-
-
-def keys_record(keys: list[bytes], development: set[int]) -> bytes:
-    """Return the first record of dfu_keys (FORMAT.md, "Keys")."""
-    mask = sum(1 << k for k in development)
-    record = struct.pack("<IIBBB5x", 0x4B554644, 1, len(keys), mask, 0) + b"".join(keys)
-    record = record.ljust(252, b"\0")
-    return record + struct.pack("<I", zlib.crc32(record))
+    """Return the table as ESP-IDF reads it."""
+    return encode_table(PARTITIONS)
 
 
 def _key(text: str) -> bytes:
@@ -107,9 +91,9 @@ def main(
         raise click.ClickException(str(error)) from None
     parts = {TABLE_AT: ("partitions.bin", partition_table()), slot: ("image.bin", data)}
     if envelope:
-        parts[slot + size - SECTOR_BYTES] = ("trailer.bin", trailer(envelope))
+        parts[slot + size - SECTOR_BYTES] = ("trailer.bin", encode_trailer(envelope))
     if trusted:
-        record = keys_record(trusted, set(range(len(keys), len(trusted))))
+        record = encode_keys(trusted, set(range(len(keys), len(trusted))))
         parts[partition("dfu_keys")[0]] = ("keys.bin", record)
     to.mkdir(parents=True, exist_ok=True)
     command = [f"esptool --chip esp32c3 --port {port} write-flash --flash-mode dio --flash-size 4MB 0x0 {BINARY}"]

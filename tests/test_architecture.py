@@ -13,12 +13,13 @@ ALLOWED = {
     "model": {"errors"},
     "wire": {"errors", "model"},
     "package": {"errors", "wire", "model"},
+    "board": {"errors", "wire", "model"},
     "api": {"errors", "model"},
     "registry": {"errors", "model", "wire", "api"},
     "controller": {"errors", "model", "wire", "package", "api"},
     "endpoint": {"errors", "model", "wire", "api", "controller"},
     "daemon": {"errors", "model", "api", "registry", "controller", "endpoint"},
-    "cli": {"errors", "model", "wire", "package"},
+    "cli": {"errors", "model", "wire", "package", "board"},
     "testing": {"errors", "model", "wire", "api", "package"},
 }
 PLUGINS_MAY = {"api", "testing"}

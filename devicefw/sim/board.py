@@ -16,14 +16,17 @@ import trio
 
 from bootloader.sim.boot import Bootloader
 from devicefw.sim.compile import agent_modules
-from devicefw.sim.firmware import program_of
+from devicefw.sim.firmware import MARK, program_of
 from devicefw.sim.flash import PARTITIONS, FlashFile, PowerCut, partition
 from devicefw.sim.processes import process_group
 from devicefw.sim.serial import SerialLine
+from dfud.board import nvs
+from dfud.board.flashmap import SIZES, TABLE_AT, TABLE_BYTES, Part, decode_table_untrusted, find
 
 HERE = Path(__file__).parent
 HEAP = "118K"
 HEAP_COAP = "128K"  # the CoAP client and OSCORE beside all the rest, with objects twice as large as a chip's
+HEAP_FILES = "160K"  # with an application, Wi-Fi and the file system; a chip has 176 at boot, with smaller objects
 POWER_ON, SOFTWARE, WATCHDOG, USB = 0x1, 0xC, 0x10, 0x15
 EXIT_RESET, EXIT_POWER_CUT = 70, 71
 CONSOLE_MAX_LINES = 5000
@@ -45,8 +48,23 @@ def micropython() -> str:
     return found
 
 
+def _flashed(path: Path, content: bytes) -> None:
+    """Make a flash of the next size that chips have, and the board's NVS, which the simulator keeps in files, of that in it."""
+    size = next(size for size in sorted(SIZES.values()) if size >= len(content))
+    for namespace, values in nvs.decode_untrusted(content[slice(*_nvs(content))]).items():
+        kept = {key: list(value) if isinstance(value, bytes) else value for key, value in values.items()}
+        (path.parent / f"nvs-{namespace}.json").write_text(json.dumps(kept))
+    path.write_bytes(content.ljust(size, b"\xff"))
+
+
+def _nvs(content: bytes) -> tuple[int, int]:
+    part = find(decode_table_untrusted(content[TABLE_AT : TABLE_AT + TABLE_BYTES]), "nvs")
+    return part.offset, part.end
+
+
 class Board:
-    """Owns the directory: flash, RTC registers. `config` is the CONFIG of the programs that it runs.
+    """Owns the directory: flash, RTC registers. `config` is the CONFIG of the programs that it runs; None: it runs what stands in its
+    file system, and `flash` is what it was flashed with at offset 0 (`dfuctl board image`), if it has none yet.
 
     on_line is called with each line of its console. `boots` and `console` keep what happened. It boots through the bootloader's
     ELF; when that waits for a host, `recovery_port` is the path of the serial line. `strap`: the recovery pin is held.
@@ -55,9 +73,10 @@ class Board:
     def __init__(
         self,
         directory: Path,
-        config: dict[str, Any],
+        config: dict[str, Any] | None = None,
         *,
         image: bytes | None = None,
+        flash: bytes | None = None,
         heap: str | None = None,
         on_line: Callable[[str], None] | None = None,
         elf: Path | None = None,
@@ -65,11 +84,13 @@ class Board:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = config
-        self.heap = heap or (HEAP_COAP if config.get("transport") == "coap" else HEAP)
+        self.heap = heap or (HEAP_FILES if config is None else HEAP_COAP if config.get("transport") == "coap" else HEAP)
         self.boots: list[Boot] = []
         self.console: list[str] = []
         self._on_line = on_line
         path = directory / "flash.bin"
+        if flash is not None and not path.exists():
+            _flashed(path, flash)
         self.flash = FlashFile(path, create=not path.exists())
         if image is not None:
             self.flash.load("ota_0", image)
@@ -164,14 +185,23 @@ class Board:
 
     def _prepare(self, slot: int) -> None:
         offset, size = partition(f"ota_{slot}")
-        text = program_of(self.flash.read(offset, size))
-        head = f"CONFIG.update({self.config!r})"
-        (self.directory / "program.py").write_text(text.replace("CONFIG = {}", f"CONFIG = {{}}\n{head}"), "utf-8")
+        image = self.flash.read(offset, size)
+        files = self.config is None
+        parts: tuple[Part, ...] = PARTITIONS
+        if files:
+            # A build of MicroPython brings start-up code of its own, or none that matters here.
+            text = program_of(image) if MARK in image else ""
+            parts = decode_table_untrusted(self.flash.read(TABLE_AT, TABLE_BYTES))
+        else:
+            head = f"CONFIG.update({self.config!r})"
+            text = program_of(image).replace("CONFIG = {}", f"CONFIG = {{}}\n{head}")
+        (self.directory / "program.py").write_text(text, "utf-8")
         board = {
-            "flash": str(self.flash.path),
+            "files": files,
+            "flash": ("/host" if files else "") + str(self.flash.path.resolve()),
             "slot": slot,
             "reset_reason": self.reset_reason,
-            "partitions": PARTITIONS,
+            "partitions": parts,
             "operations": self.flash.operations,
             "cut_at": self.flash.cut_at,
             "cut_how": self.flash.cut_how,
@@ -184,7 +214,7 @@ class Board:
     async def _run_program(self) -> int:
         """Run MicroPython; return its exit code, or a negative one if it was ended by the watchdog."""
         command = [micropython(), "-X", f"heapsize={self.heap}", str(HERE / "shims" / "start.py")]
-        command += [str(self.directory), str(agent_modules())]
+        command += [str(self.directory.resolve()), str(agent_modules())]
         async with trio.open_nursery() as nursery:
             self._process = process = await trio.lowlevel.open_process(
                 command, stdout=-1, stderr=-2, process_group=process_group()

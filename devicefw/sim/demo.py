@@ -104,17 +104,17 @@ async def _demo(directory: Path, transport: str) -> None:
             "watchdog_s": 3,
             "backoff_ms": 500,
         }
-        board = Board(directory / "lamp1", settings, image=images["1.0"], on_line=_board_line)
+        board = Board(directory / "lamp1", settings, image=images["1.0"], on_line=board_line)
         nursery.start_soon(board.run)
 
         say("A good update: 1.1")
         await dfuctl("update", "lamp1", "1.1")
-        await _watch(dfuctl)
+        await watch(dfuctl)
         await dfuctl("status", "lamp1")
 
         say("A bad update: 1.2 divides by zero before it confirms itself")
         await dfuctl("update", "lamp1", "1.2")
-        await _watch(dfuctl)
+        await watch(dfuctl)
         await dfuctl("status", "lamp1")
         await dfuctl("history", "lamp1")
 
@@ -126,11 +126,11 @@ async def _demo(directory: Path, transport: str) -> None:
     say("Done: one update arrived, one bad one was left with its reason on record.")
 
 
-def _board_line(line: str) -> None:
+def board_line(line: str) -> None:
     console.print(visible(f"lamp1 | {line}"), style="cyan")
 
 
-async def _watch(dfuctl: Dfuctl) -> None:
+async def watch(dfuctl: Dfuctl) -> None:
     """Show `dfuctl status --watch` as it runs."""
     console.print("$ dfuctl status lamp1 --watch", style="dim")
     process = await trio.lowlevel.open_process(

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dfud.board.flashmap import LAYOUTS
+
 SIZE_BYTES = 4 << 20
 SECTOR_BYTES = 4096
-# type, subtype, offset, size, label
-PARTITIONS = (
-    (1, 0x02, 0x9000, 0x4000, "nvs"),
-    (1, 0x40, 0xD000, 0x2000, "dfu_state"),
-    (1, 0x01, 0xF000, 0x1000, "phy_init"),
-    (0, 0x10, 0x10000, 0x1B0000, "ota_0"),
-    (0, 0x11, 0x1C0000, 0x1B0000, "ota_1"),
-    (1, 0x81, 0x370000, 0x2A000, "vfs"),
-    (1, 0x42, 0x39A000, 0x60000, "dfu_stage"),
-    (1, 0x41, 0x3FA000, 0x2000, "dfu_keys"),
-    (1, 0x43, 0x3FC000, 0x4000, "dfu_diag"),
-)
+PARTITIONS = LAYOUTS["4MB"]
 
 
 def partition(label: str) -> tuple[int, int]:
@@ -44,6 +35,8 @@ class FlashFile:
         self.faults: dict[int, str] = {}
         if create:
             path.write_bytes(b"\xff" * SIZE_BYTES)
+        else:
+            self.size = path.stat().st_size
 
     def read(self, offset: int, size: int) -> bytes:
         for number, kind in self.faults.items():

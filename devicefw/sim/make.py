@@ -24,7 +24,7 @@ def main(kind: str, version: str, file: Path, code: int) -> None:
 
     good confirms itself; crash divides by zero before it does; noimport lacks a module; hang never lets go; memory keeps
     everything; nostart waits before it starts anything; selftest finds a fault; unconfirmed never confirms; busy puts
-    updates off.
+    updates off. nowifi is for boards that run what stands in their file system (devicefw.sim.run): a MicroPython without Wi-Fi.
     """
     try:
         padding = machine_code(code) if code else b""

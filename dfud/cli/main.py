@@ -12,6 +12,7 @@ import click
 
 from dfud import __version__
 from dfud.cli.audit import audit
+from dfud.cli.board import board
 from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
@@ -135,6 +136,7 @@ _FIRMWARE = (
     sign_image,
     recover,
     package,
+    board,
 )
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

@@ -7,7 +7,8 @@ import io
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def _envelope(session: Session, data: bytes, manifest: Path | None, version: str
     return encode([encode_manifest(described), b"", b""])
 
 
-def _show(session: Session, state: State) -> None:
+def show_state(session: Session, state: State) -> None:
     if session.json:
         session.show(msgspec.to_builtins(state))
         return
@@ -199,6 +200,20 @@ def _show(session: Session, state: State) -> None:
         mark = "*" if number == state.current else " "
         what = f"{slot.version or 'an image without a manifest'}, sequence {slot.sequence}"
         say(f"{mark} slot {number}: {ERRORS.get(slot.error, slot.error) if slot.error else what}")
+
+
+@contextmanager
+def opened(port: str) -> Iterator[Line]:
+    """Yield the line to a waiting bootloader; what goes wrong with the port becomes a CliError."""
+    try:
+        found = serial.Serial(port, BAUD, timeout=0.1)
+    except (OSError, serial.SerialException) as error:
+        raise CliError(f"{port} cannot be opened: {error}") from None
+    with found:
+        try:
+            yield Line(found)
+        except serial.SerialException as error:
+            raise CliError(f"{port}: {error}") from None
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -247,28 +262,20 @@ def recover(
         (check_esp_image_untrusted if raw else check_application_untrusted)(io.BytesIO(data), len(data), hardware)
         envelope = _envelope(session, data, manifest, version, hardware)
         package = build_package(data, base.read_bytes() if base else None, kinds=KINDS, payload_bytes=PAYLOAD_BYTES)
-    try:
-        opened = serial.Serial(port, BAUD, timeout=0.1)
-    except (OSError, serial.SerialException) as error:
-        raise CliError(f"{port} cannot be opened: {error}") from None
-    with opened:
-        line = Line(opened)
-        try:
-            state = line.state()
-            _show(session, state)
-            if diagnostics is not None:
-                records = line.diagnostics()
-                diagnostics.write_bytes(b"".join(records))
-                say(f"{len(records)} diagnostics records: {diagnostics}", err=session.json)
-            if package is not None:
-                if len(data) > state.image_max_bytes:
-                    raise CliError(f"the image has {len(data)} bytes, a slot holds {state.image_max_bytes}")
-                target = slot if slot is not None else 1 - state.current if state.current is not None else 0
-                total = package.total_bytes
-                with progress_bar(f"slot {target}", TRANSFER, total=total) as progress:
-                    line.install(target, package, envelope, lambda sent: progress(sent, total))
-                if boot:
-                    line.boot()
-                    say("Installed; the device boots it on trial.", err=session.json)
-        except serial.SerialException as error:
-            raise CliError(f"{port}: {error}") from None
+    with opened(port) as line:
+        state = line.state()
+        show_state(session, state)
+        if diagnostics is not None:
+            records = line.diagnostics()
+            diagnostics.write_bytes(b"".join(records))
+            say(f"{len(records)} diagnostics records: {diagnostics}", err=session.json)
+        if package is not None:
+            if len(data) > state.image_max_bytes:
+                raise CliError(f"the image has {len(data)} bytes, a slot holds {state.image_max_bytes}")
+            target = slot if slot is not None else 1 - state.current if state.current is not None else 0
+            total = package.total_bytes
+            with progress_bar(f"slot {target}", TRANSFER, total=total) as progress:
+                line.install(target, package, envelope, lambda sent: progress(sent, total))
+            if boot:
+                line.boot()
+                say("Installed; the device boots it on trial.", err=session.json)

@@ -39,3 +39,17 @@ async def test_a_small_fleet_takes_the_good_version_in_waves_and_stops_the_bad_o
     assert "rolled-back in wave 1, crashed: ZeroDivisionError in " in top[0] and "Traceback" in top[1]
     assert any(line.startswith("bad: 1.2, paused") for line in top)
     assert "Done: a good version reached every board in three waves, a bad one stopped at the first" in told
+
+
+async def test_a_bare_board_is_taken_to_a_roll_back() -> None:
+    require("micropython")
+    require("riscv-gcc")
+    command = [sys.executable, "-m", "devicefw.sim.demo_board"]
+    with trio.fail_after(280):
+        run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    told = run.stdout.decode()
+    assert run.returncode == 0, told + run.stderr.decode()
+    assert "lamp1 | wifi: joined attic" in told and "lamp1 | app: the lamp is on" in told
+    assert "v1.25.0: in sync" in told and "AttributeError" in told
+    assert "Done: a bare board became a device, one update arrived, one bad one was left" in told
+    assert "correct horse" not in told and "dfc_" not in told

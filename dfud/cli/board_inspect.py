@@ -1,0 +1,138 @@
+"""`dfuctl board inspect`: what a flash holds, as tables and as a picture of its map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from dfud.board.look import Look, Space, look_untrusted
+from dfud.board.records import Diagnosis, diagnoses_untrusted
+from dfud.cli.client import CliError, Session
+from dfud.cli.recover import opened, show_state
+from dfud.cli.resources import pass_session
+from dfud.cli.show import Table, print_table, say
+from dfud.errors import PeerError
+
+STATES_SHOWN = 8
+CELLS = 64  # of the picture: a row is a line of so many
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--port", help="Ask a board whose bootloader waits for recovery, on this serial line.")
+@pass_session
+def board_inspect(session: Session, file: Path | None, port: str | None) -> None:
+    """Show what FILE holds: a board.bin, a simulated board's flash.bin, or what esptool's read-flash took out of a chip.
+
+    Secrets are not shown; of NVS the names alone.
+
+    \b
+    esptool --chip esp32c3 --port /dev/ttyACM0 read-flash 0 0x400000 flash.bin
+    dfuctl board inspect flash.bin
+    """
+    if (file is None) == (port is None):
+        raise CliError("what is to be looked at? give FILE, or --port of a board that waits for recovery")
+    if port is not None:
+        _ask(session, port)
+        return
+    assert file is not None
+    try:
+        found = look_untrusted(file.read_bytes())
+    except PeerError as error:
+        raise CliError(f"{file}: {error}") from None
+    if session.json:
+        shown = msgspec.to_builtins(found)
+        for key in shown["keys"] or []:
+            key.pop("public")
+        session.show(shown)
+        return
+    _show(found)
+
+
+def _ask(session: Session, port: str) -> None:
+    """Show what the waiting bootloader says of slots and keys, and its diagnostics."""
+    with opened(port) as line:
+        state = line.state()
+        diagnoses = diagnoses_untrusted(b"".join(line.diagnostics()))
+    if session.json:
+        session.show({**msgspec.to_builtins(state), "diagnoses": msgspec.to_builtins(diagnoses)})
+        return
+    show_state(session, state)
+    _show_diagnoses(diagnoses)
+
+
+def _show(found: Look) -> None:
+    say(f"Flash: {found.flash_bytes >> 20} MB")
+    for line in picture(found):
+        say(line)
+    spaces = Table("AREA", "OFFSET", "SIZE", "USED", "HOLDS")
+    for space in found.spaces:
+        spaces.add_row(space.label, f"{space.offset:#x}", space.size, space.used, space.told)
+    print_table(spaces)
+    say("")
+    slots = Table("SLOT", "VERSION", "SEQUENCE", "BYTES", "SIGNED", "SHA-256", "PROBLEM")
+    for number, slot in enumerate(found.slots):
+        mark = " *" if number == found.current else ""
+        slots.add_row(
+            f"{slot.label}{mark}", slot.version, slot.sequence, slot.used, slot.signed, slot.sha256[:16], slot.problem
+        )
+    print_table(slots)
+    say("")
+    if found.keys is None:
+        say("Keys: the log cannot be read, nothing is trusted")
+    elif not found.keys:
+        say("Keys: none, any image is booted")
+    for key in found.keys or []:
+        say(f"Key: {key.id}{' (development)' if key.development else ''}")
+    say(f"NVS: {', '.join(found.nvs_keys) or 'empty'}")
+    say("State log: " + ("blank, as before the first start" if not found.states else f"{len(found.states)} records"))
+    for state in found.states[-STATES_SHOWN:]:
+        say(
+            f"  {state.number}: slot {state.slot} {state.phase}, crashes {state.crashes}, starts {state.starts}, last change: "
+            f"{state.outcome}, written by {state.writer}"
+        )
+    _show_diagnoses(found.diagnoses)
+
+
+def _show_diagnoses(diagnoses: list[Diagnosis]) -> None:
+    say("Diagnostics: " + ("none" if not diagnoses else f"{len(diagnoses)} records"))
+    for one in diagnoses:
+        last = one.text.strip().splitlines()[-1:] or [""]
+        say(f"  {one.number}: {one.what} in slot {one.slot}, {one.version}, crashes {one.crashes}: {last[0]}")
+
+
+def picture(found: Look) -> list[str]:
+    """Return the map of the flash in characters: a letter where an area is in use, a dot where it is blank, a space where none is."""
+    cell = found.flash_bytes // (CELLS * 4)
+    line = [" "] * (CELLS * 4)
+    letters: list[tuple[str, str]] = []
+    for space, letter in zip(found.spaces, _letters(found.spaces), strict=True):
+        letters.append((letter, space.label))
+        first, last = space.offset // cell, max(space.offset // cell, (space.offset + space.size - 1) // cell)
+        filled = -(-space.used // cell)
+        for at in range(first, last + 1):
+            if line[at] == " ":  # small areas share a cell: the first one is shown
+                line[at] = letter if at - first < filled else "."
+    rows = [f"{row * CELLS * cell:#09x} |{''.join(line[row * CELLS : (row + 1) * CELLS])}|" for row in range(4)]
+    legend = ", ".join(f"{letter} {label}" for letter, label in letters)
+    return [*rows, f"{cell} bytes a character. {legend}"]
+
+
+def _letters(spaces: list[Space]) -> list[str]:
+    known = {
+        "bootloader": "B",
+        "partition table": "T",
+        "nvs": "N",
+        "dfu_state": "S",
+        "phy_init": "P",
+        "ota_0": "0",
+        "ota_1": "1",
+        "vfs": "F",
+        "dfu_stage": "G",
+        "dfu_keys": "K",
+        "dfu_diag": "D",
+    }
+    spare = iter("abcdefghijklmnopqrstuvwxyz" * 4)
+    return [known.get(space.label) or next(spare) for space in spaces]

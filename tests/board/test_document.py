@@ -1,0 +1,109 @@
+"""docs/board.md, each of its commands as it is printed, from the download to the roll-back, on a simulated board."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from devicefw.sim.board import Board
+from dfud.board.flashmap import LAYOUTS, SIZES, find
+from tests.board.support import download, micropython
+from tests.e2e.fleet import APP, Fleet, fleet
+from tests.real_parts import require
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "board.md").read_text()
+OLD, NEW = "ESP32_GENERIC_C3-20241129-v1.24.1.bin", "ESP32_GENERIC_C3-20250415-v1.25.0.bin"
+
+
+def commands(page: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [
+        line.partition("  #")[0].strip() for language, block in found if not language for line in block.splitlines()
+    ]
+
+
+class Desk:
+    """Runs what a reader types, in a folder of theirs. `put` stands for what they fill in."""
+
+    def __init__(self, f: Fleet, folder: Path) -> None:
+        self.folder = folder
+        self.put = {"http://192.168.1.2:8880": f.daemon.urls["http"]}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        config = str(folder / "config.toml")
+        self._environment = {**os.environ, "PATH": path, "DFUCTL_CONFIG": config, "DFUCTL_WIFI_PASSWORD": "correct horse"}
+
+    async def __call__(self, line: str, *, code: int = 0, given: str = "") -> str:
+        for shown, real in self.put.items():
+            line = line.replace(shown, real)
+        run = await trio.run_process(
+            ["sh", "-c", line],
+            env={**self._environment, "PYTHONPATH": str(ROOT)},
+            cwd=self.folder,
+            stdin=given.encode(),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            start_new_session=True,
+        )
+        told = run.stdout.decode() + run.stderr.decode()
+        assert run.returncode == code, f"{line}: {told}"
+        return told
+
+
+async def test_each_command_of_the_page(tmp_path: Path) -> None:
+    require("micropython")
+    require("riscv-gcc")
+    (tmp_path / OLD).write_bytes(download(micropython("v1.24.1")))
+    (tmp_path / NEW).write_bytes(download(micropython("v1.25.0")))
+    (tmp_path / "app").mkdir()
+    (shown,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "app" / "main.py").write_text(shown)
+    async with fleet(tmp_path) as f:
+        desk = Desk(f, tmp_path)
+        await desk(f"dfuctl login {f.daemon.urls['registry']}", given=f.daemon.token + "\n")
+        done = []
+        printed = made = ""
+        for line in commands(PAGE):
+            if line.startswith("esptool"):
+                assert line in made, "the page shows what `board image` printed"
+                told = await desk(line.replace("/dev/ttyACM0", "./no-port"), code=2)
+                assert "./no-port" in told and "Usage" not in told, "esptool takes the command, and misses the port alone"
+                lamp = Board(tmp_path / "board", flash=(tmp_path / "board.bin").read_bytes())
+                f.boards.append(lamp)
+                f.nursery.start_soon(lamp.run)
+                continue
+            if line == "dfuctl device list":
+                with trio.fail_after(60):
+                    while "v1.24.1" not in (printed := await desk(line)):
+                        await trio.sleep(0.2)
+                name = next(row.split()[0] for row in printed.splitlines() if "v1.24.1" in row)
+                desk.put["DEVICE"] = name
+            elif line.startswith("dfuctl app create"):
+                assert line.split()[3] == APP, "the fixture has made it"
+            else:
+                printed = await desk(line, code=3 if "v1.26.0 --watch" in line else 0)
+                f.secrets += [(tmp_path / "claim").read_text().strip()] if "claim create" in line else []
+            made = printed if "board image" in line else made
+            if "v1.25.0 --watch" in line:
+                assert "v1.25.0: in sync" in printed
+            if line.startswith("dfuctl explain"):
+                assert "AttributeError" in printed, printed
+            if line == "dfuctl board inspect board/flash.bin":
+                assert "left after crashes" in printed and "v1.25.0" in printed
+            done.append(line)
+        assert len(done) == 15
+        assert len(list((tmp_path / "line").glob("lamp-00?.nvs.bin"))) == 3
+
+
+@pytest.mark.parametrize("flash", LAYOUTS)
+def test_what_fits_is_what_there_is(flash: str) -> None:
+    (row,) = re.findall(rf"^\| {flash[:-2]} MB \|(.*)\|$", PAGE, re.MULTILINE)
+    slot, vfs = find(LAYOUTS[flash], "ota_0"), find(LAYOUTS[flash], "vfs")
+    assert row.strip() == f"2 x {slot.size:,} | {slot.size - 4096:,} | {vfs.size:,} | {vfs.offset:#x}"
+    assert flash == "4MB" or vfs.end == SIZES[flash]
