@@ -83,8 +83,9 @@ class Board:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.config = config
-        self.heap = heap or (HEAP_FILES if config is None else HEAP_COAP if config.get("transport") == "coap" else HEAP)
+        self.from_files = config is None
+        self.config = config or {}
+        self.heap = heap or (HEAP_FILES if config is None else HEAP_COAP if self.config.get("transport") == "coap" else HEAP)
         self.boots: list[Boot] = []
         self.console: list[str] = []
         self._on_line = on_line
@@ -186,7 +187,7 @@ class Board:
     def _prepare(self, slot: int) -> None:
         offset, size = partition(f"ota_{slot}")
         image = self.flash.read(offset, size)
-        files = self.config is None
+        files = self.from_files
         parts: tuple[Part, ...] = PARTITIONS
         if files:
             # A build of MicroPython brings start-up code of its own, or none that matters here.
