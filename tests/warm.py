@@ -34,6 +34,7 @@ SETTLED = ("PYTHON", "LC_", "LANG", "LD_", "TZ", "MALLOC_", "OPENBLAS_", "OMP_",
 
 _cold = subprocess.Popen
 _servers: dict[str, socket.socket] = {}
+_began: dict[str, dict[bytes, bytes]] = {}  # what each of them has read of the environment
 _lock = threading.Lock()
 
 
@@ -49,6 +50,7 @@ def _server(program: str) -> socket.socket:
         process = _cold(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         theirs.close()
         _servers[program] = ours
+        _began[program] = _settled(dict(os.environb))
         atexit.register(_end, process, ours)
     return _servers[program]
 
@@ -117,7 +119,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         given = os.environb if asked["env"] is None else asked["env"]
         environment = {os.fsencode(name): os.fsencode(value) for name, value in given.items()}
         cwd = os.fspath(asked["cwd"] or os.getcwd())
-        if _settled(environment) != _settled(dict(os.environb)) or not os.path.isdir(cwd):
+        # A test may have changed this process's own environment since the server of the program began.
+        if _settled(environment) != _began.get(args[2], _settled(dict(os.environb))) or not os.path.isdir(cwd):
             return None
         return {
             "program": args[2],

@@ -95,7 +95,9 @@ port = {self.ports["http"]}
     async def init(self) -> str:
         """Run `dfud init` and return the first admin token."""
         self.write_config()
-        run = await trio.run_process(self.command("init"), capture_stdout=True, capture_stderr=True)
+        run = await trio.run_process(self.command("init"), capture_stdout=True, capture_stderr=True, check=False)
+        if run.returncode:
+            raise RuntimeError(f"dfud init ended with {run.returncode}: {run.stderr.decode('utf-8', 'replace')}")
         self.token = run.stdout.decode().strip() or self.token
         self.secrets.add(self.token)
         return self.token

@@ -113,7 +113,7 @@ class Slots:
         self.running, self.idle, self.stage = running, idle, stage
         self.running_size, self.size, self.capacity = len(base), idle.size, idle.size - SECTOR
         self.digest = flash.digest(running, len(base), bytearray(SECTOR))
-        self.state = State
+        self.state, self.manifest = State, None
         self.decoder, self.trusted = DECODER, Part(2 * SECTOR)
 
 

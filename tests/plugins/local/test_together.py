@@ -112,7 +112,7 @@ async def test_what_many_devices_say_is_a_few_statements_in_one_transaction(tmp_
         begun = [n for n, statement in enumerate(traced) if statement.startswith("BEGIN")]
         batch = traced[begun[-1] :]
         assert sum(statement.startswith("COMMIT") for statement in batch) == 1
-        assert len(batch) < DEVICES / 3, f"{len(batch)} statements for {DEVICES} devices"
+        assert len(batch) < DEVICES / 2, f"{len(batch)} statements for {DEVICES} devices"
         for number in range(DEVICES):
             view = await store.device("a", name(number))
             assert view is not None and view.actual is not None and view.deployment is not None
