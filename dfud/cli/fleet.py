@@ -42,6 +42,10 @@ def fleet(session: Session, hours: int, fingerprint: str | None) -> None:
         f"{_count(found['devices'], 'device')}; heard of within the hour {seen['hour']}, the day {seen['day']}, "
         f"the week {seen['week']}; never {found['neverReported']}"
     )
+    for risk in found["atRisk"]:
+        session.say(
+            f"At risk: {_count(risk['devices'], 'device')} on {risk['version']}, which is recalled: {risk['reason']}"
+        )
     history = {version: [p["versions"].get(version, 0) for p in found["adoption"]] for version in found["versions"]}
     for title, numbers in (("VERSION", found["versions"]), ("UPDATE", found["states"]), ("FAILED BY", found["codes"])):
         if numbers:

@@ -5,7 +5,7 @@ What is kept in memory are copies for /metrics and the crashes that have a recor
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -199,6 +199,7 @@ class Fleet:
             "devices": devices,
             "neverReported": max(0, devices - sum(versions.values())),
             "versions": versions,
+            "atRisk": await self._at_risk(app, versions),
             "states": of_kind(counts, "state"),
             "codes": of_kind(counts, "code"),
             "seen": {name: seen_within(counts, now_s, number) for name, number in SEEN.items()},
@@ -211,6 +212,14 @@ class Fleet:
                 for fingerprint, number in list(crashes.items())[:TOP]
             ],
         }
+
+    async def _at_risk(self, app: str, versions: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Return which recalled versions devices say they run, and how many do."""
+        return [
+            {"version": firmware.version, "devices": number, "reason": firmware.recalled.reason}
+            for firmware in await self._store.firmwares(app)
+            if firmware.recalled is not None and (number := versions.get(firmware.version, 0))
+        ]
 
     async def crash(self, app: str, fingerprint: str) -> dict[str, Any]:
         """Return one crash with what the first device said. Raises NotFoundError, StoreError."""

@@ -143,16 +143,3 @@ def ambiguous(one: Image, other: Image) -> bool:
     if one.hardware != other.hardware or len(one.attributes) != len(other.attributes):
         return False
     return all(other.attributes.get(key, value) == value for key, value in one.attributes.items())
-
-
-def recalled_images(firmwares: Iterable[Firmware]) -> dict[str, Firmware]:
-    """Return the images that are recalled: SHA-256 to the version's record. One that another version has, too, is not among them."""
-    every = list(firmwares)
-    good = {sha256 for firmware in every if firmware.recalled is None for sha256 in firmware.digests}
-    return {
-        sha256: firmware
-        for firmware in every
-        if firmware.recalled is not None
-        for sha256 in firmware.digests
-        if sha256 not in good
-    }

@@ -12,6 +12,7 @@ import trio
 from dfud.api import App, AppChanged, DeviceChanged, DeviceDenied, Metadata, NotFoundError, RefusedError, StoreError
 from dfud.controller.attention import Need
 from dfud.controller.explain import REFUSED
+from dfud.model.firmware import Recall
 from dfud.model.tally import fleet_scope
 from dfud.wire.messages import Code, Defer, Outcome, Progress, Result, Starts
 from tests.controller.fleet import Fleet
@@ -94,6 +95,12 @@ async def test_the_numbers_of_a_fleet(autojump_clock: trio.testing.MockClock) ->
     assert found["seen"] == {"hour": 3, "day": 3, "week": 8}
     assert found["adoption"][-1]["versions"] == {"1.0": 5, "1.1": 3}
     assert {"1.0": 8} in [point["versions"] for point in found["adoption"]]
+    assert found["atRisk"] == []
+    for version in ("1.0", "1.2"):
+        bad = world.store.firmwares_["app", version]
+        world.publish(msgspec.structs.replace(bad, recalled=Recall("it burns", "eva", "2026-01-01T00:00:00Z")))
+    found = await world.controller.fleet.numbers("app")
+    assert found["atRisk"] == [{"version": "1.0", "devices": 5, "reason": "it burns"}], "nobody runs 1.2"
     with pytest.raises(NotFoundError):
         await world.controller.fleet.numbers("nobody")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dfud.errors import ConflictError, PeerError, RefusedError
 from dfud.model.deployment import Actual
-from dfud.model.firmware import IMAGES_MAX, Firmware, Image, Recall, ambiguous, recalled_images
+from dfud.model.firmware import IMAGES_MAX, Firmware, Image, ambiguous
 from dfud.model.steps import image_for
 from dfud.registry.images import added, chosen, read_attributes_untrusted
 
@@ -108,9 +108,3 @@ def test_a_user_names_an_image_where_there_are_several() -> None:
 def test_a_condition_that_is_none_is_refused(pairs: list[str]) -> None:
     with pytest.raises(PeerError, match="attribute"):
         read_attributes_untrusted(pairs)
-
-
-def test_an_image_is_recalled_unless_a_good_version_has_it_too() -> None:
-    bad = msgspec.structs.replace(MANY, recalled=Recall("it burns"))
-    other = msgspec.structs.replace(ONE, version="0.9", sha256="dd")
-    assert set(recalled_images([bad, other])) == {"aa", "bb", "cc"} and not recalled_images([MANY])
