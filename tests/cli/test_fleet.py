@@ -58,6 +58,9 @@ async def test_a_fleet_in_numbers(dfuctl: Dfuctl, boards: list[HttpDevice], tmp_
     assert whole["text"] and crash["title"] in await dfuctl("fleet", "--crash", crash["fingerprint"])
     assert "no crash 123" in await dfuctl("fleet", "--crash", "123", fails=True)
     assert "0 updates under way; 0 have not moved" in await dfuctl("attention")
+    assert "At risk" not in told
+    await dfuctl("firmware", "recall", "1.1", "--reason", "it burns", "--yes")
+    assert "At risk: 1 device on 1.1, which is recalled: it burns" in await dfuctl("fleet")
     # What is linked is there.
     async with dfuctl.daemon.client() as client:
         assert (await client.get(crash["link"])).json() == whole
