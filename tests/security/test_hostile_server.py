@@ -29,6 +29,7 @@ FALLBACK, RUNNING = firmware("1.0"), firmware("1.1")
 # Several chunks, and many pages.
 NEWER = build(program("good", "1.2"), "1.2", code(60_000, 5))
 FLOOR = 3
+FURTHER = 20  # times that a fuzz goes on where it has not seen everything
 LONG = [(2, ""), (3, ""), (4, "bootloader")]
 EXHAUSTIVE = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 
@@ -178,6 +179,10 @@ async def fuzz(directory: Path, seed: int, rounds: int, server: type[Serving], *
             mutator.enrols = True
             assert mutator.asked["enrol"] > rounds // 10, mutator.asked
         await answered(board, mutator, None, rounds)
+        # What is drawn depends on what the board asks, and when: go on until it was let wait in more ways than one.
+        for _ in range(FURTHER):
+            if len(serving.held) < 2 or sum(serving.held.values()) < rounds // 100:
+                await answered(board, mutator, None, rounds // 4)
         # Whoever has no signature of the publisher's does not get a single bit written.
         assert flash_of(board) == before, where
         mutator.signed = True
