@@ -97,7 +97,7 @@ async def test_each_rule_of_one_device_holds_in_a_batch_and_costs_that_one_only(
 
 
 async def test_what_is_made_is_what_one_by_itself_is(at: Desk) -> None:
-    spec = {"alias": ["n1"], "firmware": {"version": "1"}, "x": [1], **password("pw")}
+    spec = {"alias": ["n1"], "firmware": {"version": "1"}, "x": [1], **password("correct horse")}
     spec["authentication"]["credentials"].append({"psk": {"key": "AAAAAAAAAAAAAAAAAAAAAA=="}})
     given = {"metadata": {"name": "one", "labels": {"l": "v"}, "annotations": {"n": "t"}, "finalizers": ["f"]}, "spec": spec}
     heard: list[DeviceChanged] = []
@@ -112,7 +112,7 @@ async def test_what_is_made_is_what_one_by_itself_is(at: Desk) -> None:
     )
     assert one.metadata.uid and one.metadata.resource_version
     assert {**one.spec, "alias": 0, "authentication": 0} == {**two.spec, "alias": 0, "authentication": 0}
-    assert verify(one.spec, None, "pw", KEY) and "pw" not in json.dumps(one.spec)
+    assert verify(one.spec, None, "correct horse", KEY) and "correct horse" not in json.dumps(one.spec)
     assert SEALED in one.spec["authentication"]["credentials"][1]["psk"]
 
 
