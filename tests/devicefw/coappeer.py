@@ -1,4 +1,4 @@
-"""A server of aiocoap's that answers as dfud does over plain CoAP. Arguments: address, port. Says that it listens, ends with stdin."""
+"""An aiocoap server that answers as dfud does over plain CoAP. Arguments: address, port. Says that it listens, ends with stdin."""
 
 from __future__ import annotations
 
