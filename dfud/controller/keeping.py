@@ -16,6 +16,7 @@ from dfud.api import (
     Deployment,
     DeploymentChanged,
     DeviceSeen,
+    DeviceView,
     HistoryEntry,
     PutActual,
     PutDeployment,
@@ -56,12 +57,13 @@ class Kept(msgspec.Struct, gc=False):
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """One device's status, among those of others (Controller.statuses)."""
+    """One device's status, among those of others (Controller.take). view: what is stored of it, if that was read just now."""
 
     app: str
     device: str
     status: Status
     transport: str
+    view: DeviceView | None = None
 
 
 class Look(msgspec.Struct, gc=False):
