@@ -82,7 +82,7 @@ class Keeper:
         self._store = store
         self._bus = bus
         self._config = config
-        self._budget = Budget(config.history_per_hour, config.cache_devices)
+        self.budget = Budget(config.history_per_hour, config.cache_devices)
         self._outbox = outbox
         self._rollouts = rollouts
         self._fleet = fleet
@@ -120,7 +120,7 @@ class Keeper:
                 steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
         changes: list[Change] = []
         if steps:
-            self._budget.spend(actual.app, actual.device, len(steps))
+            self.budget.spend(actual.app, actual.device, len(steps))
             changes += [PutDeployment(d, e) for d, e in steps]
         last = steps[-1][0] if verdict.steps else known.deployment
         if verdict.deployment is not None and verdict.deployment is not last:

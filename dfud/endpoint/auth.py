@@ -23,7 +23,7 @@ from dfud.api import (
     DeviceChanged,
     DeviceView,
     Missed,
-    SharedFailures,
+    SharedCounts,
     Store,
     StoreError,
 )
@@ -125,7 +125,7 @@ class Authenticator:
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(Missed, lambda e: self._all_changed())
         bus.subscribe(Aged, lambda e: self._all_changed())
-        self._shared = SharedFailures(store, bus, "devices", self._failed_elsewhere)
+        self._shared = SharedCounts(store, bus, "devices", self._failed_elsewhere)
 
     async def run(self) -> None:
         """Share failures with other processes, until cancelled."""
