@@ -28,6 +28,7 @@ from dfud.api.events import (
     Told,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
+from dfud.api.own import OwnRollout, OwnWave
 from dfud.api.places import BlobPlace
 from dfud.api.plugins import (
     Dialect,
@@ -56,8 +57,6 @@ from dfud.api.store import (
     DeleteFirmware,
     DeviceView,
     ExpectDevice,
-    OwnRollout,
-    OwnWave,
     Pruned,
     PutActual,
     PutApp,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +30,7 @@ from dfud.api import (
     PutDocument,
     StoreError,
 )
+from dfud.testing.ports import KeptPort
 from dfud.testing.store import a_device, an_app
 from tests.plugins.postgres.server import Server, config_for, running
 from tests.real_parts import require
@@ -281,6 +281,8 @@ def certificate(directory: Path, name: str) -> None:
 
 
 async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Path) -> None:
+    kept = KeptPort()
+    port = kept.number
     certificate(tmp_path, "localhost")
     certificate(tmp_path, "other.example")
     with running() as server:
@@ -289,8 +291,6 @@ async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Pa
             path.write_bytes((tmp_path / f"localhost.{suffix}").read_bytes())
             server.own(path)
         server.stop()
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
         server.configure(
             f"listen_addresses = 'localhost'\nport = {port}\nssl = on\n"
             f"ssl_cert_file = '{server.directory}/server.crt'\nssl_key_file = '{server.directory}/server.key'"
