@@ -158,10 +158,6 @@ class Controller:
         await taken.store()
         return taken.answers
 
-    def remembers(self, app: str, device: str) -> bool:
-        """Say whether a status of this device is taken without reading it from the store."""
-        return self._memory.peek(app, device) is not None
-
     def key_of(self, order: Order) -> str:
         """Return what two orders of the same package have in common."""
         return self._packages.key(order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 import trio
@@ -72,6 +73,12 @@ class _Poll(msgspec.Struct):
     reply: Reply
     until_s: float
     poll_s: int
+
+
+@lru_cache(maxsize=1024)
+def _encoded(command: Command) -> bytes:
+    """Write a command: many devices are told the same."""
+    return encode_command(command)
 
 
 def _is_calm(command: Command) -> bool:
@@ -183,7 +190,7 @@ class DeviceEndpoint(Endpoint):
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
         command = spread(command, app, device, self._config.poll_spread)
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
-        return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
+        return Reply(Code.COMMAND, DFU, _encoded(command), told=told or 0)
 
     # Publishing
 
