@@ -399,7 +399,7 @@ class Controller:
                     await self._store.commit(also)
                 return
             await self._change(hold, after, f"retry by {by}", also)
-        self._bus.publish(DeviceChanged(app, device))
+        self._bus.publish(DeviceChanged(app, device, access=False))
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
         """End a device's deployment, or the one that it would begin with its next status; the same image is not sent again
@@ -425,7 +425,7 @@ class Controller:
                     await self._store.commit(also)
                 return
             await self._change(hold, after, Event.CANCEL, also)
-        self._bus.publish(DeviceChanged(app, device))
+        self._bus.publish(DeviceChanged(app, device, access=False))
 
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:

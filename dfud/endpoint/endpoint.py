@@ -132,8 +132,8 @@ class DeviceEndpoint(Endpoint):
         self._judged = 0
         self.turned_away = 0
         self._draining = False
-        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
-        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
+        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device, access=False))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
@@ -156,10 +156,10 @@ class DeviceEndpoint(Endpoint):
         for parked in tuple(self._parking):
             parked.answer(ACCEPTED)
 
-    def _changed(self, app: str, device: str) -> None:
+    def _changed(self, app: str, device: str, *, access: bool) -> None:
         self._polls.forget((app, device))
         self._slots.forget_calm(app, device)
-        self._parking.device_changed(app, device)
+        self._parking.device_changed(app, device, access=access)
 
     def _aged(self) -> None:
         """Nothing is answered from memory until it was looked at again; who is parked is told at the latest when its poll ends."""
