@@ -18,7 +18,13 @@ from dfud_local.columns import text
 from dfud_local.limits import Limits
 
 KINDS = (PutActual, PutDeployment, AddCounts, ExpectDevice)
-SIZES = (256, 64, 16, 4, 1)  # rows in one statement, so that few different statements are prepared
+SIZES = (
+    1,
+    4,
+    16,
+    64,
+    256,
+)  # rows in one statement, so that few different statements are prepared; empty rows fill it up
 SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
 TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 Encoded = tuple[Change, tuple[bytes, ...]]
@@ -30,20 +36,23 @@ _KNOWN = (
     "(?,?)",
 )
 # A row without a body: nothing was said yet, but there are deployments. Raised: by how much the device's sequence is.
-_ACTUAL = "INSERT INTO actual {{values}} ON CONFLICT DO UPDATE SET body=excluded.body, sequence=sequence+{raised}"
-_UNSAID = "INSERT INTO actual {{values}} ON CONFLICT DO UPDATE SET sequence=sequence+{raised}"
+_GIVEN = "SELECT * FROM ({{values}}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE SET"
+_ACTUAL = f"INSERT INTO actual {_GIVEN} body=excluded.body, sequence=sequence+{{raised}}"
+_UNSAID = f"INSERT INTO actual {_GIVEN} sequence=sequence+{{raised}}"
 _SEQUENCES = (
     "SELECT v.column1, v.column2, a.sequence FROM ({values}) v CROSS JOIN actual a ON a.app=v.column1 AND a.device=v.column2",
     "(?,?)",
 )
 _DEPLOYMENT = (
-    "INSERT INTO deployment (id, app, device, version, created, open, number, body) {values} "
-    "ON CONFLICT DO UPDATE SET open=excluded.open, number=excluded.number, body=excluded.body",
+    "INSERT INTO deployment (id, app, device, version, created, open, number, body) "
+    "SELECT * FROM ({values}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE "
+    "SET open=excluded.open, number=excluded.number, body=excluded.body",
     "(?,?,?,?,?,?,?,?)",
 )
 _HISTORY = (
     "INSERT INTO history (app, device, number, body) SELECT column1, column2, column3 + "
-    "COALESCE((SELECT MAX(number) FROM history WHERE app=column1 AND device=column2), 0), column4 FROM ({values})",
+    "COALESCE((SELECT MAX(number) FROM history WHERE app=column1 AND device=column2), 0), column4 "
+    "FROM ({values}) WHERE column1 IS NOT NULL",
     "(?,?,?,?)",
 )
 _LONG = (
@@ -174,21 +183,25 @@ def _statement(query: str, row: str, size: int) -> str:
 
 
 def _pieces(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    at = 0
-    for size in SIZES:
-        while len(rows) - at >= size:
-            yield rows[at : at + size]
-            at += size
+    for at in range(0, len(rows), SIZES[-1]):
+        yield rows[at : at + SIZES[-1]]
+
+
+def _filled(query: str, row: str, piece: Sequence[tuple[Any, ...]]) -> tuple[str, list[Any]]:
+    """Return a statement for these rows and what to bind: as many rows as the next of SIZES, those beyond of NULL."""
+    size = next(size for size in SIZES if size >= len(piece))
+    values = [value for one in piece for value in one]
+    return _statement(query, row, size), values + [None] * (row.count("?") * (size - len(piece)))
 
 
 def _rows(
     db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]], *more: Any
 ) -> Iterator[tuple[Any, ...]]:
     for piece in _pieces(rows):
-        values = [value for one in piece for value in one]
-        yield from db.execute(_statement(query, row, len(piece)), [*values, *more])
+        statement, values = _filled(query, row, piece)
+        yield from db.execute(statement, [*values, *more])
 
 
 def _run(db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]]) -> None:
     for piece in _pieces(rows):
-        db.execute(_statement(query, row, len(piece)), [value for one in piece for value in one])
+        db.execute(*_filled(query, row, piece))

@@ -96,6 +96,25 @@ async def together(store: LocalStore, path: Path, work: Callable[[trio.Nursery],
         other.close()
 
 
+async def test_one_commit_for_many_devices_is_a_few_statements(tmp_path: Path) -> None:
+    traced: list[str] = []
+    async with opened(tmp_path, traced) as store:
+        traced.clear()
+        changes: list[Change] = []
+        for number in range(DEVICES - 1):  # no number of rows that a statement has
+            made, entry = deployment(name(number))
+            told = [PutDeployment(made, entry), PutActual(actual(name(number))), AddCounts("r", {"told": 1})]
+            changes += [ExpectDevice("a", name(number), 0), *told]
+        await store.commit(changes)
+        assert len(traced) < 40, f"{len(traced)} statements for {DEVICES - 1} devices"
+        assert await store.counts("r") == {"told": DEVICES - 1}
+        views = await store.views("a", [name(number) for number in range(DEVICES)])
+        assert [view.actual is not None for view in views.values()] == [True] * (DEVICES - 1) + [False]
+        for number in (0, DEVICES - 2):
+            assert [entry.number for entry in await store.history("a", name(number))] == [1]
+        assert await store.history("a", "") == [] and await store.count("a") == DEVICES
+
+
 async def test_what_many_devices_say_is_a_few_statements_in_one_transaction(tmp_path: Path) -> None:
     traced: list[str] = []
     async with opened(tmp_path, traced) as store:
