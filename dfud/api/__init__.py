@@ -42,7 +42,7 @@ from dfud.api.plugins import (
 )
 from dfud.api.records import UNDECODABLE, decode_untrusted, read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
-from dfud.api.shared import SharedFailures
+from dfud.api.shared import SharedCounts
 from dfud.api.store import (
     TOLD_BYTES_MAX,
     TRIMMED_MAX,
@@ -178,7 +178,7 @@ __all__ = [
     "Section",
     "Selector",
     "SetFirmware",
-    "SharedFailures",
+    "SharedCounts",
     "State",
     "Store",
     "StoreError",

@@ -50,6 +50,7 @@ from dfud.controller.packages import Packages
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of
+from dfud.controller.spent import Spent
 from dfud.controller.together import Together
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
@@ -91,6 +92,7 @@ class Controller:
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
+        self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
         self.take = Together(store, self._memory, self._keeper, self._look).take
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
@@ -99,9 +101,8 @@ class Controller:
         """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rollouts.run)
-            nursery.start_soon(forever, "controller.fleet", self.fleet.run)
-            nursery.start_soon(forever, "controller.attention", self.insight.run)
-            nursery.start_soon(forever, "controller.planner", self.planner.run)
+            for part in ("fleet", "insight", "planner", "spent"):
+                nursery.start_soon(forever, f"controller.{part}", getattr(self, part).run)
             await self._jobs.run(task_status=task_status)
 
     @property
@@ -250,7 +251,8 @@ class Controller:
     async def _keep(self, hold: Hold, kept: Kept) -> None:
         """Store what changed in one commit, then say so. Raises StoreError."""
         if kept.changes:
-            await self._store.commit(hold.guarded(kept.changes))
+            with self._keeper.committing():
+                await self._store.commit(hold.guarded(kept.changes))
         self._keeper.done(hold, kept)
 
     # Other dialects
@@ -307,23 +309,20 @@ class Controller:
     def package_of(self, app: str, device: str) -> str | None:
         """Return the package that the device may fetch, from memory; None if the device is not in memory."""
         known = self._memory.peek(app, device)
-        if known is None:
-            return None
-        return self._package_of(app, known.deployment)
-
-    def _package_of(self, app: str, deployment: Deployment | None) -> str:
-        if deployment is None or (app, deployment.version) in self._memory.recalled:
-            return ""
-        return deployment.package
+        if known is None or known.deployment is None:
+            return None if known is None else ""
+        recalled = self._memory.recalled(app, known.deployment.version)
+        return None if recalled is None else "" if recalled else known.deployment.package
 
     async def load_package_of(self, app: str, device: str, asked: str = "") -> str:
         """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
         self._memory.doubt(app, device, asked)
         async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
-            if deployment is not None and deployment.package:
-                await self._memory.firmware(app, deployment.version)  # it may be recalled
-            return self._package_of(app, deployment)
+            if deployment is None:
+                return ""
+            firmware = await self._memory.firmware(app, deployment.version)
+            return "" if firmware is not None and firmware.recalled is not None else deployment.package
 
     def chunks_in_memory(self, package: str) -> PackageFile | None:
         return self._packages.memory(package)

@@ -123,8 +123,6 @@ class Memory:
         self._firmwares: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._images: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._ladders: Cache[str, Ladder] = Cache(config.cache_apps)
-        self.recalled: set[Key] = set()
-        """Versions of which nothing is handed out any longer: (app, version); those that were seen so far."""
         self._lines: dict[Key, deque[trio.Event] | None] = {}  # who holds a device, and who waits for it
         self._held: dict[Key, Hold] = {}
         self._epochs: dict[str, int] = {}  # how often an app, or a firmware of it, has changed
@@ -134,7 +132,7 @@ class Memory:
         bus.subscribe(DeviceStateChanged, lambda e: self.forget(e.app, e.device))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._missed(""))
-        bus.subscribe(FirmwareChanged, self._firmware_said)
+        bus.subscribe(FirmwareChanged, lambda e: self._firmware_changed(e.firmware.app))
 
     def _missed(self, app: str) -> None:
         """Anything of an app, or of all, may have changed."""
@@ -172,24 +170,11 @@ class Memory:
         self._apps.forget(app)
         self._epochs[app] = self._epochs.get(app, 0) + 1
 
-    def _firmware_said(self, event: FirmwareChanged) -> None:
-        self._firmware_changed(event.firmware.app)
-        self._noted(event.firmware)
-
     def _firmware_changed(self, app: str) -> None:
         self._epochs[app] = self._epochs.get(app, 0) + 1
         self._firmwares.forget_group(app)
         self._images.forget_group(app)
         self._ladders.forget(app)
-
-    def _noted(self, firmware: Firmware | None) -> None:
-        """Remember whether a version is recalled."""
-        if firmware is None:
-            return
-        if firmware.recalled is not None:
-            self.recalled.add((firmware.app, firmware.version))
-        elif self.recalled:
-            self.recalled.discard((firmware.app, firmware.version))
 
     async def app(self, name: str) -> App:
         async def read() -> App:
@@ -202,11 +187,14 @@ class Memory:
 
     async def firmware(self, app: str, version: str) -> Firmware | None:
         async def read() -> Firmware | None:
-            found = await self._store.firmware(app, version)
-            self._noted(found)
-            return found
+            return await self._store.firmware(app, version)
 
         return await self._firmwares.load((app, version), read)
+
+    def recalled(self, app: str, version: str) -> bool | None:
+        """Say whether nothing of a version is handed out any longer; None: that is not in memory, ask for its firmware()."""
+        found = self._firmwares.get((app, version))
+        return None if found is None else found.recalled is not None
 
     async def image(self, app: str, sha256: str) -> Firmware | None:
         """Return the firmware of an app that has this image, with this image alone."""

@@ -57,7 +57,8 @@ class Taken:
             changes = [change for _, hold, look in self._held for change in hold.guarded(look.kept.changes)]
             if changes:
                 try:
-                    await self._store.commit(changes)
+                    with self._keeper.committing():
+                        await self._store.commit(changes)
                 except (RequestError, StoreError):
                     return  # one of them, or the disk: each by itself finds out
             stored = True

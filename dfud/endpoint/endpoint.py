@@ -128,7 +128,7 @@ class DeviceEndpoint(Endpoint):
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
-        bus.subscribe(Aged, lambda e: self._slots.forget_all_calm())
+        bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._policy_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._policy_changed(e.firmware.app))
@@ -153,6 +153,11 @@ class DeviceEndpoint(Endpoint):
         self._polls.forget((app, device))
         self._slots.forget_calm(app, device)
         self._parking.device_changed(app, device)
+
+    def _aged(self) -> None:
+        """Nothing is answered from memory until it was looked at again; who is parked is told at the latest when its poll ends."""
+        self._slots.forget_all_calm()
+        self._polls.forget_all()
 
     def _missed(self, app: str) -> None:
         if app:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dfud.api import Bus, SharedFailures, Store
+from dfud.api import Bus, SharedCounts, Store
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.denials import Denials, Reason
 from dfud.endpoint.limits import Attempts
@@ -30,7 +30,7 @@ class Guesses:
             counted_max=config.counted_max,
         )
         self.denials = Denials(bus, clock, config.denials_logged)
-        self._shared = SharedFailures(store, bus, "devices", self._failed_elsewhere)
+        self._shared = SharedCounts(store, bus, "devices", self._failed_elsewhere)
 
     async def run(self) -> None:
         """Share failures with other processes, until cancelled."""
