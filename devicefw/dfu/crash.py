@@ -3,7 +3,8 @@
 import io
 import sys
 
-from dfu import flash
+from dfu import records
+from dfu.state import TRIAL, State
 
 
 def partition(subtype):
@@ -20,8 +21,8 @@ def slot():
 
 def arm(ms):
     """If the running image is on trial, have the watchdog reset the chip after `ms`: until the agent feeds it, nobody does."""
-    state = flash.State(partition(0x40))
-    if state.phase == flash.TRIAL and state.slot == slot():
+    state = State(partition(0x40))
+    if state.phase == TRIAL and state.slot == slot():
         import machine
 
         from dfu.trial import feed
@@ -36,4 +37,4 @@ def keep(what):
         sys.print_exception(what, out)
         what = out.getvalue().rstrip()
     print("dfu:", what)
-    flash.Diagnostics(partition(0x43)).text(slot(), what)
+    records.Diagnostics(partition(0x43)).text(slot(), what)

@@ -3,7 +3,7 @@
 import gc
 import hashlib
 
-from dfu import flash
+from dfu import records
 from dfu.errors import BASE, DOWNGRADE, HARDWARE, INTERNAL, SIGNATURE, TOO_LARGE, UpdateError
 from dfu.update import FULL, MAPPED
 
@@ -22,7 +22,7 @@ def judge(update, slots, app, hardware):
         # Whoever repeats it makes the device write its fallback over, and reset, for nothing. A newer manifest has another floor or
         # other keys, and is confirmed with a copy of the image.
         raise UpdateError(INTERNAL, "this image is running already")
-    keys, state = flash.keys(slots.trusted), slots.state
+    keys, state = records.keys(slots.trusted), slots.state
     if keys is None:
         raise UpdateError(SIGNATURE, "the key log cannot be read")
     if keys:

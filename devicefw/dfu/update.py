@@ -2,10 +2,11 @@
 
 import asyncio
 
-from dfu import flash
-from dfu.errors import CHUNK, FLASH, IMAGE_HASH, PackError, UpdateError, ZstdError, forget
-from dfu.pack import UINT32, chunk_head, field, unpack
-from dfu.zstd import PAGE
+from dfu import flash, state
+from dfu.chunk import chunk_head
+from dfu.errors import CHUNK, FLASH, IMAGE_HASH, PackError, UpdateError, ZstdError, clear
+from dfu.pack import UINT32, field, unpack
+from dfu.zstd import PAGE, Decoder
 
 FULL, DELTA, MAPPED = 1, 2, 3
 CHUNK_TRIES = 3
@@ -59,13 +60,14 @@ class Update:
         from dfu.manifest import read
 
         self.manifest = read(envelope)
-        forget("manifest")
+        clear("manifest")
         self.slots, self.config, self.buffer = slots, config, buffer
         self.resume = flash.Resume(slots.stage)
         self.next = 0
         self.resumed = self.written = False
         self.stage = None
         self.mapped = None
+        self.decoder = Decoder(slots.room)
         if config.get("install") == "bootloader":
             from dfu import stage
 
@@ -79,7 +81,7 @@ class Update:
         try:
             judge(self, self.slots, self.config["app"], self.config["hardware"])
         finally:
-            forget("judge", "ed25519")
+            clear("judge", "records", "ed25519")
 
     @_on_flash
     def find(self):
@@ -164,7 +166,7 @@ class Update:
             else:
                 prefix = mapped
                 known = mapped.begin(first)
-        decoder = slots.decoder
+        decoder = self.decoder
         sector = page
 
         def done(n):
@@ -189,11 +191,13 @@ class Update:
 
     def _table(self, start, end):
         """Read the address table of a mapped delta, with which its first chunk begins. Returns where it ends, and its CRC."""
-        from dfu.mapped import Mapped, table_of
+        from dfu.mapped import Mapped
+        from dfu.table import table_of
 
         slots = self.slots
-        data, start = table_of(self.buffer, start, end, slots.decoder)
+        data, start = table_of(self.buffer, start, end, self.decoder)
         self.mapped = Mapped(slots.running, slots.running_size, data, self.size, slots.idle)
+        clear("table")
         return start, flash.crc32(data)
 
     @_on_flash
@@ -210,7 +214,7 @@ class Update:
                 raise UpdateError(CHUNK, "the stage does not hold the package")
             self.written = True
             return
-        if flash.digest(slots.idle, self.size, slots.decoder.page) != self.manifest.sha256:
+        if flash.digest(slots.idle, self.size, slots.room[-1]) != self.manifest.sha256:
             self.resume.forget()
             raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
         envelope = self._envelope()
@@ -231,10 +235,10 @@ class Update:
         slots = self.slots
         if self.stage is not None:
             self.stage.close(self.chunks, self.kind, self.base, self._envelope())
-            slots.state.append(slot=slots.slot, phase=flash.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
+            slots.state.append(slot=slots.slot, phase=state.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
             return
         self.resume.forget()
-        slots.state.append(slot=1 - slots.slot, phase=flash.TRIAL, crashes=0, previous=1, outcome=0, reset=0, tried=0)
+        slots.state.append(slot=1 - slots.slot, phase=state.TRIAL, crashes=0, previous=1, outcome=0, reset=0, tried=0)
 
     def drop(self):
         self.resume.forget()

@@ -36,9 +36,11 @@ if CPYTHON:
             array.__setitem__(self, key, value)
 
     import dfu.mapped
+    import dfu.room
+    import dfu.table
     import dfu.zstd
 
-    for module in (dfu.mapped, dfu.zstd):
+    for module in (dfu.mapped, dfu.room, dfu.table, dfu.zstd):
         module.bytearray, module.array = Bytes, Words
 else:
     Bytes = bytearray
@@ -48,7 +50,7 @@ from dfu.errors import UpdateError
 from dfu.manifest import read
 from dfu.pack import unpack
 from dfu.update import Update
-from dfu.zstd import Decoder
+from dfu.room import make
 
 SECTOR = 4096
 SLOT = 48 * 1024
@@ -114,7 +116,7 @@ class Slots:
         self.running_size, self.size, self.capacity = len(base), idle.size, idle.size - SECTOR
         self.digest = flash.digest(running, len(base), bytearray(SECTOR))
         self.state, self.manifest = State, None
-        self.decoder, self.trusted = DECODER, Part(2 * SECTOR)
+        self.room, self.trusted = ROOM, Part(2 * SECTOR)
 
 
 class Transport:
@@ -132,7 +134,7 @@ class Transport:
         return len(data)
 
 
-DECODER = Decoder()
+ROOM = make()
 POOL = []  # the file's first line: what many cases have in common, which they name by its number
 
 
