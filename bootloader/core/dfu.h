@@ -115,6 +115,10 @@ struct dfu_diag { /* the record of the diagnostics ring */
     uint32_t zero, crc;
 };
 
+/* Flags of a manifest: no image for a slot. */
+#define DFU_RAW 2u
+#define DFU_APP 4u
+
 struct dfu_manifest {
     const uint8_t *app, *version, *hardware;
     uint8_t app_length, version_length, hardware_length;

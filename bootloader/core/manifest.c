@@ -4,13 +4,13 @@
 static int fields(struct dfu_manifest *m, struct dfu_reader *r) {
     uint32_t count = dfu_read_head(r, 0x80, 0xde), last = 0;
     uint32_t seen = 0;
-    if (count > 11)
+    if (count > 12)
         return DFU_E_MANIFEST;
     memset(m, 0, sizeof *m);
     for (uint32_t i = 0; i < count && !r->bad; i++) {
         uint32_t key = dfu_read_uint(r), n = 0;
         const uint8_t *p;
-        if (key > 10 || (i && key <= last))
+        if (key > 11 || (i && key <= last))
             return DFU_E_MANIFEST;
         last = key;
         seen |= 1u << key;
@@ -50,6 +50,11 @@ static int fields(struct dfu_manifest *m, struct dfu_reader *r) {
             break;
         case 8:
             m->floor = dfu_read_uint(r);
+            break;
+        case 11: /* what of the other kind it runs with: the agent's to judge */
+            r->bad |= dfu_read_head(r, 0x90, 0xdc) != 2;
+            n = dfu_read_uint(r);
+            r->bad |= dfu_read_uint(r) < n;
             break;
         default: {
             uint32_t items = dfu_read_head(r, 0x90, 0xdc);

@@ -122,7 +122,7 @@ int dfu_judge(struct dfu_boot *b, uint8_t slot, struct dfu_image *image) {
         return error;
     if (image->envelope.length) {
         const struct dfu_manifest *m = &image->envelope.manifest;
-        if (m->flags & 2 || m->size < length || m->size > DFU_IMAGE_MAX)
+        if (m->flags & (DFU_RAW | DFU_APP) || m->size < length || m->size > DFU_IMAGE_MAX)
             return DFU_E_MANIFEST;
         error = dfu_keys_judge(b, &image->envelope, &image->key);
         if (error)

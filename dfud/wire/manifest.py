@@ -19,10 +19,14 @@ ENVELOPE_MAX_BYTES = 1024
 SIGNATURE_CONTEXT = b"dfud manifest 1\0"
 FLAG_DOWNGRADE = 1
 FLAG_RAW = 2
+FLAG_APP = 4  # an image for an app bank, not for a slot
+FLAGS = FLAG_DOWNGRADE | FLAG_RAW | FLAG_APP
 KEYS_MAX = 4
 
 
 class Manifest(msgspec.Struct, frozen=True):
+    """beside: the lowest and the highest sequence of the other kind that the image runs with, None: any."""
+
     app: str
     version: str
     hardware: str
@@ -33,6 +37,7 @@ class Manifest(msgspec.Struct, frozen=True):
     floor: int = 0
     add: tuple[bytes, ...] = ()
     revoke: tuple[bytes, ...] = ()
+    beside: tuple[int, int] | None = None
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -61,6 +66,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
         message[9] = list(manifest.add)
     if manifest.revoke:
         message[10] = list(manifest.revoke)
+    if manifest.beside is not None:
+        message[11] = list(manifest.beside)
     data = encode(message)
     decode_manifest_untrusted(data)
     return data
@@ -71,7 +78,7 @@ def decode_manifest_untrusted(data: bytes) -> Manifest:
     m = _map(decode_untrusted(data, limit_bytes=ENVELOPE_MAX_BYTES), "manifest")
     if m.get(0) != 1:
         raise PeerError(f"manifest: format {m.get(0)!r}, expected 1")
-    unknown = [key for key in m if key not in range(11)]
+    unknown = [key for key in m if key not in range(12)]
     if unknown:
         raise PeerError(f"manifest: unknown key {unknown[0]!r}")
     manifest = Manifest(
@@ -81,16 +88,28 @@ def decode_manifest_untrusted(data: bytes) -> Manifest:
         sequence=_uint(m, 4, "manifest.sequence", 0, (1 << 32) - 1),
         size=_uint(m, 5, "manifest.size", 1, (1 << 32) - 1),
         sha256=_bin(m, 6, "manifest.sha256", 32, 32),
-        flags=_uint(m, 7, "manifest.flags", 0, 3),
+        flags=_uint(m, 7, "manifest.flags", 0, FLAGS),
         floor=_uint(m, 8, "manifest.floor", 0, (1 << 32) - 1, 0),
         add=_keys(m, 9, "manifest.add", 32),
         revoke=_keys(m, 10, "manifest.revoke", 8),
+        beside=_range(m, 11, "manifest.with"),
     )
     if encode(dict(sorted(m.items()))) != data:
         raise PeerError("manifest: not canonical")
     if manifest.floor > manifest.sequence:
         raise PeerError(floor_too_high(manifest.floor, manifest.sequence))
+    if manifest.flags & FLAG_RAW and manifest.flags & FLAG_APP:
+        raise PeerError("manifest.flags: raw and app stand side by side, expected one of them")
     return manifest
+
+
+@lru_cache(maxsize=1024)
+def beside_of(envelope: bytes) -> tuple[int, int] | None:
+    """Return which sequences of the other kind an image runs with, None: any. An envelope that cannot be read says nothing."""
+    try:
+        return decode_envelope_untrusted(envelope)[1].beside
+    except PeerError:
+        return None
 
 
 @lru_cache(maxsize=1024)
@@ -124,6 +143,17 @@ def _keys(m: dict[Any, Any], key: int, what: str, size: int) -> tuple[bytes, ...
     if type(items) is not list or len(items) > KEYS_MAX or any(type(i) is not bytes or len(i) != size for i in items):
         raise PeerError(f"{what}: expected up to {KEYS_MAX} items of {size} bytes")
     return tuple(items)
+
+
+def _range(m: dict[Any, Any], key: int, what: str) -> tuple[int, int] | None:
+    if key not in m:
+        return None
+    items = m[key]
+    if type(items) is not list or len(items) != 2 or any(type(i) is not int or not 0 <= i < 1 << 32 for i in items):
+        raise PeerError(f"{what}: expected two sequences below 2^32, the lowest and the highest")
+    if items[0] > items[1]:
+        raise PeerError(f"{what}: {items[0]} to {items[1]}, expected the lower sequence first")
+    return items[0], items[1]
 
 
 def encode_envelope(envelope: Envelope) -> bytes:

@@ -51,6 +51,7 @@ class Code(IntEnum):
     REFUSED = 11
     SELF_TEST = 12
     INTERNAL = 13
+    WITH = 14  # the other kind that runs is outside of what the manifest runs with
 
 
 # What a result without a code is called where it is none to be called ok: dfud or a user ended it.
@@ -101,7 +102,26 @@ class Defer(msgspec.Struct, frozen=True):
     own: bool = False
 
 
+NO_DIGEST = bytes(32)
+
+
+class Banks(msgspec.Struct, frozen=True, gc=False):
+    """What a device with app banks says of the app. version "", digest NO_DIGEST: none runs. capacity: bytes of the idle bank.
+
+    accept: the lowest sequence that a new app manifest may have; manifest: that of the running app, None: it has none.
+    """
+
+    version: str
+    digest: bytes
+    capacity: int
+    trial: bool = False
+    accept: int = 0
+    manifest: int | None = None
+
+
 class Status(msgspec.Struct, frozen=True, gc=False):
+    """app: the banks for app firmware, None: it has none."""
+
     version: str
     digest: bytes
     hardware: str
@@ -116,6 +136,7 @@ class Status(msgspec.Struct, frozen=True, gc=False):
     sequence: int = 0
     starts: Starts | None = None
     manifest: int | None = None
+    app: Banks | None = None
 
 
 class Type(IntEnum):
@@ -172,7 +193,20 @@ def encode_status(status: Status) -> bytes:
         message[13] = {0: s.number, 1: s.crashes, 2: s.reset, 3: s.text}
     if status.manifest is not None:
         message[14] = status.manifest
+    if status.app is not None:
+        message[15] = _banks_message(status.app)
     return encode(message)
+
+
+def _banks_message(banks: Banks) -> dict[int, Any]:
+    message: dict[int, Any] = {0: banks.version, 1: banks.digest, 2: banks.capacity}
+    if banks.trial:
+        message[3] = True
+    if banks.accept:
+        message[4] = banks.accept
+    if banks.manifest is not None:
+        message[5] = banks.manifest
+    return message
 
 
 def decode_status_untrusted(data: bytes | memoryview) -> Status:
@@ -230,7 +264,25 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
         sequence=_uint(m, 12, "sequence", 0, U32_MAX, 0),
         starts=starts,
         manifest=_uint(m, 14, "manifest", 0, U32_MAX) if 14 in m else None,
+        app=_banks(m),
     )
+
+
+def _banks(m: dict[Any, Any]) -> Banks | None:
+    b = _optional_map(m, 15, "app")
+    if b is None:
+        return None
+    banks = Banks(
+        version=_str(b, 0, "app.version", 0, 64),
+        digest=_bin(b, 1, "app.digest", 32, 32),
+        capacity=_uint(b, 2, "app.capacity", 0, U32_MAX),
+        trial=_flag(b, 3, "app.trial"),
+        accept=_uint(b, 4, "app.accept", 0, U32_MAX, 0),
+        manifest=_uint(b, 5, "app.manifest", 0, U32_MAX) if 5 in b else None,
+    )
+    if (banks.version == "") != (banks.digest == NO_DIGEST):
+        raise PeerError("app: expected a version and a digest, or neither where no app runs")
+    return banks
 
 
 def encode_command(command: Command) -> bytes:

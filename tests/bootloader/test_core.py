@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given, settings
@@ -13,7 +18,7 @@ from dfud.errors import PeerError
 from dfud.package.apply import decode_frame_untrusted
 from dfud.package.build import build_full, parameters
 from dfud.wire.chunk import Chunk, decode_chunk_untrusted, encode_chunk
-from dfud.wire.manifest import decode_envelope_untrusted
+from dfud.wire.manifest import Manifest, decode_envelope_untrusted, unsigned
 from tests.bootloader import core
 
 words = st.lists(st.sampled_from([b"valve ", b"pump ", b"\0\0\0", b"open", b"\x13\x05", b"!"]), max_size=4000).map(b"".join)
@@ -107,12 +112,32 @@ def test_a_signature_with_a_scalar_beyond_the_order_is_refused() -> None:
 
 
 ENVELOPE = make_envelope(image("e", 500), signer=key(1), floor=2, sequence=70000, add=(public(key(2)),), revoke=(key_id(key(3)),))
+BESIDE = unsigned(Manifest("lamp", "3.2", "esp32c3", 9, 8192, bytes(32), beside=(1, 70000)))
+
+
+VECTORS = json.loads(Path(__file__).parents[1].joinpath("vectors", "manifests.json").read_text())
+
+
+@pytest.mark.parametrize("vector", VECTORS["manifests"], ids=lambda v: v["name"])
+def test_the_manifests_of_the_vectors_are_read(vector: dict[str, Any]) -> None:
+    value = vector["value"]
+    numbers = [value["sequence"], value["size"], len(value["add"]), len(value["revoke"])]
+    for form in ("envelope", "unsigned"):
+        assert core.envelope(bytes.fromhex(vector[form])) == (0, numbers)
+
+
+MALFORMED = [v for v in VECTORS["refused"] if v["why"] in ("shape", "range", "unknown key")]
+
+
+@pytest.mark.parametrize("vector", MALFORMED, ids=lambda v: v["name"])
+def test_what_is_no_manifest_in_the_vectors_is_refused(vector: dict[str, Any]) -> None:
+    assert core.envelope(bytes.fromhex(vector["hex"]))[0] == 10
 
 
 @settings(deadline=None, max_examples=500)
-@given(st.integers(0, 10**6), st.integers(0, 255), st.booleans())
-def test_envelopes_are_read_as_dfud_reads_them(at: int, value: int, cut: bool) -> None:
-    data = bytearray(ENVELOPE)
+@given(st.sampled_from([ENVELOPE, BESIDE]), st.integers(0, 10**6), st.integers(0, 255), st.booleans())
+def test_envelopes_are_read_as_dfud_reads_them(whole: bytes, at: int, value: int, cut: bool) -> None:
+    data = bytearray(whole)
     data[at % len(data)] = value
     if cut:
         data = data[: at % len(data)]

@@ -72,7 +72,9 @@ def test_a_manifest_and_its_signature_are_read_as_their_vector(vector: dict[str,
     envelope, manifest = decode_envelope_untrusted(bytes.fromhex(vector["envelope"]))
     assert encode_manifest(manifest).hex() == vector["manifest"]
     assert verify(envelope, [key]) == key
-    assert manifest.version == vector["value"]["version"]
+    value = vector["value"]
+    assert (manifest.version, manifest.flags) == (value["version"], value["flags"])
+    assert manifest.beside == (tuple(value["with"]) if value["with"] else None)
     bare, same = decode_envelope_untrusted(bytes.fromhex(vector["unsigned"]))
     assert same == manifest
     with pytest.raises(PeerError, match="not signed"):
