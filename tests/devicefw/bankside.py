@@ -14,8 +14,9 @@ DEVICEFW = Path(__file__).parents[2] / "devicefw"
 if str(DEVICEFW) not in sys.path:
     sys.path.insert(0, str(DEVICEFW))
 
-import dfu.banks as banks  # noqa: E402  # the agent's package
+from dfu import banks  # noqa: E402  # the agent's package
 from dfu import flash as agent_flash  # noqa: E402
+from dfu.state import State  # noqa: E402
 
 BANK_AT, BANK_BYTES = (0x10000, 0x20000), 3 * SECTOR
 OLD, NEW = (hashlib.sha256(name).digest() * 160 for name in (b"old", b"new"))  # more than a sector
@@ -55,7 +56,7 @@ class Part:
 def found(flash: Flash) -> Any:
     """Return the banks as a start finds them."""
     parts = [Part(flash, at, BANK_BYTES) for at in BANK_AT]
-    return banks.find(parts, agent_flash.State(Part(flash, STATE_AT, 2 * SECTOR)), bytearray(SECTOR))
+    return banks.find(parts, State(Part(flash, STATE_AT, 2 * SECTOR)), bytearray(SECTOR))
 
 
 def put(flash: Flash, number: int, data: bytes, envelope: bytes) -> None:
