@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ DEVICEFW = Path(__file__).parents[2] / "devicefw"
 if str(DEVICEFW) not in sys.path:
     sys.path.insert(0, str(DEVICEFW))
 
-from dfu import banks  # noqa: E402  # the agent's package
-from dfu import flash as agent_flash  # noqa: E402
-from dfu.state import State  # noqa: E402
+# The agent's own, which have no types.
+banks: Any = import_module("dfu.banks")
+agent_flash: Any = import_module("dfu.flash")
+State: Any = import_module("dfu.state").State
 
 BANK_AT, BANK_BYTES = (0x10000, 0x20000), 3 * SECTOR
 OLD, NEW = (hashlib.sha256(name).digest() * 160 for name in (b"old", b"new"))  # more than a sector
