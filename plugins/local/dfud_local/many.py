@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment
+from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment, PutDocument
 from dfud_local.columns import text
 from dfud_local.limits import Limits
 
-KINDS = (PutActual, PutDeployment, AddCounts, ExpectDevice)
+KINDS = frozenset({PutActual, PutDeployment, AddCounts, ExpectDevice})
 SIZES = (
     1,
     4,
@@ -61,11 +61,19 @@ _LONG = (
     "(?,?)",
 )
 _COUNT = "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number"
+# Counters that have come back to 0 take no room: their names may be of an hour that is over.
+_EMPTY = "DELETE FROM count WHERE scope=? AND name=? AND number=0"
+_DOCUMENT = ("INSERT OR REPLACE INTO document SELECT * FROM ({values}) WHERE column1 IS NOT NULL", "(?,?,?)")
 
 
 def is_hot(changes: Sequence[Encoded]) -> bool:
     """Say whether a commit is one of those that devices cause again and again."""
-    return bool(changes) and all(isinstance(change, KINDS) for change, _ in changes)
+    return bool(changes) and all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
+
+
+def _is_plain(change: Change) -> bool:
+    """Say whether a document is put whatever is there: what waits for an event sink, the record of a crash."""
+    return type(change) is PutDocument and not change.create and change.expect is None
 
 
 class Many:
@@ -79,9 +87,10 @@ class Many:
         self._deployments: dict[str, tuple[Deployment, bytes]] = {}
         self._history: list[tuple[str, str, bytes]] = []
         self._counts: dict[Key, int] = {}
+        self._documents: dict[Key, bytes] = {}
 
     def add(self, changes: Iterable[Encoded]) -> None:
-        """Take the changes of one commit, all of them of KINDS."""
+        """Take the changes of one commit, of which is_hot() is true."""
         for change, bodies in changes:
             match change:
                 case PutActual(actual):
@@ -97,6 +106,8 @@ class Many:
                     # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
                     before = sequence - self._raised[app, device]
                     self._odd = self._odd or self._expected.setdefault((app, device), before) != before
+                case PutDocument(collection, name, value):
+                    self._documents[collection, name] = value
                 case AddCounts(scope, add):
                     for name, more in add.items():
                         self._counts[scope, name] = self._counts.get((scope, name), 0) + more
@@ -147,6 +158,8 @@ class Many:
             trim_history(db, app, device, number - limits.history_per_device)
         if self._counts:
             db.executemany(_COUNT, [(*key, number) for key, number in self._counts.items()])
+            db.executemany(_EMPTY, [key for key, number in self._counts.items() if number < 0])
+        _run(db, *_DOCUMENT, [(*key, value) for key, value in self._documents.items()])
         return True
 
 
