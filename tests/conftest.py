@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import gc
 import json
 import os
 import re
@@ -100,12 +99,6 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
-
-
-def pytest_collection_finish() -> None:
-    # What stands there for good, thousands of tests and all they import, is not gone through again and again.
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
