@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dfud.board.flashmap import LAYOUTS
+from dfud.board.flashmap import WITHOUT_BANKS
 
 SIZE_BYTES = 4 << 20
 SECTOR_BYTES = 4096
-PARTITIONS = LAYOUTS["4MB"]
+PARTITIONS = WITHOUT_BANKS["4MB"]  # of boards that carry their program in the image
 
 
 def partition(label: str) -> tuple[int, int]:

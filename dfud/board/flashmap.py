@@ -1,7 +1,8 @@
 """The map of the flash (bootloader/FORMAT.md, "Map") for each size, and the partition table that tells applications of it.
 
-The bootloader has the map of its partitions compiled in, so they lie at the same place in every size; a larger flash has a larger
-file system behind them.
+The bootloader has the map of its partitions compiled in, so they lie at the same place in every size; a larger flash has larger banks
+for the application, and a larger file system, behind them. In 4 MB the banks are taken from the stage, up to where the bootloader
+keeps the table of a mapped delta while it installs one: that place stays free.
 Source of the table's format: ESP-IDF, "Partition Tables".
 """
 
@@ -45,17 +46,60 @@ _LOW = (
     Part(APP, 0x10, 0x10000, 0x1B0000, "ota_0"),
     Part(APP, 0x11, 0x1C0000, 0x1B0000, "ota_1"),
 )
+_STAGE = Part(DATA, 0x42, 0x39A000, 0x60000, "dfu_stage")
 _HIGH = (
-    Part(DATA, 0x42, 0x39A000, 0x60000, "dfu_stage"),
     Part(DATA, 0x41, 0x3FA000, 0x2000, "dfu_keys"),
     Part(DATA, 0x43, 0x3FC000, 0x4000, "dfu_diag"),
 )
 _VFS_4MB = Part(DATA, 0x81, 0x370000, 0x2A000, "vfs")
-LAYOUTS = {
-    "4MB": (*_LOW, _VFS_4MB, *_HIGH),
-    "8MB": (*_LOW, *_HIGH, Part(DATA, 0x81, 0x400000, 0x400000, "vfs")),
-    "16MB": (*_LOW, *_HIGH, Part(DATA, 0x81, 0x400000, 0xC00000, "vfs")),
+# What a device was given in the factory it keeps: the maps of those without banks.
+WITHOUT_BANKS = {
+    "4MB": (*_LOW, _VFS_4MB, _STAGE, *_HIGH),
+    "8MB": (*_LOW, _STAGE, *_HIGH, Part(DATA, 0x81, 0x400000, 0x400000, "vfs")),
+    "16MB": (*_LOW, _STAGE, *_HIGH, Part(DATA, 0x81, 0x400000, 0xC00000, "vfs")),
 }
+APP_A, APP_B, APP_STATE = 0x44, 0x45, 0x46  # subtypes
+BOOTLOADERS_TABLE = (0x3F6000, 0x3FA000)  # DFU_TABLE_AT: no partition that keeps anything lies in it, but the stage
+
+
+def _banks(a: int, b: int, size: int, state: int) -> tuple[Part, ...]:
+    return (
+        Part(DATA, APP_A, a, size, "app_a"),
+        Part(DATA, APP_B, b, size, "app_b"),
+        Part(DATA, APP_STATE, state, 0x2000, "app_state"),
+    )
+
+
+# What a factory leaves blank, bank B, stands last in a large flash: the file that is flashed ends before it.
+LAYOUTS = {
+    "4MB": (
+        *_LOW,
+        _VFS_4MB,
+        _STAGE._replace(size=0x2A000),
+        *_banks(0x3C4000, 0x3DC000, 0x18000, 0x3F4000),
+        *_HIGH,
+    ),
+    "8MB": (
+        *_LOW,
+        _STAGE,
+        *_HIGH,
+        *_banks(0x400000, 0x780000, 0x80000, 0x370000),
+        Part(DATA, 0x81, 0x480000, 0x300000, "vfs"),
+    ),
+    "16MB": (
+        *_LOW,
+        _STAGE,
+        *_HIGH,
+        *_banks(0x400000, 0xF00000, 0x100000, 0x370000),
+        Part(DATA, 0x81, 0x500000, 0xA00000, "vfs"),
+    ),
+}
+BANK_TRAILER_BYTES = SECTOR_BYTES  # a bank's last sector, as a slot's
+
+
+def bank_capacity(flash: str) -> int:
+    """Return how large an app image may be in the layout of this size of flash."""
+    return find(LAYOUTS[flash], "app_a").size - BANK_TRAILER_BYTES
 
 
 def find(parts: tuple[Part, ...], label: str) -> Part:

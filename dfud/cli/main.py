@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from dfud import __version__
+from dfud.cli.app_image import app_image
 from dfud.cli.audit import audit
 from dfud.cli.board import board
 from dfud.cli.claims import claim
@@ -137,6 +138,7 @@ _FIRMWARE = (
     recover,
     package,
     board,
+    app_image,
 )
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import httpx
 import trio
 
+from dfud.testing.ports import KeptPort
+
 START_S = 120.0  # on a machine with much else to do
 STOP_S = 60.0
 SHOWN_LINES = 60
@@ -25,8 +27,9 @@ class DaemonProcess:
 
     `secrets` is what its registry has given away to client()s, and what a test adds; `started` are all that were made, so that
     a test run can search their logs. extra: text behind the section [transport.http]; coap: text for [transport.coap], which
-    needs the plugin. store: by name; store_section: its section, where that is not [store.local] with a path here. credential_key,
-    packages: files that several share; "": its own.
+    needs the plugin. store: by name; store_section: its section; where it is "" and the plugin `local` is enabled, [store.local]
+    with a path here. credential_key, packages: files that several share; "": its own. may_fail: it may end by itself with an
+    error; else run() raises then, with what dfud said.
     """
 
     started: ClassVar[list[DaemonProcess]] = []
@@ -42,11 +45,13 @@ class DaemonProcess:
         store_section: str = "",
         credential_key: str = "",
         packages: str = "",
+        may_fail: bool = False,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = directory / "dfud.toml"
-        self.ports = {"http": 0, "registry": 0, "coap": 0}
+        self._kept = {name: KeptPort() for name in ("http", "registry")}
+        self.ports = {"http": self._kept["http"].number, "registry": self._kept["registry"].number, "coap": 0}
         self.urls: dict[str, str] = {}
         self.token = ""
         self.lines: list[dict[str, Any]] = []
@@ -57,13 +62,17 @@ class DaemonProcess:
         self._extra = extra
         self._coap = coap
         self._store = store
-        self._store_section = store_section or f'[store.local]\npath = "{directory}/state"'
+        local = f'[store.local]\npath = "{directory}/state"' if "local" in plugins else ""
+        self._store_section = store_section or local
         self._key = credential_key or f"{directory}/credential.key"
         self._packages = packages or f"{directory}/packages"
+        self._may_fail = may_fail
+        self._signalled = False
+        self._ready = False
         self._process: trio.Process | None = None
 
     def write_config(self) -> None:
-        """Write dfud.toml; ports that were given out once are kept over restarts."""
+        """Write dfud.toml; it comes back on its ports after a restart."""
         coap = f"[transport.coap]\nport = {self.ports['coap']}\n{self._coap}" if "coap" in self._plugins else ""
         self.config.write_text(
             f"""
@@ -103,17 +112,22 @@ port = {self.ports["http"]}
         return self.token
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start dfud, report started when it is ready, run until it ends or this is cancelled (then SIGTERM)."""
+        """Start dfud, report started when it is ready, run until it ends or this is cancelled (then SIGTERM).
+
+        Raises RuntimeError with what it said if it does not become ready, or ends with an error that nobody asked for.
+        """
         self.write_config()
-        self.exit_code = None
+        self.exit_code, self._signalled, self._ready = None, False, False
+        before = len(self.lines)  # what an earlier process said does not count
         process = await trio.lowlevel.open_process(
             self.command("run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self._process = process
         try:
-            await self._read(process, task_status)
+            await self._read(process, task_status, before)
             self.exit_code = await process.wait()
         finally:
+            by_itself = process.returncode is not None and not self._signalled
             with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_S):
                 if process.returncode is None:
                     process.terminate()
@@ -123,25 +137,27 @@ port = {self.ports["http"]}
                 with trio.CancelScope(shield=True):
                     await process.wait()
             self.exit_code = process.returncode
+            # Also where the test was cancelled, or has failed since nobody answered: this is why.
+            if by_itself and self.exit_code and not self._may_fail and self._ready:
+                how = f"ended with exit code {self.exit_code}"
+                raise RuntimeError(f"dfud in {self.directory} {how}; it said:\n{self.said(before)}")
 
-    async def _read(self, process: trio.Process, task_status: trio.TaskStatus[None]) -> None:
+    async def _read(self, process: trio.Process, task_status: trio.TaskStatus[None], before: int) -> None:
         assert process.stderr is not None
         rest = b""
-        ready = False
-        before = len(self.lines)  # what an earlier process said does not count
         with trio.CancelScope(deadline=trio.current_time() + START_S) as starting:
             async with process.stderr:
                 while data := await process.stderr.receive_some(65536):
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
                         self._hear(line)
-                    if not ready and any(told.get("event") == "ready" for told in self.lines[before:]):
-                        ready = True
+                    if not self._ready and any(told.get("event") == "ready" for told in self.lines[before:]):
+                        self._ready = True
                         starting.deadline = float("inf")
                         task_status.started()
         if rest:
             self._hear(rest)
-        if not ready:
+        if not self._ready:
             with trio.move_on_after(5):
                 await process.wait()
             raise RuntimeError(self._no_start(process.returncode, before, starting.cancelled_caught))
@@ -149,8 +165,11 @@ port = {self.ports["http"]}
     def _no_start(self, code: int | None, before: int, late: bool) -> str:
         """Say why it did not start, in its own words."""
         how = f"was not ready within {START_S:.0f} s" if late else f"ended with exit code {code} before it was ready"
-        said = [_shown(line) for line in self.lines[before:]]
-        return f"dfud in {self.directory} {how}; it said:\n" + ("\n".join(said[-SHOWN_LINES:]) or "nothing")
+        return f"dfud in {self.directory} {how}; it said:\n{self.said(before)}"
+
+    def said(self, since: int = 0) -> str:
+        """Return the last SHOWN_LINES of its log for people, from line number `since` on."""
+        return "\n".join(_shown(line) for line in self.lines[since:][-SHOWN_LINES:]) or "nothing"
 
     def _hear(self, line: bytes) -> None:
         try:
@@ -172,6 +191,7 @@ port = {self.ports["http"]}
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
         assert self._process is not None
+        self._signalled = True
         self._process.send_signal(number)
 
     def client(self) -> httpx.AsyncClient:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ from dfud.testing.peer import Publish, TransportPeer
 
 STATUS = b"\x81\x00\x01"
 STALLING = 40
+READING_NOTHING = 8
+UNREAD = 200  # requests of one of them: more answers than a socket takes
 DATAGRAM_MAX_BYTES = 60_000  # of loopback
 DEEP = [b"[" * 60_000, b'{"a":' * 10_000, b"\x91" * 60_000, b"\x81\x00" * 30_000, b"\x9f" * 60_000]
 NUMBERS = [b"1e999", b"-1e999", b"NaN", b"9" * 6000, b'{"chunk":1e999}', b"\xcf" + b"\xff" * 8, b"\x1b" + b"\xff" * 8]
@@ -51,6 +54,7 @@ def rubbish(seed: int, samples: Sequence[bytes]) -> Iterator[bytes]:
                     (rng.randbytes(rng.randrange(4)), *NUMBERS[:3], b"[" * 2000)
                 )
             yield bytes(mutant)
+        yield sample + rng.randbytes(rng.randrange(1, 300))  # a right one in front of it
 
 
 class Raw:
@@ -68,7 +72,10 @@ class Raw:
             while data and not self._datagrams:
                 data = data[await self._sock.send(data) :]
 
-    def hang_up(self) -> None:
+    def hang_up(self, *, reset: bool = False) -> None:
+        """Go. reset: with a RST, so that whoever reads or writes there meets an error instead of an end."""
+        if reset and not self._datagrams:
+            self._sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._sock.close()
 
 
@@ -110,7 +117,7 @@ class TransportContainment:
         for number, data in enumerate(rubbish(seed, peer.samples())):
             raw = await connect(url, peer)
             await raw.send(data)
-            raw.hang_up()
+            raw.hang_up(reset=number % 3 == 0)
             if number % 16 == 0:
                 await self.honest(url, peer)
         await self.honest(url, peer)
@@ -134,9 +141,35 @@ class TransportContainment:
                 with trio.move_on_after(patience_s):
                     await peer.publish(url, Publish("dfu", STATUS))
         for sample in peer.samples():
+            for reset in (False, True):
+                raw = await connect(url, peer)
+                await raw.send(sample)
+                raw.hang_up(reset=reset)
+        await self.honest(url, peer)
+
+    async def test_peers_that_hang_up_in_the_middle_of_a_request_cost_nobody(
+        self, url: str, peer: TransportPeer
+    ) -> None:
+        for sample in peer.samples():
+            for part in (1, len(sample) // 3, len(sample) // 2, len(sample) - 1):
+                for reset in (False, True):
+                    raw = await connect(url, peer)
+                    await raw.send(sample[:part])
+                    raw.hang_up(reset=reset)
+        await self.honest(url, peer)
+
+    async def test_peers_that_never_read_their_answers_keep_nobody_waiting(self, url: str, peer: TransportPeer) -> None:
+        stalled = []
+        for number in range(READING_NOTHING):
             raw = await connect(url, peer)
-            await raw.send(sample)
-            raw.hang_up()
+            sample = [*peer.samples(), b"\0" * 8][number % (len(peer.samples()) or 1)]
+            with trio.move_on_after(1):
+                for _ in range(UNREAD):
+                    await raw.send(sample)
+            stalled.append(raw)
+        await self.honest(url, peer)
+        for raw in stalled:
+            raw.hang_up(reset=True)
         await self.honest(url, peer)
 
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), ExceptionGroup("group", [KeyError("a bug")])])

@@ -1,7 +1,8 @@
 """What a store promises that several processes share. Part of StoreConformance; for those that declare `shared`.
 
 Two Store objects on the same records stand for two processes where it does not matter; where it does, one is a process, run as
-`python -m dfud.testing.store_shared MODULE CLASS DIRECTORY`: it leads the work "w" and counts, until it is killed.
+`python -m dfud.testing.store_shared MODULE CLASS DIRECTORY lead`: it leads the work "w" and counts, until it is killed. With
+another word at the end it changes what the other processes change, STEPS times, and ends.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from dfud.api import (
     DocumentChanged,
     ExpectDevice,
     FirmwareChanged,
+    HistoryEntry,
     Missed,
     NotFoundError,
     PutActual,
@@ -51,6 +53,7 @@ from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware
 LATEST_S = 60.0  # for a test to fail, not what a store has
 COUNTED_BEFORE_KILL = 20
 ROUNDS = 3
+STEPS = 30
 E = TypeVar("E")
 
 
@@ -222,7 +225,7 @@ class SharedConformance:
             pytest.skip("the store does not declare shared")
         told = 0
         for _ in range(ROUNDS):
-            with _program(type(self), tmp_path) as process:
+            with _program(type(self), tmp_path, "lead") as process:
                 assert process.stdout is not None
                 for _ in range(COUNTED_BEFORE_KILL):
                     assert await trio.to_thread.run_sync(process.stdout.readline) == "counted\n"
@@ -237,9 +240,28 @@ class SharedConformance:
             assert counted >= told and len(await store.documents("c")) == counted
             nursery.cancel_scope.cancel()
 
+    async def test_two_processes_that_write_at_once_lose_nothing(self, tmp_path: Path) -> None:
+        async with self.two(tmp_path) as (store, _, _, _):
+            await store.commit([PutApp(an_app()), PutDevice(a_device()), PutDeployment(a_deployment())])
+            names = ("one", "other")
+            programs = [_program(type(self), tmp_path, name) for name in names]
+            for program in programs:
+                said, _ = await trio.to_thread.run_sync(program.communicate)
+                assert (program.returncode, said) == (0, "ended\n")
+            assert await store.counts("s") == {"all": 2 * STEPS, **dict.fromkeys(names, STEPS)}
+            assert [key for key, _ in await store.documents("c")] == sorted(
+                f"{n} {k:06}" for n in names for k in range(STEPS)
+            )
+            found = await store.device("app1", "dev1")
+            assert found is not None and found.deployment is not None and found.deployment.chunks_done == 2 * STEPS
+            assert [e.number for e in await store.history("app1", "dev1")] == [*range(2 * STEPS, 0, -1)]
 
-def _program(kind: type[SharedConformance], directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dfud.testing.store_shared", kind.__module__, kind.__qualname__, str(directory)]
+
+def _program(kind: type[SharedConformance], directory: Path, what: str) -> subprocess.Popen[str]:
+    command = [
+        *(sys.executable, "-m", "dfud.testing.store_shared"),
+        *(kind.__module__, kind.__qualname__, str(directory), what),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
 
@@ -255,11 +277,40 @@ async def _lead_and_count(store: Store) -> None:
                 print("counted", flush=True)
 
 
-def main(module: str, kind: str, directory: str) -> None:
+async def _write(store: Store, name: str) -> None:
+    """Change what others change: counters, and a device's deployment by compare and set, each until it was stored."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run, Bus())
+        for step in range(STEPS):
+            stored = False
+            while not stored:
+                found = await store.device("app1", "dev1")
+                assert found is not None and found.deployment is not None
+                after = msgspec.structs.replace(found.deployment, chunks_done=found.deployment.chunks_done + 1)
+                entry = HistoryEntry(after.id, "app1", "dev1", float(step), after.state, after.version, text=name)
+                with contextlib.suppress(ConflictError):
+                    await store.commit(
+                        [
+                            ExpectDevice("app1", "dev1", found.sequence),
+                            PutDeployment(after, entry),
+                            AddCounts("s", {"all": 1, name: 1}),
+                            PutDocument("c", f"{name} {step:06}", b"", create=True),
+                        ]
+                    )
+                    stored = True
+        nursery.cancel_scope.cancel()
+    print("ended", flush=True)
+
+
+def main(module: str, kind: str, directory: str, what: str) -> None:
     found: Any = importlib.import_module(module)
     for part in kind.split("."):
         found = getattr(found, part)
-    trio.run(_lead_and_count, found().new_store(Path(directory)))
+    store = found().new_store(Path(directory))
+    if what == "lead":
+        trio.run(_lead_and_count, store)
+    else:
+        trio.run(_write, store, what)
 
 
 if __name__ == "__main__":

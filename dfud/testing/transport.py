@@ -98,6 +98,21 @@ class TransportConformance(TransportContainment):
             endpoint.wake(Reply(Code.COMMAND, "blink", b"now"))
         assert [(r.code, r.command, r.body) for r in replies] == [(Code.COMMAND, "blink", b"now")]
 
+    async def test_a_parked_peer_that_hangs_up_is_let_go(
+        self, url: str, endpoint: FakeEndpoint, peer: TransportPeer
+    ) -> None:
+        """So a command that comes for it goes to whoever waits next. With datagrams nobody can know that it is gone."""
+        if peer.datagrams:
+            pytest.skip("the transport's peers have no connection to hang up")
+        for _ in range(3):
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(peer.publish, url, Publish("x", b"1", {"ct": "60"}))
+                await self._until(lambda: bool(endpoint.parked))
+                waiting.cancel_scope.cancel()
+            await self._until(lambda: not endpoint.parked)
+            assert endpoint.last_waiting is not None and endpoint.last_waiting.ended == "cancelled"
+        await self.honest(url, peer)
+
     async def test_a_parked_peer_whose_time_has_passed_is_told_so(
         self, url: str, endpoint: FakeEndpoint, peer: TransportPeer
     ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from devicefw.sim.board import Board
-from dfud.board.flashmap import LAYOUTS, SIZES, find
+from dfud.board.flashmap import LAYOUTS, SIZES, bank_capacity, find
 from tests.board.support import download, micropython
 from tests.e2e.fleet import APP, Fleet, fleet
 from tests.real_parts import require
@@ -104,6 +104,21 @@ async def test_each_command_of_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flash", LAYOUTS)
 def test_what_fits_is_what_there_is(flash: str) -> None:
     (row,) = re.findall(rf"^\| {flash[:-2]} MB \|(.*)\|$", PAGE, re.MULTILINE)
-    slot, vfs = find(LAYOUTS[flash], "ota_0"), find(LAYOUTS[flash], "vfs")
-    assert row.strip() == f"2 x {slot.size:,} | {slot.size - 4096:,} | {vfs.size:,} | {vfs.offset:#x}"
-    assert flash == "4MB" or vfs.end == SIZES[flash]
+    slot, bank, vfs = (find(LAYOUTS[flash], label) for label in ("ota_0", "app_a", "vfs"))
+    places = [f"2 x {part.size:,} | {part.size - 4096:,}" for part in (slot, bank)]
+    assert row.strip() == " | ".join([*places, f"{vfs.size:,} | {vfs.offset:#x}"])
+    assert bank.size == find(LAYOUTS[flash], "app_b").size and bank_capacity(flash) == bank.size - 4096
+
+
+def test_stock_images_fit_as_the_page_says() -> None:
+    rows = re.findall(r"^\| (?:\d[\d.]+|with displays) \| ([\d,]+) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 5
+    for size, said in rows:
+        fits = [int(size.replace(",", "")) <= slot - 4096 for slot in (0x1B0000, 0x1D0000, 0x1E0000)]
+        assert [text.startswith("fits") for text in said.split(" | ")] == fits
+
+
+@pytest.mark.parametrize("flash", LAYOUTS)
+def test_a_large_flash_is_used_to_its_end(flash: str) -> None:
+    bank = find(LAYOUTS[flash], "app_b")
+    assert flash == "4MB" or bank.end == SIZES[flash]

@@ -15,10 +15,12 @@ from bootloader.sim import images
 from dfud.board import filesystem, nvs
 from dfud.board.flashmap import (
     APP,
+    BOOTLOADERS_TABLE,
     DATA,
     LAYOUTS,
     SIZES,
     TABLE_END,
+    WITHOUT_BANKS,
     Part,
     check,
     decode_table_untrusted,
@@ -38,13 +40,20 @@ from tests.real_parts import require
 SLOT, NVS = Part(APP, 0x10, 0x10000, 0x1B0000, "ota_0"), Part(DATA, 2, 0x9000, 0x4000, "nvs")
 
 
-@pytest.mark.parametrize("flash", LAYOUTS)
-def test_each_layout_is_right_and_the_bootloaders_partitions_do_not_move(flash: str) -> None:
-    parts = LAYOUTS[flash]
+@pytest.mark.parametrize("layouts", [LAYOUTS, WITHOUT_BANKS])
+@pytest.mark.parametrize("flash", SIZES)
+def test_each_layout_is_right_and_the_bootloaders_partitions_do_not_move(
+    layouts: dict[str, tuple[Part, ...]], flash: str
+) -> None:
+    parts = layouts[flash]
     check(parts, SIZES[flash])
-    for part in LAYOUTS["4MB"]:
-        if part.label != "vfs":
+    for part in WITHOUT_BANKS["4MB"]:
+        if part.label not in ("vfs", "dfu_stage"):
             assert find(parts, part.label) == part
+    assert find(parts, "dfu_stage").offset == find(WITHOUT_BANKS["4MB"], "dfu_stage").offset
+    first, end = BOOTLOADERS_TABLE
+    for part in parts:
+        assert part.label == "dfu_stage" or part.end <= first or part.offset >= end, "the bootloader writes there"
     assert all(part.size == SLOT_BYTES["esp32c3"] for part in parts if part.type == APP)
     assert decode_table_untrusted(encode_table(parts)) == parts
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from bootloader.sim.boot import ELF
 from bootloader.size import FREE_BYTES, LIMIT_BYTES, foreign_instructions, uses_of_gp
 from devicefw.sim.flash import PARTITIONS
+from dfud.board.flashmap import BOOTLOADERS_TABLE, LAYOUTS, find
 from tests.bootloader.core import core
 from tests.real_parts import require
 
@@ -54,6 +55,19 @@ def test_the_map_is_the_documents() -> None:
     assert {p[4]: (p[2], p[3]) for p in PARTITIONS} == {
         k: v for k, v in documented.items() if k not in ("bootloader", "partition")
     }
+
+
+def test_the_maps_with_banks_are_the_documents() -> None:
+    rows = re.findall(r"^\| (\w+) \| data, (0x\w+)((?: \| 0x[0-9a-f]+)+) \|$", section("Map with app banks"), re.MULTILINE)
+    assert len(rows) == 5
+    for name, subtype, numbers in rows:
+        found = [int(n, 16) for n in re.findall(r"0x[0-9a-f]+", numbers)]
+        for i, flash in enumerate(LAYOUTS):
+            part = find(LAYOUTS[flash], name)
+            assert (part.subtype, part.offset, part.size) == (int(subtype, 16), *found[2 * i : 2 * i + 2])
+    defined = {k: int(v, 16) for k, v in re.findall(r"#define (DFU_\w+) (0x[0-9a-f]+)u", HEADER)}
+    end = defined["DFU_STAGE_AT"] + defined["DFU_STAGE_SIZE"]
+    assert (end - defined["DFU_TABLE_SIZE"], end) == BOOTLOADERS_TABLE
 
 
 def test_magics_and_error_numbers_are_the_documents() -> None:

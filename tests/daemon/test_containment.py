@@ -225,7 +225,7 @@ main(sys.argv[1:])
 async def test_a_process_whose_writer_dies_answers_and_ends_with_an_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon = DaemonProcess(tmp_path)
+    daemon = DaemonProcess(tmp_path, may_fail=True)
     await daemon.init()
     command = daemon.command
     monkeypatch.setattr(

@@ -6,9 +6,7 @@ import base64
 import json
 import os
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import httpx
 import pytest
@@ -20,8 +18,7 @@ from dfud.testing.daemon import DaemonProcess
 from dfud.testing.device import HttpDevice, SimulatedDevice
 from dfud.testing.transport import AUTHORIZATION, Publish, TransportContainment, TransportPeer
 from dfud.wire.messages import Type
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
+from tests.plugins.documents import blocks, install, module_of
 
 
 class FramesPeer(TransportPeer):
@@ -59,10 +56,8 @@ class FramesPeer(TransportPeer):
 class TestTheDocumentsTransport(TransportContainment):
     @pytest.fixture
     def transport(self) -> Transport:
-        (code,) = blocks("python")
-        sys.modules["dfud_frames"] = ModuleType("dfud_frames")  # msgspec looks up annotations there
-        exec(compile(code, "docs/plugins.md", "exec"), vars(sys.modules["dfud_frames"]))
-        module = vars(sys.modules["dfud_frames"])
+        (code,) = blocks("plugins.md", "python")
+        module = vars(module_of("plugins.md", "dfud_frames", code))
         transport: Transport = module["FramesTransport"](module["FramesConfig"](port=0))
         return transport
 
@@ -73,22 +68,6 @@ class TestTheDocumentsTransport(TransportContainment):
 
 OLD, NEW = build("print(1)\n", "1.0"), build("print(2)\n" * 50, "1.1", bytes(range(256)) * 300)
 APP = "/api/dfu/v1/apps/a"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
-
-
-def install(directory: Path) -> None:
-    """What pip does with the document's package, without a network."""
-    directory.mkdir()
-    (code,) = blocks("python")
-    (directory / "dfud_frames.py").write_text(code)
-    information = directory / "dfud_frames-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: dfud-frames\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text("[dfud]\nframes = dfud_frames\n")
-    assert 'frames = "dfud_frames"' in blocks("toml")[0]
 
 
 async def prepared(daemon: DaemonProcess) -> str:
@@ -110,9 +89,12 @@ async def states(daemon: DaemonProcess) -> list[str]:
 
 
 async def test_a_strangers_transport_carries_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path / "site")
+    (code,) = blocks("plugins.md", "python")
+    declared, configured = blocks("plugins.md", "toml")
+    assert 'frames = "dfud_frames"' in declared
+    install(tmp_path / "site", "dfud_frames", code, "frames = dfud_frames")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site") + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    section = re.search(r"\[transport\.frames\]\n.*", blocks("toml")[1], re.DOTALL)
+    section = re.search(r"\[transport\.frames\]\n.*", configured, re.DOTALL)
     assert section is not None
     daemon = DaemonProcess(tmp_path / "dfud", extra=section[0], plugins=("local", "http", "frames"))
     await daemon.init()
