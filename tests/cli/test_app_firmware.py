@@ -146,8 +146,8 @@ async def test_an_app_is_signed_and_the_manifest_says_what_it_is(lamps: Dfuctl, 
     key = ("--passphrase-file", str(secret))
     public = await lamps("key", "new", str(tmp_path / "key"), *key)
     await lamps("app", "create", "signed", "--key", public.strip())
-    sign: tuple[str, ...] = ("sign", str(tmp_path / "3.3"), "--key", str(tmp_path / "key"), *key, "--app", "signed", "--version", "3.3")
-    sign += ("--hardware", "esp32c3", "--sequence", "7", "--kind", "app", "--with", "2..")
+    sign: tuple[str, ...] = ("sign", str(tmp_path / "3.3"), "--key", str(tmp_path / "key"), *key, "--app", "signed")
+    sign += ("--version", "3.3", "--hardware", "esp32c3", "--sequence", "7", "--kind", "app", "--with", "2..")
     await lamps(*sign)
     manifest = decode_envelope_untrusted((tmp_path / "3.3.manifest").read_bytes())[1]
     assert (manifest.flags, manifest.beside) == (FLAG_APP, (2, 4294967295))
