@@ -8,7 +8,10 @@ from dfu.zstd import Decoder
 class Slots:
     """`slot` runs, in `running`, an image of `running_size` bytes with this `digest`; `idle` is written, `size` bytes long, `capacity` of
     them for an image. `manifest` is the running image's, None if it has none that can be read. `state` is a flash.State, `diagnostics` a
-    flash.Diagnostics, `stage` and `trusted` are partitions, `decoder` is for chunks."""
+    flash.Diagnostics, `stage` and `trusted` are partitions, `decoder` is for chunks. `other`: the same of the app banks, a dfu.banks.Banks, or
+    None; `fallen`: how many crashes came before this start."""
+
+    other, fallen = None, 0
 
 
 def find(partition):

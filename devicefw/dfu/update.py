@@ -3,11 +3,12 @@
 import asyncio
 
 from dfu import flash
-from dfu.errors import CHUNK, FLASH, IMAGE_HASH, PackError, UpdateError, ZstdError, forget
+from dfu.errors import CHUNK, FLASH, HARDWARE, IMAGE_HASH, PackError, UpdateError, ZstdError, forget
 from dfu.pack import UINT32, chunk_head, field, unpack
 from dfu.zstd import PAGE
 
 FULL, DELTA, MAPPED = 1, 2, 3
+APP = 4  # a manifest's flag: an image for a bank
 CHUNK_TRIES = 3
 
 
@@ -60,13 +61,18 @@ class Update:
 
         self.manifest = read(envelope)
         forget("manifest")
+        self.app = self.manifest.flags & APP
+        if self.app:
+            slots = slots.other
+            if slots is None:
+                raise UpdateError(HARDWARE, "an app image, and this device has no banks for one")
         self.slots, self.config, self.buffer = slots, config, buffer
         self.resume = flash.Resume(slots.stage)
         self.next = 0
         self.resumed = self.written = False
         self.stage = None
         self.mapped = None
-        if config.get("install") == "bootloader":
+        if config.get("install") == "bootloader" and not self.app:
             from dfu import stage
 
             if stage.fits(slots.stage, total, self.chunks, self.kind):
@@ -104,6 +110,11 @@ class Update:
                 self._finish()
             return
         self.resume.forget()
+        if self.app:
+            from dfu.banks import begin
+
+            begin(slots)
+            forget("banks")
         if self.stage is None:
             trailer = slots.size // flash.SECTOR - 1
             if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
@@ -234,7 +245,9 @@ class Update:
             slots.state.append(slot=slots.slot, phase=flash.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
             return
         self.resume.forget()
-        slots.state.append(slot=1 - slots.slot, phase=flash.TRIAL, crashes=0, previous=1, outcome=0, reset=0, tried=0)
+        # There may be no application to go back to.
+        back = int(not self.app or slots.manifest is not None)
+        slots.state.append(slot=1 - slots.slot, phase=flash.TRIAL, crashes=0, previous=back, outcome=0, reset=0, tried=0)
 
     def drop(self):
         self.resume.forget()
