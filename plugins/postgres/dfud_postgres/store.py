@@ -209,6 +209,9 @@ class PostgresStore(ReadingStore):
         async with self._leading.lead(name):
             yield
 
+    def place(self) -> BlobPlace | None:
+        return self._placed
+
     async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
         return await prune(self._pool, before_s, now_s, after, limit)
 
