@@ -186,7 +186,7 @@ class DeviceSync:
             firmware = await self._firmware.adopt(case.app, case.target, offer.action, order)
             if firmware.of_kind == "app":
                 raise Unusable(
-                    f"{firmware.version} is app firmware, which hawkBit's one installed set per target cannot hold beside the system: "
+                    f"{firmware.version} is app firmware, and a target of hawkBit's has one installed set, which is the system's: "
                     f"say it in dfud, `dfuctl update {case.device} --app {firmware.version}`"
                 )
         except (Unusable, Refused) as error:
