@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -54,9 +55,8 @@ class Server:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
-            listeners: list[trio.SocketListener] = await nursery.start(lambda task_status: trio.serve_tcp(
-                self._serve, 0, host="127.0.0.1", task_status=task_status
-            ))  # fmt: skip
+            listen = partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1")
+            listeners: list[trio.SocketListener] = await nursery.start(listen)
             self.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
             task_status.started()
 
@@ -116,7 +116,7 @@ class Server:
             self._left.add(status.result.digest)
         runs = status.app.digest if status.app is not None else b""
         for image, base, app in ((self.system, status.digest, False), (self.app, runs, True)):
-            if image is None or image.digest == base or image.digest in self._left or app and status.app is None:
+            if image is None or image.digest == base or image.digest in self._left or (app and status.app is None):
                 continue
             package = self._package(image, base)
             if not (status.progress and status.progress.phase == Phase.WRITTEN):
