@@ -159,10 +159,6 @@ class Controller:
         await taken.store()
         return taken.answers
 
-    def remembers(self, app: str, device: str) -> bool:
-        """Say whether a status of this device is taken without reading it from the store."""
-        return self._memory.peek(app, device) is not None
-
     def key_of(self, order: Order) -> str:
         """Return what two orders of the same package have in common."""
         return self._packages.key(order)
@@ -403,7 +399,7 @@ class Controller:
                     await self._store.commit(also)
                 return
             await self._change(hold, after, f"retry by {by}", also)
-        self._bus.publish(DeviceChanged(app, device))
+        self._bus.publish(DeviceChanged(app, device, access=False))
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
         """End a device's deployment, or the one that it would begin with its next status; the same image is not sent again
@@ -429,7 +425,7 @@ class Controller:
                     await self._store.commit(also)
                 return
             await self._change(hold, after, Event.CANCEL, also)
-        self._bus.publish(DeviceChanged(app, device))
+        self._bus.publish(DeviceChanged(app, device, access=False))
 
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:

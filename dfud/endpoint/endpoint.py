@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 import trio
@@ -74,6 +75,12 @@ class _Poll(msgspec.Struct):
     poll_s: int
 
 
+@lru_cache(maxsize=1024)
+def _encoded(command: Command) -> bytes:
+    """Write a command: many devices are told the same."""
+    return encode_command(command)
+
+
 def _is_calm(command: Command) -> bool:
     """Say whether a command leaves a device nothing to do till its next poll, or till something changes."""
     return command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
@@ -125,8 +132,8 @@ class DeviceEndpoint(Endpoint):
         self._judged = 0
         self.turned_away = 0
         self._draining = False
-        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
-        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
+        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device, access=False))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
@@ -149,10 +156,10 @@ class DeviceEndpoint(Endpoint):
         for parked in tuple(self._parking):
             parked.answer(ACCEPTED)
 
-    def _changed(self, app: str, device: str) -> None:
+    def _changed(self, app: str, device: str, *, access: bool) -> None:
         self._polls.forget((app, device))
         self._slots.forget_calm(app, device)
-        self._parking.device_changed(app, device)
+        self._parking.device_changed(app, device, access=access)
 
     def _aged(self) -> None:
         """Nothing is answered from memory until it was looked at again; who is parked is told at the latest when its poll ends."""
@@ -188,7 +195,7 @@ class DeviceEndpoint(Endpoint):
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
         command = spread(command, app, device, self._config.poll_spread)
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
-        return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
+        return Reply(Code.COMMAND, DFU, _encoded(command), told=told or 0)
 
     # Publishing
 

@@ -65,8 +65,9 @@ def tally_of(
 
 def moved(before: Iterable[str], after: Iterable[str], now_s: float) -> dict[str, int]:
     """Return what is added to the counters when a device that was in `before` is in `after`."""
-    change = Counter(after)
-    change.subtract(Counter(before))
+    change = dict.fromkeys(after, 1)
+    for name in before:
+        change[name] = change.get(name, 0) - 1
     found = {name: number for name, number in change.items() if number}
     hour = int(now_s // HOUR_S)
     found |= {f"at/{hour}/{n.removeprefix('version/')}": d for n, d in found.items() if n.startswith("version/")}

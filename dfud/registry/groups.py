@@ -296,7 +296,7 @@ class GroupJobs:
         finally:
             with trio.CancelScope(shield=True):
                 for count, name in enumerate(names):
-                    self._bus.publish(DeviceChanged(app, name))
+                    self._bus.publish(DeviceChanged(app, name, access=False))
                     if count % TELL_AT_ONCE == TELL_AT_ONCE - 1:
                         await trio.lowlevel.checkpoint()
 

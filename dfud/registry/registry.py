@@ -40,6 +40,7 @@ from dfud.api import (
 from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
+from dfud.model.resources import same_access
 from dfud.model.steps import image_for
 from dfud.model.tally import fleet_scope
 from dfud.registry import audit
@@ -278,7 +279,7 @@ class Registry:
         async with self._naming.names(app, name, aliases_of(device.spec) - aliases_of(old.spec)):
             put = PutDevice(device, old.metadata.resource_version)
             await self._write([put, *also], by, what, f"{app}/{name}", _detail(old, device))
-        self._bus.publish(DeviceChanged(app, name))
+        self._bus.publish(DeviceChanged(app, name, access=not same_access(old, device)))
 
     async def _replace_device(self, app: str, name: str, given: Device, by: str) -> None:
         """Put a device in place of a record that cannot be read."""
