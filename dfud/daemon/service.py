@@ -103,7 +103,7 @@ class Service:
             outer.cancel_scope.cancel()
 
     def _counters(self) -> Mapping[str, float]:
-        turned_away = {"dfud_requests_turned_away_total": float(self._endpoint.turned_away)}
+        turned_away = {"dfud_requests_turned_away_total": float(self._endpoint.pressure.turned_away)}
         return {**self._store.counters(), **self._pauses.counters(), **turned_away}
 
     async def _run_store(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
