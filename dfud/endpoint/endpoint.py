@@ -14,6 +14,7 @@ from dfud.api import (
     AppChanged,
     Bus,
     Cache,
+    Capability,
     Chunks,
     Code,
     Credentials,
@@ -31,6 +32,7 @@ from dfud.api import (
     PolicyChanged,
     Reply,
     Request,
+    Shared,
     Store,
     StoreError,
     Telemetry,
@@ -48,6 +50,7 @@ from dfud.endpoint.dialects import Conversation
 from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
+from dfud.endpoint.shared import StoreShared
 from dfud.endpoint.sinking import Sinks
 from dfud.endpoint.spreading import away, spread
 from dfud.endpoint.unsure import Concern, policy_of
@@ -125,6 +128,7 @@ class DeviceEndpoint(Endpoint):
         self._judged = 0
         self.turned_away = 0
         self._draining = False
+        self._shared: dict[str, StoreShared] = {}
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
@@ -443,6 +447,13 @@ class DeviceEndpoint(Endpoint):
             except StoreError:
                 return None
         return None
+
+    def shared(self, transport: str) -> Shared | None:
+        if Capability.SHARED not in self._store.capabilities:
+            return None
+        if transport not in self._shared:
+            self._shared[transport] = StoreShared(self._store, self._bus, transport, self._auth.secret_of(transport))
+        return self._shared[transport]
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
         try:
