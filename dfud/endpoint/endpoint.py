@@ -16,6 +16,7 @@ from dfud.api import (
     AppChanged,
     Bus,
     Cache,
+    Capability,
     Chunks,
     Code,
     Credentials,
@@ -33,6 +34,7 @@ from dfud.api import (
     PolicyChanged,
     Reply,
     Request,
+    Shared,
     Store,
     StoreError,
     Telemetry,
@@ -52,6 +54,7 @@ from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.pressure import Pressure
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
 from dfud.endpoint.returning import LOOK_S, Returning
+from dfud.endpoint.shared import StoreShared
 from dfud.endpoint.sinking import Sinks
 from dfud.endpoint.spreading import spread
 from dfud.endpoint.unsure import Concern, policy_of
@@ -137,6 +140,7 @@ class DeviceEndpoint(Endpoint):
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
         bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device, access=False))
+        self._shared: dict[str, StoreShared] = {}
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
@@ -463,6 +467,13 @@ class DeviceEndpoint(Endpoint):
             except StoreError:
                 return None
         return None
+
+    def shared(self, transport: str) -> Shared | None:
+        if Capability.SHARED not in self._store.capabilities:
+            return None
+        if transport not in self._shared:
+            self._shared[transport] = StoreShared(self._store, self._bus, transport, self._auth.secret_of(transport))
+        return self._shared[transport]
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
         try:
