@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -85,7 +86,7 @@ class Desk:
         return board
 
 
-def _configured(content: bytes, agent: dict[str, object]) -> bytes:
+def _configured(content: bytes, agent: Mapping[str, object]) -> bytes:
     """Return a board.bin with more in the agent's configuration."""
     import json
 
@@ -113,7 +114,7 @@ async def desk(folder: Path) -> AsyncIterator[Desk]:
         nursery.cancel_scope.cancel()
 
 
-def runs(version: str) -> object:
+def runs(version: str) -> Callable[[Any], bool]:
     return lambda status: status.app is not None and status.app.version == version and not status.app.trial
 
 

@@ -24,7 +24,6 @@ from tests.plugins.postgres.cluster import APP, LATEST_S, OLD, Cluster, running
 from tests.plugins.postgres.server import Server
 from tests.real_parts import require
 
-
 LARGE = random.Random(7).randbytes(60_000)
 
 
