@@ -102,6 +102,8 @@ def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | No
         out["deployment"] = deployment_json(event.deployment)
     elif isinstance(event, ActualChanged):
         out["current"] = event.actual.version
+        if event.actual.program is not None:
+            out["app"] = event.actual.program.version
         out["trial"] = event.actual.trial
     return out
 
@@ -114,6 +116,7 @@ def _rollout_json(event: RolloutChanged) -> dict[str, Any]:
         "device": "",
         "rollout": event.rollout.name,
         "firmware": event.rollout.spec.get("firmware"),
+        **({"app": event.rollout.spec["app"]} if "app" in event.rollout.spec else {}),
         "state": status.state,
         "wave": status.wave + 1,
     }

@@ -25,6 +25,7 @@ from tests.controller.fleet import Fleet
 from tests.controller.world import World
 
 BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"
+QUICK = [{"percent": 10, "soakS": 60, "silentS": 7200}, {"percent": 100, "soakS": 60, "silentS": 7200}]
 
 
 class Led:
@@ -100,7 +101,8 @@ class Led:
         if plan.transfers:
             assert sum(n for c, n in recount.items() if c.endswith("/under_way")) <= plan.transfers
         for board in self.fleet.boards.values():
-            assert board.tried[plan.version] <= max(1, plan.attempts) + self.retries, f"{board.name} was told twice"
+            for version in plan.versions:
+                assert board.tried[version] <= max(1, plan.attempts) + self.retries, f"{board.name} was told twice"
 
 
 @asynccontextmanager

@@ -28,9 +28,7 @@ from dfud.model.rollout_states import State
 from dfud.model.schedule import is_open
 from dfud.wire.messages import Type
 from tests.amounts import sampled
-from tests.controller.led import BERLIN, NEW_YORK, led
-
-QUICK = [{"percent": 10, "soakS": 60, "silentS": 7200}, {"percent": 100, "soakS": 60, "silentS": 7200}]
+from tests.controller.led import BERLIN, NEW_YORK, QUICK, led
 
 
 async def test_a_good_version_reaches_everybody_wave_by_wave(autojump_clock: trio.testing.MockClock) -> None:
