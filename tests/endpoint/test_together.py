@@ -328,7 +328,15 @@ async def test_what_failed_at_either_is_kept_with_a_rollout(tmp_path: Path) -> N
             process = (pair.one, pair.other)[number % 2]
             failures = process.controller.rollouts.failures
             failed = Deployment(
-                f"{number:032x}", "app", f"dev{number}", "2.0", "00" * 32, State.FAILED, 1.0, 1.0, rollout="r"
+                id=f"{number:032x}",
+                app="app",
+                device=f"dev{number}",
+                version="2.0",
+                sha256="00" * 32,
+                state=State.FAILED,
+                created_s=1.0,
+                updated_s=1.0,
+                rollout="r",
             )
             for _ in range(2):
                 with contextlib.suppress(ConflictError), failures.doubted():
