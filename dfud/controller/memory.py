@@ -40,9 +40,9 @@ from dfud.api import (
     Store,
     StoreError,
 )
+from dfud.controller.aiming import aim
 from dfud.controller.config import ControllerConfig
-from dfud.model.steps import Ladder, image_for, no_way, started_from, way
-from dfud.wire.trust import trust_problem
+from dfud.model.steps import Ladder
 
 NO_FINALIZERS: list[str] = []  # one for all: a list is all of a device that a collection of garbage would look at
 UNNEEDED = frozenset({"authentication", "credentials"})
@@ -363,33 +363,39 @@ class Memory:
         seen_at = trio.current_time() - ago_s
         return Known(kept, view.actual, view.deployment, sequence=view.sequence, seen_at=seen_at)
 
-    async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
+    async def wanted(
+        self, hold: Hold, actual: Actual | None, now_s: float, deployment: Deployment | None = None
+    ) -> tuple[Desired, Firmware | None]:
         """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that.
 
-        actual: what the device says now.
+        actual: what the device says now; deployment: its newest, where that is not what is known of it.
         """
         known = hold.known
+        deployment = deployment or known.deployment
         app = known.device.app
         hold.looks()
         resource = await self.app(app)
-        desired = self._wants(resource, known.device, actual, known.deployment, now_s)
-        return await self.aim(resource, desired, actual)
+        desired = self._wants(resource, known.device, actual, deployment, now_s)
+        return await self.aim(resource, desired, actual, deployment)
 
     async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:
         """As wanted(), of what is stored of a device that nobody holds."""
         app = await self.app(view.device.app)
         desired = self._wants(app, view.device, view.actual, view.deployment, now_s)
-        return await self.aim(app, desired, view.actual)
+        return await self.aim(app, desired, view.actual, view.deployment)
 
-    async def aim(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
+    async def aim(
+        self, app: App, desired: Desired, actual: Actual | None, deployment: Deployment | None = None
+    ) -> tuple[Desired, Firmware | None]:
         """Return what is sent to a device of which this is desired, and why not to send that (`problem`).
 
-        It is the same for all devices that are the same in what it depends on: worked out once.
+        It is the same for all devices that are the same in what it depends on: worked out once. Where both kinds of firmware are
+        desired, it depends on what became of the device's own updates.
         """
         if not desired.version:
             return desired, None
-        if actual is None:
-            return await self._aim(app, desired, actual)
+        if actual is None or desired.other is not None:
+            return await aim(self, app, desired, actual, deployment)
         attributes = tuple(sorted(actual.attributes.items())) if actual.attributes else ()
         key = (
             app.name,
@@ -399,40 +405,11 @@ class Memory:
             actual.sha256,
             actual.sequence,
             attributes,
+            actual.manifest,
+            actual.program,
         )
         found = self._aims.get(key)
-        return found if found is not None else await self._aims.load(key, lambda: self._aim(app, desired, actual))
-
-    async def _aim(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
-        record = await self.firmware(app.name, desired.version)
-        if record is None:
-            return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
-        target = image_for(record, actual)
-        if target.recalled is not None:
-            text = f"{target.version} is recalled: {target.recalled.reason}"
-            desired = msgspec.structs.replace(desired, problem=text, code="recalled")
-        elif actual is not None and actual.sha256 != target.sha256:
-            desired, target = await self._next(app.name, desired, target, actual)
-        return barred(desired, app.spec, target), target
-
-    async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
-        """Return the next version on the way to a target, or the target with what keeps it from being sent."""
-        ladder = await self.ladder(app)
-        if ladder.free or desired.back or target.more:
-            return desired, target
-        start = started_from(await self.image(app, actual.sha256), actual)
-        others = ladder.of(actual.hardware, actual.attributes)
-        found = way(start, target, others)
-        if found is None:
-            return msgspec.structs.replace(desired, problem=no_way(start, target, others), code="no-path"), target
-        return msgspec.structs.replace(desired, steps=len(found)), found[0]
-
-
-def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desired:
-    """Return `desired` with the problem that keeps its target from being sent, if there is one."""
-    if desired.problem:
-        return desired
-    return msgspec.structs.replace(desired, problem=trust_problem(spec, target.version, target.manifest))
+        return found if found is not None else await self._aims.load(key, lambda: aim(self, app, desired, actual))
 
 
 async def undisputed(app: str, device: str, work: Callable[[], Awaitable[T]]) -> T:

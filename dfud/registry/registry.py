@@ -29,6 +29,7 @@ from dfud.api import (
     Device,
     DeviceChanged,
     DeviceView,
+    Firmware,
     Metadata,
     NotFoundError,
     PeerError,
@@ -144,9 +145,17 @@ class Registry:
 
     async def with_status(self, app: App, view: DeviceView) -> Device:
         desired = self._wants(app, view.device, view.actual, view.deployment, self._now())
-        record = await self._store.firmware(app.name, desired.version) if desired.version else None
-        target = image_for(record, view.actual) if record is not None else None
-        return msgspec.structs.replace(view.device, status={"firmware": firmware_status(app, view, target, desired)})
+        target = await self._target(app.name, view.actual, desired)
+        other = await self._target(app.name, view.actual, desired.other) if desired.other is not None else None
+        status = {"firmware": firmware_status(app, view, target, desired, other)}
+        return msgspec.structs.replace(view.device, status=status)
+
+    async def _target(self, app: str, actual: Actual | None, desired: Desired) -> Firmware | None:
+        """Return the firmware that is desired of a device, with its image for that device, if it is published."""
+        record = await self._store.firmware(app, desired.version) if desired.version else None
+        if record is None or record.of_kind != desired.kind:
+            return None
+        return image_for(record, (actual.of(desired.kind) or actual) if actual is not None else None)
 
     # Apps
 
