@@ -160,8 +160,9 @@ class Planner:
 
     async def _prepare_version(self, app_name: str, version: str) -> None:
         """Have packages made of a version, "": the app's default, for what its devices run now."""
-        app = await self._store.app(app_name)
-        if app is None:
+        try:
+            app = await self._memory.app(app_name)
+        except NotFoundError:
             return
         if not version:
             version = desired_of(app.spec, {}).version
