@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
-from click.testing import CliRunner
 
 from devicefw.sim.board import Board
-from dfud.board import appimage
 from dfud.board.look import look_untrusted
-from dfud.cli.main import main
-from dfud.wire.messages import Code, Kind, Outcome
-from tests.board.support import download, micropython
+from dfud.wire.messages import Code, Kind, Outcome, Status
+from tests.board.support import micropython
 from tests.devicefw.appserver import Image, Server, app_image, system_image
+from tests.e2e.boards import BROKEN, GOOD, board_bin, program
 from tests.real_parts import require
-
-STOCK = micropython("v1.24.1")
-GOOD = """import asyncio
-import dfu
-import lamp
-
-
-async def main():
-    print("app: lamp {version}", lamp.colour)
-    with open("/app/page.txt") as page:
-        print("app:", page.readline().strip())
-    await asyncio.sleep_ms(20)
-    dfu.confirm()
-    print("app: confirmed {version}")
-    while True:
-        await asyncio.sleep(1)
-"""
-BROKEN = {
-    "raises": ('async def main():\n    lamps = []\n    print("app: broken")\n    return lamps[3]\n', Code.CRASHED, "IndexError"),
-    "import": ("import dfu\nimport lampe\n\n\nasync def main():\n    dfu.confirm()\n", Code.CRASHED, "no module named 'lampe'"),
-    "hangs": ("async def main():\n    while True:\n        pass\n", Code.CRASHED, "RTC watchdog"),
-    "memory": ("async def main():\n    kept = []\n    while True:\n        kept.append(bytes(999))\n", Code.CRASHED, "MemoryError"),
-    "unconfirmed": ("import asyncio\n\n\nasync def main():\n    await asyncio.sleep(9)\n", Code.UNCONFIRMED, "not confirmed in time"),
-    "exits": ("import sys\n\n\nasync def main():\n    sys.exit()\n", Code.CRASHED, "SystemExit"),
-}
-
-
-def program(folder: Path, text: str = GOOD, version: str = "1", colour: str = "red") -> bytes:
-    """Return the app image of a program, made in a folder of its own."""
-    folder.mkdir(parents=True)
-    (folder / "main.py").write_text(text.replace("{version}", version))
-    (folder / "lamp.py").write_text(f"colour = {colour!r}\n" + "".join(f"def f{i}():\n    return {i}\n" for i in range(60)))
-    (folder / "page.txt").write_text(f"page {version}\n" * 20)
-    return appimage.build(folder).data
 
 
 class Desk:
@@ -68,38 +32,13 @@ class Desk:
         self.server.known.append(image)
         return image
 
-    def board(self, *options: str, app: Path | None = None) -> Board:
-        (self.folder / "stock.bin").write_bytes(download(STOCK))
-        (self.folder / "secret").write_text("secret of lamp1\n")
-        target = self.folder / "board.bin"
-        command = ["--app", "lamps", "board", "image", "--micropython", str(self.folder / "stock.bin")]
-        command += ["--app", str(app or self.folder / "app1"), "--server", self.server.url, "--device", "lamp1"]
-        command += ["--secret-file", str(self.folder / "secret"), "--ntp", "", "-o", str(target), *options]
-        found = CliRunner().invoke(main, command)
-        assert found.exit_code == 0, found.output
-        # Times of a test, and not of a field.
-        quick = {"confirm_s": 2, "watchdog_s": 2, "app_watchdog_s": 4, "backoff_ms": 300, "update_backoff_ms": 300, "wait_s": 1}
-        quick |= {"app_pause_s": 3, "app_first_s": 2}
-        board = Board(self.folder / "board", flash=_configured(target.read_bytes(), quick))
+    def board(self, *options: str) -> Board:
+        """Flash a board with the first image that was made."""
+        folder = self.folder / "app1"
+        content = board_bin(self.folder, self.server.url, folder, *options, secret="secret of lamp1", agent={"wait_s": 1})
+        board = Board(self.folder / "board", flash=content)
         self.nursery.start_soon(board.run)
         return board
-
-
-def _configured(content: bytes, agent: dict[str, object]) -> bytes:
-    """Return a board.bin with more in the agent's configuration."""
-    import json
-
-    from dfud.board import filesystem
-    from dfud.board.flashmap import LAYOUTS, find
-
-    vfs = find(LAYOUTS["4MB"], "vfs")
-    data = content[vfs.offset : vfs.end].ljust(vfs.size, b"\xff")
-    files = {path.lstrip("/"): filesystem.content_untrusted(data, path) for path in filesystem.read_untrusted(data)[0]}
-    said = json.loads(files["dfu.json"])
-    said["agent"] |= agent
-    files["dfu.json"] = json.dumps(said).encode()
-    made = filesystem.build(files, vfs.size)
-    return content[: vfs.offset] + made + content[vfs.end :]
 
 
 @asynccontextmanager
@@ -113,7 +52,7 @@ async def desk(folder: Path) -> AsyncIterator[Desk]:
         nursery.cancel_scope.cancel()
 
 
-def runs(version: str) -> object:
+def runs(version: str) -> Callable[[Status], bool]:
     return lambda status: status.app is not None and status.app.version == version and not status.app.trial
 
 
