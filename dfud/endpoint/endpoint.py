@@ -16,6 +16,7 @@ from dfud.api import (
     AppChanged,
     Bus,
     Cache,
+    Capability,
     Chunks,
     Code,
     Credentials,
@@ -33,6 +34,7 @@ from dfud.api import (
     PolicyChanged,
     Reply,
     Request,
+    Shared,
     Store,
     StoreError,
     Telemetry,
@@ -52,6 +54,7 @@ from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.pressure import Pressure
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
 from dfud.endpoint.returning import LOOK_S, Returning
+from dfud.endpoint.shared import StoreShared
 from dfud.endpoint.sinking import Sinks
 from dfud.endpoint.spreading import spread
 from dfud.endpoint.unsure import Concern, policy_of
@@ -133,10 +136,11 @@ class DeviceEndpoint(Endpoint):
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
-        self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s, clock)
+        self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s)
         self._draining = False
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
         bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device, access=False))
+        self._shared: dict[str, StoreShared] = {}
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
@@ -149,9 +153,9 @@ class DeviceEndpoint(Endpoint):
         async with trio.open_nursery() as nursery:
             await nursery.start(self.commands.run)
             await nursery.start(self._waking.run)
-            await nursery.start(self._arrivals.run)
             nursery.start_soon(self.pressure.watch)
             nursery.start_soon(self._tell_of_return)
+            await nursery.start(self._arrivals.run)
             task_status.started()
 
     async def _tell_of_return(self) -> None:
@@ -463,6 +467,13 @@ class DeviceEndpoint(Endpoint):
             except StoreError:
                 return None
         return None
+
+    def shared(self, transport: str) -> Shared | None:
+        if Capability.SHARED not in self._store.capabilities:
+            return None
+        if transport not in self._shared:
+            self._shared[transport] = StoreShared(self._store, self._bus, transport, self._auth.secret_of(transport))
+        return self._shared[transport]
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
         try:
