@@ -135,3 +135,36 @@ async def test_an_application_that_does_not_run_with_this_system_is_refused(tmp_
         await d.server.until(lambda s: s.result is not None and s.result.digest == first.digest)
         assert d.server.results[-1].code == Code.DOWNGRADE
         assert board.boots[-1].slot == 1
+
+
+async def test_a_system_on_trial_is_blamed_for_an_application_that_fails_under_it(tmp_path: Path) -> None:
+    async with desk(tmp_path) as d:
+        d.image(version="1")
+        board = d.board("--app-version", "1")
+        await d.server.until(runs("1"))
+        # Its frozen modules hide one of the application's.
+        d.server.system = bad = system_image(micropython("v1.25.0", "import sys\nsys.modules['lamp'] = None\n"), "v1.25.0", 1)
+        await d.server.until(lambda s: s.result is not None)
+        (result,) = d.server.results
+        assert (result.outcome, result.digest, result.code) == (Outcome.ROLLED_BACK, bad.digest, Code.CRASHED)
+        assert "AttributeError" in result.text
+        status = await d.server.until(lambda s: s.version == "v1.24.1" and s.result is None and runs("1")(s))
+        assert status.starts is not None
+        found = look_untrusted(board.flash.read(0, board.flash.size))
+        assert found.app_states == [], "nothing was counted for the application"
+
+
+async def test_a_board_without_banks_has_its_application_in_files_and_refuses_an_image_of_one(tmp_path: Path) -> None:
+    async with desk(tmp_path) as d:
+        d.image("import dfu\n\n\nasync def main():\n    print('app: in files', __file__)\n    dfu.confirm()\n")
+        board = d.board("--no-banks")
+        status = await d.server.until(lambda s: True)
+        assert status.app is None
+        assert any(line.startswith("app: in files /app/main") for line in board.console) or board.console == []
+        image = d.image(version="2", sequence=2)
+        d.server.system = image  # as an older server, or one that was stolen, might
+        await d.server.until(lambda s: s.result is not None)
+        result = d.server.results[-1]
+        assert (result.outcome, result.code) == (Outcome.FAILED, Code.HARDWARE)
+        assert result.text == "an app image, and this device has no banks for one"
+        assert any(line.startswith("app: in files /app/main") for line in board.console)
