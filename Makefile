@@ -11,6 +11,7 @@ help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make demo BOARD=sim              the same from a bare board: one file is made, flashed, enrols, is updated, rolls back"
 	@echo "make demo-rollout [BOARDS=20]    a good version in three waves over a fleet of boards, a bad one that stops itself"
+	@echo "make demo-cluster [LB=haproxy]   three dfud on PostgreSQL and S3 behind balancers, 50 boards, one killed, the database restarted"
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"

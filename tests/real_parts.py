@@ -28,6 +28,9 @@ _COMMANDS = {
     "java": "java",
     "swupdate": "swupdate",
     "pgbouncer": "pgbouncer",
+    "nginx": "nginx",
+    "haproxy": "haproxy",
+    "faketime": "faketime",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

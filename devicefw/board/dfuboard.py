@@ -70,12 +70,21 @@ async def main():
         join(found["wifi"])
     if host and agent["url"].startswith("https:"):
         agent["set_clock"] = lambda: set_clock(host)  # before the first certificate is looked at
-    dfu.start(agent)
+    running = dfu.start(agent)
     if host:
         _tasks.append(asyncio.create_task(clock(host)))
-    sys.path.insert(0, "/app")
-    entry = __import__("main")
-    await entry.main()
+    from dfu.apprun import run
+
+    if running.apps is None:
+        # A board without banks: the application is in the file system.
+        sys.path.insert(0, "/app")
+        await __import__("main").main()
+    elif not await run(running):
+        print("dfu: no application")
+        while running.trial and not running.heard:
+            await asyncio.sleep(1)
+        # Nobody else says that this MicroPython works: it has reached the server.
+        running.confirm()
     # The application has nothing more to do; the agent has.
     while True:
         await asyncio.sleep(3600)

@@ -19,11 +19,16 @@ CRASHED = 1
 UPDATING = ("transfer", "update", "zstd", "mapped", "stage", "chunk", "manifest", "flash", "records")
 
 
-def fail(code, what, agent=None):
+def fail(code, what, agent=None, app=False):
     """Keep `what` (a text, or an exception for its traceback), mark the start as a crash, reset: the bootloader decides. Does not
-    return. agent: what can give RAM back."""
+    return. agent: what can give RAM back. app: it is the application's own end, counted for its bank, if it came from one; so is
+    everything while that is on trial, and nothing while the image in the slot is."""
     import machine
 
+    mark, slot, apps = 0xDF0C0000, None, agent.apps if agent is not None else None
+    if apps is not None and apps.entered and (apps.trial or app and not agent.trial):
+        mark, slot = 0xDFA90000, 2 + apps.slot
+        apps.room = apps.page = None
     try:
         if agent is not None:
             # Out of memory is one of the reasons to be here: give back what is ours before asking for any.
@@ -31,10 +36,10 @@ def fail(code, what, agent=None):
         gc.collect()
         from dfu.crash import keep
 
-        keep(what)
+        keep(what, slot)
     except Exception as error:
         print("dfu:", error)  # a mark without a text still counts
-    machine.mem32[0x60008050] = 0xDF0C0000 | code  # RTC STORE0: bootloader/FORMAT.md, "the agent's mark"
+    machine.mem32[0x60008050] = mark | code  # RTC STORE0: bootloader/FORMAT.md, "the agent's mark"
     machine.reset()
 
 
@@ -47,7 +52,7 @@ class Agent:
 
         self.config = config
         self.machine = machine
-        self.serves = False
+        self.serves = self.heard = False
         # Collecting early and often keeps the free heap in large pieces: an update needs some of 4 KB.
         gc.collect()
         gc.threshold(config.get("gc_threshold", 8192))
@@ -83,6 +88,12 @@ class Agent:
         self.confirmed = asyncio.Event()
         if not self.trial:
             self.confirmed.set()
+        self.apps = None
+        if esp32.Partition.find(esp32.Partition.TYPE_DATA, 0x46):
+            from dfu.apps import begin
+
+            begin(self)
+            clear("apps", "manifest", "records", "flash")
 
     # The image that runs
 
@@ -93,7 +104,16 @@ class Agent:
 
             confirm(self)
             forget("trial")
+        if self.apps is not None and (self.apps.trial or self.apps.state.crashes):
+            from dfu.apps import confirm
+
+            confirm(self)
+            clear("apps")
         self.confirmed.set()
+
+    def on_trial(self):
+        """Say whether something that runs is on trial: then there is no update."""
+        return self.trial or self.apps is not None and self.apps.trial
 
     # Talking
 
@@ -126,6 +146,8 @@ class Agent:
             said[13] = self.starts
         if m:
             said[14] = m.sequence
+        if self.apps is not None:
+            said[15] = self.apps.said
         return pack(said)
 
     def may_update(self):
@@ -153,13 +175,22 @@ class Agent:
             self.enrolment = None
         result = self.result
         length = await self.transport.status(self.status(), wait_s, self.buffer)
+        self.heard = True
         if result is not None and result is self.result:
             self.result = None
-            if result[0] != 3 or self.slots.state.outcome == 7:
+            apps = self.apps
+            if apps is not None and result is apps.result:
+                from dfu.apps import told
+
+                told(apps)
+                clear("apps")
+            elif result[0] != 3 or self.slots.state.outcome == 7:
                 from dfu.result import told
 
                 told(self.slots)
-                forget("starts", "result")
+                clear("starts", "result", "records")
+            if apps is not None:
+                self.result = apps.result
         if not length:
             return None, b""
         raw = bytes(memoryview(self.buffer)[:length])
@@ -233,7 +264,7 @@ class Agent:
         kind, poll_s = command[0], field(command, 1, int, UINT32, 0, 60)
         wait_s = wait_s or min(max(1, poll_s), 86400)
         # 0 is wait, 1 sync, 2 update, 3 stop; numbers, for a name stays in RAM.
-        if kind == 2 and not self.trial:
+        if kind == 2 and not self.on_trial():
             from dfu.transfer import serve
 
             return await serve(self, command, raw)
@@ -242,7 +273,7 @@ class Agent:
         if kind != 2 and self.update is not None:
             return min(wait_s, max(1, poll_s))
         if poll_s <= 5:
-            await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not self.trial else 300)
+            await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not self.on_trial() else 300)
             return 0
         left_ms = self.backoff.left_ms()
         return min(wait_s, left_ms // 1000 + 1) if left_ms else wait_s

@@ -30,11 +30,12 @@ def arm(ms):
         feed(machine, ms)
 
 
-def keep(what):
-    """Keep a text, or an exception's traceback, for the server to be told; and show it on the console."""
+def keep(what, place=None):
+    """Keep a text, or an exception's traceback, for the server to be told; and show it on the console. place: whose end it
+    is, if not the slot's that runs: a bank's is 2 + its number."""
     if not isinstance(what, str):
         out = io.StringIO()
         sys.print_exception(what, out)
         what = out.getvalue().rstrip()
     print("dfu:", what)
-    records.Diagnostics(partition(0x43)).text(slot(), what)
+    records.Diagnostics(partition(0x43)).text(slot() if place is None else place, what)

@@ -4,11 +4,12 @@ import asyncio
 
 from dfu import flash, state
 from dfu.chunk import chunk_head
-from dfu.errors import CHUNK, FLASH, IMAGE_HASH, PackError, UpdateError, ZstdError, clear
+from dfu.errors import CHUNK, FLASH, HARDWARE, IMAGE_HASH, PackError, UpdateError, ZstdError, clear
 from dfu.pack import UINT32, field, unpack
-from dfu.zstd import PAGE, Decoder
 
+PAGE = 4096
 FULL, DELTA, MAPPED = 1, 2, 3
+APP = 4  # a manifest's flag: an image for a bank
 CHUNK_TRIES = 3
 
 
@@ -61,14 +62,19 @@ class Update:
 
         self.manifest = read(envelope)
         clear("manifest")
+        self.app = self.manifest.flags & APP
+        if self.app:
+            slots = slots.other
+            if slots is None:
+                raise UpdateError(HARDWARE, "an app image, and this device has no banks for one")
         self.slots, self.config, self.buffer = slots, config, buffer
         self.resume = flash.Resume(slots.stage)
         self.next = 0
         self.resumed = self.written = False
         self.stage = None
         self.mapped = None
-        self.decoder = Decoder(slots.room)
-        if config.get("install") == "bootloader":
+        self.decoder = None
+        if config.get("install") == "bootloader" and not self.app:
             from dfu import stage
 
             if stage.fits(slots.stage, total, self.chunks, self.kind):
@@ -106,6 +112,11 @@ class Update:
                 self._finish()
             return
         self.resume.forget()
+        if self.app:
+            from dfu.banks import begin
+
+            begin(slots)
+            clear("banks")
         if self.stage is None:
             trailer = slots.size // flash.SECTOR - 1
             if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
@@ -148,6 +159,11 @@ class Update:
     async def _store(self, length, wanted):
         number, page, pages, crc, start, end = chunk_head(self.buffer, length)
         value = 0
+        if self.decoder is None:
+            # Not before: until the manifest is judged, its signature takes the room.
+            from dfu.zstd import Decoder
+
+            self.decoder = Decoder(self.slots.room)
         if self.kind == MAPPED and wanted == 0:
             start, value = self._table(start, end)
         first = page * PAGE
@@ -238,7 +254,9 @@ class Update:
             slots.state.append(slot=slots.slot, phase=state.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
             return
         self.resume.forget()
-        slots.state.append(slot=1 - slots.slot, phase=state.TRIAL, crashes=0, previous=1, outcome=0, reset=0, tried=0)
+        # There may be no application to go back to.
+        back = int(not self.app or slots.manifest is not None)
+        slots.state.append(slot=1 - slots.slot, phase=state.TRIAL, crashes=0, previous=back, outcome=0, reset=0, tried=0)
 
     def drop(self):
         self.resume.forget()

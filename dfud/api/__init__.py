@@ -28,6 +28,7 @@ from dfud.api.events import (
     Told,
 )
 from dfud.api.guard import Guard, contained, faults, forever, note
+from dfud.api.own import OwnRollout, OwnWave
 from dfud.api.places import BlobPlace
 from dfud.api.plugins import (
     Dialect,
@@ -41,7 +42,7 @@ from dfud.api.plugins import (
 )
 from dfud.api.records import UNDECODABLE, decode_untrusted, read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
-from dfud.api.shared import SharedFailures
+from dfud.api.shared import SharedCounts
 from dfud.api.store import (
     TOLD_BYTES_MAX,
     TRIMMED_MAX,
@@ -56,8 +57,6 @@ from dfud.api.store import (
     DeleteFirmware,
     DeviceView,
     ExpectDevice,
-    OwnRollout,
-    OwnWave,
     Pruned,
     PutActual,
     PutApp,
@@ -179,7 +178,7 @@ __all__ = [
     "Section",
     "Selector",
     "SetFirmware",
-    "SharedFailures",
+    "SharedCounts",
     "State",
     "Store",
     "StoreError",

@@ -1,7 +1,7 @@
-"""Failures that count in every process on one store, so that guessing at several of them gains nothing.
+"""What counts in every process on one store, so that a limit holds over all of them: wrong guesses, what a rollout told, entries.
 
-They are gathered for a moment, so that a storm of wrong guesses becomes a few messages. One that is lost makes the limit milder for
-that minute, never stricter; and nothing is sent where one process has the store for itself.
+It is gathered for a moment, so that a storm becomes a few messages. One that is lost makes the limit milder for that while, never
+stricter; and nothing is sent where one process has the store for itself.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ NUMBER_MAX = 1_000_000
 Key = tuple[str, ...]
 
 
-class SharedFailures:
-    """topic: apart from other counters'. heard(key, number): count what failed at another process."""
+class SharedCounts:
+    """topic: apart from other counters'. heard(key, number): count what happened at another process."""
 
     def __init__(self, store: Store, bus: Bus, topic: str, heard: Callable[[Key, int], None]) -> None:
         self._store = store
-        self._topic = f"failures.{topic}"
+        self._topic = f"counts.{topic}"
         self._heard = heard
         self._gathered: Counter[Key] = Counter()
         self._news = trio.Event()
         bus.subscribe(Told, self._told)
 
-    def add(self, key: Key) -> None:
-        """Something failed here. Never blocks."""
+    def add(self, key: Key, number: int = 1) -> None:
+        """It happened here. Never blocks."""
         if Capability.SHARED in self._store.capabilities and (
             key in self._gathered or len(self._gathered) < GATHERED_MAX
         ):
-            self._gathered[key] += 1
+            self._gathered[key] += number
             self._news.set()
 
     def _told(self, event: Told) -> None:
@@ -67,5 +67,5 @@ class SharedFailures:
                 await self._tell(part)
 
     async def _tell(self, part: list[tuple[Key, int]]) -> None:
-        with contained("failures.tell"):
+        with contained("counts.tell"):
             await self._store.tell(self._topic, msgspec.msgpack.encode(part))

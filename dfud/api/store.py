@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import msgspec
 import trio
 
 from dfud.api.events import Bus
+from dfud.api.own import OwnRollout
 from dfud.api.places import BlobPlace
-from dfud.errors import BugError, StoreError
+from dfud.errors import BugError, StoreError, UnreadableError
 from dfud.model.deployment import Actual, Deployment, HistoryEntry
 from dfud.model.firmware import Firmware
 from dfud.model.resources import App, Device
@@ -176,34 +177,6 @@ class DeleteCounts(msgspec.Struct, frozen=True, tag=True):
     scope: str
 
 
-class OwnWave(msgspec.Struct, frozen=True):
-    """One group of a rollout of the store's own: how many devices are in it, and what became of them."""
-
-    name: str
-    state: str
-    devices: int
-    told: int = 0
-    under_way: int = 0
-    done: int = 0
-    failed: int = 0
-
-
-class OwnRollout(msgspec.Struct, frozen=True):
-    """A rollout that was made in the store's own system. state: in dfud's words (docs/rollouts.md); said: in the store's.
-
-    waves: () where only one rollout of many was asked for in short. link: where it is seen and steered.
-    """
-
-    name: str
-    firmware: str
-    state: str
-    said: str = ""
-    devices: int = 0
-    by: str = ""
-    waves: tuple[OwnWave, ...] = ()
-    link: str = ""
-
-
 Change = (
     PutApp
     | DeleteApp
@@ -349,6 +322,19 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def device(self, app: str, device: str) -> DeviceView | None: ...
+
+    async def views(self, app: str, names: Sequence[str]) -> dict[str, DeviceView]:
+        """Return device() of each of `names`, by name; those that are not there or cannot be read are left out.
+
+        For many devices that ask at one time: a store that can reads them at once.
+        """
+        found: dict[str, DeviceView] = {}
+        for name in names:
+            with suppress(UnreadableError):
+                view = await self.device(app, name)
+                if view is not None:
+                    found[name] = view
+        return found
 
     @abc.abstractmethod
     async def devices(

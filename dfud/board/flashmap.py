@@ -70,6 +70,7 @@ def _banks(a: int, b: int, size: int, state: int) -> tuple[Part, ...]:
     )
 
 
+# What a factory leaves blank, bank B, stands last in a large flash: the file that is flashed ends before it.
 LAYOUTS = {
     "4MB": (
         *_LOW,
@@ -82,15 +83,15 @@ LAYOUTS = {
         *_LOW,
         _STAGE,
         *_HIGH,
-        *_banks(0x400000, 0x480000, 0x80000, 0x370000),
-        Part(DATA, 0x81, 0x500000, 0x300000, "vfs"),
+        *_banks(0x400000, 0x780000, 0x80000, 0x370000),
+        Part(DATA, 0x81, 0x480000, 0x300000, "vfs"),
     ),
     "16MB": (
         *_LOW,
         _STAGE,
         *_HIGH,
-        *_banks(0x400000, 0x500000, 0x100000, 0x370000),
-        Part(DATA, 0x81, 0x600000, 0xA00000, "vfs"),
+        *_banks(0x400000, 0xF00000, 0x100000, 0x370000),
+        Part(DATA, 0x81, 0x500000, 0xA00000, "vfs"),
     ),
 }
 BANK_TRAILER_BYTES = SECTOR_BYTES  # a bank's last sector, as a slot's

@@ -9,13 +9,23 @@ from typing import Any
 
 import msgspec
 
-from dfud.board import filesystem, nvs
-from dfud.board.flashmap import BOOTLOADER_MAX_BYTES, LAYOUTS, SIZES, TABLE_AT, check, encode_table, find
+from dfud.board import appimage, filesystem, nvs
+from dfud.board.flashmap import (
+    BOOTLOADER_MAX_BYTES,
+    LAYOUTS,
+    SIZES,
+    TABLE_AT,
+    WITHOUT_BANKS,
+    check,
+    encode_table,
+    find,
+)
 from dfud.board.records import SECTOR_BYTES, encode_keys, encode_trailer
 from dfud.board.stock import CHIP, Stock
 from dfud.errors import PeerError
 from dfud.model.espimage import CHIP_IDS, MAGIC
 from dfud.wire.manifest import (
+    FLAG_APP,
     KEYS_MAX,
     Envelope,
     Manifest,
@@ -63,7 +73,6 @@ def envelope_of(stock: Stock, app: str, hardware: str, signed: bytes, keys: list
 
     Raises PeerError if it describes another image, or a board with these keys would not boot it.
     """
-    digest = hashlib.sha256(stock.image).digest()
     if not signed:
         if keys:
             said = (
@@ -73,9 +82,31 @@ def envelope_of(stock: Stock, app: str, hardware: str, signed: bytes, keys: list
                 "a board with keys boots no image without a signed manifest: sign the image with `dfuctl sign FILE --app-at "
                 f"{stock.at:#x} {said}` and give the file that it writes with --manifest"
             )
-        manifest = Manifest(app, stock.version or "0", hardware, 0, len(stock.image), digest)
+        manifest = Manifest(
+            app, stock.version or "0", hardware, 0, len(stock.image), hashlib.sha256(stock.image).digest()
+        )
         return encode_envelope(Envelope(encode_manifest(manifest)))
+    return _judged(signed, stock.image, app, hardware, keys, 0)
+
+
+def app_envelope_of(data: bytes, version: str, app: str, hardware: str, signed: bytes, keys: list[bytes]) -> bytes:
+    """Return the manifest that goes behind an app image: the signed one, judged, or an unsigned one of this version, sequence 0.
+
+    A board judges what it fetches, and starts what its factory put there: this one needs no signature. Raises PeerError.
+    """
+    if signed:
+        return _judged(signed, data, app, hardware, keys, FLAG_APP)
+    digest = hashlib.sha256(data).digest()
+    manifest = Manifest(app, version, hardware, 0, len(data), digest, flags=FLAG_APP)
+    return encode_envelope(Envelope(encode_manifest(manifest)))
+
+
+def _judged(signed: bytes, image: bytes, app: str, hardware: str, keys: list[bytes], kind: int) -> bytes:
+    digest = hashlib.sha256(image).digest()
     envelope, described = decode_envelope_untrusted(signed)
+    if described.flags & FLAG_APP != kind:
+        named = ("a system image", "an app image")
+        raise PeerError(f"the manifest is for {named[not kind]}, expected one for {named[bool(kind)]}")
     if described.sha256 != digest:
         raise PeerError(
             f"the manifest describes another image (SHA-256 {described.sha256.hex()}, expected {digest.hex()})"
@@ -116,9 +147,13 @@ def build(
     development: set[int],
     identity: Identity,
     files: Mapping[str, bytes],
+    application: tuple[bytes, bytes] | None = None,
 ) -> bytes:
-    """Return the content of the flash from offset 0 on, without the blank rest behind its last used sector."""
-    parts, size = LAYOUTS[flash], SIZES[flash]
+    """Return the content of the flash from offset 0 on, without the blank rest behind its last used sector.
+
+    application: an app image and its manifest, for bank A; None: the layout without banks, the application is among the files.
+    """
+    parts, size = (WITHOUT_BANKS if application is None else LAYOUTS)[flash], SIZES[flash]
     check(parts, size)
     check_bootloader(bootloader)
     if len(keys) > KEYS_MAX:
@@ -132,6 +167,11 @@ def build(
         slot.end - SECTOR_BYTES: encode_trailer(envelope),
         find(parts, "vfs").offset: filesystem.build(files, find(parts, "vfs").size),
     }
+    if application is not None:
+        bank = find(parts, "app_a")
+        appimage.check_size(len(application[0]), flash, "application")
+        pieces[bank.offset] = application[0]
+        pieces[bank.end - SECTOR_BYTES] = encode_trailer(application[1])
     if keys:
         pieces[find(parts, "dfu_keys").offset] = encode_keys(keys, development)
     content = bytearray(BLANK) * size

@@ -7,9 +7,12 @@ import io
 
 import msgspec
 
-from dfud.board import filesystem, nvs
+from dfud.board import appimage, filesystem, nvs
 from dfud.board.flashmap import (
     APP,
+    APP_A,
+    APP_B,
+    APP_STATE,
     BOOTLOADER_MAX_BYTES,
     SECTOR_BYTES,
     SIZES,
@@ -32,14 +35,15 @@ from dfud.board.records import (
 from dfud.board.stock import description_untrusted
 from dfud.errors import PeerError
 from dfud.model.espimage import read_esp_image_untrusted
-from dfud.wire.manifest import decode_envelope_untrusted, verify
+from dfud.wire.manifest import FLAG_APP, decode_envelope_untrusted, verify
 
 STATE, KEYS, DIAG, STAGE = 0x40, 0x41, 0x43, 0x42  # subtypes, bootloader/FORMAT.md
 NVS, FILES = 0x02, (0x81, 0x82, 0x83)
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One application partition. problem: why its image is not booted, or ""; signed: which key's, "no", or "" without a manifest."""
+    """One slot, or a bank of app images. problem: why its image is not started, or ""; signed: which key's, "no", or "" without a
+    manifest."""
 
     label: str
     size: int
@@ -62,7 +66,8 @@ class Space(msgspec.Struct, frozen=True):
 
 
 class Look(msgspec.Struct, frozen=True):
-    """keys: None if the log of keys cannot be read; current: number of the slot that the state log names, None if it is blank."""
+    """keys: None if the log of keys cannot be read; current: number of the slot that the state log names, None if it is blank; the
+    same of banks: bank and app_states. banks: [] on a board without them."""
 
     flash_bytes: int
     current: int | None
@@ -73,6 +78,9 @@ class Look(msgspec.Struct, frozen=True):
     spaces: list[Space]
     files: dict[str, int]
     nvs_keys: list[str]
+    banks: list[Slot] = []
+    bank: int | None = None
+    app_states: list[State] = []
 
 
 def look_untrusted(data: bytes) -> Look:
@@ -94,6 +102,12 @@ def look_untrusted(data: bytes) -> Look:
     keys = keys_untrusted(content(KEYS))
     states = states_untrusted(content(STATE))
     slots = [_slot(part, flash[part.offset : part.end], keys) for part in parts if part.type == APP]
+    app_states = states_untrusted(content(APP_STATE))
+    banks = [
+        _bank(part, flash[part.offset : part.end], keys)
+        for part in parts
+        if part.type != APP and part.subtype in (APP_A, APP_B)
+    ]
     names = [f"{space}/{key}" for space, values in nvs.decode_untrusted(content(NVS)).items() for key in values]
     files: dict[str, int] = {}
     told = {}
@@ -105,7 +119,7 @@ def look_untrusted(data: bytes) -> Look:
         _space("partition table", TABLE_AT, TABLE_END - TABLE_AT, flash, f"{len(parts)} partitions"),
     ]
     for part in parts:
-        slot = next((s for s in slots if s.label == part.label), None)
+        slot = next((s for s in slots + banks if s.label == part.label), None)
         said = told.get(part.label) or (f"{slot.version or slot.problem}" if slot else "")
         spaces.append(_space(part.label, part.offset, part.size, flash, said))
     return Look(
@@ -118,6 +132,9 @@ def look_untrusted(data: bytes) -> Look:
         spaces=spaces,
         files=files,
         nvs_keys=sorted(names),
+        banks=banks,
+        bank=app_states[-1].slot if app_states else None,
+        app_states=app_states,
     )
 
 
@@ -137,6 +154,37 @@ def _files(data: bytes, known: dict[str, int]) -> tuple[str, dict[str, int]]:
         return str(error), known
     free = len(data) - used * filesystem.BLOCK_BYTES
     return f"littlefs: {len(sizes)} files, {free} bytes free", known | sizes
+
+
+def _bank(part: Part, data: bytes, keys: list[Key] | None) -> Slot:
+    if not data.strip(b"\xff"):
+        return Slot(label=part.label, size=part.size, used=0, problem="empty")
+    slot = Slot(label=part.label, size=part.size, used=len(data))
+    try:
+        raw = decode_trailer_untrusted(data[-SECTOR_BYTES:])
+        if not raw:
+            return msgspec.structs.replace(slot, problem="no manifest: an image that is being written")
+        envelope, manifest = decode_envelope_untrusted(raw)
+        image = data[: manifest.size]
+        slot = Slot(
+            label=part.label,
+            size=part.size,
+            used=manifest.size,
+            version=manifest.version,
+            sequence=manifest.sequence,
+            sha256=hashlib.sha256(image).hexdigest(),
+            signed=envelope.key.hex() or "no",
+        )
+        if not manifest.flags & FLAG_APP:
+            raise PeerError("the manifest is one of a system image")
+        if manifest.sha256.hex() != slot.sha256:
+            raise PeerError("the manifest describes another image")
+        appimage.files_untrusted(image)
+        if keys and envelope.key:
+            verify(envelope, [key.public for key in keys])
+    except PeerError as error:
+        return msgspec.structs.replace(slot, problem=str(error))
+    return slot
 
 
 def _slot(part: Part, data: bytes, keys: list[Key] | None) -> Slot:

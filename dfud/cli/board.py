@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 
 import click
 
+from dfud.board import appimage
 from dfud.board import image as whole
-from dfud.board.flashmap import LAYOUTS, SIZES
+from dfud.board.flashmap import LAYOUTS, SIZES, WITHOUT_BANKS
 from dfud.board.image import Identity
-from dfud.board.software import AGENT_FILE, agent_files, app_files, pack, start_files
+from dfud.board.software import AGENT_FILE, agent_files, app_files, march_of, pack, start_files
 from dfud.board.stock import CHIP, read_stock_untrusted
 from dfud.cli.board_factory import board_factory
 from dfud.cli.board_inspect import board_inspect
@@ -84,6 +85,9 @@ def _wifi(ssid: str | None, file: Path | None) -> tuple[str, str] | None:
 @click.option("--key", "keys", multiple=True, metavar="FILE|KEY", help="Public key that the board trusts; up to four.")
 @click.option("--development-key", "development", multiple=True, metavar="FILE|KEY", help="The same; every boot warns.")
 @click.option("--manifest", type=_FILE, help="Signed manifest of the MicroPython image; needed with keys.")
+@click.option("--app-version", default="0", show_default=True, help="Version of the application that it comes with.")
+@click.option("--app-manifest", type=_FILE, help="Signed manifest of the app image; its version counts then.")
+@click.option("--no-banks", is_flag=True, help="Layout without app banks: the application as files, updated by nobody.")
 @click.option("--bootloader", type=click.Path(path_type=Path), help="default: build/bootloader/bootloader.bin")
 @click.option("--agent", type=_FOLDER, help="Folder of the agent's sources; default: devicefw/dfu.")
 @click.option("--port", default="/dev/ttyACM0", show_default=True, help="For the printed command.")
@@ -108,6 +112,9 @@ def board_image(
     keys: tuple[str, ...],
     development: tuple[str, ...],
     manifest: Path | None,
+    app_version: str,
+    app_manifest: Path | None,
+    no_banks: bool,
     bootloader: Path | None,
     agent: Path | None,
     port: str,
@@ -136,7 +143,18 @@ def board_image(
     loader = bootloader or ROOT / "build" / "bootloader" / "bootloader.bin"
     if not loader.exists():
         raise CliError(f"{loader} is not there: build it with `make bootloader`, or give --bootloader")
-    app_in, confirms = app_files(folder)
+    if no_banks and app_manifest:
+        raise CliError("--app-manifest: a board without banks has no app image; leave one of them out")
+    application: tuple[bytes, bytes] | None = None
+    app_in: dict[str, bytes] = {}
+    if no_banks:
+        app_in, confirms = app_files(folder)
+    else:
+        made = appimage.build(folder, flash, march_of(hardware))
+        signed = app_manifest.read_bytes() if app_manifest else b""
+        version = check_name("version", app_version)
+        application = made.data, whole.app_envelope_of(made.data, version, app, hardware, signed, trusted)
+        confirms = made.confirms
     said = whole.settings(
         app=app, url=server, hardware=hardware, wifi=_wifi(wifi, wifi_password_file), ntp=ntp, agent={}
     )
@@ -155,6 +173,7 @@ def board_image(
         development=set(range(len(keys), len(trusted))),
         identity=identity,
         files=files,
+        application=application,
     )
     write_file(to, content)
     if not confirms:
@@ -169,7 +188,7 @@ def board_image(
             {"file": str(to), "bytes": len(content), "version": stock.version, "flash": flash, "command": command}
         )
         return
-    vfs = next(part for part in LAYOUTS[flash] if part.label == "vfs")
+    vfs = next(part for part in (WITHOUT_BANKS if no_banks else LAYOUTS)[flash] if part.label == "vfs")
     session.say(
         f"{to}: {len(content)} bytes, MicroPython {stock.version} for {hardware}, {len(files)} files in {vfs.size} bytes of file "
         "system. It holds secrets: keep it as you would keep them. Flash it with",

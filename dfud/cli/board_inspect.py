@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from dfud.board.look import Look, Space, look_untrusted
-from dfud.board.records import Diagnosis, diagnoses_untrusted
+from dfud.board.look import Look, Slot, Space, look_untrusted
+from dfud.board.records import Diagnosis, State, diagnoses_untrusted
 from dfud.cli.client import CliError, Session
 from dfud.cli.recover import opened, show_state
 from dfud.cli.resources import pass_session
@@ -72,14 +72,9 @@ def _show(found: Look) -> None:
         spaces.add_row(space.label, f"{space.offset:#x}", space.size, space.used, space.told)
     print_table(spaces)
     say("")
-    slots = Table("SLOT", "VERSION", "SEQUENCE", "BYTES", "SIGNED", "SHA-256", "PROBLEM")
-    for number, slot in enumerate(found.slots):
-        mark = " *" if number == found.current else ""
-        slots.add_row(
-            f"{slot.label}{mark}", slot.version, slot.sequence, slot.used, slot.signed, slot.sha256[:16], slot.problem
-        )
-    print_table(slots)
-    say("")
+    _show_slots("SLOT", found.slots, found.current)
+    if found.banks:
+        _show_slots("APP BANK", found.banks, found.bank)
     if found.keys is None:
         say("Keys: the log cannot be read, nothing is trusted")
     elif not found.keys:
@@ -87,20 +82,38 @@ def _show(found: Look) -> None:
     for key in found.keys or []:
         say(f"Key: {key.id}{' (development)' if key.development else ''}")
     say(f"NVS: {', '.join(found.nvs_keys) or 'empty'}")
-    say("State log: " + ("blank, as before the first start" if not found.states else f"{len(found.states)} records"))
-    for state in found.states[-STATES_SHOWN:]:
+    _show_states("State log", "slot", found.states)
+    if found.banks:
+        _show_states("Application's state log", "bank", found.app_states)
+    _show_diagnoses(found.diagnoses)
+
+
+def _show_slots(name: str, slots: list[Slot], current: int | None) -> None:
+    table = Table(name, "VERSION", "SEQUENCE", "BYTES", "SIGNED", "SHA-256", "PROBLEM")
+    for number, slot in enumerate(slots):
+        mark = " *" if number == current else ""
+        table.add_row(
+            f"{slot.label}{mark}", slot.version, slot.sequence, slot.used, slot.signed, slot.sha256[:16], slot.problem
+        )
+    print_table(table)
+    say("")
+
+
+def _show_states(name: str, place: str, states: list[State]) -> None:
+    say(f"{name}: " + ("blank, as before the first start" if not states else f"{len(states)} records"))
+    for state in states[-STATES_SHOWN:]:
         say(
-            f"  {state.number}: slot {state.slot} {state.phase}, crashes {state.crashes}, starts {state.starts}, last change: "
+            f"  {state.number}: {place} {state.slot} {state.phase}, crashes {state.crashes}, starts {state.starts}, last change: "
             f"{state.outcome}, written by {state.writer}"
         )
-    _show_diagnoses(found.diagnoses)
 
 
 def _show_diagnoses(diagnoses: list[Diagnosis]) -> None:
     say("Diagnostics: " + ("none" if not diagnoses else f"{len(diagnoses)} records"))
     for one in diagnoses:
         last = one.text.strip().splitlines()[-1:] or [""]
-        say(f"  {one.number}: {one.what} in slot {one.slot}, {one.version}, crashes {one.crashes}: {last[0]}")
+        place = f"slot {one.slot}" if one.slot < 2 else f"app bank {one.slot - 2}"
+        say(f"  {one.number}: {one.what} in {place}, {one.version}, crashes {one.crashes}: {last[0]}")
 
 
 def picture(found: Look) -> list[str]:
@@ -133,6 +146,9 @@ def _letters(spaces: list[Space]) -> list[str]:
         "dfu_stage": "G",
         "dfu_keys": "K",
         "dfu_diag": "D",
+        "app_a": "A",
+        "app_b": "Q",
+        "app_state": "s",
     }
     spare = iter("abcdefghijklmnopqrstuvwxyz" * 4)
     return [known.get(space.label) or next(spare) for space in spaces]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -10,39 +11,37 @@ from dfud.api import Cache, StoreError
 
 log = logging.getLogger("dfud.controller")
 HOUR_S = 3600.0
+UNTOLD = 0.1  # of it may be used before other processes hear of it: no update comes near that
 
 
 class _Bucket:
-    __slots__ = ("at", "left", "told")
+    __slots__ = ("at", "left", "told", "untold")
 
     def __init__(self, left: float) -> None:
         self.left = left
         self.at = trio.current_time()
         self.told = False
+        self.untold = 0
 
 
 class Budget:
     """Up to `per_hour` of something in an hour for each device, all of it at once if need be.
 
     key: of [controller], that says so. devices_max: devices that are told apart; the one that was silent longest begins anew.
+    tell: have what was spent counted at other processes, too.
     """
 
     def __init__(self, per_hour: int, devices_max: int, key: str = "history_per_hour") -> None:
         self._per_hour = per_hour
         self._key = key
+        self.tell: Callable[[str, str, int], None] = lambda app, device, number: None
         self._buckets: Cache[tuple[str, str], _Bucket] = Cache(devices_max)
 
     def spend(self, app: str, device: str, entries: int) -> None:
         """Take `entries` off; raise StoreError where they are not left. Then nothing is to be done of what was asked."""
         if not entries:
             return
-        key, now = (app, device), trio.current_time()
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            bucket = _Bucket(self._per_hour)
-            self._buckets.put(key, bucket)
-        bucket.left = min(self._per_hour, bucket.left + (now - bucket.at) * self._per_hour / HOUR_S)
-        bucket.at = now
+        bucket = self._filled(app, device)
         if bucket.left < entries:
             if not bucket.told:
                 log.warning("a device changes too often", extra={"app": app, "device": device, "key": self._key})
@@ -50,3 +49,22 @@ class Budget:
             raise StoreError(f"the device changes too often; [controller] {self._key}", retryable=True)
         bucket.left -= entries
         bucket.told = bucket.told and bucket.left < self._per_hour / 2
+        bucket.untold += entries
+        if self._per_hour - bucket.left > self._per_hour * UNTOLD:
+            self.tell(app, device, bucket.untold)
+            bucket.untold = 0
+
+    def elsewhere(self, app: str, device: str, entries: int) -> None:
+        """Another process has spent so many."""
+        bucket = self._filled(app, device)
+        bucket.left = max(-float(self._per_hour), bucket.left - entries)
+
+    def _filled(self, app: str, device: str) -> _Bucket:
+        key, now = (app, device), trio.current_time()
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = _Bucket(self._per_hour)
+            self._buckets.put(key, bucket)
+        bucket.left = min(self._per_hour, bucket.left + (now - bucket.at) * self._per_hour / HOUR_S)
+        bucket.at = now
+        return bucket

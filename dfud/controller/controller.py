@@ -24,12 +24,10 @@ from dfud.api import (
     DeviceChanged,
     DeviceView,
     Firmware,
-    NotFoundError,
     ProgressChanged,
     PutActual,
     PutDeployment,
     RefusedError,
-    RequestError,
     RetryRequested,
     State,
     Store,
@@ -52,6 +50,8 @@ from dfud.controller.packages import Packages
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of
+from dfud.controller.spent import Spent
+from dfud.controller.together import Together
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
 from dfud.model.deployment import Event
@@ -59,7 +59,6 @@ from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Status, Type
 
 DEPLOYMENTS_MAX = 100  # of a device, among which its rollouts are looked for when it is deleted
-TOGETHER = 32  # devices between two looks at the rest of the world
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
 
 
@@ -93,6 +92,8 @@ class Controller:
         self._jobs = Jobs()
         self._images = Images(store, config.cache_firmwares)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
+        self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
+        self.take = Together(store, self._memory, self._keeper, self._look).take
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -100,9 +101,8 @@ class Controller:
         """Lead the rollouts, store progress and do what plugins ask for, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.rollouts.run)
-            nursery.start_soon(forever, "controller.fleet", self.fleet.run)
-            nursery.start_soon(forever, "controller.attention", self.insight.run)
-            nursery.start_soon(forever, "controller.planner", self.planner.run)
+            for part in ("fleet", "insight", "planner", "spent"):
+                nursery.start_soon(forever, f"controller.{part}", getattr(self, part).run)
             await self._jobs.run(task_status=task_status)
 
     @property
@@ -154,48 +154,14 @@ class Controller:
         return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
 
     async def statuses(self, asked: Sequence[Asked]) -> list[Command | Order | None]:
-        """Take the statuses of many devices, each of them once, and store what they come to in one commit.
+        """Take the statuses of many devices, each of them once, and store what they come to in one commit; for each Taken.answers."""
+        taken = await self.take(asked)
+        await taken.store()
+        return taken.answers
 
-        Returns for each its command; or the package that has to be made first, and then nothing is stored of it; or None: it
-        has to be asked by itself (status()), because it is held by somebody, gone, or changes.
-        """
-        answers: list[Command | Order | None] = [None] * len(asked)
-        held: list[tuple[int, Hold, Look]] = []
-        hold: Hold | None = None
-        failed = True
-        try:
-            for number, one in enumerate(asked):
-                with suppress(NotFoundError, StoreError):
-                    hold = await self._memory.take(one.app, one.device)
-                    if hold is None:
-                        continue
-                    look = await self._look(hold, one.status, one.transport, None)
-                    if look is not None and (look.order is None or look.package is not None):
-                        held.append((number, hold, look))
-                        hold = None
-                    elif look is not None:
-                        answers[number] = look.order
-                if hold is not None:
-                    self._memory.let_go(hold, failed=True)
-                    hold = None
-                if number % TOGETHER == TOGETHER - 1:
-                    await trio.lowlevel.checkpoint()
-            changes = [c for _, of, look in held if look.kept.changes for c in of.guarded(look.kept.changes)]
-            if changes:
-                try:
-                    await self._store.commit(changes)
-                except (RequestError, StoreError):
-                    return answers  # one of them, or the disk: each by itself finds out
-            for number, hold_of, look in held:
-                self._keeper.done(hold_of, look.kept)
-                answers[number] = None if hold_of.changed else look.command
-            failed = False
-        finally:
-            if hold is not None:
-                self._memory.let_go(hold, failed=True)
-            for _, hold_of, _ in held:
-                self._memory.let_go(hold_of, failed=failed)
-        return answers
+    def remembers(self, app: str, device: str) -> bool:
+        """Say whether a status of this device is taken without reading it from the store."""
+        return self._memory.peek(app, device) is not None
 
     def key_of(self, order: Order) -> str:
         """Return what two orders of the same package have in common."""
@@ -206,7 +172,7 @@ class Controller:
         await self._packages.get(order, device)
 
     async def _look(
-        self, hold: Hold, status: Status, transport: str, made: Made, *, again: bool = False
+        self, hold: Hold, status: Status, transport: str, made: Made = None, *, again: bool = False
     ) -> Look | None:
         """Work out what a status comes to, with nothing stored yet. None: it has said something newer.
 
@@ -285,7 +251,8 @@ class Controller:
     async def _keep(self, hold: Hold, kept: Kept) -> None:
         """Store what changed in one commit, then say so. Raises StoreError."""
         if kept.changes:
-            await self._store.commit(hold.guarded(kept.changes))
+            with self._keeper.committing():
+                await self._store.commit(hold.guarded(kept.changes))
         self._keeper.done(hold, kept)
 
     # Other dialects
@@ -342,23 +309,20 @@ class Controller:
     def package_of(self, app: str, device: str) -> str | None:
         """Return the package that the device may fetch, from memory; None if the device is not in memory."""
         known = self._memory.peek(app, device)
-        if known is None:
-            return None
-        return self._package_of(app, known.deployment)
-
-    def _package_of(self, app: str, deployment: Deployment | None) -> str:
-        if deployment is None or (app, deployment.version) in self._memory.recalled:
-            return ""
-        return deployment.package
+        if known is None or known.deployment is None:
+            return None if known is None else ""
+        recalled = self._memory.recalled(app, known.deployment.version)
+        return None if recalled is None else "" if recalled else known.deployment.package
 
     async def load_package_of(self, app: str, device: str, asked: str = "") -> str:
         """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
         self._memory.doubt(app, device, asked)
         async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
-            if deployment is not None and deployment.package:
-                await self._memory.firmware(app, deployment.version)  # it may be recalled
-            return self._package_of(app, deployment)
+            if deployment is None:
+                return ""
+            firmware = await self._memory.firmware(app, deployment.version)
+            return "" if firmware is not None and firmware.recalled is not None else deployment.package
 
     def chunks_in_memory(self, package: str) -> PackageFile | None:
         return self._packages.memory(package)

@@ -1,13 +1,29 @@
-"""The first devices of each rollout that failed, with what they said: stored in the commit that counts them."""
+"""The first devices of each rollout that failed, with what they said: stored in the commit that counts them.
+
+Compare and set, each on what the one before it in this process stores: of several processes one is faster, and the others' devices
+are judged anew by what is stored then.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
-from dfud.api import Change, Deployment, PutDocument, State, Store, read_record
+from dfud.api import (
+    Aged,
+    Bus,
+    Cache,
+    Change,
+    Deployment,
+    DocumentChanged,
+    Missed,
+    PutDocument,
+    State,
+    Store,
+    read_record,
+)
 from dfud.controller.turn import Failure
 from dfud.model.crashes import crash_of
 from dfud.wire.messages import code_name
@@ -18,21 +34,32 @@ TEXT_MAX = 1024
 ROLLOUTS_MAX = 1000
 
 
+class _Kept(msgspec.Struct):
+    """raw: what is stored, or will be by the commits that are under way; None: nothing."""
+
+    failures: list[Failure]
+    raw: bytes | None
+
+
 class Failures:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, bus: Bus) -> None:
         self._store = store
-        self._found: OrderedDict[str, list[Failure]] = OrderedDict()
+        self._found: Cache[str, _Kept] = Cache(ROLLOUTS_MAX)
+        bus.subscribe(DocumentChanged, lambda e: self.forget(e.key) if e.collection == COLLECTION else None)
+        bus.subscribe(Missed, lambda e: self._found.forget_all())
+        bus.subscribe(Aged, lambda e: self._found.forget_all())
 
     async def of(self, uid: str) -> list[Failure]:
         """Return the first failures of a rollout, in order. Raises StoreError."""
-        found = self._found.get(uid)
-        if found is None:
+        return (await self._of(uid)).failures
+
+    async def _of(self, uid: str) -> _Kept:
+        async def read() -> _Kept:
             raw = await self._store.document(COLLECTION, uid)
             stored = read_record("rollouts.failed", raw, list[Failure], rollout=uid) if raw is not None else None
-            found = self._found.setdefault(uid, stored or [])
-            if len(self._found) > ROLLOUTS_MAX:
-                self._found.popitem(last=False)
-        return found
+            return _Kept(stored or [], raw)
+
+        return await self._found.load(uid, read)
 
     async def noted(self, steps: Sequence[Deployment]) -> list[Change]:
         """Return what keeps the failures among these steps of a device, to be committed with them."""
@@ -40,12 +67,12 @@ class Failures:
         for d in steps:
             if not d.rollout or d.back or d.state not in (State.FAILED, State.ROLLED_BACK):
                 continue
-            found = await self.of(d.rollout)
-            others = [f for f in found if f.device != d.device]
+            found = await self._of(d.rollout)
+            others = [f for f in found.failures if f.device != d.device]
             if len(others) >= KEPT:
                 continue
             crash = crash_of(d.text, d.record, d.reset_reason)
-            found[:] = [
+            failures = [
                 *others,
                 Failure(
                     device=d.device,
@@ -59,8 +86,19 @@ class Failures:
                     deployment=d.id,
                 ),
             ]
-            changes.append(PutDocument(COLLECTION, d.rollout, msgspec.json.encode(found)))
+            before, found.failures, found.raw = found.raw, failures, msgspec.json.encode(failures)
+            put = PutDocument(COLLECTION, d.rollout, found.raw, create=before is None, expect=before, tell=True)
+            changes.append(put)
         return changes
 
     def forget(self, uid: str) -> None:
-        self._found.pop(uid, None)
+        self._found.forget(uid)
+
+    @contextmanager
+    def doubted(self) -> Iterator[None]:
+        """Around a commit of what noted() gave: where it is not done, what is remembered is not what is stored."""
+        try:
+            yield
+        except BaseException:
+            self._found.forget_all()
+            raise

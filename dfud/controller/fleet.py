@@ -1,6 +1,8 @@
 """The fleet in numbers: every device is counted where it stands, in the commit that brings it there. Nothing is scanned.
 
-What is kept in memory are copies for /metrics and the crashes that have a record already; losing them loses nothing.
+What is kept in memory are copies for /metrics and the crashes that have a record already; losing them loses nothing. Of two processes
+that add to the record of one crash at the same moment the later one's counts: a name may be left out of `versions` or `devices` then,
+until that device says it again.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ import trio
 from dfud.api import (
     Actual,
     AddCounts,
+    Aged,
     AppChanged,
     Bus,
+    Cache,
     Change,
     DeleteDocument,
     Deployment,
     DeviceStateChanged,
+    DocumentChanged,
     Firmware,
     Missed,
     NotFoundError,
@@ -86,17 +91,28 @@ class Fleet:
         self._image = image
         self._now = now
         self._counts: dict[str, dict[str, int]] = {}
-        self._crashes: dict[str, dict[str, CrashRecord]] = {}
+        self._crashes: Cache[str, dict[str, CrashRecord]] = Cache(APPS_MAX)
         self._stale: set[str] = set()
         self._gone: set[str] = set()
+        self._all_stale = True  # which apps there are, too
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(DeviceStateChanged, lambda e: self._stale.add(e.app))
-        bus.subscribe(Missed, lambda e: self._stale.update(self._counts))
+        bus.subscribe(DocumentChanged, self._document_changed)
+        bus.subscribe(Missed, lambda e: self._missed())
+        bus.subscribe(Aged, lambda e: self._missed())
+
+    def _missed(self) -> None:
+        self._crashes.forget_all()
+        self._all_stale = True
+
+    def _document_changed(self, event: DocumentChanged) -> None:
+        if event.collection == CRASHES:
+            self._crashes.forget(event.key.partition("/")[0])
 
     def _app_changed(self, event: AppChanged) -> None:
         if event.deleted:
             self._counts.pop(event.app, None)
-            self._crashes.pop(event.app, None)
+            self._crashes.forget(event.app)
             self._stale.discard(event.app)
             self._gone.add(event.app)
         else:
@@ -167,21 +183,19 @@ class Fleet:
             return crash.fingerprint, []
         known[crash.fingerprint] = after
         key = f"{actual.app}/{crash.fingerprint}"
-        return crash.fingerprint, [PutDocument(CRASHES, key, msgspec.json.encode(after))]
+        return crash.fingerprint, [PutDocument(CRASHES, key, msgspec.json.encode(after), tell=True)]
 
     async def _records(self, app: str) -> dict[str, CrashRecord]:
-        found = self._crashes.get(app)
-        if found is None:
-            if len(self._crashes) >= APPS_MAX:
-                self._crashes.clear()
+        async def read() -> dict[str, CrashRecord]:
             found = {}
             for key, raw in await self._store.documents(CRASHES, prefix=f"{app}/", limit=CRASHES_MAX):
                 record = read_record("fleet.crash", raw, CrashRecord, crash=key)
                 if record is not None:
                     found[record.fingerprint] = record
             # Somebody else may have read them, and added to them, meanwhile.
-            found = self._crashes.setdefault(app, found)
-        return found
+            return self._crashes.get(app) or found
+
+        return await self._crashes.load(app, read)
 
     # Looking
 
@@ -239,9 +253,9 @@ class Fleet:
     async def run(self) -> None:
         """Read the counters again that have changed, and fold old hours, until cancelled."""
         fold_at = trio.current_time()
-        self._stale |= set(await self._apps())
-        self._gone |= {key.partition("/")[0] for key in await self._keys("")} - self._stale
         while True:
+            if self._all_stale:
+                await self._look_at_all()
             while self._gone:
                 await self._forget(self._gone.pop())
             stale, self._stale = self._stale, set()
@@ -254,6 +268,20 @@ class Fleet:
                     with contained("fleet.fold", app=app):
                         await self._fold(app)
             await trio.sleep(REFRESH_S)
+
+    async def _look_at_all(self) -> None:
+        """Find out which apps there are, and read the counters of each again."""
+        self._all_stale = False
+        try:
+            apps = set(await self._apps())
+            gone = {key.partition("/")[0] for key in await self._keys("")} - apps
+        except BaseException:
+            self._all_stale = True
+            raise
+        self._stale |= apps
+        self._gone |= gone
+        for app in set(self._counts) - apps:
+            del self._counts[app]
 
     async def _keys(self, prefix: str) -> list[str]:
         found: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 import trio
@@ -16,6 +17,7 @@ from dfud.api import (
     Deployment,
     DeploymentChanged,
     DeviceSeen,
+    DeviceView,
     HistoryEntry,
     PutActual,
     PutDeployment,
@@ -56,12 +58,13 @@ class Kept(msgspec.Struct, gc=False):
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """One device's status, among those of others (Controller.statuses)."""
+    """One device's status, among those of others (Controller.take). view: what is stored of it, if that was read just now."""
 
     app: str
     device: str
     status: Status
     transport: str
+    view: DeviceView | None = None
 
 
 class Look(msgspec.Struct, gc=False):
@@ -82,7 +85,7 @@ class Keeper:
         self._store = store
         self._bus = bus
         self._config = config
-        self._budget = Budget(config.history_per_hour, config.cache_devices)
+        self.budget = Budget(config.history_per_hour, config.cache_devices)
         self._outbox = outbox
         self._rollouts = rollouts
         self._fleet = fleet
@@ -120,7 +123,7 @@ class Keeper:
                 steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
         changes: list[Change] = []
         if steps:
-            self._budget.spend(actual.app, actual.device, len(steps))
+            self.budget.spend(actual.app, actual.device, len(steps))
             changes += [PutDeployment(d, e) for d, e in steps]
         last = steps[-1][0] if verdict.steps else known.deployment
         if verdict.deployment is not None and verdict.deployment is not last:
@@ -153,6 +156,10 @@ class Keeper:
             now_s=now_s,
             told=told,
         )
+
+    def committing(self) -> AbstractContextManager[None]:
+        """Around the commit of what of() gave: where that is not done, what is remembered of it is doubted."""
+        return self._rollouts.failures.doubted()
 
     def done(self, hold: Hold, kept: Kept) -> None:
         """It is stored: remember it in the hold and say so on the bus."""

@@ -37,7 +37,6 @@ from dfud.api import (
     PolicyChanged,
     PutActual,
     PutDeployment,
-    Reading,
     Store,
     StoreError,
 )
@@ -71,18 +70,31 @@ class Known(msgspec.Struct, gc=False):
 
 
 class Hold:
-    """One device, held by one task. Set fields of `known` only after they are stored. at_end: called when it is let go."""
+    """One device, held by one task. Set fields of `known` only after they are stored. at_end: called when it is let go.
 
-    def __init__(self, known: Known, reading: Reading) -> None:
-        self.known = known
-        self.readings = [reading]
+    stale: the device has changed since it was read. epoch: how often its app or a firmware of it had changed when they were looked
+    at, None if they were not yet; epochs: that number by app, as it is now.
+    """
+
+    __slots__ = ("at_end", "epoch", "epochs", "key", "known", "stale", "unknown")
+    known: Known
+
+    def __init__(self, key: Key, epochs: Mapping[str, int]) -> None:
+        self.key = key
+        self.stale = False
         self.unknown = False
+        self.epoch: int | None = None
+        self.epochs = epochs
         self.at_end: list[Callable[[], None]] = []
+
+    def looks(self) -> None:
+        """Its app and the firmware that it wants are looked at from now on."""
+        if self.epoch is None:
+            self.epoch = self.epochs.get(self.key[0], 0)
 
     def guarded(self, changes: Sequence[Change]) -> list[Change]:
         """Return changes that are stored only if nobody else, in whichever process, has stored a step of this device since."""
-        device = self.known.device
-        return [ExpectDevice(device.app, device.name, self.known.sequence), *changes]
+        return [ExpectDevice(*self.key, self.known.sequence), *changes]
 
     def stored(self, changes: Sequence[Change]) -> None:
         """Note that these were stored, and with them where the device's sequence is now."""
@@ -93,7 +105,7 @@ class Hold:
     @property
     def changed(self) -> bool:
         """Whether the device, its app or the firmware it wants changed since they were looked at."""
-        return any(reading.stale for reading in self.readings)
+        return self.stale or (self.epoch is not None and self.epochs.get(self.key[0], 0) != self.epoch)
 
 
 class Memory:
@@ -111,21 +123,24 @@ class Memory:
         self._firmwares: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._images: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._ladders: Cache[str, Ladder] = Cache(config.cache_apps)
-        self.recalled: set[Key] = set()
-        """Versions of which nothing is handed out any longer: (app, version); those that were seen so far."""
         self._lines: dict[Key, deque[trio.Event] | None] = {}  # who holds a device, and who waits for it
+        self._held: dict[Key, Hold] = {}
+        self._epochs: dict[str, int] = {}  # how often an app, or a firmware of it, has changed
         bus.subscribe(AppChanged, self._app_changed)
-        bus.subscribe(PolicyChanged, lambda e: self._apps.forget(e.app))
+        bus.subscribe(PolicyChanged, lambda e: self._policy_changed(e.app))
         bus.subscribe(DeviceChanged, lambda e: self.forget(e.app, e.device))
         bus.subscribe(DeviceStateChanged, lambda e: self.forget(e.app, e.device))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._missed(""))
-        bus.subscribe(FirmwareChanged, self._firmware_said)
+        bus.subscribe(FirmwareChanged, lambda e: self._firmware_changed(e.firmware.app))
 
     def _missed(self, app: str) -> None:
         """Anything of an app, or of all, may have changed."""
+        for hold in self._held.values():
+            if not app or hold.key[0] == app:
+                hold.stale = True
         if app:
-            self._apps.forget(app)
+            self._policy_changed(app)
             self._devices.forget_group(app)
             self._firmware_changed(app)
             return
@@ -135,6 +150,9 @@ class Memory:
     def forget(self, app: str, device: str) -> None:
         """Have a device read from the store again."""
         self._devices.forget((app, device))
+        hold = self._held.get((app, device))
+        if hold is not None:
+            hold.stale = True
 
     def doubt(self, app: str, device: str, package: str) -> None:
         """Another process may have told the device of this package a moment ago: read it again unless that is remembered."""
@@ -143,28 +161,20 @@ class Memory:
             self.forget(app, device)
 
     def _app_changed(self, event: AppChanged) -> None:
-        self._apps.forget(event.app)
         if event.deleted:
-            self._devices.forget_group(event.app)
-            self._firmware_changed(event.app)
+            self._missed(event.app)
+        else:
+            self._policy_changed(event.app)
 
-    def _firmware_said(self, event: FirmwareChanged) -> None:
-        self._firmware_changed(event.firmware.app)
-        self._noted(event.firmware)
+    def _policy_changed(self, app: str) -> None:
+        self._apps.forget(app)
+        self._epochs[app] = self._epochs.get(app, 0) + 1
 
     def _firmware_changed(self, app: str) -> None:
+        self._epochs[app] = self._epochs.get(app, 0) + 1
         self._firmwares.forget_group(app)
         self._images.forget_group(app)
         self._ladders.forget(app)
-
-    def _noted(self, firmware: Firmware | None) -> None:
-        """Remember whether a version is recalled."""
-        if firmware is None:
-            return
-        if firmware.recalled is not None:
-            self.recalled.add((firmware.app, firmware.version))
-        elif self.recalled:
-            self.recalled.discard((firmware.app, firmware.version))
 
     async def app(self, name: str) -> App:
         async def read() -> App:
@@ -177,11 +187,14 @@ class Memory:
 
     async def firmware(self, app: str, version: str) -> Firmware | None:
         async def read() -> Firmware | None:
-            found = await self._store.firmware(app, version)
-            self._noted(found)
-            return found
+            return await self._store.firmware(app, version)
 
         return await self._firmwares.load((app, version), read)
+
+    def recalled(self, app: str, version: str) -> bool | None:
+        """Say whether nothing of a version is handed out any longer; None: that is not in memory, ask for its firmware()."""
+        found = self._firmwares.get((app, version))
+        return None if found is None else found.recalled is not None
 
     async def image(self, app: str, sha256: str) -> Firmware | None:
         """Return the firmware of an app that has this image, with this image alone."""
@@ -227,34 +240,38 @@ class Memory:
         key = (app, device)
         return None if key in self._lines else await self._begin(key)
 
+    def take_read(self, app: str, device: str, view: DeviceView) -> Hold | None:
+        """As take(), of a device that was read just now and has not changed since."""
+        key = (app, device)
+        if key in self._lines:
+            return None
+        self._lines[key] = None
+        hold = self._held[key] = Hold(key, self._epochs)
+        hold.known = self._devices.get(key) or self._known(view)
+        return hold
+
     def let_go(self, hold: Hold, *, failed: bool) -> None:
         """End what take() began. failed: nobody knows whether what is remembered of it is what is stored."""
-        known, reading = hold.known, hold.readings[0]
-        key = (known.device.app, known.device.name)
+        key = hold.key
         try:
             if failed or hold.unknown:
                 self._devices.forget(key)
             for call in hold.at_end:
                 call()
         finally:
-            self._devices.give_up(reading)
-            for other in hold.readings[1:]:
-                self._apps.give_up(other)
-                self._firmwares.give_up(other)
-            if not hold.unknown and not reading.stale and self._devices.get(key) is not known:
-                self._devices.put(key, known)
+            if not failed and not hold.unknown and not hold.stale and self._devices.get(key) is not hold.known:
+                self._devices.put(key, hold.known)
             self._end(key)
 
     async def _begin(self, key: Key) -> Hold:
         # The key stands for whoever holds it; a line is made by the first one who waits.
         self._lines.setdefault(key, None)
-        reading = self._devices.begin(key)
+        hold = self._held[key] = Hold(key, self._epochs)
         try:
-            known = self._devices.get(key)
-            return Hold(known or await self._read(*key), reading)
+            hold.known = self._devices.get(key) or await self._read(*key)
+            return hold
         except BaseException:
             self._devices.forget(key)
-            self._devices.give_up(reading)
             self._end(key)
             raise
 
@@ -276,6 +293,7 @@ class Memory:
 
     def _end(self, key: Key) -> None:
         """Give the device to the next one in line."""
+        self._held.pop(key, None)
         line = self._lines[key]
         if line:
             line.popleft().set()
@@ -322,11 +340,9 @@ class Memory:
         """
         known = hold.known
         app = known.device.app
-        hold.readings.append(self._apps.begin(app))
+        hold.looks()
         resource = await self.app(app)
         desired = self._wants(resource, known.device, actual, known.deployment, now_s)
-        if desired.version:
-            hold.readings.append(self._firmwares.begin((app, desired.version)))
         return await self.aim(resource, desired, actual)
 
     async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:

@@ -1,4 +1,8 @@
-"""How fast a rollout tells devices: so many a minute, so many at one time. In memory; a restart starts slowly."""
+"""How fast a rollout tells devices: so many a minute, so many at one time. In memory; a restart starts slowly.
+
+What other processes told is taken off here, too, so that the rate holds over all of them: each may run ahead by what a bucket
+holds until it hears of the others, and owes that then.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +53,12 @@ class Pace:
         if plan.rate:
             self._filled(uid, plan, now_s).tokens -= 1.0
         return None
+
+    def elsewhere(self, uid: str, plan: Plan, number: int, now_s: float) -> None:
+        """Another process has told so many devices: they count for the rate here, too."""
+        if plan.rate:
+            bucket = self._filled(uid, plan, now_s)
+            bucket.tokens = max(-float(plan.rate), bucket.tokens - number)
 
     def give_back(self, uid: str) -> None:
         if uid in self._taken:

@@ -72,7 +72,7 @@ class Packages:
         self._touched: dict[str, float] = {}
         self._used = 0
         self._names: Cache[str, str] = Cache(known_max)
-        self._budget = Budget(per_hour, devices_max, "packages_per_hour")
+        self.budget = Budget(per_hour, devices_max, "packages_per_hour")
         self._making: dict[str, _Making] = {}
         self._nursery: trio.Nursery | None = None
         self._workers = FairLimiter(workers or max(1, (os.cpu_count() or 2) - 1))
@@ -173,7 +173,7 @@ class Packages:
                 raise Busy(f"{len(self._making)} packages are being made already")
             if self._nursery is None:
                 raise BugError("packages are asked for before they run")
-            self._budget.spend(*device, 1)
+            self.budget.spend(*device, 1)
             making = self._making[key] = _Making()
             self._nursery.start_soon(self._make_for_all, making, key, order)
         making.devices.add(device)

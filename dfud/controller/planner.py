@@ -104,7 +104,7 @@ class Planner:
             self._seen.discard(uid)
             self._todo.pop(uid, None)
         elif uid not in self._seen:
-            self._seen.add(uid)
+            self._seen = {uid, *filter(self._rollouts.leads, self._seen)}  # those that others deleted are not told of
             self._todo[uid] = event.rollout
             self._news.set()
 

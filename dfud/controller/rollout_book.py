@@ -11,6 +11,7 @@ import trio
 from dfud.api import (
     Actual,
     ActualChanged,
+    Aged,
     App,
     AppChanged,
     Bus,
@@ -89,7 +90,7 @@ class Book:
         self._policies: dict[str, tuple[str, Policy]] = {}
         self._plans: dict[str, Plan] = {}
         self._pace = Pace()
-        self.failures = Failures(store)
+        self.failures = Failures(store, bus)
         self._lock = trio.Lock()
         self._news = trio.Event()
         self._orphans: list[Entry] = []
@@ -102,7 +103,10 @@ class Book:
         bus.subscribe(FirmwareChanged, self._firmware_changed)
         bus.subscribe(DocumentChanged, self._document_changed)
         bus.subscribe(DeviceStateChanged, self._stepped_elsewhere)
-        bus.subscribe(Missed, self._missed)
+        bus.subscribe(Missed, lambda e: self._missed())
+        bus.subscribe(Aged, lambda e: self._missed())
+        self.tell: Callable[[str], None] = lambda uid: None
+        """Have other processes count for its rate that a rollout tells one more device."""
         self._heard: set[str] = set()
         self._all_heard = False
         self._elsewhere = trio.Event()
@@ -119,7 +123,7 @@ class Book:
             self._heard.add(event.key)
             self._elsewhere.set()
 
-    def _missed(self, event: Missed) -> None:
+    def _missed(self) -> None:
         self._moved.update(self._entries)
         self._all_heard = True
         self._elsewhere.set()
@@ -136,15 +140,18 @@ class Book:
             await self._elsewhere.wait()
             self._elsewhere = trio.Event()
             async with self._lock:
-                if self._all_heard:
-                    await self._load()
-                    self._all_heard = False
+                all_heard, self._all_heard = self._all_heard, False
                 heard, self._heard = self._heard, set()
                 try:
+                    if all_heard:
+                        for app in await self._load():
+                            self._bus.publish(PolicyChanged(app))
+                        all_heard = False
                     while heard:
                         await self._read_again(min(heard))
                         heard.discard(min(heard))
                 except BaseException:
+                    self._all_heard |= all_heard
                     self._heard |= heard
                     self._elsewhere.set()
                     raise
@@ -156,9 +163,7 @@ class Book:
         known = self._entries.get(app, {}).get(name)
         if raw is None:
             if known is not None:
-                del self._entries[app][name]
-                self._plans.pop(known.uid, None)
-                self._pace.forget(known.uid)
+                self._drop(known)
         elif known is None or known.raw != raw:
             self._remember(key, raw)
         self._policies.pop(app, None)
@@ -175,18 +180,39 @@ class Book:
         if (event.deleted or event.firmware.recalled is not None) and self._entries.get(event.firmware.app):
             self._news.set()
 
-    async def _load(self) -> None:
-        self._entries.clear()
-        self._policies.clear()
+    async def _load(self) -> set[str]:
+        """Read what is stored, and return the apps of which that is something else than what was known.
+
+        What was known speaks for the devices until all of it is read.
+        """
+        stored: dict[str, bytes] = {}
         after = ""
         while page := await self._store.documents(COLLECTION, after=after, limit=PAGE):
             after = page[-1][0]
-            for key, raw in page:
-                self._remember(key, raw)
+            stored.update(page)
+        changed: set[str] = set()
+        for entry in self._all():
+            if entry.key not in stored:
+                changed.add(entry.rollout.app)
+                self._drop(entry)
+            elif entry.raw == stored[entry.key]:
+                del stored[entry.key]
+        for key, raw in stored.items():
+            changed.add(key.partition("/")[0])
+            self._remember(key, raw)
         for entry in self._all():
             if entry.rollout.status.state not in FINAL:
                 counts = await self.counts(entry.uid)
                 self._pace.under_way(entry.uid, sum(c.under_way for c in counts.values()))
+        return changed
+
+    def _drop(self, entry: Entry) -> None:
+        """It is deleted: it speaks for nobody any more, and nothing is counted for it."""
+        self._entries.get(entry.rollout.app, {}).pop(entry.rollout.name, None)
+        self._policies.pop(entry.rollout.app, None)
+        self._plans.pop(entry.uid, None)
+        self._pace.forget(entry.uid)
+        self.failures.forget(entry.uid)
 
     def _remember(self, key: str, raw: bytes) -> Entry | None:
         """Take a stored rollout into memory. One that cannot be read is named in the log, and speaks for nobody."""
@@ -273,7 +299,15 @@ class Book:
     def take(self, uid: str, now_s: float) -> Held | None:
         """Take a place in a rollout for a device that it is about to tell, or say why there is none now."""
         plan = self._plans.get(uid)
-        return self._pace.take(uid, plan, now_s) if plan is not None else None
+        held = self._pace.take(uid, plan, now_s) if plan is not None else None
+        if plan is not None and plan.rate and held is None:
+            self.tell(uid)
+        return held
+
+    def told_elsewhere(self, uid: str, number: int) -> None:
+        """Another process has taken so many places: they count for the rate of the rollout here, too."""
+        if (plan := self._plans.get(uid)) is not None:
+            self._pace.elsewhere(uid, plan, number, self._now())
 
     def give_back(self, uid: str) -> None:
         """End what take() began: the device is counted by now, or was not told."""

@@ -23,15 +23,16 @@ from dfud.api import (
     DeviceChanged,
     DeviceView,
     Missed,
-    SharedFailures,
     Store,
     StoreError,
 )
 from dfud.endpoint.basic import parse_basic_untrusted
 from dfud.endpoint.certificates import TrustAnchors, read_certificate_untrusted, valid
 from dfud.endpoint.config import EndpointConfig, password_limits
-from dfud.endpoint.denials import Denials, Denied, Reason
-from dfud.endpoint.limits import Attempts, TooMany
+from dfud.endpoint.crowd import Crowd
+from dfud.endpoint.denials import Denied, Reason
+from dfud.endpoint.guesses import Guesses
+from dfud.endpoint.limits import TooMany
 from dfud.endpoint.remembered import Judgement, Remembered
 from dfud.endpoint.slots import Slots
 from dfud.endpoint.unsure import Concern, access_of
@@ -102,22 +103,9 @@ class Authenticator:
         self._view = view or store.device
         self._access = Concern(store, access_of, self.slots.forget_app)
         self._psk: Remembered[str, _Known] = Remembered(min(config.sessions, KEYS_MAX))
-        # Behind one address may be a fleet; one device has no reason to log in many times at once.
-        self._addresses = Attempts(
-            config.failures_per_address,
-            clock,
-            waiting_max=config.waiting_per_address,
-            counted_max=config.counted_max,
-        )
-        self._devices = Attempts(
-            config.failures_per_device,
-            clock,
-            waiting_max=config.failures_per_device,
-            counted_max=config.counted_max,
-        )
+        self._guesses = Guesses(store, bus, config, clock)
         self._limits = password_limits(config)
         self._anchors = TrustAnchors(store)
-        self._denials = Denials(bus, clock, config.denials_logged)
         # Not of the pool that the store and the packages use, and left behind when dfud stops.
         self._slow = trio.CapacityLimiter(config.slow_checks)
         self._app_changes = 0
@@ -125,27 +113,22 @@ class Authenticator:
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(Missed, lambda e: self._all_changed())
         bus.subscribe(Aged, lambda e: self._all_changed())
-        self._shared = SharedFailures(store, bus, "devices", self._failed_elsewhere)
+        crowd = Crowd(
+            store,
+            bus,
+            self.slots,
+            self._access,
+            self._guesses,
+            slot=self._slot,
+            app=self._apps.get,
+            key=key,
+            limits=self._limits,
+        )
+        self.judge = crowd.judge
 
     async def run(self) -> None:
         """Share failures with other processes, until cancelled."""
-        await self._shared.run()
-
-    def _failed_elsewhere(self, key: tuple[str, ...], number: int) -> None:
-        if len(key) == 1:
-            self._addresses.count(key[0], number)
-        else:
-            self._devices.count(key, number)
-
-    def _end(self, address: str, *, failed: bool) -> None:
-        self._addresses.end(address, failed=failed)
-        if failed:
-            self._shared.add((address,))
-
-    def _end_named(self, named: tuple[str, str], *, failed: bool) -> None:
-        self._devices.end(named, failed=failed)
-        if failed:
-            self._shared.add(named)
+        await self._guesses.run()
 
     def _all_changed(self) -> None:
         self._app_changes += 1
@@ -188,8 +171,11 @@ class Authenticator:
 
     def slot(self, credentials: Credentials) -> int:
         """Return the slot of a device whose credentials were right before and are so now, or -1."""
+        return self._slot(self.slots.digest(credentials))
+
+    def _slot(self, digest: bytes) -> int:
         slots = self.slots
-        slot = slots.find(slots.digest(credentials))
+        slot = slots.find(digest)
         if slot < 0:
             return -1
         if self._access.unsure and slots.session(slot)[0] in self._access.unsure:
@@ -223,19 +209,19 @@ class Authenticator:
         named = parsed[:2] if parsed is not None else ("", "")
         failed = False
         try:
-            await self._addresses.begin(address)
+            await self._guesses.addresses.begin(address)
             try:
                 return await self._judged(key, credentials, as_device)
             except Denied:
                 failed = True
                 raise
             finally:
-                self._end(address, failed=failed)
+                self._guesses.end_address(address, failed=failed)
         except Denied as denied:
-            self._denials.tell(denied.reason, denied.app or named[0], denied.device or named[1], address)
+            self._guesses.denials.tell(denied.reason, denied.app or named[0], denied.device or named[1], address)
             raise
         except TooMany:
-            self._denials.tell(Reason.LIMIT, *named, address)
+            self._guesses.denials.tell(Reason.LIMIT, *named, address)
             raise
 
     async def _judged(self, key: Key, credentials: Credentials, as_device: str) -> Session:
@@ -266,20 +252,20 @@ class Authenticator:
         named = (enrolment.app, enrolment.device)
         failed = True
         try:
-            await self._addresses.begin(address)
+            await self._guesses.addresses.begin(address)
             try:
-                await self._devices.begin(named)
+                await self._guesses.devices.begin(named)
                 try:
                     failed = not await enroller.enrol(*named, enrolment.code, enrolment.secret)
                 finally:
-                    self._end_named(named, failed=failed)
+                    self._guesses.end_device(named, failed=failed)
             finally:
-                self._end(address, failed=failed)
+                self._guesses.end_address(address, failed=failed)
         except TooMany:
-            self._denials.tell(Reason.LIMIT, *named, address)
+            self._guesses.denials.tell(Reason.LIMIT, *named, address)
             raise
         if failed:
-            self._denials.tell(Reason.CODE, *named, address)
+            self._guesses.denials.tell(Reason.CODE, *named, address)
             raise Denied(Reason.CODE, *named)
 
     async def _identify(self, credentials: Credentials, judging: Judging) -> tuple[str, str, float]:
@@ -302,7 +288,7 @@ class Authenticator:
             raise Denied(Reason.MALFORMED)
         app, device, username, password = parsed
         named = (app, device)
-        await self._devices.begin(named)
+        await self._guesses.devices.begin(named)
         failed = False
         try:
             found, reason = await self._find(app, device, judging)
@@ -323,7 +309,7 @@ class Authenticator:
                 raise Denied(Reason.PASSWORD, *named)
             return found[0].name, found[1].name
         finally:
-            self._end_named(named, failed=failed)
+            self._guesses.end_device(named, failed=failed)
 
     async def _find(self, app_name: str, device_name: str, judging: Judgement[Any, Any]) -> tuple[Found | None, Reason]:
         """Return an enabled app and its enabled device, by name or alias; else why not."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 from urllib.parse import unquote
 
@@ -20,7 +19,7 @@ def parse_basic_untrusted(credentials: Credentials) -> tuple[str, str, str | Non
     if scheme.lower() != b"basic" or len(value) > AUTHORIZATION_MAX_BYTES:
         return None
     try:
-        user, colon, password = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
+        user, colon, password = binascii.a2b_base64(value.strip(), strict_mode=True).decode("utf-8").partition(":")
     except (binascii.Error, UnicodeDecodeError):
         return None
     if not colon or not user:

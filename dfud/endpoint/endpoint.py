@@ -39,6 +39,7 @@ from dfud.api import (
     note,
 )
 from dfud.controller.controller import Controller
+from dfud.endpoint.arrivals import Arrivals
 from dfud.endpoint.auth import Authenticator, Enroller, Session
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
@@ -71,6 +72,11 @@ class _Poll(msgspec.Struct):
     reply: Reply
     until_s: float
     poll_s: int
+
+
+def _is_calm(command: Command) -> bool:
+    """Say whether a command leaves a device nothing to do till its next poll, or till something changes."""
+    return command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
 
 
 class DeviceEndpoint(Endpoint):
@@ -113,6 +119,7 @@ class DeviceEndpoint(Endpoint):
         self._polls: Cache[tuple[str, str], _Poll] = Cache(config.polls, lambda key: key[0])
         self._slots = authenticator.slots
         self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
+        self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
         self._judged = 0
@@ -121,7 +128,7 @@ class DeviceEndpoint(Endpoint):
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
-        bus.subscribe(Aged, lambda e: self._slots.forget_all_calm())
+        bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
         bus.subscribe(PolicyChanged, lambda e: self._policy_changed(e.app))
         bus.subscribe(FirmwareChanged, lambda e: self._policy_changed(e.firmware.app))
@@ -132,6 +139,7 @@ class DeviceEndpoint(Endpoint):
         async with trio.open_nursery() as nursery:
             await nursery.start(self.commands.run)
             await nursery.start(self._waking.run)
+            await nursery.start(self._arrivals.run)
             task_status.started()
 
     def drain(self) -> None:
@@ -145,6 +153,11 @@ class DeviceEndpoint(Endpoint):
         self._polls.forget((app, device))
         self._slots.forget_calm(app, device)
         self._parking.device_changed(app, device)
+
+    def _aged(self) -> None:
+        """Nothing is answered from memory until it was looked at again; who is parked is told at the latest when its poll ends."""
+        self._slots.forget_all_calm()
+        self._polls.forget_all()
 
     def _missed(self, app: str) -> None:
         if app:
@@ -223,6 +236,8 @@ class DeviceEndpoint(Endpoint):
             return away(self._config.away_s)
         self._judged += 1
         try:
+            if request.channel == DFU and (found := await self._arrivals.take(request)) is not None:
+                return found
             with contained(
                 "endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer
             ):
@@ -280,29 +295,35 @@ class DeviceEndpoint(Endpoint):
             command = await self._controller.status(
                 session.app, session.device, status, request.transport, patience_s=patience_s
             )
-            reply = self._command(session.app, session.device, command)
-            calm = command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
-            if calm:
-                # A wait may end with time, which nobody tells; being in sync does not.
-                calm_s = self._seen_s if command.type is Type.SYNC else min(self._seen_s, command.poll_s)
-                until_s = self._clock() + calm_s
-                if request.as_device:
-                    self._polls.end(reading, _Poll(body, reply, until_s, command.poll_s))
-                elif not reading.stale and (slot := self._auth.slot(request.credentials)) >= 0:
-                    self._slots.keep_calm(slot, body, reply, until_s, command.poll_s)
-            else:
-                self._polls.forget(key)
-                self._slots.forget_calm(*key)
+            answer = self._settled(session, request, command, stale=reading.stale)
+            if request.as_device and _is_calm(command):
+                reply = self._command(session.app, session.device, command)
+                self._polls.end(reading, _Poll(body, reply, self._calm_until_s(command), command.poll_s))
         finally:
             self._polls.give_up(reading)
-        if command.type in (Type.UPDATE, Type.STOP) or request.timeout_s <= 0 or self._draining or not calm:
-            return reply
-        parked = self._park(session, request, command.poll_s)
-        if reading.stale:
+        if isinstance(answer, Parked) and reading.stale:
             # What changed while its status was taken came too early to wake it.
-            parked.again = True
-            self._parking.look_again(parked)
-        return parked
+            answer.again = True
+            self._parking.look_again(answer)
+        return answer
+
+    def _settled(self, session: Session, request: Request, command: Command, *, stale: bool = False) -> Reply | Parked:
+        """Answer a status with its command, or park who sent it; remember what stays true. stale: something has changed since."""
+        reply = self._command(session.app, session.device, command)
+        calm = _is_calm(command)
+        if not calm:
+            self._polls.forget((session.app, session.device))
+            self._slots.forget_calm(session.app, session.device)
+        elif not stale and not request.as_device and (slot := self._auth.slot(request.credentials)) >= 0:
+            self._slots.keep_calm(slot, request.body, reply, self._calm_until_s(command), command.poll_s)
+        if request.timeout_s <= 0 or self._draining or not calm:
+            return reply
+        return self._park(session, request, command.poll_s)
+
+    def _calm_until_s(self, command: Command) -> float:
+        # A wait may end with time, which nobody tells; being in sync does not.
+        calm_s = self._seen_s if command.type is Type.SYNC else min(self._seen_s, command.poll_s)
+        return self._clock() + calm_s
 
     def _park(self, session: Session, request: Request, poll_s: int) -> Parked:
         timeout_s = min(request.timeout_s, self._config.poll_max_s, poll_s)

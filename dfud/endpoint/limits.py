@@ -42,6 +42,15 @@ class Attempts:
                 raise TooMany
             await lot.park()
 
+    def free(self, key: Hashable) -> bool:
+        """Say whether a guess of `key` that is judged at once needs neither to wait nor to be refused."""
+        return self._judged.get(key, 0) < self._failures.left(key, self._clock())
+
+    def failed(self, key: Hashable) -> None:
+        """Count a guess that was judged at once and is wrong."""
+        self._failures.add(key, self._clock())
+        self._go_on(key)
+
     def count(self, key: Hashable, number: int) -> None:
         """Count what failed elsewhere."""
         for _ in range(min(number, self._failures.left(key, self._clock()))):
@@ -53,11 +62,15 @@ class Attempts:
         self._judged[key] -= 1
         if not self._judged[key]:
             del self._judged[key]
+        self._go_on(key)
+
+    def _go_on(self, key: Hashable) -> None:
+        """Let go on those for whom there is room now."""
         lot = self._waiting.get(key)
         if lot is None:
             return
         # One place is free, or one fewer may fail; with none left, everybody has to hear of it.
         left = self._failures.left(key, self._clock())
-        lot.unpark(count=max(0, left - self._judged[key]) if left else len(lot))
+        lot.unpark(count=max(0, left - self._judged.get(key, 0)) if left else len(lot))
         if not len(lot):
             del self._waiting[key]

@@ -55,9 +55,13 @@ class Concern:
         self.unsure.discard(app)
         self._forget(app)
 
+    def is_sure(self, app: str) -> bool:
+        """Say whether what is remembered of an app's devices counts, as far as is known without looking."""
+        return app in self._digests and app not in self.unsure
+
     async def sure(self, app: str) -> None:
         """Look at an app that is unsure, or of which nothing is known. Where it changes meanwhile, it stays so. Raises StoreError."""
-        if app in self._digests and app not in self.unsure:
+        if self.is_sure(app):
             return
         changes = self._changes
         found = await self._store.app(app)

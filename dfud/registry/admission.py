@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from quart import Response, current_app, g, request
 
-from dfud.api import SharedFailures
+from dfud.api import SharedCounts
 from dfud.model.address import client_of, limited
 from dfud.model.windows import PerMinute
 from dfud.registry.config import RegistryConfig, proxies_of
@@ -70,7 +70,7 @@ class Admission:
         self._proxies = proxies_of(config)
         self._requests = PerMinute(config.requests_per_minute, config.counted_max)
         self._failures = PerMinute(config.failures_per_minute, config.counted_max)
-        self.shared = SharedFailures(services.store, services.bus, "users", self._failed_elsewhere)
+        self.shared = SharedCounts(services.store, services.bus, "users", self._failed_elsewhere)
 
     def _failed_elsewhere(self, key: tuple[str, ...], number: int) -> None:
         now_s = self._services.now()

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import httpx
 import trio
 
+from dfud.testing.ports import KeptPort
+
 START_S = 120.0  # on a machine with much else to do
 STOP_S = 60.0
 SHOWN_LINES = 60
@@ -48,7 +50,8 @@ class DaemonProcess:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = directory / "dfud.toml"
-        self.ports = {"http": 0, "registry": 0, "coap": 0}
+        self._kept = {name: KeptPort() for name in ("http", "registry")}
+        self.ports = {"http": self._kept["http"].number, "registry": self._kept["registry"].number, "coap": 0}
         self.urls: dict[str, str] = {}
         self.token = ""
         self.lines: list[dict[str, Any]] = []
@@ -69,7 +72,7 @@ class DaemonProcess:
         self._process: trio.Process | None = None
 
     def write_config(self) -> None:
-        """Write dfud.toml; ports that were given out once are kept over restarts."""
+        """Write dfud.toml; it comes back on its ports after a restart."""
         coap = f"[transport.coap]\nport = {self.ports['coap']}\n{self._coap}" if "coap" in self._plugins else ""
         self.config.write_text(
             f"""

@@ -1,4 +1,4 @@
-"""Setting the firmware of many devices: what every store is held to. Part of StoreConformance."""
+"""Reading and setting the firmware of many devices: what every store is held to. Part of StoreConformance."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ import msgspec
 import pytest
 import trio
 
-from dfud.api import Bus, PutApp, PutDevice, SetFirmware, Store, StoreError, Wish, parse_selector_untrusted
-from dfud.testing.store_values import a_device, an_app
+from dfud.api import (
+    Actual,
+    Bus,
+    DeleteDevice,
+    PutActual,
+    PutApp,
+    PutDeployment,
+    PutDevice,
+    SetFirmware,
+    Store,
+    StoreError,
+    Wish,
+    parse_selector_untrusted,
+)
+from dfud.testing.store_values import a_deployment, a_device, an_app
 
 WANTED = {"version": "2.0", "hold": True}
 
@@ -109,3 +122,16 @@ class WishConformance:
                 else:
                     assert (await store.wishes("app1"))[0] == Wish("d1", WANTED)
                 nursery.cancel_scope.cancel()
+
+    async def test_devices_are_read_together_as_they_are_read_alone(self, store: Store) -> None:
+        await store.commit([PutApp(an_app()), PutApp(an_app("app2")), PutDevice(a_device("d1", "app2"))])
+        await store.commit([PutDevice(a_device(f"d{n}", site="ab"[n % 2])) for n in range(70)])
+        await store.commit(
+            [PutActual(Actual("app1", "d3", "1.0", "00" * 32, "esp32c3")), PutDeployment(a_deployment(device="d4"))]
+        )
+        await store.commit([SetFirmware("app1", ("d5",), {"version": "1.1"}, "7"), DeleteDevice("app1", "d6")])
+        names = [f"d{n}" for n in range(70)]
+        found = await store.views("app1", [*names, "missing", "\ud800"])
+        assert found == {name: await store.device("app1", name) for name in names if name != "d6"}
+        assert list(await store.views("app2", names)) == ["d1"] and await store.views("app3", names) == {}
+        assert await store.views("app1", []) == {}

@@ -119,6 +119,6 @@ def test_stock_images_fit_as_the_page_says() -> None:
 
 
 @pytest.mark.parametrize("flash", LAYOUTS)
-def test_the_file_system_reaches_the_end_of_a_large_flash(flash: str) -> None:
-    vfs = find(LAYOUTS[flash], "vfs")
-    assert flash == "4MB" or vfs.end == SIZES[flash]
+def test_a_large_flash_is_used_to_its_end(flash: str) -> None:
+    bank = find(LAYOUTS[flash], "app_b")
+    assert flash == "4MB" or bank.end == SIZES[flash]

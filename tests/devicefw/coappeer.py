@@ -1,4 +1,4 @@
-"""A server of aiocoap's that answers as dfud does over plain CoAP. Argument: port. Says that it listens; ends with stdin."""
+"""An aiocoap server that answers as dfud does over plain CoAP. Arguments: address, port. Says that it listens, ends with stdin."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ class Chunk(aiocoap.resource.Resource):
         return Message(payload=self.data, etag=hashlib.sha256(self.data).digest()[:8])
 
 
-async def main(port: int) -> None:
+async def main(host: str, port: int) -> None:
     site = aiocoap.resource.Site()
     site.add_resource(["v1", "dfu"], Dfu())
     for number, data in enumerate(CHUNKS):
         site.add_resource(["v1", "dfu", PACKAGE, str(number)], Chunk(data))
-    await aiocoap.Context.create_server_context(site, bind=("127.0.0.1", port), transports=["simplesocketserver"])
+    await aiocoap.Context.create_server_context(site, bind=(host, port), transports=["simplesocketserver"])
     print("listening", flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -1,9 +1,8 @@
-"""What the tests of the agent's CoAP client share: jobs for tests/devicefw/coapdrive.py on real MicroPython, and a free port."""
+"""What the tests of the agent's CoAP client share: jobs for tests/devicefw/coapdrive.py on real MicroPython."""
 
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,15 @@ HEAP = "118K"
 LIMIT_S = 120
 
 
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def command(tmp_path: Path, job: dict[str, Any], script: str = "coapdrive.py", heap: str = HEAP) -> list[str]:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job))
     return [require("micropython"), "-X", f"heapsize={heap}", str(HERE / script), str(agent_modules()), str(path)]
 
 
-def job(port: int, *steps: list[Any], auth: bool = True, **config: Any) -> dict[str, Any]:
+def job(host: str, *steps: list[Any], auth: bool = True, **config: Any) -> dict[str, Any]:
     base = {
-        "url": f"coap://127.0.0.1:{port}",
+        "url": f"coap://{host}",
         "device": "lamp1",
         "app": "lamps",
         "secret": "geheim",

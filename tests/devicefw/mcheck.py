@@ -111,6 +111,8 @@ class State:
 class Slots:
     """As dfu.slots.Slots is after a start; the flash outlives it."""
 
+    other = None
+
     def __init__(self, base, running, idle, stage):
         self.running, self.idle, self.stage = running, idle, stage
         self.running_size, self.size, self.capacity = len(base), idle.size, idle.size - SECTOR

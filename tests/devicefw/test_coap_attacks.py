@@ -68,7 +68,7 @@ async def played(
     async with trio.open_nursery() as nursery:
         port = await nursery.start(script.run)
         # Long enough on a busy machine that nothing is sent twice.
-        results, _ = await adrive(tmp_path, job(port, *steps, **{"ack_timeout_ms": 5000, "block": 1024, **config}))
+        results, _ = await adrive(tmp_path, job(f"127.0.0.1:{port}", *steps, **{"ack_timeout_ms": 5000, "block": 1024, **config}))
         nursery.cancel_scope.cancel()
     return results, script
 

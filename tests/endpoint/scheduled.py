@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, TypeVar
 
@@ -79,6 +79,11 @@ class GatedStore:
             return DeviceView(Device(Metadata(name, app), spec)) if spec is not None else None
 
         return await self._read(view)
+
+    async def views(self, app: str, names: Sequence[str]) -> dict[str, DeviceView]:
+        return await self._read(
+            lambda: {n: DeviceView(Device(Metadata(n, app), self.specs[app, n])) for n in names if (app, n) in self.specs}
+        )
 
     # Changes are one step: stored, and said on the bus.
 

@@ -22,7 +22,9 @@ from dfud.api import (
     Code,
     Credentials,
     DeviceChanged,
+    DeviceStateChanged,
     Metadata,
+    Missed,
     Reply,
     Request,
     StoreError,
@@ -32,6 +34,7 @@ from dfud.controller.keeping import Asked
 from dfud.endpoint.auth import Authenticator, Session
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.crowd import Present
 from dfud.endpoint.denials import Denied
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.endpoint.slots import Slots
@@ -69,6 +72,7 @@ class AuthWorld:
         self.random = random
         self.logging_in = 0
         self.logged_in = 0
+        self.together = 0
         self.gates = Gates(random)
         self.bus = Bus()
         self.store = GatedStore(self.gates, self.bus)
@@ -112,6 +116,12 @@ class AuthWorld:
         return as_device if name in other.get("gatewaySelector", {}).get("matchNames", ()) else None
 
     async def log_in(self, named: str, password: str, as_device: str) -> None:
+        if not as_device and self.random.random() < 0.5:
+            await self.log_in_with_others(named, password)
+        else:
+            await self.log_in_alone(named, password, as_device)
+
+    async def log_in_alone(self, named: str, password: str, as_device: str = "") -> None:
         self.logging_in += 1
         try:
             session = await self.auth.session("10.0.0.1", basic(f"{named}@a:{password}"), as_device)
@@ -121,6 +131,24 @@ class AuthWorld:
             self.logging_in -= 1
         assert session.device == self.truth(named, password, as_device), "accepted by what is no longer so"
         self.logged_in += 1
+
+    async def log_in_with_others(self, named: str, password: str) -> None:
+        self.logging_in += 1
+        names = [named, "d1", "d2"]
+        requests = [Request("http", "10.0.0.1", basic(f"{n}@a:{password}"), "dfu", b"") for n in names]
+        try:
+            found = await self.auth.judge(requests, lambda app, device: self.random.random() < 0.5)
+        finally:
+            self.logging_in -= 1
+        for name, outcome in zip(names, found, strict=True):
+            if isinstance(outcome, Present):
+                assert outcome.device == self.truth(name, password, ""), "accepted by what is no longer so"
+                if outcome.view is not None:
+                    assert outcome.view.device.spec == self.store.specs["a", outcome.device], "an old record"
+                self.logged_in += 1
+                self.together += 1
+            elif outcome is not None:
+                assert self.truth(name, password, "") is None, "refused by what is no longer so"
 
     def check_what_is_remembered(self) -> None:
         for named in ("d1", "d2", "nick"):
@@ -151,9 +179,50 @@ def test_sessions_that_are_true_are_had() -> None:
     async def run() -> None:
         world = AuthWorld(Random(1))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.log_in, "nick", "p1", "")
+            nursery.start_soon(world.log_in_alone, "nick", "p1")
             await world.gates.settle()
-        assert world.logged_in == 1 and world.auth.known(basic("nick@a:p1")) == Session("a", "d1")
+            assert world.logged_in == 1 and world.auth.known(basic("nick@a:p1")) == Session("a", "d1")
+            nursery.start_soon(world.log_in_with_others, "d1", "p1")
+            await world.gates.settle()
+        assert world.together == 2 and world.auth.known(basic("d1@a:p1")) == Session("a", "d1")
+
+    trio.run(run)
+
+
+@pytest.mark.parametrize("change", ["password", "deleted", "app", "anything", "said"])
+def test_devices_that_are_judged_together_are_so_by_what_is_true_then(change: str) -> None:
+    """Records that were read and have changed before they were looked at."""
+
+    async def run() -> None:
+        world = AuthWorld(Random(1))
+        outcomes: list[Any] = []
+
+        async def judge() -> None:
+            requests = [Request("http", "10.0.0.1", basic(f"d{n}@a:p{n}"), "dfu", b"") for n in (1, 2)]
+            outcomes[:] = await world.auth.judge(requests, lambda app, device: False)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.log_in_alone, "d1", "p1")
+            await world.gates.settle()
+            nursery.start_soon(judge)
+            await world.gates.step()  # it is read; the next step tells what was found
+            match change:
+                case "password":
+                    world.store.put("a", "d2", spec_of("p1"))
+                case "deleted":
+                    world.store.put("a", "d2", None)
+                case "app":
+                    world.store.put_app("a", {"core": {"disabled": True}})
+                case "anything":
+                    world.bus.publish(Missed())
+                case _:
+                    world.bus.publish(DeviceStateChanged("a", "d2"))
+            await world.gates.settle()
+        first, second = outcomes
+        assert second is None and world.auth.known(basic("d2@a:p2")) is None
+        assert isinstance(first, Present) == (change not in ("app", "anything"))
+        if isinstance(first, Present):
+            assert first.view is not None and first.device == "d1"
 
     trio.run(run)
 
@@ -237,8 +306,9 @@ class NothingKept:
 class FakeController:
     """Decides by `version` alone; every status waits before and after it is looked at."""
 
-    def __init__(self, gates: Gates) -> None:
+    def __init__(self, gates: Gates, random: Random) -> None:
         self._gates = gates
+        self._random = random
         self.version = 0
         self.of_app = 0
         self.poll_s = 60
@@ -249,12 +319,41 @@ class FakeController:
         await self._gates.pass_()
         version = self.version
         await self._gates.pass_()
+        return self.command(version)
+
+    def command(self, version: int) -> Command:
         if version % 2:
             return Command(Type.UPDATE, 0, str(version), package=bytes(16))
         return Command(Type.SYNC, 3600, str(version))
 
+    def remembers(self, app: str, device: str) -> bool:
+        return False
+
+    async def take(self, asked: Sequence[Asked]) -> FakeTaken:
+        await self._gates.pass_()
+        return FakeTaken(self, self._gates, len(asked), stores=self._random.random() < 0.5)
+
     async def statuses(self, asked: Sequence[Asked]) -> list[Command | None]:
         return [await self.status(one.app, one.device, one.status, one.transport) for one in asked]
+
+
+class FakeTaken:
+    """What statuses come to that were looked at just now: answers, or, where that is to be stored first, none until then."""
+
+    def __init__(self, controller: FakeController, gates: Gates, number: int, *, stores: bool) -> None:
+        self._controller = controller
+        self._gates = gates
+        self._version = controller.version
+        self.answers: list[Command | None] = [None if stores else controller.command(self._version)] * number
+        self.pending = list(range(number)) if stores else []
+
+    async def store(self) -> None:
+        await self._gates.pass_()
+        if self._controller.version == self._version:
+            self.answers = [self._controller.command(self._version)] * len(self.answers)
+
+    def give_up(self) -> None:
+        pass
 
 
 class KnownAuth:
@@ -274,13 +373,16 @@ class KnownAuth:
     async def session(self, peer: str, credentials: Credentials, as_device: str = "") -> Session:
         return Session("a", "d")
 
+    async def judge(self, requests: Sequence[Request], remembered: object) -> list[Present]:
+        return [Present("a", "d", self.slots.digest(request.credentials)) for request in requests]
+
 
 @MANY
 @given(random=RANDOMS)
 def test_no_change_is_missed_by_a_device_that_polls_or_waits(random: Random) -> None:
     async def run() -> None:
         gates, bus = Gates(random), Bus()
-        controller = FakeController(gates)
+        controller = FakeController(gates, random)
         store: Any = NothingKept(gates, controller)
         endpoint = DeviceEndpoint(
             store,

@@ -113,7 +113,7 @@ class Counted:
         self.reads = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("app", "device", "find_alias", "devices", "deployments", "firmware", "firmware_by_digest"):
+        if name in ("app", "device", "views", "find_alias", "devices", "deployments", "firmware", "firmware_by_digest"):
             self.reads += 1
         return getattr(self._store, name)
 

@@ -18,6 +18,7 @@ from dfud.api import ConfigError
 from dfud.registry.config import RegistryConfig
 from dfud.registry.server import hypercorn_config, serve
 from dfud.testing.daemon import DaemonProcess
+from dfud.testing.ports import KeptPort
 from tests.e2e.certificates import Authority
 from tests.registry.test_server import application
 from tests.security.test_man_in_the_middle import refuses
@@ -35,23 +36,23 @@ class Served:
         return httpx.AsyncClient(verify=ssl.create_default_context(cafile=self.directory / "ca.pem"), base_url=self.url)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+@pytest.fixture
+def handshake_s() -> float:
+    return 600.0
 
 
 @pytest.fixture
-async def served(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Served]:
+async def served(nursery: trio.Nursery, tmp_path: Path, handshake_s: float) -> AsyncIterator[Served]:
     authority, shutdown = Authority(), trio.Event()
     certificate, key, _ = authority.server(tmp_path)
-    config = RegistryConfig(
-        port=0, certificate=str(certificate), key=str(key), redirect_port=free_port(), handshake_s=1.0
-    )
 
     async def run(task_status: trio.TaskStatus[list[str]]) -> None:
         await serve(application(shutdown), config, graceful_s=1.0, shutdown=shutdown, task_status=task_status)
 
+    plain = KeptPort()
+    config = RegistryConfig(
+        port=0, certificate=str(certificate), key=str(key), redirect_port=plain.number, handshake_s=handshake_s
+    )
     yield Served(await nursery.start(run), tmp_path, authority)
     shutdown.set()
 
@@ -93,6 +94,7 @@ async def test_the_plain_port_sends_everybody_to_the_tls_one_and_serves_nothing(
         assert (await client.get("/")).status_code == 200
 
 
+@pytest.mark.parametrize("handshake_s", [0.2])
 async def test_who_does_not_finish_the_handshake_is_dropped(served: Served) -> None:
     stream = await trio.open_tcp_stream("127.0.0.1", served.port)
     await stream.send_all(b"\x16\x03\x01")
@@ -177,12 +179,13 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 async def test_a_redirect_port_that_is_taken_is_named_and_the_other_port_is_free_again(tmp_path: Path) -> None:
     certificate, key, _ = Authority().server(tmp_path)
+    kept = KeptPort()
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        config = RegistryConfig(port=free_port(), certificate=str(certificate), key=str(key), redirect_port=taken)
+        config = RegistryConfig(port=kept.number, certificate=str(certificate), key=str(key), redirect_port=taken)
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{taken}: Address already in use"):
             await serve(application(trio.Event()), config, graceful_s=1.0, shutdown=trio.Event())
-    with socket.create_server(("127.0.0.1", config.port)):
+    with socket.create_server(("127.0.0.1", kept.number)):
         pass
 
 

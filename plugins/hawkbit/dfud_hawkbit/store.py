@@ -326,6 +326,9 @@ class HawkbitStore(Store):
     async def device(self, app: str, device: str) -> DeviceView | None:
         return await self.inner.device(app, device)
 
+    async def views(self, app: str, names: Sequence[str]) -> dict[str, DeviceView]:
+        return await self.inner.views(app, names)
+
     async def devices(
         self, app: str, selector: Selector = EVERYTHING, *, limit: int = 1000, offset: int = 0, after: str = ""
     ) -> list[DeviceView]:

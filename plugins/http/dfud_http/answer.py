@@ -10,10 +10,7 @@ from dfud.api import Chunks, Reply
 _LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _CLOSE = b"connection: close\r\n"
 _ACCEPTED = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n"
-_CHUNKS = (
-    b'HTTP/1.1 200 OK\r\netag: "%s"\r\ncache-control: private, immutable, max-age=31536000\r\n'
-    b"%scontent-length: %d\r\n\r\n"
-)
+FAILED = "the request failed; the log of dfud says why"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 

@@ -1,81 +1,56 @@
-"""One connection: read, answer in order, park. Whatever the peer does, `serve()` ends without an exception."""
+"""One connection that needs a task: read, answer in order, leave. Whatever the peer does, `serve()` ends without an exception."""
 
 from __future__ import annotations
 
 import math
+import ssl
 
 import trio
 
-from dfud.api import (
-    Chunks,
-    Code,
-    Credentials,
-    Endpoint,
-    Reply,
-    Request,
-    Waiting,
-    chunk_range_untrusted,
-    is_acceptable,
-    note,
-    timeout_untrusted,
-)
-from dfud_http.answer import CONTINUE, encode_chunks, encode_plain, encode_reply, etag
+from dfud.api import Endpoint, Reply, Waiting, is_acceptable, note
+from dfud_http.answer import CONTINUE, FAILED, encode_plain, encode_reply
+from dfud_http.asked import Fetch, Plain, Publish, credentials, understand
 from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
-from dfud_http.lot import Left, Place
-from dfud_http.parse import Fault, HttpRequest, RequestReader, split_target_untrusted
+from dfud_http.lot import RECEIVE_BYTES, Left, Place
+from dfud_http.parse import Fault, HttpRequest, RequestReader
+from dfud_http.quick import encode_fetched
 from dfud_http.stream import PlainStream, TlsStream
 
-RECEIVE_BYTES = 16384
-FAILED = "the request failed; the log of dfud says why"
 NO_ROOM = "too many large requests at a time"
 Stream = PlainStream | TlsStream
 
 
 class Connection:
-    """Owns the stream's traffic, not its closing. parks: whether a device that waits is left to a lot."""
+    """Owns the traffic of a place's socket, not its closing. One that waits, or has nothing to say, is left to the lot."""
 
     __slots__ = (
         "_budget",
-        "_certificate",
         "_config",
         "_draining",
-        "_encrypted",
         "_endpoint",
         "_held",
-        "_parks",
-        "_peer",
+        "_place",
         "_reader",
         "_scope",
         "_stream",
         "busy",
     )
 
-    def __init__(
-        self,
-        stream: Stream,
-        peer: str,
-        endpoint: Endpoint,
-        config: HttpConfig,
-        budget: Budget,
-        *,
-        certificate: bytes,
-        encrypted: bool,
-        parks: bool = False,
-    ) -> None:
-        self._parks = parks
-        self._stream = stream
-        self._peer = peer
+    def __init__(self, place: Place, endpoint: Endpoint, config: HttpConfig, budget: Budget) -> None:
+        self._place = place
+        self._stream: Stream = (
+            TlsStream(place.sock) if isinstance(place.sock, ssl.SSLSocket) else PlainStream(place.sock)
+        )
         self._endpoint = endpoint
         self._config = config
-        self._certificate = certificate
-        self._encrypted = encrypted
         self._budget = budget
         self._held = 0
-        self._reader = RequestReader(config)
+        self._reader = place.reader or RequestReader(config)
+        place.reader = None
         self._scope = trio.CancelScope()
         self._draining = False
-        self.busy = False
+        self.busy = bool(place.rest or place.waiting is not None or self._reader.requests)
 
     def drain(self) -> None:
         """Close after what is under way; at once if nothing is."""
@@ -83,17 +58,17 @@ class Connection:
         if not self.busy:
             self._scope.cancel()
 
-    async def serve(self, place: Place | None = None) -> Left | None:
-        """Serve until either side has had enough, or until the device waits and nothing else is to be done for it: then return what
-        is to be parked. place: where it was parked till now.
+    async def serve(self) -> Left | None:
+        """Serve until either side has had enough, or until nothing is to be done but to wait for the endpoint or for the peer: then
+        return what is to be left.
 
-        One cancel scope lives as long as the connection, and only its deadline moves: a scope for each step would be a fifth
-        of what a poll costs.
+        One cancel scope lives as long as the task, and only its deadline moves: a scope for each step would be a fifth of what a
+        poll costs.
         """
         late = None
         try:
             with self._scope:
-                fault: bytes | Left | None = None if place is None else await self._go_on(place)
+                fault = await self._go_on(self._place)
                 while fault is None:
                     fault = await self._serve_one()
                 if isinstance(fault, Left):
@@ -110,27 +85,31 @@ class Connection:
             self._budget.change(self._held, 0)
         return None
 
-    async def _go_on(self, place: Place) -> bytes | None:
+    async def _go_on(self, place: Place) -> bytes | Left | None:
         """Finish what was under way when the connection left the lot; return as _serve_one()."""
         if place.rest:
-            self.busy = True
-            self._scope.deadline = trio.current_time() + self._config.send_s
-            await self._stream.send_all(place.rest)
-            self.busy = False
-            return None if place.keep_alive and not self._draining else b""
+            rest, place.rest = place.rest, b""
+            return await self._send(rest, place.keep_alive)
         if place.waiting is None:
             return None
-        self.busy = True
-        return await self._answer_later(place.waiting, place.keep_alive, place)
+        waiting, place.waiting = place.waiting, None
+        return await self._answer_later(waiting, place.keep_alive, place)
 
-    async def _answer_later(self, waiting: Waiting, keep_alive: bool, place: Place | None = None) -> bytes | None:
+    async def _answer_later(
+        self, waiting: Waiting, keep_alive: bool, place: Place | None = None
+    ) -> bytes | Left | None:
         reply = await self._wait(waiting, place)
         if reply is None:
             return b""
+        return await self._send(encode_reply(reply, keep_alive and not self._draining), keep_alive)
+
+    async def _send(self, answer: bytes, keep_alive: bool) -> bytes | Left | None:
         self._scope.deadline = trio.current_time() + self._config.send_s
-        await self._stream.send_all(encode_reply(reply, keep_alive and not self._draining))
+        await self._stream.send_all(answer)
         self.busy = False
-        return None if keep_alive and not self._draining else b""
+        if not keep_alive or self._draining:
+            return b""
+        return Left(None, keep_alive=True) if self._may_leave() else None
 
     def _feed(self, data: bytes) -> bool:
         """Take what the peer sent; return whether there is room for it."""
@@ -153,6 +132,8 @@ class Connection:
         Or what is to be parked: what it waits for, where nothing has come behind it.
         """
         reader = self._reader
+        if not self._account():
+            return encode_plain(503, NO_ROOM, headers=b"retry-after: 10\r\n")
         if not reader.requests:
             end = await self._read_request()
             if end is not None:
@@ -165,102 +146,72 @@ class Connection:
             answer = await self._answer(request, keep_alive)
         except Exception as error:
             # Not contained(): this is what a poll costs. A group with a cancellation in it ends the connection, which is.
-            note("http.request", error, peer=self._peer)
+            note("http.request", error, peer=self._place.peer)
             answer = encode_plain(500, FAILED, keep_alive=keep_alive)
         del request
         self._account()
         if isinstance(answer, Waiting):
-            idle = not reader.requests and not reader.mid_request and reader.fault is None
-            # What OpenSSL holds already would wake nobody.
-            idle = idle and not (isinstance(self._stream, TlsStream) and self._stream.socket.pending())
-            if self._parks and idle and not self._draining:
+            if self._may_leave():
                 return Left(answer, keep_alive=keep_alive)
             return await self._answer_later(answer, keep_alive)
-        self._scope.deadline = trio.current_time() + self._config.send_s
-        await self._stream.send_all(answer)
-        self.busy = False
-        return None if keep_alive and not self._draining else b""
+        return await self._send(answer, keep_alive)
+
+    def _may_leave(self) -> bool:
+        """Whether nothing has come that is not answered yet."""
+        reader = self._reader
+        idle = not reader.requests and not reader.mid_request and reader.fault is None
+        # What OpenSSL holds already would wake nobody.
+        held = isinstance(self._stream, TlsStream) and self._stream.socket.pending()
+        return idle and not held and not self._draining
 
     async def _read_request(self) -> bytes | None:
         """Read until there is a whole request; otherwise return what is still to be sent before closing."""
         reader = self._reader
-        started = False
-        self._scope.deadline = trio.current_time() + self._config.idle_s
+        # One deadline for the whole request: a byte now and then does not extend it.
+        started = reader.mid_request
+        self._scope.deadline = trio.current_time() + (self._config.request_s if started else self._config.idle_s)
         while not reader.requests:
             if reader.fault is not None:
                 return encode_plain(reader.fault.status, reader.fault.message)
+            if reader.expects_continue:
+                reader.expects_continue = False
+                await self._stream.send_all(CONTINUE)
             data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
                 return b""
             if not self._feed(data):
                 return encode_plain(503, NO_ROOM, headers=b"retry-after: 10\r\n")
-            if reader.requests:
-                break
             if not started:
-                # One deadline for the whole request: a byte now and then does not extend it.
                 started = True
                 self._scope.deadline = trio.current_time() + self._config.request_s
-            if reader.expects_continue and reader.fault is None:
-                reader.expects_continue = False
-                await self._stream.send_all(CONTINUE)
         return None
 
     async def _answer(self, request: HttpRequest, keep_alive: bool) -> bytes | Waiting:
         """Return the whole answer, or what it waits for."""
-        method = request.method
-        split = split_target_untrusted(request.target)
-        if split is None:
-            return encode_plain(400, "the target cannot be read", keep_alive=keep_alive)
-        path, query = split
-        if method == b"POST":
-            if len(path) >= 2 and path[0] == "v1" and path[1]:
-                return await self._publish(request, path, query, keep_alive)
-        elif method in (b"GET", b"HEAD"):
-            if path == [""]:
-                return encode_plain(200, keep_alive=keep_alive)
-            if len(path) == 4 and path[:2] == ["v1", "dfu"]:
-                return await self._chunks(request, path[2], path[3], query, keep_alive)
-        else:
-            return encode_plain(
-                405, "expected GET, HEAD or POST", keep_alive=keep_alive, headers=b"allow: GET, HEAD, POST\r\n"
-            )
-        return encode_plain(404, "no such path", keep_alive=keep_alive)
+        asked = understand(request)
+        if isinstance(asked, Plain):
+            return encode_plain(asked.status, asked.message, keep_alive=keep_alive, headers=asked.headers)
+        authorization = request.headers.get(b"authorization", b"")
+        if isinstance(asked, Publish):
+            return await self._publish(asked, authorization, request.body, keep_alive)
+        return await self._fetch(asked, authorization, keep_alive)
 
-    def _credentials(self, request: HttpRequest, query: dict[str, str]) -> Credentials:
-        return Credentials(
-            authorization=request.headers.get(b"authorization", b""),
-            certificate=self._certificate,
-            application=query.get("application", ""),
-            device=query.get("device", ""),
-        )
-
-    async def _publish(
-        self, request: HttpRequest, path: list[str], query: dict[str, str], keep_alive: bool
-    ) -> bytes | Waiting:
-        timeout_s = timeout_untrusted(query)
-        if timeout_s is None:
-            return encode_plain(400, "ct: expected a number of seconds", keep_alive=keep_alive)
-        channel = path[1]
-        content_type = request.headers.get(b"content-type", b"").decode("latin-1")
-        if not is_acceptable(channel, content_type, request.body):
+    async def _publish(self, asked: Publish, authorization: bytes, body: bytes, keep_alive: bool) -> bytes | Waiting:
+        if not is_acceptable(asked.channel, asked.content_type, body):
             return encode_plain(406, keep_alive=keep_alive)
-        publish = Request(
-            transport="http",
-            peer=self._peer,
-            credentials=self._credentials(request, query),
-            channel=channel,
-            body=request.body,
-            content_type=content_type,
-            timeout_s=timeout_s,
-            as_device=query.get("as", ""),
-            data_schema=query.get("data_schema", ""),
-            topic="/".join(path[2:]),
-            encrypted=self._encrypted,
-        )
-        found = self._endpoint.quick(publish)
+        place = self._place
+        request = asked.of(place.peer, authorization, place.certificate, body, encrypted=place.encrypted)
+        found = self._endpoint.quick(request)
         if found is None:
-            found = await self._endpoint.post(publish)
+            found = await self._endpoint.post(request)
         return found if isinstance(found, Waiting) else encode_reply(found, keep_alive)
+
+    async def _fetch(self, asked: Fetch, authorization: bytes, keep_alive: bool) -> bytes:
+        shown = credentials(asked, authorization, self._place.certificate)
+        found = self._endpoint.quick_chunks(self._place.peer, shown, asked.package, asked.first, asked.last)
+        if found is None:
+            found = await self._endpoint.chunks(self._place.peer, shown, asked.package, asked.first, asked.last)
+        return encode_fetched(found, asked, keep_alive)
 
     async def _wait(self, waiting: Waiting, place: Place | None = None) -> Reply | None:
         """Wait for the reply while watching for the peer's going; None if it has gone. place: where it was waited till now."""
@@ -282,35 +233,22 @@ class Connection:
         else:
             waiting.listen(wake)
         data: bytes | None = None
-        with scope:
-            while reply is None:
-                if len(self._reader.requests) >= self._config.pipelined or self._reader.fault is not None:
-                    await trio.sleep(math.inf)
-                data = await self._stream.receive_some(RECEIVE_BYTES)
-                if not data:
-                    break
-                if not self._feed(data):
-                    self._reader.fault = Fault(503, NO_ROOM)  # told behind the answer that it waits for
+        try:
+            with scope:
+                while reply is None:
+                    if len(self._reader.requests) >= self._config.pipelined or self._reader.fault is not None:
+                        await trio.sleep(math.inf)
+                    data = await self._stream.receive_some(RECEIVE_BYTES)
+                    if not data:
+                        break
+                    if not self._feed(data):
+                        self._reader.fault = Fault(503, NO_ROOM)  # told behind the answer that it waits for
+        except BaseException:
+            waiting.cancel()
+            raise
         if reply is not None:
             return reply
         if scope.cancelled_caught or data:
             return waiting.expire()
         waiting.cancel()
         return None
-
-    async def _chunks(
-        self, request: HttpRequest, package: str, which: str, query: dict[str, str], keep_alive: bool
-    ) -> bytes:
-        asked = chunk_range_untrusted(package, which)
-        if asked is None:
-            return encode_reply(Reply(Code.NOT_FOUND, error="NotFound", message="no such chunk"), keep_alive)
-        first, last = asked
-        credentials = self._credentials(request, query)
-        found = self._endpoint.quick_chunks(self._peer, credentials, package, first, last)
-        if found is None:
-            found = await self._endpoint.chunks(self._peer, credentials, package, first, last)
-        if isinstance(found, Chunks):
-            if b'"%s"' % etag(found) in request.headers.get(b"if-none-match", b""):
-                return encode_plain(304, keep_alive=keep_alive, headers=b'etag: "%s"\r\n' % etag(found))
-            return encode_chunks(found, keep_alive, head_only=request.method == b"HEAD")
-        return encode_reply(found, keep_alive)

@@ -1,12 +1,12 @@
-"""Connections whose device waits: a socket in an epoll of the lot and a few fields; no task, no parser, no stream.
+"""Connections without a task: a socket in an epoll of the lot and a few fields; no parser, no stream.
 
-What a parked connection does next is one of four: it is answered (by the endpoint, or when its time has passed), and then stays for
-its next request; it says something, and goes on as a task; it closes; it is silent for too long, and is closed.
+A connection comes here when it is accepted and stays here as long as what it sends can be answered from memory, or waits for what
+the endpoint says. It becomes a task when it sends something else, or half a request, or does not take its answer; and it is closed
+when it closes, or is silent for too long.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import select
 import socket
@@ -15,45 +15,69 @@ from collections.abc import Callable
 
 import trio
 
-from dfud.api import Reply, Waiting, contained
-from dfud_http.answer import encode_reply
+from dfud.api import Reply, Waiting, contained, note
+from dfud_http.answer import FAILED, encode_plain, encode_reply
+from dfud_http.parse import RequestReader
+from dfud_http.quick import Quick
+from dfud_http.stream import close
 
 TICK_S = 0.25  # how late the end of a time may be noticed
-READ_AT_ONCE = 256  # connections that go on as tasks between two looks at the rest of the world
+READ_AT_ONCE = 256
+TURN_S = 0.02  # after that, the rest of the world has its turn
+RECEIVE_BYTES = 16384
+NEVER = 1 << 62
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP
 
 
 class Left:
-    """What a connection leaves behind that is to be parked: what it waits for, and whether it stays after the answer.
+    """What a connection leaves behind that needs no task: what it waits for (None: its next request), and whether it stays then."""
 
-    sock: set by the connection's owner.
-    """
+    __slots__ = ("keep_alive", "waiting")
 
-    __slots__ = ("keep_alive", "sock", "waiting")
-
-    def __init__(self, waiting: Waiting, *, keep_alive: bool) -> None:
-        self.sock: socket.socket | None = None
+    def __init__(self, waiting: Waiting | None, *, keep_alive: bool) -> None:
         self.waiting = waiting
         self.keep_alive = keep_alive
 
 
 class Place:
-    """One connection in the lot. waiting: None once it is answered. until_s: when its time has passed, on trio's clock.
+    """One connection. waiting: what it waits for; None: its next request. until_s: when its time has passed, on trio's clock.
 
-    reply: an answer that came while it was on its way to being a task; rest: of an answer, what the socket did not take yet.
+    secured: whether a TLS handshake is done, or none is due. reply: an answer that came while it was on its way to being a task;
+    reader: what it has sent that needs a task; rest: of an answer, what the socket did not take yet.
     """
 
-    __slots__ = ("_lot", "address", "keep_alive", "peer", "reply", "rest", "sock", "until_s", "waiting", "woken")
+    __slots__ = (
+        "_lot",
+        "address",
+        "certificate",
+        "due",
+        "encrypted",
+        "keep_alive",
+        "peer",
+        "reader",
+        "reply",
+        "rest",
+        "secured",
+        "sock",
+        "until_s",
+        "waiting",
+        "woken",
+    )
 
-    def __init__(self, lot: Lot, sock: socket.socket, peer: str, address: str, left: Left) -> None:
+    def __init__(self, lot: Lot, sock: socket.socket, peer: str, address: str, *, secured: bool = True) -> None:
         self._lot = lot
         self.sock = sock
         self.peer = peer
         self.address = address
-        self.waiting: Waiting | None = left.waiting
-        self.keep_alive = left.keep_alive
-        self.until_s = trio.current_time() + min(left.waiting.timeout_s, 1e9)
+        self.secured = secured
+        self.encrypted = False
+        self.certificate = b""
+        self.waiting: Waiting | None = None
+        self.keep_alive = True
+        self.until_s = math.inf
+        self.due = NEVER
         self.reply: Reply | None = None
+        self.reader: RequestReader | None = None
         self.rest = b""
         self.woken: Callable[[Reply], None] | None = None
 
@@ -68,11 +92,14 @@ class Place:
 
 
 class Lot:
-    """resume: has a connection that says something, or could not take its whole answer, go on as a task; closed: told of each that is
-    closed here. idle_s: how long a connection may be silent after its answer.
+    """quick: answers what came, or returns a reader with it. resume: has a connection go on as a task; closed: told of each that is
+    closed here. idle_s: how long a connection may be silent between requests, or before the first one.
     """
 
-    def __init__(self, idle_s: float, resume: Callable[[Place], None], closed: Callable[[Place], None]) -> None:
+    def __init__(
+        self, quick: Quick, idle_s: float, resume: Callable[[Place], None], closed: Callable[[Place], None]
+    ) -> None:
+        self._quick = quick
         self._idle_s = idle_s
         self._resume = resume
         self._closed = closed
@@ -82,6 +109,7 @@ class Lot:
         self._waiting = 0
         self._emptied = trio.Event()
         self._draining = False
+        self._now_s = trio.current_time()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -89,29 +117,56 @@ class Lot:
     def holds(self, place: Place) -> bool:
         return self._places.get(place.sock.fileno()) is place
 
-    def park(self, sock: socket.socket, peer: str, address: str, left: Left) -> None:
-        """Take a connection; from now on it is the lot's, and its answer is sent."""
-        place = Place(self, sock, peer, address, left)
-        if self._epoll.closed:
-            sock.close()
-            left.waiting.cancel()
+    def enter(self, place: Place, within_s: float) -> None:
+        """Take a new connection, which has to say something within that time."""
+        self._put(place)
+        place.until_s = trio.current_time() + within_s
+        self._remind(place)
+
+    def park(self, place: Place, left: Left) -> None:
+        """Take a connection that was a task; from now on it is the lot's, and its answer is sent."""
+        place.woken = place.reply = None
+        place.keep_alive = left.keep_alive
+        if self._epoll.closed or (self._draining and left.waiting is None):
+            place.sock.close()
+            if left.waiting is not None:
+                left.waiting.cancel()
             self._closed(place)
             return
-        self._places[sock.fileno()] = place
+        self._put(place)
+        self._now_s = trio.current_time()
+        if left.waiting is not None:
+            self._wait(place, left.waiting)
+        else:
+            place.waiting = None
+            place.until_s = self._now_s + self._idle_s
+            self._remind(place)
+
+    def _put(self, place: Place) -> None:
+        number = place.sock.fileno()
+        self._places[number] = place
+        self._epoll.register(number, _EVENTS)
+
+    def _wait(self, place: Place, waiting: Waiting) -> None:
+        place.waiting = waiting
+        place.until_s = self._now_s + min(waiting.timeout_s, 1e9)
         self._waiting += 1
-        self._epoll.register(sock.fileno(), _EVENTS)
         self._remind(place)
-        left.waiting.listen(place.wake)
+        waiting.listen(place.wake)
 
     def answer(self, place: Place, reply: Reply) -> None:
         keep_alive = place.keep_alive and not self._draining
         self._waits_no_more(place)
-        data = encode_reply(reply, keep_alive)
+        self._now_s = trio.current_time()
+        self._send(place, encode_reply(reply, keep_alive), keep_alive)
+
+    def _send(self, place: Place, data: bytes, keep_alive: bool) -> None:
+        """Send an answer, in one write as a rule."""
         try:
             sent = place.sock.send(data)
         except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
-        except OSError:
+        except (OSError, ValueError):
             self._close(place)
             return
         if sent < len(data):
@@ -120,10 +175,10 @@ class Lot:
             self._let_go(place)
             self._resume(place)
         elif keep_alive:
-            place.until_s = trio.current_time() + self._idle_s
+            place.until_s = self._now_s + self._idle_s
             self._remind(place)
         else:
-            self._close(place)
+            self._close(place, tell=True)
 
     async def run(self) -> None:
         """Watch the sockets and the clock, until cancelled; then close all of them."""
@@ -149,16 +204,61 @@ class Lot:
     async def _watch(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for number, _ in self._epoll.poll(0, READ_AT_ONCE):
-                place = self._places.get(number)
-                if place is not None:
-                    with contained("http.lot", peer=place.peer):
-                        self._readable(place)
+            self._now_s = trio.current_time()
+            while events := self._epoll.poll(0, READ_AT_ONCE):
+                for number, _ in events:
+                    place = self._places.get(number)
+                    if place is not None:
+                        try:
+                            self._readable(place)
+                        except Exception as error:
+                            # Not contained(): this is what a poll costs.
+                            note("http.lot", error, peer=place.peer)
+                            self._failed(place)
+                if len(events) < READ_AT_ONCE or trio.current_time() >= self._now_s + TURN_S:
+                    break
 
     def _readable(self, place: Place) -> None:
+        if not place.secured:
+            self._let_go(place)
+            self._resume(place)
+            return
+        if place.waiting is not None:
+            self._says_more(place)
+            return
+        sock = place.sock
+        try:
+            data = sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except (OSError, ValueError):
+            data = b""
+        if not data:
+            self._close(place)
+            return
+        found = self._quick.answer(data, place.peer, place.certificate, encrypted=place.encrypted)
+        if isinstance(found, RequestReader):
+            place.reader = found
+            self._let_go(place)
+            self._resume(place)
+            return
+        answer, keep_alive = found
+        if type(answer) is bytes:
+            self._send(place, answer, keep_alive)
+        else:
+            place.keep_alive = keep_alive
+            self._wait(place, answer)  # type: ignore[arg-type]  # what is no bytes waits
+        # What OpenSSL holds already would wake nobody.
+        if place.encrypted and self.holds(place) and sock.pending():  # type: ignore[attr-defined]  # encrypted: an SSLSocket
+            self._let_go(place)
+            place.waiting = self._waits_no_more(place)
+            self._resume(place)
+
+    def _says_more(self, place: Place) -> None:
+        """Something came from one that waits."""
         try:
             # Only OpenSSL can say what has come over TLS; a task asks it.
-            gone = not isinstance(place.sock, ssl.SSLSocket) and not place.sock.recv(1, socket.MSG_PEEK)
+            gone = not place.encrypted and not place.sock.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -167,15 +267,22 @@ class Lot:
             self._cancel(place)
             return
         self._let_go(place)
-        waiting = self._waits_no_more(place)
-        place.waiting = waiting
+        place.waiting = self._waits_no_more(place)
         self._resume(place)
+
+    def _failed(self, place: Place) -> None:
+        """Answer what failed, if that can be done; otherwise it ends."""
+        if self.holds(place) and place.waiting is None:
+            self._send(place, encode_plain(500, FAILED, keep_alive=True), True)
 
     async def _tick(self) -> None:
         second = math.floor(trio.current_time() / TICK_S)
         while True:
             await trio.sleep_until((second + 1) * TICK_S)
             for place in self._due.pop(second, ()):
+                if place.due != second:
+                    continue
+                place.due = NEVER
                 if not self.holds(place):
                     continue
                 if place.until_s > trio.current_time():
@@ -189,10 +296,10 @@ class Lot:
             second += 1
 
     def _remind(self, place: Place) -> None:
-        if place.until_s < math.inf:
-            now = math.floor(trio.current_time() / TICK_S)
-            # A time that was lengthened finds its place when the earlier one comes.
-            self._due.setdefault(max(now, math.floor(place.until_s / TICK_S)), []).append(place)
+        # A time that was lengthened, as with every request, finds its place when the earlier one comes.
+        if place.until_s < math.inf and (second := math.floor(place.until_s / TICK_S)) < place.due:
+            place.due = max(second, math.floor(trio.current_time() / TICK_S))
+            self._due.setdefault(place.due, []).append(place)
 
     def _let_go(self, place: Place) -> None:
         self._epoll.unregister(place.sock.fileno())
@@ -213,8 +320,7 @@ class Lot:
                 self._emptied.set()
         return waiting
 
-    def _close(self, place: Place) -> None:
+    def _close(self, place: Place, *, tell: bool = False) -> None:
         self._let_go(place)
-        with contextlib.suppress(OSError):
-            place.sock.close()
+        close(place.sock, tell=tell)
         self._closed(place)

@@ -122,7 +122,13 @@ class TlsStream:
 
     def close(self, *, tell: bool = False) -> None:
         """Close the socket; tell: say so to the peer, if that can be said at once."""
-        if tell:
-            with contextlib.suppress(OSError, ValueError):
-                self.socket.unwrap()
-        self.socket.close()
+        close(self.socket, tell=tell)
+
+
+def close(sock: socket.socket, *, tell: bool = False) -> None:
+    """Close a socket; tell: over TLS, say so to the peer, if that can be said at once."""
+    with contextlib.suppress(OSError, ValueError):
+        if tell and isinstance(sock, ssl.SSLSocket):
+            sock.unwrap()
+    with contextlib.suppress(OSError):
+        sock.close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 
 import trio
 
@@ -15,12 +17,14 @@ from dfud.api import ConfigError, Endpoint, Transport, Turns, contained, is_loop
 from dfud_http.answer import encode_plain
 from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
-from dfud_http.connection import Connection, Stream
-from dfud_http.lot import Left, Lot, Place
+from dfud_http.connection import Connection
+from dfud_http.lot import RECEIVE_BYTES, Left, Lot, Place
 from dfud_http.parse import RequestReader
-from dfud_http.stream import PlainStream, TlsStream
+from dfud_http.quick import Quick
+from dfud_http.stream import PlainStream, TlsStream, close
 
 BACKLOG = 4096
+ACCEPTED_AT_ONCE = 256
 # accept() fails with these when the process or the machine is out of something: waiting helps, ending would not.
 OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 OUT_OF_PAUSE_S = 0.1
@@ -79,19 +83,24 @@ class HttpTransport(Transport):
                 urls.append(f"http://{host}:{self._config.redirect_port}")
             # The connections live in the outer nursery: draining ends the accepting only.
             async with trio.open_nursery() as nursery:
-                self._lot = Lot(
+                lot = self._lot = Lot(
+                    Quick(endpoint, self._config),
                     self._config.idle_s,
-                    lambda place: nursery.start_soon(self._go_on, place, endpoint),
+                    lambda place: self._resume(place, nursery, endpoint),
                     lambda place: self._closed(place.address),
                 )
-                nursery.start_soon(self._lot.run)
+
+                def redirect(place: Place) -> None:
+                    nursery.start_soon(self._serve_redirect, port, place)
+
+                nursery.start_soon(lot.run)
                 task_status.started(urls)
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
                         for listener in listeners:
-                            accepting.start_soon(self._accept, listener, nursery, endpoint, None)
+                            accepting.start_soon(self._accept, listener, lot, None)
                         for listener in redirects:
-                            accepting.start_soon(self._accept, listener, nursery, endpoint, port)
+                            accepting.start_soon(self._accept, listener, lot, redirect)
                 sockets.close()
                 await trio.sleep_forever()
 
@@ -112,69 +121,100 @@ class HttpTransport(Transport):
             sockets.callback(listener.socket.close)
         return listeners
 
-    async def _accept(
-        self, listener: trio.SocketListener, nursery: trio.Nursery, endpoint: Endpoint, redirect: int | None
-    ) -> None:
-        while True:
-            try:
-                stream = await listener.accept()
-            except trio.ClosedResourceError:
-                return
-            except OSError as error:
-                # Out of something, or what befell a connection before it was accepted: neither ends the listener.
-                if error.errno not in OUT_OF:
-                    note("http.accept", error)
-                await trio.sleep(OUT_OF_PAUSE_S)
-                continue
-            nursery.start_soon(self._serve, stream, endpoint, redirect)
+    async def _accept(self, listener: trio.SocketListener, lot: Lot, redirect: Callable[[Place], None] | None) -> None:
+        """Take connections, oldest first and many at a time; each is counted from its first moment on, handshake and all."""
+        listening = socket.socket(listener.socket.family, socket.SOCK_STREAM, fileno=os.dup(listener.socket.fileno()))
+        with listening:
+            listening.setblocking(False)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones have it, too
+            while True:
+                await trio.lowlevel.wait_readable(listening)
+                try:
+                    for _ in range(ACCEPTED_AT_ONCE):
+                        sock, address = listening.accept()
+                        self._take(sock, str(address[0]), lot, redirect)
+                except (BlockingIOError, InterruptedError):
+                    continue
+                except OSError as error:
+                    # Out of something, or what befell a connection before it was accepted: neither ends the listener.
+                    if error.errno not in OUT_OF:
+                        note("http.accept", error)
+                    await trio.sleep(OUT_OF_PAUSE_S)
+                else:
+                    await trio.lowlevel.checkpoint()
 
-    async def _serve(self, stream: trio.SocketStream, endpoint: Endpoint, redirect: int | None) -> None:
-        """Serve one connection to its end, whatever comes; it counts from its first moment on, handshake and all."""
-        try:
-            peer = str(stream.socket.getpeername()[0])
-        except OSError:
-            await trio.aclose_forcefully(stream)
-            return
+    def _take(self, sock: socket.socket, peer: str, lot: Lot, redirect: Callable[[Place], None] | None) -> None:
+        sock.setblocking(False)
         address = limited(peer)
         self._open += 1
         self._addresses[address] += 1
-        await self._serve_counted(PlainStream(_taken(stream)), peer, address, endpoint, redirect)
+        place = Place(lot, sock, peer, address, secured=self._tls is None or redirect is not None)
+        if self._open > self._config.connections or self._addresses[address] > self._config.connections_per_address:
+            self._refuse(place)
+        elif redirect is not None:
+            redirect(place)
+        else:
+            lot.enter(place, self._config.idle_s if place.secured else self._config.handshake_s)
 
-    async def _go_on(self, place: Place, endpoint: Endpoint) -> None:
-        """Serve a connection that was parked; it has been counted all the time."""
-        await self._serve_counted(_stream_of(place.sock), place.peer, place.address, endpoint, None, place)
+    def _refuse(self, place: Place) -> None:
+        """Say that there are too many, as far as that can be said at once."""
+        if self._tls is None:
+            with contextlib.suppress(OSError):
+                place.sock.recv(RECEIVE_BYTES)  # what is not read would have its peer never see the answer
+            with contextlib.suppress(OSError):
+                place.sock.send(encode_plain(503, "too many connections", headers=b"retry-after: 10\r\n"))
+        place.sock.close()
+        self._closed(place.address)
 
-    async def _serve_counted(
-        self,
-        stream: Stream,
-        peer: str,
-        address: str,
-        endpoint: Endpoint,
-        redirect: int | None,
-        place: Place | None = None,
-    ) -> None:
+    def _resume(self, place: Place, nursery: trio.Nursery, endpoint: Endpoint) -> None:
+        """Have a connection go on as a task."""
+        if place.secured:
+            nursery.start_soon(self._serve, place, self._connection(place, endpoint))
+        else:
+            nursery.start_soon(self._serve_secured, place, endpoint)
+
+    def _connection(self, place: Place, endpoint: Endpoint) -> Connection:
+        connection = Connection(place, endpoint, self._config, self._budget)
+        self._connections.add(connection)  # before its task begins, so that draining knows of it
+        return connection
+
+    async def _serve(self, place: Place, connection: Connection) -> None:
+        """Serve one connection until it needs no task, or ends, whatever comes."""
         left: Left | None = None
         try:
-            with contained("http.connection", peer=peer):
-                try:
-                    full = self._open > self._config.connections
-                    if place is not None or isinstance(stream, TlsStream):
-                        left = await self._serve_one(stream, peer, endpoint, place)
-                    elif full or self._addresses[address] > self._config.connections_per_address:
-                        await self._refuse(stream)
-                    elif redirect is not None:
-                        await self._redirect(stream, redirect)
-                    else:
-                        left = await self._serve_new(stream, peer, endpoint)
-                except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError, OSError):
-                    pass  # the peer broke off, or never got as far as a handshake
+            with contained("http.connection", peer=place.peer):
+                left = await connection.serve()
         finally:
+            self._connections.discard(connection)
+            self._gone.set()
             if left is None:
-                self._closed(address)
-                stream.close()
+                self._closed(place.address)
+                close(place.sock, tell=True)
         if left is not None:
-            assert self._lot is not None and left.sock is not None
-            self._lot.park(left.sock, peer, address, left)
+            assert self._lot is not None
+            self._lot.park(place, left)
+
+    async def _serve_secured(self, place: Place, endpoint: Endpoint) -> None:
+        """Shake hands, when it is this peer's turn: something has come from it, so silence costs no turn."""
+        try:
+            with contained("http.connection", peer=place.peer), contextlib.suppress(trio.TooSlowError, OSError):
+                await self._secure(place)
+        finally:
+            if not place.secured:
+                self._closed(place.address)
+                place.sock.close()
+        if place.secured:
+            await self._serve(place, self._connection(place, endpoint))
+
+    async def _secure(self, place: Place) -> None:
+        assert self._tls is not None
+        async with self._handshakes.turn(place.address):
+            stream = TlsStream.server(place.sock, self._tls)
+            place.sock = stream.socket
+            with trio.fail_after(self._config.handshake_s):
+                await stream.do_handshake()
+        place.certificate = stream.certificate()
+        place.encrypted = place.secured = True
 
     def _closed(self, address: str) -> None:
         self._open -= 1
@@ -182,57 +222,16 @@ class HttpTransport(Transport):
         if not self._addresses[address]:
             del self._addresses[address]
 
-    async def _serve_new(self, stream: PlainStream, peer: str, endpoint: Endpoint) -> Left | None:
-        secured = await self._secure(stream, self._tls, peer) if self._tls is not None else None
-        with contextlib.suppress(OSError):
-            (secured or stream).socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        left: Left | None = None
+    async def _serve_redirect(self, port: int, place: Place) -> None:
         try:
-            left = await self._serve_one(secured or stream, peer, endpoint, None)
+            with (
+                contained("http.connection", peer=place.peer),
+                contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError),
+            ):
+                await self._redirect(PlainStream(place.sock), port)
         finally:
-            if secured is not None and left is None:
-                secured.close(tell=True)
-        return left
-
-    async def _serve_one(self, stream: Stream, peer: str, endpoint: Endpoint, place: Place | None) -> Left | None:
-        connection = Connection(
-            stream,
-            peer,
-            endpoint,
-            self._config,
-            self._budget,
-            certificate=stream.certificate() if isinstance(stream, TlsStream) else b"",
-            encrypted=isinstance(stream, TlsStream),
-            parks=self._lot is not None,
-        )
-        self._connections.add(connection)
-        try:
-            left = await connection.serve(place)
-        finally:
-            self._connections.discard(connection)
-            self._gone.set()
-        if left is not None:
-            left.sock = stream.socket
-        return left
-
-    async def _secure(self, stream: PlainStream, context: ssl.SSLContext, peer: str) -> TlsStream:
-        """Shake hands, when it is this peer's turn. Whoever has said nothing yet gets none: silence costs no turn."""
-        with trio.fail_after(self._config.handshake_s):
-            await trio.lowlevel.wait_readable(stream.socket)
-        async with self._handshakes.turn(limited(peer)):
-            secured = TlsStream.server(stream.socket, context)
-            try:
-                with trio.fail_after(self._config.handshake_s):
-                    await secured.do_handshake()
-            except BaseException:
-                secured.close()
-                raise
-        return secured
-
-    async def _refuse(self, stream: PlainStream) -> None:
-        with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError):
-            if self._tls is None:
-                await stream.send_all(encode_plain(503, "too many connections", headers=b"retry-after: 10\r\n"))
+            self._closed(place.address)
+            place.sock.close()
 
     async def _redirect(self, stream: PlainStream, port: int) -> None:
         """Send one request to the TLS port of this host, by the name that the peer has for it.
@@ -268,15 +267,3 @@ class HttpTransport(Transport):
         while self._connections:
             self._gone = trio.Event()
             await self._gone.wait()
-
-
-def _taken(stream: trio.SocketStream) -> socket.socket:
-    """Return the socket of a stream, which is closed by that without the peer's noticing."""
-    family = stream.socket.family
-    taken = socket.socket(family, socket.SOCK_STREAM, fileno=stream.socket.detach())
-    taken.setblocking(False)
-    return taken
-
-
-def _stream_of(sock: socket.socket) -> Stream:
-    return TlsStream(sock) if isinstance(sock, ssl.SSLSocket) else PlainStream(sock)

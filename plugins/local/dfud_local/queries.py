@@ -28,6 +28,11 @@ BY_DIGEST = (
 )
 DEVICE = f"SELECT {VIEW} {FROM} WHERE d.app=? AND d.name=?"
 
+VIEWS = (  # CROSS: as above
+    f"SELECT {VIEW}, d.name FROM json_each(?2) v CROSS JOIN device d ON d.app=?1 AND d.name=v.value "  # noqa: S608 - constants
+    "LEFT JOIN actual a ON a.app=d.app AND a.device=d.name"
+)
+
 
 def where_of(selector: Selector, labels: str) -> tuple[str, list[str]]:
     """Return the SQL condition of a selector, given the query of the labels of one row, and the values to bind."""

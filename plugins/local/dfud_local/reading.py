@@ -39,6 +39,7 @@ from dfud_local.queries import (
     FROM,
     NEWEST,
     VIEW,
+    VIEWS,
     count_of,
     page_of,
     successor,
@@ -48,6 +49,10 @@ from dfud_local.reader import Reader, Row
 
 T = TypeVar("T")
 EVERYTHING = Selector()
+VIEWS_MAX = 256  # devices of one statement
+DEVICES = msgspec.msgpack.Decoder(Device)
+ACTUALS = msgspec.msgpack.Decoder(Actual)
+LAST = msgspec.msgpack.Decoder(Deployment)
 
 
 class ReadingStore(Store):
@@ -114,6 +119,34 @@ class ReadingStore(Store):
             return None
         row = self._reader.row(DEVICE, app, device)
         return None if row is None else self._view(app, device, row)
+
+    async def views(self, app: str, names: Sequence[str]) -> dict[str, DeviceView]:
+        found: dict[str, DeviceView] = {}
+        if app in self._purge.hidden:
+            return found
+        for first in range(0, len(names), VIEWS_MAX):
+            for row in self._reader.few(VIEWS, app, json.dumps(names[first : first + VIEWS_MAX])):
+                name = text(row[7])
+                with contextlib.suppress(UnreadableError):
+                    found[name] = self._quick_view(app, name, row) or self._view(app, name, row)
+        return found
+
+    def _quick_view(self, app: str, name: str, row: Row) -> DeviceView | None:
+        """As _view(), where nothing is odd: no record is damaged, or was."""
+        body, actual, newest, firmware, _, _, sequence = row[:7]
+        if firmware is not None or len(self._damage):
+            return None
+        try:
+            device = DEVICES.decode(body)
+            said = ACTUALS.decode(actual) if actual else None
+            last = LAST.decode(newest) if newest is not None else None
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, TypeError, ValueError):
+            return None
+        metadata = device.metadata
+        whole = metadata.name == name and metadata.application == app
+        whole = whole and (said is None or (said.device == name and said.app == app))
+        whole = whole and (last is None or (last.device == name and last.app == app))
+        return DeviceView(device, said, last, sequence) if whole else None
 
     def _view(self, app: str, name: str, row: Row) -> DeviceView:
         body, actual, newest, firmware, newer, version, sequence = row[:7]

@@ -14,11 +14,22 @@ Meta = msgspec.Meta
 S = {"unit": "s"}
 
 
+def is_socket(host: str) -> bool:
+    return host.startswith("/")
+
+
 class PostgresConfig(msgspec.Struct, frozen=True):
     host: Annotated[
-        str, Meta(description="name or address of the server, or the directory of its Unix socket", min_length=1)
+        str,
+        Meta(
+            description="name or address of the server, or the directory of its Unix socket; several with commas between "
+            "them are a primary and its standbys: the one that takes writes is used",
+            min_length=1,
+        ),
     ] = "/run/postgresql"
-    port: Annotated[int, Meta(description="port of the server, also of its Unix socket", ge=1, le=65535)] = 5432
+    port: Annotated[int, Meta(description="port of the server or servers, also of a Unix socket", ge=1, le=65535)] = (
+        5432
+    )
     database: Annotated[str, Meta(description="name of the database; its encoding must be UTF8")] = "dfud"
     user: Annotated[str, Meta(description="role to log in as; it owns dfud's tables and needs no other right")] = "dfud"
     password_file: Annotated[
@@ -63,16 +74,21 @@ class PostgresConfig(msgspec.Struct, frozen=True):
     ] = "var/dfud-blobs"
 
     @property
-    def is_socket(self) -> bool:
-        return self.host.startswith("/")
+    def hosts(self) -> list[str]:
+        return [host.strip() for host in self.host.split(",")]
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be right."""
-        if self.tls == "off" and not self.is_socket and not is_loopback(self.host):
-            raise ConfigError(
-                f"[store.postgres] tls off with host {self.host}: expected verify: "
-                "else passwords and records are open to the network"
-            )
+        for host in self.hosts:
+            if not host:
+                raise ConfigError(
+                    f"[store.postgres] host {self.host!r}: an empty name, expected names with commas between them"
+                )
+            if self.tls == "off" and not is_socket(host) and not is_loopback(host):
+                raise ConfigError(
+                    f"[store.postgres] tls off with host {host}: expected verify: "
+                    "else passwords and records are open to the network"
+                )
         if bool(self.certificate_file) != bool(self.key_file):
             raise ConfigError("[store.postgres] certificate_file and key_file: expected both or none")
         self.password()

@@ -11,7 +11,6 @@ the server did with the rest. What had been sent may still be done; only the wri
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from psycopg import pq
 from psycopg.pq.abc import PGconn
 
 from dfud_postgres.config import PostgresConfig
+from dfud_postgres.connecting import connect
 from dfud_postgres.errors import DatabaseError, Lost
 from dfud_postgres.wire import Query, decode
 
@@ -61,19 +61,14 @@ class Connection:
     async def open(cls, config: PostgresConfig, name: str) -> Connection:
         """Connect and log in. name: shown by pg_stat_activity. Raises Lost, ConfigError."""
         try:
-            with trio.fail_after(config.connect_s):
-                info = await _conninfo(config, name)
-                pgconn = pq.PGconn.connect_start(info)
-                try:
-                    await _connect(pgconn)
-                    pgconn.nonblocking = 1
-                    made = cls(pgconn, config.statement_s)
-                    await made.run((Query(_settings(config)), ()))
-                except BaseException:
-                    pgconn.finish()
-                    raise
-        except trio.TooSlowError:
-            raise Lost(f"no connection to PostgreSQL within {config.connect_s:g} s") from None
+            pgconn = await connect(config, name)
+            try:
+                pgconn.nonblocking = 1
+                made = cls(pgconn, config.statement_s)
+                await made.run((Query(_settings(config)), ()))
+            except BaseException:
+                pgconn.finish()
+                raise
         except OSError as error:
             raise Lost(f"PostgreSQL at {config.host}: {error}") from error
         except DatabaseError as error:
@@ -217,54 +212,6 @@ def _error(answer: Any) -> DatabaseError:
     state = answer.error_field(pq.DiagnosticField.SQLSTATE) or b"XX000"
     message = answer.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or answer.error_message or b"no reason given"
     return DatabaseError(state.decode("ascii", "replace"), message.decode("utf-8", "replace").strip())
-
-
-async def _connect(pgconn: PGconn) -> None:
-    while True:
-        status = pgconn.connect_poll()
-        if status == pq.PollingStatus.OK:
-            return
-        if status == pq.PollingStatus.FAILED or pgconn.status == pq.ConnStatus.BAD:
-            raise OSError(pgconn.get_error_message().strip())
-        if status == pq.PollingStatus.READING:
-            await trio.lowlevel.wait_readable(pgconn.socket)
-        else:
-            await trio.lowlevel.wait_writable(pgconn.socket)
-
-
-async def _conninfo(config: PostgresConfig, name: str) -> bytes:
-    given = {
-        "host": config.host,
-        "port": str(config.port),
-        "dbname": config.database,
-        "user": config.user,
-        "application_name": name,
-        "client_encoding": "UTF8",
-        "sslmode": "disable" if config.tls == "off" or config.is_socket else "verify-full",
-        "gssencmode": "disable",
-        "keepalives_idle": "5",
-        "keepalives_interval": "2",
-        "keepalives_count": "3",
-        "tcp_user_timeout": "10000",
-    }
-    if not config.is_socket:
-        # libpq would look the name up in the foreground.
-        found = await trio.socket.getaddrinfo(config.host, config.port, type=trio.socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-        given["hostaddr"] = ",".join(addresses)
-        given["host"] = ",".join([config.host] * len(addresses))
-    if given["sslmode"] != "disable":
-        # The system's own bundle where there is one: the library brings an OpenSSL that looks elsewhere.
-        given["sslrootcert"] = config.ca_file or ssl.get_default_verify_paths().cafile or "system"
-    if config.certificate_file:
-        given |= {"sslcert": config.certificate_file, "sslkey": config.key_file}
-    if password := config.password():
-        given["password"] = password
-    return " ".join(f"{key}={_quoted(value)}" for key, value in given.items()).encode()
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _settings(config: PostgresConfig) -> str:

@@ -34,13 +34,14 @@ class Listener:
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; report started once the first session listens. Raises Lost if that cannot be had."""
-        started = False
+        started = away = False
         while True:
             connection: Connection | None = None
             try:
                 connection = await self._open_one()
                 await connection.run((_LISTEN, ()))
                 if started:
+                    away = False
                     log.info("changes of other processes are heard again")
                     self.missed += 1
                     bus.publish(Missed())
@@ -51,8 +52,10 @@ class Listener:
             except (Lost, DatabaseError) as error:
                 if not started:
                     raise
-                log.warning("changes of other processes are not heard", extra={"error": str(error)})
-                # Told once now, for what is remembered is not kept true from here on; and again when it is heard again.
+                if not away:  # once, however long it lasts
+                    away = True
+                    log.warning("changes of other processes are not heard", extra={"error": str(error)})
+                # Told now, for what is remembered is not kept true from here on; and again when it is heard again.
                 bus.publish(Missed())
                 await trio.sleep(RETRY_S)
             finally:

@@ -56,6 +56,7 @@ class Pool:
             connection = await self._take()
             try:
                 yield connection
+                self._away = ""  # whatever an attempt of before says that ends only now
             finally:
                 if self._closed:
                     connection.close()

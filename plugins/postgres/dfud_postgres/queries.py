@@ -17,6 +17,7 @@ VIEW = (
     f"LEFT JOIN LATERAL ({_LAST}) p ON true"
 )
 DEVICE = Query(f"SELECT {VIEW} WHERE d.app=$1 AND d.name=$2 AND {SHOWN}", "tt")
+VIEWS = Query(f"SELECT {VIEW} WHERE d.app=$1 AND d.name=ANY($2) AND {SHOWN}", "tT")
 OLDER = Query(f"{_DEPLOYMENTS} {NEWEST} LIMIT 1 OFFSET $3", "tti")
 DEPLOYMENTS = Query(f"{_DEPLOYMENTS} AND NOT id=ANY($3) {NEWEST} LIMIT $4", "ttTi")
 DEPLOYMENT = Query(

@@ -98,11 +98,19 @@ class ReadingStore(Store):
 
     async def device(self, app: str, device: str) -> DeviceView | None:
         row = await self._pool.row(q.DEVICE, app, device)
-        if row is None:
-            return None
+        return None if row is None else await self._whole_view(app, row)
+
+    async def views(self, app: str, names: Sequence[str]) -> dict[str, DeviceView]:
+        found: dict[str, DeviceView] = {}
+        for row in await self._pool.rows(q.VIEWS, app, [name for name in names if sayable(name)]):
+            with contextlib.suppress(UnreadableError):
+                found[row[0]] = await self._whole_view(app, row)
+        return found
+
+    async def _whole_view(self, app: str, row: Row) -> DeviceView:
         view = self._view(app, row)
         if row[3] is not None and view.deployment is None:
-            return DeviceView(view.device, view.actual, await self._older(app, device), view.sequence)
+            return DeviceView(view.device, view.actual, await self._older(app, row[0]), view.sequence)
         return view
 
     def _view(self, app: str, row: Row) -> DeviceView:

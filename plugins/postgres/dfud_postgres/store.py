@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,9 @@ log = logging.getLogger("dfud.store")
 PATIENCE_S = 20.0  # how long a commit may take while the database is away, before it is refused
 COLLECT_S = 1800.0
 DROP_S = 2.0
+PROBE_S = 1.0
 HOUSEKEEPING = "postgres.housekeeping"
+_ALIVE = Query("SELECT 1")
 _NOTIFY = Query(f"SELECT pg_notify('{CHANNEL}', $1)", "t")
 
 
@@ -122,6 +124,7 @@ class PostgresStore(ReadingStore):
                             raise StoreError(f"the store postgres cannot be opened: {error}", retryable=True) from error
                         working.start_soon(self._leading.run)
                         working.start_soon(forever, "store.housekeeping", self._keep_house)
+                        working.start_soon(forever, "store.probe", partial(self._probe, pool, writer))
                         task_status.started()
                 finally:
                     self._writer = None
@@ -151,6 +154,16 @@ class PostgresStore(ReadingStore):
                         while await drop_some(self._pool):
                             pass
                     await trio.sleep(DROP_S)
+
+    async def _probe(self, pool: Pool, writer: Writer) -> None:
+        """Find out that a problem is over also when nobody asks: a balancer sends nobody to a process that says it is not ready."""
+        while True:
+            await trio.sleep(PROBE_S)
+            with suppress(StoreError):  # it lasts, and problem() says so
+                if writer.problem():
+                    await writer.commit(())
+                elif pool.away:
+                    await pool.run(_ALIVE)
 
     def problem(self) -> str:
         writer, pool = self._writer, self._open_pool

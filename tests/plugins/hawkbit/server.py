@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from dfud.testing.ports import KeptPort
 from tests.plugins.hawkbit.model import HawkbitModel
 from tests.real_parts import require
 
@@ -151,22 +151,18 @@ class JarHawkbit(Hawkbit):
         self._java = require("java")
         self._directory = Path(tempfile.mkdtemp(prefix="hawkbit-"))
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = 0
+        self._port = KeptPort()
         self.version = os.environ.get("HAWKBIT_VERSION") or jar_version(jar)
 
     def start(self) -> None:
-        if not self._port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self._port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"http://127.0.0.1:{self._port.number}"
         self.restart()
         self.configure()
 
     def restart(self) -> None:
         options = {
             "server.address": "127.0.0.1",
-            "server.port": self._port,
+            "server.port": self._port.number,
             # Without WRITE_DELAY=0 a kill loses what was acknowledged just before.
             "spring.datasource.url": f"jdbc:h2:file:{self._directory}/db;MODE=LEGACY;WRITE_DELAY=0",
             "org.eclipse.hawkbit.artifact.fs.path": self._directory / "artifacts",

@@ -10,7 +10,7 @@ import pytest
 import trio
 from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
-from dfud_http.connection import RECEIVE_BYTES
+from dfud_http.lot import RECEIVE_BYTES
 from dfud_http.parse import RequestReader
 from hypothesis import given
 from hypothesis import strategies as st

@@ -279,7 +279,7 @@ async def test_a_peer_that_does_not_read_is_given_up(nursery: trio.Nursery) -> N
     stream = await served.connect()
     await stream.send_all(get(f"/v1/dfu/{PACKAGE}/0-7", close=False) * 8)
     await wait_for(lambda: len(served.endpoint.fetches) >= 1)
-    await wait_for(lambda: not served.transport._connections)
+    await wait_for(lambda: served.transport._open == 0)
 
 
 async def test_connections_are_limited_by_address_and_in_total(nursery: trio.Nursery) -> None:
@@ -291,7 +291,7 @@ async def test_connections_are_limited_by_address_and_in_total(nursery: trio.Nur
             await read_answer(stream)
         assert (await served.ask(get("/"))).startswith(b"HTTP/1.1 503")
         await kept[0].aclose()
-        await wait_for(lambda served=served: len(served.transport._connections) == 1)
+        await wait_for(lambda served=served: served.transport._open == 1)
         assert (await served.ask(get("/"))).startswith(b"HTTP/1.1 200")
 
 

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 import trio.testing
+from dfud_http.config import HttpConfig
 from dfud_http.lot import Left, Lot, Place
+from dfud_http.quick import Quick
 
 from dfud.api import Code, Reply
 from dfud.testing.fake_endpoint import FakeEndpoint, FakeWaiting
@@ -30,7 +32,7 @@ async def parked(served: Served, count: int) -> list[trio.SocketStream]:
         stream = await served.connect()
         await stream.send_all(post("/v1/dfu?ct=60", b"%d" % number))
         streams.append(stream)
-    await wait_for(lambda: served.transport._lot is not None and len(served.transport._lot) == count)
+    await wait_for(lambda: len(served.endpoint.parked) == count and not served.transport._connections)
     return streams
 
 
@@ -90,11 +92,11 @@ async def test_an_answer_that_comes_while_it_becomes_a_task_is_not_lost() -> Non
     resumed: list[Place] = []
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    lot = Lot(60.0, resumed.append, lambda place: None)
+    lot = Lot(Quick(FakeEndpoint(), HttpConfig()), 60.0, resumed.append, lambda place: None)
     waiting = FakeWaiting(FakeEndpoint(), 60.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lot.run)
-        lot.park(ours, "127.0.0.1", "127.0.0.1", Left(waiting, keep_alive=True))
+        lot.park(Place(lot, ours, "127.0.0.1", "127.0.0.1"), Left(waiting, keep_alive=True))
         theirs.send(b"P")
         while not resumed:
             await trio.lowlevel.checkpoint()
@@ -107,13 +109,13 @@ async def test_an_answer_that_comes_while_it_becomes_a_task_is_not_lost() -> Non
 
 async def test_who_comes_when_the_lot_is_closed_is_let_go() -> None:
     closed: list[Place] = []
-    lot = Lot(60.0, lambda place: None, closed.append)
+    lot = Lot(Quick(FakeEndpoint(), HttpConfig()), 60.0, lambda place: None, closed.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lot.run)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     ours, theirs = socket.socketpair()
     waiting = FakeWaiting(FakeEndpoint(), 60.0)
-    lot.park(ours, "127.0.0.1", "127.0.0.1", Left(waiting, keep_alive=True))
+    lot.park(Place(lot, ours, "127.0.0.1", "127.0.0.1"), Left(waiting, keep_alive=True))
     assert waiting.ended == "cancelled" and len(closed) == 1 and theirs.recv(1) == b""
     theirs.close()

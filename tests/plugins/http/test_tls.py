@@ -17,6 +17,7 @@ from dfud_http.config import HttpConfig
 from dfud_http.transport import HttpTransport
 
 from dfud.api import Code, ConfigError, Reply
+from dfud.testing.ports import KeptPort
 from dfud.testing.transport import AUTHORIZATION, FakeEndpoint
 
 REQUEST = b"POST /v1/dfu HTTP/1.1\r\nAuthorization: " + AUTHORIZATION + b"\r\nConnection: close\r\nContent-Length: 1\r\n\r\n\x81"
@@ -137,9 +138,8 @@ async def test_plain_requests_are_sent_to_the_tls_port_and_go_no_further(
     nursery: trio.Nursery, tmp_path: Path, target: str
 ) -> None:
     make_certificate(tmp_path, "server")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        plain = int(found.getsockname()[1])
+    kept = KeptPort()
+    plain = kept.number
     config = HttpConfig(
         port=0, redirect_port=plain, certificate=str(tmp_path / "server.pem"), key=str(tmp_path / "server.key")
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,42 @@ from tests.plugins.postgres.server import config_for
 APP = "lamps"
 LATEST_S = 60.0  # for a test to fail, not what is promised
 OLD, NEW = b"old image" * 200, b"new image" * 300
+IMAGES: Mapping[str, bytes] = {"1.0": OLD, "2.0": NEW}
 
 
 class Cluster:
+    """plugins: of every process."""
+
+    plugins: tuple[str, ...] = ("postgres", "http")
+
     def __init__(self, directory: Path, size: int, socket: str = "", extra: str = "") -> None:
+        self.directory = directory
         self.config = config_for(directory / "database", socket)
-        section = f"""
-[store.postgres]
-host = "{self.config.host}"
-database = "{self.config.database}"
-blobs_path = "{directory}/blobs"
-"""
         self.daemons = [
-            DaemonProcess(
+            self.process(
+                n,
                 directory / f"dfud{n}",
-                plugins=("postgres", "http"),
+                plugins=self.plugins,
                 store="postgres",
-                store_section=section,
+                store_section=self.section(n),
                 credential_key=f"{directory}/credential.key",
                 packages=f"{directory}/packages",
                 extra=extra,
             )
             for n in range(size)
         ]
+
+    def process(self, number: int, directory: Path, **given: Any) -> DaemonProcess:
+        return DaemonProcess(directory, **given)
+
+    def section(self, number: int) -> str:
+        """Return [store.postgres] of one process."""
+        return f"""
+[store.postgres]
+host = "{self.config.host}"
+database = "{self.config.database}"
+blobs_path = "{self.directory}/blobs"
+"""
 
     def user(self, number: int = 0) -> httpx.AsyncClient:
         return self.daemons[number].client()
@@ -50,8 +63,8 @@ blobs_path = "{directory}/blobs"
         assert answer.is_success, answer.text
         return answer
 
-    async def prepare(self, devices: int) -> dict[str, str]:
-        """Make the app, devices and two firmwares; return the devices' secrets."""
+    async def prepare(self, devices: int, images: Mapping[str, bytes] = IMAGES) -> dict[str, str]:
+        """Make the app, devices and their firmware, by version; return the devices' secrets."""
         body: dict[str, Any] = {"metadata": {"name": APP}, "spec": {"signing": {"mode": "optional"}}}
         await self.ask("POST", "/api/registry/v1alpha1/apps", json=body)
         secrets = {}
@@ -61,7 +74,7 @@ blobs_path = "{directory}/blobs"
             await self.ask("POST", f"/api/registry/v1alpha1/apps/{APP}/devices", at, json=body)
             answer = await self.ask("POST", f"/api/dfu/v1/apps/{APP}/secret/{name}", at)
             secrets[name] = str(answer.json()["secret"])
-        for number, (version, image) in enumerate((("1.0", OLD), ("2.0", NEW))):
+        for number, (version, image) in enumerate(images.items()):
             parameters = {"version": version, "hardware": "esp32c3", "kind": "raw"}
             at = number % len(self.daemons)
             await self.ask("POST", f"/api/dfu/v1/apps/{APP}/firmware", at, params=parameters, content=image)

@@ -39,13 +39,36 @@ class Server:
         # initdb and the server refuse to run as root.
         return {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
 
-    def init(self) -> None:
+    def init(self, *options: str) -> None:
+        """options: more of them for initdb."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if os.getuid() == 0:
             shutil.chown(self.directory, "nobody", "nogroup")
         command = [self._bin / "initdb", "-D", self.data, "-U", "admin", "--auth=trust", "-E", "UTF8", "--locale=C", "-N"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as())  # type: ignore[call-overload]
+        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL, **self._as())  # type: ignore[call-overload]
         self.configure()
+
+    def copy(self, primary: Server) -> None:
+        """Become a standby of `primary`, which runs: a base backup, then its log as it is written."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if os.getuid() == 0:
+            shutil.chown(self.directory, "nobody", "nogroup")
+        source = ["-h", primary.directory, "-p", str(primary.port), "-U", "admin"]
+        command = [self._bin / "pg_basebackup", *source, "-D", self.data, "-R", "-X", "stream", "-c", "fast"]
+        subprocess.run(command, check=True, **self._as())  # type: ignore[call-overload]
+        self.configure()
+
+    def wait_for_standby(self) -> None:
+        """From now on, nothing is answered before a standby has it, too; return when one has caught up."""
+        self.run("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self.run("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + START_S
+        while not self.run("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
+            assert time.monotonic() < deadline, "no standby has caught up"
+            time.sleep(0.05)
+
+    def promote(self) -> None:
+        assert self.run("SELECT pg_promote()") == [(True,)]
 
     def own(self, path: Path) -> None:
         """Give a file to the server alone."""
@@ -82,7 +105,7 @@ class Server:
         if process is None:
             return
         if how is signal.SIGKILL:
-            everybody = _family(process.pid)
+            everybody = _family(process.pid) if process.poll() is None else []
             for one in everybody:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
@@ -92,6 +115,11 @@ class Server:
         else:
             process.send_signal(how)
             process.wait()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of a server that has ended by itself."""
+        return self._process.poll() if self._process is not None else None
 
     def pause(self, how: signal.Signals) -> None:
         """SIGSTOP or SIGCONT to the whole server."""
@@ -117,14 +145,30 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def running(settings: str = "") -> Iterator[Server]:
-    """Start a server of one's own."""
-    memory = Path("/dev/shm")
-    directory = Path(tempfile.mkdtemp(prefix="dfud-pg-", dir=memory if os.access(memory, os.W_OK) else None))
-    server = Server(directory, settings)
-    try:
+def running(settings: str = "", directory: Path | None = None) -> Iterator[Server]:
+    """Start a server of one's own. directory: an empty one; else one in memory, if there can be."""
+    with _made(settings, directory) as server:
         server.init()
         server.start()
+        yield server
+
+
+@contextlib.contextmanager
+def standby(primary: Server) -> Iterator[Server]:
+    """Start a standby, for which the primary waits with every answer."""
+    with _made("", None) as server:
+        server.copy(primary)
+        server.start()
+        primary.wait_for_standby()
+        yield server
+
+
+@contextlib.contextmanager
+def _made(settings: str, directory: Path | None) -> Iterator[Server]:
+    memory = Path("/dev/shm")
+    directory = directory or Path(tempfile.mkdtemp(prefix="dfud-pg-", dir=memory if os.access(memory, os.W_OK) else None))
+    server = Server(directory, settings)
+    try:
         yield server
     finally:
         server.stop(signal.SIGKILL)

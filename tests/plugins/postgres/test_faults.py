@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 import trio
@@ -31,8 +31,10 @@ from dfud.api import (
     PutDocument,
     StoreError,
 )
+from dfud.testing.ports import KeptPort
 from dfud.testing.store import a_device, an_app
-from tests.plugins.postgres.server import Server, config_for, running
+from tests.cluster.wire import Wire
+from tests.plugins.postgres.server import Server, config_for, running, standby
 from tests.real_parts import require
 
 LATEST_S = 60.0  # for a test to fail, not what is promised
@@ -65,6 +67,13 @@ async def again(store: PostgresStore) -> None:
                 await store.document("again", "k")
                 return
             await trio.sleep(0.1)
+
+
+async def found_well(store: PostgresStore) -> None:
+    """Return when the store says that it can serve, though nobody has asked it for anything."""
+    with trio.fail_after(LATEST_S):
+        while store.problem():
+            await trio.sleep(0.05)
 
 
 async def read_again(store: PostgresStore) -> bytes | None:
@@ -178,8 +187,8 @@ async def test_a_server_that_hangs_costs_its_callers_a_bounded_time(own: Server,
             assert store.problem()
         finally:
             own.pause(signal.SIGCONT)
+        await found_well(store)
         await again(store)
-        assert store.problem() == ""
 
 
 async def test_without_a_free_connection_a_read_is_refused_in_time(own: Server, tmp_path: Path) -> None:
@@ -215,8 +224,8 @@ async def test_a_database_that_is_read_only_refuses_and_goes_on_when_it_is_not(o
         # A session that was ended while it was being opened has reads refused for a second.
         assert await read_again(store) == b"v", "what can be read is"
         own.run(f"ALTER DATABASE {config.database} RESET default_transaction_read_only")
+        await found_well(store)
         await again(store)
-        assert store.problem() == ""
 
 
 async def test_a_session_that_is_lost_has_everything_forgotten_and_leads_end(own: Server, tmp_path: Path) -> None:
@@ -237,6 +246,29 @@ async def test_a_session_that_is_lost_has_everything_forgotten_and_leads_end(own
                 await trio.sleep(0.1)
             async with store.lead("w"):
                 pass
+
+
+async def test_of_several_servers_the_one_that_takes_writes_is_used(own: Server, tmp_path: Path) -> None:
+    """The first says nothing, as a machine without power; the second is a standby until it is promoted."""
+    made = config_for(tmp_path, str(own.directory))
+    with standby(own) as second:
+        silent = Wire(own.directory / ".s.PGSQL.5432", "127.0.0.1")
+        silent.silence()
+        ways = [silent, *(Wire(s.directory / ".s.PGSQL.5432", f"127.0.0.{n}", silent.port) for n, s in ((2, second), (3, own)))]
+        config = msgspec.structs.replace(made, host="127.0.0.1,127.0.0.2, 127.0.0.3", port=silent.port, tls="off")
+        async with trio.open_nursery() as nursery:
+            for way in ways:
+                nursery.start_soon(way.run)
+            async with opened(config) as store:
+                await store.commit([PutDocument("c", "k", b"v")])
+                own.stop(signal.SIGKILL)
+                with pytest.raises(StoreError, match="read-only") as refused:
+                    await store.document("c", "k")  # a standby does not answer for the primary
+                assert refused.value.retryable
+                second.promote()
+                await again(store)
+                assert await store.document("c", "k") == b"v"
+            nursery.cancel_scope.cancel()
 
 
 async def test_through_pgbouncer_in_session_mode(postgres: Server, tmp_path: Path) -> None:
@@ -281,6 +313,8 @@ def certificate(directory: Path, name: str) -> None:
 
 
 async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Path) -> None:
+    kept = KeptPort()
+    port = kept.number
     certificate(tmp_path, "localhost")
     certificate(tmp_path, "other.example")
     with running() as server:
@@ -289,8 +323,6 @@ async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Pa
             path.write_bytes((tmp_path / f"localhost.{suffix}").read_bytes())
             server.own(path)
         server.stop()
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
         server.configure(
             f"listen_addresses = 'localhost'\nport = {port}\nssl = on\n"
             f"ssl_cert_file = '{server.directory}/server.crt'\nssl_key_file = '{server.directory}/server.key'"
@@ -326,6 +358,8 @@ async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Pa
     ("given", "message"),
     [
         ({"tls": "off", "host": "db.example"}, "expected verify"),
+        ({"tls": "off", "host": "/run/postgresql, db.example"}, "host db.example: expected verify"),
+        ({"host": "db1.example,,db2.example"}, "an empty name"),
         ({"certificate_file": "x"}, "both or none"),
         ({"password_file": "/nowhere/at/all"}, "password_file /nowhere/at/all: No such file"),
         ({"password_file": "dfud-password"}, "LoadCredential"),

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,49 +19,9 @@ from dfud.api import Bus, ConfigError, DeleteFirmware, PutApp, PutFirmware, Stor
 from dfud.testing.store import a_blob, a_firmware, an_app, image_of
 from dfud.testing.store_blobs import BlobConformance
 from tests.plugins.postgres.server import Server, config_for
-from tests.real_parts import find
+from tests.plugins.s3.gateway import KEY, SECRET, Gateway
 
-KEY, SECRET = "access", "very-secret-words"
 LATEST_S = 60.0
-
-
-class Gateway:
-    """A versitygw over a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        found = find("versitygw")
-        if found is None:
-            message = "real part missing: versitygw (`make setup` builds it where there is a Go)"
-            if os.environ.get("CI") and shutil.which("go"):
-                pytest.fail(message)
-            pytest.skip(message)
-        self._command = found
-        self.objects = directory / "objects"
-        (self.objects / "images").mkdir(parents=True)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
-        command = [self._command, "--port", f"127.0.0.1:{self.port}", "posix", "--nometa", str(self.objects)]
-        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return
-            assert self._process.poll() is None
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def object(self, sha256: str) -> Path:
-        return self.objects / "images" / "blobs" / sha256[:2] / sha256
 
 
 @pytest.fixture

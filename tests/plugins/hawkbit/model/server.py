@@ -18,13 +18,14 @@ from urllib.parse import parse_qsl, urlsplit
 import httptools
 import trio
 
+from dfud.testing.ports import KeptPort
 from tests.plugins.hawkbit.model import ddi, mgmt, more
 from tests.plugins.hawkbit.model.entities import Problem, Unknown
 from tests.plugins.hawkbit.model.rollouts import step
 from tests.plugins.hawkbit.model.routes import Request, Response, answer
 from tests.plugins.hawkbit.model.state import State
 
-START_S = 20.0
+START_S = 120.0  # on a machine with much else to do
 SCHEDULER_S = 0.1
 
 
@@ -66,7 +67,8 @@ class HawkbitModel:
         self.client_limit = 10  # requests a second of one client that X-Forwarded-For names, with others than 127.*
         self._clients: Counter[tuple[str, int]] = Counter()
         self.limit_requests: int | None = None  # so many more are let through, then 429 with an empty body
-        self.port = 0
+        self._kept = KeptPort()  # it comes back on it
+        self.port = self._kept.number
         self._failures: list[Failure] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -137,7 +139,6 @@ class HawkbitModel:
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1", backlog=1024)
-        self.port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
             self._scope = nursery.cancel_scope
             nursery.start_soon(self._schedule)

@@ -1,0 +1,115 @@
+"""Statuses of many devices taken together: what they come to is stored in one commit, and who has nothing to store does not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from dfud.api import NotFoundError, RequestError, Store, StoreError
+from dfud.controller.keeping import Asked, Keeper, Look
+from dfud.controller.memory import Hold, Memory
+from dfud.controller.sending import Order
+from dfud.wire.messages import Command, Status
+
+TOGETHER = 32  # devices between two looks at the rest of the world
+Looks = Callable[[Hold, Status, str], Awaitable[Look | None]]
+
+
+class Taken:
+    """What statuses came to. answers: for each its command; or the package that has to be made first, and then nothing is stored of
+    it; or None: it has to be asked by itself, because it is held by somebody, gone, or changes.
+
+    pending: numbers of those whose answers come with store(), which has to be called once, or give_up().
+    """
+
+    def __init__(self, store: Store, memory: Memory, keeper: Keeper, number: int) -> None:
+        self.answers: list[Command | Order | None] = [None] * number
+        self._store = store
+        self._memory = memory
+        self._keeper = keeper
+        self._held: list[tuple[int, Hold, Look]] = []
+
+    @property
+    def pending(self) -> list[int]:
+        return [number for number, _, _ in self._held]
+
+    def looked(self, number: int, hold: Hold, look: Look | None) -> None:
+        """Take what a held device's status came to; the hold is this one's from now on."""
+        if look is None or (look.order is not None and look.package is None):
+            self.answers[number] = look.order if look is not None else None
+            self._memory.let_go(hold, failed=True)
+        elif look.kept.changes:
+            self._held.append((number, hold, look))
+        else:
+            failed = True
+            try:
+                self._keeper.done(hold, look.kept)
+                self.answers[number] = None if hold.changed else look.command
+                failed = False
+            finally:
+                self._memory.let_go(hold, failed=failed)
+
+    async def store(self) -> None:
+        """Store in one commit whatever is to be stored; then all answers are there. What cannot be stored is None."""
+        stored = False
+        try:
+            changes = [change for _, hold, look in self._held for change in hold.guarded(look.kept.changes)]
+            if changes:
+                try:
+                    with self._keeper.committing():
+                        await self._store.commit(changes)
+                except (RequestError, StoreError):
+                    return  # one of them, or the disk: each by itself finds out
+            stored = True
+            for number, hold, look in self._held:
+                self._keeper.done(hold, look.kept)
+                self.answers[number] = None if hold.changed else look.command
+        finally:
+            self.give_up(failed=not stored)
+
+    def give_up(self, *, failed: bool = True) -> None:
+        """Let go of all that is held."""
+        held, self._held = self._held, []
+        for _, hold, _ in held:
+            self._memory.let_go(hold, failed=failed)
+
+
+class Together:
+    """looks: works out what one status comes to."""
+
+    def __init__(self, store: Store, memory: Memory, keeper: Keeper, looks: Looks) -> None:
+        self._store = store
+        self._memory = memory
+        self._keeper = keeper
+        self._looks = looks
+
+    async def take(self, asked: Sequence[Asked]) -> Taken:
+        """Look at the statuses of devices, each of them once. Those with a view were read just now: nothing was awaited since."""
+        taken = Taken(self._store, self._memory, self._keeper, len(asked))
+        holds: dict[int, Hold] = {}
+        try:
+            for number, one in enumerate(asked):
+                if one.view is not None and (read := self._memory.take_read(one.app, one.device, one.view)) is not None:
+                    holds[number] = read
+            for number, one in enumerate(asked):
+                try:
+                    if number not in holds and one.view is None:
+                        hold = await self._memory.take(one.app, one.device)
+                        if hold is not None:
+                            holds[number] = hold
+                    if number in holds:
+                        look = await self._looks(holds[number], one.status, one.transport)
+                        taken.looked(number, holds.pop(number), look)
+                except (NotFoundError, StoreError):
+                    if number in holds:
+                        self._memory.let_go(holds.pop(number), failed=True)
+                if number % TOGETHER == TOGETHER - 1:
+                    await trio.lowlevel.checkpoint()
+        except BaseException:
+            taken.give_up()
+            raise
+        finally:
+            for hold in holds.values():
+                self._memory.let_go(hold, failed=True)
+        return taken

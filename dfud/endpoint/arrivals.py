@@ -1,0 +1,154 @@
+"""Statuses that come at one time: their devices are read at once and what they say is stored in one commit.
+
+Nobody waits for others to come: whoever is there when the loop gets round is taken. What cannot be answered here is left to whoever
+sent it in: each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from dfud.api import Bus, DeviceAddress, PeerError, Reply, Request, StoreError, Waiting, contained
+from dfud.controller.controller import Controller
+from dfud.controller.keeping import Asked
+from dfud.controller.together import Taken
+from dfud.endpoint.auth import Authenticator, Session
+from dfud.endpoint.crowd import Present
+from dfud.endpoint.replies import DENIED
+from dfud.endpoint.unsure import Concern
+from dfud.endpoint.waking import read_status_untrusted
+from dfud.wire.messages import Command
+
+TOGETHER = 256  # statuses of one commit: a few milliseconds
+Settle = Callable[[Session, Request, Command], Reply | Waiting]
+
+
+class _Arrival:
+    """One that waits for its answer in its own task, until `resume()`."""
+
+    __slots__ = ("answer", "later", "request", "task", "waits")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.task = trio.lowlevel.current_task()
+        self.answer: Reply | Waiting | None = None
+        self.waits = True
+        self.later = False
+
+    def resume(self, answer: Reply | Waiting | None = None) -> None:
+        if self.waits:
+            self.waits = False
+            self.answer = answer
+            trio.lowlevel.reschedule(self.task)
+
+    def gone(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self.waits = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class Arrivals:
+    """settle: gives the answer to a status with its command; policy: says whether answers to an app's devices count."""
+
+    def __init__(
+        self, bus: Bus, controller: Controller, authenticator: Authenticator, policy: Concern, settle: Settle
+    ) -> None:
+        self._bus = bus
+        self._controller = controller
+        self._auth = authenticator
+        self._policy = policy
+        self._settle = settle
+        self._waiting: list[_Arrival] = []
+        self._idle = trio.lowlevel.ParkingLot()
+        self._runs = False
+
+    async def take(self, request: Request) -> Reply | Waiting | None:
+        """Return the answer to a status; None: it has to be taken by itself, and nothing was stored of it."""
+        if not self._runs or request.as_device:
+            return None
+        one = _Arrival(request)
+        self._waiting.append(one)
+        self._idle.unpark()
+        await trio.lowlevel.wait_task_rescheduled(one.gone)
+        return one.answer
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer them until cancelled."""
+        self._runs = True
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    if not self._waiting:
+                        await self._idle.park()
+                    group, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
+                    try:
+                        with contained("endpoint.arrivals", devices=len(group)):
+                            await self._take([one for one in group if one.waits], nursery)
+                    finally:
+                        for one in group:
+                            if not one.later:
+                                one.resume()
+        finally:
+            self._runs = False
+            for one in self._waiting:
+                one.resume()
+
+    async def _take(self, group: Sequence[_Arrival], nursery: trio.Nursery) -> None:
+        try:
+            outcomes = await self._auth.judge([one.request for one in group], self._controller.remembers)
+        except StoreError:
+            return
+        asked: list[Asked] = []
+        whose: list[tuple[_Arrival, Session]] = []
+        for one, outcome in zip(group, outcomes, strict=True):
+            if outcome is None:
+                continue
+            if not isinstance(outcome, Present):
+                one.resume(DENIED)
+                continue
+            request, app, device = one.request, outcome.app, outcome.device
+            body = request.body
+            # What is said in other dialects, or in none, is read elsewhere.
+            if not body or not (0x80 <= body[0] <= 0x8F or body[0] == 0xDE) or not self._policy.is_sure(app):
+                continue
+            try:
+                status = read_status_untrusted(body)
+            except PeerError:
+                continue
+            self._bus.publish(DeviceAddress(app, device, request.peer))
+            asked.append(Asked(app, device, status, request.transport, outcome.view))
+            whose.append((one, Session(app, device)))
+        if not asked:
+            return
+        taken = await self._controller.take(asked)
+        try:
+            pending = set(taken.pending)
+            for number, (one, session) in enumerate(whose):
+                if number not in pending:
+                    self._answer(one, session, taken, number)
+            for number in pending:
+                whose[number][0].later = True
+            if pending:
+                nursery.start_soon(self._store, taken, [(number, *whose[number]) for number in pending])
+        except BaseException:
+            taken.give_up()
+            raise
+
+    def _answer(self, one: _Arrival, session: Session, taken: Taken, number: int) -> None:
+        answer = taken.answers[number]
+        if isinstance(answer, Command) and one.waits:
+            one.resume(self._settle(session, one.request, answer))
+        else:
+            one.resume()
+
+    async def _store(self, taken: Taken, those: Sequence[tuple[int, _Arrival, Session]]) -> None:
+        try:
+            with contained("endpoint.arrivals", devices=len(those)):
+                await taken.store()
+                for number, one, session in those:
+                    self._answer(one, session, taken, number)
+        finally:
+            for _, one, _ in those:
+                one.resume()

@@ -1,0 +1,123 @@
+"""Requests that can be answered from memory, for connections that have no task. Pure, but for asking the endpoint.
+
+A fleet's requests differ in who asks and what is said: heads that are alike but for the value of Authorization are parsed once.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dfud.api import Cache, Chunks, Endpoint, Reply, Waiting, is_acceptable
+from dfud_http.answer import encode_chunks, encode_plain, encode_reply, etag
+from dfud_http.asked import Fetch, Plain, Publish, credentials, understand
+from dfud_http.config import HttpConfig
+from dfud_http.parse import HttpRequest, RequestReader
+
+HEADS_MAX = 4096  # one a chunk of a package that is being fetched, and a few for everything else
+HEAD_MAX_BYTES = 1024
+REPLIES_MAX = 256
+_AUTHORIZATION = b"uthorization: "
+_VALUE = bytes(range(0x20, 0x7F))
+# With these, where the body ends is not said by the head alone, or more than one answer is due.
+_NOT_ALIKE = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
+
+Found = tuple[bytes | Waiting, bool]  # the answer, or what it waits for; whether the connection stays
+
+
+class _Head(msgspec.Struct, frozen=True):
+    asked: Publish | Fetch
+    length: int  # of the body
+    keep_alive: bool
+
+
+class Quick:
+    """Heads are remembered when they were asked with success, so nobody else can have them forgotten."""
+
+    def __init__(self, endpoint: Endpoint, config: HttpConfig) -> None:
+        self._endpoint = endpoint
+        self._config = config
+        self._heads: Cache[bytes, _Head] = Cache(HEADS_MAX)
+        # By identity: the endpoint keeps equal answers once.
+        self._encoded: dict[int, tuple[Reply, bytes]] = {}
+
+    def answer(self, data: bytes, peer: str, certificate: bytes, *, encrypted: bool) -> Found | RequestReader:
+        """Answer what came on a connection without anything before it; or return a reader that was fed with it."""
+        # Everything up to here is what a poll costs.
+        start = data.find(_AUTHORIZATION) + len(_AUTHORIZATION)
+        end = data.find(b"\r\n", start)
+        stop = data.find(b"\r\n\r\n", end)
+        alike = start >= len(_AUTHORIZATION) and end >= start and 0 <= stop <= self._config.header_max
+        if alike and (head := self._heads.get(data[:start] + data[end:stop])) is not None:
+            value, body = data[start:end], data[stop + 4 :]
+            if len(body) == head.length and not value.translate(None, _VALUE):
+                answer = self._ask(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
+                if answer is not None:
+                    return answer, head.keep_alive
+        reader = RequestReader(self._config)
+        reader.feed(data)
+        if len(reader.requests) != 1 or reader.mid_request or reader.fault is not None:
+            return reader
+        request = reader.requests[0]
+        asked = understand(request)
+        if isinstance(asked, Plain):
+            plain = encode_plain(asked.status, asked.message, keep_alive=request.keep_alive, headers=asked.headers)
+            return plain, request.keep_alive
+        value = request.headers.get(b"authorization", b"")
+        answer = self._ask(asked, value, request.body, peer, certificate, encrypted, request.keep_alive)
+        if answer is None:
+            return reader
+        if alike and value == data[start:end] and stop + 4 + len(request.body) == len(data):
+            self._remember(data[:start], data[end:stop], request, asked)
+        return answer, request.keep_alive
+
+    def _remember(self, before: bytes, after: bytes, request: HttpRequest, asked: Publish | Fetch) -> None:
+        if len(before) + len(after) > HEAD_MAX_BYTES or not _NOT_ALIKE.isdisjoint(request.headers):
+            return
+        if before.lower().count(b"authorization") != 1 or b"authorization" in after.lower():
+            return
+        if int(request.headers.get(b"content-length", b"0")) != len(request.body):
+            return
+        self._heads.put(before + after, _Head(asked, len(request.body), request.keep_alive))
+
+    def _ask(
+        self,
+        asked: Publish | Fetch,
+        authorization: bytes,
+        body: bytes,
+        peer: str,
+        certificate: bytes,
+        encrypted: bool,
+        keep_alive: bool,
+    ) -> bytes | Waiting | None:
+        """Return the answer, or None: the endpoint has to be waited for."""
+        if isinstance(asked, Publish):
+            if asked.content_type and not is_acceptable(asked.channel, asked.content_type, body):
+                return encode_plain(406, keep_alive=keep_alive)
+            found = self._endpoint.quick(asked.of(peer, authorization, certificate, body, encrypted=encrypted))
+            if type(found) is Reply:
+                return self._encode(found) if keep_alive else encode_reply(found, keep_alive)
+            return found  # type: ignore[return-value]  # the type of a Reply is Reply: it cannot be derived from
+        chunks = self._endpoint.quick_chunks(
+            peer, credentials(asked, authorization, certificate), asked.package, asked.first, asked.last
+        )
+        return encode_fetched(chunks, asked, keep_alive) if chunks is not None else None
+
+    def _encode(self, reply: Reply) -> bytes:
+        kept = self._encoded.get(id(reply))
+        if kept is not None and kept[0] is reply:
+            return kept[1]
+        encoded = encode_reply(reply, True)
+        if len(encoded) <= HEAD_MAX_BYTES:
+            if len(self._encoded) >= REPLIES_MAX:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[id(reply)] = (reply, encoded)
+        return encoded
+
+
+def encode_fetched(found: Chunks | Reply, asked: Fetch, keep_alive: bool) -> bytes:
+    """Write what became of a fetch."""
+    if not isinstance(found, Chunks):
+        return encode_reply(found, keep_alive)
+    if asked.none_match and b'"%s"' % etag(found) in asked.none_match:
+        return encode_plain(304, keep_alive=keep_alive, headers=b'etag: "%s"\r\n' % etag(found))
+    return encode_chunks(found, keep_alive, head_only=asked.head_only)

@@ -1,0 +1,191 @@
+"""Statuses that come at one time: read at once, stored in one commit, and each as if it had come alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from dfud.api import (
+    Change,
+    Code,
+    Credentials,
+    Device,
+    Metadata,
+    PutActual,
+    PutDevice,
+    Reply,
+    Request,
+    StoreError,
+    Waiting,
+)
+from dfud.model.credentials import protect
+from dfud.wire.messages import Type, decode_command_untrusted
+from tests.endpoint.world import KEY, World, a_status, basic, start_world
+
+DEVICES = 50
+
+
+class Watched:
+    """The store, with its reads and commits noted; `fails` of the commits raise."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.reads: list[str] = []
+        self.commits: list[Sequence[Change]] = []
+        self.fails = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("app", "device", "views", "find_alias", "devices", "deployments", "firmware"):
+            self.reads.append(name)
+        return getattr(self._store, name)
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        self.commits.append(changes)
+        if self.fails:
+            self.fails -= 1
+            raise StoreError("the disk is full", retryable=True)
+        await self._store.commit(changes)
+
+
+async def watched_world(nursery: trio.Nursery, path: Path, **config: Any) -> tuple[World, Watched]:
+    """Return a world with DEVICES devices that nobody has heard of yet, of an app that was asked for before."""
+    stores: list[Watched] = []
+
+    def wrap(store: Any) -> Any:
+        stores.append(Watched(store))
+        return stores[0]
+
+    world = await start_world(nursery, path, wrap, **config)
+    spec = protect({"authentication": {"credentials": [{"pass": "pw"}]}}, KEY)
+    await world.store.commit([PutDevice(Device(Metadata(f"p{n}", "app1"), spec)) for n in range(DEVICES)])
+    await world.post(Credentials(basic("dev1@app1:pw")), channel="dfu", body=a_status())
+    stores[0].reads.clear()
+    stores[0].commits.clear()
+    return world, stores[0]
+
+
+async def all_post(world: World, bodies: Sequence[bytes], **options: Any) -> list[Reply | Waiting]:
+    found: dict[int, Reply | Waiting] = {}
+
+    async def one(number: int, body: bytes) -> None:
+        found[number] = await world.post(Credentials(basic(f"p{number}@app1:pw")), channel="dfu", body=body, **options)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for number, body in enumerate(bodies):
+                nursery.start_soon(one, number, body)
+    return [found[number] for number in range(len(bodies))]
+
+
+def said(store: Watched) -> list[int]:
+    """Return how many devices' words each commit holds."""
+    return [n for commit in store.commits if (n := sum(isinstance(change, PutActual) for change in commit))]
+
+
+async def test_first_polls_that_come_together_are_one_read_and_one_commit(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    replies = await all_post(world, [a_status()] * DEVICES)
+    assert all(isinstance(reply, Reply) and reply.code is Code.COMMAND for reply in replies)
+    assert store.reads == ["views"] and said(store) == [DEVICES]
+    for number in range(DEVICES):
+        view = await world.store.device("app1", f"p{number}")
+        assert view is not None and view.actual is not None and view.actual.version == "1.0"
+    nursery.cancel_scope.cancel()
+
+
+async def test_reports_that_come_together_are_one_commit_and_no_read(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    await all_post(world, [a_status()] * DEVICES)
+    await all_post(world, [a_status(attributes={"n": "before"})] * DEVICES)
+    store.reads.clear()
+    store.commits.clear()
+    await all_post(world, [a_status(attributes={"n": str(n)}) for n in range(DEVICES)])
+    assert store.reads == [] and said(store) == [DEVICES]
+    for number in range(DEVICES):
+        view = await world.store.device("app1", f"p{number}")
+        assert view is not None and view.actual is not None and view.actual.attributes == {"n": str(number)}
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_has_said_it_before_waits_for_no_commit_of_others(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    await all_post(world, [a_status()] * DEVICES)
+    world.endpoint._slots.forget_app_calm("app1")  # what a change of policy does: all are looked at again
+    store.commits.clear()
+    replies = await all_post(world, [a_status(attributes={"n": "1"}), *[a_status()] * (DEVICES - 1)])
+    assert all(isinstance(reply, Reply) for reply in replies) and said(store) == [1]
+    nursery.cancel_scope.cancel()
+
+
+async def test_when_the_common_commit_fails_each_is_stored_by_itself(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    store.fails = 1
+    replies = await all_post(world, [a_status()] * DEVICES)
+    assert [isinstance(reply, Reply) and reply.code for reply in replies] == [Code.COMMAND] * DEVICES
+    assert said(store) == [DEVICES, *[1] * DEVICES]
+    nursery.cancel_scope.cancel()
+
+
+async def test_those_that_wait_are_parked_and_woken(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, _ = await watched_world(nursery, tmp_path)
+    found = await all_post(world, [a_status()] * DEVICES, timeout_s=250.0)
+    assert all(isinstance(one, Waiting) for one in found) and world.endpoint.parked == DEVICES
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_hangs_up_keeps_no_other_from_its_answer(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, _ = await watched_world(nursery, tmp_path)
+    async with trio.open_nursery() as those:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await world.post(Credentials(basic("p7@app1:pw")), channel="dfu", body=a_status())
+        those.start_soon(all_post, world, [a_status()] * DEVICES)
+    view = await world.store.device("app1", "p7")
+    assert view is not None and view.actual is not None
+    nursery.cancel_scope.cancel()
+
+
+async def test_wrong_passwords_that_come_together_are_counted_one_by_one(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, _ = await watched_world(nursery, tmp_path, failures_per_device=5)
+    codes: list[Code] = []
+
+    async def guess(password: str) -> None:
+        found = await world.post(Credentials(basic(f"p1@app1:{password}")), channel="dfu", body=a_status())
+        assert isinstance(found, Reply)
+        codes.append(found.code)
+
+    async with trio.open_nursery() as those:
+        for number in range(30):
+            those.start_soon(guess, f"wrong{number}")
+    assert sorted(codes) == [Code.DENIED] * 5 + [Code.TOO_MANY] * 25
+    right = await world.post(Credentials(basic("p1@app1:pw")), channel="dfu", body=a_status())
+    assert isinstance(right, Reply) and right.code is Code.TOO_MANY, "its guesses are used up, right or wrong"
+    other = await world.post(Credentials(basic("p2@app1:pw")), channel="dfu", body=a_status())
+    assert isinstance(other, Reply) and decode_command_untrusted(other.body).type in (Type.SYNC, Type.WAIT)
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_alias_and_a_stranger_among_them_are_judged_by_themselves(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, _ = await watched_world(nursery, tmp_path)
+    spec = protect({"authentication": {"credentials": [{"pass": "pw"}]}, "alias": ["other"]}, KEY)
+    await world.store.commit([PutDevice(Device(Metadata("named", "app1"), spec))])
+    found: dict[str, Reply | Waiting] = {}
+
+    async def one(name: str, text: str) -> None:
+        request = Request("http", "127.0.0.1", Credentials(basic(text)), "dfu", a_status())
+        found[name] = await world.endpoint.post(request)
+
+    async with trio.open_nursery() as those:
+        for name, text in {
+            "alias": "other@app1:pw",
+            "stranger": "nobody@app1:pw",
+            "device": "p3@app1:pw",
+            "no app": "p3@none:pw",
+        }.items():
+            those.start_soon(one, name, text)
+    codes = {name: reply.code for name, reply in found.items() if isinstance(reply, Reply)}
+    assert codes == {"alias": Code.COMMAND, "stranger": Code.DENIED, "device": Code.COMMAND, "no app": Code.DENIED}
+    nursery.cancel_scope.cancel()
