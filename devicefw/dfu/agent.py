@@ -26,9 +26,10 @@ def fail(code, what, agent=None, app=False):
     import machine
 
     mark, slot, apps = 0xDF0C0000, None, agent.apps if agent is not None else None
-    if apps is not None and apps.entered and (apps.trial or app and not agent.trial):
+    # What is in the register says that the application was entered.
+    if apps is not None and machine.mem32[0x60008050] >> 16 == 0xDFA9 and (apps.trial or app and not agent.trial):
         mark, slot = 0xDFA90000, 2 + apps.slot
-        apps.room = apps.page = None
+        apps.room = None
     try:
         if agent is not None:
             # Out of memory is one of the reasons to be here: give back what is ours before asking for any.
@@ -52,7 +53,7 @@ class Agent:
 
         self.config = config
         self.machine = machine
-        self.serves = self.heard = False
+        self.serves = False  # or 1 in its tasks, and 2 once the server has answered
         # Collecting early and often keeps the free heap in large pieces: an update needs some of 4 KB.
         gc.collect()
         gc.threshold(config.get("gc_threshold", 8192))
@@ -90,9 +91,9 @@ class Agent:
             self.confirmed.set()
         self.apps = None
         if esp32.Partition.find(esp32.Partition.TYPE_DATA, 0x46):
-            from dfu.apps import begin
+            from dfu.apps import find
 
-            begin(self)
+            find(self)
             clear("apps", "manifest", "records", "flash")
 
     # The image that runs
@@ -110,10 +111,6 @@ class Agent:
             confirm(self)
             clear("apps")
         self.confirmed.set()
-
-    def on_trial(self):
-        """Say whether something that runs is on trial: then there is no update."""
-        return self.trial or self.apps is not None and self.apps.trial
 
     # Talking
 
@@ -175,7 +172,8 @@ class Agent:
             self.enrolment = None
         result = self.result
         length = await self.transport.status(self.status(), wait_s, self.buffer)
-        self.heard = True
+        if self.serves:
+            self.serves = 2
         if result is not None and result is self.result:
             self.result = None
             apps = self.apps
@@ -188,7 +186,7 @@ class Agent:
                 from dfu.result import told
 
                 told(self.slots)
-                clear("starts", "result", "records")
+                forget("starts", "result")
             if apps is not None:
                 self.result = apps.result
         if not length:
@@ -264,7 +262,7 @@ class Agent:
         kind, poll_s = command[0], field(command, 1, int, UINT32, 0, 60)
         wait_s = wait_s or min(max(1, poll_s), 86400)
         # 0 is wait, 1 sync, 2 update, 3 stop; numbers, for a name stays in RAM.
-        if kind == 2 and not self.on_trial():
+        if kind == 2 and not (self.trial or self.apps and self.apps.trial):
             from dfu.transfer import serve
 
             return await serve(self, command, raw)
@@ -273,7 +271,7 @@ class Agent:
         if kind != 2 and self.update is not None:
             return min(wait_s, max(1, poll_s))
         if poll_s <= 5:
-            await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not self.on_trial() else 300)
+            await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not (self.trial or self.apps and self.apps.trial) else 300)
             return 0
         left_ms = self.backoff.left_ms()
         return min(wait_s, left_ms // 1000 + 1) if left_ms else wait_s

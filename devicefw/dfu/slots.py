@@ -9,10 +9,10 @@ from dfu.state import State
 class Slots:
     """`slot` runs, in `running`, an image of `running_size` bytes with this `digest`; `idle` is written, `size` bytes long, `capacity` of
     them for an image. `manifest` is the running image's, None if it has none that can be read. `state` is a
-    dfu.state.State; `diagnostics`, `stage` and `trusted` are partitions, `room` is the buffers of the decoder (dfu.room). `other`: the
-    same of the app banks, a dfu.banks.Banks, or None; `fallen`: how many crashes came before this start."""
+    dfu.state.State; `diagnostics`, `stage` and `trusted` are partitions, `room` is the buffers of the decoder (dfu.room). `apps`: the same
+    of the app banks, a dfu.banks.Banks, or None; `crashes`: how many came before this start."""
 
-    other, fallen = None, 0
+    apps, crashes = None, 0
 
 
 def find(partition):

@@ -51,7 +51,7 @@ def count(slots, result, watchdog):
         newest = records.Diagnostics(slots.diagnostics).log.newest()
         fallen = int(watchdog or newest is not None and newest[0] != read and newest[2][8] == _TEXT)
         read = newest[0] if newest else 0
-    slots.fallen = fallen
+    slots.crashes = fallen
     # The last start that was counted is one of those that crashed; the others did not get as far as here.
     number += 1 + fallen - (1 if number and fallen else 0)
     if fallen:

@@ -9,7 +9,6 @@ from dfu.pack import UINT32, field, unpack
 
 PAGE = 4096
 FULL, DELTA, MAPPED = 1, 2, 3
-APP = 4  # a manifest's flag: an image for a bank
 CHUNK_TRIES = 3
 
 
@@ -62,9 +61,9 @@ class Update:
 
         self.manifest = read(envelope)
         clear("manifest")
-        self.app = self.manifest.flags & APP
+        self.app = self.manifest.flags & 4  # an image for a bank
         if self.app:
-            slots = slots.other
+            slots = slots.apps
             if slots is None:
                 raise UpdateError(HARDWARE, "an app image, and this device has no banks for one")
         self.slots, self.config, self.buffer = slots, config, buffer
@@ -113,10 +112,10 @@ class Update:
             return
         self.resume.forget()
         if self.app:
-            from dfu.banks import begin
+            from dfu.apps import begin
 
             begin(slots)
-            clear("banks")
+            clear("apps")
         if self.stage is None:
             trailer = slots.size // flash.SECTOR - 1
             if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):

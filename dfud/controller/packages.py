@@ -1,7 +1,8 @@
 """Packages: made once in a worker process, kept on disk by name, handed out from memory.
 
 A package is a pure function of (image, base, kinds, payload, dfud's encoder), so the directory is a cache: it may be emptied
-at any time, and what is torn there is made anew.
+at any time, and what is torn there is made anew. Where the store has a place that several processes share, a package is made once for
+all of them, and the directory is this machine's copy of what it needs (shared_packages.py).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import trio
 
-from dfud.api import BugError, Cache, PeerError, Store, StoreError, contained
+from dfud.api import BugError, Cache, PeerError, Store, StoreError, contained, forever
 from dfud.controller.budget import Budget
 from dfud.controller.fair import FairLimiter
 from dfud.controller.sending import Order
+from dfud.controller.shared_packages import Record, SharedPackages
 from dfud.package.file import ENCODER, PackageFile, read_package_untrusted
 from dfud.package.worker import DAMAGED
 
@@ -75,6 +77,8 @@ class Packages:
         self.budget = Budget(per_hour, devices_max, "packages_per_hour")
         self._making: dict[str, _Making] = {}
         self._nursery: trio.Nursery | None = None
+        place = store.place()
+        self.shared = SharedPackages(store, place, disk_bytes) if place is not None else None
         self._workers = FairLimiter(workers or max(1, (os.cpu_count() or 2) - 1))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -82,6 +86,8 @@ class Packages:
         with contained("packages.trim"):
             await trio.to_thread.run_sync(self._sweep)
         async with trio.open_nursery() as self._nursery:
+            if self.shared is not None:
+                self._nursery.start_soon(forever, "packages.shared", self.shared.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -93,9 +99,35 @@ class Packages:
         return found
 
     async def load(self, package: str) -> PackageFile | None:
-        """Return a package by its hexadecimal name, or None if it was never made or is no longer kept."""
-        if (found := self.memory(package)) is not None:
+        """Return a package by its hexadecimal name, or None if it was never made or is no longer kept. Raises StoreError."""
+        if (found := self.memory(package) or await self._on_disk(package)) is not None:
             return found
+        if self.shared is not None and (record := await self.shared.by_name(package)) is not None:
+            return await self._copied(record)
+        return None
+
+    async def _copied(self, record: Record) -> PackageFile | None:
+        """Bring a package that another process has made onto this machine."""
+        assert self.shared is not None
+        data = await self.shared.fetch(record)
+        if data is None:
+            return None
+
+        def write() -> None:
+            self._path.mkdir(parents=True, exist_ok=True)
+            for name, content in ((f"{record.package}.dfup", data), (f"{record.key}.key", record.package.encode())):
+                temporary = self._path / f".new-{os.getpid()}-{name}"
+                temporary.write_bytes(content)
+                temporary.rename(self._path / name)
+            self._trim()
+
+        try:
+            await trio.to_thread.run_sync(write)
+        except OSError as error:
+            raise StoreError(f"[controller] packages_path {self._path}: {error.strerror}", retryable=True) from error
+        return await self._on_disk(record.package)
+
+    async def _on_disk(self, package: str) -> PackageFile | None:
         path = self._path / f"{package}.dfup"
 
         def read() -> bytes:
@@ -208,7 +240,10 @@ class Packages:
             try:
                 name = (await trio.to_thread.run_sync(path.read_text)).strip()
             except (OSError, UnicodeDecodeError):
-                return None
+                record = await self.shared.by_key(key) if self.shared is not None else None
+                if record is None:
+                    return None
+                name = record.package
         found = await self.load(name)
         if found is not None:
             self._names.put(key, name)
@@ -216,6 +251,20 @@ class Packages:
         return found
 
     async def _make(self, key: str, order: Order) -> None:
+        if self.shared is None:
+            await self._work(key, order)
+            return
+        made = False
+        async with self.shared.making(key):
+            if await self._kept(key) is None:  # else another process has made it while this one waited
+                await self._work(key, order)
+                name = (await trio.to_thread.run_sync((self._path / f"{key}.key").read_text)).strip()
+                await self.shared.publish(key, name, self._path / f"{name}.dfup")
+            made = True
+        if not made:
+            raise StoreError("another process makes packages now", retryable=True)
+
+    async def _work(self, key: str, order: Order) -> None:
         target, base = order.target, order.base
         # A process of its own: it may take seconds of CPU and much memory, and gives both back.
         async with (

@@ -47,7 +47,6 @@ else:
 
 from dfu import flash
 from dfu.errors import UpdateError
-from dfu.manifest import read
 from dfu.pack import unpack
 from dfu.update import Update
 from dfu.room import make
@@ -111,7 +110,7 @@ class State:
 class Slots:
     """As dfu.slots.Slots is after a start; the flash outlives it."""
 
-    other = None
+    apps = None
 
     def __init__(self, base, running, idle, stage):
         self.running, self.idle, self.stage = running, idle, stage
@@ -171,6 +170,8 @@ async def one(case):
             break
         except Cut:
             said = "cut"
+    from dfu.manifest import read  # what an update has given back is loaded anew
+
     size = read(unpack(raw)[3]).size
     outside = running.writes or bytes(running.data[: len(base)]) != base
     crc = flash.crc32(bytes(idle.data[:size]))
