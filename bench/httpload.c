@@ -1,12 +1,13 @@
 /* Devices over HTTP, each with its own name and password: a closed loop, or a connection each, or all of them parked.
  *
- *     httpload HOST PORT MODE CONNECTIONS FIRST DEVICES REQUESTS < body
+ *     httpload HOST PORT MODE CONNECTIONS FIRST DEVICES REQUESTS [PERIOD_MS SECONDS] < body
  *
  * MODE keep: CONNECTIONS kept alive, each sends the next request when its last is answered; close: each request has a connection
  * of its own; park: one connection a device, which waits (ct=250). Request n is of device FIRST + n % DEVICES, d%07d@fleet, whose
  * password is p%07d. "########" in the body becomes the number of the request. In mode park a line "parked" is printed when all
- * have sent. Prints: answers, 2xx among them, 503 among them, us on the monotonic clock of the first and of the last answer,
- * latency p50, p99 and longest in us.
+ * have sent; fleet: each connection is one device, which sends every PERIOD_MS, for SECONDS, the first ones spread over one
+ * period (0: all at once, and once each); what is answered 503 it sends again after Retry-After and not before. Prints: answers, 2xx among them, 503 among them, us on the monotonic clock of the first and of the last answer,
+ * latency p50 and p99 of the 2xx, and the longest of all, in us.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -26,14 +27,18 @@
 #define CONNECTIONS_MAX 65536
 #define SAMPLES_MAX 4000000
 
-typedef struct { int fd; uint64_t sent_us; uint32_t have; char in[768]; } peer_t;
+typedef struct { int fd; uint64_t sent_us; uint32_t have, next; char in[768]; } peer_t;
+
+#define WHEEL 65536 /* ms */
+#define NONE 0xffffffffu
 
 static peer_t *peers;
 static uint32_t *samples;
 static struct sockaddr_in to;
 static char body[4096];
 static size_t body_size, mark;
-static int epoll, closing, parking;
+static int epoll, closing, parking, fleet;
+static uint32_t wheel[WHEEL];
 static uint32_t first, devices, total, next_request;
 
 static uint64_t now_us(void) {
@@ -75,12 +80,18 @@ static int open_one(uint32_t index) {
     return epoll_ctl(epoll, EPOLL_CTL_ADD, p->fd, &e);
 }
 
+/* Have a device of mode fleet send at that ms, less than WHEEL from now. */
+static void plan(uint32_t index, uint64_t ms) {
+    peers[index].next = wheel[ms % WHEEL];
+    wheel[ms % WHEEL] = index;
+}
+
 /* Send the next request of all; return whether there was one. */
 static int send_next(uint32_t index) {
     peer_t *p = &peers[index];
     char out[6000], name[64], secret[96];
-    if (next_request >= total) return 0;
-    uint32_t n = next_request++, device = first + n % devices;
+    if (!fleet && next_request >= total) return 0;
+    uint32_t n = next_request++, device = first + (fleet ? index : n) % devices;
     int size = snprintf(name, sizeof name, "d%07u@fleet:p%07u", device, device);
     base64(secret, name, (size_t)size);
     if (mark != (size_t)-1) {
@@ -107,12 +118,15 @@ static int whole(peer_t *p) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 8) return 2;
+    if (argc != 8 && argc != 10) return 2;
     to.sin_family = AF_INET;
     to.sin_port = htons((uint16_t)atoi(argv[2]));
     inet_pton(AF_INET, argv[1], &to.sin_addr);
     closing = !strcmp(argv[3], "close");
     parking = !strcmp(argv[3], "park");
+    fleet = argc == 10;
+    uint64_t period_ms = fleet ? strtoull(argv[8], 0, 10) : 0, end_us = 0;
+    memset(wheel, 0xff, sizeof wheel);
     uint32_t connections = (uint32_t)atoi(argv[4]);
     first = (uint32_t)atoi(argv[5]);
     devices = (uint32_t)atoi(argv[6]);
@@ -129,15 +143,28 @@ int main(int argc, char **argv) {
     samples = malloc(sizeof *samples * SAMPLES_MAX);
     epoll = epoll_create1(0);
     uint64_t answers = 0, good = 0, away = 0, began = 0, last = 0;
-    uint32_t kept = 0, live = 0;
+    uint32_t kept = 0, live = 0, longest = 0;
     for (uint32_t i = 0; i < connections && next_request < total; i++) {
         if (open_one(i) < 0) return 1;
-        live += (uint32_t)send_next(i);
+        if (!fleet) live += (uint32_t)send_next(i);
+    }
+    uint64_t tick = now_us() / 1000;
+    if (fleet) {
+        live = connections;
+        end_us = now_us() + strtoull(argv[9], 0, 10) * 1000000;
+        for (uint32_t i = 0; i < connections; i++) plan(i, tick + 1 + (period_ms ? i * period_ms / connections : 0));
     }
     if (parking) printf("parked\n"), fflush(stdout);
     while (live) {
         struct epoll_event events[256];
-        int n = epoll_wait(epoll, events, 256, 60000);
+        for (uint64_t now = now_us() / 1000; fleet && tick < now;) {
+            uint32_t due = wheel[++tick % WHEEL];
+            wheel[tick % WHEEL] = NONE;
+            for (uint32_t next; due != NONE; due = next) next = peers[due].next, send_next(due);
+        }
+        if (fleet && (now_us() >= end_us || (!period_ms && good == connections))) break;
+        int n = epoll_wait(epoll, events, 256, fleet ? 1 : 60000);
+        if (!n && fleet) continue;
         if (n <= 0) { fprintf(stderr, "no answer for a minute: %u wait\n", live); break; }
         for (int k = 0; k < n; k++) {
             uint32_t index = events[k].data.u32;
@@ -155,17 +182,25 @@ int main(int argc, char **argv) {
             answers++;
             good += p->in[9] == '2';
             away += !memcmp(p->in + 9, "503", 3);
-            if (kept < SAMPLES_MAX) samples[kept++] = (uint32_t)(last - p->sent_us);
+            if (last - p->sent_us > longest) longest = (uint32_t)(last - p->sent_us);
+            if (p->in[9] == '2' && kept < SAMPLES_MAX) samples[kept++] = (uint32_t)(last - p->sent_us);
+            p->sent_us = 0;
             if (closing) {
                 close(p->fd);
                 if (next_request < total && open_one(index) < 0) return 1;
             }
-            if (!send_next(index)) live--;
+            if (fleet) {
+                char *after = strcasestr(p->in, "retry-after:");
+                uint64_t wait_ms = after ? strtoull(after + 12, 0, 10) * 1000 : period_ms, at = last / 1000 + wait_ms;
+                if (wait_ms && wait_ms < WHEEL) plan(index, at > tick ? at : tick + 1);
+            } else if (!send_next(index)) live--;
         }
     }
+    for (uint32_t i = 0; fleet && i < connections; i++)
+        if (peers[i].sent_us && now_us() - peers[i].sent_us > longest) longest = (uint32_t)(now_us() - peers[i].sent_us);
     qsort(samples, kept, sizeof *samples, by_size);
     printf("%llu %llu %llu %llu %llu %u %u %u\n", (unsigned long long)answers, (unsigned long long)good, (unsigned long long)away,
            (unsigned long long)began, (unsigned long long)last, kept ? samples[kept / 2] : 0,
-           kept ? samples[(uint64_t)kept * 99 / 100] : 0, kept ? samples[kept - 1] : 0);
+           kept ? samples[(uint64_t)kept * 99 / 100] : 0, longest);
     return 0;
 }

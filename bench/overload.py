@@ -1,14 +1,18 @@
-"""What becomes of durable reports when far more come than can be stored: how many are still taken, what memory does.
+"""What becomes of durable reports when far more come than can be stored: how many are still taken, how late, what memory does.
 
-`python -m bench.overload`: as many connections as keep dfud just busy, then forty times as many, each of which sends the next
-report as soon as it is answered, whatever it is told: ruder than any fleet. All devices are different.
+`python -m bench.overload`: what dfud takes of reports of 256 connections that keep it just busy; then 10,000 devices that together
+send three times as much and keep to `Retry-After`; then 10,000 that send the next report as soon as they are answered, whatever they
+are told: ruder than any fleet. Last, dfud is restarted and all of them come at once. All devices are different.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import statistics
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import click
@@ -16,20 +20,40 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.fleet_load import Daemon, Load, prepare, read_result, status
-from bench.http import rss_bytes
+from bench.http import cpu_s, rss_bytes
+from dfud.endpoint.returning import QUIET_S
 
 DEVICES = 20_000
 BUSY, TOO_MANY = 256, 10_000
+TIMES = 3
+SECONDS = 20
+RAMP_SECONDS = 120
 
 
-def measure(daemon: Daemon, load: Load, connections: int, total: int) -> dict[str, float]:
-    """Reports from now on, until `total` are answered."""
-    before = rss_bytes(daemon.pid)
-    command = load.command(daemon, "keep", connections, 0, DEVICES, total)
+def measure(daemon: Daemon, load: Load, mode: str, connections: int, total: int, *more: int) -> dict[str, float]:
+    """Reports from now on, until `total` are answered; or, with period in ms and seconds as `more`, as long as that."""
+    before, used = rss_bytes(daemon.pid), cpu_s(daemon.pid)
+    command = [*load.command(daemon, mode, connections, 0, DEVICES, total), *map(str, more)]
     run = subprocess.run(command, input=status(attributes={"n": "########"}), capture_output=True, check=True)
     found = read_result(run.stdout)
     took = (found["last_us"] - found["first_us"]) / 1e6
-    return {**found, "rate": found["good"] / took, "more_mb": (rss_bytes(daemon.pid) - before) / 1e6}
+    used = cpu_s(daemon.pid) - used
+    return {
+        **found,
+        "took": took,
+        "rate": found["good"] / took,
+        "per_cpu": found["good"] / used,
+        "more_mb": (rss_bytes(daemon.pid) - before) / 1e6,
+    }
+
+
+def ramp_line(daemon: Daemon) -> str:
+    """Return what the log says of how the fleet came back."""
+    for line in (daemon.directory / "log").read_text().splitlines():
+        if '"the fleet is back"' in line:
+            found = json.loads(line)
+            return ", ".join(f"{key} {found[key]}" for key in ("devices", "took_s", "turned_away"))
+    return "nothing yet"
 
 
 @click.command()
@@ -39,23 +63,42 @@ def main(kept: Path, rounds: int) -> None:
     """Print what is taken of durable reports with enough connections and with far too many, in turns."""
     kept.mkdir(parents=True, exist_ok=True)
     made = prepare(kept.absolute(), DEVICES)
-    table = Table("connections", "taken a second", "turned away", "p99 ms", "longest ms", "memory, MB more")
+    table = Table("who", "taken a second", "a CPU second", "turned away", "taken, p99 ms", "longest ms", "memory, MB more")
+    shares: list[float] = []
     with tempfile.TemporaryDirectory(dir=kept.absolute()) as temporary:
         directory = Path(temporary) / "fleet"
         shutil.copytree(made, directory)
         load, daemon = Load(Path(temporary)), Daemon(directory)
+
+        def row(name: str, found: dict[str, float]) -> None:
+            share = f"{found['away'] / found['answers']:.0%}"
+            rates = (f"{found['rate']:,.0f}", f"{found['per_cpu']:,.0f}")
+            late = (f"{found['p99_ms']:,.0f}", f"{found['longest_ms']:,.0f}")
+            table.add_row(name, *rates, share, *late, f"{found['more_mb']:.0f}")
+
         daemon.start()
         try:
             load(daemon, devices=DEVICES)  # everybody is known
             for _ in range(rounds):
-                for connections, total in ((BUSY, 20_000), (TOO_MANY, 60_000)):
-                    found = measure(daemon, load, connections, total)
-                    share = f"{found['away'] / found['answers']:.0%}"
-                    cells = (f"{found['rate']:,.0f}", share, f"{found['p99_ms']:,.0f}", f"{found['longest_ms']:,.0f}")
-                    table.add_row(f"{connections:,}", *cells, f"{found['more_mb']:.0f}")
+                busy = measure(daemon, load, "keep", BUSY, 20_000)
+                row(f"{BUSY} busy", busy)
+                period_ms = max(1, int(TOO_MANY / (TIMES * busy["rate"]) * 1000))
+                fleet = measure(daemon, load, "fleet", TOO_MANY, 1, period_ms, SECONDS)
+                row(f"{TOO_MANY:,} offer {TIMES} x", fleet)
+                shares.append(fleet["per_cpu"] / busy["per_cpu"])
+                row(f"{TOO_MANY:,} rude", measure(daemon, load, "keep", TOO_MANY, 60_000))
+            daemon.stop()
+            daemon.start()
+            back = measure(daemon, load, "fleet", TOO_MANY, 1, 0, RAMP_SECONDS)
+            row("after a restart", back)
+            time.sleep(QUIET_S + 2)  # the log tells when it is over
         finally:
             daemon.stop()
-    Console(width=100).print(table)
+        line = ramp_line(daemon)
+    console = Console(width=110)
+    console.print(table)
+    console.print(f"goodput at {TIMES} x, by CPU: {statistics.median(shares):.0%} of what it takes when it is just busy")
+    console.print(f"after a restart {back['good']:,.0f} of {TOO_MANY:,} were in after {back['took']:.1f} s; the log: {line}")
 
 
 if __name__ == "__main__":

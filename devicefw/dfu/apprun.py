@@ -21,12 +21,11 @@ async def run(agent, folder="/app"):
     if banks.state.crashes and not agent.trial:
         # Whatever it does to the board, the agent has had its turn before.
         left_s = config.get("app_pause_s", 300) if banks.paused else config.get("app_first_s", 10)
-        while left_s > 0 and (banks.paused or not agent.heard):
+        while left_s > 0 and (banks.paused or agent.serves != 2):
             await asyncio.sleep_ms(1000)
             left_s -= 1
     mem32 = agent.machine.mem32
     mem32[STORE0] = MARK
-    banks.entered = True
     _tasks.append(asyncio.create_task(_watch(agent)))
     try:
         import vfs

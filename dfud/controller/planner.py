@@ -209,7 +209,8 @@ class Planner:
             found = await self._read(app, plan, rollout, silent_days, progress)
         if prepare:
             self._make(found)
-        return {"firmware": plan.version, "problems": problems, **await self._shown(plan, found)}
+        named = {"firmware": plan.version} | ({"app": plan.app} if plan.app else {})
+        return {**named, "problems": problems, **await self._shown(plan, found)}
 
     async def _problems(self, app: App, plan: Plan) -> list[str]:
         """Return why the rollout would not be taken as it is. Raises PeerError for what names a field."""

@@ -31,6 +31,7 @@ from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
 from dfud.daemon.components import Components
 from dfud.daemon.config import ClusterConfig, DaemonConfig
+from dfud.daemon.copied import settle
 from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
@@ -92,6 +93,7 @@ class Service:
             await outer.start(self._run_store)
             settings = self._config.section("endpoint", EndpointConfig)
             await check_key(self._store, self._parts.key, settings.credential_key)
+            await settle(self._store)
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._signals, reread)
                 await self._start(nursery)
@@ -101,7 +103,7 @@ class Service:
             outer.cancel_scope.cancel()
 
     def _counters(self) -> Mapping[str, float]:
-        turned_away = {"dfud_requests_turned_away_total": float(self._endpoint.turned_away)}
+        turned_away = {"dfud_requests_turned_away_total": float(self._endpoint.pressure.turned_away)}
         return {**self._store.counters(), **self._pauses.counters(), **turned_away}
 
     async def _run_store(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

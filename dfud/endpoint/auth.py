@@ -140,6 +140,8 @@ class Authenticator:
         self._psk.all_changed()
 
     def _device_changed(self, event: DeviceChanged) -> None:
+        if not event.access and not event.deleted:
+            return
         self._sessions.device_changed(event.app, event.device)
         self.slots.forget(event.app, event.device)
         self._psk.device_changed(event.app, event.device)

@@ -94,15 +94,24 @@ class EndpointConfig(msgspec.Struct, frozen=True):
     judged_at_once: Annotated[
         int,
         Meta(
-            description="requests that are judged at a time; further ones are told at once to come back (503 and Retry-After)",
+            description="requests that are judged at a time, fewer where that would make everything late; others wait for their turn",
             ge=16,
             le=1_000_000,
         ),
     ] = 2000
+    late_s: Annotated[
+        float,
+        Meta(
+            description="how long they may wait for it; others are told at once to come back (503 and Retry-After)",
+            ge=0.01,
+            le=60,
+            extra={"unit": "s"},
+        ),
+    ] = 1.0
     away_s: Annotated[
         int,
         Meta(
-            description="longest Retry-After of these; each gets another one",
+            description="longest Retry-After of these; each gets another one, and shorter ones if all can be served sooner",
             ge=2,
             le=3600,
             extra={"unit": "s"},

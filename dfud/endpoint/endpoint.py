@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 import trio
@@ -49,10 +51,12 @@ from dfud.endpoint.denials import Denied, Reason
 from dfud.endpoint.dialects import Conversation
 from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
+from dfud.endpoint.pressure import Pressure
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
+from dfud.endpoint.returning import LOOK_S, Returning
 from dfud.endpoint.shared import StoreShared
 from dfud.endpoint.sinking import Sinks
-from dfud.endpoint.spreading import away, spread
+from dfud.endpoint.spreading import spread
 from dfud.endpoint.unsure import Concern, policy_of
 from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
@@ -60,6 +64,7 @@ from dfud.model.names import check_name
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
 from dfud.wire.messages import Command, Type, encode_command
 
+log = logging.getLogger("dfud.endpoint")
 DFU = "dfu"
 SENT_MAX = 500_000
 ENROL = "enrol"  # the channel of devices that nobody knows yet
@@ -75,6 +80,12 @@ class _Poll(msgspec.Struct):
     reply: Reply
     until_s: float
     poll_s: int
+
+
+@lru_cache(maxsize=1024)
+def _encoded(command: Command) -> bytes:
+    """Write a command: many devices are told the same."""
+    return encode_command(command)
 
 
 def _is_calm(command: Command) -> bool:
@@ -125,12 +136,11 @@ class DeviceEndpoint(Endpoint):
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
-        self._judged = 0
-        self.turned_away = 0
+        self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s, clock)
         self._draining = False
         self._shared: dict[str, StoreShared] = {}
-        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
-        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
+        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
+        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device, access=False))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
@@ -144,7 +154,18 @@ class DeviceEndpoint(Endpoint):
             await nursery.start(self.commands.run)
             await nursery.start(self._waking.run)
             await nursery.start(self._arrivals.run)
+            nursery.start_soon(self.pressure.watch)
+            nursery.start_soon(self._tell_of_return)
             task_status.started()
+
+    async def _tell_of_return(self) -> None:
+        """Log how long it takes until the fleet is back, if one comes."""
+        returning = Returning(self._clock())
+        while not returning.over:
+            await trio.sleep(LOOK_S)
+            told = returning.look(len(self._slots), self.pressure.turned_away, self._clock())
+            if told is not None:
+                log.info("the fleet is back", extra=msgspec.structs.asdict(told))
 
     def drain(self) -> None:
         """Answer everybody who is parked, and park nobody any more."""
@@ -153,10 +174,10 @@ class DeviceEndpoint(Endpoint):
         for parked in tuple(self._parking):
             parked.answer(ACCEPTED)
 
-    def _changed(self, app: str, device: str) -> None:
+    def _changed(self, app: str, device: str, *, access: bool) -> None:
         self._polls.forget((app, device))
         self._slots.forget_calm(app, device)
-        self._parking.device_changed(app, device)
+        self._parking.device_changed(app, device, access=access)
 
     def _aged(self) -> None:
         """Nothing is answered from memory until it was looked at again; who is parked is told at the latest when its poll ends."""
@@ -192,14 +213,16 @@ class DeviceEndpoint(Endpoint):
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
         command = spread(command, app, device, self._config.poll_spread)
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
-        return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
+        return Reply(Code.COMMAND, DFU, _encoded(command), told=told or 0)
 
     # Publishing
 
     def quick(self, request: Request) -> Reply | Waiting | None:
         # Not contained(): this is what a poll costs.
         try:
-            return self._quick(request)
+            found = self._quick(request)
+            # Told before it would be late: who waited for long would have given up by then, and asked again.
+            return self.pressure.away() if found is None and self.pressure.full else found
         except Exception as error:
             note("endpoint.quick", error, transport=request.transport, peer=request.peer)
             return FAILED
@@ -234,11 +257,8 @@ class DeviceEndpoint(Endpoint):
         return self._park(session, request, poll.poll_s)
 
     async def post(self, request: Request) -> Reply | Waiting:
-        # Told before it would be late: who waited for its turn for long would have given up by then, and asked again.
-        if self._judged >= self._config.judged_at_once:
-            self.turned_away += 1
-            return away(self._config.away_s)
-        self._judged += 1
+        if not await self.pressure.turn():
+            return self.pressure.away()
         try:
             if request.channel == DFU and (found := await self._arrivals.take(request)) is not None:
                 return found
@@ -247,7 +267,7 @@ class DeviceEndpoint(Endpoint):
             ):
                 return await self._post(request)
         finally:
-            self._judged -= 1
+            self.pressure.end()
         return FAILED
 
     async def _post(self, request: Request) -> Reply | Waiting:

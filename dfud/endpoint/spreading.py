@@ -1,14 +1,11 @@
-"""When devices come back: not all of them at once, whatever they have in common. Pure, but for chance."""
+"""When devices come back: not all of them at once, whatever they have in common. Pure."""
 
 from __future__ import annotations
 
-import random
 import zlib
 
 import msgspec
 
-from dfud.api import Reply
-from dfud.endpoint.replies import AWAY
 from dfud.wire.messages import Command, Type
 
 SPREAD_FROM_S = 60  # a shorter wait is for something that is being made
@@ -24,8 +21,3 @@ def spread(command: Command, app: str, device: str, share: float) -> Command:
         return command
     place = zlib.crc32(f"{app}\0{device}".encode("utf-8", "surrogatepass")) / 0xFFFFFFFF * 2 - 1
     return msgspec.structs.replace(command, poll_s=max(1, round(command.poll_s * (1 + share * place))))
-
-
-def away(longest_s: int) -> Reply:
-    """Return the answer to one of many who come at once: each comes back at another time."""
-    return msgspec.structs.replace(AWAY, retry_after_s=random.randint(1, longest_s))  # noqa: S311 - not a secret

@@ -27,11 +27,13 @@ from dfud.model.names import check_name
 from dfud.registry import audit
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import KINDS, Upload, trust_shown
-from dfud.registry.groups import GroupJob
+from dfud.registry.groups import GroupJob, versions_of
 from dfud.registry.images import bound_of, read_attributes_untrusted, refuse_recalled
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
+from dfud.registry.uploads import read_range_untrusted
 from dfud.registry.web import error_response, is_number, json_response, read_body, read_json, require, selector_of, user
+from dfud.wire.manifest import beside_of
 
 BASE = "/api/dfu/v1/apps/<app>"
 HEARTBEAT_S = 15.0
@@ -85,6 +87,7 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             attributes=read_attributes_untrusted(args.getlist("attribute")),
             requires=bound_of(args.get("requiresFrom"), args.get("requiresTo")),
             stop=args.get("stop") == "true",
+            beside=read_range_untrusted(args["with"]) if args.get("with") else None,
         )
         # The body is streamed to the store; the limit of other bodies' time does not fit it.
         with trio.fail_after(services.config.upload_s):
@@ -128,15 +131,16 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         """Say what should run on one device, on the devices of a selector, or on the app's."""
         who = require("manager", app)
         given = await read_json(_Update, services.config.body_max)
-        version = (given.firmware or {}).get("version")
-        if isinstance(version, str):
+        versions = versions_of(given.firmware)
+        for version in versions:
             refuse_recalled(await services.firmware.get(app, version))
         if given.selector is not None and given.device is None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
             if given.firmware is not None and not given.all_at_once and given.firmware.get("hold") is not True:
-                check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
+                number = await services.store.count(app, selector)
+                check_number(number, given.selector, given.firmware, services.config)
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
         changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name, published=True)
@@ -222,9 +226,11 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         return json_response({"psk": psk.hex()}, 201)
 
 
-def check_number(number: int, selector: str, version: str, config: RegistryConfig) -> None:
+def check_number(number: int, selector: str, firmware: dict[str, Any], config: RegistryConfig) -> None:
     """Raise RefusedError where an update means more devices than should be told at once without somebody's saying so."""
     if number > config.update_max:
+        said = [firmware.get("version"), f"--app {firmware['app']}" if "app" in firmware else None]
+        version = " ".join(str(text) for text in said if text)
         raise RefusedError(
             f"selector: {selector[:100]} matches {number} devices, expected at most {config.update_max} ([registry] update_max): "
             f"make a rollout (dfuctl rollout create NAME {version} -l {selector[:100]!r}), or say allAtOnce (--all-at-once)"
@@ -311,7 +317,9 @@ def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | No
         out["deployment"] = deployment_json(event.deployment)
     elif isinstance(event, ActualChanged):
         out["current"] = event.actual.version
-        out["trial"] = event.actual.trial
+        if event.actual.program is not None:
+            out["app"] = event.actual.program.version
+        out["trial"] = event.actual.on_trial
     return out
 
 
@@ -323,6 +331,7 @@ def _rollout_json(event: RolloutChanged) -> dict[str, Any]:
         "device": "",
         "rollout": event.rollout.name,
         "firmware": event.rollout.spec.get("firmware"),
+        **({"app": event.rollout.spec["app"]} if "app" in event.rollout.spec else {}),
         "state": status.state,
         "wave": status.wave + 1,
     }
@@ -382,6 +391,8 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
         "uploadedBy": f.uploaded_by,
         "manifest": msgspec.to_builtins(f.manifest),
     }
+    if (beside := beside_of(f.manifest)) is not None:
+        out["with"] = list(beside)
     if f.notes:
         out["notes"] = f.notes
     if f.attributes:
@@ -398,7 +409,8 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
 
 
 def _image_json(image: Image) -> dict[str, Any]:
-    return {
+    beside = beside_of(image.manifest)
+    return ({"with": list(beside)} if beside is not None else {}) | {
         "hardware": image.hardware,
         "attributes": image.attributes,
         "sequence": image.sequence,

@@ -112,7 +112,8 @@ class Led:
         if plan.transfers:
             assert sum(n for c, n in recount.items() if c.endswith("/under_way")) <= plan.transfers
         for board in self.fleet.boards.values():
-            assert board.tried[plan.version] <= max(1, plan.attempts) + self.retries, f"{board.name} was told twice"
+            for version in plan.versions:
+                assert board.tried[version] <= max(1, plan.attempts) + self.retries, f"{board.name} was told twice"
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from dfud.api import App, AppChanged, Code, Credentials, DeviceChanged, Metadata, PutApp, Reply, Request
+from dfud.api import App, AppChanged, Code, Credentials, DeviceChanged, Metadata, PutApp, Reply, Request, Waiting
 from dfud.endpoint.slots import Slots
 from tests.endpoint.world import World, a_status, basic, start_world
 
@@ -180,4 +180,26 @@ async def test_a_first_poll_asks_the_store_once(nursery: trio.Nursery, tmp_path:
     found = await world.post(Credentials(basic("dev2@app1:pw")), channel="dfu", body=a_status())
     assert isinstance(found, Reply) and found.code is Code.COMMAND
     assert store.reads == 1, "the device, for who it is and for what it is told"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_wish_for_a_device_leaves_its_log_in_alone(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await counted_world(nursery, tmp_path)
+    me = Credentials(basic("dev1@app1:pw"))
+    await world.post(me, channel="dfu", body=a_status())
+    await world.post(me, channel="dfu", body=a_status(attributes={"now": "its sequence is known"}))
+    auth = world.endpoint._auth
+    parked = await world.post(me, channel="dfu", body=a_status(), timeout_s=250.0)
+    assert isinstance(parked, Waiting)
+    world.bus.publish(DeviceChanged("app1", "dev1", access=False))
+    assert auth.known(me) is not None, "it has not been forgotten who it is"
+    assert poll(world) is None, "what it was answered has"
+    store.reads = 0
+    assert await world.code(me.authorization, channel="dfu", body=a_status()) is Code.COMMAND
+    assert store.reads == 1, "what it is to run"
+    world.bus.publish(DeviceChanged("app1", "dev1"))
+    assert auth.known(me) is None
+    await world.post(me, channel="dfu", body=a_status())
+    world.bus.publish(DeviceChanged("app1", "dev1", deleted=True, access=False))
+    assert auth.known(me) is None
     nursery.cancel_scope.cancel()

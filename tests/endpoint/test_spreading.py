@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
 from dfud.api import Code, Credentials, Reply
-from dfud.endpoint.spreading import away, spread
+from dfud.controller.keeping import Asked
+from dfud.controller.together import Taken
+from dfud.endpoint.spreading import spread
 from dfud.wire.messages import Command, Type, decode_command_untrusted
 from tests.endpoint.world import a_status, basic, start_world
 
@@ -25,27 +28,26 @@ def test_a_wait_for_something_that_is_being_made_is_not_changed() -> None:
     assert spread(Command(Type.SYNC, 300), "a", "d", 0.0).poll_s == 300
 
 
-def test_who_is_turned_away_comes_back_at_a_time_of_its_own() -> None:
-    told = [away(30) for _ in range(500)]
-    assert {reply.code for reply in told} == {Code.AWAY}
-    assert {reply.retry_after_s for reply in told} <= set(range(1, 31)) and len({r.retry_after_s for r in told}) > 20
-
-
 async def test_beyond_what_can_be_judged_at_a_time_devices_are_told_at_once_to_come_back(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
-    world = await start_world(nursery, tmp_path, judged_at_once=16, failures_per_address=1000, failures_per_device=1000)
+    world = await start_world(nursery, tmp_path, judged_at_once=16, late_s=0.01, failures_per_address=1000, failures_per_device=1000)
     for number in range(40):
         await world.put(f"d{number}", {"authentication": {"credentials": [{"pass": "pw"}]}})
     found: list[Reply] = []
     gate = trio.Event()
-    status = world.endpoint._controller.status
+    controller = world.endpoint._controller
+    status, take = controller.status, controller.take
 
     async def slow(*arguments: object, **options: object) -> Command:
         await gate.wait()
         return await status(*arguments, **options)  # type: ignore[arg-type]  # what it was called with
 
-    world.endpoint._controller.status = slow  # type: ignore[method-assign]
+    async def slow_take(asked: Sequence[Asked]) -> Taken:
+        await gate.wait()
+        return await take(asked)
+
+    controller.status, controller.take = slow, slow_take  # type: ignore[method-assign]
 
     async def poll(number: int) -> None:
         reply = await world.post(Credentials(basic(f"d{number}@app1:pw")), channel="dfu", body=a_status())
@@ -55,8 +57,10 @@ async def test_beyond_what_can_be_judged_at_a_time_devices_are_told_at_once_to_c
     async with trio.open_nursery() as polling:
         for number in range(40):
             polling.start_soon(poll, number)
-        await trio.testing.wait_all_tasks_blocked()
-        assert [reply.code for reply in found] == [Code.AWAY] * 24 and world.endpoint.turned_away == 24
+        with trio.fail_after(120):
+            while len(found) < 24:
+                await trio.sleep(0.005)
+        assert [reply.code for reply in found] == [Code.AWAY] * 24 and world.endpoint.pressure.turned_away == 24
         gate.set()
     assert sum(reply.code is Code.COMMAND for reply in found) == 16
     for number in range(40):

@@ -22,8 +22,9 @@ from dfud_http.quick import Quick
 from dfud_http.stream import close
 
 TICK_S = 0.25  # how late the end of a time may be noticed
-READ_AT_ONCE = 256
-TURN_S = 0.02  # after that, the rest of the world has its turn
+READ_AT_ONCE = 64
+TURN_S = 0.25  # after that, or with so many new tasks, the rest of the world has its turn
+RESUMED_AT_ONCE = 128
 RECEIVE_BYTES = 16384
 NEVER = 1 << 62
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP
@@ -42,8 +43,8 @@ class Left:
 class Place:
     """One connection. waiting: what it waits for; None: its next request. until_s: when its time has passed, on trio's clock.
 
-    secured: whether a TLS handshake is done, or none is due. reply: an answer that came while it was on its way to being a task;
-    reader: what it has sent that needs a task; rest: of an answer, what the socket did not take yet.
+    secured: whether a TLS handshake is done, or none is due. paused: not heard until then. reply: an answer that came while it was
+    on its way to being a task; reader: what it has sent that needs a task; rest: of an answer, what the socket did not take yet.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Place:
         "due",
         "encrypted",
         "keep_alive",
+        "paused",
         "peer",
         "reader",
         "reply",
@@ -74,6 +76,7 @@ class Place:
         self.certificate = b""
         self.waiting: Waiting | None = None
         self.keep_alive = True
+        self.paused = False
         self.until_s = math.inf
         self.due = NEVER
         self.reply: Reply | None = None
@@ -110,6 +113,7 @@ class Lot:
         self._emptied = trio.Event()
         self._draining = False
         self._now_s = trio.current_time()
+        self._resumed = 0  # in this turn
 
     def __len__(self) -> int:
         return len(self._places)
@@ -172,8 +176,7 @@ class Lot:
         if sent < len(data):
             place.keep_alive = keep_alive
             place.rest = data[sent:]
-            self._let_go(place)
-            self._resume(place)
+            self._goes_on(place)
         elif keep_alive:
             place.until_s = self._now_s + self._idle_s
             self._remind(place)
@@ -205,6 +208,7 @@ class Lot:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self._now_s = trio.current_time()
+            self._resumed = 0
             while events := self._epoll.poll(0, READ_AT_ONCE):
                 for number, _ in events:
                     place = self._places.get(number)
@@ -215,13 +219,17 @@ class Lot:
                             # Not contained(): this is what a poll costs.
                             note("http.lot", error, peer=place.peer)
                             self._failed(place)
-                if len(events) < READ_AT_ONCE or trio.current_time() >= self._now_s + TURN_S:
+                if len(events) < READ_AT_ONCE or self._resumed >= RESUMED_AT_ONCE:
+                    break
+                if trio.current_time() >= self._now_s + TURN_S:
                     break
 
     def _readable(self, place: Place) -> None:
+        if place.paused:
+            self._close(place)  # what a peer says is not heard, so this is its end
+            return
         if not place.secured:
-            self._let_go(place)
-            self._resume(place)
+            self._goes_on(place)
             return
         if place.waiting is not None:
             self._says_more(place)
@@ -239,20 +247,33 @@ class Lot:
         found = self._quick.answer(data, place.peer, place.certificate, encrypted=place.encrypted)
         if isinstance(found, RequestReader):
             place.reader = found
-            self._let_go(place)
-            self._resume(place)
+            self._goes_on(place)
             return
-        answer, keep_alive = found
+        answer, keep_alive, pause_s = found
         if type(answer) is bytes:
             self._send(place, answer, keep_alive)
+            if pause_s and self.holds(place):
+                self._pause(place, pause_s)
         else:
             place.keep_alive = keep_alive
             self._wait(place, answer)  # type: ignore[arg-type]  # what is no bytes waits
         # What OpenSSL holds already would wake nobody.
         if place.encrypted and self.holds(place) and sock.pending():  # type: ignore[attr-defined]  # encrypted: an SSLSocket
-            self._let_go(place)
             place.waiting = self._waits_no_more(place)
-            self._resume(place)
+            self._goes_on(place)
+
+    def _pause(self, place: Place, pause_s: float) -> None:
+        """Do not hear a peer that was told to come back later: one that asks again at once would cost what serving it costs."""
+        self._epoll.modify(place.sock.fileno(), 0)
+        place.paused = True
+        place.until_s = self._now_s + pause_s
+        self._remind(place)
+
+    def _hear(self, place: Place) -> None:
+        place.paused = False
+        place.until_s = trio.current_time() + self._idle_s
+        self._remind(place)
+        self._epoll.modify(place.sock.fileno(), _EVENTS)
 
     def _says_more(self, place: Place) -> None:
         """Something came from one that waits."""
@@ -266,9 +287,8 @@ class Lot:
         if gone:
             self._cancel(place)
             return
-        self._let_go(place)
         place.waiting = self._waits_no_more(place)
-        self._resume(place)
+        self._goes_on(place)
 
     def _failed(self, place: Place) -> None:
         """Answer what failed, if that can be done; otherwise it ends."""
@@ -289,7 +309,9 @@ class Lot:
                     self._remind(place)
                     continue
                 with contained("http.lot", peer=place.peer):
-                    if place.waiting is not None:
+                    if place.paused:
+                        self._hear(place)
+                    elif place.waiting is not None:
                         self.answer(place, place.waiting.expire())
                     else:
                         self._close(place)
@@ -300,6 +322,12 @@ class Lot:
         if place.until_s < math.inf and (second := math.floor(place.until_s / TICK_S)) < place.due:
             place.due = max(second, math.floor(trio.current_time() / TICK_S))
             self._due.setdefault(place.due, []).append(place)
+
+    def _goes_on(self, place: Place) -> None:
+        """Have it go on as a task."""
+        self._let_go(place)
+        self._resumed += 1
+        self._resume(place)
 
     def _let_go(self, place: Place) -> None:
         self._epoll.unregister(place.sock.fileno())

@@ -16,12 +16,14 @@ from dfud_http.parse import HttpRequest, RequestReader
 HEADS_MAX = 4096  # one a chunk of a package that is being fetched, and a few for everything else
 HEAD_MAX_BYTES = 1024
 REPLIES_MAX = 256
+PAUSE_MAX_S = 5.0
 _AUTHORIZATION = b"uthorization: "
 _VALUE = bytes(range(0x20, 0x7F))
 # With these, where the body ends is not said by the head alone, or more than one answer is due.
 _NOT_ALIKE = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 
-Found = tuple[bytes | Waiting, bool]  # the answer, or what it waits for; whether the connection stays
+# The answer, or what it waits for; whether the connection stays; and for how long what it says next can wait.
+Found = tuple[bytes | Waiting, bool, float]
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -50,9 +52,9 @@ class Quick:
         if alike and (head := self._heads.get(data[:start] + data[end:stop])) is not None:
             value, body = data[start:end], data[stop + 4 :]
             if len(body) == head.length and not value.translate(None, _VALUE):
-                answer = self._ask(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
-                if answer is not None:
-                    return answer, head.keep_alive
+                found = self._ask(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
+                if found is not None:
+                    return found
         reader = RequestReader(self._config)
         reader.feed(data)
         if len(reader.requests) != 1 or reader.mid_request or reader.fault is not None:
@@ -61,14 +63,14 @@ class Quick:
         asked = understand(request)
         if isinstance(asked, Plain):
             plain = encode_plain(asked.status, asked.message, keep_alive=request.keep_alive, headers=asked.headers)
-            return plain, request.keep_alive
+            return plain, request.keep_alive, 0.0
         value = request.headers.get(b"authorization", b"")
-        answer = self._ask(asked, value, request.body, peer, certificate, encrypted, request.keep_alive)
-        if answer is None:
+        found = self._ask(asked, value, request.body, peer, certificate, encrypted, request.keep_alive)
+        if found is None:
             return reader
         if alike and value == data[start:end] and stop + 4 + len(request.body) == len(data):
             self._remember(data[:start], data[end:stop], request, asked)
-        return answer, request.keep_alive
+        return found
 
     def _remember(self, before: bytes, after: bytes, request: HttpRequest, asked: Publish | Fetch) -> None:
         if len(before) + len(after) > HEAD_MAX_BYTES or not _NOT_ALIKE.isdisjoint(request.headers):
@@ -88,19 +90,20 @@ class Quick:
         certificate: bytes,
         encrypted: bool,
         keep_alive: bool,
-    ) -> bytes | Waiting | None:
-        """Return the answer, or None: the endpoint has to be waited for."""
+    ) -> Found | None:
+        """Return what becomes of it, or None: the endpoint has to be waited for."""
         if isinstance(asked, Publish):
             if asked.content_type and not is_acceptable(asked.channel, asked.content_type, body):
-                return encode_plain(406, keep_alive=keep_alive)
+                return encode_plain(406, keep_alive=keep_alive), keep_alive, 0.0
             found = self._endpoint.quick(asked.of(peer, authorization, certificate, body, encrypted=encrypted))
             if type(found) is Reply:
-                return self._encode(found) if keep_alive else encode_reply(found, keep_alive)
-            return found  # type: ignore[return-value]  # the type of a Reply is Reply: it cannot be derived from
+                answer = self._encode(found) if keep_alive else encode_reply(found, keep_alive)
+                return answer, keep_alive, min(found.retry_after_s, PAUSE_MAX_S)
+            return (found, keep_alive, 0.0) if found is not None else None  # type: ignore[return-value]  # it waits
         chunks = self._endpoint.quick_chunks(
             peer, credentials(asked, authorization, certificate), asked.package, asked.first, asked.last
         )
-        return encode_fetched(chunks, asked, keep_alive) if chunks is not None else None
+        return (encode_fetched(chunks, asked, keep_alive), keep_alive, 0.0) if chunks is not None else None
 
     def _encode(self, reply: Reply) -> bytes:
         kept = self._encoded.get(id(reply))

@@ -29,7 +29,7 @@ from dfud_postgres.connection import Connection
 from dfud_postgres.directory import DirectoryPlace
 from dfud_postgres.errors import Lost, told
 from dfud_postgres.housekeeping import drop_some, prune
-from dfud_postgres.leading import Leading
+from dfud_postgres.leading import SILENT_S, Leading
 from dfud_postgres.limits import Limits
 from dfud_postgres.listening import Listener
 from dfud_postgres.notices import CHANNEL, Notices
@@ -108,7 +108,7 @@ class PostgresStore(ReadingStore):
         writer = Writer(
             partial(Connection.open, self._config, "dfud write"), self._limits, self._origin, PATIENCE_S, blobs.remove
         )
-        self._leading = Leading(partial(Connection.open, self._config, "dfud lead"))
+        self._leading = Leading(partial(Connection.open, self._config, "dfud lead", SILENT_S))
         self._listener = Listener(partial(Connection.open, self._config, "dfud listen"), self._origin)
         keeping = trio.CancelScope(shield=True)  # what was accepted is written, whoever cancels this
         try:

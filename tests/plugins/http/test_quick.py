@@ -75,7 +75,7 @@ def outcome(endpoint: FakeEndpoint, found: object) -> object:
     if isinstance(found, RequestReader):
         return [(r.method, r.target, r.headers, r.body, r.keep_alive) for r in found.requests], found.fault, found.mid_request
     assert isinstance(found, tuple)
-    answer, keep_alive = found
+    answer, keep_alive, _ = found
     waits = isinstance(answer, Waiting)
     return keep_alive, "waits" if waits else answer, endpoint.requests[-1] if endpoint.requests else None
 
@@ -207,3 +207,23 @@ async def test_an_answer_is_one_write_and_so_is_being_told() -> None:
         assert len(writing.sent) == 3 and theirs.recv(1 << 16) == writing.sent[-1]
         nursery.cancel_scope.cancel()
     theirs.close()
+
+
+async def test_who_is_told_to_come_back_later_is_not_heard_before(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    served = await serve(nursery)
+    served.endpoint.quickly = True
+    served.endpoint.answers["dfu"] = Reply(Code.AWAY, error="ServiceUnavailable", message="later", retry_after_s=3)
+    stream = await served.connect()
+    heard_s = []
+    for _ in range(3):
+        await stream.send_all(post())
+        head, _ = await read_answer(stream)
+        assert head.startswith(b"HTTP/1.1 503") and b"retry-after: 3" in head
+        heard_s.append(trio.current_time())
+    assert heard_s[1] - heard_s[0] >= 3 and heard_s[2] - heard_s[1] >= 3
+    assert not served.transport._connections
+    await stream.aclose()
+    await wait_for(lambda: served.transport._open == 0)
+    nursery.cancel_scope.cancel()

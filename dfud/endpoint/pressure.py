@@ -1,0 +1,149 @@
+"""How much is worked on at a time, and who is told to come back because it would be late. Oldest first.
+
+Every request passes through trio's loop several times, and what is not read yet waits for it, too. So as many are worked on as keep
+the loop from being late, which is measured, but only while enough is under way for it to matter. Others wait for their turn; and
+where their turn would come too late, at the rate of the last moments, they are told at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from dfud.api import Reply
+from dfud.endpoint.replies import AWAY
+
+LAG_S = 0.1  # how late the loop may be
+BUSY = 64  # under way; with fewer, whatever makes the loop late is not that there are too many
+AT_FIRST = 256
+EVERY_S = 0.02
+GROWS, SHRINKS = 1.25, 0.5  # at a measurement
+RATE_AT_FIRST = 500.0  # a second, until it was measured
+RATE_OVER_S = 0.5
+
+
+class _Waiter:
+    __slots__ = ("event", "has_turn", "since_s")
+
+    def __init__(self, since_s: float) -> None:
+        self.event = trio.Event()
+        self.has_turn = False
+        self.since_s = since_s
+
+
+class Pressure:
+    """at_once: how many are worked on at most; late_s: how long one may wait for its turn; away_s: the longest Retry-After.
+
+    clock: one that only moves forward. Turns are limited only while `watch()` runs.
+    """
+
+    def __init__(self, at_once: int, late_s: float, away_s: int, clock: Callable[[], float]) -> None:
+        self._at_once = at_once
+        self._late_s = late_s
+        self._away_s = away_s
+        self._clock = clock
+        self.limit = min(at_once, AT_FIRST)
+        self.under_way = 0
+        self.turned_away = 0
+        self._waiting: OrderedDict[_Waiter, None] = OrderedDict()
+        self._busy = trio.Event()
+        self._most = 0  # under way, since the last measurement
+        self._rate = RATE_AT_FIRST
+        self._done = 0
+        self._measured_s = 0.0
+        self._last_away_s = float("-inf")
+        self._away = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether what comes now would have its turn too late."""
+        return self.under_way >= self.limit and len(self._waiting) >= self._rate * self._late_s
+
+    async def turn(self) -> bool:
+        """Wait for a turn and return True, `end()` is due then; or False: it would be late."""
+        if not self._waiting and self.under_way < self.limit:
+            self._begin()
+            return True
+        if self.full:
+            return False
+        waiter = _Waiter(self._clock())
+        self._waiting[waiter] = None
+        self._busy.set()
+        try:
+            await waiter.event.wait()
+        except BaseException:
+            self._waiting.pop(waiter, None)
+            raise
+        return waiter.has_turn
+
+    def _begin(self) -> None:
+        self.under_way += 1
+        self._most = max(self._most, self.under_way)
+        if self.under_way >= BUSY:
+            self._busy.set()
+
+    def end(self) -> None:
+        self.under_way -= 1
+        self._done += 1
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        late_s = self._clock() - self._late_s
+        while self._waiting:
+            waiter = next(iter(self._waiting))
+            if waiter.since_s > late_s:
+                if self.under_way >= self.limit:
+                    return
+                waiter.has_turn = True
+                self._begin()
+            self._waiting.popitem(last=False)
+            waiter.event.set()
+
+    def away(self) -> Reply:
+        """Return the answer to one that has no turn. All of them come back within the time that it takes to serve them twice, each at
+        a time of its own."""
+        now_s = self._clock()
+        if now_s - self._last_away_s > self._away_s:
+            self._away = 0
+        self._last_away_s = now_s
+        self._away += 1
+        self.turned_away += 1
+        longest_s = min(self._away_s, 2 + int(2 * self._away / self._rate))
+        return msgspec.structs.replace(AWAY, retry_after_s=random.randint(1, longest_s))  # noqa: S311 - not a secret
+
+    def measured(self, lag_s: float, over_s: float) -> None:
+        """The loop was so late, within the last `over_s`."""
+        if lag_s > LAG_S and self._most >= BUSY:
+            self.limit = max(min(BUSY, self._at_once), int(self.limit * max(SHRINKS, LAG_S / lag_s)))
+        elif lag_s < LAG_S / 2 and self._waiting:
+            self.limit = min(self._at_once, int(self.limit * GROWS) + 1)
+        elif self._most < self.limit // 4 and self.limit > AT_FIRST:
+            self.limit = max(AT_FIRST, int(self.limit / GROWS))
+        self._most = self.under_way
+        if self._waiting:
+            self._measured_s += over_s
+            if self._measured_s >= RATE_OVER_S:
+                self._rate = max(1.0, (self._rate + self._done / self._measured_s) / 2)
+                self._done, self._measured_s = 0, 0.0
+        else:
+            self._done, self._measured_s = 0, 0.0
+        self._hand_on()
+
+    async def watch(self) -> None:
+        """Measure, until cancelled."""
+        while True:
+            if self.under_way < BUSY and not self._waiting:
+                self._busy = trio.Event()
+                await self._busy.wait()
+            before_s = trio.current_time()
+            await trio.sleep(EVERY_S)
+            took_s = trio.current_time() - before_s
+            self.measured(took_s - EVERY_S, took_s)

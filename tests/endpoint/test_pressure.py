@@ -1,0 +1,208 @@
+"""Too much at a time: what can be done is done, oldest first, and the others hear it before they have waited. Virtual time."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from dfud_http.lot import RESUMED_AT_ONCE
+
+from dfud.api import Code, Credentials, Reply, Request
+from dfud.endpoint.pressure import AT_FIRST, BUSY, LAG_S, Pressure
+from dfud.endpoint.returning import QUIET_S, WAITS_S, Returned, Returning
+from tests.endpoint.world import a_status, basic, start_world
+
+WORK_S = 0.001  # what one request keeps everybody waiting for
+TURN_AWAY_S = 0.00005
+LATE_S = 1.0
+
+
+class Offered:
+    """Requests that come at a rate, whatever becomes of them; working on one stands everything still for WORK_S."""
+
+    def __init__(self, pressure: Pressure, clock: trio.testing.MockClock) -> None:
+        self.pressure = pressure
+        self.clock = clock
+        self.begun = 0
+        self.done: list[int] = []  # in which order, of those that were begun
+        self.waited_s: list[float] = []
+        self.away_after_s: list[float] = []
+        self.most_waiting = 0
+
+    async def one(self, number: int, came_s: float) -> None:
+        if not await self.pressure.turn():
+            self.pressure.away()
+            self.away_after_s.append(trio.current_time() - came_s)
+            return
+        try:
+            await trio.lowlevel.checkpoint()
+            self.clock.jump(WORK_S)
+            await trio.lowlevel.checkpoint()
+        finally:
+            self.pressure.end()
+        self.done.append(number)
+        self.waited_s.append(trio.current_time() - came_s)
+
+    async def run(self, rate: float, lasts_s: float) -> None:
+        """As a transport does it: whatever has come is looked at in one turn, and refused without a task where it would be late."""
+        begin_s = trio.current_time()
+        number = 0
+        async with trio.open_nursery() as nursery:
+            while trio.current_time() < begin_s + lasts_s:
+                begun = 0
+                while begun < RESUMED_AT_ONCE and (came_s := begin_s + number / rate) <= trio.current_time():
+                    if self.pressure.full:
+                        self.pressure.away()
+                        self.clock.jump(TURN_AWAY_S)
+                        self.away_after_s.append(trio.current_time() - came_s)
+                    else:
+                        nursery.start_soon(self.one, self.begun, came_s)
+                        self.begun += 1
+                        begun += 1
+                    number += 1
+                self.most_waiting = max(self.most_waiting, self.pressure.waiting)
+                if self.pressure.waiting or self.pressure.under_way:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.sleep_until(begin_s + number / rate)
+
+
+async def offered(rate: float, lasts_s: float, clock: trio.testing.MockClock) -> Offered:
+    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+    load = Offered(pressure, clock)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pressure.watch)
+        await load.run(rate, lasts_s)
+        nursery.cancel_scope.cancel()
+    return load
+
+
+@pytest.mark.parametrize("times", [3, 6])
+async def test_as_much_is_done_as_can_be_and_nobody_waits_for_long(times: int, autojump_clock: trio.testing.MockClock) -> None:
+    lasts_s = 10.0
+    load = await offered(times / WORK_S, lasts_s, autojump_clock)
+    lost = TURN_AWAY_S / WORK_S * (times - 1)  # turning away costs, too
+    assert len(load.done) > (0.9 - lost) * lasts_s / WORK_S
+    assert max(load.waited_s) < 4 * LATE_S and max(load.away_after_s) < 4 * LATE_S
+    assert statistics.median(load.waited_s) < 1.5 * LATE_S
+    assert statistics.median(load.away_after_s) < LATE_S / 4, "most hear it at once"
+    assert load.most_waiting < 2 * LATE_S / WORK_S
+
+
+async def test_the_oldest_is_served_first(autojump_clock: trio.testing.MockClock) -> None:
+    load = await offered(3 / WORK_S, 2.0, autojump_clock)
+    # Of those that begin in one turn of the loop trio chooses the order.
+    chance = 2 * (AT_FIRST + RESUMED_AT_ONCE)
+    overtaken, latest = [], 0
+    for number in load.done:
+        latest = max(latest, number)
+        overtaken += [number] if number < latest - chance else []
+    assert len(load.done) > 1500 and not overtaken
+
+
+async def test_below_what_can_be_done_nobody_is_turned_away(autojump_clock: trio.testing.MockClock) -> None:
+    load = await offered(0.8 / WORK_S, 5.0, autojump_clock)
+    assert not load.pressure.turned_away and len(load.done) > 3900
+
+
+async def test_who_waits_for_something_else_keeps_nobody_from_their_turn(autojump_clock: trio.testing.MockClock) -> None:
+    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+
+    async def slow() -> None:
+        assert await pressure.turn()
+        await trio.sleep(600)
+        pressure.end()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pressure.watch)
+        for _ in range(2 * AT_FIRST):
+            nursery.start_soon(slow)
+        await trio.sleep(LATE_S / 2)
+        assert pressure.under_way == 2 * AT_FIRST, "the loop is not late, so more may be under way"
+        assert await pressure.turn()
+        pressure.end()
+        assert not pressure.turned_away
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_loop_that_is_late_for_another_reason_lowers_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+    pressure.measured(10 * LAG_S, 10 * LAG_S)
+    assert pressure.limit == AT_FIRST
+    for _ in range(BUSY):
+        assert await pressure.turn()
+    pressure.measured(10 * LAG_S, 10 * LAG_S)
+    assert pressure.limit < AT_FIRST
+
+
+async def test_one_that_goes_while_it_waits_leaves_its_place_to_the_next(autojump_clock: trio.testing.MockClock) -> None:
+    pressure = Pressure(16, LATE_S, 30, trio.current_time)
+    for _ in range(16):
+        assert await pressure.turn()
+    had: list[str] = []
+
+    async def wait(name: str) -> None:
+        if await pressure.turn():
+            had.append(name)
+
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(0.1):
+            await wait("gone")
+        nursery.start_soon(wait, "next")
+        await trio.testing.wait_all_tasks_blocked()
+        assert pressure.waiting == 1
+        pressure.end()
+    assert had == ["next"] and not pressure.waiting and pressure.under_way == 16
+
+
+async def test_retry_after_is_as_long_as_it_takes_and_differs(autojump_clock: trio.testing.MockClock) -> None:
+    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+    few = [pressure.away().retry_after_s for _ in range(20)]
+    assert max(few) <= 2
+    many = [pressure.away().retry_after_s for _ in range(20_000)]
+    assert set(many[-1000:]) == set(range(1, 31)), "never beyond away_s"
+    await trio.sleep(31)
+    assert pressure.away().retry_after_s <= 2, "that is over"
+    assert pressure.turned_away == 20_021
+
+
+async def test_what_is_in_memory_is_answered_however_much_comes(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world = await start_world(nursery, tmp_path)
+    for name in ("known", "new"):
+        await world.put(name, {"authentication": {"credentials": [{"pass": "pw"}]}})
+
+    def request(name: str) -> Request:
+        return Request("http", "127.0.0.1", Credentials(basic(f"{name}@app1:pw")), "dfu", a_status())
+
+    assert isinstance(await world.endpoint.post(request("known")), Reply)
+    pressure = world.endpoint.pressure
+    pressure.limit, pressure._late_s = 0, 0.0
+    found = {name: world.endpoint.quick(request(name)) for name in ("known", "new")}
+    assert isinstance(found["known"], Reply) and found["known"].code is Code.COMMAND
+    refused = found["new"]
+    assert isinstance(refused, Reply) and refused.code is Code.AWAY and refused.retry_after_s >= 1
+    assert pressure.turned_away == 1
+    nursery.cancel_scope.cancel()
+
+
+# How a fleet comes back
+
+
+def test_a_fleet_is_back_when_nobody_is_new_or_turned_away_any_longer() -> None:
+    returning = Returning(100.0)
+    seen = [(0, 0), (4000, 100), (8000, 2500), (9990, 2500), (10_000, 2500)]
+    told = [returning.look(*what, 101.0 + second) for second, what in enumerate(seen)]
+    for second in range(4, 30):
+        told.append(returning.look(10_000 + second, 2500, 101.0 + second))
+    assert [t for t in told if t is not None] == [Returned(10_000 + 13, 2500, 4.0)]
+    assert returning.over
+
+
+def test_of_a_few_devices_and_of_nobody_nothing_is_told() -> None:
+    for devices in (0, 5):
+        returning = Returning(0.0)
+        assert all(returning.look(devices, 0, float(s)) is None for s in range(int(WAITS_S + QUIET_S) + 2))
+        assert returning.over
