@@ -49,7 +49,7 @@ demo-rollout: setup bootloader
 test: export PYTHONDONTWRITEBYTECODE :=
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
-	$(BIN)/mypy
+	$(BIN)/python -m tests.prepare & prepared=$$!; $(BIN)/mypy && wait $$prepared
 	$(BIN)/pytest -n $(WORKERS) $(if $(TESTS),-m "$(TESTS)")
 
 exhaustive: setup bootloader

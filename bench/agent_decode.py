@@ -8,7 +8,7 @@ import time
 
 sys.path.insert(0, sys.argv[1])
 from dfu.mapped import Mapped, table_of
-from dfu.pack import chunk_head
+from dfu.chunk import chunk_head
 from dfu.zstd import PAGE, Decoder
 
 with open(sys.argv[2], "rb") as file:

@@ -1,4 +1,4 @@
-"""What the store costs on SQLite and on PostgreSQL, with one to three processes: registering, reading, group updates, reports.
+"""What several dfud on PostgreSQL cost beside one on the local store: the store by itself, then whole processes (cluster_devices.py).
 
 make bench-cluster [DEVICES=10000 SECONDS=5]. It starts a PostgreSQL of its own (fsync on) in a temporary directory.
 """
@@ -11,6 +11,7 @@ import resource
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import trio
 from dfud_local.store import LocalStore
 from dfud_postgres.store import PostgresStore
 
+from bench import cluster_devices
 from dfud.api import (
     Actual,
     Bus,
@@ -155,37 +157,58 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--devices", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--processes", type=int, nargs="*", default=[0, 1, 2, 3], help="0: one on the local store")
+    parser.add_argument("--store", action=argparse.BooleanOptionalAction, default=True, help="the store by itself, too")
     given = parser.parse_args()
-    print(f"{given.devices} devices; CPU is dfud's own; {psutil.cpu_count()} cores")
-    with tempfile.TemporaryDirectory() as directory, running("fsync = on\nfull_page_writes = on\nautovacuum = on") as server:
-        trio.run(one, "local", LocalStore(Path(directory) / "state"), given.devices, given.seconds)
-        config = config_for(Path(directory), str(server.directory))
-        trio.run(one, "postgres", PostgresStore(config), given.devices, given.seconds)
-        for number in (1, 2, 3):
-            out: Any = multiprocessing.get_context("spawn").Queue()
-            share = given.devices // number
-            context = multiprocessing.get_context("spawn")
-            before = server_cpu_s(server)
-            started = [
-                context.Process(
-                    target=process,
-                    args=(str(server.directory), directory, n * share, (n + 1) * share, given.seconds, out),
-                )
-                for n in range(number)
-            ]
-            for p in started:
-                p.start()
-            found = [out.get() for _ in started]
-            spent = server_cpu_s(server) - before
-            for p in started:
-                p.join()
-            done = sum(d for d, _, _ in found)
-            rate, cpu = sum(d / t for d, t, _ in found), sum(c for _, _, c in found)
-            print(
-                f"{number} process{'es' if number > 1 else '  '} | reports {rate:6.0f}/s in all, {cpu / done * 1e6:4.0f} us CPU each "
-                f"in dfud, about {spent / done * 1e6:4.0f} us in PostgreSQL",
-                flush=True,
+    cores, load = psutil.cpu_count(), psutil.getloadavg()[0]
+    print(f"{given.devices} devices; {cores} cores, load {load:.1f} when it began; PostgreSQL with fsync on this machine")
+    settings = "fsync = on\nfull_page_writes = on\nautovacuum = on\nshared_buffers = 256MB"
+    # On a real disk: what a commit costs is mostly its sync.
+    with tempfile.TemporaryDirectory(prefix="dfud-bench-") as directory, running(settings, _open_to_all(Path(directory))) as server:
+        if given.store:
+            of_the_store(Path(directory), server, given.devices, given.seconds)
+        for number in given.processes:
+            name = f"{number} on postgres" if number else "one on local"
+            used = partial(server_cpu_s, server) if number else (lambda: 0.0)
+            found = cluster_devices.measure(Path(directory) / f"several{number}", server, used, given.devices, number)
+            cluster_devices.show(name, found)
+
+
+def _open_to_all(directory: Path) -> Path:
+    """Return a directory in there that the server's own user may enter."""
+    directory.chmod(0o755)
+    return directory / "postgres"
+
+
+def of_the_store(directory: Path, server: Server, devices: int, seconds: float) -> None:
+    """Measure the store by itself: one process on either, then one to three on PostgreSQL."""
+    trio.run(one, "local", LocalStore(directory / "state"), devices, seconds)
+    config = config_for(directory, str(server.directory))
+    trio.run(one, "postgres", PostgresStore(config), devices, seconds)
+    for number in (1, 2, 3):
+        out: Any = multiprocessing.get_context("spawn").Queue()
+        share = devices // number
+        context = multiprocessing.get_context("spawn")
+        before = server_cpu_s(server)
+        started = [
+            context.Process(
+                target=process, args=(str(server.directory), str(directory), n * share, (n + 1) * share, seconds, out)
             )
+            for n in range(number)
+        ]
+        for p in started:
+            p.start()
+        found = [out.get() for _ in started]
+        spent = server_cpu_s(server) - before
+        for p in started:
+            p.join()
+        done = sum(d for d, _, _ in found)
+        rate, cpu = sum(d / t for d, t, _ in found), sum(c for _, _, c in found)
+        print(
+            f"{number} process{'es' if number > 1 else '  '} | reports {rate:6.0f}/s in all, {cpu / done * 1e6:4.0f} us CPU each "
+            f"in dfud, about {spent / done * 1e6:4.0f} us in PostgreSQL",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

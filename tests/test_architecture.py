@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_imports_point_one_way() -> None:
     assert wrong == []
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     found = {}
     for path in sorted((ROOT / "dfud").rglob("*.py")):

@@ -87,7 +87,6 @@ def test_a_kill_ends_it_before_wait_returns_and_its_time_is_counted(tmp_path: Pa
 @pytest.mark.parametrize(
     "asked",
     [
-        {"env": {"PYTHONOPTIMIZE": "1"}},
         {"pass_fds": (2,)},
         {"preexec_fn": os.getpid},
         {"shell": True},
@@ -102,6 +101,25 @@ def test_what_a_fork_cannot_give_starts_an_interpreter(asked: dict[str, Any], mo
     with subprocess.Popen([*FORKED, "--version"], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, **asked) as process:
         process.wait()
     assert forked == []
+
+
+def test_what_an_interpreter_reads_at_its_start_is_as_it_was_asked_for() -> None:
+    for optimized in ("1", ""):
+        environment = {**os.environ, "PYTHONOPTIMIZE": optimized}
+        with subprocess.Popen([*FORKED, "login", "-"], env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            settled = warm._settled({os.fsencode(name): os.fsencode(value) for name, value in environment.items()})
+            assert (b"PYTHONOPTIMIZE", optimized.encode()) in settled and ("dfud.cli", settled) in warm._servers
+            process.kill()
+
+
+def test_a_module_that_is_run_forks_its_programs_in_turn(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(
+        "import subprocess, sys\nprint(__name__, sys.argv[1:])\n"
+        "print(type(subprocess.Popen([sys.executable, '-m', 'dfud.cli', '--version'], stdout=subprocess.PIPE)).__module__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{warm.ROOT}", "PYTHONWARNINGS": ""}
+    run = subprocess.run(warm.module("parent", "a", "b"), env=environment, capture_output=True, text=True)
+    assert run.stdout.split("\n")[:2] == ["__main__ ['a', 'b']", "__main__"], run
 
 
 def test_other_programs_are_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@
 (warm_server.py). It is a process and a child of its own as ever: same entry point, arguments, environment, directory, files,
 signals and exit code. Other programs, and whatever asks for something that a fork cannot give, are started as usual.
 `pytest --cold` starts everything as usual.
+
+`python -m tests.warm MODULE ARGUMENT...` runs a module as `python -m` does, and what it starts in this way.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import atexit
 import ctypes
 import os
 import pickle
+import runpy
+import shlex
 import socket
 import struct
 import subprocess
@@ -21,38 +25,48 @@ from pathlib import Path
 from typing import Any
 
 # What each of them imports. All plugins, since a file that is edited during a run must not meet modules of before.
-PLUGINS = ("dfud_http", "dfud_local", "dfud_coap", "dfud_drogue", "dfud_hawkbit")
+PLUGINS = ("dfud_http", "dfud_local", "dfud_coap", "dfud_drogue", "dfud_hawkbit", "dfud_postgres.store")
+CLIENT = ("httpx", "httpcore", "certifi", "trio", "anyio._backends._trio")  # what httpx imports with its first request
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "dfud.cli": ("dfud.cli.main",),
+    "dfud.cli": ("dfud.cli.main", *CLIENT),
     "dfud.daemon": ("dfud.daemon.main", "dfud.daemon.init", "dfud.daemon.logs", "dfud.daemon.service", *PLUGINS),
     "dfud.package.worker": ("dfud.package.worker",),
     "esptool": ("esptool",),
 }
+ROOT = Path(__file__).parents[1]
 SERVER = Path(__file__).with_name("warm_server.py")
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 SETTLED = ("PYTHON", "LC_", "LANG", "LD_", "TZ", "MALLOC_", "OPENBLAS_", "OMP_", "OPENSSL_", "SSLKEYLOGFILE")  # read before the fork
 
 _cold = subprocess.Popen
-_servers: dict[str, socket.socket] = {}
-_began: dict[str, dict[bytes, bytes]] = {}  # what each of them has read of the environment
+Settled = frozenset[tuple[bytes, bytes]]  # what an interpreter reads of the environment once and for all
+_servers: dict[tuple[str, Settled], socket.socket] = {}
 _lock = threading.Lock()
 
 
-def _settled(environment: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    return {name: value for name, value in environment.items() if name.startswith(tuple(map(os.fsencode, SETTLED)))}
+def _settled(environment: dict[bytes, bytes]) -> Settled:
+    return frozenset(one for one in environment.items() if one[0].startswith(tuple(map(os.fsencode, SETTLED))))
 
 
-def _server(program: str) -> socket.socket:
-    """Return the connection to the process that forks the program; start it if there is none."""
-    if program not in _servers:
+def _server(program: str, environment: dict[bytes, bytes]) -> socket.socket:
+    """Return the connection to the process that forks the program in such an environment; start it if there is none."""
+    key = (program, _settled(environment))
+    if key not in _servers:
         ours, theirs = socket.socketpair()
         command = [sys.executable, str(SERVER), str(theirs.fileno()), *PROGRAMS[program]]
-        process = _cold(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        ours_too = set(os.environb.items()) - _settled(dict(os.environb))
+        process = _cold(
+            command,
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=dict([*ours_too, *key[1]]),
+            cwd=ROOT,
+        )
         theirs.close()
-        _servers[program] = ours
-        _began[program] = _settled(dict(os.environb))
+        _servers[key] = ours
         atexit.register(_end, process, ours)
-    return _servers[program]
+    return _servers[key]
 
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
@@ -70,7 +84,7 @@ def fork(request: dict[str, Any], files: list[int]) -> int:
     """Have a program forked; return the number of the process, a child of this one."""
     data = pickle.dumps(request)
     with _lock:
-        server = _server(request["program"])
+        server = _server(request["program"], request["environment"])
         _adopt(True)
         try:
             socket.send_fds(server, [struct.pack("<I", len(data))], files)
@@ -119,8 +133,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         given = os.environb if asked["env"] is None else asked["env"]
         environment = {os.fsencode(name): os.fsencode(value) for name, value in given.items()}
         cwd = os.fspath(asked["cwd"] or os.getcwd())
-        # A test may have changed this process's own environment since the server of the program began.
-        if _settled(environment) != _began.get(args[2], _settled(dict(os.environb))) or not os.path.isdir(cwd):
+        if not os.path.isdir(cwd):
             return None
         return {
             "program": args[2],
@@ -138,3 +151,22 @@ def install() -> None:
 
 def remove() -> None:
     subprocess.Popen = _cold  # type: ignore[misc]
+
+
+def module(*arguments: str) -> list[str]:
+    """Return a command that runs `python -m` of these arguments; what that starts in turn is forked, if it is here."""
+    return [sys.executable, "-m", *(("tests.warm",) if subprocess.Popen is Popen else ()), *arguments]
+
+
+def typed(line: str) -> list[str]:
+    """Return the command for a line that a user types: a plain dfuctl is forked, and what takes a shell gets one."""
+    words = shlex.split(line)
+    if words[0] != "dfuctl" or set(line) & set("|&;<>()$`\\*?[#~\n"):
+        return ["sh", "-c", line]
+    return [sys.executable, "-m", "dfud.cli", *words[1:]]
+
+
+if __name__ == "__main__":
+    install()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import struct
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,14 +39,12 @@ LEFT = "old, since the new one was never confirmed"
 BLIND = "the agent was told that the state cannot be read"
 
 
-def _agent() -> ModuleType:
-    """Return the agent's own code for what stands in flash, as plain Python."""
-    path = Path(__file__).parents[2] / "devicefw" / "dfu" / "flash.py"
-    spec = importlib.util.spec_from_file_location("dfu_flash", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _agent(name: str) -> ModuleType:
+    """Return a module of the agent's own, of those for what stands in flash, as plain Python: without its package's beginning."""
+    package = ModuleType("dfu")
+    package.__path__ = [str(Path(__file__).parents[2] / "devicefw" / "dfu")]
+    sys.modules.setdefault("dfu", package)
+    return importlib.import_module(f"dfu.{name}")
 
 
 class _Part:
@@ -64,12 +63,12 @@ class _Part:
         self._flash.erase(self._at + block * SECTOR)
 
 
-AGENT = _agent()
+AGENT, AGENT_STATE = _agent("records"), _agent("state")
 
 
 def agent_state(flash: Flash) -> Any:
     """Return the agent's view of the state log; its append() does the agent's flash operations."""
-    return AGENT.State(_Part(flash, STATE_AT))
+    return AGENT_STATE.State(_Part(flash, STATE_AT))
 
 
 def _logs(flash: Flash, *, states: int = 126, diagnostics: int = 7, **values: int) -> None:

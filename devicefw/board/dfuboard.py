@@ -81,7 +81,7 @@ async def main():
         await __import__("main").main()
     elif not await run(running):
         print("dfu: no application")
-        while running.trial and not running.heard:
+        while running.trial and running.serves != 2:
             await asyncio.sleep(1)
         # Nobody else says that this MicroPython works: it has reached the server.
         running.confirm()

@@ -16,7 +16,7 @@ docs/agent.md has the other keys of the configuration, and says which guard an a
 import asyncio
 
 from dfu.agent import CRASHED, Agent, fail
-from dfu.errors import forget
+from dfu.errors import clear, forget
 
 _agent = None
 _tasks = []
@@ -58,15 +58,21 @@ def confirm():
         _agent.confirm()
 
 
+def _arm(ms):
+    # Not in guard(), whose names live as long as the application: they would keep what is given back here.
+    if _agent is None:
+        from dfu.crash import arm
+
+        arm(ms)
+        forget("trial")
+        clear("crash", "records", "flash")
+
+
 def guard(function, start_s=120):
     """Call `function`, which imports the application, sets up what it needs and calls run(). What it raises becomes a crash that the
     server is told of: traceback, reset, retry, roll back. On trial it has so long to come to start(), or the watchdog resets."""
     try:
-        if _agent is None:
-            from dfu.crash import arm
-
-            arm(start_s * 1000)
-            forget("crash", "trial")
+        _arm(start_s * 1000)
         function()
     except KeyboardInterrupt:
         # Somebody at the console, such as mpremote: that is no hang, so nobody is to reset the chip under their hands.

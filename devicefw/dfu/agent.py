@@ -9,13 +9,14 @@ import gc
 import sys
 import time
 
-from dfu import flash
-from dfu.backoff import ANSWER, BEGUN, FIRST_MS, Backoff
-from dfu.errors import INTERNAL, Denied, Gone, UpdateError, forget
+from dfu.backoff import ANSWER, FIRST_MS, Backoff
+from dfu.errors import INTERNAL, Denied, Gone, UpdateError, clear, forget
 from dfu.pack import UINT32, field, pack, unpack
-from dfu.update import Update
+from dfu.state import TRIAL
 
 CRASHED = 1
+# What is loaded for an update only. Viper's code is not among it: it is not in the heap, and is given back by nothing but a reset.
+UPDATING = ("transfer", "update", "zstd", "mapped", "stage", "chunk", "manifest", "flash", "records")
 
 
 def fail(code, what, agent=None, app=False):
@@ -25,13 +26,14 @@ def fail(code, what, agent=None, app=False):
     import machine
 
     mark, slot, apps = 0xDF0C0000, None, agent.apps if agent is not None else None
-    if apps is not None and apps.entered and (apps.trial or app and not agent.trial):
+    # What is in the register says that the application was entered.
+    if apps is not None and machine.mem32[0x60008050] >> 16 == 0xDFA9 and (apps.trial or app and not agent.trial):
         mark, slot = 0xDFA90000, 2 + apps.slot
-        apps.decoder = None
+        apps.room = None
     try:
         if agent is not None:
             # Out of memory is one of the reasons to be here: give back what is ours before asking for any.
-            agent.buffer = agent.slots.decoder = agent.update = None
+            agent.buffer = agent.slots.room = agent.update = None
         gc.collect()
         from dfu.crash import keep
 
@@ -51,7 +53,7 @@ class Agent:
 
         self.config = config
         self.machine = machine
-        self.serves = self.heard = False
+        self.serves = False  # or 1 in its tasks, and 2 once the server has answered
         # Collecting early and often keeps the free heap in large pieces: an update needs some of 4 KB.
         gc.collect()
         gc.threshold(config.get("gc_threshold", 8192))
@@ -78,21 +80,21 @@ class Agent:
         from dfu.result import result
 
         self.result = result(self.slots)
-        forget("result", "manifest", "slots")
+        clear("result", "manifest", "slots")
         from dfu.starts import count
 
         self.starts = count(self.slots, self.result, machine.reset_cause() == machine.WDT_RESET)
-        forget("starts", "result")
-        self.trial = self.slots.state.phase == flash.TRIAL and self.slots.state.slot == self.slots.slot
+        clear("starts", "result", "records", "flash")
+        self.trial = self.slots.state.phase == TRIAL and self.slots.state.slot == self.slots.slot
         self.confirmed = asyncio.Event()
         if not self.trial:
             self.confirmed.set()
         self.apps = None
         if esp32.Partition.find(esp32.Partition.TYPE_DATA, 0x46):
-            from dfu.apps import begin
+            from dfu.apps import find
 
-            begin(self)
-            forget("apps", "manifest")
+            find(self)
+            clear("apps", "manifest", "records", "flash")
 
     # The image that runs
 
@@ -107,12 +109,8 @@ class Agent:
             from dfu.apps import confirm
 
             confirm(self)
-            forget("apps")
+            clear("apps")
         self.confirmed.set()
-
-    def on_trial(self):
-        """Say whether something that runs is on trial: then there is no update."""
-        return self.trial or self.apps is not None and self.apps.trial
 
     # Talking
 
@@ -121,7 +119,7 @@ class Agent:
         m = slots.manifest
         said = {
             0: 1,
-            1: m.version if m else config.get("version") or flash.app_version(slots.running) or "0",
+            1: m.version if m else config.get("version") or slots.app_version or "0",
             2: slots.digest,
             3: config["hardware"],
             4: 1 << 1 | 1 << 2 | 1 << 3,  # package kinds
@@ -134,7 +132,7 @@ class Agent:
             said[8] = self.update.progress()
         if self.result is not None:
             said[9] = self.result
-        reason = self._may_update()
+        reason = self.may_update()
         if reason is not None:
             said[10] = reason
         if config.get("attributes"):
@@ -149,7 +147,7 @@ class Agent:
             said[15] = self.apps.said
         return pack(said)
 
-    def _may_update(self):
+    def may_update(self):
         """Return what to say if there should be no update now: the application says so, or (key 2) one that failed is not long ago."""
         if self.update is None:
             left_ms = self.backoff.left_ms()
@@ -174,7 +172,8 @@ class Agent:
             self.enrolment = None
         result = self.result
         length = await self.transport.status(self.status(), wait_s, self.buffer)
-        self.heard = True
+        if self.serves:
+            self.serves = 2
         if result is not None and result is self.result:
             self.result = None
             apps = self.apps
@@ -182,12 +181,12 @@ class Agent:
                 from dfu.apps import told
 
                 told(apps)
-                forget("apps")
+                clear("apps")
             elif result[0] != 3 or self.slots.state.outcome == 7:
                 from dfu.result import told
 
                 told(self.slots)
-                forget("starts", "result", "manifest")
+                forget("starts", "result")
             if apps is not None:
                 self.result = apps.result
         if not length:
@@ -216,7 +215,13 @@ class Agent:
 
     async def turn(self, wait_s, most_s):
         """Ask once, do what the answer says. Return how long there is nothing to do, most_s at most if that is not 0; 0: ask at once;
-        None: it failed, and is counted."""
+        None: it failed, and is counted. Without an update under way, what only one needs is not loaded behind it."""
+        wait_s = await self._turn(wait_s, most_s)
+        if self.update is None:
+            clear(*UPDATING)
+        return wait_s
+
+    async def _turn(self, wait_s, most_s):
         failures = 1
         try:
             command, raw = await self._exchange(wait_s)
@@ -227,10 +232,10 @@ class Agent:
             return wait_s
         except UpdateError as error:
             print("dfu: update:", error.args[1])
-            self._failed(error.args[0], error.args[1])
+            self._failed(*error.args)
         except Gone as error:
             print("dfu:", error)
-            self._drop()
+            self.drop()
         except MemoryError as error:
             if self.update is not None:
                 self._failed(INTERNAL, "out of memory")
@@ -257,86 +262,32 @@ class Agent:
         kind, poll_s = command[0], field(command, 1, int, UINT32, 0, 60)
         wait_s = wait_s or min(max(1, poll_s), 86400)
         # 0 is wait, 1 sync, 2 update, 3 stop; numbers, for a name stays in RAM.
-        if kind == 2 and not self.on_trial():
-            if self.update is None or self.update.raw != raw:
-                self._drop(False)
-                left_ms = self.backoff.left_ms()
-                if left_ms:
-                    await asyncio.sleep_ms(min(left_ms, 60000))
-                    return 0
-                self._begin(command, raw)
-                command.clear()
-                self._progress()
-            elif self.update.written:
-                self.update.switch()
-                await self.close()
-                self.machine.reset()
-            await self._fetch()
-            return 0
+        if kind == 2 and not (self.trial or self.apps and self.apps.trial):
+            from dfu.transfer import serve
+
+            return await serve(self, command, raw)
         if kind == 3:
-            self._drop()
+            self.drop()
         if kind != 2 and self.update is not None:
             return min(wait_s, max(1, poll_s))
         if poll_s <= 5:
-            await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not self.on_trial() else 300)
+            await asyncio.sleep_ms(max(poll_s, 1) * 1000 if not (self.trial or self.apps and self.apps.trial) else 300)
             return 0
         left_ms = self.backoff.left_ms()
         return min(wait_s, left_ms // 1000 + 1) if left_ms else wait_s
 
-    def _begin(self, command, raw):
-        """Begin the update that a command asks for. Raises UpdateError; before it is judged nothing is written."""
-        self.tried = None
-        update = Update(command, raw, self.slots, self.config, self.buffer)
-        self.tried = update.manifest.sha256
-        if hasattr(self.transport, "rest"):
-            self.transport.rest()  # verifying a signature takes what there is
-        update.judge()
-        update.find()
-        if not update.resumed:
-            # Counted before the first byte, so that no way of ending is forgotten; only a confirmation takes it back.
-            self.backoff.failed(BEGUN)
-            self.backoff.hold()
-        self.update = update
-        update.begin()
-
-    async def _fetch(self):
-        """Fetch until the image is whole, telling the server now and then."""
-        update = self.update
-        since = 0
-        while update is not None and not update.written:
-            gc.collect()
-            await update.fetch(self.transport)
-            self.backoff.good(ANSWER)
-            self._progress()
-            since += 1
-            if since % 16 == 0 and self._may_update() is not None:
-                return
-
-    def _progress(self):
-        tell = self.config.get("progress")
-        if tell is not None and self.update is not None:
-            try:
-                tell(self.update.next, self.update.chunks)
-            except Exception as error:
-                print("dfu: progress:", error)
-
-    def _drop(self, whole=True):
+    def drop(self, whole=True):
         """Leave the update under way, and begin none for a while. whole: forget in flash, too, how far it came."""
         update, self.update = self.update, None
-        if update is None:
-            return
-        self.backoff.hold()
-        if whole:
-            try:
-                update.drop()
-            except OSError as error:
-                print("dfu: flash:", error)
+        if update is not None:
+            self.backoff.hold()
+            if whole:
+                try:
+                    update.drop()
+                except OSError as error:
+                    print("dfu: flash:", error)
 
     def _failed(self, code, text):
-        """Remember that an update cannot be done, for the next status: the one under way, or one that was refused."""
-        self._drop()
-        # Of a manifest that cannot be read nothing is known. The number is above all that dfu.starts gives.
-        from random import getrandbits
+        from dfu.transfer import failed
 
-        number = 1 << 29 | getrandbits(29)
-        self.result = {0: 3, 1: self.tried or bytes(32), 2: code, 3: text, 4: 0, 5: 0, 6: b"", 7: number}
+        failed(self, code, text)

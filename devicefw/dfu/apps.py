@@ -1,14 +1,16 @@
 """What the agent does about app banks at a start, and when an application is confirmed or its result was told. Not kept in RAM."""
 
-from dfu import flash
 from dfu.backoff import BEGUN
-from dfu.banks import CRASHED, TRIAL, choose, find, result, stored_digest
-from dfu.errors import forget
+from dfu import banks as rules
+from dfu import records
+from dfu.banks import CRASHED, TRIAL, choose, result, stored_digest
+from dfu.errors import clear
+from dfu.state import State
 
 STORE0, MARK = 0x60008050, 0xDFA90000  # RTC register and what is in it while an application runs: bootloader/FORMAT.md, "Banks"
 
 
-def begin(agent):
+def find(agent):
     """Find out which bank's application is to run, and what came of the last one: sets agent.apps, and what the status says of it."""
     import esp32
 
@@ -16,15 +18,15 @@ def begin(agent):
     parts = [p.find(p.TYPE_DATA, subtype) for subtype in (0x44, 0x45, 0x46)]
     if not all(parts):
         return
-    banks = agent.apps = find((parts[0][0], parts[1][0]), flash.State(parts[2][0]), slots.decoder.page)
-    banks.stage, banks.trusted, banks.diagnostics, banks.decoder = slots.stage, slots.trusted, slots.diagnostics, slots.decoder
-    banks.other, slots.other = slots, banks
+    banks = agent.apps = rules.find((parts[0][0], parts[1][0]), State(parts[2][0]), slots.room[-1])
+    banks.stage, banks.trusted, banks.room = slots.stage, slots.trusted, slots.room
+    banks.slots, slots.apps = slots, banks
     choose(banks, _ended(agent, banks))
-    banks.entered, banks.trial = False, banks.manifest is not None and banks.state.phase == TRIAL
+    banks.trial = banks.manifest is not None and banks.state.phase == TRIAL
     say(banks)
 
     def text(number):
-        told = slots.diagnostics.last(2, 2 + number)
+        told = records.Diagnostics(slots.diagnostics).last(2, 2 + number)
         try:
             return bytes(told[52:504]).rstrip(b"\0").decode() if told is not None else ""
         except UnicodeError:
@@ -37,7 +39,7 @@ def begin(agent):
         banks.result = None
     if agent.result is None:
         agent.result = banks.result
-    forget("banks")
+    clear("banks")
 
 
 def _ended(agent, banks):
@@ -49,15 +51,15 @@ def _ended(agent, banks):
         return 0
     machine.mem32[STORE0] = 0
     code = mark & 0xFFFF
-    fallen = machine.reset_cause() == machine.WDT_RESET or slots.fallen
+    fallen = machine.reset_cause() == machine.WDT_RESET or slots.crashes
     if agent.trial and banks.state.phase != TRIAL or not (code or fallen):
         return 0
     try:
         if fallen and slots.state.crashes and not agent.trial:
             slots.state.append(crashes=0)
         if not code and stored_digest(banks, banks.state.slot):
-            said = agent.starts[3] if agent.starts is not None and slots.fallen else ""
-            slots.diagnostics.text(2 + banks.state.slot, said or "reset by a watchdog")
+            said = agent.starts[3] if agent.starts is not None and slots.crashes else ""
+            records.Diagnostics(slots.diagnostics).text(2 + banks.state.slot, said or "reset by a watchdog")
     except OSError as error:
         print("dfu: flash:", error)
     return code or CRASHED
@@ -77,24 +79,26 @@ def say(banks):
 
 def confirm(agent):
     """Keep the application. Raises OSError if flash does not take it: the trial goes on then."""
-    from dfu.banks import confirm
-
     banks = agent.apps
-    confirm(banks)
+    rules.confirm(banks)
     if banks.trial:
         banks.trial = False
         agent.backoff.good(BEGUN)
         say(banks)
-    forget("banks")
+    clear("banks")
+
+
+def begin(banks):
+    """An image is about to be written into the idle bank. Raises OSError."""
+    rules.begin(banks)
+    clear("banks")
 
 
 def told(banks):
     """The server has the result: forget it. If flash does not take that, it is told once more after the next start."""
-    from dfu.banks import told
-
     banks.result = None
     try:
-        told(banks)
+        rules.told(banks)
     except OSError as error:
         print("dfu: flash:", error)
-    forget("banks")
+    clear("banks")

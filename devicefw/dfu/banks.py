@@ -19,9 +19,10 @@ START, STARTS_MAX = 8, 80  # as the bootloader counts the starts of a trial: ten
 
 class Banks:
     """As dfu.slots.Slots for an app image. `slot` is the bank that runs, or would be left by an update: its other one is `idle`.
-    `manifest` is the one of what is started, None if none is; `paused`: it crashed again and again, and there is nothing to go back to."""
+    `manifest` is the one of what is started, None if none is; `paused`: it crashed again and again, and there is nothing to go back to; `slots`: the
+    system's dfu.slots.Slots."""
 
-    manifest, running_size, digest, paused, other = None, 0, bytes(32), False, None
+    manifest, running_size, digest, paused, slots = None, 0, bytes(32), False, None
 
 
 def find(parts, state, page):

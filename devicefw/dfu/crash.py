@@ -3,7 +3,8 @@
 import io
 import sys
 
-from dfu import flash
+from dfu import records
+from dfu.state import TRIAL, State
 
 
 def partition(subtype):
@@ -12,7 +13,7 @@ def partition(subtype):
     return esp32.Partition.find(esp32.Partition.TYPE_DATA, subtype)[0]
 
 
-def slot():
+def running():
     import esp32
 
     return 1 if esp32.Partition(esp32.Partition.RUNNING).info()[4] == "ota_1" else 0
@@ -20,8 +21,8 @@ def slot():
 
 def arm(ms):
     """If the running image is on trial, have the watchdog reset the chip after `ms`: until the agent feeds it, nobody does."""
-    state = flash.State(partition(0x40))
-    if state.phase == flash.TRIAL and state.slot == slot():
+    state = State(partition(0x40))
+    if state.phase == TRIAL and state.slot == running():
         import machine
 
         from dfu.trial import feed
@@ -29,12 +30,12 @@ def arm(ms):
         feed(machine, ms)
 
 
-def keep(what, place=None):
-    """Keep a text, or an exception's traceback, for the server to be told; and show it on the console. place: whose end it
+def keep(what, slot=None):
+    """Keep a text, or an exception's traceback, for the server to be told; and show it on the console. slot: whose end it
     is, if not the slot's that runs: a bank's is 2 + its number."""
     if not isinstance(what, str):
         out = io.StringIO()
         sys.print_exception(what, out)
         what = out.getvalue().rstrip()
     print("dfu:", what)
-    flash.Diagnostics(partition(0x43)).text(slot() if place is None else place, what)
+    records.Diagnostics(partition(0x43)).text(running() if slot is None else slot, what)

@@ -6,7 +6,7 @@ import sys
 import dfu
 
 # Codes of docs/protocol.md, result.
-IMAGE_HASH, SIGNATURE, DOWNGRADE, HARDWARE, TOO_LARGE, CHUNK, BASE, FLASH, REFUSED, SELF_TEST, INTERNAL, BESIDE = range(3, 15)
+IMAGE_HASH, SIGNATURE, DOWNGRADE, HARDWARE, TOO_LARGE, CHUNK, BASE, FLASH, REFUSED, SELF_TEST, INTERNAL = range(3, 14)
 
 
 class DfuError(Exception):
@@ -42,4 +42,15 @@ def forget(*names):
     for name in names:
         if sys.modules.pop("dfu." + name, None) is not None:
             delattr(dfu, name)
+            gc.collect()
+
+
+def clear(*names):
+    """The same, for modules of which nothing is alive, neither an object with methods nor a coroutine: they are emptied. What is left of
+    a pointer to one of them on the stack would keep it whole, for the collector cannot tell it from a pointer that is in use."""
+    for name in names:
+        module = sys.modules.pop("dfu." + name, None)
+        if module is not None:
+            delattr(dfu, name)
+            module.__dict__.clear()
             gc.collect()

@@ -1,7 +1,8 @@
 """What stands in flash: bootloader/FORMAT.md. Everything here survives a power cut at any operation.
 
 Works on objects with the methods of esp32.Partition: readblocks(block, buffer, offset), writeblocks(block, buffer, offset),
-which programs without erasing, and ioctl(6, block), which erases one sector of 4096 bytes.
+which programs without erasing, and ioctl(6, block), which erases one sector of 4096 bytes. Not kept in RAM: no object that stays is of
+a class of here.
 """
 
 import binascii
@@ -10,10 +11,8 @@ import struct
 
 SECTOR = 4096
 TRAILER_MAX = 1024
-STATE_MAGIC, KEYS_MAGIC, DIAG_MAGIC = 0x53554644, 0x4B554644, 0x44554644
+STATE_MAGIC = 0x53554644
 TRAILER_MAGIC, RESUME_MAGIC = 0x54554644, 0x52554644
-CONFIRMED, TRIAL, INSTALL = 0, 1, 2
-AGENT = 2
 MARKS_AT = 2048
 
 
@@ -139,88 +138,8 @@ class Log:
         return True
 
 
-class State:
-    """The state log's newest record, as attributes; append() writes it back changed."""
-
-    FIELDS = ("slot", "phase", "crashes", "max_crashes", "previous", "outcome", "reset", "writer", "floor", "accept", "tried")
-    FORMAT = "<8BIII"
-
-    def __init__(self, part):
-        self.log = Log(part, STATE_MAGIC, 32, 2)
-        found = self.log.newest()
-        self.seq = found[0] if found else 0
-        values = struct.unpack_from(self.FORMAT, found[2], 8) if found else (0,) * 11
-        self.known = found is not None and values[0] < 2 and values[1] <= INSTALL
-        self._take(values if self.known else (0,) * 11)
-
-    def _take(self, values):
-        for name, value in zip(self.FIELDS, values):
-            setattr(self, name, value)
-        self.previous, self.starts = self.previous & 1, self.previous >> 1
-        # A floor above what was confirmed last would leave nothing to boot.
-        self.floor = min(self.floor, self.accept)
-
-    def append(self, **changes):
-        """Write the record with `changes`. The starts of a trial go on being counted while slot and phase stay. Raises OSError: the
-        record, and what stands here, are then as before.
-        """
-        values = {name: getattr(self, name) for name in self.FIELDS}
-        values.update(changes, writer=AGENT)
-        if len(values) != len(self.FIELDS):
-            raise ValueError("state: no such field in %r" % changes)
-        values["floor"] = min(values["floor"], values["accept"])
-        if (values["slot"], values["phase"]) == (self.slot, self.phase):
-            values["previous"] |= self.starts << 1
-        values = [values[name] for name in self.FIELDS]
-        self.seq = self.log.append(struct.pack(self.FORMAT, *values), self.seq)
-        self._take(values)
-        self.known = True
-
-
-def keys(part):
-    """Return the trusted public keys; [] on an open device, None if the log cannot be read: then nothing is trusted."""
-    log = Log(part, KEYS_MAGIC, 256, 2)
-    found = log.newest()
-    if log.unread:  # a newer record may have revoked what an older one trusts
-        return None
-    if found is None:
-        return [] if blank(part, 0, 2 * SECTOR) else None
-    record = found[2]
-    revoked = [bytes(record[144 + 8 * i : 152 + 8 * i]) for i in range(min(record[10], 11))]
-    trusted = [bytes(record[16 + 32 * i : 48 + 32 * i]) for i in range(min(record[8], 4))]
-    return [key for key in trusted if hashlib.sha256(key).digest()[:8] not in revoked]
-
-
-class Diagnostics:
-    """The ring that the bootloader and the agent write and the agent clears."""
-
-    def __init__(self, part):
-        self.part = part
-        self.log = Log(part, DIAG_MAGIC, 512, 4)
-
-    def last(self, kind, slot):
-        """Return the newest record of this type about this slot, or None."""
-        best = None
-        for seq, _, record in self.log.scan():
-            if record[8] == kind and record[9] == slot and (best is None or seq > best[0]):
-                best = (seq, record)
-        return best[1] if best else None
-
-    def text(self, slot, text):
-        """Append a text from the agent; the end of a long one is what says most."""
-        data = text.encode()
-        data = data[-452:]
-        while data and data[0] & 0xC0 == 0x80:
-            data = data[1:]
-        self.log.append(struct.pack("<BBBBII32s", 2, slot, 0, 0, 0, 0, b"") + data + bytes(456 - len(data)))
-
-    def clear(self):
-        newest = self.log.newest()
-        last = newest[1] // self.log.places if newest else 0
-        for i in range(1, 5):
-            sector = (last + i) % 4
-            if not blank(self.part, sector * SECTOR, SECTOR):
-                erase(self.part, sector)
+def state_log(part):
+    return Log(part, STATE_MAGIC, 32, 2)
 
 
 def envelope_of(part, size):
@@ -239,28 +158,6 @@ def write_trailer(part, size, envelope):
     body = struct.pack("<II", TRAILER_MAGIC, len(envelope)) + envelope
     body += b"\xff" * (-len(body) % 4)
     write(part, size - SECTOR, body + struct.pack("<I", crc32(body)))
-
-
-def image_size(part):
-    """Return the length of the ESP image in a slot by its segment table, or 0."""
-    head = read(part, 0, 24)
-    if head[0] != 0xE9 or not 1 <= head[1] <= 16:
-        return 0
-    p = 24
-    for _ in range(head[1]):
-        p += 8 + struct.unpack_from("<I", read(part, p, 8), 4)[0]
-    return (p + 16 & ~15) + (32 if head[23] else 0)
-
-
-def app_version(part):
-    """Return the version in the image's own description (ESP-IDF's esp_app_desc_t), or ""."""
-    head = read(part, 32, 48)
-    if struct.unpack_from("<I", head)[0] != 0xABCD5432:
-        return ""
-    try:
-        return bytes(head[16:48]).split(b"\0")[0].decode()
-    except UnicodeError:
-        return ""
 
 
 def digest(part, size, buffer):

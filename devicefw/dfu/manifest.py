@@ -9,7 +9,7 @@ from dfu.pack import UINT32, field, unpack
 
 class Manifest:
     """`signed`, `key` and `signature` of the envelope, and what `signed` says: app, version, hardware, sequence, size, sha256, flags,
-    floor, and `beside`: the lowest and highest sequence of the other kind that it runs with."""
+    floor, and `range`: the lowest and highest sequence of the other kind that it runs with."""
 
 
 def read(envelope):
@@ -25,9 +25,9 @@ def read(envelope):
         found.app, found.version, found.hardware = field(m, 1, str, 63, 1), field(m, 2, str, 64, 1), field(m, 3, str, 32, 1)
         found.sequence, found.size = field(m, 4, int, UINT32), field(m, 5, int, UINT32, 1)
         found.sha256, found.flags, found.floor = field(m, 6, bytes, 32, 32), field(m, 7, int, UINT32), field(m, 8, int, UINT32, 0, 0)
-        found.beside = between = m.get(11, (0, UINT32))
+        found.range = between = m.get(11, (0, UINT32))
         if len(between) != 2 or [type(n) for n in between] != [int] * 2:
-            raise PackError("field 11")
+            raise PackError("field %d" % 11)
     except (PackError, TypeError) as error:
         raise UpdateError(SIGNATURE, "the manifest cannot be read: %s" % error)
     return found

@@ -9,7 +9,8 @@ def load(file, name, source, wanted):
     plain = "dfu.%s_plain" % source
     try:
         __import__(plain)
-        return [getattr(sys.modules[plain], one) for one in wanted]
+        module = sys.modules.pop(plain)  # whoever has its functions keeps them
+        return [getattr(module, one) for one in wanted]
     except ImportError:
         pass
     path = file.replace(name + ".", source + ".").replace(".mpy", ".py")

@@ -1,6 +1,6 @@
 """What the last change of slots came to. Not kept in RAM: it is needed once a start, and once more when the server has been told."""
 
-from dfu import flash
+from dfu import flash, records
 from dfu.errors import BASE, CHUNK, DOWNGRADE, IMAGE_HASH, INTERNAL, SIGNATURE, TOO_LARGE
 from dfu.manifest import stored
 
@@ -29,13 +29,14 @@ def _result(slots):
     code = {2: 1, 3: 3, 4: 4, 5: 5, 10: 2}.get(state.outcome, INTERNAL)
     text, crashes, record = "", 0, b""
     other = 1 - slots.slot
-    told = slots.diagnostics.last(2, other)
+    diagnostics = records.Diagnostics(slots.diagnostics)
+    told = diagnostics.last(2, other)
     if told is not None:
         try:
             text = bytes(told[52:504]).rstrip(b"\0").decode()
         except UnicodeError:
             text = "the text in dfu_diag cannot be read"
-    crash = slots.diagnostics.last(1, other)
+    crash = diagnostics.last(1, other)
     if crash is not None:
         crashes, record = crash[10], bytes(crash)
         cause = int.from_bytes(crash[12:16], "little")
@@ -45,7 +46,7 @@ def _result(slots):
             # Nobody wrote a text; an older one is of another start.
             text = ended(crash)
     outcome = 3 if state.outcome == 7 else 2
-    failed = slots.diagnostics.last(5, other) if outcome == 3 else None
+    failed = diagnostics.last(5, other) if outcome == 3 else None
     if failed is not None:
         number = int.from_bytes(failed[12:16], "little")
         text, record = "the bootloader's error %d" % number, bytes(failed)
@@ -67,7 +68,7 @@ def told(slots):
     """The server has the result: forget it. If flash does not take that, it is told once more after the next start."""
     try:
         slots.state.append(outcome=0, tried=0)
-        slots.diagnostics.clear()
+        records.Diagnostics(slots.diagnostics).clear()
         from dfu import starts
 
         starts.told()

@@ -1,17 +1,18 @@
 """The partitions, the running image and the state log, as they are found at a start. Not kept in RAM."""
 
-from dfu import flash
+from dfu import flash, records
+from dfu.errors import forget
 from dfu.manifest import stored
-from dfu.zstd import Decoder
+from dfu.state import State
 
 
 class Slots:
     """`slot` runs, in `running`, an image of `running_size` bytes with this `digest`; `idle` is written, `size` bytes long, `capacity` of
-    them for an image. `manifest` is the running image's, None if it has none that can be read. `state` is a flash.State, `diagnostics` a
-    flash.Diagnostics, `stage` and `trusted` are partitions, `decoder` is for chunks. `other`: the same of the app banks, a dfu.banks.Banks, or
-    None; `fallen`: how many crashes came before this start."""
+    them for an image. `manifest` is the running image's, None if it has none that can be read. `state` is a
+    dfu.state.State; `diagnostics`, `stage` and `trusted` are partitions, `room` is the buffers of the decoder (dfu.room). `apps`: the same
+    of the app banks, a dfu.banks.Banks, or None; `crashes`: how many came before this start."""
 
-    other, fallen = None, 0
+    apps, crashes = None, 0
 
 
 def find(partition):
@@ -21,20 +22,23 @@ def find(partition):
     def data(subtype):
         return p.find(p.TYPE_DATA, subtype)[0]
 
-    # 16 KB that stay: once an application runs, its heap does not get whole again.
-    found.decoder = Decoder()
+    from dfu.room import make
+
+    found.room = make()
+    forget("room")
     found.running = p(p.RUNNING)
     found.slot = 1 if found.running.info()[4] == "ota_1" else 0
     found.idle = p.find(p.TYPE_APP, 0x10 + 1 - found.slot)[0]
     found.size = found.idle.info()[3]
     found.capacity = found.size - flash.SECTOR
-    found.stage, found.trusted, found.diagnostics = data(0x42), data(0x41), flash.Diagnostics(data(0x43))
-    found.state = flash.State(data(0x40))
+    found.stage, found.trusted, found.diagnostics = data(0x42), data(0x41), data(0x43)
+    found.state = State(data(0x40))
     if not found.state.known:
         found.state.slot = found.slot
     m = found.manifest = stored(flash.envelope_of(found.running, found.size))
     if m is not None:
         m.signed = m.key = m.signature = None
-    found.running_size = m.size if m is not None else flash.image_size(found.running)
-    found.digest = flash.digest(found.running, found.running_size, found.decoder.page)
+    found.running_size = m.size if m is not None else records.image_size(found.running)
+    found.app_version = records.app_version(found.running)
+    found.digest = flash.digest(found.running, found.running_size, found.room[-1])
     return found

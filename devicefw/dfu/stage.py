@@ -4,8 +4,8 @@ import hashlib
 import struct
 
 from dfu import flash
+from dfu.chunk import chunk_head
 from dfu.errors import PackError
-from dfu.pack import chunk_head
 
 STAGE_MAGIC = 0x47554644
 HEAD_MAX = 32

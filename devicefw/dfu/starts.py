@@ -7,14 +7,14 @@ bootloader says in the state log since the last start: so one that comes before 
 import struct
 
 import esp32
-from dfu import flash
+from dfu import flash, records
 from micropython import const
 
 # Starts, crashes, reset reason, state record and diagnostics record seen last, number of the result that is told.
 _HEAD, _HEAD_SIZE = const("<6I"), const(24)
 _TEXT_MAX = const(64)
 _REACH = const(16)  # records of the state log that are looked at: a start adds two at most
-_BOOTLOADER, _LEFT_CRASHED = const(1), const(2)  # state log: writer, outcome
+_CONFIRMED, _BOOTLOADER, _LEFT_CRASHED = const(0), const(1), const(2)  # state log: phase, writer, outcome
 _CRASH, _TEXT = const(1), const(2)  # types of diagnostics
 
 
@@ -46,17 +46,17 @@ def count(slots, result, watchdog):
     state = slots.state
     (number, crashes, reset, seen, read, told), text = load()
     fallen = scan(state, seen)
-    if not fallen and state.crashes and state.seq == seen and state.phase == flash.CONFIRMED:
+    if not fallen and state.crashes and state.seq == seen and state.phase == _CONFIRMED:
         # Where there is nothing to go back to, the bootloader ends counting: then what the agent kept speaks, or the chip.
-        newest = slots.diagnostics.log.newest()
+        newest = records.Diagnostics(slots.diagnostics).log.newest()
         fallen = int(watchdog or newest is not None and newest[0] != read and newest[2][8] == _TEXT)
         read = newest[0] if newest else 0
-    slots.fallen = fallen
+    slots.crashes = fallen
     # The last start that was counted is one of those that crashed; the others did not get as far as here.
     number += 1 + fallen - (1 if number and fallen else 0)
     if fallen:
         crashes, reset = crashes + fallen, state.reset
-        text = last(slots.diagnostics)
+        text = last(records.Diagnostics(slots.diagnostics))
     # The same at every start until it is told, and another for the next result.
     told = 0 if result is None else told or number
     try:
@@ -73,7 +73,7 @@ def scan(state, seq):
     """Return how many crashes of confirmed firmware the bootloader has counted since the record number `seq`."""
     seen = max(seq if seq <= state.seq else 0, state.seq - _REACH)
     found = {}
-    for seq, _, record in state.log.scan():
+    for seq, _, record in flash.state_log(state.part).scan():
         if seq >= seen:
             found[seq] = struct.unpack_from("<8B", record, 8)
     n = 0
@@ -81,7 +81,7 @@ def scan(state, seq):
         slot, phase, crashes, _, _, outcome, _, writer = found[seq]
         if seq > seen and writer == _BOOTLOADER:
             was = found.get(seq - 1, (slot, phase, 0))
-            if was[1] == flash.CONFIRMED and (outcome == _LEFT_CRASHED if slot != was[0] else crashes > was[2]):
+            if was[1] == _CONFIRMED and (outcome == _LEFT_CRASHED if slot != was[0] else crashes > was[2]):
                 n += 1
     return n
 

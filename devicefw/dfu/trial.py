@@ -6,9 +6,9 @@ TRM, "Low-Power Management", RTC_CNTL_WDT*: CONFIG0, and from there on CONFIG1, 
 
 import asyncio
 
-from dfu import flash
 from dfu.backoff import BEGUN
 from dfu.errors import SELF_TEST, forget
+from dfu.state import CONFIRMED
 
 WDT = 0x60008090
 SLOW_CLOCK_KHZ = 136
@@ -68,7 +68,7 @@ def confirm(agent):
             print("dfu: flash:", error)  # good firmware goes on, its crashes stay counted
         return
     # Bit 0 of `previous` is the fallback's; behind it the bootloader counts the starts of a trial (bootloader/FORMAT.md).
-    changes = {"phase": flash.CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0, "previous": state.previous & 1}
+    changes = {"phase": CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0, "previous": state.previous & 1}
     if m is not None:
         changes["floor"] = min(max(state.floor, m.floor), m.sequence)
         changes["accept"] = m.sequence

@@ -2,13 +2,13 @@
 
 import asyncio
 
-from dfu import flash
-from dfu.errors import CHUNK, FLASH, HARDWARE, IMAGE_HASH, PackError, UpdateError, ZstdError, forget
-from dfu.pack import UINT32, chunk_head, field, unpack
-from dfu.zstd import PAGE
+from dfu import flash, state
+from dfu.chunk import chunk_head
+from dfu.errors import CHUNK, FLASH, HARDWARE, IMAGE_HASH, PackError, UpdateError, ZstdError, clear
+from dfu.pack import UINT32, field, unpack
 
+PAGE = 4096
 FULL, DELTA, MAPPED = 1, 2, 3
-APP = 4  # a manifest's flag: an image for a bank
 CHUNK_TRIES = 3
 
 
@@ -60,10 +60,10 @@ class Update:
         from dfu.manifest import read
 
         self.manifest = read(envelope)
-        forget("manifest")
-        self.app = self.manifest.flags & APP
+        clear("manifest")
+        self.app = self.manifest.flags & 4  # an image for a bank
         if self.app:
-            slots = slots.other
+            slots = slots.apps
             if slots is None:
                 raise UpdateError(HARDWARE, "an app image, and this device has no banks for one")
         self.slots, self.config, self.buffer = slots, config, buffer
@@ -72,6 +72,7 @@ class Update:
         self.resumed = self.written = False
         self.stage = None
         self.mapped = None
+        self.decoder = None
         if config.get("install") == "bootloader" and not self.app:
             from dfu import stage
 
@@ -85,7 +86,7 @@ class Update:
         try:
             judge(self, self.slots, self.config["app"], self.config["hardware"])
         finally:
-            forget("judge", "ed25519")
+            clear("judge", "records", "ed25519")
 
     @_on_flash
     def find(self):
@@ -111,10 +112,10 @@ class Update:
             return
         self.resume.forget()
         if self.app:
-            from dfu.banks import begin
+            from dfu.apps import begin
 
             begin(slots)
-            forget("banks")
+            clear("apps")
         if self.stage is None:
             trailer = slots.size // flash.SECTOR - 1
             if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
@@ -157,6 +158,11 @@ class Update:
     async def _store(self, length, wanted):
         number, page, pages, crc, start, end = chunk_head(self.buffer, length)
         value = 0
+        if self.decoder is None:
+            # Not before: until the manifest is judged, its signature takes the room.
+            from dfu.zstd import Decoder
+
+            self.decoder = Decoder(self.slots.room)
         if self.kind == MAPPED and wanted == 0:
             start, value = self._table(start, end)
         first = page * PAGE
@@ -175,7 +181,7 @@ class Update:
             else:
                 prefix = mapped
                 known = mapped.begin(first)
-        decoder = slots.decoder
+        decoder = self.decoder
         sector = page
 
         def done(n):
@@ -200,11 +206,13 @@ class Update:
 
     def _table(self, start, end):
         """Read the address table of a mapped delta, with which its first chunk begins. Returns where it ends, and its CRC."""
-        from dfu.mapped import Mapped, table_of
+        from dfu.mapped import Mapped
+        from dfu.table import table_of
 
         slots = self.slots
-        data, start = table_of(self.buffer, start, end, slots.decoder)
+        data, start = table_of(self.buffer, start, end, self.decoder)
         self.mapped = Mapped(slots.running, slots.running_size, data, self.size, slots.idle)
+        clear("table")
         return start, flash.crc32(data)
 
     @_on_flash
@@ -221,7 +229,7 @@ class Update:
                 raise UpdateError(CHUNK, "the stage does not hold the package")
             self.written = True
             return
-        if flash.digest(slots.idle, self.size, slots.decoder.page) != self.manifest.sha256:
+        if flash.digest(slots.idle, self.size, slots.room[-1]) != self.manifest.sha256:
             self.resume.forget()
             raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
         envelope = self._envelope()
@@ -242,12 +250,12 @@ class Update:
         slots = self.slots
         if self.stage is not None:
             self.stage.close(self.chunks, self.kind, self.base, self._envelope())
-            slots.state.append(slot=slots.slot, phase=flash.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
+            slots.state.append(slot=slots.slot, phase=state.INSTALL, crashes=0, outcome=0, reset=0, tried=0)
             return
         self.resume.forget()
         # There may be no application to go back to.
         back = int(not self.app or slots.manifest is not None)
-        slots.state.append(slot=1 - slots.slot, phase=flash.TRIAL, crashes=0, previous=back, outcome=0, reset=0, tried=0)
+        slots.state.append(slot=1 - slots.slot, phase=state.TRIAL, crashes=0, previous=back, outcome=0, reset=0, tried=0)
 
     def drop(self):
         self.resume.forget()

@@ -5,15 +5,13 @@ stands: through `reader.read(position, buffer, offset, length)`, position counti
 holds one page, the frame and 10 KB of tables, whatever the frame's size. Every way of being wrong raises ZstdError.
 """
 
-from array import array
-
 from dfu.errors import ZstdError
 
 try:
     from dfu.zviper import fse_build, huf_fill, run
 
     VIPER = True
-except (ImportError, SyntaxError, ValueError):
+except (ImportError, SyntaxError, ValueError, MemoryError):
     from dfu.plain import load
 
     VIPER = False
@@ -33,16 +31,15 @@ _DOF = b"\x01\x01\x01\x01\x01\x01\x02\x02\x02" + b"\x01" * 15 + b"\xff" * 5
 class Decoder:
     """Holds the tables and the page; one for the life of an update. `page` is the buffer that the callback sees."""
 
-    def __init__(self):
+    def __init__(self, room=None):
         # What a state gives: bits to read and base of the next one, and its symbol; of LL, ML, OF, and of Huffman weights. Then literals.
-        self._t = array("H", bytes(2 * (1280 + 2048)))
-        self._y = bytearray(1280) + _LLX + _MLX
-        self._ht = array("H", bytes(2 * 64))
-        self._hy = bytearray(64)
-        st = self._st = array("i", bytes(4 * 129))
-        self._norm = array("H", bytes(2 * 128))
-        self._w = bytearray(256)
-        self.page = bytearray(PAGE)
+        if room is None:
+            from dfu.room import make
+
+            room = make()
+        self._t, self._y, self._ht, self._hy, st, self._norm, self._w, self.page = room
+        self._st = st
+        self._y[1280:] = _LLX + _MLX
         for extra, at, base in ((_LLX, 40, 0), (_MLX, 76, 3)):
             for bits in extra:
                 st[at] = base

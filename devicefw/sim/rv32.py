@@ -4,13 +4,14 @@ package, cross-compiled for the chip. Made once, kept under build/."""
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from filelock import FileLock
 
 from devicefw.sim.compile import BUILD
 
@@ -69,10 +70,11 @@ def machine_code(size_bytes: int) -> bytes:
     if shutil.which(COMPILER) is None:
         raise Missing(f"{COMPILER} is not installed (Debian: gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf)")
     out = b""
-    for level in ("-Os", "-O1", "-O2", "-O3"):
-        for name in SOURCES:
-            if len(out) < size_bytes:
-                out += _compiled(name, level)
+    with FileLock(_made(BUILD / "sources") / ".lock"):  # whoever else wants it waits until it is there
+        for level in ("-Os", "-O1", "-O2", "-O3"):
+            for name in SOURCES:
+                if len(out) < size_bytes:
+                    out += _compiled(name, level)
     while len(out) < size_bytes:
         out += out
     return out[:size_bytes]
@@ -93,14 +95,21 @@ def _compiled(name: str, level: str) -> bytes:
         text = _code_of(elf)
     if not text:
         raise Missing(f"nothing of {name} compiles for the chip")
-    target.write_bytes(text)
+    _write(target, text)
     return text
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Have all of a file or nothing of it, whenever this process is ended."""
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(data)
+    part.rename(target)
 
 
 def _without_threads(path: Path) -> Path:
     target = path.with_name("single.c")
     if not target.exists():
-        target.write_text(re.sub(r"#define ZSTD_MULTITHREAD", "", path.read_text("utf-8")), "utf-8")
+        _write(target, path.read_bytes().replace(b"#define ZSTD_MULTITHREAD", b""))
     return target
 
 

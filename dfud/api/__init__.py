@@ -3,7 +3,7 @@
 from dfud.api.cache import Cache, Reading
 from dfud.api.cloudevents import change_event
 from dfud.api.config import Config, Secret, Section
-from dfud.api.endpoint import Chunks, Code, Credentials, Endpoint, Reply, Request, Transport, Waiting
+from dfud.api.endpoint import Chunks, Code, Credentials, Endpoint, Reply, Request, Shared, Transport, Waiting
 from dfud.api.events import (
     ActualChanged,
     Aged,
@@ -178,6 +178,7 @@ __all__ = [
     "Section",
     "Selector",
     "SetFirmware",
+    "Shared",
     "SharedCounts",
     "State",
     "Store",

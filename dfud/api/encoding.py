@@ -3,59 +3,107 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
 from dfud.api.store import (
+    AddCounts,
     Change,
+    DeleteDevice,
+    DeleteDocument,
+    ExpectDevice,
     PutActual,
     PutApp,
     PutDeployment,
     PutDevice,
+    PutDocument,
     PutFirmware,
     SetFirmware,
+    TrimDocuments,
 )
 from dfud.errors import StoreError, UnreadableError
+from dfud.model.deployment import Deployment
 from dfud.model.resources import Device
 
 T = TypeVar("T")
+ENCODER = msgspec.msgpack.Encoder()
 NO_FIRMWARE = b""  # in the column `firmware` of a device: its spec has none, whatever the body says
 DEPTH_MAX = 100  # the decoder takes about a thousand levels, less where the stack is deep already
 INTEGERS = range(-(1 << 63), 1 << 64)  # what msgpack can say
+
+
+BODILESS = frozenset({ExpectDevice, AddCounts, PutDocument, DeleteDocument, DeleteDevice, TrimDocuments})
+Encoded = tuple[Change, tuple[bytes, ...]]
+
+
+def encode_all(changes: Iterable[Change]) -> list[Encoded]:
+    """Return each change with the bodies that it stores. Raises StoreError that names what cannot be stored.
+
+    A deployment that changes put several times, one behind the other, is encoded once.
+    """
+    found: list[Encoded] = []
+    last: Deployment | None = None
+    body = b""
+    for change in changes:
+        if type(change) is PutActual:
+            found.append((change, (_encode(change, change.actual),)))
+        elif type(change) is PutDeployment:
+            if change.deployment is not last:
+                last, body = change.deployment, _encode(change, change.deployment)
+            entry = change.entry
+            found.append((change, (body,) if entry is None else (body, _encode(change, entry))))
+        elif type(change) in BODILESS:
+            found.append((change, ()))
+        else:
+            found.append((change, encode(change)))
+    return found
 
 
 def encode(change: Change) -> tuple[bytes, ...]:
     """Return the bodies that `change` stores. Raises StoreError that names what cannot be stored."""
     match change:
         case PutApp(app):
-            _check_spec(f"app {app.name}", app.spec)
-            return (_encode(f"app {app.name}", app),)
+            _check_spec(_what(change), app.spec)
+            return (_encode(change, app),)
         case PutDevice(device):
-            what = f"device {device.name} of app {device.app}"
-            _check_spec(what, device.spec)
-            return (_encode(what, device),)
-        case SetFirmware(app, _, firmware):
+            _check_spec(_what(change), device.spec)
+            return (_encode(change, device),)
+        case SetFirmware(_, _, firmware):
             if firmware is None:
                 return (NO_FIRMWARE,)
-            what = f"spec.firmware of devices of app {app}"
-            _check_spec(what, firmware)
-            return (_encode(what, firmware),)
+            _check_spec(_what(change), firmware)
+            return (_encode(change, firmware),)
         case PutFirmware(firmware):
-            return (_encode(f"firmware {firmware.version} of app {firmware.app}", firmware),)
-        case PutActual(actual):
-            return (_encode(f"what device {actual.device} of app {actual.app} said", actual),)
-        case PutDeployment(deployment, entry):
-            body = _encode(f"deployment {deployment.id}", deployment)
-            return (body,) if entry is None else (body, _encode(f"history of deployment {deployment.id}", entry))
+            return (_encode(change, firmware),)
+        case PutActual() | PutDeployment():
+            return encode_all([change])[0][1]
     return ()
 
 
-def _encode(what: str, value: object) -> bytes:
+def _what(change: Change) -> str:
+    match change:
+        case PutApp(app):
+            return f"app {app.name}"
+        case PutDevice(device):
+            return f"device {device.name} of app {device.app}"
+        case SetFirmware(app, _, _):
+            return f"spec.firmware of devices of app {app}"
+        case PutFirmware(firmware):
+            return f"firmware {firmware.version} of app {firmware.app}"
+        case PutActual(actual):
+            return f"what device {actual.device} of app {actual.app} said"
+        case PutDeployment(deployment, _):
+            return f"deployment {deployment.id} or its history"
+    return type(change).__name__
+
+
+def _encode(change: Change, value: object) -> bytes:
     try:
-        return msgspec.msgpack.encode(value)
+        return ENCODER.encode(value)
     except (OverflowError, UnicodeError, RecursionError, TypeError, ValueError, msgspec.MsgspecError) as error:
-        raise _refused(what, str(error)) from error
+        raise _refused(_what(change), str(error)) from error
 
 
 def _check_spec(what: str, spec: Any) -> None:

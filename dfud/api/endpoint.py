@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
 
 import msgspec
@@ -109,6 +110,40 @@ class Waiting(abc.ABC):
         """The peer is gone: stop waiting. A command that came too late for it goes to the next waiter or is kept."""
 
 
+class Shared(abc.ABC):
+    """What the processes have in common that serve one transport on one store: small values by key, compared and set, and messages.
+
+    secret: the same bytes in each of them. Every method may raise StoreError, and then has changed nothing.
+    """
+
+    secret: bytes
+
+    @abc.abstractmethod
+    def listen(self, heard: Callable[[bytes], None], missed: Callable[[], None]) -> None:
+        """Have `heard` called with what other processes tell, and `missed` when some of that may have been lost. They must not block.
+        Who listens later takes the place of who did before.
+        """
+
+    @abc.abstractmethod
+    async def tell(self, body: bytes) -> None:
+        """Have every other process hear `body`, at most once; up to 2 KB."""
+
+    @abc.abstractmethod
+    async def get(self, key: str) -> bytes | None: ...
+
+    @abc.abstractmethod
+    async def put(self, key: str, value: bytes | None, expect: bytes | None) -> bool:
+        """Store a value, None: remove it, if what is stored is `expect` (None: nothing); return whether it was."""
+
+    @abc.abstractmethod
+    async def all(self, prefix: str, *, after: str = "", limit: int = 1000) -> list[tuple[str, bytes]]:
+        """Return values by key, those behind `after` only."""
+
+    @abc.abstractmethod
+    def lead(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Wait until no other process is in the block `name`; it is cancelled, and ends without an error, when that is lost."""
+
+
 class Endpoint(abc.ABC):
     """What a transport may ask of dfud."""
 
@@ -137,6 +172,10 @@ class Endpoint(abc.ABC):
     @abc.abstractmethod
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
         """As key_for, from memory only (for TLS callbacks that cannot wait)."""
+
+    def shared(self, transport: str) -> Shared | None:
+        """Return what a transport has in common with those of the other processes; None: dfud is alone on its store."""
+        return None
 
 
 class Transport(abc.ABC):

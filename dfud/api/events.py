@@ -53,9 +53,12 @@ class RolloutChanged(msgspec.Struct, frozen=True):
 
 
 class DeviceChanged(msgspec.Struct, frozen=True):
+    """access: whether who may log in as it may have changed; False: only what it is to run, or how it is described."""
+
     app: str
     device: str
     deleted: bool = False
+    access: bool = True
 
 
 class FirmwareChanged(msgspec.Struct, frozen=True):

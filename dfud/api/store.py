@@ -476,6 +476,12 @@ class Store(abc.ABC):
         await trio.lowlevel.checkpoint()
         yield
 
+    def place(self) -> BlobPlace | None:
+        """Return the place that all processes of a SHARED store have in common, which the store runs: for packages, which dfud
+        makes once for all of them. None: each process keeps its own.
+        """
+        return None
+
     async def tell(self, topic: str, body: bytes) -> None:
         """Have every other process that runs on this store publish Told(topic, body), at most once. Raises StoreError.
 

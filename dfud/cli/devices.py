@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import click
 
@@ -82,13 +83,19 @@ def device_list(session: Session, labels: str, limit: int | None, offset: int) -
         f = one["status"]["firmware"]
         rows.add_row(
             one["metadata"]["name"],
-            f["current"],
-            f["target"],
+            _both(f, "current"),
+            _both(f, "target"),
             state_text(f),
             shown_labels(one["metadata"]),
             f.get("actual", {}).get("seen", ""),
         )
     print_table(rows)
+
+
+def _both(firmware: dict[str, Any], key: str) -> str:
+    """Return what runs or is wanted of both kinds: `1.3`, `1.3 app 3.2`."""
+    app = firmware.get("app", {}).get(key)
+    return " ".join([*([firmware[key]] if firmware[key] else ()), *([f"app {app}"] if app else ())])
 
 
 @device.command("show")

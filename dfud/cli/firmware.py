@@ -12,7 +12,7 @@ import click
 
 from dfud.cli.client import CliError, Session, checked
 from dfud.cli.images import app_at as app_at_option
-from dfud.cli.images import image_bytes
+from dfud.cli.images import image_bytes, kind_of, kind_option, with_option
 from dfud.cli.resources import pass_session
 from dfud.cli.show import TRANSFER, Table, confirm, print_table, progress_bar, yes_option
 from dfud.model.firmware import SEQUENCE_MAX, place_of
@@ -40,6 +40,8 @@ def firmware() -> None:
     "--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What `dfuctl sign` made."
 )
 @click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
+@kind_option
+@with_option
 @app_at_option
 @click.option("--notes", default="", help="A word about it.")
 @attribute_option
@@ -55,6 +57,8 @@ def firmware_publish(
     sequence: int | None,
     manifest: Path | None,
     raw: bool,
+    kind: str | None,
+    beside: tuple[int, int] | None,
     app_at: int | None,
     notes: str,
     attribute: tuple[str, ...],
@@ -63,6 +67,8 @@ def firmware_publish(
     stop: bool,
 ) -> None:
     """Publish the file IMAGE as a firmware of the app. Nothing is installed by this; see `dfuctl update`.
+
+    --kind app: the image is app firmware, for an app bank (docs/app.md); --with says which system firmware it runs with.
 
     A version may have an image for each kind of board: publish them one after the other, each with its --hardware and, where boards
     of one hardware differ, with what they report (--attribute rev=2).
@@ -73,14 +79,17 @@ def firmware_publish(
         check_name("version", version)
     if hardware:
         check_name("hardware", hardware)
-    data = image_bytes(image, app_at, raw=raw)
+    raw_file, kind = kind_of(kind, raw=raw)
+    data = image_bytes(image, app_at, raw=raw_file)
     size = len(data)
     digest = hashlib.sha256(data).hexdigest()
     params: dict[str, Any] = {"version": version, "hardware": hardware, "sha256": digest, "notes": notes}
     if sequence is not None:
         params["sequence"] = sequence
-    if raw:
-        params["kind"] = "raw"
+    if kind != "esp-image":
+        params["kind"] = kind
+    if beside is not None:
+        params["with"] = f"{beside[0]}..{beside[1]}"
     params |= {"attribute": list(attribute)} if attribute else {}
     for key, value in (
         ("requiresFrom", requires_from),
@@ -110,7 +119,8 @@ def firmware_publish(
     made = next(one for one in images_of(found) if one["sha256"] == digest)
     others = len(images_of(found)) - 1
     more = f" It has {others} more image{'s' if others > 1 else ''}." if others else ""
-    told = f"Published {found['version']} for {place(made)}, {made['size']} bytes, sequence {made['sequence']}."
+    what = f"app {found['version']}" if made["kind"] == "app" else found["version"]
+    told = f"Published {what} for {place(made)}, {made['size']} bytes, sequence {made['sequence']}."
     session.say(told + more)
 
 
@@ -146,7 +156,10 @@ def place(image: dict[str, Any]) -> str:
 
 def _note(firmware: dict[str, Any]) -> str:
     """Return what one has to know of a version in a few words."""
-    told = []
+    told = ["app"] if firmware["kind"] == "app" else []
+    if "with" in firmware:
+        low, high = firmware["with"]
+        told.append(f"with {low}" + (f" to {high}" if high < SEQUENCE_MAX else " and above"))
     if "recalled" in firmware:
         told.append(f"recalled: {firmware['recalled']['reason']}")
     if firmware.get("stop"):

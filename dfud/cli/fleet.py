@@ -47,7 +47,12 @@ def fleet(session: Session, hours: int, fingerprint: str | None) -> None:
             f"At risk: {_count(risk['devices'], 'device')} on {risk['version']}, which is recalled: {risk['reason']}"
         )
     history = {version: [p["versions"].get(version, 0) for p in found["adoption"]] for version in found["versions"]}
-    for title, numbers in (("VERSION", found["versions"]), ("UPDATE", found["states"]), ("FAILED BY", found["codes"])):
+    for title, numbers in (
+        ("VERSION", found["versions"]),
+        ("APP", found.get("apps", {})),
+        ("UPDATE", found["states"]),
+        ("FAILED BY", found["codes"]),
+    ):
         if numbers:
             print_table(_bars(title, numbers, history if title == "VERSION" else {}, hours))
     if found["crashes"]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dfud.cli.client import CliError, Session
-from dfud.cli.resources import pass_session
+from dfud.cli.resources import pass_session, wanted_text
 from dfud.cli.show import Table, print_table, progress_bar, say
 
 LOOK_S, LOOK_MAX_S = 0.1, 2.0
@@ -65,7 +65,7 @@ def line(job: dict[str, Any]) -> str:
 
 def _wanted(job: dict[str, Any]) -> str:
     firmware = job["firmware"]
-    return "(none of their own)" if firmware is None else str(firmware.get("version", "?"))
+    return "(none of their own)" if firmware is None else wanted_text(firmware) or "?"
 
 
 @click.group()

@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.serialization import (
 from dfud.cli import pkcs11
 from dfud.cli.client import CliError, Session
 from dfud.cli.images import app_at as app_at_option
-from dfud.cli.images import image_bytes
+from dfud.cli.images import image_bytes, kind_of, kind_option, with_option
 from dfud.cli.resources import pass_session
 from dfud.model.espimage import check_application_untrusted, hardware_name
 from dfud.model.names import check_name
-from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, floor_too_high, key_id, sign_with
+from dfud.wire.manifest import FLAG_APP, FLAG_DOWNGRADE, FLAG_RAW, Manifest, floor_too_high, key_id, sign_with
 
 PASSPHRASE_MIN = 8
 _SEQUENCE = click.IntRange(0, (1 << 32) - 1)
@@ -74,6 +74,16 @@ def _signer(key: str, file: Path | None) -> Iterator[tuple[bytes, Callable[[byte
         return
     private = _load(Path(key), file)
     yield private.public_key().public_bytes_raw(), private.sign
+
+
+def signed_app(
+    app: str, data: bytes, version: str, hardware: str, sequence: int, key: str, passphrase_file: Path | None
+) -> bytes:
+    """Return the signed manifest of an app image. Raises CliError."""
+    digest = hashlib.sha256(data).digest()
+    manifest = Manifest(app, version, hardware, sequence, len(data), digest, flags=FLAG_APP)
+    with _signer(key, passphrase_file) as (public, signer):
+        return sign_with(manifest, public, signer)
 
 
 def _public_key(text: str) -> bytes:
@@ -157,6 +167,8 @@ def key_show(session: Session, where: str, passphrase_file: Path | None) -> None
 )
 @click.option("--allow-downgrade", is_flag=True, help="Say in the manifest that a device may go back to this one.")
 @click.option("--raw", is_flag=True, help="Any file, not an ESP image.")
+@kind_option
+@with_option
 @app_at_option
 @click.option(
     "--add-key", "add", multiple=True, help="Public key that devices trust, too, once this firmware is confirmed."
@@ -181,6 +193,8 @@ def sign_image(
     floor: int,
     allow_downgrade: bool,
     raw: bool,
+    kind: str | None,
+    beside: tuple[int, int] | None,
     app_at: int | None,
     add: tuple[str, ...],
     revoke: tuple[str, ...],
@@ -192,8 +206,9 @@ def sign_image(
     hardware = check_name("hardware", hardware_name(hardware))
     if floor > sequence:
         raise CliError(floor_too_high(floor, sequence))
-    data = image_bytes(image, app_at, raw=raw)
-    if not raw:
+    as_it_is, image_kind = kind_of(kind, raw=raw)
+    data = image_bytes(image, app_at, raw=as_it_is)
+    if not as_it_is:
         check_application_untrusted(io.BytesIO(data), len(data), hardware)
     manifest = Manifest(
         app=app,
@@ -202,10 +217,11 @@ def sign_image(
         sequence=sequence,
         size=len(data),
         sha256=hashlib.sha256(data).digest(),
-        flags=FLAG_DOWNGRADE * allow_downgrade | FLAG_RAW * raw,
+        flags=FLAG_DOWNGRADE * allow_downgrade | {"raw": FLAG_RAW, "app": FLAG_APP}.get(image_kind, 0),
         floor=floor,
         add=tuple(_public_key(text) for text in add),
         revoke=tuple(key_id(_public_key(text)) for text in revoke),
+        beside=beside,
     )
     with _signer(key_file, passphrase_file) as (public, signer):
         envelope = sign_with(manifest, public, signer)

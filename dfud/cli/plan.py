@@ -67,13 +67,18 @@ def watch_plan(session: Session, method: str, path: str, body: dict[str, Any] | 
         say_plan(session, found)
 
 
+def _brought(found: dict[str, Any]) -> str:
+    app = [f"app {found['app']}"] if "app" in found else []
+    return " with ".join([*([found["firmware"]] if found["firmware"] else ()), *app])
+
+
 def say_plan(session: Session, found: dict[str, Any]) -> None:
     devices, weight, takes = found["devices"], found["bytes"], found["time"]
     for problem in found["problems"]:
         session.say(f"It would be refused: {problem}")
     session.say(
         f"{devices['matching']} devices match: {devices['told']} would be told, {devices['inSync']} run "
-        f"{found['firmware']} already, {devices['refused']} would not get it, {devices['later']} later"
+        f"{_brought(found)} already, {devices['refused']} would not get it, {devices['later']} later"
     )
     if devices["severalSteps"]:
         session.say(f"{devices['severalSteps']} of them are led there over other versions.")

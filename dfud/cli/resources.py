@@ -154,6 +154,14 @@ def app_create(session: Session, name: str, labels: tuple[str, ...], unsigned: b
     session.done(f"App {name} created.", app=name)
 
 
+def wanted_text(firmware: dict[str, Any] | None) -> str:
+    """Return what a spec.firmware asks for: `1.3`, `1.3 app 3.2`, or ""."""
+    said = firmware or {}
+    return " ".join(
+        [*([str(said["version"])] if "version" in said else ()), *([f"app {said['app']}"] if "app" in said else ())]
+    )
+
+
 @app.command("list")
 @click.option("-l", "--labels", default="", help="Label selector, such as team=a,!retired.")
 @pass_session
@@ -166,7 +174,7 @@ def app_list(session: Session, labels: str) -> None:
     rows = Table("NAME", "FIRMWARE", "LABELS", "CREATED")
     for one in found:
         m = one["metadata"]
-        version = (one["spec"].get("firmware") or {}).get("version", "")
+        version = wanted_text(one["spec"].get("firmware"))
         rows.add_row(m["name"], version, shown_labels(m), m.get("creationTimestamp", ""))
     print_table(rows)
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from dfud.cli.client import CliError, Session
 from dfud.cli.plan import say_failures, watch_plan
-from dfud.cli.resources import pass_session
+from dfud.cli.resources import pass_session, wanted_text
 from dfud.cli.show import Table, confirm, print_table, say, show_json, yes_option
 from dfud.model.names import check_name
 from dfud.model.selectors import parse_selector_untrusted
@@ -48,6 +48,11 @@ def _of(session: Session, name: str, *more: str) -> str:
     return session.api("rollouts", name, *more)
 
 
+def brought(spec: dict[str, Any]) -> str:
+    """Return what a rollout brings: `1.3`, `app 3.2`, or both."""
+    return wanted_text({new: spec[old] for old, new in (("firmware", "version"), ("app", "app")) if spec.get(old)})
+
+
 def _percents(text: str, soak_s: float | None) -> list[dict[str, Any]]:
     more = {} if soak_s is None else {"soakS": soak_s}
     try:
@@ -59,6 +64,9 @@ def _percents(text: str, soak_s: float | None) -> list[dict[str, Any]]:
 @rollout.command("create")
 @click.argument("name")
 @click.argument("version", required=False)
+@click.option(
+    "--app", "app_version", metavar="VERSION", help="The app firmware, alone or beside the VERSION of the system."
+)
 @click.option("-l", "--selector", help="Which devices, by their labels; all, without it.")
 @click.option("--waves", help="Percent of all in each wave, such as 1,10,100 (which is the default).")
 @click.option("--running", multiple=True, help="Only devices that run this version; may be repeated.")
@@ -87,6 +95,7 @@ def rollout_create(
     session: Session,
     name: str,
     version: str | None,
+    app_version: str | None,
     selector: str | None,
     waves: str | None,
     running: tuple[str, ...],
@@ -103,7 +112,10 @@ def rollout_create(
     spec_path: Path | None,
     draft: bool,
 ) -> None:
-    """Make rollout NAME of firmware VERSION. What no option says is in --spec (docs/rollouts.md)."""
+    """Make rollout NAME of firmware VERSION, of the app firmware that --app names, or of both.
+
+    What no option says is in --spec (docs/rollouts.md).
+    """
     check_name("rollout", name)
     spec: dict[str, Any] = {}
     if spec_path is not None:
@@ -114,8 +126,10 @@ def rollout_create(
         if not isinstance(spec, dict):
             raise CliError(f"{spec_path}: expected an object, the rollout's spec")
     devices = dict(spec.get("devices", {})) if isinstance(spec.get("devices", {}), dict) else spec["devices"]
-    if version is None and "firmware" not in spec:
-        raise CliError("which firmware? give its VERSION behind the name, or `firmware` in --spec")
+    if version is None and app_version is None and not {"firmware", "app"} & spec.keys():
+        raise CliError(
+            "which firmware? give its VERSION behind the name, --app VERSION, or `firmware` or `app` in --spec"
+        )
     if selector is not None:
         if not selector.strip():
             raise CliError("-l: expected labels such as site=attic; leave it out to mean all devices")
@@ -125,6 +139,7 @@ def rollout_create(
         devices["running"] = list(running)
     given = {
         "firmware": version,
+        "app": app_version,
         "devices": devices or None,
         "waves": _percents(waves, soak) if waves else None,
         "perMinute": per_minute,
@@ -211,7 +226,7 @@ def rollout_list(session: Session) -> None:
         name = one["metadata"]["name"]
         rows.add_row(
             name,
-            one["spec"].get("firmware", ""),
+            brought(one["spec"]),
             status["state"],
             status["wave"],
             told,
@@ -303,7 +318,7 @@ def _say_history(session: Session, found: dict[str, Any]) -> None:
 
 def _title(found: dict[str, Any]) -> str:
     status = found["status"]
-    title = f"{found['metadata']['name']}: {found['spec'].get('firmware', '')}, {status['state']}"
+    title = f"{found['metadata']['name']}: {brought(found['spec'])}, {status['state']}"
     return f"{title} ({status['reason']})" if status.get("reason") else title
 
 
@@ -409,24 +424,29 @@ def channel_list(session: Session) -> None:
         selector, wanted = str(rule.get("selector", "")), rule.get("firmware") or {}
         found = _CHANNEL.fullmatch(selector)
         held = " (hold)" if wanted.get("hold") else ""
-        rows.add_row(found[1] if found else "", f"{wanted.get('version', '')}{held}", selector)
+        rows.add_row(found[1] if found else "", f"{wanted_text(wanted)}{held}", selector)
     print_table(rows)
 
 
 @channel.command("set")
 @click.argument("name")
-@click.argument("version")
+@click.argument("version", required=False)
+@click.option(
+    "--app", "app_version", metavar="VERSION", help="The app firmware, alone or beside the VERSION of the system."
+)
 @pass_session
-def channel_set(session: Session, name: str, version: str) -> None:
+def channel_set(session: Session, name: str, version: str | None, app_version: str | None) -> None:
     """Have the devices of channel NAME run VERSION: a rule of the app's `spec.rules`."""
     check_name("label value", name)
-    found = session.request("GET", session.api("firmware", version))
-    if "recalled" in found:
-        raise CliError(f"firmware {version} is recalled: {found['recalled']['reason']}")
-    rules = _rules(
-        session, lambda others: [{"selector": f"channel={name}", "firmware": {"version": version}}, *others], name
-    )
-    session.done(f"Channel {name} runs {version}.", rules=rules)
+    wanted = {key: text for key, text in (("version", version), ("app", app_version)) if text}
+    if not wanted:
+        raise CliError("which firmware? give its VERSION behind the name, or --app VERSION")
+    for one in wanted.values():
+        found = session.request("GET", session.api("firmware", one))
+        if "recalled" in found:
+            raise CliError(f"firmware {one} is recalled: {found['recalled']['reason']}")
+    rules = _rules(session, lambda others: [{"selector": f"channel={name}", "firmware": wanted}, *others], name)
+    session.done(f"Channel {name} runs {wanted_text(wanted)}.", rules=rules)
 
 
 @channel.command("remove")

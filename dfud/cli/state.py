@@ -29,7 +29,7 @@ _FINAL = {
     "cancelled": Outcome.CANCELLED,
     "done": Outcome.ROLLED_BACK,  # done, and yet it runs something else: it went back later
 }
-_IMPOSSIBLE = frozenset({"BadSpec", "NotPublished", "NothingDesired", "NotTrusted", "NotPackaged"})
+_IMPOSSIBLE = frozenset({"BadSpec", "NotPublished", "NothingDesired", "NotTrusted", "NotPackaged", "NoBanks"})
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -48,11 +48,14 @@ def in_sync(firmware: dict[str, Any]) -> dict[str, Any]:
 def concerned(firmware: dict[str, Any]) -> dict[str, Any]:
     """Return the deployment if it is about the target; {} if it is an older one, about another version."""
     found: dict[str, Any] = firmware.get("deployment") or {}
-    return found if found.get("version") == firmware.get("target") else {}
+    targets = (firmware.get("target"), firmware.get("app", {}).get("target"))
+    return found if found.get("version") in targets else {}
 
 
-def judge(firmware: dict[str, Any], version: str | None = None, *, download_only: bool = False) -> Judged:
-    """Say whether the update of a device to `version` (None: to whatever it should run) has ended, and how.
+def judge(
+    firmware: dict[str, Any], version: str | None = None, app: str | None = None, *, download_only: bool = False
+) -> Judged:
+    """Say whether the update of a device to `version` and `app` (None: to whatever it should run) has ended, and how.
 
     An older deployment, one of another version or one that a retry has let go, says nothing about this one.
     """
@@ -60,6 +63,11 @@ def judge(firmware: dict[str, Any], version: str | None = None, *, download_only
     target = firmware.get("target", "")
     if version is not None and target != version:
         return Judged(Outcome.SUPERSEDED, f"it should run {target} now" if target else "nothing is wanted of it now")
+    program = firmware.get("app", {}).get("target", "")
+    if app is not None and program != app:
+        return Judged(
+            Outcome.SUPERSEDED, f"it should run app {program} now" if program else "no app is wanted of it now"
+        )
     if condition.get("status") == "True":
         return Judged(Outcome.IN_SYNC)
     reason = condition.get("reason", "")
@@ -87,7 +95,13 @@ def state_text(firmware: dict[str, Any]) -> str:
 
 
 def line(firmware: dict[str, Any]) -> str:
-    return f"{firmware.get('current') or '?'} -> {firmware.get('target') or '?'}: {state_text(firmware)}"
+    system = f"{firmware.get('current') or '?'} -> {firmware.get('target') or '?'}"
+    app = firmware.get("app")
+    if app is None:
+        return f"{system}: {state_text(firmware)}"
+    program = f"app {app['current'] or 'none'}" + (f" -> {app['target']}" if app["target"] else "")
+    system = system if firmware.get("target") else str(firmware.get("current") or "?")
+    return f"{system}, {program}: {state_text(firmware)}"
 
 
 def result_text(deployment: dict[str, Any]) -> str:

@@ -40,7 +40,10 @@ class Group:
 
 
 @click.command()
-@click.argument("arguments", nargs=-1, required=True, metavar="[DEVICE] VERSION")
+@click.argument("arguments", nargs=-1, metavar="[DEVICE] [VERSION]")
+@click.option(
+    "--app", "app_version", metavar="VERSION", help="The app firmware, alone or beside the VERSION of the system."
+)
 @click.option("-l", "--selector", help="All devices with these labels, such as site=attic.")
 @click.option("--app-default", is_flag=True, help="All devices of the app that have no wish of their own.")
 @click.option("--hold", is_flag=True, help="Decide now, send later.")
@@ -59,6 +62,7 @@ def update(
     ctx: click.Context,
     session: Session,
     arguments: tuple[str, ...],
+    app_version: str | None,
     selector: str | None,
     app_default: bool,
     hold: bool,
@@ -68,14 +72,17 @@ def update(
     watch: bool,
     timeout_s: float,
 ) -> None:
-    """Say that DEVICE, or all that a selector matches, should run VERSION.
+    """Say that DEVICE, or all that a selector matches, should run VERSION, and the app firmware that --app names.
+
+    Of a device and of --app-default, the kind of firmware that is not named stays as it was said before.
 
     \b
     Exit codes: 0 done; 1 refused, or no device matches; 3 with --watch: a device did not get there
     (rolled back, failed, cancelled, ...); 4 with --watch: the time was over before.
     """
-    one = len(arguments) == 2
-    if len(arguments) > 2 or one == bool(selector or app_default) or (selector and app_default):
+    named, version = _read_arguments(arguments, app_version, many=bool(selector or app_default))
+    one = named is not None
+    if selector and app_default:
         raise CliError("name a device, or give -l SELECTOR, or --app-default; and the version last")
     if hold and watch:
         raise CliError("--hold and --watch: what is on hold does not end; leave one of them out")
@@ -83,35 +90,63 @@ def update(
         raise CliError("--no-wait: it is for -l SELECTOR, without --watch")
     if all_at_once and not selector:
         raise CliError("--all-at-once: it is for -l SELECTOR")
-    version = arguments[-1]
-    wanted: dict[str, Any] = {"version": version}
+    wanted = {} if selector else _kept(session, named, both=bool(version and app_version))
+    wanted |= {key: text for key, text in (("version", version), ("app", app_version)) if text}
+    what = " with ".join([*([version] if version else ()), *([f"app {app_version}"] if app_version else ())])
     wanted |= {"hold": True} if hold else {}
     wanted |= {"downloadOnly": True} if download_only else {}
-    body: dict[str, Any] = {"firmware": wanted} | ({"device": arguments[0]} if one else {})
-    names = [arguments[0]] if one else []
+    body: dict[str, Any] = {"firmware": wanted} | ({"device": named} if named else {})
+    names = [named] if named else []
     if selector:
         job = start(session, selector, wanted, all_at_once=all_at_once)
         job = job if no_wait else finish(session, job)
         if watch:
             names = list(Group(session, selector).targets)
-        _show_group(session, job, f"should run {version}", watch=watch)
+        _show_group(session, job, f"should run {what}", watch=watch)
     else:
         found = session.request("POST", session.api("update"), json=body)
         if session.json:
             show_json(found, indent=None if watch else 2)
         elif one:
-            say(f"{arguments[0]} should run {version}.")
+            say(f"{named} should run {what}.")
         else:
-            say(f"Devices of {session.app} without a wish of their own should run {version}.")
+            say(f"Devices of {session.app} without a wish of their own should run {what}.")
     if watch:
         if app_default:
             names = list(Group(session, "", own=False).targets)
         seen = Watch(
-            session, names, labels=selector or "", version=version, download_only=download_only, timeout_s=timeout_s
+            session,
+            names,
+            labels=selector or "",
+            version=version,
+            app=app_version,
+            download_only=download_only,
+            timeout_s=timeout_s,
         )
         outcomes = seen.run()
         tell_outcomes(session, outcomes, seen.found)
         ctx.exit(exit_code(outcomes.values()))
+
+
+def _read_arguments(
+    arguments: tuple[str, ...], app_version: str | None, *, many: bool
+) -> tuple[str | None, str | None]:
+    """Return the device and the version of the system that are named; None for one that is not. many: no device is to be named."""
+    expected = range(0 if app_version else 1, 2) if many else range(1 if app_version else 2, 3)
+    if len(arguments) not in expected:
+        raise CliError("name a device, or give -l SELECTOR, or --app-default; and the version last, or --app VERSION")
+    if many:
+        return None, arguments[0] if arguments else None
+    return arguments[0], arguments[1] if len(arguments) == 2 else None
+
+
+def _kept(session: Session, device: str | None, *, both: bool) -> dict[str, Any]:
+    """Return the versions that are said already, which stay where another kind is named. device None: those of the app's default."""
+    if both:
+        return {}
+    path = session.registry("devices", device) if device is not None else session.registry()
+    said = session.request("GET", path)["spec"].get("firmware")
+    return {key: said[key] for key in ("version", "app") if key in said} if isinstance(said, dict) else {}
 
 
 def _show_group(session: Session, job: dict[str, Any], what: str, *, watch: bool = False) -> None:

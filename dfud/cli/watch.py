@@ -32,7 +32,8 @@ def exit_code(outcomes: Iterable[Judged]) -> int:
 class Watch:
     """Shows every change of some devices until each of their updates has ended, or the time is over.
 
-    labels: a selector that they all match, "" if there is none. version: what they are updated to; None: whatever they should run.
+    labels: a selector that they all match, "" if there is none. version, app: what they are updated to; None: whatever
+    they should run.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Watch:
         *,
         labels: str = "",
         version: str | None = None,
+        app: str | None = None,
         download_only: bool = False,
         timeout_s: float | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class Watch:
         self._pending = set(self._names)
         self._labels = labels
         self._version = version
+        self._app = app
         self._download_only = download_only
         self._until = time.monotonic() + timeout_s if timeout_s else float("inf")
         self._told: dict[str, str] = {}
@@ -113,7 +116,7 @@ class Watch:
                 show_json({"device": name, **firmware}, indent=None)
             else:
                 say(f"{name}: {told}")
-        judged = judge(firmware, self._version, download_only=self._download_only)
+        judged = judge(firmware, self._version, self._app, download_only=self._download_only)
         if judged.outcome is not None:
             self._end(name, judged)
 

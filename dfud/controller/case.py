@@ -11,8 +11,9 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, Route, State, advance
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
+from dfud.model.kinds import APP, SYSTEM, Kind, other_of
 from dfud.wire.manifest import renewal_due
-from dfud.wire.messages import Status
+from dfud.wire.messages import NO_DIGEST, Status
 
 
 def entry_of(deployment: Deployment, event: str, text: str | None = None) -> HistoryEntry:
@@ -38,7 +39,11 @@ def cause_of(status: Status, target: Firmware | None) -> Cause:
 def new_deployment(
     app: str, device: str, target: Firmware, before: Deployment | None, now_s: float, *, version: str, sha256: str
 ) -> Deployment:
-    """Return a deployment that begins now; version, sha256: of what runs ("" if nobody knows)."""
+    """Return a deployment that begins now, the newest of its device after `before`.
+
+    version, sha256: of what runs ("" if nobody knows).
+    """
+    other = before.of(other_of(target.of_kind)) if before is not None else None
     return Deployment(
         id=uuid.uuid4().hex,
         app=app,
@@ -52,11 +57,16 @@ def new_deployment(
         from_sha256=sha256,
         number=before.number + 1 if before is not None else 1,
         judged=before.judged if before is not None else "",
+        kind=target.of_kind,
+        other=other.alone if other is not None else None,
     )
 
 
 class Case:
-    """What is asked, and what comes of it. twins: two boards use this identity, so its statuses contradict each other."""
+    """What is asked, and what comes of it, seen from one kind of firmware at a time (turn()): status, digest, deployment and target
+    are of that kind. newest: the device's newest deployment, which knows the other kind's as well. twins: two boards use this
+    identity, so its statuses contradict each other.
+    """
 
     def __init__(
         self,
@@ -72,14 +82,33 @@ class Case:
     ) -> None:
         self.app = app
         self.device = device
-        self.status = status
-        self.digest = status.digest.hex()
-        self.deployment = deployment
-        self.target = target
+        self.said = status
+        self.newest = deployment
+        self.wanted = target
         self.policy = policy
         self.now_s = now_s
         self.twins = twins
         self.steps: list[tuple[Deployment, HistoryEntry]] = []
+        self.turn(target.of_kind if target is not None else deployment.kind if deployment is not None else SYSTEM)
+
+    def turn(self, kind: Kind) -> None:
+        """Look at one kind from here on."""
+        self.kind = kind
+        self.status = self.said.of_app if kind == APP else self.said
+        self.digest = self.status.digest.hex() if self.status.digest != NO_DIGEST else ""
+        self.target = self.wanted if self.wanted is not None and self.wanted.of_kind == kind else None
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """The newest of this kind."""
+        return self.newest.of(self.kind) if self.newest is not None else None
+
+    @deployment.setter
+    def deployment(self, after: Deployment) -> None:
+        if self.newest is None or self.newest.kind == self.kind:
+            self.newest = after
+        else:
+            self.newest = msgspec.structs.replace(self.newest, other=after.alone)
 
     @property
     def due(self) -> bool:
@@ -96,7 +125,8 @@ class Case:
 
     @property
     def open(self) -> Deployment | None:
-        return self.deployment if self.deployment is not None and not self.deployment.final else None
+        """The deployment under way, of either kind: a device has one at a time."""
+        return self.newest if self.newest is not None and not self.newest.final else None
 
     def step(self, event: Event, **changes: object) -> None:
         """Apply `event` where the table has it; a step that changes nothing but progress is not history."""
@@ -114,13 +144,14 @@ class Case:
     def note(self, event: str, text: str, **changes: object) -> None:
         """Change the deployment within its state, and say so in the history."""
         assert self.deployment is not None
-        self.deployment = msgspec.structs.replace(self.deployment, updated_s=self.now_s, **changes)
-        self.steps.append((self.deployment, entry_of(self.deployment, event, text)))
+        after = msgspec.structs.replace(self.deployment, updated_s=self.now_s, **changes)
+        self.deployment = after
+        self.steps.append((after, entry_of(after, event, text)))
 
     def start(self, target: Firmware, desired: Desired) -> None:
         status = self.status
         made = new_deployment(
-            self.app, self.device, target, self.deployment, self.now_s, version=status.version, sha256=self.digest
+            self.app, self.device, target, self.newest, self.now_s, version=status.version, sha256=self.digest
         )
         before, route = self.deployment, self._route(desired)
         if self.due:
@@ -136,8 +167,11 @@ class Case:
                 retry=max(desired.retries, before.retry if before is not None and same_rollout else 0),
                 download_only=desired.download_only,
                 route=route,
+                then=desired.then,
+                counted=desired.counted,
+                other=_forgiven(made.other, desired),
             )
-        self.deployment = made
+        self.newest = made
         told = desired.origin if desired.rollout else None
         if route is not None:
             told = f"{told or desired.origin}, step {route.step} of {route.steps} to {route.toward}"
@@ -152,6 +186,13 @@ class Case:
             elif self.digest == before.from_sha256:
                 done, began = before.route.step - 1, before.route.began
         return Route(desired.version, done + 1, done + desired.steps, began) if done + desired.steps > 1 else None
+
+
+def _forgiven(other: Deployment | None, desired: Desired) -> Deployment | None:
+    """Return the other kind's deployment without what a rollout's retry forgives: it tries again whatever failed, of both kinds."""
+    if other is None or other.rollout != desired.rollout or desired.retries <= other.retry or not desired.rollout:
+        return other
+    return msgspec.structs.replace(other, blocks=False) if other.state is not State.CANCELLED else other
 
 
 def _same_way(before: Deployment, desired: Desired) -> bool:

@@ -35,15 +35,17 @@ from dfud.api import (
     UnreadableError,
     forever,
 )
+from dfud.controller.aiming import barred
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
-from dfud.controller.decide import Action, Verdict, decide, entry_of
+from dfud.controller.decide import Action, Why, entry_of
+from dfud.controller.deciding import Deciding
 from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
-from dfud.controller.keeping import Asked, Keeper, Kept, Look, has_place, taken
-from dfud.controller.memory import Hold, Memory, barred, undisputed
+from dfud.controller.keeping import Asked, Keeper, Kept, Look, taken
+from dfud.controller.memory import Hold, Memory, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Packages
@@ -55,6 +57,7 @@ from dfud.controller.together import Together
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
 from dfud.model.counts import departed
 from dfud.model.deployment import Event
+from dfud.model.kinds import APP
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Status, Type
 
@@ -90,6 +93,7 @@ class Controller:
         self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
         self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
         self._jobs = Jobs()
+        self._deciding = Deciding(self.rollouts, config)
         self._images = Images(store, config.cache_firmwares)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
@@ -159,10 +163,6 @@ class Controller:
         await taken.store()
         return taken.answers
 
-    def remembers(self, app: str, device: str) -> bool:
-        """Say whether a status of this device is taken without reading it from the store."""
-        return self._memory.peek(app, device) is not None
-
     def key_of(self, order: Order) -> str:
         """Return what two orders of the same package have in common."""
         return self._packages.key(order)
@@ -188,52 +188,22 @@ class Controller:
         if not again:
             actual = self._keeper.observed(hold, said, status, now_s)
         twins = are_twins(actual.twins, now_s)
-        verdict, desired = self._decided(hold, status, desired, target, now_s, heard=again, twins=twins)
+        verdict, desired = self._deciding.of(hold, status, desired, target, now_s, heard=again, twins=twins)
+        if verdict.why is Why.LEFT and verdict.steps and verdict.deployment is not None:
+            # What it has just said may decide what becomes of the other kind.
+            desired, target = await self._memory.wanted(hold, said, now_s, verdict.deployment)
+            verdict, desired = self._deciding.of(hold, status, desired, target, now_s, twins=twins, after=verdict)
         package, order = None, None
         if verdict.action is Action.SEND:
             assert verdict.deployment is not None and target is not None
-            order = order_of(status, verdict.deployment, target, await self._base(status, app))
+            seen = status.of_app if target.of_kind == APP else status
+            order = order_of(seen, verdict.deployment, target, await self._base(seen, app))
             found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
             package = taken(verdict, order, found, self._config, now_s)
         hold.known.status = status
         older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
         kept = await self._keeper.of(hold, actual, verdict, now_s, older)
         return Look(kept, command_of(verdict, target, desired, package), order, package)
-
-    def _decided(
-        self,
-        hold: Hold,
-        status: Status,
-        desired: Desired,
-        target: Firmware | None,
-        now_s: float,
-        *,
-        heard: bool = False,
-        twins: bool = False,
-    ) -> tuple[Verdict, Desired]:
-        """Decide; a rollout's deployment begins only with a place in it, which is kept until the hold ends."""
-        device, known = hold.known.device, hold.known.deployment
-        while True:
-            verdict = decide(
-                app=device.app,
-                device=device.name,
-                status=status,
-                deployment=known,
-                desired=desired,
-                target=target,
-                policy=self._config,
-                now_s=now_s,
-                heard=heard,
-                twins=twins,
-            )
-            began = verdict.deployment
-            if began is None or began.final or began.back or not began.rollout or has_place(known, began):
-                return verdict, desired
-            held = self.rollouts.take(began.rollout, now_s)
-            if held is None:
-                hold.at_end.append(partial(self.rollouts.give_back, began.rollout))
-                return verdict, desired
-            desired = msgspec.structs.replace(desired, held=held)
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())
@@ -243,7 +213,7 @@ class Controller:
     ) -> tuple[Order, PackageFile | StoreError] | None:
         with trio.move_on_at(deadline):
             try:
-                return order, await self._packages.get(order, device)
+                return order, await self._packages.soon(order, device)
             except StoreError as error:
                 return order, error
         return None
@@ -282,7 +252,7 @@ class Controller:
             status = translate(hold.known.deployment, target)
             said = msgspec.structs.replace(actual, sha256=status.digest.hex(), seen_s=now_s)
             said = self._keeper.observed(hold, said, status, now_s)
-            verdict, _ = self._decided(hold, status, desired, target, now_s, twins=are_twins(said.twins, now_s))
+            verdict, _ = self._deciding.of(hold, status, desired, target, now_s, twins=are_twins(said.twins, now_s))
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
             if send and target is not None and verdict.deployment is not None:
                 problem = await self._images.problem(target)
@@ -403,7 +373,7 @@ class Controller:
                     await self._store.commit(also)
                 return
             await self._change(hold, after, f"retry by {by}", also)
-        self._bus.publish(DeviceChanged(app, device))
+        self._bus.publish(DeviceChanged(app, device, access=False))
 
     async def cancel(self, app: str, device: str, by: str, also: Sequence[Change] = ()) -> None:
         """End a device's deployment, or the one that it would begin with its next status; the same image is not sent again
@@ -429,7 +399,7 @@ class Controller:
                     await self._store.commit(also)
                 return
             await self._change(hold, after, Event.CANCEL, also)
-        self._bus.publish(DeviceChanged(app, device))
+        self._bus.publish(DeviceChanged(app, device, access=False))
 
     @asynccontextmanager
     async def leaving(self, app: str, device: str) -> AsyncIterator[Sequence[Change]]:

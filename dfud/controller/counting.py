@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dfud.api import AddCounts, Change, Deployment, Store
 from dfud.controller.rollout_rules import scope_of
-from dfud.model.counts import difference
+from dfud.model.counts import counter_of, difference
 
 
 async def counted_of(
@@ -17,15 +17,22 @@ async def counted_of(
     leads: whether there is such a rollout; for one that is deleted nothing is counted any more.
     """
     found: dict[str, int] = {}
+    lasts = {before.rollout: before} if before is not None else {}
     for after in steps:
-        if after.rollout and leads(after.rollout):
-            if before is not None and before.rollout != after.rollout:
-                # Perhaps it was in this rollout before; then it is counted there already.
-                earlier = await store.deployments(after.app, after.device)
-                before = next((d for d in earlier if d.rollout == after.rollout), None)
-            for name, number in difference(before, after).items():
-                found[name] = found.get(name, 0) + number
-        before = after
+        uid = after.rollout
+        if not uid or not leads(uid):
+            continue
+        if uid not in lasts:
+            # Perhaps it was in this rollout before; then it is counted there already.
+            earlier = await store.deployments(after.app, after.device)
+            last = next((d for d in earlier if d.rollout == uid), None)
+        else:
+            last = lasts[uid]
+        if last is not None and after.number < last.number:
+            continue  # the other kind's: the rollout's newest is what counts, and it knows this one
+        lasts[uid] = after
+        for name, number in difference(counter_of(last) if last is not None else "", counter_of(after)).items():
+            found[name] = found.get(name, 0) + number
     return {name: number for name, number in found.items() if number}
 
 

@@ -12,6 +12,8 @@ from dfud.controller.hear import hear
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State
 from dfud.model.desired import Desired, Held
 from dfud.model.firmware import Firmware, place_of
+from dfud.model.kinds import APP
+from dfud.wire.manifest import beside_of
 from dfud.wire.messages import Code, Status
 
 __all__ = ["FULL_AFTER", "Action", "Verdict", "Why", "decide", "entry_of"]
@@ -42,6 +44,8 @@ class Why(enum.Enum):
     BARRED = "barred"
     RECALLED = "recalled"
     NO_PATH = "no-path"
+    RANGE = "range"
+    NO_BANKS = "no-banks"
     LEFT = "left"
     WINDOW = "window"
     RATE = "rate"
@@ -108,7 +112,7 @@ def decide(
     if not heard:
         hear(case)
     action, poll_s, why, reason = _next(case, desired)
-    return Verdict(action, case.deployment, case.steps, poll_s, reason, why)
+    return Verdict(action, case.newest, case.steps, poll_s, reason, why)
 
 
 def _policy_of(policy: ControllerConfig, desired: Desired) -> ControllerConfig:
@@ -125,28 +129,24 @@ def _policy_of(policy: ControllerConfig, desired: Desired) -> ControllerConfig:
 
 
 def _next(case: Case, desired: Desired) -> Next:
-    status, target, policy = case.status, case.target, case.policy
-    if status.trial:
+    status, target, policy = case.said, case.target, case.policy
+    if status.on_trial:
         # Whatever is wanted meanwhile: first let the running image prove itself or be left.
         return Action.WAIT, policy.busy_poll_s, Why.TRIAL, "on trial"
     barred = desired.problem if target is not None else ""
     current = case.open
-    if current is not None and (target is None or target.sha256 != current.sha256 or barred):
-        text = "the target changed" if target is not None else "nothing is wanted any more"
-        case.step(Event.CANCEL, text=desired.problem or text)
+    if current is not None and (end := _ends(case, current, desired, barred)):
+        case.turn(current.kind)
+        case.step(Event.CANCEL, text=end)
+        case.turn(case.wanted.of_kind if case.wanted is not None else case.kind)
         current = None
-    if current is not None and _is_taken_over(current, desired):
-        # It was not told yet: the rollout that asks for it now tells it in its own time, and counts it.
-        case.step(Event.CANCEL, text=f"{desired.origin} asks for it now")
-        current = None
-    if current is not None and current.renews and not case.due:
-        case.step(Event.CANCEL, text="the manifest changed")
-        current = None
+    status = case.status
     stop = Action.STOP if status.progress is not None else Action.WAIT
     if target is None:
         why = Why.BAD_SPEC if desired.problem else Why.NOTHING_WANTED
         return stop, policy.poll_s, why, desired.problem or "nothing is decided"
     if case.digest == target.sha256 and (barred or not case.due):
+        _complete(case)
         action = Action.STOP if stop is Action.STOP else Action.SYNC
         return action, policy.poll_s, Why.IN_SYNC, "it runs what it should"
     if barred:
@@ -162,11 +162,13 @@ def _next(case: Case, desired: Desired) -> Next:
             # Nothing is stored of a device before it is its turn.
             code = desired.held.code
             return stop, _until(desired.held, policy, case.now_s), Why(code), HELD_TEXT[code]
-        if problem := _unfit(status, target):
-            case.start(target, desired)
-            case.step(Event.GIVEN_UP, code=int(problem[0]), text=problem[1], blocks=True)
-            why = Why.HARDWARE if problem[0] is Code.HARDWARE else Why.TOO_LARGE
-            return Action.WAIT, policy.poll_s, why, problem[1]
+        if problem := unfit(case.said, target):
+            failed, why, text = problem
+            if why is not Why.NO_BANKS or desired.rollout:
+                # A wish for all, such as an app's default, passes by the boards that have no banks.
+                case.start(target, desired)
+                case.step(Event.GIVEN_UP, code=int(failed), text=text, blocks=True)
+            return Action.WAIT, policy.poll_s, why, text
         again = case.deployment is not None and case.deployment.sha256 == target.sha256
         case.start(target, desired)
         if case.twins and again and case.deployment is not None:
@@ -177,6 +179,29 @@ def _next(case: Case, desired: Desired) -> Next:
         current = case.open
     assert current is not None
     return _open(case, current, desired)
+
+
+def _ends(case: Case, current: Deployment, desired: Desired, barred: str) -> str:
+    """Say why the deployment under way ends without an answer, or ""."""
+    target = case.target
+    if target is None:
+        return desired.problem or "nothing is wanted any more"
+    if target.sha256 != current.sha256 or barred:
+        return desired.problem or "the target changed"
+    if _is_taken_over(current, desired):
+        # It was not told yet: the rollout that asks for it now tells it in its own time, and counts it.
+        return f"{desired.origin} asks for it now"
+    return "the manifest changed" if current.renews and not case.due else ""
+
+
+def _complete(case: Case) -> None:
+    """Both kinds run as they should: a first one of two that waited for the second waits no longer."""
+    newest, kind = case.newest, case.kind
+    if newest is None or newest.state is not State.DONE or not newest.then:
+        return
+    case.turn(newest.kind)
+    case.note("completed", f"{newest.then} runs already", then="")
+    case.turn(kind)
 
 
 def _is_taken_over(current: Deployment, desired: Desired) -> bool:
@@ -223,7 +248,7 @@ def _held_back(case: Case, target: Firmware, desired: Desired) -> str:
     if newest is None or not newest.blocks or newest.sha256 != target.sha256:
         return ""
     again = desired.rollout == newest.rollout and desired.retries > newest.retry
-    if again and newest.state is not State.CANCELLED and _unfit(case.status, target) is None:
+    if again and newest.state is not State.CANCELLED and unfit(case.said, target) is None:
         return ""  # a user had the rollout try again whatever failed
     ended = _ended(newest, cause_of(case.status, target))
     if not ended:
@@ -248,13 +273,22 @@ def _ended(deployment: Deployment, now: Cause) -> str:
     return ""
 
 
-def _unfit(status: Status, target: Firmware) -> tuple[Code, str] | None:
-    """Say why this device could never run the target."""
+def unfit(said: Status, target: Firmware) -> tuple[Code, Why, str] | None:
+    """Say why the device that says this could never run the target."""
+    status = said.of_app if target.of_kind == APP else said
     if target.more or not target.first_fits(status.hardware, status.attributes):
         meant = "; ".join(image.meant_for for image in target.images)
-        return Code.HARDWARE, f"{target.version} is for {meant}, the device is {_place(status, target)}"
+        return Code.HARDWARE, Why.HARDWARE, f"{target.version} is for {meant}, the device is {_place(status, target)}"
+    if said.app is None and target.of_kind == APP:
+        return Code.HARDWARE, Why.NO_BANKS, f"{target.version} is app firmware, and the device has no banks for it"
+    if said.app is None and beside_of(target.manifest) is not None:
+        # Its readers are from before manifests said that, and refuse them.
+        text = f"{target.version} says which app firmware it runs with, and the device has no banks for any"
+        return Code.HARDWARE, Why.NO_BANKS, text
     if target.size_bytes > status.capacity:
-        return Code.TOO_LARGE, f"{target.version} has {target.size_bytes} bytes, the slot holds {status.capacity}"
+        place = "bank" if target.of_kind == APP else "slot"
+        text = f"{target.version} has {target.size_bytes} bytes, the {place} holds {status.capacity}"
+        return Code.TOO_LARGE, Why.TOO_LARGE, text
     return None
 
 

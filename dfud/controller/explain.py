@@ -13,9 +13,11 @@ from dfud.controller.decide import Why, decide
 from dfud.controller.observe import are_twins
 from dfud.controller.refusals import Refused
 from dfud.controller.turn import TODO, Turn
+from dfud.model.deployment import Program
+from dfud.model.kinds import SYSTEM
 from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
-from dfud.wire.messages import Code, Defer, Phase, Progress, Status
+from dfud.wire.messages import NO_DIGEST, Banks, Code, Defer, Phase, Progress, Status
 
 NEVER_SEEN = "never-seen"
 SILENT = "silent"
@@ -56,7 +58,9 @@ def explain(
     """
     actual, deployment = view.actual, view.deployment
     values: dict[str, Any] = {"wanted": desired.version, "by": desired.origin}
-    said = [_wanted(desired)]
+    if desired.other is not None:
+        values["other"] = {"wanted": desired.other.version, "by": desired.other.origin, "kind": desired.other.kind}
+    said = _wanted(desired)
     if turns:
         values["turns"] = [{"code": turn.code, **turn.values} for turn in turns]
     if actual is None:
@@ -80,9 +84,14 @@ def explain(
     )
     sentence, todo = SENTENCES[verdict.why](_Case(view, desired, target, verdict.reason, now_s, values))
     stranger = "" if published else ", an image that nobody published here"
-    runs = f"It runs {actual.version}{stranger}, as it said at {time_of(actual.seen_s)}."
+    program = actual.program
+    app = "" if program is None else f" with app {program.version}" if program.version else " without an app"
+    if program is not None:
+        values["app"] = program.version
+    runs = f"It runs {actual.version}{stranger}{app}, as it said at {time_of(actual.seen_s)}."
     said = [sentence, *_step(verdict.deployment, desired, target, values), runs, *said]
-    said += _renewal(actual, target)
+    seen = actual.of(target.of_kind) if target is not None else None
+    said += _renewal(seen, target) if seen is not None else []
     silent_s = now_s - actual.seen_s
     code = verdict.why.value
     if silent_s > policy.seen_s + SILENT_POLLS * policy.poll_s and verdict.why is not Why.IN_SYNC:
@@ -129,18 +138,30 @@ class _Case(msgspec.Struct):
 
     @property
     def deployment(self) -> Deployment | None:
-        return self.view.deployment
+        """The newest of the kind that this is about."""
+        newest = self.view.deployment
+        return newest.of(self.desired.kind) if newest is not None else None
 
     @property
     def wanted(self) -> str:
         return self.desired.version
 
 
-def _wanted(desired: Desired) -> str:
-    if not desired.version:
-        return "Nothing says what it should run."
-    who = {"device": "its own spec.firmware", "app": "the app's spec.firmware"}.get(desired.origin, desired.origin)
-    return f"It should run {desired.version}: {who} says so."
+def _wanted(desired: Desired) -> list[str]:
+    """Say what it should run, and who says so: of each kind that anybody asks for."""
+    both = [d for d in (desired, desired.other) if d is not None and d.version]
+    if not both:
+        return ["Nothing says what it should run."]
+    who = {"device": "its own spec.firmware", "app": "the app's spec.firmware"}
+    said = [f"It should run {_named(d)}: {who.get(d.origin, d.origin)} says so." for d in both]
+    if len(both) == 2 and both[0].origin == both[1].origin:
+        names = " with ".join(_named(d) for d in sorted(both, key=lambda d: d.kind, reverse=True))
+        said = [f"It should run {names}: {who.get(desired.origin, desired.origin)} says so."]
+    return said
+
+
+def _named(desired: Desired) -> str:
+    return desired.version if desired.kind == SYSTEM else f"app {desired.version}"
 
 
 def _renewal(actual: Actual, target: Firmware | None) -> list[str]:
@@ -194,6 +215,18 @@ def status_of_actual(actual: Actual, deployment: Deployment | None, target: Firm
         progress=progress,
         defer=defer,
         manifest=actual.manifest,
+        app=_banks_of(actual.program) if actual.program is not None else None,
+    )
+
+
+def _banks_of(program: Program) -> Banks:
+    return Banks(
+        version=program.version,
+        digest=bytes.fromhex(program.sha256) or NO_DIGEST,
+        capacity=program.capacity_bytes,
+        trial=program.trial,
+        accept=program.sequence,
+        manifest=program.manifest,
     )
 
 
@@ -214,6 +247,11 @@ def _sent(case: _Case) -> tuple[str, str]:
     unit = "bytes" if d.package == d.sha256[:32] else "chunks"  # to other dialects the image itself is sent
     share = f"{d.chunks_done} of {d.chunks_total} {unit}" if d.chunks_total else "not begun"
     return f"It is being updated to {case.wanted}: {d.state}, {share}, last moved at {time_of(d.updated_s)}.", ""
+
+
+def _all_of(desired: Desired) -> str:
+    both = [d for d in (desired, desired.other) if d is not None and d.version]
+    return " with ".join(_named(d) for d in sorted(both, key=lambda d: d.kind, reverse=True))
 
 
 def _last_line(text: str) -> str:
@@ -275,7 +313,7 @@ def _fixed(text: str, todo: str = "") -> Callable[[_Case], tuple[str, str]]:
 
 
 SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
-    Why.IN_SYNC: _fixed("It runs what it should, {wanted}."),
+    Why.IN_SYNC: lambda case: (f"It runs what it should, {_all_of(case.desired)}.", ""),
     Why.TRIAL: _fixed("It runs its image on trial and has not confirmed it yet.", "Its application calls confirm()."),
     Why.NOTHING_WANTED: lambda case: (
         "Nothing is wanted of it.",
@@ -292,6 +330,13 @@ SENTENCES: dict[Why, Callable[[_Case], tuple[str, str]]] = {
     Why.NO_PATH: _fixed(
         "{wanted} is not sent to it: {reason}.",
         "Publish a version between them, or widen what {wanted} takes: dfuctl firmware ways {wanted}.",
+    ),
+    Why.RANGE: _fixed(
+        "{wanted} is not sent to it: {reason}.",
+        "Want versions that run together, or publish one that says a wider range (dfuctl sign --with).",
+    ),
+    Why.NO_BANKS: _fixed(
+        "{wanted} is not sent to it: {reason}.", "Give it a flash layout with app banks: docs/board.md."
     ),
     Why.LEFT: _left,
     Why.WINDOW: _held("It waits for its maintenance window."),

@@ -35,6 +35,7 @@ from dfud.api import (
     read_record,
 )
 from dfud.model.crashes import Crash
+from dfud.model.kinds import APP
 from dfud.model.tally import (
     OTHER,
     adoption,
@@ -130,9 +131,10 @@ class Fleet:
         fingerprint = ""
         if found is not None:
             fingerprint, changes = await self._crashed(actual, deployment, *found)
-        version = await self._version(actual)
+        version, seen = await self._version(actual, "version"), actual.of(APP)
+        app = await self._version(seen, "app") if seen is not None and seen.version else ""
         code = code_name(deployment.code, deployment.state) if deployment is not None else ""
-        tally = tally_of(version, deployment, actual.seen_s, code, fingerprint)
+        tally = tally_of(version, deployment, actual.seen_s, code, fingerprint, app)
         if tally == actual.tally:
             return actual, changes
         change = moved(actual.tally, tally, self._now())
@@ -148,13 +150,13 @@ class Fleet:
         self._stale.add(actual.app)
         return [AddCounts(fleet_scope(actual.app), moved(actual.tally, (), self._now()))]
 
-    async def _version(self, actual: Actual) -> str:
+    async def _version(self, actual: Actual, counter: str) -> str:
         """Return the version that a device is counted under: of those that nobody published there may be any number."""
-        if f"version/{actual.version}" in actual.tally:
+        if f"{counter}/{actual.version}" in actual.tally:
             return actual.version
         if await self._image(actual.app, actual.sha256) is not None:
             return actual.version
-        counted = of_kind(self._counts.get(actual.app, {}), "version")
+        counted = of_kind(self._counts.get(actual.app, {}), counter)
         return actual.version if actual.version in counted or len(counted) < UNPUBLISHED_MAX else OTHER
 
     async def _crashed(
@@ -165,7 +167,8 @@ class Fleet:
         if record is None:
             if len(known) >= CRASHES_MAX:
                 return OTHER, []
-            ours = deployment if deployment is not None and deployment.version == version else None
+            both = deployment.both if deployment is not None else ()
+            ours = next((d for d in both if d.version == version), None)
             record = CrashRecord(
                 fingerprint=crash.fingerprint,
                 title=crash.title,
@@ -206,14 +209,15 @@ class Fleet:
         counts, now_s = await self._store.counts(fleet_scope(app)), self._now()
         self._counts[app] = counts
         devices = await self._store.count(app)
-        versions = of_kind(counts, "version")
+        versions, apps = of_kind(counts, "version"), of_kind(counts, "app")
         records = await self._records(app)
         crashes = of_kind(counts, "crash")
         return {
             "devices": devices,
             "neverReported": max(0, devices - sum(versions.values())),
             "versions": versions,
-            "atRisk": await self._at_risk(app, versions),
+            **({"apps": apps} if apps else {}),
+            "atRisk": await self._at_risk(app, versions | apps),
             "states": of_kind(counts, "state"),
             "codes": of_kind(counts, "code"),
             "seen": {name: seen_within(counts, now_s, number) for name, number in SEEN.items()},

@@ -21,7 +21,9 @@ from dfud.controller.decide import Action, Why, decide
 from dfud.controller.explain import status_of_actual
 from dfud.controller.rollout_rules import facts_of
 from dfud.controller.sending import Order, order_of
-from dfud.model.deployment import State
+from dfud.model.deployment import Deployment, State
+from dfud.model.desired import joined
+from dfud.model.kinds import KINDS, SYSTEM
 from dfud.model.pacing import pace_of
 from dfud.model.policy import wave_of, zone_of
 from dfud.model.rollout import Mode, Plan, is_member
@@ -84,7 +86,7 @@ class Forecast(msgspec.Struct):
     samples: list[float] = []
 
 
-Aim = Callable[[App, Desired, Actual | None], Awaitable[tuple[Desired, Firmware | None]]]
+Aim = Callable[[App, Desired, Actual | None, Deployment | None], Awaitable[tuple[Desired, Firmware | None]]]
 Speaks = Callable[[App, DeviceView], Desired]
 
 
@@ -198,25 +200,21 @@ class Reader:
     ) -> tuple[str, str, Firmware | None, Desired]:
         """Return the code and the sentence for a device, and what would be sent to it."""
         actual, now_s = view.actual, self._now()
-        desired = Desired(
-            plan.version,
-            download_only=plan.mode is Mode.DOWNLOAD,
-            origin="rollout",
-            rollout=uid or "planned",
-            retries=retries,
-            forced=plan.is_forced(now_s),
-        )
+        desired = _wish(plan, uid, retries, now_s)
         if "firmware" in view.device.spec:
             return OWN, SAID[OWN], None, desired
         if actual is None:
             return NEVER_SEEN, SAID[NEVER_SEEN], None, desired
         now = self._speaks(app, view)
-        if now.rollout not in ("", uid) and (self._priority(now.rollout) or 0) > plan.priority:
-            return OTHER_ROLLOUT, f"{now.origin} speaks for it.", None, desired
-        desired, target = await self._aim(app, desired, actual)
-        status = msgspec.structs.replace(status_of_actual(actual, None, target, now_s), progress=None)
+        for one in (now, now.other):
+            if one is None or one.rollout in ("", uid) or not plan.version_of(one.kind):
+                continue
+            if (self._priority(one.rollout) or 0) > plan.priority:
+                return OTHER_ROLLOUT, f"{one.origin} speaks for it.", None, desired
         # What is under way now would end, for another target; what was left stays so.
         before = view.deployment if view.deployment is not None and view.deployment.final else None
+        desired, target = await self._aim(app, desired, actual, before)
+        status = msgspec.structs.replace(status_of_actual(actual, None, target, now_s), progress=None)
         verdict = decide(
             app=app.name,
             device=view.device.name,
@@ -232,8 +230,9 @@ class Reader:
         if verdict.action is not Action.SEND:
             return code, SAID.get(code, _sentence(verdict.reason)), target, desired
         assert target is not None
-        if target.sequence < actual.sequence and not _allows_downgrade(target):
-            text = f"{target.version} has sequence {target.sequence}, the device accepts {actual.sequence} and more"
+        accepts = actual.sequence if target.of_kind == SYSTEM else actual.program.sequence if actual.program else 0
+        if target.sequence < accepts and not _allows_downgrade(target):
+            text = f"{target.version} has sequence {target.sequence}, the device accepts {accepts} and more"
             return FLOOR, f"{text}.", target, desired
         if now_s - actual.seen_s > silent_s:
             return SILENT, f"It was not heard of since {time_of(actual.seen_s)}.", target, desired
@@ -246,14 +245,17 @@ class Reader:
         actual = view.actual
         assert actual is not None
         for step in range(STEPS_MAX):
-            base = await self._image(app.name, actual.sha256)
+            seen = actual.of(target.of_kind)
+            if seen is None:
+                return
+            base = await self._image(app.name, seen.sha256) if seen.sha256 else None
             if base is None and step == 0:
                 found.unknown_base += 1
             status = msgspec.structs.replace(status_of_actual(actual, None, target, self._now()), progress=None)
             made = new_deployment(
-                app.name, view.device.name, target, None, self._now(), version=actual.version, sha256=actual.sha256
+                app.name, view.device.name, target, None, self._now(), version=seen.version, sha256=seen.sha256
             )
-            order = order_of(status, made, target, base)
+            order = order_of(status if target.of_kind == SYSTEM else status.of_app, made, target, base)
             key = (target.sha256, order.base.sha256 if order.base is not None else "", order.kinds, order.payload)
             load = found.loads.get(key)
             if load is None and len(found.loads) < ORDERS_MAX:
@@ -262,15 +264,40 @@ class Reader:
                 found.more_loads += 1
             else:
                 load.devices += 1
-            if target.version == plan.version:
+            actual = _with(actual, target)
+            if plan.runs_on(actual):
                 return
-            actual = msgspec.structs.replace(
-                actual, version=target.version, sha256=target.sha256, sequence=max(target.sequence, actual.sequence)
-            )
-            desired, following = await self._aim(app, Desired(plan.version), actual)
+            desired, following = await self._aim(app, _wish(plan, "", 0, self._now()), actual, None)
             if following is None or desired.problem:
                 return
             target = following
+
+
+def _wish(plan: Plan, uid: str, retries: int, now_s: float) -> Desired:
+    """Return what a rollout wants of a device whose turn it is."""
+    system, app = (
+        Desired(
+            version=plan.version_of(kind),
+            kind=kind,
+            download_only=plan.mode is Mode.DOWNLOAD,
+            origin="rollout",
+            rollout=uid or "planned",
+            retries=retries,
+            forced=plan.is_forced(now_s),
+        )
+        for kind in KINDS
+    )
+    return joined(system, app)
+
+
+def _with(actual: Actual, target: Firmware) -> Actual:
+    """Return what a device will say once it runs a firmware."""
+    what = {"version": target.version, "sha256": target.sha256, "manifest": target.sequence}
+    if target.of_kind == SYSTEM:
+        return msgspec.structs.replace(actual, **what, sequence=max(target.sequence, actual.sequence))
+    assert actual.program is not None
+    accepts = max(target.sequence, actual.program.sequence)
+    return msgspec.structs.replace(actual, program=msgspec.structs.replace(actual.program, **what, sequence=accepts))
 
 
 def _by_selector(plan: Plan, labels: Any) -> int | None:

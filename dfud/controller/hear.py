@@ -27,7 +27,17 @@ def fingerprint(result: Result) -> str:
 
 
 def hear(case: Case) -> None:
-    """Take what the status says about the newest deployment."""
+    """Take what the status says about the newest deployment of each kind. Leaves the case at the kind that it was at."""
+    kind = case.kind
+    if case.newest is not None:
+        # The other one is over. Its verdict is in place before the newest is stored.
+        for deployment in case.newest.both[::-1]:
+            case.turn(deployment.kind)
+            _hear(case)
+    case.turn(kind)
+
+
+def _hear(case: Case) -> None:
     newest = case.deployment
     if newest is None:
         return

@@ -103,7 +103,7 @@ class Keeper:
         result, newest = status.result, hold.known.deployment
         if result is None or newest is None or result.outcome == Outcome.CONFIRMED:
             return []
-        if result.digest.hex() == newest.sha256:
+        if result.digest.hex() in (d.sha256 for d in newest.both):
             return []
         for found in await self._store.deployments(newest.app, newest.device, limit=OLDER_MAX):
             if found.sha256 == result.digest.hex() and found.final:
@@ -138,10 +138,12 @@ class Keeper:
             told = self._outbox.of_deployments(steps)
             changes += self._outbox.put(told)
             entered = [d for d, _ in verdict.steps]
+            if verdict.deployment is not None and entered and entered[-1] is not verdict.deployment:
+                entered.append(verdict.deployment)  # a step of the other kind's moves it as well
             counted = await counted_of(self._store, self._rollouts.leads, known.deployment, entered)
             if counted:
                 changes += counting(counted)
-                changes += await self._rollouts.failures.noted(entered)
+                changes += await self._rollouts.failures.noted([d for d, _ in verdict.steps])
         if news or changes or now - known.seen_at >= self._config.seen_s:
             actual, tallied = await self._fleet.noted(actual, verdict.deployment)
             changes += [PutActual(actual, tell=news), *tallied]

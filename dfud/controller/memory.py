@@ -40,13 +40,14 @@ from dfud.api import (
     Store,
     StoreError,
 )
+from dfud.controller.aiming import aim
 from dfud.controller.config import ControllerConfig
-from dfud.model.steps import Ladder, image_for, no_way, started_from, way
-from dfud.wire.trust import trust_problem
+from dfud.model.steps import Ladder
 
 NO_FINALIZERS: list[str] = []  # one for all: a list is all of a device that a collection of garbage would look at
 UNNEEDED = frozenset({"authentication", "credentials"})
 Key = tuple[str, str]
+AIMS_MAX = 1000  # kinds of devices and what is wanted of them
 DISPUTES_MAX = 8  # with another process about one device
 T = TypeVar("T")
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
@@ -100,7 +101,9 @@ class Hold:
         """Note that these were stored, and with them where the device's sequence is now."""
         if not self.known.sequence:
             self.unknown = True  # the first one is the store's choice
-        self.known.sequence += sum(isinstance(change, (PutActual, PutDeployment)) for change in changes)
+        for change in changes:
+            if type(change) is PutActual or type(change) is PutDeployment:
+                self.known.sequence += 1
 
     @property
     def changed(self) -> bool:
@@ -123,6 +126,7 @@ class Memory:
         self._firmwares: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._images: Cache[Key, Firmware | None] = Cache(config.cache_firmwares, lambda key: key[0])
         self._ladders: Cache[str, Ladder] = Cache(config.cache_apps)
+        self._aims: Cache[tuple[Any, ...], tuple[Desired, Firmware | None]] = Cache(AIMS_MAX, lambda key: key[0])
         self._lines: dict[Key, deque[trio.Event] | None] = {}  # who holds a device, and who waits for it
         self._held: dict[Key, Hold] = {}
         self._epochs: dict[str, int] = {}  # how often an app, or a firmware of it, has changed
@@ -144,7 +148,7 @@ class Memory:
             self._devices.forget_group(app)
             self._firmware_changed(app)
             return
-        for cache in (self._apps, self._devices, self._firmwares, self._images, self._ladders):
+        for cache in (self._apps, self._devices, self._firmwares, self._images, self._ladders, self._aims):
             cache.forget_all()
 
     def forget(self, app: str, device: str) -> None:
@@ -168,10 +172,12 @@ class Memory:
 
     def _policy_changed(self, app: str) -> None:
         self._apps.forget(app)
+        self._aims.forget_group(app)
         self._epochs[app] = self._epochs.get(app, 0) + 1
 
     def _firmware_changed(self, app: str) -> None:
         self._epochs[app] = self._epochs.get(app, 0) + 1
+        self._aims.forget_group(app)
         self._firmwares.forget_group(app)
         self._images.forget_group(app)
         self._ladders.forget(app)
@@ -235,20 +241,44 @@ class Memory:
         finally:
             self.let_go(hold, failed=failed)
 
-    async def take(self, app: str, device: str) -> Hold | None:
-        """As hold(), until let_go(), for whoever holds several; None if somebody has it now: nobody waits with others in hand."""
-        key = (app, device)
-        return None if key in self._lines else await self._begin(key)
+    async def take(self, keys: Sequence[Key], views: Sequence[DeviceView | None]) -> list[Hold | None]:
+        """As hold(), each until let_go(), for whoever holds several; those that are not remembered are read at once.
 
-    def take_read(self, app: str, device: str, view: DeviceView) -> Hold | None:
-        """As take(), of a device that was read just now and has not changed since."""
-        key = (app, device)
-        if key in self._lines:
-            return None
-        self._lines[key] = None
-        hold = self._held[key] = Hold(key, self._epochs)
-        hold.known = self._devices.get(key) or self._known(view)
-        return hold
+        None: somebody has it now (nobody waits with others in hand), or it is gone. views: those that were read just now, with
+        nothing awaited since. Raises StoreError, and then nothing is held.
+        """
+        holds: list[Hold | None] = []
+        missing: dict[str, dict[str, int]] = {}
+        for number, (key, view) in enumerate(zip(keys, views, strict=True)):
+            if key in self._lines:
+                holds.append(None)
+                continue
+            self._lines[key] = None
+            hold = self._held[key] = Hold(key, self._epochs)
+            known = self._devices.get(key)
+            if known is not None:
+                hold.known = known
+            elif view is not None:
+                hold.known = self._known(view)
+            else:
+                missing.setdefault(key[0], {})[key[1]] = number
+            holds.append(hold)
+        try:
+            for app, names in missing.items():
+                found = await self._store.views(app, list(names))
+                for device, number in names.items():
+                    mine = holds[number]
+                    if mine is not None and device in found:
+                        mine.known = self._known(found[device])
+                    else:
+                        self._end((app, device))
+                        holds[number] = None
+        except BaseException:
+            for left in holds:
+                if left is not None:
+                    self._end(left.key)
+            raise
+        return holds
 
     def let_go(self, hold: Hold, *, failed: bool) -> None:
         """End what take() began. failed: nobody knows whether what is remembered of it is what is stored."""
@@ -333,57 +363,53 @@ class Memory:
         seen_at = trio.current_time() - ago_s
         return Known(kept, view.actual, view.deployment, sequence=view.sequence, seen_at=seen_at)
 
-    async def wanted(self, hold: Hold, actual: Actual | None, now_s: float) -> tuple[Desired, Firmware | None]:
+    async def wanted(
+        self, hold: Hold, actual: Actual | None, now_s: float, deployment: Deployment | None = None
+    ) -> tuple[Desired, Firmware | None]:
         """Return what should run on a held device, and that firmware if it is published; its problem: why not to send that.
 
-        actual: what the device says now.
+        actual: what the device says now; deployment: its newest, where that is not what is known of it.
         """
         known = hold.known
+        deployment = deployment or known.deployment
         app = known.device.app
         hold.looks()
         resource = await self.app(app)
-        desired = self._wants(resource, known.device, actual, known.deployment, now_s)
-        return await self.aim(resource, desired, actual)
+        desired = self._wants(resource, known.device, actual, deployment, now_s)
+        return await self.aim(resource, desired, actual, deployment)
 
     async def judge(self, view: DeviceView, now_s: float) -> tuple[Desired, Firmware | None]:
         """As wanted(), of what is stored of a device that nobody holds."""
         app = await self.app(view.device.app)
         desired = self._wants(app, view.device, view.actual, view.deployment, now_s)
-        return await self.aim(app, desired, view.actual)
+        return await self.aim(app, desired, view.actual, view.deployment)
 
-    async def aim(self, app: App, desired: Desired, actual: Actual | None) -> tuple[Desired, Firmware | None]:
-        """Return what is sent to a device of which this is desired, and why not to send that (`problem`)."""
+    async def aim(
+        self, app: App, desired: Desired, actual: Actual | None, deployment: Deployment | None = None
+    ) -> tuple[Desired, Firmware | None]:
+        """Return what is sent to a device of which this is desired, and why not to send that (`problem`).
+
+        It is the same for all devices that are the same in what it depends on: worked out once. Where both kinds of firmware are
+        desired, it depends on what became of the device's own updates.
+        """
         if not desired.version:
             return desired, None
-        record = await self.firmware(app.name, desired.version)
-        if record is None:
-            return msgspec.structs.replace(desired, problem=f"firmware {desired.version} is not published"), None
-        target = image_for(record, actual)
-        if target.recalled is not None:
-            text = f"{target.version} is recalled: {target.recalled.reason}"
-            desired = msgspec.structs.replace(desired, problem=text, code="recalled")
-        elif actual is not None and actual.sha256 != target.sha256:
-            desired, target = await self._next(app.name, desired, target, actual)
-        return barred(desired, app.spec, target), target
-
-    async def _next(self, app: str, desired: Desired, target: Firmware, actual: Actual) -> tuple[Desired, Firmware]:
-        """Return the next version on the way to a target, or the target with what keeps it from being sent."""
-        ladder = await self.ladder(app)
-        if ladder.free or desired.back or target.more:
-            return desired, target
-        start = started_from(await self.image(app, actual.sha256), actual)
-        others = ladder.of(actual.hardware, actual.attributes)
-        found = way(start, target, others)
-        if found is None:
-            return msgspec.structs.replace(desired, problem=no_way(start, target, others), code="no-path"), target
-        return msgspec.structs.replace(desired, steps=len(found)), found[0]
-
-
-def barred(desired: Desired, spec: Mapping[str, Any], target: Firmware) -> Desired:
-    """Return `desired` with the problem that keeps its target from being sent, if there is one."""
-    if desired.problem:
-        return desired
-    return msgspec.structs.replace(desired, problem=trust_problem(spec, target.version, target.manifest))
+        if actual is None or desired.other is not None:
+            return await aim(self, app, desired, actual, deployment)
+        attributes = tuple(sorted(actual.attributes.items())) if actual.attributes else ()
+        key = (
+            app.name,
+            app.metadata.resource_version,
+            desired,
+            actual.hardware,
+            actual.sha256,
+            actual.sequence,
+            attributes,
+            actual.manifest,
+            actual.program,
+        )
+        found = self._aims.get(key)
+        return found if found is not None else await self._aims.load(key, lambda: aim(self, app, desired, actual))
 
 
 async def undisputed(app: str, device: str, work: Callable[[], Awaitable[T]]) -> T:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dfud.model.deployment import TWINS_AFTER, TWINS_S, Actual, Deployment, Health, State, Twins
-from dfud.wire.messages import Status
+from dfud.model.deployment import TWINS_AFTER, TWINS_S, Actual, Deployment, Health, Program, State, Twins
+from dfud.model.kinds import SYSTEM
+from dfud.wire.messages import NO_DIGEST, Banks, Status
 
 
 def health_of(known: Actual | None, status: Status, now_s: float) -> Health | None:
@@ -42,6 +43,7 @@ def twins_of(known: Actual | None, status: Status, deployment: Deployment | None
     """
     if known is None:
         return None
+    deployment = deployment.of(SYSTEM) if deployment is not None else None
     digest, before = status.digest.hex(), known.twins or Twins()
     contradictions, at_s, high, ran = before.contradictions, before.at_s, before.high, before.before
     found = False
@@ -93,4 +95,16 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         seen_s=now_s,
         transport=transport,
         manifest=status.manifest,
+        program=_program_of(status.app) if status.app is not None else None,
+    )
+
+
+def _program_of(banks: Banks) -> Program:
+    return Program(
+        version=banks.version,
+        sha256=banks.digest.hex() if banks.digest != NO_DIGEST else "",
+        capacity_bytes=banks.capacity,
+        trial=banks.trial,
+        sequence=banks.accept,
+        manifest=banks.manifest,
     )

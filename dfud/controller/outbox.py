@@ -171,6 +171,7 @@ def rollout_event(
     data: dict[str, Any] = {
         "rollout": rollout.metadata.uid,
         "firmware": rollout.spec.get("firmware"),
+        **({"app": rollout.spec["app"]} if "app" in rollout.spec else {}),
         "event": event,
         "state": state or str(status.state),
         "wave": status.wave + 1,

@@ -1,7 +1,8 @@
 """Packages: made once in a worker process, kept on disk by name, handed out from memory.
 
 A package is a pure function of (image, base, kinds, payload, dfud's encoder), so the directory is a cache: it may be emptied
-at any time, and what is torn there is made anew.
+at any time, and what is torn there is made anew. Where the store has a place that several processes share, a package is made once for
+all of them, and the directory is this machine's copy of what it needs (shared_packages.py).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import trio
 
-from dfud.api import BugError, Cache, PeerError, Store, StoreError, contained
+from dfud.api import BugError, Cache, PeerError, Store, StoreError, contained, forever
 from dfud.controller.budget import Budget
 from dfud.controller.fair import FairLimiter
 from dfud.controller.sending import Order
+from dfud.controller.shared_packages import Record, SharedPackages
 from dfud.package.file import ENCODER, PackageFile, read_package_untrusted
 from dfud.package.worker import DAMAGED
 
@@ -34,7 +36,7 @@ class Busy(StoreError):
         super().__init__(message, retryable=True)
 
 
-class _Making:
+class Making:
     """A package that is being made, for all who wait for it."""
 
     def __init__(self) -> None:
@@ -73,8 +75,10 @@ class Packages:
         self._used = 0
         self._names: Cache[str, str] = Cache(known_max)
         self.budget = Budget(per_hour, devices_max, "packages_per_hour")
-        self._making: dict[str, _Making] = {}
+        self._making: dict[str, Making] = {}
         self._nursery: trio.Nursery | None = None
+        place = store.place()
+        self.shared = SharedPackages(store, place, disk_bytes) if place is not None else None
         self._workers = FairLimiter(workers or max(1, (os.cpu_count() or 2) - 1))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -82,6 +86,8 @@ class Packages:
         with contained("packages.trim"):
             await trio.to_thread.run_sync(self._sweep)
         async with trio.open_nursery() as self._nursery:
+            if self.shared is not None:
+                self._nursery.start_soon(forever, "packages.shared", self.shared.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -93,9 +99,35 @@ class Packages:
         return found
 
     async def load(self, package: str) -> PackageFile | None:
-        """Return a package by its hexadecimal name, or None if it was never made or is no longer kept."""
-        if (found := self.memory(package)) is not None:
+        """Return a package by its hexadecimal name, or None if it was never made or is no longer kept. Raises StoreError."""
+        if (found := self.memory(package) or await self._on_disk(package)) is not None:
             return found
+        if self.shared is not None and (record := await self.shared.by_name(package)) is not None:
+            return await self._copied(record)
+        return None
+
+    async def _copied(self, record: Record) -> PackageFile | None:
+        """Bring a package that another process has made onto this machine."""
+        assert self.shared is not None
+        data = await self.shared.fetch(record)
+        if data is None:
+            return None
+
+        def write() -> None:
+            self._path.mkdir(parents=True, exist_ok=True)
+            for name, content in ((f"{record.package}.dfup", data), (f"{record.key}.key", record.package.encode())):
+                temporary = self._path / f".new-{os.getpid()}-{name}"
+                temporary.write_bytes(content)
+                temporary.rename(self._path / name)
+            self._trim()
+
+        try:
+            await trio.to_thread.run_sync(write)
+        except OSError as error:
+            raise StoreError(f"[controller] packages_path {self._path}: {error.strerror}", retryable=True) from error
+        return await self._on_disk(record.package)
+
+    async def _on_disk(self, package: str) -> PackageFile | None:
         path = self._path / f"{package}.dfup"
 
         def read() -> bytes:
@@ -158,6 +190,11 @@ class Packages:
         full, too many packages wait, another one is being made for this device, or it has had too many.
         Cancelling one waiter does not stop the making.
         """
+        begun = await self.begin(order, device)
+        return begun if isinstance(begun, PackageFile) else await self.made(begun, order)
+
+    async def begin(self, order: Order, device: tuple[str, str]) -> PackageFile | Making:
+        """As get(), without waiting for a package that is not there: it is being made when this returns; give it to made()."""
         if order.held:
             found = await self.load(order.held)
             if found is not None and found.sha256.hex() == order.target.sha256:
@@ -174,18 +211,38 @@ class Packages:
             if self._nursery is None:
                 raise BugError("packages are asked for before they run")
             self.budget.spend(*device, 1)
-            making = self._making[key] = _Making()
+            making = self._making[key] = Making()
             self._nursery.start_soon(self._make_for_all, making, key, order)
         making.devices.add(device)
+        return making
+
+    async def soon(self, order: Order, device: tuple[str, str]) -> PackageFile:
+        """As get(), for a device that waits for its answer: where others are made first, it is not kept waiting for them.
+
+        Raises Busy then; the package is made all the same.
+        """
+        if not self._workers.waiting:
+            return await self.get(order, device)
+        begun = await self.begin(order, device)
+        if isinstance(begun, PackageFile):
+            return begun
+        raise Busy(f"{self._workers.waiting} packages are made first")
+
+    async def quiet(self) -> None:
+        """Wait until a worker is free and no device waits for one."""
+        await self._workers.free()
+
+    async def made(self, making: Making, order: Order) -> PackageFile:
+        """Wait for a package that was begun. Raises StoreError."""
         await making.done.wait()
         if making.error is not None:
             raise making.error
-        found = await self._kept(key)
+        found = await self._kept(self.key(order))
         if found is None:
             raise StoreError("the package was made, but cannot be read back", retryable=True)
         return found
 
-    async def _make_for_all(self, making: _Making, key: str, order: Order) -> None:
+    async def _make_for_all(self, making: Making, key: str, order: Order) -> None:
         what = f"package of {order.target.version} not made"
         making.error = StoreError(f"{what}: an unforeseen fault, see the log", retryable=True)
         try:
@@ -208,7 +265,10 @@ class Packages:
             try:
                 name = (await trio.to_thread.run_sync(path.read_text)).strip()
             except (OSError, UnicodeDecodeError):
-                return None
+                record = await self.shared.by_key(key) if self.shared is not None else None
+                if record is None:
+                    return None
+                name = record.package
         found = await self.load(name)
         if found is not None:
             self._names.put(key, name)
@@ -216,6 +276,20 @@ class Packages:
         return found
 
     async def _make(self, key: str, order: Order) -> None:
+        if self.shared is None:
+            await self._work(key, order)
+            return
+        made = False
+        async with self.shared.making(key):
+            if await self._kept(key) is None:  # else another process has made it while this one waited
+                await self._work(key, order)
+                name = (await trio.to_thread.run_sync((self._path / f"{key}.key").read_text)).strip()
+                await self.shared.publish(key, name, self._path / f"{name}.dfup")
+            made = True
+        if not made:
+            raise StoreError("another process makes packages now", retryable=True)
+
+    async def _work(self, key: str, order: Order) -> None:
         target, base = order.target, order.base
         # A process of its own: it may take seconds of CPU and much memory, and gives both back.
         async with (

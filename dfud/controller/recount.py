@@ -43,15 +43,19 @@ def tally(
     now_s: float,
 ) -> None:
     """Count one device of the app."""
-    wanted = policy.wanted(spec, facts, deployment, now_s)
-    if wanted.rollout != rollout.metadata.uid:
+    said = policy.wanted(spec, facts, deployment, now_s)
+    both = (said, said.other) if said.other is not None else (said,)
+    mine = [desired for desired in both if desired.rollout == rollout.metadata.uid]
+    if not mine:
         return
+    wanted = mine[0]
+    deployment = deployment.in_rollout(wanted.rollout) if deployment is not None else None
     status, actual = rollout.status, facts.actual
     silent_s = plan.waves[status.wave].silent_s
     since_s = status.since_s if status.state is State.REVERTING else status.wave_since_s
     is_silent = now_s - max(actual.seen_s if actual is not None else 0.0, since_s) >= silent_s
-    told = deployment is not None and deployment.rollout == wanted.rollout
-    runs = actual is not None and actual.version == wanted.version
+    told = deployment is not None
+    runs = actual is not None and all(actual.runs(desired.kind) == desired.version for desired in mine)
     goes_on = told and deployment is not None and (not deployment.final or deployment.is_between)
     if status.state is State.REVERTING:
         if not goes_on and (runs or (deployment is not None and deployment.back)):
@@ -62,7 +66,14 @@ def tally(
         written = plan.mode is Mode.DOWNLOAD and not status.activated_s and deployment.state is Deployed.WRITTEN
         found.silent += is_silent and not written and deployment.wave == status.wave
     elif told and deployment is not None:
-        again = deployment.blocks and wanted.retries > deployment.retry and deployment.code not in HOPELESS
-        found.untold += again and not runs and not is_silent and deployment.state is not Deployed.CANCELLED
+        again = any(_is_tried_again(d, wanted.retries) for d in deployment.both if d.rollout == wanted.rollout)
+        found.untold += again and not runs and not is_silent
     elif wanted.wave == status.wave:
         found.untold += not runs and not is_silent
+
+
+def _is_tried_again(deployment: Deployment, retries: int) -> bool:
+    """Say whether a user had the rollout try again what came to nothing with this, and that may come to something."""
+    if not deployment.blocks or deployment.state is Deployed.CANCELLED or deployment.code in HOPELESS:
+        return False
+    return retries > deployment.retry

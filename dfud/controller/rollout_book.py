@@ -287,12 +287,20 @@ class Book:
         """Return what should run on a device. actual: what it says now; deployment: its newest one. Never raises."""
         facts = facts_of(DeviceView(device, actual, deployment))
         found = self._policy(app).wanted(device.spec, facts, deployment, now_s)
+        if found.other is not None:
+            other = self._paced(found.other, actual, deployment, now_s)
+            return self._paced(found.alone, actual, deployment, now_s).beside(other)
+        return self._paced(found, actual, deployment, now_s)
+
+    def _paced(self, found: Desired, actual: Actual | None, deployment: Deployment | None, now_s: float) -> Desired:
+        """Return what is desired of one kind with what keeps its rollout from telling one more device now."""
         if not found.rollout or found.back or found.held is not None:
             return found
-        if facts.told == found.rollout and deployment is not None and (not deployment.final or deployment.is_between):
+        mine = deployment.in_rollout(found.rollout) if deployment is not None else None
+        if mine is not None and (not mine.final or mine.is_between):
             return found
         plan = self._plans.get(found.rollout)
-        if plan is None or (actual is not None and actual.version == found.version):
+        if plan is None or (actual is not None and actual.runs(found.kind) == found.version):
             return found
         return msgspec.structs.replace(found, held=self._pace.held(found.rollout, plan, now_s))
 

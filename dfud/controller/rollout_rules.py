@@ -22,6 +22,7 @@ from dfud.api import (
     Rollout,
     Store,
 )
+from dfud.model.kinds import APP, KINDS, SYSTEM
 from dfud.model.overlap import may_overlap
 from dfud.model.policy import wave_of
 from dfud.model.rollout import Facts, Happened, Plan, RolloutStatus
@@ -29,9 +30,11 @@ from dfud.model.rollout_states import FINAL
 from dfud.model.rollout_step import Step
 from dfud.model.schedule import next_opening
 from dfud.model.steps import image_for
+from dfud.wire.beside import do_not_run_together
 from dfud.wire.manifest import FLAG_DOWNGRADE, decode_envelope_untrusted
 
 PAGE = 1000
+FIELDS = {"spec.firmware": SYSTEM, "spec.app": APP}
 FEW = 200  # devices of a fleet that is looked at whole before a rollout is made
 HISTORY_MAX = 100
 log = logging.getLogger("dfud")
@@ -56,11 +59,7 @@ async def judge(
         raise RefusedError(
             f"app {app.name} has {per_app} rollouts already; delete some that have ended, or raise [controller] rollouts_per_app"
         )
-    firmware = await store.firmware(app.name, plan.version)
-    if firmware is None:
-        raise PeerError(f"spec.firmware: {plan.version} is not published")
-    if firmware.recalled is not None:
-        raise PeerError(f"spec.firmware: {plan.version} is recalled: {firmware.recalled.reason}")
+    brought = await _brought(store, app.name, plan)
     _refuse_times(plan, now_s)
     refuse_conflict(plan, others)
     for device in sorted(plan.whom.devices):
@@ -74,8 +73,29 @@ async def judge(
     for number, wave in enumerate(plan.waves):
         if wave.selector is not None and not await store.devices(app.name, wave.selector, limit=1):
             raise PeerError(f"spec.waves[{number}].selector: matches no device, so the wave would be good at once")
-    if len(page) <= FEW and (why := all_refuse(firmware, [view.actual for view in page])):
-        raise PeerError(f"spec.firmware: {why}")
+    for field, firmware in brought.items():
+        if len(page) <= FEW and (why := all_refuse(firmware, [view.actual for view in page])):
+            raise PeerError(f"{field}: {why}")
+
+
+async def _brought(store: Store, app: str, plan: Plan) -> dict[str, Firmware]:
+    """Return the firmwares that a rollout brings, by the field that names them. Raises PeerError for what nobody could be sent."""
+    found: dict[str, Firmware] = {}
+    for field, kind in FIELDS.items():
+        version = plan.version_of(kind)
+        if not version:
+            continue
+        firmware = await store.firmware(app, version)
+        if firmware is None:
+            raise PeerError(f"{field}: {version} is not published")
+        if firmware.of_kind != kind:
+            raise PeerError(f"{field}: {version} is {firmware.of_kind} firmware, expected {kind} firmware")
+        if firmware.recalled is not None:
+            raise PeerError(f"{field}: {version} is recalled: {firmware.recalled.reason}")
+        found[field] = firmware
+    if len(found) == len(FIELDS) and (why := do_not_run_together(*found.values())):
+        raise PeerError(f"spec.app: {why}")
+    return found
 
 
 def _refuse_times(plan: Plan, now_s: float) -> None:
@@ -90,7 +110,10 @@ def _refuse_times(plan: Plan, now_s: float) -> None:
 
 def all_refuse(firmware: Firmware, devices: Sequence[Actual | None]) -> str:
     """Say why none of these devices would take a version: it is below the sequence that each of them accepts. Or ""."""
-    said = [actual for actual in devices if actual is not None]
+    kind = firmware.of_kind
+    if kind == APP and devices and all(actual is not None and actual.program is None for actual in devices):
+        return f"{firmware.version} is app firmware, and no device has banks for it"
+    said = [seen for actual in devices if actual is not None and (seen := actual.of(kind)) is not None]
     if not said or len(said) < len(devices):
         return ""
     if any(not _is_below(image_for(firmware, actual), actual) for actual in said):
@@ -116,6 +139,8 @@ def refuse_conflict(plan: Plan, others: Mapping[str, tuple[Rollout, Plan | None]
     for other, its in others.values():
         if its is None or other.status.state in FINAL:
             continue
+        if not any(plan.version_of(kind) and its.version_of(kind) for kind in KINDS):
+            continue  # each speaks for its kind
         if its.priority == plan.priority and may_overlap(plan, its):
             raise ConflictError(
                 f"spec.priority: rollout {other.name} has {plan.priority}, too, and both may mean the same device; "
@@ -129,8 +154,7 @@ def waiting_names(plan: Plan, members: Sequence[Facts]) -> frozenset[str]:
     return frozenset(
         facts.device
         for facts in members
-        if (facts.actual is None or facts.actual.version != plan.version)
-        and not any(selector.matches(facts.labels) for selector in selectors)
+        if not plan.runs_on(facts.actual) and not any(selector.matches(facts.labels) for selector in selectors)
     )
 
 
@@ -173,6 +197,7 @@ def facts_of(view: DeviceView) -> Facts:
         created=view.device.metadata.creation_timestamp,
         actual=view.actual,
         told=view.deployment.rollout if view.deployment is not None else "",
+        told_other=view.deployment.other.rollout if view.deployment is not None and view.deployment.other else "",
     )
 
 
@@ -184,11 +209,7 @@ def four_eyes(app: App) -> bool:
 def waiting(plan: Plan, uid: str, status: RolloutStatus, members: Sequence[Facts], wave: int) -> int:
     """Return how many members of a wave do not run the version yet."""
     shares = tuple(int(s) for s in status.shares)
-    return sum(
-        wave_of(plan, uid, shares, facts) == wave
-        for facts in members
-        if facts.actual is None or facts.actual.version != plan.version
-    )
+    return sum(wave_of(plan, uid, shares, facts) == wave for facts in members if not plan.runs_on(facts.actual))
 
 
 def scope_of(uid: str) -> str:

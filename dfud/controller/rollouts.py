@@ -159,7 +159,7 @@ class Rollouts(RolloutFleet):
     async def _promoted(
         self, app: App, entry: Entry, raw: bytes, plan: Plan, after: RolloutStatus
     ) -> RolloutStatus | None:
-        """Make the version the app's default at the rollout's end; None: not yet, or not at all.
+        """Make what it brings the app's default at the rollout's end; None: not yet, or not at all.
 
         What the default was before is stored first, so that a revert finds it whatever happens in between.
         """
@@ -167,12 +167,11 @@ class Rollouts(RolloutFleet):
             return after
         assert self._promote is not None
         before, default = entry.rollout.status, app.spec.get("firmware")
-        ours = isinstance(default, dict) and default.get("version") == plan.version
-        if not ours and before.default != default and isinstance(default, dict):
+        if not _is_ours(plan, default) and before.default != default and isinstance(default, dict):
             await self._led(entry, raw, msgspec.structs.replace(before, default=default), [])
             return None
         try:
-            await self._promote(app.name, {"version": plan.version}, f"rollout {entry.rollout.name}")
+            await self._promote(app.name, _promoted_to(plan, default), f"rollout {entry.rollout.name}")
         except (PeerError, RefusedError) as error:
             await self._pause(entry, raw, "not-promoted", str(error))
             return None
@@ -182,11 +181,12 @@ class Rollouts(RolloutFleet):
         """Say why nobody can be sent the version any longer: code and reason."""
         if status.state is State.REVERTING:
             return None
-        firmware = await self._store.firmware(app, plan.version)
-        if firmware is None:
-            return "not-published", f"firmware {plan.version} is no longer published"
-        if firmware.recalled is not None:
-            return "recalled", f"firmware {plan.version} is recalled: {firmware.recalled.reason}"
+        for version in plan.versions:
+            firmware = await self._store.firmware(app, version)
+            if firmware is None:
+                return "not-published", f"firmware {version} is no longer published"
+            if firmware.recalled is not None:
+                return "recalled", f"firmware {version} is recalled: {firmware.recalled.reason}"
         return None
 
     async def _pause(self, entry: Entry, raw: bytes, code: str, reason: str) -> None:
@@ -207,10 +207,11 @@ class Rollouts(RolloutFleet):
         if not members:
             await self._pause(entry, raw, "nobody", "no device matches it now")
             return
-        firmware = await self._store.firmware(entry.rollout.app, plan.version)
-        if firmware is not None and (why := all_refuse(firmware, [facts.actual for facts in members])):
-            await self._pause(entry, raw, "below-floor", why)
-            return
+        for version in plan.versions:
+            firmware = await self._store.firmware(entry.rollout.app, version)
+            if firmware is not None and (why := all_refuse(firmware, [facts.actual for facts in members])):
+                await self._pause(entry, raw, "below-floor", why)
+                return
         status = msgspec.structs.replace(
             apply(before, Event.START, now_s),
             started_s=now_s,
@@ -449,12 +450,25 @@ class Rollouts(RolloutFleet):
         """Give the app the default back that it had before the rollout's version: a revert would be undone by it."""
         status, plan, app = entry.rollout.status, entry.plan, await self._store.app(entry.rollout.app)
         default = app.spec.get("firmware") if app is not None else None
-        if (
-            not status.promoted
-            or plan is None
-            or not isinstance(default, dict)
-            or default.get("version") != plan.version
-        ):
+        if not status.promoted or plan is None or not _is_ours(plan, default):
             return
         assert self._promote is not None
         await self._promote(entry.rollout.app, status.default, by)
+
+
+def _is_ours(plan: Plan, default: object) -> bool:
+    """Say whether an app's spec.firmware asks for what a rollout brings."""
+    if not isinstance(default, dict):
+        return False
+    return all(default.get(key) == version for key, version in _named(plan).items())
+
+
+def _named(plan: Plan) -> dict[str, str]:
+    return {key: version for key, version in (("version", plan.version), ("app", plan.app)) if version}
+
+
+def _promoted_to(plan: Plan, default: object) -> dict[str, str]:
+    """Return the app's spec.firmware with what a rollout brings; the kind that it does not bring stays as it is."""
+    held = default if isinstance(default, dict) else {}
+    kept = {key: held[key] for key in ("version", "app") if isinstance(held.get(key), str)}
+    return kept | _named(plan)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from dfud.api import NotFoundError, RequestError, Store, StoreError
+from dfud.api import AddCounts, Change, ExpectDevice, NotFoundError, RequestError, Store, StoreError
 from dfud.controller.keeping import Asked, Keeper, Look
 from dfud.controller.memory import Hold, Memory
 from dfud.controller.sending import Order
@@ -54,7 +54,7 @@ class Taken:
         """Store in one commit whatever is to be stored; then all answers are there. What cannot be stored is None."""
         stored = False
         try:
-            changes = [change for _, hold, look in self._held for change in hold.guarded(look.kept.changes)]
+            changes = self._changes()
             if changes:
                 try:
                     with self._keeper.committing():
@@ -67,6 +67,21 @@ class Taken:
                 self.answers[number] = None if hold.changed else look.command
         finally:
             self.give_up(failed=not stored)
+
+    def _changes(self) -> list[Change]:
+        """Return all that is to be stored; what is added to counters is added up first."""
+        changes: list[Change] = []
+        counted: dict[str, dict[str, int]] = {}
+        for _, hold, look in self._held:
+            changes.append(ExpectDevice(*hold.key, hold.known.sequence))
+            for change in look.kept.changes:
+                if type(change) is AddCounts:
+                    counts = counted.setdefault(change.scope, {})
+                    for name, number in change.add.items():
+                        counts[name] = counts.get(name, 0) + number
+                else:
+                    changes.append(change)
+        return [*changes, *(AddCounts(scope, dict(sorted(add.items()))) for scope, add in sorted(counted.items()))]
 
     def give_up(self, *, failed: bool = True) -> None:
         """Let go of all that is held."""
@@ -87,29 +102,28 @@ class Together:
     async def take(self, asked: Sequence[Asked]) -> Taken:
         """Look at the statuses of devices, each of them once. Those with a view were read just now: nothing was awaited since."""
         taken = Taken(self._store, self._memory, self._keeper, len(asked))
-        holds: dict[int, Hold] = {}
+        try:
+            holds = await self._memory.take([(one.app, one.device) for one in asked], [one.view for one in asked])
+        except StoreError:
+            return taken
         try:
             for number, one in enumerate(asked):
-                if one.view is not None and (read := self._memory.take_read(one.app, one.device, one.view)) is not None:
-                    holds[number] = read
-            for number, one in enumerate(asked):
+                hold = holds[number]
+                if hold is None:
+                    continue
                 try:
-                    if number not in holds and one.view is None:
-                        hold = await self._memory.take(one.app, one.device)
-                        if hold is not None:
-                            holds[number] = hold
-                    if number in holds:
-                        look = await self._looks(holds[number], one.status, one.transport)
-                        taken.looked(number, holds.pop(number), look)
+                    look = await self._looks(hold, one.status, one.transport)
                 except (NotFoundError, StoreError):
-                    if number in holds:
-                        self._memory.let_go(holds.pop(number), failed=True)
+                    continue
+                holds[number] = None
+                taken.looked(number, hold, look)
                 if number % TOGETHER == TOGETHER - 1:
                     await trio.lowlevel.checkpoint()
         except BaseException:
             taken.give_up()
             raise
         finally:
-            for hold in holds.values():
-                self._memory.let_go(hold, failed=True)
+            for hold in holds:
+                if hold is not None:
+                    self._memory.let_go(hold, failed=True)
         return taken

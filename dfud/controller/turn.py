@@ -45,10 +45,10 @@ def _turn(running: Running, facts: Facts, failures: Sequence[Failure]) -> Turn |
     rollout, plan, status = running.rollout, running.plan, running.rollout.status
     if not is_member(plan, running.uid, status.started_s, facts):
         return None
-    if facts.actual is not None and facts.actual.version == plan.version:
+    if plan.runs_on(facts.actual):
         return None
-    values: dict[str, Any] = {"rollout": rollout.name, "to": plan.version, "state": str(status.state)}
-    head = f"Rollout {rollout.name} to {plan.version}"
+    values: dict[str, Any] = {"rollout": rollout.name, "to": plan.title, "state": str(status.state)}
+    head = f"Rollout {rollout.name} to {plan.title}"
     if not status.started_s:
         return _not_begun(running, head, values)
     wave = wave_of(plan, running.uid, running.shares, facts)

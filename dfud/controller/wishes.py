@@ -12,10 +12,14 @@ from dfud.model.deployment import Event
 def retried(deployment: Deployment | None, now_s: float) -> Deployment | None:
     """Return the deployment after "retry", or None if nothing holds the device back.
 
-    An open one begins to count anew; and as the user may know more than dfud has heard, its verdict will not block.
+    Of both kinds: a user says it of the device. An open one begins to count anew; and as the user may know more than dfud has
+    heard, its verdict will not block.
     """
-    if deployment is None or (deployment.final and not deployment.blocks):
+    if deployment is None or (deployment.final and not any(d.blocks for d in deployment.both)):
         return None
+    other = deployment.other
+    if other is not None and other.blocks:
+        other = msgspec.structs.replace(other, blocks=False, updated_s=now_s)
     return msgspec.structs.replace(
         deployment,
         blocks=False,
@@ -25,6 +29,7 @@ def retried(deployment: Deployment | None, now_s: float) -> Deployment | None:
         repeats=0,
         not_before_s=0.0,
         updated_s=now_s,
+        other=other,
     )
 
 
@@ -32,7 +37,8 @@ def nothing_to_do(device: str, target: Firmware | None, actual: Actual | None) -
     """Return in words why no update of a device can be meant, or "". target: what it should run."""
     if target is None:
         return f"no firmware is wanted of device {device}"
-    if actual is not None and actual.sha256 == target.sha256 and not actual.trial:
+    seen = actual.of(target.of_kind) if actual is not None else None
+    if seen is not None and seen.sha256 == target.sha256 and not seen.trial:
         return f"device {device} runs {target.version} already"
     return ""
 
@@ -59,9 +65,11 @@ def cancelled(
         )
     if deployment is not None and not deployment.final:
         return deployment.step(Event.CANCEL, now_s, text=text, blocks=True)
-    if target is None or (actual is not None and actual.sha256 == target.sha256):
+    seen = actual.of(target.of_kind) if actual is not None and target is not None else None
+    if target is None or (seen is not None and seen.sha256 == target.sha256):
         return None
-    if deployment is not None and deployment.blocks and deployment.sha256 == target.sha256:
+    last = deployment.of(target.of_kind) if deployment is not None else None
+    if last is not None and last.blocks and last.sha256 == target.sha256:
         return None
     made = new_deployment(
         app,
@@ -69,7 +77,7 @@ def cancelled(
         target,
         deployment,
         now_s,
-        version=actual.version if actual is not None else "",
-        sha256=actual.sha256 if actual is not None else "",
+        version=seen.version if seen is not None else "",
+        sha256=seen.sha256 if seen is not None else "",
     )
     return made.step(Event.CANCEL, now_s, text=text, blocks=True)

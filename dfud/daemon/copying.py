@@ -1,7 +1,8 @@
-"""A whole store, copied to another: app by app, page by page, and compared at the end. Neither may be in use meanwhile.
+"""A whole store, copied to another: app by app, page by page, and compared at the end. The target may not be in use meanwhile.
 
-How far it is stands in the target, in the commit of what it tells of, so it goes on wherever it was ended. What the source changed
-since it was begun is found by the comparison, which is by digests of what both hand out.
+How far it is stands in the target, in the commit of what it tells of, so it goes on wherever it was ended. A target that holds all of
+it, and was not served from, is brought up to date (refreshing.py): so the first pass may be of a backup while the source is in use,
+and only the second needs it to stand still. Comparisons are by digests of what both hand out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from dfud.api import (
     App,
     Bus,
     Change,
-    DeleteDocument,
     DeviceView,
     Firmware,
     HistoryEntry,
@@ -35,22 +35,13 @@ from dfud.api import (
     Store,
     StoreError,
 )
+from dfud.daemon.copied import COLLECTION, KEY, OWN, Place, place_of
+from dfud.daemon.refreshing import Refresh, marked
 
-COLLECTION = "store.copy"  # how far a copy is; never copied itself
-KEY = "place"
 PAGE = 50  # devices with all that is theirs, in one commit
 DEPLOYMENTS_MAX = 100_000
 HISTORY_MAX = 1_000_000
 BLOCK_BYTES = 1 << 20
-
-
-class Place(msgspec.Struct):
-    """How far a copy is. done: parts that are whole; after: the last name of the part under way. source: whose copy it is."""
-
-    source: str
-    done: list[str] = []
-    part: str = ""
-    after: str = ""
 
 
 class Copy:
@@ -63,29 +54,38 @@ class Copy:
         self._place = Place(source.name)
 
     async def run(self) -> list[str]:
-        """Copy what is not yet copied, compare everything, and return what there is, one line each. Raises StoreError."""
-        await self._begin()
+        """Copy what is not yet copied, compare, and return what there is, one line each. Raises StoreError."""
+        held = await self._begin()
         apps = await _apps(self._source)
         for app in apps:
             await self._part(f"app {app.name}", partial(self._app, app))
             await self._part(f"firmware {app.name}", partial(self._firmware, app))
             await self._part(f"devices {app.name}", partial(self._devices, app))
-        for collection in await self._source.collections():
-            if collection != COLLECTION:
-                await self._part(f"documents {collection}", partial(self._documents, collection))
+        collections = [c for c in await self._source.collections() if c not in OWN]
+        for collection in collections:
+            await self._part(f"documents {collection}", partial(self._documents, collection))
         await self._part("counters", self._counters)
-        return await self._compare(apps)
+        refresh = Refresh(self._source, self._target, self._told, self._device, self._images)
+        if held:
+            await refresh.run(apps, collections)
+        return await self._compare(apps, refresh.devices if self._place.whole else None)
 
-    async def _begin(self) -> None:
-        found = await self._target.document(COLLECTION, KEY)
-        if found is not None:
-            self._place = msgspec.json.decode(found, type=Place)
-            if self._place.source != self._source.name:
-                raise StoreError(f"the store {self._target.name} holds an unfinished copy of {self._place.source}")
-        elif await self._target.apps(limit=1) or await self._target.collections():
-            raise StoreError(f"the store {self._target.name} is not empty, expected an empty one or an unfinished copy")
-        else:
-            await self._target.commit([self._noted()])
+    async def _begin(self) -> bool:
+        """Return whether the target holds some of it already."""
+        place = await place_of(self._target)
+        if place is not None:
+            self._place = place
+            if place.source != self._source.name:
+                raise StoreError(
+                    f"the store {self._target.name} holds a copy of {place.source}, which nobody has used yet"
+                )
+            return True
+        if await self._target.apps(limit=1) or await self._target.collections():
+            raise StoreError(
+                f"the store {self._target.name} is not empty, expected an empty one, or a copy that nobody has used yet"
+            )
+        await self._target.commit([self._noted()])
+        return False
 
     def _noted(self) -> PutDocument:
         return PutDocument(COLLECTION, KEY, msgspec.json.encode(self._place))
@@ -145,7 +145,7 @@ class Copy:
             for view in page:
                 changes += await self._device(view)
             after = page[-1].device.name
-            yield after, changes
+            yield after, [*changes, marked(app.name, page)]
             self._told("devices", len(page))
 
     async def _device(self, view: DeviceView) -> list[Change]:
@@ -178,13 +178,18 @@ class Copy:
 
     # Comparing
 
-    async def _compare(self, apps: list[App]) -> list[str]:
+    async def _compare(self, apps: list[App], only: dict[str, list[str]] | None) -> list[str]:
+        """Compare all that there is; only: of the devices these, by app, and how many there are."""
         there, copied = Digest(), Digest()
         for digest, store in ((there, self._source), (copied, self._target)):
             for app in await _apps(store):
-                await digest.app(store, app, self._told)
+                await digest.app(store, app)
+                if only is None:
+                    await digest.devices(store, app, self._told)
+                else:
+                    await digest.some(store, app, only.get(app.name, []), self._told)
             for collection in await store.collections():
-                if collection != COLLECTION:
+                if collection not in OWN:
                     await digest.documents(store, collection)
             await digest.counters(store)
         if wrong := sorted(
@@ -192,11 +197,22 @@ class Copy:
         ):
             raise StoreError(
                 f"the copy differs in {', '.join(wrong[:5])}{' and more' if wrong[5:] else ''}: the source was changed "
-                f"meanwhile; empty the store {self._target.name} and copy again"
+                "meanwhile; stop what uses it, then copy again, which goes on from here"
             )
-        await self._target.commit([DeleteDocument(COLLECTION, KEY)])
+        self._place.whole = True
+        await self._target.commit([self._noted()])
         lines = [f"{what}: {number}" for what, number in there.numbers.items()]
-        return [*lines, f"The stores {self._source.name} and {self._target.name} hold the same, SHA-256 {there.whole}."]
+        if only is None:
+            return [
+                *lines,
+                f"The stores {self._source.name} and {self._target.name} hold the same, SHA-256 {there.whole}.",
+            ]
+        again = sum(map(len, only.values()))
+        return [
+            *lines,
+            f"{again} of the devices had changed since the last pass. With that, the stores {self._source.name} and "
+            f"{self._target.name} hold the same, SHA-256 {there.whole}.",
+        ]
 
 
 class Digest:
@@ -210,7 +226,7 @@ class Digest:
     def whole(self) -> str:
         return hashlib.sha256(repr(sorted(self.parts.items())).encode()).hexdigest()
 
-    async def app(self, store: Store, app: App, told: Callable[[str, int], None]) -> None:
+    async def app(self, store: Store, app: App) -> None:
         digest = hashlib.sha256(msgspec.msgpack.encode(app))
         self.numbers["apps"] += 1
         for firmware in await store.firmwares(app.name):
@@ -222,6 +238,8 @@ class Digest:
                 digest.update(found.encode())
                 self.numbers["images"] += 1
         self.parts[f"app {app.name} and its firmware"] = digest.hexdigest()
+
+    async def devices(self, store: Store, app: App, told: Callable[[str, int], None]) -> None:
         devices = hashlib.sha256()
         after = ""
         while page := await store.devices(app.name, limit=PAGE, after=after):
@@ -230,13 +248,27 @@ class Digest:
                 devices.update(msgspec.msgpack.encode((view.device, view.actual)))
                 await self._deployments(store, view, devices)
             told("compared", len(page))
+        self.numbers["devices"] += await store.count(app.name)
+        self.parts[f"devices of app {app.name}"] = devices.hexdigest()
+
+    async def some(self, store: Store, app: App, names: Sequence[str], told: Callable[[str, int], None]) -> None:
+        count = await store.count(app.name)
+        devices = hashlib.sha256(b"%d" % count)
+        for first in range(0, len(names), PAGE):
+            page = names[first : first + PAGE]
+            views = await store.views(app.name, page)
+            for name in page:
+                view = views[name]
+                devices.update(msgspec.msgpack.encode((view.device, view.actual)))
+                await self._deployments(store, view, devices)
+            told("compared", len(page))
+        self.numbers["devices"] += count
         self.parts[f"devices of app {app.name}"] = devices.hexdigest()
 
     async def _deployments(self, store: Store, view: DeviceView, digest: hashlib._Hash) -> None:
         app, device = view.device.app, view.device.name
         deployments = await store.deployments(app, device, limit=DEPLOYMENTS_MAX)
         history = await store.history(app, device, limit=HISTORY_MAX)
-        self.numbers["devices"] += 1
         self.numbers["deployments"] += len(deployments)
         self.numbers["history entries"] += len(history)
         for deployment in deployments:

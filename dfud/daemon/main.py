@@ -138,15 +138,23 @@ def check_config(path: Path, full: bool) -> None:
 
 @main.group()
 def store() -> None:
-    """What is done to a whole store. dfud is stopped meanwhile."""
+    """What is done to a whole store."""
 
 
 @store.command("copy")
 @PATH_OPTION
 @click.option("--from", "source", required=True, help="Store to read, by the name of its plugin.")
-@click.option("--to", "target", required=True, help="Store to write; empty, or an unfinished copy of the other.")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    help="Store to write; empty, or a copy of the other that no dfud was started on yet.",
+)
 def copy_store(path: Path, source: str, target: str) -> None:
-    """Copy every record and image from one store to another and compare them. Begun anew, it goes on where it was."""
+    """Copy every record and image from one store to another and compare them.
+
+    Begun anew, it goes on where it was; what is there already is brought up to date. dfud is stopped for the last time.
+    """
     from dfud.daemon.copying import copy_with_progress
 
     if source == target:

@@ -31,6 +31,7 @@ from dfud.controller.outbox import Outbox, OutboxConfig
 from dfud.controller.packages import Packages
 from dfud.daemon.components import Components
 from dfud.daemon.config import ClusterConfig, DaemonConfig
+from dfud.daemon.copied import settle
 from dfud.daemon.fleet_metrics import fleet_lines, outbox_lines
 from dfud.daemon.key import check_key
 from dfud.daemon.metrics import Metrics
@@ -92,6 +93,7 @@ class Service:
             await outer.start(self._run_store)
             settings = self._config.section("endpoint", EndpointConfig)
             await check_key(self._store, self._parts.key, settings.credential_key)
+            await settle(self._store)
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._signals, reread)
                 await self._start(nursery)

@@ -97,7 +97,7 @@ class Arrivals:
 
     async def _take(self, group: Sequence[_Arrival], nursery: trio.Nursery) -> None:
         try:
-            outcomes = await self._auth.judge([one.request for one in group], self._controller.remembers)
+            outcomes = await self._auth.judge([one.request for one in group])
         except StoreError:
             return
         asked: list[Asked] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -139,6 +140,8 @@ class Authenticator:
         self._psk.all_changed()
 
     def _device_changed(self, event: DeviceChanged) -> None:
+        if not event.access and not event.deleted:
+            return
         self._sessions.device_changed(event.app, event.device)
         self.slots.forget(event.app, event.device)
         self._psk.device_changed(event.app, event.device)
@@ -370,6 +373,10 @@ class Authenticator:
                     ends = min(presented.certificate.not_valid_after_utc, anchor.not_valid_after_utc)
                     return found[0].name, found[1].name, ends.timestamp()
         raise Denied(reason, device=presented.names[0])
+
+    def secret_of(self, transport: str) -> bytes:
+        """Return a secret that the processes on one store, which have the same credential key, have for a transport."""
+        return hmac.digest(self._key, b"dfud transport " + transport.encode(), "sha256")
 
     # Pre-shared keys
 

@@ -104,39 +104,31 @@ class Crowd:
         finally:
             self._watches[:] = [other for other in self._watches if other is not watch]
 
-    async def judge(self, requests: Sequence[Request], remembered: Callable[[str, str], bool]) -> list[Outcome]:
+    async def judge(self, requests: Sequence[Request]) -> list[Outcome]:
         """Return for each who it is; None: it has to be judged by itself.
 
-        What it returns is true when it returns. remembered: whether a device's record is wanted for nothing but its credentials.
-        Raises StoreError.
+        What it returns is true when it returns. Raises StoreError.
         """
         found: list[Outcome] = [None] * len(requests)
         known: list[tuple[int, str, str, bytes]] = []
         shown: dict[str, dict[str, list[_Shown]]] = {}
-        reading: dict[str, dict[str, None]] = {}
         for number, request in enumerate(requests):
             digest = self._slots.digest(request.credentials)
             slot = self._slot(digest)
             if slot >= 0:
                 app, device, _ = self._slots.session(slot)
                 known.append((number, app, device, digest))
-                if not remembered(app, device):
-                    reading.setdefault(app, {})[device] = None
             elif (parsed := _password_of(request.credentials)) is not None:
                 app, device, username, password = parsed
                 shown.setdefault(app, {}).setdefault(device, []).append(_Shown(number, digest, username, password))
-                reading.setdefault(app, {})[device] = None
         views: dict[str, dict[str, DeviceView]] = {}
         with self._watch() as changed:
-            for app, names in reading.items():
-                if app not in shown or (self._app(app) is not None and self._access.is_sure(app)):
+            for app, names in shown.items():
+                if self._app(app) is not None and self._access.is_sure(app):
                     views[app] = await self._store.views(app, list(names))
         for number, app, device, digest in known:
-            if (app, device) in changed or app in changed or ANYTHING in changed:
-                continue
-            view = views[app].get(device) if app in views else None
-            if view is not None or remembered(app, device):
-                found[number] = Present(app, device, digest, view)
+            if (app, device) not in changed and app not in changed and ANYTHING not in changed:
+                found[number] = Present(app, device, digest)
         for app, devices in shown.items():
             record = self._app(app)
             if record is None or is_disabled(record.spec) or not self._access.is_sure(app):

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 import trio
@@ -15,6 +16,7 @@ from dfud.api import (
     AppChanged,
     Bus,
     Cache,
+    Capability,
     Chunks,
     Code,
     Credentials,
@@ -32,6 +34,7 @@ from dfud.api import (
     PolicyChanged,
     Reply,
     Request,
+    Shared,
     Store,
     StoreError,
     Telemetry,
@@ -51,6 +54,7 @@ from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.pressure import Pressure
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
 from dfud.endpoint.returning import LOOK_S, Returning
+from dfud.endpoint.shared import StoreShared
 from dfud.endpoint.sinking import Sinks
 from dfud.endpoint.spreading import spread
 from dfud.endpoint.unsure import Concern, policy_of
@@ -76,6 +80,12 @@ class _Poll(msgspec.Struct):
     reply: Reply
     until_s: float
     poll_s: int
+
+
+@lru_cache(maxsize=1024)
+def _encoded(command: Command) -> bytes:
+    """Write a command: many devices are told the same."""
+    return encode_command(command)
 
 
 def _is_calm(command: Command) -> bool:
@@ -128,8 +138,9 @@ class DeviceEndpoint(Endpoint):
         self._sends = 0
         self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s)
         self._draining = False
-        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device))
-        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device))
+        self._shared: dict[str, StoreShared] = {}
+        bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
+        bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device, access=False))
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)
@@ -163,10 +174,10 @@ class DeviceEndpoint(Endpoint):
         for parked in tuple(self._parking):
             parked.answer(ACCEPTED)
 
-    def _changed(self, app: str, device: str) -> None:
+    def _changed(self, app: str, device: str, *, access: bool) -> None:
         self._polls.forget((app, device))
         self._slots.forget_calm(app, device)
-        self._parking.device_changed(app, device)
+        self._parking.device_changed(app, device, access=access)
 
     def _aged(self) -> None:
         """Nothing is answered from memory until it was looked at again; who is parked is told at the latest when its poll ends."""
@@ -202,7 +213,7 @@ class DeviceEndpoint(Endpoint):
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
         command = spread(command, app, device, self._config.poll_spread)
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
-        return Reply(Code.COMMAND, DFU, encode_command(command), told=told or 0)
+        return Reply(Code.COMMAND, DFU, _encoded(command), told=told or 0)
 
     # Publishing
 
@@ -456,6 +467,13 @@ class DeviceEndpoint(Endpoint):
             except StoreError:
                 return None
         return None
+
+    def shared(self, transport: str) -> Shared | None:
+        if Capability.SHARED not in self._store.capabilities:
+            return None
+        if transport not in self._shared:
+            self._shared[transport] = StoreShared(self._store, self._bus, transport, self._auth.secret_of(transport))
+        return self._shared[transport]
 
     def key_for_cached(self, transport: str, identity: str) -> bytes | None:
         try:

@@ -110,9 +110,10 @@ class Parking:
             parked.queued = True
             self._wake_in.send_nowait(parked)
 
-    def device_changed(self, app: str, device: str) -> None:
+    def device_changed(self, app: str, device: str, *, access: bool = True) -> None:
+        """access: who may log in as it may have changed, too."""
         for parked in self._of.get(app, {}).get(device, ()):
-            parked.again = True
+            parked.again = parked.again or access
             self.look_again(parked)
 
     def app_changed(self, app: str) -> None:

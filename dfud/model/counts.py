@@ -2,7 +2,8 @@
 
 A counter is named `<rollout uid>/<wave>/<field>`. A device counts where its last deployment of that rollout stands, so counters
 are equal to a recount over those, whatever the order in which devices answered. One that is deleted stays where it failed, and
-counts as cancelled elsewhere: nobody waits for it.
+counts as cancelled elsewhere: nobody waits for it. Of a rollout that brings both kinds of firmware it is done when both are, and
+failed when one is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ def counter_of(deployment: Deployment) -> str:
     if not deployment.rollout:
         return ""
     wave = REVERT_WAVE if deployment.back else deployment.wave
-    field = _FIELD.get(deployment.state, "under_way")
+    if deployment.counted:
+        return f"{deployment.rollout}/{deployment.wave}/{deployment.counted}"
+    other = deployment.other
+    if other is not None and (other.rollout, other.back) == (deployment.rollout, deployment.back) and is_bad(other):
+        return f"{deployment.rollout}/{wave}/{field_of(other)}"
+    field = field_of(deployment)
     if deployment.is_between:
         field = "under_way"  # the target is what counts
     elif deployment.download_only and deployment.state is State.WRITTEN:
@@ -56,16 +62,18 @@ def counter_of(deployment: Deployment) -> str:
     return f"{deployment.rollout}/{wave}/{field}"
 
 
-def difference(before: Deployment | None, after: Deployment) -> dict[str, int]:
-    """Return what changes when a device's newest deployment was `before` and is `after`: counter to what is added.
+def field_of(deployment: Deployment) -> str:
+    return _FIELD.get(deployment.state, "under_way")
 
-    before: the same deployment as it was stored, or the one before it. One of another rollout goes on being counted there.
-    """
-    new = counter_of(after)
-    old = counter_of(before) if before is not None and before.rollout == after.rollout else ""
-    if old == new:
-        return {}
-    return {name: n for name, n in ((old, -1), (new, 1)) if name}
+
+def is_bad(deployment: Deployment) -> bool:
+    """Say whether it failed and nobody has forgiven that: a user's retry ends what blocks."""
+    return deployment.state in (State.FAILED, State.ROLLED_BACK) and deployment.blocks
+
+
+def difference(old: str, new: str) -> dict[str, int]:
+    """Return what changes when a device was counted by one counter of a rollout and is by another: counter to what is added."""
+    return {} if old == new else {name: n for name, n in ((old, -1), (new, 1)) if name}
 
 
 def departed(deployments: Iterable[Deployment]) -> dict[str, int]:

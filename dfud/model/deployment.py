@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from dfud.errors import BugError
+from dfud.model.kinds import SYSTEM, Kind
 
 
 class State(StrEnum):
@@ -111,6 +112,10 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     rollout: uid of the rollout that asked for it, "" if none did, and wave its wave (dfud.model.counts); back: it takes back
     what that rollout brought; retry: how often the rollout's failures had been forgiven when it was made. download_only: it was made
     to be written, and switched to later. route: it is one of several steps, None if it goes to its version directly.
+
+    kind: which kind of firmware it brings. other: the newest one of the other kind, so that the newest of a device knows both
+    (of()). then: the version of the other kind that its rollout brings the device to after this one, "" if none. counted: the
+    rollout counts the device under this field whatever becomes of this deployment: it takes back what came with a failure.
     """
 
     id: str
@@ -154,6 +159,29 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     retry: int = 0
     download_only: bool = False
     route: Route | None = None
+    kind: Kind = SYSTEM
+    other: Deployment | None = None
+    then: str = ""
+    counted: str = ""
+
+    def of(self, kind: Kind) -> Deployment | None:
+        """Return the device's newest deployment of a kind; this one is its newest."""
+        return self if self.kind == kind else self.other
+
+    def in_rollout(self, uid: str) -> Deployment | None:
+        """Return the newest deployment of both kinds that a rollout has asked for; this one is the device's newest."""
+        if self.rollout == uid:
+            return self
+        return self.other if self.other is not None and self.other.rollout == uid else None
+
+    @property
+    def both(self) -> tuple[Deployment, ...]:
+        """This one and the newest of the other kind."""
+        return (self,) if self.other is None else (self, self.other)
+
+    @property
+    def alone(self) -> Deployment:
+        return msgspec.structs.replace(self, other=None) if self.other is not None else self
 
     @property
     def final(self) -> bool:
@@ -161,8 +189,11 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
     @property
     def is_between(self) -> bool:
-        """Whether it is done and was a step: the device is on its way to the version that the route leads to."""
-        return self.state is State.DONE and self.route is not None and self.route.toward != self.version
+        """Whether it is done and was a step: the device is on its way to the version that the route leads to, or to the
+        other kind's."""
+        if self.state is not State.DONE:
+            return False
+        return bool(self.then) or (self.route is not None and self.route.toward != self.version)
 
     def step(self, event: Event, now_s: float, **changes: object) -> Deployment:
         """Return this deployment after `event` with `changes` applied; raise BugError where the table has no step."""
@@ -233,8 +264,19 @@ class Twins(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=
     at_s: float = 0.0
 
 
+class Program(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    """The app firmware of a device that has banks for one. version, sha256 "": none runs. The rest as in Actual."""
+
+    version: str
+    sha256: str
+    capacity_bytes: int
+    trial: bool = False
+    sequence: int = 0
+    manifest: int | None = None
+
+
 class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
-    """What a device last said of itself; only ever that. sha256 is hexadecimal.
+    """What a device last said of itself; only ever that. sha256 is hexadecimal. program: None, it has no banks for app firmware.
 
     manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
     tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
@@ -261,3 +303,30 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc
     twins: Twins | None = None
     manifest: int | None = None
     tally: tuple[str, ...] = ()
+    program: Program | None = None
+
+    def of(self, kind: Kind) -> Actual | None:
+        """Return the same with the numbers of a kind in place of the system's, or None: it has no banks for app firmware."""
+        if kind == SYSTEM:
+            return self
+        p = self.program
+        if p is None:
+            return None
+        return msgspec.structs.replace(
+            self,
+            version=p.version,
+            sha256=p.sha256,
+            capacity_bytes=p.capacity_bytes,
+            trial=p.trial,
+            sequence=p.sequence,
+            manifest=p.manifest,
+        )
+
+    def runs(self, kind: Kind) -> str:
+        """Return the version that runs of a kind, "" if none does."""
+        return self.version if kind == SYSTEM else self.program.version if self.program is not None else ""
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether what runs of either kind is not confirmed."""
+        return self.trial or (self.program is not None and self.program.trial)

@@ -7,9 +7,11 @@ from typing import Literal
 
 import msgspec
 
+from dfud.model import kinds
+
 SEQUENCE_MAX = (1 << 32) - 1
 IMAGES_MAX = 32
-Kind = Literal["esp-image", "raw"]
+Kind = Literal["esp-image", "raw", "app"]
 
 
 class Image(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -94,6 +96,11 @@ class Firmware(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
             signed=self.signed,
             attributes=self.attributes,
         )
+
+    @property
+    def of_kind(self) -> kinds.Kind:
+        """Say which kind of firmware it is: all its images are of one."""
+        return kinds.APP if self.kind == "app" else kinds.SYSTEM
 
     @property
     def images(self) -> tuple[Image, ...]:

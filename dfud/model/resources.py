@@ -55,6 +55,16 @@ class Device(msgspec.Struct, frozen=True, gc=False):
         return self.metadata.application
 
 
+# Of a device's spec: what log-ins rest on.
+ACCESS = ("authentication", "credentials", "alias", "gatewaySelector", "core")
+
+
+def same_access(one: Device, other: Device) -> bool:
+    """Say whether whoever may log in as the one device may do so as the other."""
+    same = one.metadata.uid == other.metadata.uid and one.name == other.name
+    return same and all(one.spec.get(key) == other.spec.get(key) for key in ACCESS)
+
+
 def is_disabled(spec: Mapping[str, Any]) -> bool:
     """Say whether the spec of an app or a device refuses it: `core.disabled` is true."""
     core = spec.get("core")

@@ -16,6 +16,7 @@ import msgspec
 
 from dfud.model.deployment import Actual
 from dfud.model.espimage import hardware_name
+from dfud.model.kinds import KINDS, SYSTEM, Kind
 from dfud.model.resources import Metadata
 from dfud.model.rollout_states import State
 from dfud.model.schedule import Window
@@ -96,13 +97,15 @@ class Whom(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A spec that was read. Times are seconds since the epoch, 0: none. zone_label, zone_attribute: where a device says its own.
+    """A spec that was read. version, app: the system and the app firmware, "": that kind is left as it is.
 
+    Times are seconds since the epoch, 0: none. zone_label, zone_attribute: where a device says its own.
     rate: devices told a minute, transfers: at one time; 0: no limit. offer_until_s: when an offer becomes forced; attempts,
     backoff_s: transfers that may fail, and the first wait between them, 0: as the configuration has it.
     """
 
-    version: str
+    version: str = ""
+    app: str = ""
     whom: Whom = Whom()
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     start_s: float = 0.0
@@ -120,6 +123,25 @@ class Plan(msgspec.Struct, frozen=True):
     offer_until_s: float = 0.0
     attempts: int = 0
     backoff_s: float = 0.0
+
+    def version_of(self, kind: Kind) -> str:
+        return self.version if kind == SYSTEM else self.app
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """What it brings, of either kind."""
+        return tuple(version for version in (self.version, self.app) if version)
+
+    @property
+    def title(self) -> str:
+        """Say what it brings: `1.3`, `app 3.2` or `1.3 with app 3.2`."""
+        return " with ".join([*([self.version] if self.version else ()), *([f"app {self.app}"] if self.app else ())])
+
+    def runs_on(self, actual: Actual | None) -> bool:
+        """Say whether a device runs all that it brings."""
+        return actual is not None and all(
+            actual.runs(kind) == self.version_of(kind) for kind in KINDS if self.version_of(kind)
+        )
 
     def is_forced(self, now_s: float) -> bool:
         """Say whether devices take it whatever their application says."""
@@ -205,7 +227,8 @@ class Rollout(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What decides whether a device is a member. told: uid of the rollout of its newest deployment, "" if none.
+    """What decides whether a device is a member. told, told_other: uid of the rollout of its newest deployment, and of the newest
+    one of the other kind; "" if none.
 
     created: when it was registered, RFC 3339.
     """
@@ -215,6 +238,7 @@ class Facts(msgspec.Struct, frozen=True):
     created: str = ""
     actual: Actual | None = None
     told: str = ""
+    told_other: str = ""
 
 
 def is_member(plan: Plan, uid: str, started_s: float, facts: Facts) -> bool:
@@ -227,8 +251,9 @@ def is_member(plan: Plan, uid: str, started_s: float, facts: Facts) -> bool:
     if not whom.dynamic and started_s and _epoch_s(facts.created) > started_s:
         return False
     actual = facts.actual
-    if whom.running and facts.told != uid:
-        if actual is None or actual.version not in (*whom.running, plan.version):
+    if whom.running and uid not in (facts.told, facts.told_other):
+        # Both kinds share one namespace of versions, so either may be meant.
+        if actual is None or not {actual.runs(kind) for kind in KINDS} & {*whom.running, *plan.versions}:
             return False
     if whom.hardware and (actual is None or hardware_name(actual.hardware) not in whom.hardware):
         return False

@@ -41,9 +41,18 @@ YEAR_MAX = 8999
 def read_plan_untrusted(spec: Mapping[str, Any]) -> Plan:
     """Read a rollout's spec. Raises PeerError that names the field, what was found and what was expected."""
     fields = _Fields(spec, "spec")
-    version = check_name("version", fields.text("firmware"))
+    version, app = fields.text("firmware", ""), fields.text("app", "")
+    if not version and not app:
+        raise PeerError(
+            "spec.firmware: missing, expected the version that it brings; or spec.app, that of the app firmware"
+        )
+    if version == app:
+        raise PeerError(f"spec.app: {app}, as spec.firmware: a version is of one kind")
+    for name in filter(None, (version, app)):
+        check_name("version", name)
     plan = Plan(
         version=version,
+        app=app,
         whom=_whom(fields.object("devices")),
         waves=_waves(fields.take("waves")),
         start_s=fields.time("start"),

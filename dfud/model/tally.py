@@ -4,6 +4,7 @@ What a device is counted in stands in its own record (Actual.tally), so that a c
 counters are at any time equal to a recount over the records, whichever dfud wrote them. One that has never reported is in none.
 
     version/<version>           devices that run it
+    app/<version>               devices that run this app firmware
     state/<state>, code/<code>  where their newest deployment stands, and why it came to nothing
     hour/<number>               the hour (since the epoch) in which they were heard of last
     crash/<fingerprint>         devices that show this crash now
@@ -39,11 +40,12 @@ def fleet_scope(app: str) -> str:
 def crash_in(actual: Actual | None, deployment: Deployment | None) -> tuple[Crash, str] | None:
     """Return the crash that a device shows now and the version that had it, or None.
 
-    That is why its newest deployment was left or, once another runs, the last crash of the image that runs.
+    That is why its newest deployment of either kind was left or, once another runs, the last crash of the image that runs.
     """
-    d = deployment
-    if d is not None and d.state is State.ROLLED_BACK and (d.crashes or d.code == CODE_CRASHED or d.record):
-        return crash_of(d.text, d.record, d.reset_reason), d.version
+    for d in deployment.both if deployment is not None else ():
+        told = d is deployment or d.blocks  # of the other kind, what was left stays so while it is not sent again
+        if told and d.state is State.ROLLED_BACK and (d.crashes or d.code == CODE_CRASHED or d.record):
+            return crash_of(d.text, d.record, d.reset_reason), d.version
     health = actual.health if actual is not None else None
     if actual is not None and health is not None and health.crashes > health.crashes_before:
         return crash_of(health.text, b"", health.reset_reason), actual.version
@@ -51,22 +53,25 @@ def crash_in(actual: Actual | None, deployment: Deployment | None) -> tuple[Cras
 
 
 def tally_of(
-    version: str, deployment: Deployment | None, seen_s: float, code: str, fingerprint: str
+    version: str, deployment: Deployment | None, seen_s: float, code: str, fingerprint: str, app: str = ""
 ) -> tuple[str, ...]:
-    """Return the counters that a device is in. code: the name of its newest deployment's code."""
+    """Return the counters that a device is in. code: the name of its newest deployment's code; app: the app firmware that it runs."""
     state = str(deployment.state) if deployment is not None else NO_DEPLOYMENT
     found = [f"version/{version}", f"state/{state}", f"hour/{int(seen_s // HOUR_S)}"]
     if deployment is not None and deployment.state in (State.FAILED, State.ROLLED_BACK):
         found.append(f"code/{code}")
     if fingerprint:
         found.append(f"crash/{fingerprint}")
+    if app:
+        found.append(f"app/{app}")
     return tuple(found)
 
 
 def moved(before: Iterable[str], after: Iterable[str], now_s: float) -> dict[str, int]:
     """Return what is added to the counters when a device that was in `before` is in `after`."""
-    change = Counter(after)
-    change.subtract(Counter(before))
+    change = dict.fromkeys(after, 1)
+    for name in before:
+        change[name] = change.get(name, 0) - 1
     found = {name: number for name, number in change.items() if number}
     hour = int(now_s // HOUR_S)
     found |= {f"at/{hour}/{n.removeprefix('version/')}": d for n, d in found.items() if n.startswith("version/")}

@@ -34,6 +34,7 @@ from dfud.api import (
 )
 from dfud.model.desired import desired_of
 from dfud.model.espimage import hardware_name
+from dfud.model.firmware import Kind
 from dfud.model.layout import too_large
 from dfud.model.names import check_name
 from dfud.model.policy import rules_for
@@ -48,20 +49,21 @@ from dfud.registry.uploads import (
     Upload,
     check_image_untrusted,
     check_signature,
+    kind_of,
     manifest_of,
     replaces,
     told_of,
     unsigned_manifest,
     ways_of,
 )
-from dfud.wire.manifest import FLAG_RAW, Manifest
+from dfud.wire.manifest import Manifest, beside_of
 from dfud.wire.trust import Trust, trust_of
 
 __all__ = ["KINDS", "NOTES_MAX_BYTES", "FirmwareRegistry", "Upload", "trust_shown"]
 
 NOTES_MAX_BYTES = 4096
 TRIES = 8
-KINDS = ("esp-image", "raw")
+KINDS = ("esp-image", "raw", "app")
 
 
 class FirmwareRegistry:
@@ -105,8 +107,8 @@ class FirmwareRegistry:
                 raise PeerError(f"the image arrived with SHA-256 {sha256}, expected {upload.sha256.lower()}")
             if manifest is not None and (manifest.sha256.hex() != sha256 or manifest.size != size):
                 raise PeerError(f"the manifest is for another image than the one given (SHA-256 {sha256})")
-            raw = bool(manifest.flags & FLAG_RAW) if manifest else upload.kind == "raw"
-            if not raw:
+            kind = kind_of(upload, manifest)
+            if kind == "esp-image":
                 hardware = manifest.hardware if manifest else upload.hardware
                 async with self._store.blob(sha256) as path:
                     if path is None:
@@ -115,12 +117,12 @@ class FirmwareRegistry:
             # One after the other, so that however many publish at once, each needs one try. The guard is for everybody else.
             turn = self._recording.setdefault(app_name, trio.Lock())
             async with turn:
-                return await self._record(app_name, upload, manifest, size, sha256, raw, by)
+                return await self._record(app_name, upload, manifest, size, sha256, kind, by)
         finally:
             await writer.aclose()  # only now: it holds the image until the record does
 
     async def _record(
-        self, app_name: str, upload: Upload, manifest: Manifest | None, size: int, sha256: str, raw: bool, by: str
+        self, app_name: str, upload: Upload, manifest: Manifest | None, size: int, sha256: str, kind: Kind, by: str
     ) -> Firmware:
         """Make or replace the record of an image that is stored; read again whenever somebody else was in between."""
         version = manifest.version if manifest else upload.version
@@ -131,11 +133,12 @@ class FirmwareRegistry:
             guarded = await guards.take(self._store, f"firmware {app_name}")
             app = await self._app(app_name)
             signed = check_signature(app, upload.envelope)
-            if problem := too_large(app.spec, manifest.hardware if manifest else upload.hardware, size):
+            hardware = manifest.hardware if manifest else upload.hardware
+            if kind != "app" and (problem := too_large(app.spec, hardware, size)):
                 raise RefusedError(f"app {app_name}: {problem}")
             existing = await self._existing(app_name, version)
             held = existing.of_digest(sha256) if existing is not None else None
-            if held is not None and not replaces(held, upload, manifest, raw) and existing is not None:
+            if held is not None and not replaces(held, upload, manifest, kind) and existing is not None:
                 await self._same_ways(existing, upload)
                 return existing
             if held is None and existing is not None and Capability.SEVERAL_IMAGES not in self._store.capabilities:
@@ -143,16 +146,23 @@ class FirmwareRegistry:
                     f"firmware {version} of app {app_name} exists already, with another image; the store {self._store.name} "
                     "holds one image for each version: publish this one under a version of its own"
                 )
+            if existing is not None and (existing.kind == "app") != (kind == "app"):
+                raise ConflictError(
+                    f"firmware {version} of app {app_name} exists already as {existing.of_kind} firmware: a version is of one kind, "
+                    "publish this one under another"
+                )
             default = existing.sequence if existing is not None else None
             firmware = Firmware(
                 app=app_name,
                 version=version,
                 hardware=manifest.hardware if manifest else upload.hardware,
-                sequence=manifest.sequence if manifest else await self._sequence(app_name, upload.sequence, default),
+                sequence=manifest.sequence
+                if manifest
+                else await self._sequence(app_name, upload.sequence, default, kind),
                 size_bytes=size,
                 sha256=sha256,
                 manifest=upload.envelope,
-                kind="raw" if raw else "esp-image",
+                kind=kind,
                 signed=signed,
                 created=timestamp(self._now()),
                 uploaded_by=by,
@@ -160,7 +170,9 @@ class FirmwareRegistry:
                 attributes=upload.attributes,
             )
             if not firmware.manifest:
-                firmware = msgspec.structs.replace(firmware, manifest=unsigned_manifest(firmware))
+                firmware = msgspec.structs.replace(
+                    firmware, manifest=unsigned_manifest(firmware, _beside(held, upload))
+                )
             about = f"{sha256} for {firmware.first.meant_for}, {told_of(firmware)}"
             if existing is None:
                 firmware = await self._with_ways(firmware, upload)
@@ -190,7 +202,7 @@ class FirmwareRegistry:
         """Return the record with what the publisher says of the ways to it. Raises PeerError that names the field."""
         requires = None
         if upload.requires is not None:
-            published = await self._store.firmwares(firmware.app)
+            published = [f for f in await self._store.firmwares(firmware.app) if f.of_kind == firmware.of_kind]
             requires = read_requires(upload.requires, published, firmware.version, firmware.sequence)
         return msgspec.structs.replace(firmware, requires=requires, stop=upload.stop)
 
@@ -375,7 +387,7 @@ class FirmwareRegistry:
     async def _unwanted(self, app: App, version: str) -> None:
         """Raise RefusedError that names who wants a version."""
         users = [
-            *([f"app {app.name}"] if desired_of(app.spec, {}).version == version else []),
+            *([f"app {app.name}"] if version in desired_of(app.spec, {}).versions else []),
             *rules_for(app.spec, version),
             *(f"rollout {name}" for name in await _rollouts_of(self._store, app.name, version)),
             *(f"group update {job}" for job in await jobs_for(self._store, app.name, version)),
@@ -392,13 +404,14 @@ class FirmwareRegistry:
             raise NotFoundError(f"no app {name}")
         return app
 
-    async def _sequence(self, app: str, given: int | None, default: int | None) -> int:
+    async def _sequence(self, app: str, given: int | None, default: int | None, kind: Kind) -> int:
+        """Return the sequence of an image: one more than the highest of its kind, where nothing else says it."""
         if given is not None:
             return given
         if default is not None:
             return default
-        highest = await self._store.firmwares(app)
-        return highest[0].sequence + 1 if highest else 1
+        same = [f.sequence for f in await self._store.firmwares(app) if (f.kind == "app") == (kind == "app")]
+        return max(same, default=0) + 1
 
 
 async def _rollouts_of(store: Store, app: str, version: str) -> list[str]:
@@ -409,9 +422,20 @@ async def _rollouts_of(store: Store, app: str, version: str) -> list[str]:
         after = page[-1][0]
         for key, raw in page:
             rollout = read_record("users.rollout", raw, Rollout, rollout=key)
-            if rollout is not None and rollout.status.state not in FINAL and rollout.spec.get("firmware") == version:
+            if (
+                rollout is not None
+                and rollout.status.state not in FINAL
+                and version in (rollout.spec.get("firmware"), rollout.spec.get("app"))
+            ):
                 found.append(rollout.metadata.name)
     return found
+
+
+def _beside(held: Firmware | None, upload: Upload) -> tuple[int, int] | None:
+    """Return which sequences of the other kind an unsigned image runs with: as is said, else as was said of it before."""
+    if upload.beside is not None or held is None:
+        return upload.beside
+    return beside_of(held.manifest)
 
 
 def trust_shown(firmware: Firmware | Image) -> Trust:

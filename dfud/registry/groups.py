@@ -23,6 +23,7 @@ from dfud.api import (
     DeleteDocument,
     DeviceChanged,
     DocumentChanged,
+    Firmware,
     Missed,
     NotFoundError,
     PeerError,
@@ -38,9 +39,11 @@ from dfud.api import (
     parse_selector_untrusted,
     read_record,
 )
+from dfud.model.kinds import APP, SYSTEM
 from dfud.model.text import visible
 from dfud.registry import audit, guards
 from dfud.registry.rules import RecordLimits, check_spec_untrusted, firmware_shown
+from dfud.wire.beside import do_not_run_together
 
 log = logging.getLogger("dfud.registry")
 COLLECTION = "group-job"
@@ -88,6 +91,9 @@ class _Stored(msgspec.Struct, frozen=True):
 
     job: GroupJob
     value: bytes
+
+
+WISHES = {"version": SYSTEM, "app": APP}  # the keys of spec.firmware that name a version, and of which kind
 
 
 class GroupJobs:
@@ -296,7 +302,7 @@ class GroupJobs:
         finally:
             with trio.CancelScope(shield=True):
                 for count, name in enumerate(names):
-                    self._bus.publish(DeviceChanged(app, name))
+                    self._bus.publish(DeviceChanged(app, name, access=False))
                     if count % TELL_AT_ONCE == TELL_AT_ONCE - 1:
                         await trio.lowlevel.checkpoint()
 
@@ -362,21 +368,41 @@ async def jobs_for(store: Store, app: str, version: str) -> list[str]:
     return [
         job.id
         for job in jobs
-        if job.app == app and job.state is JobState.RUNNING and (job.firmware or {}).get("version") == version
+        if job.app == app and job.state is JobState.RUNNING and version in versions_of(job.firmware)
     ]
 
 
 async def published_now(store: Store, app: str, firmware: dict[str, Any] | None) -> list[Change]:
-    """Return what to commit with a wish, so that its version is still published then. Raises NotFoundError where it is not now."""
-    version = (firmware or {}).get("version")
-    if not isinstance(version, str):
+    """Return what to commit with a wish, so that its versions are still published then. Raises NotFoundError where one is not now,
+    RefusedError for one of the other kind, and for two that do not run together.
+    """
+    if not versions_of(firmware):
         return []
     held = await guards.hold(store, guards.deletions_in(app))
-    if await store.firmware(app, version) is None:
-        raise NotFoundError(
-            f"no firmware {visible(version[:80])} in app {app}: publish it first; `dfuctl firmware list` shows what there is"
-        )
+    found: dict[str, Firmware] = {}
+    for key, kind in WISHES.items():
+        version = (firmware or {}).get(key)
+        if not isinstance(version, str):
+            continue
+        record = await store.firmware(app, version)
+        if record is None:
+            raise NotFoundError(
+                f"no firmware {visible(version[:80])} in app {app}: publish it first; `dfuctl firmware list` shows what there is"
+            )
+        if record.of_kind != kind:
+            other = next(name for name, of in WISHES.items() if of == record.of_kind)
+            raise RefusedError(
+                f"spec.firmware.{key}: {version} is {record.of_kind} firmware, it stands in spec.firmware.{other}"
+            )
+        found[key] = record
+    if len(found) == len(WISHES) and (why := do_not_run_together(found["version"], found["app"])):
+        raise RefusedError(f"spec.firmware: {why}")
     return held
+
+
+def versions_of(firmware: dict[str, Any] | None) -> list[str]:
+    """Return the versions that a spec.firmware names, of both kinds."""
+    return [version for key in WISHES if isinstance(version := (firmware or {}).get(key), str)]
 
 
 def with_firmware(spec: dict[str, Any], firmware: dict[str, Any] | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from dfud.api import (
     Device,
     DeviceChanged,
     DeviceView,
+    Firmware,
     Metadata,
     NotFoundError,
     PeerError,
@@ -40,6 +41,7 @@ from dfud.api import (
 from dfud.model.credentials import PSK_BYTES, new_secret, protect
 from dfud.model.desired import desired_of
 from dfud.model.names import check_app_name, check_device_name
+from dfud.model.resources import same_access
 from dfud.model.steps import image_for
 from dfud.model.tally import fleet_scope
 from dfud.registry import audit
@@ -143,9 +145,17 @@ class Registry:
 
     async def with_status(self, app: App, view: DeviceView) -> Device:
         desired = self._wants(app, view.device, view.actual, view.deployment, self._now())
-        record = await self._store.firmware(app.name, desired.version) if desired.version else None
-        target = image_for(record, view.actual) if record is not None else None
-        return msgspec.structs.replace(view.device, status={"firmware": firmware_status(app, view, target, desired)})
+        target = await self._target(app.name, view.actual, desired)
+        other = await self._target(app.name, view.actual, desired.other) if desired.other is not None else None
+        status = {"firmware": firmware_status(app, view, target, desired, other)}
+        return msgspec.structs.replace(view.device, status=status)
+
+    async def _target(self, app: str, actual: Actual | None, desired: Desired) -> Firmware | None:
+        """Return the firmware that is desired of a device, with its image for that device, if it is published."""
+        record = await self._store.firmware(app, desired.version) if desired.version else None
+        if record is None or record.of_kind != desired.kind:
+            return None
+        return image_for(record, (actual.of(desired.kind) or actual) if actual is not None else None)
 
     # Apps
 
@@ -278,7 +288,7 @@ class Registry:
         async with self._naming.names(app, name, aliases_of(device.spec) - aliases_of(old.spec)):
             put = PutDevice(device, old.metadata.resource_version)
             await self._write([put, *also], by, what, f"{app}/{name}", _detail(old, device))
-        self._bus.publish(DeviceChanged(app, name))
+        self._bus.publish(DeviceChanged(app, name, access=not same_access(old, device)))
 
     async def _replace_device(self, app: str, name: str, given: Device, by: str) -> None:
         """Put a device in place of a record that cannot be read."""

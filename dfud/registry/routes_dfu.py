@@ -1,4 +1,4 @@
-"""dfud's own API, /api/dfu/v1: firmware, updates, deployments, events; and commands to devices."""
+"""dfud's own API, /api/dfu/v1: firmware, updates, deployments; and commands to devices."""
 
 from __future__ import annotations
 
@@ -11,30 +11,25 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from dfud.api import (
-    ActualChanged,
-    DeploymentChanged,
-    DeviceChanged,
     Firmware,
     Image,
     NotFoundError,
     PeerError,
-    ProgressChanged,
     RefusedError,
-    RolloutChanged,
-    change_event,
 )
 from dfud.model.names import check_name
 from dfud.registry import audit
 from dfud.registry.config import RegistryConfig
 from dfud.registry.firmware import KINDS, Upload, trust_shown
-from dfud.registry.groups import GroupJob
+from dfud.registry.groups import GroupJob, versions_of
 from dfud.registry.images import bound_of, read_attributes_untrusted, refuse_recalled
 from dfud.registry.services import Services
 from dfud.registry.status import deployment_json, timestamp
+from dfud.registry.uploads import read_range_untrusted
 from dfud.registry.web import error_response, is_number, json_response, read_body, read_json, require, selector_of, user
+from dfud.wire.manifest import beside_of
 
 BASE = "/api/dfu/v1/apps/<app>"
-HEARTBEAT_S = 15.0
 EXPIRES_MAX_S = 604_800  # of a command, as [endpoint] commands_expire_s
 _PATHS = "<path:device>"
 
@@ -51,11 +46,10 @@ class _Update(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     all_at_once: bool = False
 
 
-def register(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
+def register(app: QuartTrio, services: Services) -> None:
     _firmware(app, services)
     _jobs(app, services)
     _deployments(app, services)
-    _events(app, services, shutdown)
     _commands(app, services)
 
 
@@ -85,6 +79,7 @@ def _firmware(app: QuartTrio, services: Services) -> None:
             attributes=read_attributes_untrusted(args.getlist("attribute")),
             requires=bound_of(args.get("requiresFrom"), args.get("requiresTo")),
             stop=args.get("stop") == "true",
+            beside=read_range_untrusted(args["with"]) if args.get("with") else None,
         )
         # The body is streamed to the store; the limit of other bodies' time does not fit it.
         with trio.fail_after(services.config.upload_s):
@@ -128,15 +123,16 @@ def _firmware(app: QuartTrio, services: Services) -> None:
         """Say what should run on one device, on the devices of a selector, or on the app's."""
         who = require("manager", app)
         given = await read_json(_Update, services.config.body_max)
-        version = (given.firmware or {}).get("version")
-        if isinstance(version, str):
+        versions = versions_of(given.firmware)
+        for version in versions:
             refuse_recalled(await services.firmware.get(app, version))
         if given.selector is not None and given.device is None:
             selector = selector_of(given.selector, services.config)
             if not selector.requirements:
                 raise PeerError("selector: empty; leave it out to change the app's default")
             if given.firmware is not None and not given.all_at_once and given.firmware.get("hold") is not True:
-                check_number(await services.store.count(app, selector), given.selector, str(version), services.config)
+                number = await services.store.count(app, selector)
+                check_number(number, given.selector, given.firmware, services.config)
             job = await services.registry.groups.accept(app, selector, given.selector, given.firmware, who.name)
             return json_response(job_json(job), 202)
         changed = await services.registry.set_firmware(app, given.device, given.firmware, who.name, published=True)
@@ -222,9 +218,11 @@ def _deployments(app: QuartTrio, services: Services) -> None:
         return json_response({"psk": psk.hex()}, 201)
 
 
-def check_number(number: int, selector: str, version: str, config: RegistryConfig) -> None:
+def check_number(number: int, selector: str, firmware: dict[str, Any], config: RegistryConfig) -> None:
     """Raise RefusedError where an update means more devices than should be told at once without somebody's saying so."""
     if number > config.update_max:
+        said = [firmware.get("version"), f"--app {firmware['app']}" if "app" in firmware else None]
+        version = " ".join(str(text) for text in said if text)
         raise RefusedError(
             f"selector: {selector[:100]} matches {number} devices, expected at most {config.update_max} ([registry] update_max): "
             f"make a rollout (dfuctl rollout create NAME {version} -l {selector[:100]!r}), or say allAtOnce (--all-at-once)"
@@ -233,101 +231,6 @@ def check_number(number: int, selector: str, version: str, config: RegistryConfi
 
 def _without_place(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in ("app", "device", "atS")}
-
-
-def _events(app: QuartTrio, services: Services, shutdown: trio.Event) -> None:
-    @app.get(f"{BASE}/events")
-    async def events(app: str) -> Response:
-        """Stream what happens to the app's devices, one JSON object a line, until the reader or dfud ends it."""
-        require("reader", app)
-        only = request.args.get("device")
-        form = request.args.get("format", "json")
-        if form not in ("json", "cloudevents"):
-            raise PeerError(f"format {form[:40]!r}: expected json or cloudevents")
-        encode = _event_line if form == "json" else _cloud_lines
-
-        async def lines() -> AsyncIterator[bytes]:
-            kinds = (DeploymentChanged, ProgressChanged, ActualChanged, DeviceChanged, RolloutChanged)
-            async with services.bus.stream(*kinds, capacity=services.config.events_behind) as stream:
-                yield b"\n"
-                while not shutdown.is_set():
-                    event: Any = None
-                    with trio.move_on_after(HEARTBEAT_S):
-                        event = await _next(stream, shutdown)
-                    told = encode(event, app, only)
-                    if told:
-                        yield told
-                    elif event is None and not shutdown.is_set():
-                        yield b"\n"
-
-        response = Response(lines(), 200, content_type="application/x-ndjson")
-        response.timeout = None
-        return response
-
-
-async def _next(stream: trio.MemoryReceiveChannel[Any], shutdown: trio.Event) -> Any:
-    """Return the next event, or None when dfud shuts down."""
-    found: Any = None
-    async with trio.open_nursery() as nursery:
-
-        async def ending() -> None:
-            await shutdown.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(ending)
-        found = await stream.receive()
-        nursery.cancel_scope.cancel()
-    return found
-
-
-def _event_line(event: Any, app: str, device: str | None) -> bytes:
-    found = _event_json(event, app, device)
-    return msgspec.json.encode(found) + b"\n" if found is not None else b""
-
-
-def _cloud_lines(event: Any, app: str, device: str | None) -> bytes:
-    """Return what event sinks are told of it, in the same form and with the same ids; b"" if that is nothing."""
-    told = event.told if isinstance(event, RolloutChanged) else ()
-    if isinstance(event, DeploymentChanged) and event.told is not None:
-        told = (event.told,)
-    chosen = [e for e in told if e.app == app and (device is None or (e.kind == "deployment" and e.subject == device))]
-    return b"".join(change_event(e) + b"\n" for e in chosen)
-
-
-def _event_json(event: Any, app: str, device: str | None) -> dict[str, Any] | None:
-    if isinstance(event, RolloutChanged):
-        return _rollout_json(event) if event.rollout.app == app and device is None else None
-    subject = event
-    if isinstance(event, (DeploymentChanged, ProgressChanged)):
-        subject = event.deployment
-    elif isinstance(event, ActualChanged):
-        subject = event.actual
-    elif not isinstance(event, DeviceChanged):
-        return None
-    if subject.app != app or device not in (None, subject.device):
-        return None
-    out: dict[str, Any] = {"event": type(event).__name__, "device": subject.device}
-    if isinstance(event, (DeploymentChanged, ProgressChanged)):
-        out["deployment"] = deployment_json(event.deployment)
-    elif isinstance(event, ActualChanged):
-        out["current"] = event.actual.version
-        out["trial"] = event.actual.trial
-    return out
-
-
-def _rollout_json(event: RolloutChanged) -> dict[str, Any]:
-    """device "": it is of no one device, and whoever follows some looks at all of them."""
-    status = event.rollout.status
-    out = {
-        "event": "RolloutChanged",
-        "device": "",
-        "rollout": event.rollout.name,
-        "firmware": event.rollout.spec.get("firmware"),
-        "state": status.state,
-        "wave": status.wave + 1,
-    }
-    more = {"code": status.code, "reason": status.reason, "by": status.by, "deleted": event.deleted}
-    return out | {key: value for key, value in more.items() if value}
 
 
 def _commands(app: QuartTrio, services: Services) -> None:
@@ -382,6 +285,8 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
         "uploadedBy": f.uploaded_by,
         "manifest": msgspec.to_builtins(f.manifest),
     }
+    if (beside := beside_of(f.manifest)) is not None:
+        out["with"] = list(beside)
     if f.notes:
         out["notes"] = f.notes
     if f.attributes:
@@ -398,7 +303,8 @@ def firmware_json(f: Firmware) -> dict[str, Any]:
 
 
 def _image_json(image: Image) -> dict[str, Any]:
-    return {
+    beside = beside_of(image.manifest)
+    return ({"with": list(beside)} if beside is not None else {}) | {
         "hardware": image.hardware,
         "attributes": image.attributes,
         "sequence": image.sequence,

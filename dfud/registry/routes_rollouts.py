@@ -70,7 +70,7 @@ def register(app: QuartTrio, services: Services) -> None:
         check_metadata_untrusted(given.metadata, limits)
         check_rollout_untrusted(given.spec, limits)
         target = f"{app}/rollout/{given.metadata.name}"
-        entry = audit.entry(services.now(), who.name, "create-rollout", target, str(given.spec.get("firmware"))[:64])
+        entry = audit.entry(services.now(), who.name, "create-rollout", target, _brought(given.spec))
         also = [entry, guards.touch(guards.wishes_of(app))]
 
         async def create(published: Sequence[Change]) -> Rollout:
@@ -202,3 +202,9 @@ def _counts_json(counts: WaveCounts) -> dict[str, int]:
         "left": counts.left,
     }
     return out | ({"written": counts.written} if counts.written else {})
+
+
+def _brought(spec: dict[str, Any]) -> str:
+    """Say for the audit log what a rollout brings; not judged yet."""
+    app = [f"app {str(spec['app'])[:64]}"] if "app" in spec else []
+    return " with ".join([*([str(spec["firmware"])[:64]] if "firmware" in spec or not app else []), *app])

@@ -59,7 +59,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
     check_json_untrusted(spec, "spec", max_bytes=max(limits.spec_max_bytes, size_of(held)))
     changed = {key: value for key, value in spec.items() if key not in held or held[key] != value}
     firmware = changed.get("firmware")
-    if isinstance(firmware, dict) and "version" in firmware and (problem := desired_of({}, changed).problem):
+    named = isinstance(firmware, dict) and ("version" in firmware or "app" in firmware)
+    if named and (problem := desired_of({}, changed).problem):
         raise PeerError(problem)
     if "rules" in changed:
         read_rules_untrusted(changed["rules"])
@@ -147,11 +148,13 @@ def firmware_shown(firmware: Any) -> str:
     """Return a spec.firmware in a few words: the version and its flags."""
     if firmware is None:
         return "none"
-    version = firmware.get("version") if isinstance(firmware, Mapping) else None
-    if not isinstance(version, str):
+    if not isinstance(firmware, Mapping):
         return "no version"
+    version, app = firmware.get("version"), firmware.get("app")
+    told = [visible(version[:80])] if isinstance(version, str) else []
+    told += [f"app {visible(app[:80])}"] if isinstance(app, str) else []
     flags = [key for key in ("hold", "downloadOnly") if firmware.get(key) is True]
-    return " ".join([visible(version[:80]), *flags])
+    return " ".join([*told, *flags]) if told else "no version"
 
 
 def size_of(held: Mapping[str, Any]) -> int:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import msgspec
+
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
+from dfud.model.kinds import APP, SYSTEM
 from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import code_name
@@ -18,11 +21,33 @@ def timestamp(at_s: float) -> str:
     return time_of(at_s, "milliseconds")
 
 
-def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired: Desired) -> dict[str, Any]:
-    """Return the value of status.firmware. `target` is the firmware that the specs ask for, if it is published."""
-    actual, deployment = view.actual, _that_matters(view, target)
-    barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
-    in_sync = _in_sync(desired, actual, deployment, target, barred)
+class _Side(msgspec.Struct):
+    """One kind of firmware of a device: what is desired of it, and what of the device is about it."""
+
+    desired: Desired
+    target: Firmware | None
+    view: DeviceView
+    deployment: Deployment | None
+    in_sync: dict[str, Any]
+
+    @property
+    def good(self) -> bool:
+        return bool(self.in_sync["status"] == "True")
+
+
+def firmware_status(
+    app: App, view: DeviceView, target: Firmware | None, desired: Desired, other: Firmware | None = None
+) -> dict[str, Any]:
+    """Return the value of status.firmware. target, other: the firmware that the specs ask for, of the kind of `desired` and of the
+    other one, if it is published. Of the condition InSync both kinds are part; what is the app firmware's own stands under `app`.
+    """
+    wishes = [(desired, target)] + ([(desired.other, other)] if desired.other is not None else [])
+    sides = [_side(app, view, wish, firmware) for wish, firmware in wishes]
+    first = next((side for side in sides if not side.good), sides[0])
+    actual, deployment = view.actual, first.deployment if first.deployment is not None else sides[0].deployment
+    if view.deployment is not None and not view.deployment.final:
+        deployment = view.deployment
+    in_sync = first.in_sync
     if (
         actual is None and deployment is None
     ):  # nothing was ever heard or decided: it has been so since the device is there
@@ -33,12 +58,18 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired
         conditions.append(_condition("UpdateProgress", "True", deployment.state, message, deployment.updated_s))
     if actual is not None:
         conditions += _of_the_board(actual)
-        conditions += _of_the_manifest(actual, deployment, target)
+        for side in sides:
+            if side.view.actual is not None:
+                conditions += _of_the_manifest(side.view.actual, side.deployment, side.target)
+    system = next((side for side in sides if side.desired.kind == SYSTEM), None)
     out: dict[str, Any] = {
         "conditions": conditions,
         "current": actual.version if actual is not None else "",
-        "target": desired.version,
+        "target": system.desired.version if system is not None else "",
     }
+    program = next((side for side in sides if side.desired.kind == APP), None)
+    if program is not None or (actual is not None and actual.program is not None):
+        out["app"] = _app_json(actual, program)
     if actual is not None:
         out["actual"] = {
             "version": actual.version,
@@ -63,6 +94,41 @@ def firmware_status(app: App, view: DeviceView, target: Firmware | None, desired
     return out
 
 
+def _side(app: App, view: DeviceView, desired: Desired, target: Firmware | None) -> _Side:
+    actual = view.actual.of(desired.kind) if view.actual is not None else None
+    newest = view.deployment.of(desired.kind) if view.deployment is not None else None
+    seen = DeviceView(view.device, actual, newest)
+    deployment = _that_matters(seen, target)
+    barred = trust_problem(app.spec, target.version, target.manifest) if target is not None else ""
+    found = _in_sync(desired, actual, deployment, target, barred)
+    if view.actual is not None and actual is None and not desired.problem and target is not None:
+        text = f"{desired.version} is app firmware, and the device has no banks for it"
+        found = _condition("InSync", "False", "NoBanks", text, view.actual.seen_s)
+    return _Side(desired, target, seen, deployment, found)
+
+
+def _app_json(actual: Actual | None, side: _Side | None) -> dict[str, Any]:
+    """Return what is said and wanted of the app firmware."""
+    program = actual.program if actual is not None else None
+    out: dict[str, Any] = {
+        "current": program.version if program is not None else "",
+        "target": side.desired.version if side is not None else "",
+    }
+    if side is not None:
+        out["inSync"] = {key: side.in_sync[key] for key in ("status", "reason", "message") if key in side.in_sync}
+    if program is not None:
+        out["actual"] = {
+            "version": program.version,
+            "sha256": program.sha256,
+            "trial": program.trial,
+            "sequence": program.sequence,
+            "capacity": program.capacity_bytes,
+        }
+        if program.manifest is not None:
+            out["actual"]["manifest"] = program.manifest
+    return out
+
+
 def progress_percent(deployment: Deployment) -> float:
     if deployment.state in (State.WRITTEN, State.TRIAL, State.DONE):
         return 100.0
@@ -83,6 +149,10 @@ def deployment_json(d: Deployment) -> dict[str, Any]:
         "created": timestamp(d.created_s),
         "updated": timestamp(d.updated_s),
     }
+    if d.kind == APP:
+        out["kind"] = d.kind
+    if d.then:
+        out["then"] = d.then
     if d.not_before_s:
         out["notBefore"] = timestamp(d.not_before_s)
     if d.blocks:

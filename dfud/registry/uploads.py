@@ -8,18 +8,22 @@ import msgspec
 
 from dfud.api import App, ConflictError, Firmware, PeerError, RefusedError
 from dfud.model.espimage import check_application_untrusted, hardware_name
-from dfud.model.firmware import Kind
+from dfud.model.firmware import SEQUENCE_MAX, Kind
 from dfud.registry.images import Bound
 from dfud.wire.manifest import (
+    FLAG_APP,
     FLAG_DOWNGRADE,
     FLAG_RAW,
     Manifest,
+    beside_of,
     decode_envelope_untrusted,
     key_id,
     unsigned,
     verify,
 )
 from dfud.wire.trust import Trust, signing_of, trust_of
+
+RANGE_DIGITS = 22  # two numbers below 2^32 and the dots
 
 
 class Upload(msgspec.Struct, frozen=True):
@@ -29,6 +33,7 @@ class Upload(msgspec.Struct, frozen=True):
     sequence None: that of the version's other images, else one more than the app's highest. sha256: of the image, checked if
     given. attributes: what a device must have reported to be given this image of the version. requires, stop: who may go to the
     version directly, and that nobody may skip it; said of a version that exists they must be what it has.
+    beside: the sequences of the other kind that it runs with, None: any.
     """
 
     version: str = ""
@@ -41,6 +46,7 @@ class Upload(msgspec.Struct, frozen=True):
     attributes: dict[str, str] = {}
     requires: Bound | None = None
     stop: bool = False
+    beside: tuple[int, int] | None = None
 
 
 def check_image_untrusted(path: Path, size: int, hardware: str) -> None:
@@ -68,13 +74,19 @@ def check_signature(app: App, envelope: bytes) -> bool:
     return True
 
 
-def replaces(existing: Firmware, upload: Upload, manifest: Manifest | None, raw: bool) -> bool:
+def kind_of(upload: Upload, manifest: Manifest | None) -> Kind:
+    """Return what kind of image is given: a manifest says it."""
+    if manifest is None:
+        return upload.kind
+    return "app" if manifest.flags & FLAG_APP else "raw" if manifest.flags & FLAG_RAW else "esp-image"
+
+
+def replaces(existing: Firmware, upload: Upload, manifest: Manifest | None, kind: Kind) -> bool:
     """Say whether what is given for an image that is published says something new, which then replaces the record.
 
     Raises ConflictError for what would make it another firmware, RefusedError where its signature would be lost.
     """
     hardware = manifest.hardware if manifest else upload.hardware
-    kind = "raw" if raw else "esp-image"
     same: list[tuple[str, object, object]] = [("hardware", hardware, existing.hardware), ("kind", kind, existing.kind)]
     same.append(("attributes", upload.attributes, existing.attributes))
     for what, given, held in same:
@@ -89,7 +101,10 @@ def replaces(existing: Firmware, upload: Upload, manifest: Manifest | None, raw:
             f"firmware {existing.version} is published with a signature; unsigned it does not replace that"
         )
     if not upload.envelope:
-        return upload.sequence not in (None, existing.sequence)
+        return upload.sequence not in (None, existing.sequence) or upload.beside not in (
+            None,
+            beside_of(existing.manifest),
+        )
     return True
 
 
@@ -104,13 +119,15 @@ def told_of(firmware: Firmware) -> str:
         told.append(f"floor {manifest.floor}")
     if manifest.flags & FLAG_DOWNGRADE:
         told.append("downgrade allowed")
+    if manifest.beside is not None:
+        told.append(f"with {manifest.beside[0]} to {manifest.beside[1]}")
     told += [f"adds key {key_id(key).hex()}" for key in manifest.add]
     told += [f"revokes key {key.hex()}" for key in manifest.revoke]
     return " ".join(told)
 
 
-def unsigned_manifest(f: Firmware) -> bytes:
-    flags = FLAG_RAW if f.kind == "raw" else 0
+def unsigned_manifest(f: Firmware, beside: tuple[int, int] | None) -> bytes:
+    flags = {"raw": FLAG_RAW, "app": FLAG_APP}.get(f.kind, 0)
     manifest = Manifest(
         app=f.app,
         version=f.version,
@@ -119,6 +136,7 @@ def unsigned_manifest(f: Firmware) -> bytes:
         size=f.size_bytes,
         sha256=bytes.fromhex(f.sha256),
         flags=flags,
+        beside=beside,
     )
     return unsigned(manifest)
 
@@ -130,6 +148,14 @@ def manifest_of(app: App, upload: Upload) -> Manifest | None:
     if manifest.app != app.name:
         raise PeerError(f"the manifest is for app {manifest.app}, not for {app.name}")
     canonical = hardware_name(manifest.hardware)
+    if upload.beside not in (None, manifest.beside):
+        raise PeerError(
+            f"with {range_shown(upload.beside)} was given, the manifest says {range_shown(manifest.beside)}"
+        )
+    if upload.kind == "app" and not manifest.flags & FLAG_APP:
+        raise PeerError(
+            "kind app was given, the manifest is of system firmware: sign the image again (`dfuctl sign --kind app`)"
+        )
     if canonical != manifest.hardware and not manifest.flags & FLAG_RAW:
         # It is signed as it stands, and devices compare it byte by byte with what they are.
         raise PeerError(
@@ -142,6 +168,22 @@ def manifest_of(app: App, upload: Upload) -> Manifest | None:
         if said and said != stated:
             raise PeerError(f"{what} {said!r} was given, the manifest says {stated!r}")
     return manifest
+
+
+def read_range_untrusted(text: str) -> tuple[int, int]:
+    """Read which sequences of the other kind an image runs with: `1..4`, `3` alone, `2..` upwards. Raises PeerError."""
+    low, dots, high = text.partition("..")
+    known = low.isascii() and low.isdigit() and (not high or (high.isascii() and high.isdigit()))
+    found = (int(low), int(high or (SEQUENCE_MAX if dots else low))) if known and len(text) <= RANGE_DIGITS else (1, 0)
+    if not found[0] <= found[1] <= SEQUENCE_MAX:
+        raise PeerError(
+            f"with {text[:40]!r}: expected LOW..HIGH, sequences of the other kind below 2^32, such as 1..4 or 3.."
+        )
+    return found
+
+
+def range_shown(beside: tuple[int, int] | None) -> str:
+    return f"{beside[0]}..{beside[1]}" if beside is not None else "any"
 
 
 def ways_of(firmware: Firmware) -> str:

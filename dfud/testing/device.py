@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import httpx
 import msgspec
@@ -11,8 +12,10 @@ import msgspec
 from dfud.package.apply import Mapped, decode_chunk
 from dfud.package.file import PackageFile
 from dfud.wire.chunk import decode_chunk_untrusted
-from dfud.wire.manifest import decode_envelope_untrusted
+from dfud.wire.manifest import FLAG_APP, decode_envelope_untrusted
 from dfud.wire.messages import (
+    NO_DIGEST,
+    Banks,
     Command,
     Kind,
     Outcome,
@@ -30,13 +33,28 @@ Fetch = Callable[[str, int], Awaitable[bytes]]
 
 
 class SimulatedDevice:
-    """exchange: sends a status, returns the command or None; fetch: returns one chunk of a package. Keeps `commands`."""
+    """exchange: sends a status, returns the command or None; fetch: returns one chunk of a package. Keeps `commands`.
 
-    def __init__(self, exchange: Exchange, fetch: Fetch, image: bytes, version: str, *, payload: int = 16384) -> None:
+    app: image and version of the app firmware that it runs, (b"", "") where none does; None: it has no banks for any.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        fetch: Fetch,
+        image: bytes,
+        version: str,
+        *,
+        payload: int = 16384,
+        app: tuple[bytes, str] | None = None,
+    ) -> None:
         self._exchange = exchange
         self._fetch = fetch
         self.image = image
         self.version = version
+        self.app = app
+        self.manifests: dict[str, int] = {}
+        """The sequences in the manifests of what runs: by "system" and "app"; of what was installed here."""
         self.commands: list[Command] = []
         self.fetched: list[int] = []
         kinds = 1 << Kind.FULL | 1 << Kind.DELTA | 1 << Kind.MAPPED
@@ -45,7 +63,9 @@ class SimulatedDevice:
     async def poll(self, **said: object) -> Command | None:
         """Send a status with `said` changed in it."""
         digest = hashlib.sha256(self.image).digest()
-        status = msgspec.structs.replace(self.status, version=self.version, digest=digest, **said)
+        own: dict[str, Any] = {"version": self.version, "digest": digest, "app": self.banks()}
+        own["manifest"] = self.manifests.get("system")
+        status = msgspec.structs.replace(self.status, **(own | said))
         answer = await self._exchange(encode_status(status))
         if answer is None:
             return None
@@ -53,10 +73,19 @@ class SimulatedDevice:
         self.commands.append(command)
         return command
 
+    def banks(self, *, trial: bool = False) -> Banks | None:
+        """Return what a status says of the app firmware."""
+        if self.app is None:
+            return None
+        image, version = self.app
+        digest = hashlib.sha256(image).digest() if version else NO_DIGEST
+        return Banks(version, digest, 1 << 18, trial, 0, self.manifests.get("app"))
+
     async def download(self, command: Command, *, first: int = 0, chunks: list[bytes] | None = None) -> bytes:
         """Fetch a package's chunks from number `first` on (those before are in `chunks`), verify all, return the image."""
         held = chunks if chunks is not None else []
         _, manifest = decode_envelope_untrusted(command.manifest)
+        base = self.app[0] if manifest.flags & FLAG_APP and self.app is not None else self.image
         name = command.package.hex()
         image = bytearray()
         mapped: Mapped | None = None
@@ -69,9 +98,9 @@ class SimulatedDevice:
             )
             chunk = decode_chunk_untrusted(held[number])
             if command.kind == Kind.MAPPED and number == 0:
-                mapped = Mapped(chunk, command.size, self.image)
+                mapped = Mapped(chunk, command.size, base)
             else:
-                image += decode_chunk(chunk, package, self.image, bytes(image), mapped)
+                image += decode_chunk(chunk, package, base, bytes(image), mapped)
         assert hashlib.sha256(image).digest() == manifest.sha256
         return bytes(image)
 
@@ -82,12 +111,19 @@ class SimulatedDevice:
             return command
         image = await self.download(command)
         await self.poll(progress=Progress(command.package, command.chunks, Phase.WRITTEN))
-        old = self.image, self.version
-        self.image, self.version = image, command.version
-        await self.poll(trial=True)
+        manifest = decode_envelope_untrusted(command.manifest)[1]
+        kind = "app" if manifest.flags & FLAG_APP else "system"
+        old = self.image, self.version, self.app, dict(self.manifests)
+        self.manifests[kind] = manifest.sequence
+        if kind == "app":
+            self.app = image, command.version
+            await self.poll(app=self.banks(trial=True))
+        else:
+            self.image, self.version = image, command.version
+            await self.poll(trial=True)
         if good:
             return await self.poll()
-        self.image, self.version = old
+        self.image, self.version, self.app, self.manifests = old
         return await self.poll(result=Result(Outcome.ROLLED_BACK, hashlib.sha256(image).digest(), 1, text, 3, 12))
 
 
@@ -95,7 +131,14 @@ class HttpDevice(SimulatedDevice):
     """The same over HTTP. `client` must carry the device's credentials and the base URL."""
 
     def __init__(
-        self, client: httpx.AsyncClient, image: bytes, version: str, *, wait_s: int = 0, payload: int = 16384
+        self,
+        client: httpx.AsyncClient,
+        image: bytes,
+        version: str,
+        *,
+        wait_s: int = 0,
+        payload: int = 16384,
+        app: tuple[bytes, str] | None = None,
     ) -> None:
         async def exchange(status: bytes) -> bytes | None:
             answer = await client.post("/v1/dfu", params={"ct": wait_s}, content=status)
@@ -107,4 +150,4 @@ class HttpDevice(SimulatedDevice):
             answer.raise_for_status()
             return answer.content
 
-        super().__init__(exchange, fetch, image, version, payload=payload)
+        super().__init__(exchange, fetch, image, version, payload=payload, app=app)

@@ -8,7 +8,9 @@ another word at the end it changes what the other processes change, STEPS times,
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -196,6 +198,22 @@ class SharedConformance:
             assert await image_of(one, sha256) is None and await image_of(other, sha256) is None
             with pytest.raises(NotFoundError):
                 await one.commit([PutFirmware(a_firmware(sha256))])
+
+    async def test_what_one_puts_into_the_place_the_other_gets(self, tmp_path: Path) -> None:
+        async with self.two(tmp_path) as (one, _, other, _):
+            mine, theirs = one.place(), other.place()
+            if mine is None or theirs is None:
+                assert mine is theirs
+                pytest.skip("the store has no place in common")
+            sha256 = hashlib.sha256(b"prepared").hexdigest()
+            for _ in range(2):
+                await mine.put(sha256, io.BytesIO(b"prepared"), 8)
+            async with theirs.get(sha256) as path:
+                assert path is not None and path.read_bytes() == b"prepared"
+            await theirs.remove(sha256)
+            await theirs.remove(sha256)
+            async with theirs.get(sha256) as path:
+                assert path is None
 
     async def test_one_leads_and_another_takes_over(self, tmp_path: Path) -> None:
         leaders: list[str] = []

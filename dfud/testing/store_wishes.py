@@ -98,6 +98,25 @@ class WishConformance:
         after = await store.device("app1", "d2")
         assert after is not None and after.device == msgspec.structs.replace(view.device, metadata=changed)
 
+    async def test_a_wish_for_app_firmware_uses_its_version_too(self, store: Store) -> None:
+        await _devices(store)
+        both = {"version": "2.0", "app": "3.2"}
+        await store.commit(
+            [SetFirmware("app1", ("d1",), {"app": "3.2"}, "v2"), SetFirmware("app1", ("d3",), both, "v2")]
+        )
+        await store.commit([PutDevice(a_device("d4", spec={"firmware": {"app": "3.1"}}))])
+        for version, names in {
+            "3.2": ["d1", "d3"],
+            "3.1": ["d4"],
+            "2.0": ["d3"],
+            "1.0": ["d2"],
+            "3": [],
+            "": [],
+        }.items():
+            assert await store.users_of("app1", version) == names, version
+        await store.commit([SetFirmware("app1", ("d3",), WANTED, "v3")])
+        assert await store.users_of("app1", "3.2") == ["d1"]
+
     async def test_an_app_without_such_devices_is_no_error(self, store: Store) -> None:
         await store.commit([SetFirmware("nowhere", ("d1",), WANTED, "v")])
         await store.commit([PutApp(an_app()), SetFirmware("app1", (), WANTED, "v")])

@@ -25,6 +25,9 @@ class Kind(IntEnum):
     MAPPED = 3
 
 
+APP_KINDS = 1 << Kind.FULL | 1 << Kind.DELTA  # of packages of app firmware: it has no addresses to map
+
+
 class Phase(IntEnum):
     FETCHING = 0
     WRITTEN = 1
@@ -137,6 +140,26 @@ class Status(msgspec.Struct, frozen=True, gc=False):
     starts: Starts | None = None
     manifest: int | None = None
     app: Banks | None = None
+
+    @property
+    def of_app(self) -> Status:
+        """The same as it is for app firmware: the banks' numbers in place of the slots'. Without banks nothing fits."""
+        banks = self.app or Banks("", NO_DIGEST, 0)
+        return msgspec.structs.replace(
+            self,
+            version=banks.version,
+            digest=banks.digest,
+            kinds=self.kinds & APP_KINDS,
+            capacity=banks.capacity,
+            trial=banks.trial,
+            sequence=banks.accept,
+            manifest=banks.manifest,
+        )
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether what runs of either kind is not confirmed."""
+        return self.trial or (self.app is not None and self.app.trial)
 
 
 class Type(IntEnum):

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+import dfud.api.own as own_module
 import dfud.api.store as store_module
 from dfud.api import BlobPlace, BlobWriter, Capability, Change, Hooks, Store
 
@@ -25,10 +26,10 @@ def public(kind: type) -> list[str]:
 
 
 def names_of_the_store() -> list[str]:
-    """All that dfud.api.store defines: its classes and constants, what they have, and the fields of its values."""
+    """All that dfud.api.store and dfud.api.own define: classes and constants, what they have, and the fields of values."""
     found: set[str] = {"Change"}
-    for name, value in vars(store_module).items():
-        own: Any = getattr(value, "__module__", None) == store_module.__name__
+    for name, value in (vars(store_module) | vars(own_module)).items():
+        own: Any = getattr(value, "__module__", None) in (store_module.__name__, own_module.__name__)
         if name.startswith("_") or not (own or name.isupper()):
             continue
         found.add(name)

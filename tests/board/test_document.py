@@ -15,6 +15,7 @@ from dfud.board.flashmap import LAYOUTS, SIZES, bank_capacity, find
 from tests.board.support import download, micropython
 from tests.e2e.fleet import APP, Fleet, fleet
 from tests.real_parts import require
+from tests.warm import typed
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "board.md").read_text()
@@ -42,7 +43,7 @@ class Desk:
         for shown, real in self.put.items():
             line = line.replace(shown, real)
         run = await trio.run_process(
-            ["sh", "-c", line],
+            typed(line),
             env={**self._environment, "PYTHONPATH": str(ROOT)},
             cwd=self.folder,
             stdin=given.encode(),

@@ -7,16 +7,25 @@ import functools
 import subprocess
 from pathlib import Path
 
+from filelock import FileLock
+
 from tests.real_parts import require
 
 ROOT = Path(__file__).parents[2]
 FLASH_BYTES = 4 << 20
 
 
+def made(*targets: str) -> None:
+    """Have make bring targets of the bootloader up to date; one worker at a time, for they share what they are made of."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / ".bootloader.lock"):
+        subprocess.run(["make", "-s", "-C", str(ROOT / "bootloader"), *targets], check=True)
+
+
 @functools.cache
 def core() -> ctypes.CDLL:
     require("cc")
-    subprocess.run(["make", "-s", "-C", str(ROOT / "bootloader"), "host"], check=True)
+    made("host")
     library = ctypes.CDLL(str(ROOT / "build" / "bootloader" / "libdfucore.so"))
     library.host_sizes.restype = ctypes.c_uint32
     return library

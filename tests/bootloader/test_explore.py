@@ -28,6 +28,7 @@ from bootloader.sim.scenarios import (
 )
 from bootloader.sim.variants import VARIANTS, build
 from bootloader.sim.worn import ERASE_IGNORED, ERASE_REFUSED, KINDS, PROGRAM_IGNORED, STUCK, UNREADABLE, WEAK
+from tests.amounts import sampled
 from tests.real_parts import require
 
 NAMES = ["install", "delta", "mapped", "confirmed", "crashing", "unconfirmed", "revert", "changeover", "rotation"]
@@ -72,9 +73,10 @@ def test_a_trial_with_few_power_cuts_is_confirmed() -> None:
     assert set(explored(confirmed(), cuts=2).ends) == {"new confirmed"}
 
 
-def test_worn_flash_loses_no_record_and_boots_a_whole_image() -> None:
+@pytest.mark.parametrize("limit", sampled(5, 12))
+def test_worn_flash_loses_no_record_and_boots_a_whole_image(limit: int) -> None:
     """Some states of every scenario on every kind of bad sector."""
-    assert sum(explored(make(), limit=12, sample=SEED).boots for make in WORN) > 8 * len(WORN)
+    assert sum(explored(make(), limit=limit, sample=SEED).boots for make in WORN) > limit * len(WORN) * 2 // 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,13 +115,14 @@ def test_states_that_are_taken_for_one_are_one(make: Callable[..., Scenario], we
         assert {key_of(node.flash, node.faults, scenario.logs) for node in whole.reached} <= {key[2:] for key in reduced.seen}
 
 
+# The quickest to explore first.
 SEEDED: tuple[Callable[[], Scenario], ...] = (
-    install,
-    crashing,
-    unconfirmed,
-    partial(worn, unconfirmed, PROGRAM_IGNORED, STATE_AT),
     partial(worn, full, ERASE_IGNORED, STATE_AT),
     partial(worn, changed, UNREADABLE, STATE_AT + SECTOR),
+    partial(worn, unconfirmed, PROGRAM_IGNORED, STATE_AT),
+    unconfirmed,
+    crashing,
+    install,
 )
 
 
@@ -129,9 +132,9 @@ def test_a_seeded_bug_is_found(name: str, tmp_path: Path) -> None:
     require("riscv-gcc")
     elf = build(name, tmp_path)
     lines = []
-    for make in SEEDED:
-        scenario = make()
-        for cuts, limit in ((0, 100), (None, 400)):
+    for cuts, limit in ((0, 100), (None, 400)):
+        for make in SEEDED:
+            scenario = make()
             found = explore(scenario, elf, limit=limit, cuts=cuts)
             lines.append(found.line(scenario.name))
             if found.bad:

@@ -17,6 +17,7 @@ from devicefw.sim.firmware import build
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.device import HttpDevice
 from tests.real_parts import require
+from tests.warm import typed
 
 ROOT = Path(__file__).parents[2]
 PASSPHRASE = "a passphrase of the publisher"
@@ -35,7 +36,7 @@ class Shell:
             line = line.replace(shown, real)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         config = str(self.directory / "config.toml")
-        return ["sh", "-c", line], {**os.environ, "PATH": path, "DFUCTL_CONFIG": config, "PYTHONWARNINGS": ""}
+        return typed(line), {**os.environ, "PATH": path, "DFUCTL_CONFIG": config, "PYTHONWARNINGS": ""}
 
     async def __call__(self, line: str, given: str = "") -> str:
         command, environment = self.command(line)

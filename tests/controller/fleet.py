@@ -10,23 +10,25 @@ import msgspec
 import trio
 
 from dfud.api import Device, Metadata
-from dfud.wire.manifest import decode_envelope_untrusted
-from dfud.wire.messages import Code, Defer, Outcome, Phase, Progress, Result, Type
+from dfud.wire.manifest import FLAG_APP, decode_envelope_untrusted
+from dfud.wire.messages import NO_DIGEST, Banks, Code, Defer, Outcome, Phase, Progress, Result, Type
 from tests.controller.world import World, a_status, digest
 
 
 class Written(msgspec.Struct):
-    """An image that a board has written and does not run yet."""
+    """An image that a board has written and does not run yet; app: into an app bank."""
 
     package: bytes
     chunks: int
     version: str
     image: bytes
+    app: bool = False
 
 
 class Board(msgspec.Struct):
     """One device. online: the share of its polls that reach dfud; declines: its application puts every update off; unready: how many
-    transfers fail before one comes through; switched_at: when it ran what it had written."""
+    transfers fail before one comes through; switched_at: when it ran what it had written. banks: it has some for app firmware,
+    of which `app` runs; manifests: the sequences of what runs, as the images' manifests say them."""
 
     name: str
     rng: random.Random
@@ -41,6 +43,18 @@ class Board(msgspec.Struct):
     switched_at: list[tuple[float, str]] = []
     told_at: list[tuple[float, str]] = []
     tried: Counter[str] = Counter()
+    banks: bool = False
+    app: str = ""
+    app_image: bytes = NO_DIGEST
+    manifests: dict[str, int] = {}
+    out_of_range: list[str] = []
+    app_told: bool = False
+    coming: int = 0
+
+    def banks_said(self, trial: bool) -> Banks | None:
+        if not self.banks:
+            return None
+        return Banks(self.app, self.app_image, 100_000, trial, 0, self.manifests.get("app"))
 
 
 class Fleet:
@@ -63,6 +77,7 @@ class Fleet:
                 told_at=[],
                 switched_at=[],
                 tried=Counter(),
+                out_of_range=[],
             )
         del world.store.devices_["app", "dev"]
         self._rng = rng
@@ -72,7 +87,9 @@ class Fleet:
             said["defer"] = Defer("somebody is using it", 400)
         if board.written is not None and not said:
             said["progress"] = Progress(board.written.package, board.written.chunks, Phase.WRITTEN)
-        about = {"digest": board.image, "hardware": board.hardware, "attributes": board.attributes}
+        about: dict[str, Any] = {"digest": board.image, "hardware": board.hardware, "attributes": board.attributes}
+        about |= {"app": board.banks_said(said.get("trial") == "app"), "manifest": board.manifests.get("system")}
+        said["trial"] = said.get("trial") in (True, "system")
         status = a_status(board.version, **(about | said))
         return await self.world.controller.status("app", board.name, status, "http", patience_s=0.5)
 
@@ -97,13 +114,19 @@ class Fleet:
         """Write an image; return the command to switch to it, None if there is none now."""
         board.told_at.append((self.world.wall + trio.current_time(), command.version))
         board.tried[command.version] += 1
-        image = decode_envelope_untrusted(command.manifest)[1].sha256
+        manifest = decode_envelope_untrusted(command.manifest)[1]
+        image, app = manifest.sha256, bool(manifest.flags & FLAG_APP)
+        board.app_told |= app and not board.banks
+        beside = board.manifests.get("system" if app else "app", 0)
+        if manifest.beside is not None and not manifest.beside[0] <= beside <= manifest.beside[1]:
+            board.out_of_range.append(command.version)  # an agent would refuse it
         await trio.sleep(board.rng.uniform(1, 30))
         if board.unready:
             board.unready -= 1
             await self.say(board, result=Result(Outcome.FAILED, image, int(Code.CHUNK), "torn", number=len(board.told_at)))
             return None
-        board.written = Written(command.package, command.chunks, command.version, image)
+        board.written = Written(command.package, command.chunks, command.version, image, app)
+        board.coming = manifest.sequence
         answer = await self.say(board)
         if answer.type is Type.STOP:
             board.written = None
@@ -111,16 +134,32 @@ class Fleet:
 
     async def _switch(self, board: Board, written: Written) -> None:
         board.switched_at.append((self.world.wall + trio.current_time(), written.version))
-        before = board.version, board.image
-        board.version, board.image = written.version, written.image
+        kind = "app" if written.app else "system"
+        names = ("app", "app_image") if written.app else ("version", "image")
+        before = getattr(board, names[0]), getattr(board, names[1]), board.manifests.get(kind)
+        self._run(board, written.version, written.image, board.coming, kind)
         await trio.sleep(board.rng.uniform(1, 10))
         if board.rng.random() < self.bad.get(written.version, 0.0):
-            board.version, board.image = before
+            self._run(board, *before, kind)
             number = len(board.switched_at)
             await self.say(board, result=Result(Outcome.ROLLED_BACK, written.image, 1, "boom", 3, 12, number=number))
             return
-        await self.say(board, trial=True)
+        await self.say(board, trial=kind)
         await self.say(board)
+
+    def _run(self, board: Board, version: str, image: bytes, sequence: int | None, kind: str) -> None:
+        if kind == "app":
+            board.app, board.app_image = version, image
+        else:
+            board.version, board.image = version, image
+        board.manifests = {k: v for k, v in {**board.manifests, kind: sequence}.items() if v is not None}
+
+    def equip(self, app: str, sequence: int) -> None:
+        """Give all boards app banks, an app that runs in one, and system 1.0 a manifest."""
+        for board in self.boards.values():
+            board.banks = True
+            board.manifests = {"system": 1}
+            self._run(board, app, bytes.fromhex(digest(app)), sequence, "app")
 
     async def live(self, poll_s: float) -> None:
         """Have all poll until cancelled."""
@@ -136,3 +175,6 @@ class Fleet:
 
     def running(self) -> Counter[str]:
         return Counter(board.version for board in self.boards.values())
+
+    def both(self) -> Counter[tuple[str, str]]:
+        return Counter((board.version, board.app) for board in self.boards.values())

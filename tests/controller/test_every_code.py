@@ -53,7 +53,7 @@ def cases() -> Iterator[Case]:
     yield case(Why.NOTHING_WANTED, desired=Desired(), target=None)
     yield case(Why.BAD_SPEC, desired=Desired("9", problem="firmware 9 is not published"), target=None)
     yield case(Why.BARRED, desired=Desired("1.1", problem="1.1: it is not signed"))
-    for why in (Why.RECALLED, Why.NO_PATH):
+    for why in (Why.RECALLED, Why.NO_PATH, Why.RANGE):
         yield case(why, desired=Desired("1.1", problem=f"the reason is {why.value}", code=why.value))
     for code in ("window", "rate", "ceiling"):
         held = Held(code, T0 + 60)
@@ -61,6 +61,7 @@ def cases() -> Iterator[Case]:
     yield case(Why.LEFT, d=deployment(State.ROLLED_BACK, blocks=True, code=1, text="boom", crashes=3))
     yield case(Why.HARDWARE, hardware="esp32")
     yield case(Why.TOO_LARGE, capacity=10)
+    yield case(Why.NO_BANKS, desired=Desired("3.2", kind="app"), target=a_firmware("3.2", kind="app"))
     yield case(Why.TWIN_ON_TRIAL, d=deployment(State.TRIAL), twins=Twins(contradictions=5, at_s=T0))
     yield case(Why.HOLD, desired=Desired("1.1", hold=True, reason="not on Fridays"))
     yield case(Why.DEFERRED, defer=Defer("lamp on", 60))

@@ -27,7 +27,7 @@ from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import State
 from dfud.model.schedule import is_open
 from dfud.wire.manifest import Manifest, unsigned
-from tests.controller.test_rollouts import Led, led
+from tests.controller.led import Led, led
 from tests.controller.world import a_firmware
 
 ZONES = ["Europe/Berlin", "America/New_York", "Asia/Tokyo", "Asia/Kolkata"]
@@ -152,7 +152,8 @@ async def life(at: Led, rng: random.Random) -> None:
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(400, id="sample"),
+        pytest.param(200, id="sample"),
+        pytest.param(400, id="more", marks=pytest.mark.slow),
         pytest.param(10_000, id="ten thousand", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],
 )

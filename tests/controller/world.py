@@ -49,8 +49,9 @@ from dfud.controller.config import ControllerConfig
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
 from dfud.controller.sending import Order
+from dfud.model.firmware import Kind as ImageKind
 from dfud.package.file import PackageFile, make
-from dfud.wire.manifest import Manifest, unsigned
+from dfud.wire.manifest import FLAG_APP, Manifest, unsigned
 from dfud.wire.messages import Command, Kind, Status
 
 T0 = 1_800_000_000.0
@@ -248,7 +249,7 @@ class QuickPackages(Packages):
         super().__init__(store, Path("/nonexistent"), disk_bytes=0, memory_bytes=0, workers=1)
         self.gate: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.fault: StoreError | None = None
-        self.made: list[Order] = []
+        self.ordered: list[Order] = []
 
     def ready(self, order: Order) -> PackageFile | None:
         return None
@@ -257,7 +258,7 @@ class QuickPackages(Packages):
         await self.gate()
         if self.fault is not None:
             raise self.fault
-        self.made.append(order)
+        self.ordered.append(order)
         chunks = [f"{order.target.sha256} {number}".encode() for number in range(10)]
         return make(Kind.FULL, order.target.size_bytes, bytes.fromhex(order.target.sha256), None, chunks)
 
@@ -266,17 +267,28 @@ def digest(version: str) -> str:
     return hashlib.sha256(version.encode()).hexdigest()
 
 
-def a_firmware(version: str, *, hardware: str = "esp32c3", size: int = 1000, manifest: bytes = b"") -> Firmware:
+def a_firmware(
+    version: str,
+    *,
+    hardware: str = "esp32c3",
+    size: int = 1000,
+    manifest: bytes = b"",
+    kind: ImageKind = "esp-image",
+    sequence: int = 1,
+    beside: tuple[int, int] | None = None,
+) -> Firmware:
     sha256 = digest(version)
-    made = unsigned(Manifest("app", version, hardware, 1, size, bytes.fromhex(sha256)))
+    flags = FLAG_APP if kind == "app" else 0
+    made = unsigned(Manifest("app", version, hardware, sequence, size, bytes.fromhex(sha256), flags, beside=beside))
     return Firmware(
         app="app",
         version=version,
         hardware=hardware,
-        sequence=1,
+        sequence=sequence,
         size_bytes=size,
         sha256=sha256,
         manifest=manifest or made,
+        kind=kind,
     )
 
 

@@ -18,6 +18,7 @@ if str(DEVICEFW) not in sys.path:
 # The agent's own, which have no types.
 banks: Any = import_module("dfu.banks")
 agent_flash: Any = import_module("dfu.flash")
+State: Any = import_module("dfu.state").State
 
 BANK_AT, BANK_BYTES = (0x10000, 0x20000), 3 * SECTOR
 OLD, NEW = (hashlib.sha256(name).digest() * 160 for name in (b"old", b"new"))  # more than a sector
@@ -57,7 +58,7 @@ class Part:
 def found(flash: Flash) -> Any:
     """Return the banks as a start finds them."""
     parts = [Part(flash, at, BANK_BYTES) for at in BANK_AT]
-    return banks.find(parts, agent_flash.State(Part(flash, STATE_AT, 2 * SECTOR)), bytearray(SECTOR))
+    return banks.find(parts, State(Part(flash, STATE_AT, 2 * SECTOR)), bytearray(SECTOR))
 
 
 def put(flash: Flash, number: int, data: bytes, envelope: bytes) -> None:

@@ -36,19 +36,20 @@ if CPYTHON:
             array.__setitem__(self, key, value)
 
     import dfu.mapped
+    import dfu.room
+    import dfu.table
     import dfu.zstd
 
-    for module in (dfu.mapped, dfu.zstd):
+    for module in (dfu.mapped, dfu.room, dfu.table, dfu.zstd):
         module.bytearray, module.array = Bytes, Words
 else:
     Bytes = bytearray
 
 from dfu import flash
 from dfu.errors import UpdateError
-from dfu.manifest import read
 from dfu.pack import unpack
 from dfu.update import Update
-from dfu.zstd import Decoder
+from dfu.room import make
 
 SECTOR = 4096
 SLOT = 48 * 1024
@@ -109,14 +110,14 @@ class State:
 class Slots:
     """As dfu.slots.Slots is after a start; the flash outlives it."""
 
-    other = None
+    apps = None
 
     def __init__(self, base, running, idle, stage):
         self.running, self.idle, self.stage = running, idle, stage
         self.running_size, self.size, self.capacity = len(base), idle.size, idle.size - SECTOR
         self.digest = flash.digest(running, len(base), bytearray(SECTOR))
         self.state, self.manifest = State, None
-        self.decoder, self.trusted = DECODER, Part(2 * SECTOR)
+        self.room, self.trusted = ROOM, Part(2 * SECTOR)
 
 
 class Transport:
@@ -134,7 +135,7 @@ class Transport:
         return len(data)
 
 
-DECODER = Decoder()
+ROOM = make()
 POOL = []  # the file's first line: what many cases have in common, which they name by its number
 
 
@@ -169,6 +170,8 @@ async def one(case):
             break
         except Cut:
             said = "cut"
+    from dfu.manifest import read  # what an update has given back is loaded anew
+
     size = read(unpack(raw)[3]).size
     outside = running.writes or bytes(running.data[: len(base)]) != base
     crc = flash.crc32(bytes(idle.data[:size]))

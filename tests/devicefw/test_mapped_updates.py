@@ -317,7 +317,8 @@ def test_a_chunk_of_more_than_1024_pages_is_refused_by_server_and_agent() -> Non
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "devicefw")!r})
-from dfu.pack import PackError, chunk_head
+from dfu.chunk import chunk_head
+from dfu.errors import PackError
 print(chunk_head({most!r}, {len(most)})[2])
 try:
     chunk_head({more!r}, {len(more)})

@@ -37,27 +37,28 @@ class Esp32: pass
 esp = Esp32()
 esp.NVS = NVS
 sys.modules["esp32"] = esp
-from dfu import flash, starts
+from dfu import flash, records, starts
+from dfu.state import State
 starts.print = lambda *text: None
 class Slots: pass
 slots = Slots()
 part, diag = Part(2), Part(4)
-slots.diagnostics = flash.Diagnostics(diag)
+slots.diagnostics, diagnostics = diag, records.Diagnostics(diag)
 def log(writer=1, **changes):
     "Append to the state log; FIELDS as they stand, with changes, by the bootloader."
-    s = flash.State(part)
+    s = State(part)
     values = {name: getattr(s, name) for name in s.FIELDS}
     values.update(changes)
     values["writer"] = writer
-    s.log.append(struct.pack(s.FORMAT, *[values[name] for name in s.FIELDS]))
+    flash.state_log(part).append(struct.pack(s.FORMAT, *[values[name] for name in s.FIELDS]))
 def crashed(slot=0, cause=0xDF0C0001, text=None, recorded=True):
     "What is written by a crash: the agent's text, then the bootloader's record."
     if text is not None:
-        slots.diagnostics.text(slot, text)
+        diagnostics.text(slot, text)
     if recorded:
-        slots.diagnostics.log.append(struct.pack("<BBBBI", 1, slot, 1, 12, cause) + bytes(492))
+        diagnostics.log.append(struct.pack("<BBBBI", 1, slot, 1, 12, cause) + bytes(492))
 def start(result=None, watchdog=False):
-    slots.state = flash.State(part)
+    slots.state = State(part)
     told = starts.count(slots, result, watchdog)
     print(json.dumps([told and [told[i] for i in range(4)], result and result.get(7)]))
 """

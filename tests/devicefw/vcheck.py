@@ -5,11 +5,13 @@ import json
 import sys
 
 sys.path.insert(0, sys.argv[1])
+from dfu.chunk import chunk_head
 from dfu.ed25519 import verify
 from dfu.flash import crc32
 from dfu.manifest import read
-from dfu.mapped import VIEW, Mapped, table_of
-from dfu.pack import PackError, chunk_head, pack, unpack
+from dfu.mapped import VIEW, Mapped
+from dfu.pack import PackError, pack, unpack
+from dfu.table import table_of
 from dfu.zstd import PAGE, Decoder, ZstdError
 
 if len(sys.argv) > 3:

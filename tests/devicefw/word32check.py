@@ -33,8 +33,9 @@ class Words(array):
 
 def install():
     import dfu.mapped
+    import dfu.table
 
     names = {"ptr8": None, "ptr32": None, "int": Word, "uint": lambda value: int(value) & ALL}
     with open(sys.argv[1] + "/dfu/mviper.py") as file:
         exec(file.read().replace("@micropython.viper\n", "").replace("import micropython\n", ""), names)
-    dfu.mapped.view, dfu.mapped.form, dfu.mapped.array = names["view"], names["form"], Words
+    dfu.mapped.view, dfu.mapped.form, dfu.table.array = names["view"], names["form"], Words

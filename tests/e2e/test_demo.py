@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import trio
 
+from tests import warm
 from tests.real_parts import require
 
 
@@ -14,7 +13,7 @@ from tests.real_parts import require
 async def test_the_demonstration_ends_as_it_promises(transport: str) -> None:
     require("micropython")
     require("riscv-gcc")
-    command = [sys.executable, "-m", "devicefw.sim.demo", "--transport", transport]
+    command = warm.module("devicefw.sim.demo", "--transport", transport)
     with trio.fail_after(550):
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     told = run.stdout.decode()
@@ -28,7 +27,7 @@ async def test_the_demonstration_ends_as_it_promises(transport: str) -> None:
 async def test_a_small_fleet_takes_the_good_version_in_waves_and_stops_the_bad_one_at_the_first() -> None:
     require("micropython")
     require("riscv-gcc")
-    command = [sys.executable, "-m", "devicefw.sim.demo_rollout", "--boards", "4"]
+    command = warm.module("devicefw.sim.demo_rollout", "--boards", "4")
     with trio.fail_after(280):
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     told = run.stdout.decode()
@@ -44,7 +43,7 @@ async def test_a_small_fleet_takes_the_good_version_in_waves_and_stops_the_bad_o
 async def test_a_bare_board_is_taken_to_a_roll_back() -> None:
     require("micropython")
     require("riscv-gcc")
-    command = [sys.executable, "-m", "devicefw.sim.demo_board"]
+    command = warm.module("devicefw.sim.demo_board")
     with trio.fail_after(280):
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     told = run.stdout.decode()

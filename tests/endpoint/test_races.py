@@ -137,7 +137,7 @@ class AuthWorld:
         names = [named, "d1", "d2"]
         requests = [Request("http", "10.0.0.1", basic(f"{n}@a:{password}"), "dfu", b"") for n in names]
         try:
-            found = await self.auth.judge(requests, lambda app, device: self.random.random() < 0.5)
+            found = await self.auth.judge(requests)
         finally:
             self.logging_in -= 1
         for name, outcome in zip(names, found, strict=True):
@@ -199,7 +199,7 @@ def test_devices_that_are_judged_together_are_so_by_what_is_true_then(change: st
 
         async def judge() -> None:
             requests = [Request("http", "10.0.0.1", basic(f"d{n}@a:p{n}"), "dfu", b"") for n in (1, 2)]
-            outcomes[:] = await world.auth.judge(requests, lambda app, device: False)
+            outcomes[:] = await world.auth.judge(requests)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.log_in_alone, "d1", "p1")
@@ -222,7 +222,7 @@ def test_devices_that_are_judged_together_are_so_by_what_is_true_then(change: st
         assert second is None and world.auth.known(basic("d2@a:p2")) is None
         assert isinstance(first, Present) == (change not in ("app", "anything"))
         if isinstance(first, Present):
-            assert first.view is not None and first.device == "d1"
+            assert first.device == "d1"
 
     trio.run(run)
 
@@ -326,9 +326,6 @@ class FakeController:
             return Command(Type.UPDATE, 0, str(version), package=bytes(16))
         return Command(Type.SYNC, 3600, str(version))
 
-    def remembers(self, app: str, device: str) -> bool:
-        return False
-
     async def take(self, asked: Sequence[Asked]) -> FakeTaken:
         await self._gates.pass_()
         return FakeTaken(self, self._gates, len(asked), stores=self._random.random() < 0.5)
@@ -373,7 +370,7 @@ class KnownAuth:
     async def session(self, peer: str, credentials: Credentials, as_device: str = "") -> Session:
         return Session("a", "d")
 
-    async def judge(self, requests: Sequence[Request], remembered: object) -> list[Present]:
+    async def judge(self, requests: Sequence[Request]) -> list[Present]:
         return [Present("a", "d", self.slots.digest(request.credentials)) for request in requests]
 
 

@@ -8,8 +8,9 @@ from random import Random
 from typing import Any
 
 import trio
+import trio.testing
 
-from dfud.api import App, AppChanged, Code, Credentials, DeviceChanged, Metadata, PutApp, Reply, Request
+from dfud.api import App, AppChanged, Code, Credentials, DeviceChanged, Metadata, PutApp, Reply, Request, Waiting
 from dfud.endpoint.slots import Slots
 from tests.endpoint.world import World, a_status, basic, start_world
 
@@ -147,6 +148,7 @@ async def test_a_change_of_an_app_that_concerns_no_device_costs_one_read(nursery
     await world.store.commit([PutApp(App(Metadata("app1", labels={"x": "y"})))])
     world.bus.publish(AppChanged("app1"))
     assert poll(world) is None, "nothing is answered before that was looked at"
+    await trio.testing.wait_all_tasks_blocked()  # whoever follows changes of apps, and not for a device
     store.reads = 0
     again = await world.post(Credentials(basic("dev1@app1:pw")), channel="dfu", body=a_status())
     assert again == first and store.reads == 2, "the app, once for who it is and once for what it is told"
@@ -180,4 +182,26 @@ async def test_a_first_poll_asks_the_store_once(nursery: trio.Nursery, tmp_path:
     found = await world.post(Credentials(basic("dev2@app1:pw")), channel="dfu", body=a_status())
     assert isinstance(found, Reply) and found.code is Code.COMMAND
     assert store.reads == 1, "the device, for who it is and for what it is told"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_wish_for_a_device_leaves_its_log_in_alone(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await counted_world(nursery, tmp_path)
+    me = Credentials(basic("dev1@app1:pw"))
+    await world.post(me, channel="dfu", body=a_status())
+    await world.post(me, channel="dfu", body=a_status(attributes={"now": "its sequence is known"}))
+    auth = world.endpoint._auth
+    parked = await world.post(me, channel="dfu", body=a_status(), timeout_s=250.0)
+    assert isinstance(parked, Waiting)
+    world.bus.publish(DeviceChanged("app1", "dev1", access=False))
+    assert auth.known(me) is not None, "it has not been forgotten who it is"
+    assert poll(world) is None, "what it was answered has"
+    store.reads = 0
+    assert await world.code(me.authorization, channel="dfu", body=a_status()) is Code.COMMAND
+    assert store.reads == 1, "what it is to run"
+    world.bus.publish(DeviceChanged("app1", "dev1"))
+    assert auth.known(me) is None
+    await world.post(me, channel="dfu", body=a_status())
+    world.bus.publish(DeviceChanged("app1", "dev1", deleted=True, access=False))
+    assert auth.known(me) is None
     nursery.cancel_scope.cancel()

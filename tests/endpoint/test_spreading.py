@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
 from dfud.api import Code, Credentials, Reply
+from dfud.controller.keeping import Asked
+from dfud.controller.together import Taken
 from dfud.endpoint.spreading import spread
 from dfud.wire.messages import Command, Type, decode_command_untrusted
 from tests.endpoint.world import a_status, basic, start_world
@@ -33,13 +36,18 @@ async def test_beyond_what_can_be_judged_at_a_time_devices_are_told_at_once_to_c
         await world.put(f"d{number}", {"authentication": {"credentials": [{"pass": "pw"}]}})
     found: list[Reply] = []
     gate = trio.Event()
-    status = world.endpoint._controller.status
+    controller = world.endpoint._controller
+    status, take = controller.status, controller.take
 
     async def slow(*arguments: object, **options: object) -> Command:
         await gate.wait()
         return await status(*arguments, **options)  # type: ignore[arg-type]  # what it was called with
 
-    world.endpoint._controller.status = slow  # type: ignore[method-assign]
+    async def slow_take(asked: Sequence[Asked]) -> Taken:
+        await gate.wait()
+        return await take(asked)
+
+    controller.status, controller.take = slow, slow_take  # type: ignore[method-assign]
 
     async def poll(number: int) -> None:
         reply = await world.post(Credentials(basic(f"d{number}@app1:pw")), channel="dfu", body=a_status())

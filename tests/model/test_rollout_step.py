@@ -227,7 +227,8 @@ def test_counters_equal_a_recount(changes: list[tuple[int, bool, Deployed, str, 
             earlier = last.get((device, after.rollout))
             if earlier is not None:
                 before = earlier
-        for name, n in difference(before, after).items():
+        same = before is not None and before.rollout == after.rollout
+        for name, n in difference(counter_of(before) if before is not None and same else "", counter_of(after)).items():
             counters[name] = counters.get(name, 0) + n
         newest[device] = after
         if after.rollout:

@@ -346,3 +346,32 @@ async def test_many_devices_are_told_at_once_only_if_somebody_says_so(nursery: t
             job = await ask(admin, 202, "POST", f"{DFU}/update", json=other)
             assert job["matched"] == 3
     nursery.cancel_scope.cancel()
+
+
+async def test_a_wish_is_said_to_be_no_change_of_access(at: Desk) -> None:
+    heard: list[DeviceChanged] = []
+    at.bus.subscribe(DeviceChanged, heard.append)
+    job = await at.registry.groups.accept("a", EVERYTHING, "", HOLD, "admin")
+    await ended(at, job)
+    assert len(heard) == 30 and not any(event.access for event in heard)
+
+
+@pytest.mark.parametrize(
+    ("spec", "access"),
+    [
+        ({"firmware": {"version": "1"}}, False),
+        ({"note": "n"}, False),
+        ({"authentication": {"credentials": [{"pass": "pw"}]}}, True),
+        ({"credentials": {"credentials": []}}, True),
+        ({"core": {"disabled": True}}, True),
+        ({"alias": ["x"]}, True),
+        ({"gatewaySelector": {"matchNames": ["g"]}}, True),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+async def test_a_change_of_a_device_says_whether_log_ins_rest_on_it(at: Desk, spec: dict[str, object], access: bool) -> None:
+    heard: list[DeviceChanged] = []
+    at.bus.subscribe(DeviceChanged, heard.append)
+    given = Device(Metadata("d00001", "a", labels={"odd": "1"}), spec)
+    await at.registry.update_device("a", "d00001", given, "admin")
+    assert [event.access for event in heard] == [access]

@@ -19,10 +19,13 @@ _TIME = struct.Struct(">d")
 
 
 class Echo:
-    """Makes and checks values. `key`: 16 random bytes or more, new for each process."""
+    """Makes and checks values. `key`: 16 random bytes or more, new for each process; or one that several processes have, whose clocks
+    differ by up to `skew_s`.
+    """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, skew_s: float = 0.0) -> None:
         self._key = key
+        self._skew_s = skew_s
 
     def make(self, purpose: bytes, now_s: float) -> bytes:
         """Return 16 bytes that are good for ECHO_LIFETIME_S, for this purpose only."""
@@ -38,7 +41,8 @@ class Echo:
         if not hmac.compare_digest(mac, value[_TIME.size :]):
             return None
         (made_s,) = _TIME.unpack(time)
-        return float(made_s) if now_s - ECHO_LIFETIME_S <= made_s <= now_s else None
+        oldest_s, newest_s = now_s - ECHO_LIFETIME_S - self._skew_s, now_s + self._skew_s
+        return float(made_s) if oldest_s <= made_s <= newest_s else None
 
 
 class Verified:

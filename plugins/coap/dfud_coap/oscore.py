@@ -7,6 +7,7 @@ and RFC 8613 appendix B.1.2), and that no nonce is used twice, also after a cont
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -126,6 +127,10 @@ class Window:
             self.seen >>= beyond
         self.seen |= 1 << (number - self.first)
 
+    def take_over(self, first: int, seen: int) -> None:
+        """Go on where another process stood."""
+        self.first, self.seen = first, seen
+
     def begin_with(self, number: int) -> None:
         """This number has just been seen, and is known to be fresh: nothing before it may come any more."""
         self.first, self.seen = number, 1
@@ -133,28 +138,38 @@ class Window:
 
 class Context:
     """One boot of one device. `since_s`: when the Echo that proved it was made. `forgotten`: another one may take its place,
-    so it must not use numbers of its own any more. `sequence`: the next number of its own."""
+    so it must not use numbers of its own any more. `sequence`: the next number of its own; `step`: from there to the one after it.
+
+    `lent`: another process takes its requests now; this one answers what it has taken, and notifies. `epoch`, `sure`: Ownership's."""
 
     __slots__ = (
         "_common_iv",
         "_recipient",
         "_sender",
         "_window",
+        "epoch",
         "forgotten",
         "id_context",
         "identity",
         "key",
+        "lent",
         "sequence",
         "since_s",
+        "step",
+        "sure",
     )
 
-    def __init__(self, header: Header, key: bytes, sequence: int) -> None:
+    def __init__(self, header: Header, key: bytes, sequence: int, step: int = 1) -> None:
         self.identity = header.identity
         self.id_context = header.id_context
         self.key = key
         self.since_s = 0.0
         self.forgotten = False
         self.sequence = sequence
+        self.step = step
+        self.lent = False
+        self.epoch = 0
+        self.sure = 0
         self._window = Window()
         self._common_iv = derive(key, b"", header.id_context, "IV", IV_BYTES)
         self._sender = AESCCM(derive(key, SERVER_ID, header.id_context, "Key", KEY_BYTES), TAG_BYTES)
@@ -187,6 +202,10 @@ class Context:
         request = RequestIds(header.partial_iv, aad, fetch=code == Code.FETCH)
         return Message(0, plain[0], 0, b"", options, body), request
 
+    @property
+    def window(self) -> Window:
+        return self._window
+
     def fresh_from(self, header: Header) -> None:
         """The request just unprotected is known to be fresh: nothing before it may come any more."""
         self._window.begin_with(int.from_bytes(header.partial_iv, "big"))
@@ -203,7 +222,7 @@ class Context:
             value = b""
             nonce = nonce_of(self._common_iv, DEVICE_ID, request.partial_iv)
         else:
-            number, self.sequence = self.sequence, self.sequence + 1
+            number, self.sequence = self.sequence, self.sequence + self.step
             partial_iv = number.to_bytes(5, "big").lstrip(b"\0") or b"\0"
             value = bytes([len(partial_iv)]) + partial_iv
             nonce = nonce_of(self._common_iv, SERVER_ID, partial_iv)
@@ -221,9 +240,16 @@ class Contexts:
     by contexts with the same place in `_last`. They run ahead of the clock by LEAD_MS at most, less than a restart takes: who
     asks more often gets nothing. A context that was forgotten sends nothing of its own any more. An Echo that was made before a
     forgotten context's was is not accepted again, so that the request that established it cannot be replayed.
+
+    Of several processes each has the numbers of its `slot` alone, those that are `slot` modulo `slots`, and uses none from
+    `reserved_ms` on; `ahead_ms`: how far its numbers are ahead of the clock, for the slot had somebody before it.
     """
 
     def __init__(self, count_max: int) -> None:
+        self.slot, self.slots = 0, 1
+        self.ahead_ms = 0
+        self.reserved_ms = float("inf")
+        self.dropped: Callable[[Context], None] = lambda context: None
         self._count_max = count_max
         self._known: OrderedDict[bytes, Context] = OrderedDict()
         self._last = [0] * PLACES
@@ -235,18 +261,50 @@ class Contexts:
     def get(self, id_context: bytes) -> Context | None:
         found = self._known.get(id_context)
         if found is not None:
+            if found.lent:
+                return None
             self._known.move_to_end(id_context)
         return found
 
     def derive(self, header: Header, key: bytes, wall_s: float) -> Context | None:
         """Return a context that is not known yet, or None: not now. `wall_s` must never go back."""
-        now_ms = int((wall_s - EPOCH_S) * 1000)
+        now_ms = self.now_ms(wall_s)
         place = hash(header.id_context) % PLACES
         sequence = max(now_ms, self._last[place] + 1)
-        if sequence > now_ms + LEAD_MS:
+        sequence += (self.slot - sequence) % self.slots
+        if sequence > now_ms + LEAD_MS or sequence >= self.reserved_ms:
             return None
         self._last[place] = sequence
-        return Context(header, key, sequence)
+        return Context(header, key, sequence, self.slots)
+
+    def lent(self, header: Header, key: bytes) -> Context | None:
+        """Return a context whose requests another process takes: it saves a number."""
+        found = self._known.get(header.id_context)
+        return found if found is not None and found.lent and found.key == key else None
+
+    def now_ms(self, wall_s: float) -> int:
+        return int((wall_s - EPOCH_S) * 1000) + self.ahead_ms
+
+    def lend(self, context: Context) -> tuple[int, int]:
+        """Give the requests of a context to another process; return its replay window."""
+        context.lent = True
+        return context.window.first, context.window.seen
+
+    def take_over(self, context: Context, first: int, seen: int) -> Context:
+        """Take the requests of a context from another process, with its window; return what stands for it from now on."""
+        before = self._known.get(context.id_context)
+        if before is not None and before.key == context.key:
+            context = before  # it has numbers of its own already, and perhaps observers
+            context.lent = False
+        else:
+            self.establish(context, context.since_s)
+        context.window.take_over(first, seen)
+        return context
+
+    def disown(self) -> None:
+        """Another process may have what this one had, numbers of its own among them."""
+        for id_context in list(self._known):
+            self.forget(id_context)
 
     def is_fresh(self, made_s: float | None) -> bool:
         """Say whether an Echo made at that time can only have been sent back for the first time."""
@@ -266,3 +324,4 @@ class Contexts:
             self._echo_floor_s = max(self._echo_floor_s, context.since_s)
             place = hash(id_context) % PLACES
             self._last[place] = max(self._last[place], context.sequence)
+            self.dropped(context)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from dfud.api import Endpoint
+from dfud.api import Endpoint, StoreError
 from dfud_coap.answering import Answering
 from dfud_coap.echo import Echo
-from dfud_coap.message import Code, Option, Options
-from dfud_coap.oscore import KEY_BYTES, Context, Contexts, Header, OscoreError, read_option_untrusted
+from dfud_coap.message import Code, Option, Options, uint
+from dfud_coap.oscore import (
+    KEY_BYTES,
+    Context,
+    Contexts,
+    Header,
+    OscoreError,
+    RequestIds,
+    read_option_untrusted,
+)
+from dfud_coap.ownership import Ownership, Taken
 from dfud_coap.peer import Exchange
 from dfud_coap.translate import Answer, CoapRequest, Fault, read_request_untrusted
+from dfud_coap.waiting import RETRY_S
 from dfud_coap.work import Work
 
 
@@ -35,8 +46,9 @@ class Securing:
         self._work = work
         self._act = act
         self._now = now
-        self._wall = wall
+        self.wall = wall
         self.contexts = Contexts(contexts)
+        self.ownership: Ownership | None = None
 
     def take(self, exchange: Exchange, value: bytes, options: Options, payload: bytes, now_s: float) -> None:
         observe = any(number == Option.OBSERVE for number, _ in options)
@@ -45,7 +57,11 @@ class Securing:
                 raise OscoreError(Code.METHOD_NOT_ALLOWED, "expected POST or FETCH around OSCORE")
             header = read_option_untrusted(value)
             context = self.contexts.get(header.id_context)
-            if context is not None and context.key == self._endpoint.key_for_cached("coap", header.identity):
+            if (
+                context is not None
+                and context.key == self._endpoint.key_for_cached("coap", header.identity)
+                and (self.ownership is None or self.ownership.is_sure(context))
+            ):
                 self._unprotected(
                     exchange, context, *context.unprotect_untrusted(exchange.code, value, payload, observe)
                 )
@@ -54,6 +70,11 @@ class Securing:
             self._not_secured(exchange, error, now_s)
             return
         if self._answering.strangers.blocked(exchange.peer.counted, now_s):
+            return
+
+        if self.ownership is not None:
+            work = partial(self._owned, self.ownership, exchange, header, value, payload, observe)
+            self._work.start(exchange, work, lambda act: act(), now_s)
             return
 
         def keyed(key: bytes | None) -> None:
@@ -78,7 +99,7 @@ class Securing:
             self._unprotected(exchange, context, *context.unprotect_untrusted(exchange.code, value, payload, observe))
             return
         now_s = self._now()
-        context = self.contexts.derive(header, key, self._wall())
+        context = self.contexts.derive(header, key, self.wall())
         if context is None:
             # More first contacts than there are numbers: silence, and the device repeats itself.
             self._answering.drop(exchange)
@@ -91,9 +112,56 @@ class Securing:
             self.contexts.establish(context, made_s)
             self._unprotected(exchange, context, inner, request)
             return
-        challenge = Answer(Code.UNAUTHORIZED, [(Option.ECHO, self._echo.make(purpose, now_s))])
-        outer = context.protect(challenge, request, own_iv=True)
-        self._answering.send(exchange, outer.code, outer.tail(), now_s, trusted=True)
+        self._challenge(exchange, context, request, self._echo.make(purpose, now_s))
+
+    def _challenge(self, exchange: Exchange, context: Context, request: RequestIds, echo: bytes) -> None:
+        outer = context.protect(Answer(Code.UNAUTHORIZED, [(Option.ECHO, echo)]), request, own_iv=True)
+        self._answering.send(exchange, outer.code, outer.tail(), self._now(), trusted=True)
+
+    async def _owned(
+        self, ownership: Ownership, exchange: Exchange, header: Header, value: bytes, payload: bytes, observe: bool
+    ) -> Callable[[], None]:
+        """As _keyed(), where several processes have the contexts; return what is to be done then."""
+        try:
+            async with ownership.turn(header.id_context):
+                return await self._found_out(ownership, exchange, header, value, payload, observe)
+        except OscoreError as error:
+            return partial(self._not_secured, exchange, error, self._now())
+        except StoreError:
+            away = Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(RETRY_S))])
+            return partial(self._answering.respond, exchange, away, self._now())
+
+    async def _found_out(
+        self, ownership: Ownership, exchange: Exchange, header: Header, value: bytes, payload: bytes, observe: bool
+    ) -> Callable[[], None]:
+        key = await self._endpoint.key_for("coap", header.identity)
+        context = self.contexts.get(header.id_context)
+        if context is not None and context.key != key:
+            self.contexts.forget(header.id_context)
+            context = None
+        if key is None or len(key) != KEY_BYTES:
+            raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
+        if context is not None and not (ownership.is_sure(context) or await ownership.still(context)):
+            self.contexts.lend(context)
+            context = None
+        if context is None:
+            tried = self.contexts.lent(header, key) or self.contexts.derive(header, key, self.wall())
+            if tried is None:
+                return partial(self._answering.drop, exchange)
+            # By now the device's key is known to have made it: strangers cause no work in other processes.
+            inner, request = tried.unprotect_untrusted(exchange.code, value, payload, observe)
+            try:
+                context, fresh = await ownership.own(header, tried, inner.first(Option.ECHO))
+            except Taken as taken:
+                if taken.challenge is None:
+                    return partial(self._answering.drop, exchange)
+                return partial(self._challenge, exchange, tried, request, taken.challenge)
+            if fresh:
+                context.fresh_from(header)
+                return partial(self._unprotected, exchange, context, inner, request)
+        # Nothing is awaited from here on, so its window is this one's.
+        inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
+        return partial(self._unprotected, exchange, context, inner, request)
 
     def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any) -> None:
         now_s = self._now()

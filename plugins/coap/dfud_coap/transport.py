@@ -18,9 +18,10 @@ from typing import Any
 import trio
 from OpenSSL import SSL, crypto
 
-from dfud.api import Cache, ConfigError, Endpoint, Transport, Turns, contained, limited, note
+from dfud.api import Cache, ConfigError, Endpoint, Transport, Turns, contained, forever, limited, note
 from dfud_coap.config import CoapConfig
 from dfud_coap.message import DATAGRAM_MAX_BYTES
+from dfud_coap.ownership import Ownership
 from dfud_coap.peer import Peer
 from dfud_coap.server import Server
 
@@ -101,6 +102,12 @@ class CoapTransport(Transport):
                     sooner=lambda: self._sooner.set(),
                 )
                 self._server = server
+                shared = endpoint.shared(self.name)
+                if shared is not None:
+                    wall = server.securing.wall
+                    ownership = Ownership(shared, server.securing.contexts, nursery.start_soon, wall)
+                    server.securing.ownership = ownership
+                    nursery.start_soon(forever, "coap.ownership", ownership.run)
                 nursery.start_soon(self._run_timers, server)
                 nursery.start_soon(self._receive, sock, server)
                 if secure is not None:

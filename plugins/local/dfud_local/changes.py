@@ -40,6 +40,9 @@ from dfud_local.purge import DEVICE_TABLES, drop_app
 Cursor = sqlite3.Connection
 USERS = (
     "SELECT name FROM device WHERE app=?1 AND wants=?2 AND wants<>'' "
+    # Where the app firmware is said as well; of devices that ask for anything themselves, and a firmware is deleted seldom.
+    "UNION SELECT name FROM device WHERE app=?1 AND wants<>'' AND instr(wants, char(10)) AND ?2<>'' "
+    "AND ?2 IN (substr(wants, 1, instr(wants, char(10)) - 1), substr(wants, instr(wants, char(10)) + 1)) "
     "UNION SELECT device FROM deployment WHERE app=?1 AND version=?2 AND open ORDER BY 1 LIMIT 10"
 )
 
@@ -274,9 +277,10 @@ def _check_firmware(db: Cursor, expect: Firmware) -> None:
 
 
 def _wants(firmware: Any) -> str:
-    """Return what the column `wants` says of a spec.firmware: the version, or ""."""
-    version = firmware.get("version") if isinstance(firmware, dict) else None
-    return version if isinstance(version, str) else ""
+    """Return what the column `wants` says of a spec.firmware: the version, behind a line feed that of the app firmware, or ""."""
+    said = firmware if isinstance(firmware, dict) else {}
+    version, app = (v if isinstance(v, str) and "\n" not in v else "" for v in (said.get("version"), said.get("app")))
+    return f"{version}\n{app}" if app else version
 
 
 def _version(db: Cursor, query: str, *key: str) -> str | None:

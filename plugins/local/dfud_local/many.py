@@ -13,12 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment
+from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment, PutDocument
 from dfud_local.columns import text
 from dfud_local.limits import Limits
 
-KINDS = (PutActual, PutDeployment, AddCounts, ExpectDevice)
-SIZES = (256, 64, 16, 4, 1)  # rows in one statement, so that few different statements are prepared
+KINDS = frozenset({PutActual, PutDeployment, AddCounts, ExpectDevice})
+SIZES = (
+    1,
+    4,
+    16,
+    64,
+    256,
+)  # rows in one statement, so that few different statements are prepared; empty rows fill it up
 SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
 TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 Encoded = tuple[Change, tuple[bytes, ...]]
@@ -30,20 +36,23 @@ _KNOWN = (
     "(?,?)",
 )
 # A row without a body: nothing was said yet, but there are deployments. Raised: by how much the device's sequence is.
-_ACTUAL = "INSERT INTO actual {{values}} ON CONFLICT DO UPDATE SET body=excluded.body, sequence=sequence+{raised}"
-_UNSAID = "INSERT INTO actual {{values}} ON CONFLICT DO UPDATE SET sequence=sequence+{raised}"
+_GIVEN = "SELECT * FROM ({{values}}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE SET"
+_ACTUAL = f"INSERT INTO actual {_GIVEN} body=excluded.body, sequence=sequence+{{raised}}"
+_UNSAID = f"INSERT INTO actual {_GIVEN} sequence=sequence+{{raised}}"
 _SEQUENCES = (
     "SELECT v.column1, v.column2, a.sequence FROM ({values}) v CROSS JOIN actual a ON a.app=v.column1 AND a.device=v.column2",
     "(?,?)",
 )
 _DEPLOYMENT = (
-    "INSERT INTO deployment (id, app, device, version, created, open, number, body) {values} "
-    "ON CONFLICT DO UPDATE SET open=excluded.open, number=excluded.number, body=excluded.body",
+    "INSERT INTO deployment (id, app, device, version, created, open, number, body) "
+    "SELECT * FROM ({values}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE "
+    "SET open=excluded.open, number=excluded.number, body=excluded.body",
     "(?,?,?,?,?,?,?,?)",
 )
 _HISTORY = (
     "INSERT INTO history (app, device, number, body) SELECT column1, column2, column3 + "
-    "COALESCE((SELECT MAX(number) FROM history WHERE app=column1 AND device=column2), 0), column4 FROM ({values})",
+    "COALESCE((SELECT MAX(number) FROM history WHERE app=column1 AND device=column2), 0), column4 "
+    "FROM ({values}) WHERE column1 IS NOT NULL",
     "(?,?,?,?)",
 )
 _LONG = (
@@ -52,11 +61,19 @@ _LONG = (
     "(?,?)",
 )
 _COUNT = "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number"
+# Counters that have come back to 0 take no room: their names may be of an hour that is over.
+_EMPTY = "DELETE FROM count WHERE scope=? AND name=? AND number=0"
+_DOCUMENT = ("INSERT OR REPLACE INTO document SELECT * FROM ({values}) WHERE column1 IS NOT NULL", "(?,?,?)")
 
 
 def is_hot(changes: Sequence[Encoded]) -> bool:
     """Say whether a commit is one of those that devices cause again and again."""
-    return bool(changes) and all(isinstance(change, KINDS) for change, _ in changes)
+    return bool(changes) and all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
+
+
+def _is_plain(change: Change) -> bool:
+    """Say whether a document is put whatever is there: what waits for an event sink, the record of a crash."""
+    return type(change) is PutDocument and not change.create and change.expect is None
 
 
 class Many:
@@ -70,9 +87,10 @@ class Many:
         self._deployments: dict[str, tuple[Deployment, bytes]] = {}
         self._history: list[tuple[str, str, bytes]] = []
         self._counts: dict[Key, int] = {}
+        self._documents: dict[Key, bytes] = {}
 
     def add(self, changes: Iterable[Encoded]) -> None:
-        """Take the changes of one commit, all of them of KINDS."""
+        """Take the changes of one commit, of which is_hot() is true."""
         for change, bodies in changes:
             match change:
                 case PutActual(actual):
@@ -88,6 +106,8 @@ class Many:
                     # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
                     before = sequence - self._raised[app, device]
                     self._odd = self._odd or self._expected.setdefault((app, device), before) != before
+                case PutDocument(collection, name, value):
+                    self._documents[collection, name] = value
                 case AddCounts(scope, add):
                     for name, more in add.items():
                         self._counts[scope, name] = self._counts.get((scope, name), 0) + more
@@ -138,6 +158,8 @@ class Many:
             trim_history(db, app, device, number - limits.history_per_device)
         if self._counts:
             db.executemany(_COUNT, [(*key, number) for key, number in self._counts.items()])
+            db.executemany(_EMPTY, [key for key, number in self._counts.items() if number < 0])
+        _run(db, *_DOCUMENT, [(*key, value) for key, value in self._documents.items()])
         return True
 
 
@@ -174,21 +196,25 @@ def _statement(query: str, row: str, size: int) -> str:
 
 
 def _pieces(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    at = 0
-    for size in SIZES:
-        while len(rows) - at >= size:
-            yield rows[at : at + size]
-            at += size
+    for at in range(0, len(rows), SIZES[-1]):
+        yield rows[at : at + SIZES[-1]]
+
+
+def _filled(query: str, row: str, piece: Sequence[tuple[Any, ...]]) -> tuple[str, list[Any]]:
+    """Return a statement for these rows and what to bind: as many rows as the next of SIZES, those beyond of NULL."""
+    size = next(size for size in SIZES if size >= len(piece))
+    values = [value for one in piece for value in one]
+    return _statement(query, row, size), values + [None] * (row.count("?") * (size - len(piece)))
 
 
 def _rows(
     db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]], *more: Any
 ) -> Iterator[tuple[Any, ...]]:
     for piece in _pieces(rows):
-        values = [value for one in piece for value in one]
-        yield from db.execute(_statement(query, row, len(piece)), [*values, *more])
+        statement, values = _filled(query, row, piece)
+        yield from db.execute(statement, [*values, *more])
 
 
 def _run(db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]]) -> None:
     for piece in _pieces(rows):
-        db.execute(_statement(query, row, len(piece)), [value for one in piece for value in one])
+        db.execute(*_filled(query, row, piece))

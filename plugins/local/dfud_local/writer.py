@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 from dfud.api import Change, DfudError, Pruned, StoreError, contained, note
-from dfud.api.encoding import encode
+from dfud.api.encoding import encode_all
 from dfud_local.blobs import Blobs
 from dfud_local.changes import Changes, blob_needed
 from dfud_local.limits import Limits
@@ -30,6 +30,7 @@ from dfud_local.purge import Purge
 
 log = logging.getLogger("dfud.store")
 BATCH_MAX = 1000  # transactions that share one sync
+FEW = 8  # changes for which a statement each is as good as statements for many
 PROBE_S = 5.0  # how often it is looked whether a disk that was full has room
 PROBE_BYTES = 65536
 
@@ -88,7 +89,7 @@ class Writer:
         threading.Thread(target=self._watch, name="dfud-store-watch", daemon=True).start()
 
     async def commit(self, changes: Sequence[Change]) -> None:
-        await self._do(_Job([(change, encode(change)) for change in changes]))
+        await self._do(_Job(encode_all(changes)))
 
     async def release(self, sha256: str) -> None:
         """Remove an image unless a record names it. A writer that has ended leaves that to the next start."""
@@ -255,7 +256,11 @@ class Writer:
                 database.execute("BEGIN IMMEDIATE")
                 for hot, jobs in groupby(batch, lambda job: is_hot(job.changes)):
                     together = list(jobs)
-                    if not (hot and len(together) > 1 and self._write_together(database, together)):
+                    if not (
+                        hot
+                        and sum(len(job.changes) for job in together) > FEW
+                        and self._write_together(database, together)
+                    ):
                         for job in together:
                             self._write_one(database, changes, job)
                 database.execute("COMMIT")

@@ -331,9 +331,10 @@ def expected(found: tuple[int, int] | None, app: str, device: str, sequence: int
 
 
 def _wants(firmware: Any) -> str:
-    """Return what the column `wants` says of a spec.firmware: the version, or ""."""
-    version = firmware.get("version") if isinstance(firmware, dict) else None
-    return version if isinstance(version, str) else ""
+    """Return what the column `wants` says of a spec.firmware: the version, behind a line feed that of the app firmware, or ""."""
+    said = firmware if isinstance(firmware, dict) else {}
+    version, app = (v if isinstance(v, str) and "\n" not in v else "" for v in (said.get("version"), said.get("app")))
+    return f"{version}\n{app}" if app else version
 
 
 def _check(expect: str | None, found: Any, what: str) -> None:

@@ -27,6 +27,8 @@ from dfud_postgres.wire import Query, decode
 log = logging.getLogger("dfud.postgres")
 Row = tuple[Any, ...]
 PREPARED_MAX = 200  # statements that one connection keeps; others are parsed each time
+SILENT_S = 6
+PROBES = 3
 GRACE_S = 2.0  # beyond statement_s, for the server to say so itself
 
 BEGIN, COMMIT, ROLLBACK = Query("BEGIN"), Query("COMMIT"), Query("ROLLBACK")
@@ -58,14 +60,16 @@ class Connection:
         self.backend = pgconn.backend_pid
 
     @classmethod
-    async def open(cls, config: PostgresConfig, name: str) -> Connection:
-        """Connect and log in. name: shown by pg_stat_activity. Raises Lost, ConfigError."""
+    async def open(cls, config: PostgresConfig, name: str, silent_s: int = SILENT_S) -> Connection:
+        """Connect and log in. name: shown by pg_stat_activity. silent_s: after which the server ends the session of a client that
+        is gone without a word, 4 at least. Raises Lost, ConfigError.
+        """
         try:
             pgconn = await connect(config, name)
             try:
                 pgconn.nonblocking = 1
                 made = cls(pgconn, config.statement_s)
-                await made.run((Query(_settings(config)), ()))
+                await made.run((Query(_settings(config, silent_s)), ()))
             except BaseException:
                 pgconn.finish()
                 raise
@@ -214,15 +218,17 @@ def _error(answer: Any) -> DatabaseError:
     return DatabaseError(state.decode("ascii", "replace"), message.decode("utf-8", "replace").strip())
 
 
-def _settings(config: PostgresConfig) -> str:
+def _settings(config: PostgresConfig, silent_s: int) -> str:
     """Settings of the session, as a statement: pgbouncer takes none at the start of a connection."""
     wanted = {
         "statement_timeout": f"{config.statement_s * 1000:.0f}",
         "lock_timeout": f"{config.statement_s * 1000:.0f}",
         "idle_in_transaction_session_timeout": f"{config.statement_s * 2000:.0f}",
-        "tcp_keepalives_idle": "3",
+        "tcp_keepalives_idle": f"{silent_s - PROBES}",
         "tcp_keepalives_interval": "1",
-        "tcp_keepalives_count": "3",
+        "tcp_keepalives_count": f"{PROBES}",
+        # What it has sent and nobody has taken keeps it from probing. A tick earlier, so that it is the same one.
+        "tcp_user_timeout": f"{silent_s * 1000 - 200}",
         "default_transaction_isolation": "read committed",
         "synchronous_commit": "on",
     }

@@ -1,8 +1,8 @@
 """Who leads: session locks on one connection of their own. The lock ends with the session, however that ends.
 
-A leader that cannot reach the database for CHECK_S + ANSWER_S stops leading. The server finds out that a client is gone without a
-word after six seconds (tcp_keepalives of connection.py), and gives the lock to the next one no sooner; a killed process' sessions
-end at once. So two never lead at a time, unless a clock of the kernel stands still.
+A leader that cannot reach the database for CHECK_S + ANSWER_S stops leading. The server ends the session of a client that is gone
+without a word after SILENT_S, a second less if it was asked just before, and gives the lock to the next one no sooner; a killed
+process' sessions end at once. So two never lead at a time, unless a clock of the kernel stands still.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from dfud_postgres.wire import Query
 
 log = logging.getLogger("dfud.store")
 LOOK_S = 0.5  # how often it is tried to become the leader
-CHECK_S = 1.0
-ANSWER_S = 3.0
+CHECK_S = 0.5
+ANSWER_S = 2.0
+SILENT_S = 4  # more than CHECK_S + ANSWER_S, and one
 _TRY = Query("SELECT pg_try_advisory_lock($1)", "i")
 _LEAVE = Query("SELECT pg_advisory_unlock($1)", "i")
 _ALIVE = Query("SELECT 1")

@@ -53,8 +53,10 @@ class Notices:
         self._add("d", app, device, deleted)
 
     def devices(self, app: str, names: list[str]) -> None:
+        """What they are to run has changed, and nothing else."""
+        self._devices[app] = self._devices.get(app, 0) + len(names)
         for name in names:
-            self.device(app, name)
+            self._add("d", app, name, False, False)
 
     def state(self, app: str, device: str) -> None:
         self._devices[app] = self._devices.get(app, 0) + 1
@@ -114,6 +116,8 @@ def _event(notice: Any) -> Any:
             return AppChanged(name, deleted)
         case ["d", app, device, deleted]:
             return DeviceChanged(app, device, deleted)
+        case ["d", app, device, deleted, access]:
+            return DeviceChanged(app, device, deleted, access)
         case ["s", app, device]:
             return DeviceStateChanged(app, device)
         case ["f", body, _, deleted]:

@@ -43,6 +43,9 @@ _HISTORY = f"SELECT number, body FROM history WHERE app=$1 AND device=$2 AND {SH
 HISTORY = Query(f"{_HISTORY} ORDER BY number DESC LIMIT $3", "tti")
 USERS = Query(
     "SELECT name FROM device WHERE app=$1 AND wants=$2 AND wants<>'' "
+    # Where the app firmware is said as well; of devices that ask for anything themselves, and a firmware is deleted seldom.
+    "UNION SELECT name FROM device WHERE app=$1 AND wants<>'' AND strpos(wants, chr(10)) > 0 AND $2<>'' "
+    "AND $2 IN (split_part(wants, chr(10), 1), split_part(wants, chr(10), 2)) "
     "UNION SELECT device FROM deployment WHERE app=$1 AND version=$2 AND open ORDER BY 1 LIMIT 10",
     "tt",
 )

@@ -29,7 +29,7 @@ from dfud_postgres.connection import Connection
 from dfud_postgres.directory import DirectoryPlace
 from dfud_postgres.errors import Lost, told
 from dfud_postgres.housekeeping import drop_some, prune
-from dfud_postgres.leading import Leading
+from dfud_postgres.leading import SILENT_S, Leading
 from dfud_postgres.limits import Limits
 from dfud_postgres.listening import Listener
 from dfud_postgres.notices import CHANNEL, Notices
@@ -108,7 +108,7 @@ class PostgresStore(ReadingStore):
         writer = Writer(
             partial(Connection.open, self._config, "dfud write"), self._limits, self._origin, PATIENCE_S, blobs.remove
         )
-        self._leading = Leading(partial(Connection.open, self._config, "dfud lead"))
+        self._leading = Leading(partial(Connection.open, self._config, "dfud lead", SILENT_S))
         self._listener = Listener(partial(Connection.open, self._config, "dfud listen"), self._origin)
         keeping = trio.CancelScope(shield=True)  # what was accepted is written, whoever cancels this
         try:
@@ -208,6 +208,9 @@ class PostgresStore(ReadingStore):
             raise StoreError("the store is not open")
         async with self._leading.lead(name):
             yield
+
+    def place(self) -> BlobPlace | None:
+        return self._placed
 
     async def prune(self, before_s: float, now_s: float, *, after: str = "", limit: int = 500) -> Pruned:
         return await prune(self._pool, before_s, now_s, after, limit)

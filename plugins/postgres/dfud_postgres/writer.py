@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from dfud.api import Change, DfudError, StoreError, contained, note
-from dfud.api.encoding import encode
+from dfud.api.encoding import encode_all
 from dfud_postgres.batch import LOCK, Batch, Statement, device_of, qualifies
 from dfud_postgres.changes import Changes
 from dfud_postgres.connection import BEGIN, COMMIT, ROLLBACK, Connection
@@ -89,7 +89,7 @@ class Writer:
         return self._fault
 
     async def commit(self, changes: Sequence[Change]) -> None:
-        job = _Job([(change, encode(change)) for change in changes])
+        job = _Job(encode_all(changes))
         if self._closed or self._closing:
             raise StoreError("the store is closed")
         if len(self._queue) >= QUEUED_MAX:

@@ -29,6 +29,7 @@ from dfud.api import (
     PutApp,
     PutDeployment,
     PutDevice,
+    PutDocument,
     State,
 )
 
@@ -94,6 +95,45 @@ async def together(store: LocalStore, path: Path, work: Callable[[trio.Nursery],
         await trio.testing.wait_all_tasks_blocked()
         other.execute("ROLLBACK")
         other.close()
+
+
+async def test_one_commit_for_many_devices_is_a_few_statements(tmp_path: Path) -> None:
+    traced: list[str] = []
+    async with opened(tmp_path, traced) as store:
+        traced.clear()
+        changes: list[Change] = []
+        for number in range(DEVICES - 1):  # no number of rows that a statement has
+            made, entry = deployment(name(number))
+            changes += [ExpectDevice("a", name(number), 0), PutDeployment(made, entry)]
+            changes += [PutActual(actual(name(number))), AddCounts("r", {"told": 1})]
+        await store.commit(changes)
+        assert len(traced) < 40, f"{len(traced)} statements for {DEVICES - 1} devices"
+        assert await store.counts("r") == {"told": DEVICES - 1}
+        views = await store.views("a", [name(number) for number in range(DEVICES)])
+        assert [view.actual is not None for view in views.values()] == [True] * (DEVICES - 1) + [False]
+        for number in (0, DEVICES - 2):
+            assert [entry.number for entry in await store.history("a", name(number))] == [1]
+        assert await store.history("a", "") == [] and await store.count("a") == DEVICES
+
+
+async def test_what_waits_for_event_sinks_is_written_with_it(tmp_path: Path) -> None:
+    traced: list[str] = []
+    async with opened(tmp_path, traced) as store:
+        await store.commit([PutDocument("outbox.x", "7", b"old"), AddCounts("r", {"waiting": 5})])
+        traced.clear()
+        changes: list[Change] = [PutActual(actual(name(number))) for number in range(DEVICES)]
+        changes += [PutDocument("outbox.x", str(number), b"%d" % number) for number in range(DEVICES)]
+        await store.commit([*changes, AddCounts("r", {"waiting": -5, "told": 1})])
+        assert len(traced) < 40, f"{len(traced)} statements for {DEVICES} devices"
+        found = await store.documents("outbox.x", limit=DEVICES + 1)
+        assert dict(found) == {str(number): b"%d" % number for number in range(DEVICES)}
+        assert await store.counts("r") == {"told": 1}
+        rows = await store._reader.rows("SELECT name FROM count WHERE scope='r'")
+        assert rows == [(b"told",)], "a counter that has come back to 0 takes no room"
+        # What asks for a condition is judged by itself.
+        with pytest.raises(ConflictError):
+            await store.commit([*changes, PutDocument("outbox.x", "7", b"new", create=True)])
+        assert await store.document("outbox.x", "7") == b"7"
 
 
 async def test_what_many_devices_say_is_a_few_statements_in_one_transaction(tmp_path: Path) -> None:
