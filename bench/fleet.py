@@ -82,7 +82,7 @@ async def _measure(size: int, daemon: Daemon, load: Load, found: dict[str, float
     if group:
         before = cpu_s(daemon.pid)
         for firmware in ({"version": "1.0"}, None):
-            wish = {"selector": "group", "firmware": firmware}
+            wish = {"selector": "group", "firmware": firmware, "allAtOnce": True}
             answer = daemon.ask("POST", f"/api/dfu/v1/apps/{APP}/update", wish)
             await _done(daemon, answer)
         found["group"] = (cpu_s(daemon.pid) - before) / size / 2 * 1e6
@@ -99,7 +99,7 @@ async def _done(daemon: Daemon, answer: object) -> None:
     job = answer.get("job") if isinstance(answer, dict) else None
     name = job.get("id") if isinstance(job, dict) else job
     while name:
-        state = daemon.ask("GET", f"/api/dfu/v1/jobs/{name}")["state"]
+        state = daemon.ask("GET", f"/api/dfu/v1/apps/{APP}/jobs/{name}")["state"]
         if state not in ("waiting", "running"):
             return
         await trio.sleep(0.1)
@@ -122,7 +122,7 @@ async def _park(daemon: Daemon, load: Load, found: dict[str, float], first: int,
     async with parked(load, daemon, first, count) as process:
         found["parked_kb"] = (rss_bytes(daemon.pid) - before) / count / 1024
         used, began = cpu_s(daemon.pid), time.monotonic()
-        daemon.ask("POST", f"/api/dfu/v1/apps/{APP}/update", {"firmware": {"version": "1.1"}})
+        daemon.ask("POST", f"/api/dfu/v1/apps/{APP}/update", {"firmware": {"version": "1.1"}, "allAtOnce": True})
         assert process.stdout is not None
         text = b""
         async for data in process.stdout:

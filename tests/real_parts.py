@@ -49,9 +49,16 @@ def find(part: str) -> str | None:
         module = BUILD / "sources" / MICROPYTHON_32 / "micropython.mjs"
         return str(module) if module.exists() else None
     if part == "postgres":
+        # Another one than the newest of this machine, for `make test-postgres BIN=...`.
+        if chosen := os.environ.get("DFUD_TEST_POSTGRES_BIN"):
+            return str(Path(chosen) / "postgres")
         # Debian keeps it off the PATH, by version.
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: int(p.parts[4].split(".")[0]))
         return str(found[-1]) if found else shutil.which("postgres")
+    if part == "pg_basebackup":
+        server = find("postgres")
+        beside = Path(server).with_name(part) if server else Path()
+        return str(beside) if beside.is_file() else None
     if part in _COMMANDS:
         return shutil.which(_COMMANDS[part], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     name = _MODULES[part]

@@ -26,6 +26,7 @@ async def run(agent, folder="/app"):
             left_s -= 1
     mem32 = agent.machine.mem32
     mem32[STORE0] = MARK
+    _feed(agent)  # before the first line of the application, which may be its last
     _tasks.append(asyncio.create_task(_watch(agent)))
     try:
         import vfs
@@ -44,14 +45,21 @@ async def run(agent, folder="/app"):
     return True
 
 
+def _feed(agent):
+    """Have the watchdog reset the chip unless this is called again; return how many ms it waits: less while there is a trial."""
+    config = agent.config
+    trial = agent.apps.trial or agent.trial
+    ms = int((config.get("watchdog_s", 8) if trial else config.get("app_watchdog_s", 60)) * 1000)
+    feed(agent.machine, ms)
+    return ms
+
+
 async def _watch(agent):
     """Feed the watchdog, on trial as often as a trial's; give up when a trial's time is over."""
     banks, config = agent.apps, agent.config
     left_ms = int(config.get("confirm_s", 120) * 1000)
     while True:
-        watchdog_ms = int(config.get("watchdog_s", 8) * 1000) if banks.trial or agent.trial else int(config.get("app_watchdog_s", 60) * 1000)
-        feed(agent.machine, watchdog_ms)
-        step_ms = max(10, min(watchdog_ms // 4, 1000))
+        step_ms = max(10, min(_feed(agent) // 4, 1000))
         await asyncio.sleep_ms(step_ms)
         if banks.trial:
             left_ms -= step_ms

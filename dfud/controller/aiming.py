@@ -113,8 +113,8 @@ async def _next(library: Library, app: str, found: _Kind, seen: Actual) -> None:
     found.target = steps[0]
 
 
-async def _beside_what_runs(library: Library, app: App, mine: _Kind, actual: Actual) -> Aimed:
-    """Hold one kind that changes against the other, which does not."""
+async def _beside_what_runs(library: Library, app: App, mine: _Kind, actual: Actual, *, stays: bool = True) -> Aimed:
+    """Hold one kind that changes now against the other. stays: that one does not change after it."""
     kind, target = mine.desired.kind, mine.target
     seen = actual.of(other_of(kind))
     assert target is not None
@@ -122,8 +122,8 @@ async def _beside_what_runs(library: Library, app: App, mine: _Kind, actual: Act
         return mine.desired, target  # without banks there is no other kind
     leg = _leg(target, mine.actual, None)
     other = _leg(None, seen, await _running(library, app.name, seen))
-    problem = outside(leg, other, kind) or (breaks(leg, other, kind) if target is mine.final else "")
-    if problem and not mine.desired.back:
+    problem = outside(leg, other, kind) or (breaks(leg, other, kind) if target is mine.final and stays else "")
+    if problem:
         return msgspec.structs.replace(mine.desired, problem=problem, code="range"), target
     return mine.desired, target
 
@@ -133,9 +133,11 @@ async def _both(
 ) -> Aimed:
     """Choose between two kinds that are desired. One that runs, is blocked or has a problem lets the other one go first."""
     kinds = (system, program)
-    for mine, other in ((system, program), (program, system)):
-        if mine.desired.rollout and mine.desired.rollout == other.desired.rollout and not other.in_sync:
-            mine.desired = msgspec.structs.replace(mine.desired, then=other.desired.version)
+    pair = bool(system.desired.rollout) and system.desired.rollout == program.desired.rollout
+    if pair and system.desired.back == program.desired.back:
+        for mine, other in ((system, program), (program, system)):
+            if not other.in_sync:
+                mine.desired = msgspec.structs.replace(mine.desired, then=other.desired.version)
     if actual is None or actual.program is None:
         # Nothing is known, or it can take no app. A rollout that brings both does not begin there.
         together = actual is not None and bool(system.desired.then) and not system.in_sync
@@ -148,9 +150,13 @@ async def _both(
         return _with(waiting[0], program if waiting[0] is system else system)
     for k in ready:
         begun = under_way is not None and k.target is not None and under_way.sha256 == k.target.sha256
-        # What has begun goes on; of two that belong together, one that can never be brought there is said before the other begins.
-        if begun or (k.never_fits and k.desired.then):
-            return _with(k, program if k is system else system)
+        # What has begun goes on. Of two that belong together, none begins where the other one can never be, or was left before.
+        other = program if k is system else system
+        if k.desired.then and (k.never_fits or (_is_blocked(other, deployment) and not begun)):
+            return _with(k if k.never_fits else other, other if k.never_fits else k)
+        if begun:
+            desired, target = await _beside_what_runs(library, app, k, actual, stays=other not in ready)
+            return _with(_Kind(desired, k.final, target, k.actual), other)
     free = [k for k in ready if k.desired.held is None and not k.desired.hold]
     if len(ready) == 1 or len(free) == 1:
         mine = (free or ready)[0]
@@ -165,7 +171,7 @@ async def _both(
     problem, first = apart(_leg(system.final, None, None), _leg(program.final, None, None)), None
     if not problem:
         first, problem = first_of(legs[0], legs[1])
-    if problem and not system.desired.back:
+    if problem:
         system.desired = msgspec.structs.replace(system.desired, problem=problem, code="range")
     return _with(program, system) if first == APP else _with(system, program)
 

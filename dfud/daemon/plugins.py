@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
 import inspect
 from collections.abc import Iterable
@@ -35,8 +36,12 @@ class Plugin:
     def __init__(self, entry: importlib.metadata.EntryPoint) -> None:
         self.name = entry.name
         self.where = entry.value
-        self.distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
         self.entry = entry
+
+    @property
+    def distribution(self) -> str:
+        """Read from the package's metadata when it is asked for: there are large ones."""
+        return f"{self.entry.dist.name} {self.entry.dist.version}" if self.entry.dist else "unknown"
 
 
 def available() -> dict[str, Plugin]:
@@ -70,9 +75,13 @@ class Plugins:
         for name in names:
             self.load(name)
 
+    @functools.cached_property
+    def _known(self) -> dict[str, Plugin]:
+        return available()
+
     def load(self, name: str) -> None:
         """Load one more. Raises PluginError as above."""
-        known = available()
+        known = self._known
         if name not in known:
             close = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"

@@ -136,7 +136,7 @@ class DeviceEndpoint(Endpoint):
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
-        self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s, clock)
+        self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s)
         self._draining = False
         self._shared: dict[str, StoreShared] = {}
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
@@ -153,9 +153,9 @@ class DeviceEndpoint(Endpoint):
         async with trio.open_nursery() as nursery:
             await nursery.start(self.commands.run)
             await nursery.start(self._waking.run)
-            await nursery.start(self._arrivals.run)
             nursery.start_soon(self.pressure.watch)
             nursery.start_soon(self._tell_of_return)
+            await nursery.start(self._arrivals.run)
             task_status.started()
 
     async def _tell_of_return(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable
 
 import msgspec
 import trio
@@ -38,14 +37,13 @@ class _Waiter:
 class Pressure:
     """at_once: how many are worked on at most; late_s: how long one may wait for its turn; away_s: the longest Retry-After.
 
-    clock: one that only moves forward. Turns are limited only while `watch()` runs.
+    The time is trio's. Turns are limited only while `watch()` runs.
     """
 
-    def __init__(self, at_once: int, late_s: float, away_s: int, clock: Callable[[], float]) -> None:
+    def __init__(self, at_once: int, late_s: float, away_s: int) -> None:
         self._at_once = at_once
         self._late_s = late_s
         self._away_s = away_s
-        self._clock = clock
         self.limit = min(at_once, AT_FIRST)
         self.under_way = 0
         self.turned_away = 0
@@ -74,7 +72,7 @@ class Pressure:
             return True
         if self.full:
             return False
-        waiter = _Waiter(self._clock())
+        waiter = _Waiter(trio.current_time())
         self._waiting[waiter] = None
         self._busy.set()
         try:
@@ -96,7 +94,7 @@ class Pressure:
         self._hand_on()
 
     def _hand_on(self) -> None:
-        late_s = self._clock() - self._late_s
+        late_s = trio.current_time() - self._late_s
         while self._waiting:
             waiter = next(iter(self._waiting))
             if waiter.since_s > late_s:
@@ -110,7 +108,7 @@ class Pressure:
     def away(self) -> Reply:
         """Return the answer to one that has no turn. All of them come back within the time that it takes to serve them twice, each at
         a time of its own."""
-        now_s = self._clock()
+        now_s = trio.current_time()
         if now_s - self._last_away_s > self._away_s:
             self._away = 0
         self._last_away_s = now_s

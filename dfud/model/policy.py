@@ -156,9 +156,12 @@ class Policy:
 
         One that was aborted with its updates called back brings nobody there any longer.
         """
-        for ended in self._ended.values():
-            mine = _of_this(ended, deployment, kind)
-            if mine is not None and _goes_on(mine) and not mine.back and not ended.rollout.status.called_back:
+        for told in deployment.both if deployment is not None else ():
+            ended = self._ended.get(told.rollout)
+            mine = _of_this(ended, deployment, kind) if ended is not None else None
+            if ended is None or mine is None or not _goes_on(mine) or mine.back:
+                continue
+            if not ended.rollout.status.called_back:
                 return self._going(ended, facts, mine, now_s, kind)
         last = deployment.of(kind) if deployment is not None else None
         if (stays := self._stays(facts, last, now_s, kind)) is not None:

@@ -34,6 +34,7 @@ from dfud.registry import (
     routes_registry,
     routes_rollouts,
     routes_service,
+    routes_stream,
 )
 from dfud.registry.admission import Admission, Denials
 from dfud.registry.services import Services
@@ -74,7 +75,8 @@ def own_routes(app: QuartTrio, services: Services, shutdown: trio.Event, denials
     """Register the routes that dfud has itself."""
     routes_registry.register(app, services)
     routes_batch.register(app, services)
-    routes_dfu.register(app, services, shutdown)
+    routes_dfu.register(app, services)
+    routes_stream.register(app, services, shutdown)
     routes_firmware.register(app, services)
     routes_service.register(app, services, denials)
     routes_plan.register(app, services)

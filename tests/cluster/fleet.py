@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import httpx
 import trio
@@ -51,14 +52,14 @@ class LivingDevice(SimulatedDevice):
         self.leaves: set[str] = set()  # versions that it boots and goes back from
         self._urls = urls
         self._turn = sum(name.encode())
-        self._auth = (f"{name}@{APP}", secret)
+        self.auth = (f"{name}@{APP}", secret)
         self._wait_s = 0
         super().__init__(self._say, self._get, image, version)
 
     async def live(self) -> None:
         """Poll and update until cancelled."""
         limits = httpx.Limits(max_keepalive_connections=4)
-        async with httpx.AsyncClient(auth=self._auth, timeout=POLL_S + 20.0, limits=limits, verify=False) as self._client:
+        async with httpx.AsyncClient(auth=self.auth, timeout=POLL_S + 20.0, limits=limits, verify=False) as self._client:
             while True:
                 self._wait_s = POLL_S
                 command = await self.poll()
@@ -126,10 +127,26 @@ class Fleet:
     def __init__(self, secrets: dict[str, str], urls: Sequence[str], image: bytes, version: str) -> None:
         self.devices = [LivingDevice(name, secret, urls, image, version) for name, secret in secrets.items()]
 
+        self._scope = trio.CancelScope()
+        self._goes_on = trio.Event()
+
     async def live(self) -> None:
-        async with trio.open_nursery() as nursery:
-            for device in self.devices:
-                nursery.start_soon(device.live)
+        while True:
+            self._goes_on, self._scope = trio.Event(), trio.CancelScope()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for device in self.devices:
+                        nursery.start_soon(device.live)
+            await self._goes_on.wait()
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Have nobody say anything meanwhile. Only between two rounds: whoever is cut short begins with a poll."""
+        self._scope.cancel()
+        try:
+            yield
+        finally:
+            self._goes_on.set()
 
     def count(self, version: str) -> int:
         return sum(device.has_said(version) for device in self.devices)

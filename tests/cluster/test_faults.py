@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
+import msgspec
 import pytest
+import trio
 
+from dfud.wire.messages import encode_status
 from tests.cluster import faults
+from tests.cluster.balancer import KINDS, Balancer
 from tests.cluster.checker import check
-from tests.cluster.day import Fault, a_day
+from tests.cluster.day import Day, Fault, a_day
+from tests.cluster.fleet import LivingDevice
 from tests.cluster.whole import Whole, running
+from tests.plugins.postgres.cluster import LATEST_S
 from tests.plugins.postgres.server import Server
 from tests.plugins.postgres.server import running as server_running
 from tests.plugins.postgres.server import standby as standby_of
@@ -51,10 +60,64 @@ async def test_a_day_on_which_everything_fails_once(
         await day.round(faults.cut_off("cut", images=True, everybody=True))
         await day.round(faults.wrong_bytes(gateway), faults.cut_off("cut"))
         await day.round(faults.cut_off("silence"))
+        await what_is_known_goes_on_without_the_database(day)
+        await balancers_pass_over_who_has_lost_the_database(day, tmp_path)
         await day.round(faults.fail_over(primary, standby))
         standby.run("DELETE FROM history WHERE device = 'dev3' AND number = 7", cluster.config.database)
         with pytest.raises(AssertionError, match="dev3, 3.0: history has"):
             await check(cluster, day.fleet, day.wanted)
+
+
+def says(device: LivingDevice, **more: Any) -> bytes:
+    """Return what a device says that runs what it should; more: what it adds, which has to be stored."""
+    digest = hashlib.sha256(device.image).digest()
+    return encode_status(msgspec.structs.replace(device.status, version=device.version, digest=digest, **more))
+
+
+async def what_is_known_goes_on_without_the_database(day: Day) -> None:
+    """A poll that says nothing new is answered from memory; a report is refused, and stored when the device says it again."""
+    device = day.fleet.devices[0]
+    url = day.cluster.daemons[0].urls["http"]
+    async with day.fleet.paused(), httpx.AsyncClient(base_url=url, auth=device.auth, timeout=LATEST_S) as client:
+        (await client.post("/v1/dfu", content=says(device))).raise_for_status()
+        for wire in day.cluster.wires[0]:
+            wire.cut()
+        for _ in range(3):
+            assert (await client.post("/v1/dfu", content=says(device))).is_success
+        report = says(device, attributes={"note": "said without a database"})
+        refused = await client.post("/v1/dfu", content=report)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0, refused.text
+        for wire in day.cluster.wires[0]:
+            wire.mend()
+        with trio.fail_after(LATEST_S):
+            while not (await client.post("/v1/dfu", content=report)).is_success:
+                await trio.sleep(0.1)
+        for number in (0, 1, 2):
+            actual = (await day.cluster.firmware_of(device.name, number))["actual"]
+            assert actual["attributes"] == {"note": "said without a database"}, actual
+        await client.post("/v1/dfu", content=says(device))
+
+
+async def balancers_pass_over_who_has_lost_the_database(day: Day, directory: Path) -> None:
+    """Each of the documented configurations: no device sees a 503 while one of three processes has no database."""
+    device = day.fleet.devices[0]
+    async with day.fleet.paused():
+        for kind in KINDS:
+            balancer = Balancer(kind, directory / kind)
+            await trio.to_thread.run_sync(balancer.start, day.cluster.ports)
+            try:
+                for wire in day.cluster.wires[1]:
+                    wire.cut()
+                async with httpx.AsyncClient(base_url=balancer.url, auth=device.auth, timeout=LATEST_S) as client:
+                    for number in range(9):
+                        report = says(device, attributes={"number": f"{kind} {number}"})
+                        answer = await client.post("/v1/dfu", content=report)
+                        assert answer.is_success, f"{kind}: {answer.status_code} {answer.text}"
+            finally:
+                for wire in day.cluster.wires[1]:
+                    wire.mend()
+                balancer.stop()
+        await day.all_are_ready()
 
 
 LONG: dict[str, Callable[[Server, Gateway], list[Fault]]] = {

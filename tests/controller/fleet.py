@@ -48,6 +48,7 @@ class Board(msgspec.Struct):
     app_image: bytes = NO_DIGEST
     manifests: dict[str, int] = {}
     out_of_range: list[str] = []
+    app_told: bool = False
     coming: int = 0
 
     def banks_said(self, trial: bool) -> Banks | None:
@@ -88,7 +89,7 @@ class Fleet:
             said["progress"] = Progress(board.written.package, board.written.chunks, Phase.WRITTEN)
         about: dict[str, Any] = {"digest": board.image, "hardware": board.hardware, "attributes": board.attributes}
         about |= {"app": board.banks_said(said.get("trial") == "app"), "manifest": board.manifests.get("system")}
-        said["trial"] = said.get("trial") == "system"
+        said["trial"] = said.get("trial") in (True, "system")
         status = a_status(board.version, **(about | said))
         return await self.world.controller.status("app", board.name, status, "http", patience_s=0.5)
 
@@ -115,6 +116,7 @@ class Fleet:
         board.tried[command.version] += 1
         manifest = decode_envelope_untrusted(command.manifest)[1]
         image, app = manifest.sha256, bool(manifest.flags & FLAG_APP)
+        board.app_told |= app and not board.banks
         beside = board.manifests.get("system" if app else "app", 0)
         if manifest.beside is not None and not manifest.beside[0] <= beside <= manifest.beside[1]:
             board.out_of_range.append(command.version)  # an agent would refuse it

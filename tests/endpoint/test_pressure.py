@@ -71,7 +71,7 @@ class Offered:
 
 
 async def offered(rate: float, lasts_s: float, clock: trio.testing.MockClock) -> Offered:
-    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+    pressure = Pressure(2000, LATE_S, 30)
     load = Offered(pressure, clock)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pressure.watch)
@@ -109,7 +109,7 @@ async def test_below_what_can_be_done_nobody_is_turned_away(autojump_clock: trio
 
 
 async def test_who_waits_for_something_else_keeps_nobody_from_their_turn(autojump_clock: trio.testing.MockClock) -> None:
-    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+    pressure = Pressure(2000, LATE_S, 30)
 
     async def slow() -> None:
         assert await pressure.turn()
@@ -129,7 +129,7 @@ async def test_who_waits_for_something_else_keeps_nobody_from_their_turn(autojum
 
 
 async def test_a_loop_that_is_late_for_another_reason_lowers_nothing(autojump_clock: trio.testing.MockClock) -> None:
-    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+    pressure = Pressure(2000, LATE_S, 30)
     pressure.measured(10 * LAG_S, 10 * LAG_S)
     assert pressure.limit == AT_FIRST
     for _ in range(BUSY):
@@ -139,7 +139,7 @@ async def test_a_loop_that_is_late_for_another_reason_lowers_nothing(autojump_cl
 
 
 async def test_one_that_goes_while_it_waits_leaves_its_place_to_the_next(autojump_clock: trio.testing.MockClock) -> None:
-    pressure = Pressure(16, LATE_S, 30, trio.current_time)
+    pressure = Pressure(16, LATE_S, 30)
     for _ in range(16):
         assert await pressure.turn()
     had: list[str] = []
@@ -159,7 +159,7 @@ async def test_one_that_goes_while_it_waits_leaves_its_place_to_the_next(autojum
 
 
 async def test_retry_after_is_as_long_as_it_takes_and_differs(autojump_clock: trio.testing.MockClock) -> None:
-    pressure = Pressure(2000, LATE_S, 30, trio.current_time)
+    pressure = Pressure(2000, LATE_S, 30)
     few = [pressure.away().retry_after_s for _ in range(20)]
     assert max(few) <= 2
     many = [pressure.away().retry_after_s for _ in range(20_000)]

@@ -178,6 +178,14 @@ def test_the_index_finds_every_selector_that_matches(texts: list[str], labels: d
     assert {n for n, selector in enumerate(selectors) if selector.matches(labels)} <= set(candidates)
 
 
+def test_the_index_leaves_out_selectors_whose_label_a_device_has_not() -> None:
+    selectors = [parse_selector_untrusted(text) for text in ("a", "a,b!=1", "b in (1,2)", "!a", "a!=1", "c,a")]
+    index = LabelIndex(selectors)
+    assert index.candidates({}) == [3, 4]
+    assert index.candidates({"a": "1"}) == [0, 1, 3, 4]
+    assert index.candidates({"b": "2"}) == [2, 3, 4]
+
+
 def test_what_cannot_be_one_device_may_have_one_priority() -> None:
     def plan(**devices: Any) -> Any:
         return read_plan_untrusted({"firmware": "1", "devices": devices})

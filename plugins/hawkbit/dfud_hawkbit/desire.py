@@ -31,11 +31,16 @@ def wish_of(spec: Mapping[str, Any]) -> Wish:
 
 
 def with_mode(spec: dict[str, Any], version: str | None, mode: str) -> dict[str, Any]:
-    """Return the spec with what hawkBit wants. mode: "" now, "download" or "window" write only, "confirm" not yet."""
+    """Return the spec with what hawkBit wants. mode: "" now, "download" or "window" write only, "confirm" not yet.
+
+    What dfud's users say of the app firmware stays: hawkBit knows nothing of it.
+    """
     rest = {key: value for key, value in spec.items() if key != "firmware"}
+    held = spec.get("firmware")
+    app = {"app": held["app"]} if isinstance(held, Mapping) and "app" in held else {}
     if version is None:
-        return rest
-    firmware: dict[str, Any] = {"version": version}
+        return {**rest, "firmware": app} if app else rest
+    firmware: dict[str, Any] = {"version": version, **app}
     if mode == "confirm":
         firmware |= {"hold": True, "reason": HOLD}
     elif mode:

@@ -184,6 +184,11 @@ class DeviceSync:
             return case.later(self._now() + self._config.poll_s)
         try:
             firmware = await self._firmware.adopt(case.app, case.target, offer.action, order)
+            if firmware.of_kind == "app":
+                raise Unusable(
+                    f"{firmware.version} is app firmware, and a target of hawkBit's has one installed set, which is the system's: "
+                    f"say it in dfud, `dfuctl update {case.device} --app {firmware.version}`"
+                )
         except (Unusable, Refused) as error:
             await self._unusable(case, offer, str(error))
             return

@@ -171,7 +171,7 @@ class HttpTransport(Transport):
         if place.secured:
             nursery.start_soon(self._serve, place, self._connection(place, endpoint))
         else:
-            nursery.start_soon(self._serve_secured, place, endpoint)
+            nursery.start_soon(self._serve_secured, place)
 
     def _connection(self, place: Place, endpoint: Endpoint) -> Connection:
         connection = Connection(place, endpoint, self._config, self._budget)
@@ -194,7 +194,7 @@ class HttpTransport(Transport):
             assert self._lot is not None
             self._lot.park(place, left)
 
-    async def _serve_secured(self, place: Place, endpoint: Endpoint) -> None:
+    async def _serve_secured(self, place: Place) -> None:
         """Shake hands, when it is this peer's turn: something has come from it, so silence costs no turn."""
         try:
             with contained("http.connection", peer=place.peer), contextlib.suppress(trio.TooSlowError, OSError):
@@ -204,7 +204,8 @@ class HttpTransport(Transport):
                 self._closed(place.address)
                 place.sock.close()
         if place.secured:
-            await self._serve(place, self._connection(place, endpoint))
+            assert self._lot is not None
+            self._lot.park(place, Left(None, keep_alive=True))
 
     async def _secure(self, place: Place) -> None:
         assert self._tls is not None

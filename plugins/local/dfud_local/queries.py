@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dfud.api import Requirement, Selector
+from dfud.api import Selector
 
 DEPLOYMENTS = "SELECT id, app, device, body FROM deployment WHERE app=? AND device=? "
 ENDED = (
@@ -46,47 +46,6 @@ def where_of(selector: Selector, labels: str) -> tuple[str, list[str]]:
             values.append(json.dumps(r.values))
         clauses.append(f"{'NOT ' if r.operator in ('notin', 'absent') else ''}{test})")
     return " AND ".join(clauses), values
-
-
-def count_of(selector: Selector) -> tuple[str, list[str]]:
-    """Return the SQL that counts devices, for an app and the values to bind.
-
-    Devices are walked one by one only where no term says what they have: else the rows of one label are, by its index.
-    """
-    drive = next((r for r in selector.requirements if r.operator in ("in", "exists")), None)
-    if drive is None:
-        where, values = where_of(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
-        return f"SELECT COUNT(*) FROM device d WHERE d.app=? AND {where}", values  # noqa: S608 - values are bound
-    having, values = _driven(drive, selector)
-    # A device has one row for each of its keys, so no device is counted twice.
-    return f"SELECT COUNT(*) FROM device_label l WHERE l.app=? AND l.key=?{having}", values  # noqa: S608 - as above
-
-
-def page_of(columns: str, selector: Selector) -> tuple[str, list[str], str]:
-    """Return the SQL that selects `columns` of devices `d`, for an app and the values to bind; and what to call a device's name.
-
-    A label with one value drives where there is one: its index is in the order of the names, so a page is read from where the
-    last one ended.
-    """
-    drive = next((r for r in selector.requirements if r.operator == "in" and len(set(r.values)) == 1), None)
-    if drive is None:
-        where, values = where_of(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
-        return f"SELECT {columns} FROM device d WHERE d.app=? AND {where}", values, "d.name"  # noqa: S608 - as above
-    having, values = _driven(drive, selector)
-    source = "device_label l CROSS JOIN device d ON d.app=l.app AND d.name=l.device"
-    return f"SELECT {columns} FROM {source} WHERE l.app=? AND l.key=?{having}", values, "l.device"  # noqa: S608 - as above
-
-
-def _driven(drive: Requirement, selector: Selector) -> tuple[str, list[str]]:
-    """Return the condition on the label rows `l` of `drive`'s key, and the values to bind."""
-    rest = Selector(tuple(r for r in selector.requirements if r is not drive))
-    where, values = where_of(rest, "SELECT 1 FROM device_label WHERE app=l.app AND device=l.device")
-    mine, having = [drive.key], ""
-    if drive.operator == "in":
-        one = len(set(drive.values)) == 1  # said as one value, it is a range of the index
-        having = " AND l.value=?" if one else " AND l.value IN (SELECT value FROM json_each(?))"
-        mine.append(drive.values[0] if one else json.dumps(drive.values))
-    return f"{having} AND {where}", [*mine, *values]
 
 
 def successor(prefix: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,12 +40,11 @@ from dfud_local.queries import (
     NEWEST,
     VIEW,
     VIEWS,
-    count_of,
-    page_of,
     successor,
     where_of,
 )
 from dfud_local.reader import Reader, Row
+from dfud_local.selecting import count_of, drive_of, page_of
 
 T = TypeVar("T")
 EVERYTHING = Selector()
@@ -210,14 +209,15 @@ class ReadingStore(Store):
     ) -> list[DeviceView]:
         if app in self._purge.hidden:
             return []
-        where, values = where_of(selector, "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name")
-        query = f"""SELECT {VIEW}, d.name {FROM}
-            WHERE d.app=? AND d.name>? AND d.name NOT IN (SELECT value FROM json_each(?)) AND {where}
-            ORDER BY d.name LIMIT ? OFFSET ?"""  # noqa: S608 - values are bound
         return await self._whole(
             ("device", app),
-            lambda bad: self._reader.rows(query, app, after, bad, *values, limit, offset),
+            lambda bad: self._page(f"{VIEW}, d.name", app, selector, after=after, bad=bad, limit=limit, offset=offset),
             lambda row: self._view(app, text(row[7]), row),
+        )
+
+    async def _page(self, columns: str, app: str, selector: Selector, **page: Any) -> list[Row]:
+        return await self._reader.planned(
+            lambda number: page_of(columns, app, selector, drive_of(app, selector, number), **page)
         )
 
     async def wishes(
@@ -225,8 +225,6 @@ class ReadingStore(Store):
     ) -> list[Wish]:
         if app in self._purge.hidden:
             return []
-        query, values, name = page_of("d.name, d.body, d.firmware", selector)
-        query += f" AND {name}>? AND {name} NOT IN (SELECT value FROM json_each(?)) ORDER BY {name} LIMIT ?"  # noqa: S608 - a column
 
         def wish(row: Row) -> Wish:
             device = text(row[0])
@@ -237,7 +235,9 @@ class ReadingStore(Store):
                 raise
 
         return await self._whole(
-            ("device", app), lambda bad: self._reader.rows(query, app, *values, after, bad, limit), wish
+            ("device", app),
+            lambda bad: self._page("d.name, d.body, d.firmware", app, selector, after=after, bad=bad, limit=limit),
+            wish,
         )
 
     async def updating(self, app: str, *, limit: int = 1000, after: str = "") -> list[DeviceView]:
@@ -264,9 +264,8 @@ class ReadingStore(Store):
     async def count(self, app: str, selector: Selector = EVERYTHING) -> int:
         if app in self._purge.hidden:
             return 0
-        query, values = count_of(selector)
-        ((number,),) = await self._reader.rows(query, app, *values) or [(0,)]
-        return int(number)
+        rows = await self._reader.planned(lambda number: count_of(app, selector, drive_of(app, selector, number)))
+        return int(rows[0][0]) if rows else 0
 
     async def find_aliases(self, app: str, names: Sequence[str]) -> dict[str, str]:
         if app in self._purge.hidden:

@@ -1,7 +1,7 @@
 """What other processes changed: a connection that listens, and says Missed whenever it may have lost something.
 
 PostgreSQL delivers a notification to every session that listens when the commit is done, in the order of the commits, and drops
-none while the session lives. So only a session that was lost can have missed any: after each new one everything is forgotten.
+none while the session lives. So only a session that was lost can have missed any: with each new one everything is forgotten.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ class Listener:
                 if not away:  # once, however long it lasts
                     away = True
                     log.warning("changes of other processes are not heard", extra={"error": str(error)})
-                # Told now, for what is remembered is not kept true from here on; and again when it is heard again.
-                bus.publish(Missed())
+                # What is remembered goes on being served, as old as [cluster] remembered_s lets it become; the rest has no database.
                 await trio.sleep(RETRY_S)
             finally:
                 if connection is not None:

@@ -32,5 +32,8 @@ def test_modes_read_as_what_dfud_does() -> None:
     assert desire.with_mode(spec, "2", "") == {"other": 1, "firmware": {"version": "2"}}
     assert desire.with_mode(spec, "2", "window")["firmware"]["downloadOnly"] is True
     assert desire.with_mode(spec, "2", "confirm")["firmware"]["hold"] is True
+    both = {"firmware": {"version": "1", "app": "3.2"}}
+    assert desire.with_mode(both, "2", "") == {"firmware": {"version": "2", "app": "3.2"}}
+    assert desire.with_mode(both, None, "") == {"firmware": {"app": "3.2"}}
 
 

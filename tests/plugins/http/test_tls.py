@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -238,4 +239,28 @@ async def test_a_session_is_resumed_by_its_ticket(nursery: trio.Nursery, tmp_pat
         return reused
 
     assert await trio.to_thread.run_sync(twice) == [False, True]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_over_tls_needs_a_task_for_its_handshake_only(nursery: trio.Nursery, tmp_path: Path) -> None:
+    for name in ("server", "client"):
+        make_certificate(tmp_path, name)
+    transport, endpoint, port = await start(nursery, tmp_path)
+    endpoint.quickly = True
+    await trio.testing.wait_all_tasks_blocked()
+    before = trio.lowlevel.current_statistics().tasks_living
+    context = ssl.create_default_context(cafile=tmp_path / "server.pem")
+    plain = await trio.open_tcp_stream("127.0.0.1", port)
+    await trio.testing.wait_all_tasks_blocked()
+    assert transport._open == 1 and trio.lowlevel.current_statistics().tasks_living == before, "nothing was said yet"
+    stream = trio.SSLStream(plain, context, server_hostname="127.0.0.1", https_compatible=True)
+    with trio.fail_after(120):
+        for _ in range(3):
+            await stream.send_all(REQUEST.replace(b"Connection: close\r\n", b""))
+            assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 200")
+            await trio.testing.wait_all_tasks_blocked()
+            assert trio.lowlevel.current_statistics().tasks_living == before and not transport._connections
+        await stream.send_all(REQUEST)
+        assert b"200" in b"".join([data async for data in stream])
+    assert all(r.encrypted for r in endpoint.requests) and len(endpoint.requests) == 4
     nursery.cancel_scope.cancel()

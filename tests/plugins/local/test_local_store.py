@@ -31,7 +31,6 @@ from dfud.api import (
     PutDevice,
     PutDocument,
     StoreError,
-    parse_selector_untrusted,
 )
 from dfud.testing.store import StoreConformance, a_device, an_app, image_of
 
@@ -292,9 +291,7 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
         await store.commit([PutApp(an_app())])
 
 
-async def test_many_names_are_looked_up_by_their_keys_and_counts_by_the_index_of_labels(
-    nursery: trio.Nursery, tmp_path: Path
-) -> None:
+async def test_many_names_are_looked_up_by_their_keys(nursery: trio.Nursery, tmp_path: Path) -> None:
     """The planner walked every device for each name of a batch: 160 us a device in an app of some thousands, and growing."""
     store = await open_store(nursery, tmp_path)
     await store.commit([PutApp(an_app()), *(PutDevice(a_device(f"d{n}", site=str(n % 3))) for n in range(300))])
@@ -307,12 +304,9 @@ async def test_many_names_are_looked_up_by_their_keys_and_counts_by_the_index_of
 
     store._reader.rows = watched  # type: ignore[method-assign]
     assert await store.find_aliases("app1", ["d7", "d8", "missing"]) == {"d7": "d7", "d8": "d8"}
-    assert await store.count("app1", parse_selector_untrusted("site=1")) == 100
     with sqlite3.connect(tmp_path / "dfud.sqlite3") as database:
         plans = [[row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", key)] for query, key in asked]
-    names, count = plans
+    (names,) = plans
     assert [step for step in names if step.startswith("SCAN")] == ["SCAN v VIRTUAL TABLE INDEX 1:"] * 2, names
     assert sum(step.startswith("SEARCH") for step in names) == 2, names
-    assert not any(" d " in f"{step} " for step in count), "no device is read"
-    assert any(step.startswith("SEARCH l USING") for step in count), count
     nursery.cancel_scope.cancel()

@@ -54,7 +54,7 @@ class Server:
         if os.getuid() == 0:
             shutil.chown(self.directory, "nobody", "nogroup")
         source = ["-h", primary.directory, "-p", str(primary.port), "-U", "admin"]
-        command = [self._bin / "pg_basebackup", *source, "-D", self.data, "-R", "-X", "stream", "-c", "fast"]
+        command = [require("pg_basebackup"), *source, "-D", self.data, "-R", "-X", "stream", "-c", "fast"]
         subprocess.run(command, check=True, **self._as())  # type: ignore[call-overload]
         self.configure()
 

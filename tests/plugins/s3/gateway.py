@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from dfud.testing.ports import KeptPort
 from tests.real_parts import require
 
 KEY, SECRET = "access", "very-secret-words"
@@ -22,8 +23,8 @@ class Gateway:
         self._command = require("versitygw")
         self.objects = directory / "objects"
         (self.objects / "images").mkdir(parents=True)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self._kept = KeptPort()  # it comes back on it
+        self.port = self._kept.number
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -41,7 +41,7 @@ def place_of(gateway: Gateway, directory: Path, **more: object) -> S3Place:
         "access_key": KEY,
         "secret_file": str(directory / "secret"),
         "cache_path": str(directory / "cache"),
-        "timeout_s": 3.0,
+        "timeout_s": 60.0,
     }
     return S3Place(S3Config(**(given | more)))  # type: ignore[arg-type]
 
@@ -106,7 +106,7 @@ async def test_the_copies_stay_within_their_limit_but_for_those_in_use(gateway: 
 
 
 async def test_a_service_that_is_away_is_told_of_and_comes_back(gateway: Gateway, tmp_path: Path) -> None:
-    async with opened(place_of(gateway, tmp_path / "a", timeout_s=1.0)) as place:
+    async with opened(place_of(gateway, tmp_path / "a")) as place:
         sha256 = await put(place, b"the image")
         gateway.stop()
         with trio.fail_after(LATEST_S):
