@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from dfud.api import DeviceChanged, PeerError, Recall
 from dfud.model.rollout_states import State
-from tests.controller.test_rollouts import QUICK, Led, led
+from tests.controller.led import QUICK, Led, led
 from tests.controller.world import a_firmware
 
 BOTH = {"firmware": "1.1", "app": "3.1"}
