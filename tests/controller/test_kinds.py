@@ -97,7 +97,7 @@ async def test_an_app_is_updated_alone_and_from_the_app_that_runs(world: World, 
     world.put_device(both(None, "3.1"))
     command = await board.poll()
     assert (command.type, command.version) == (Type.UPDATE, "3.1")
-    order = world.packages.made[-1]
+    order = world.packages.ordered[-1]
     assert order.base is not None and order.base.version == "3.0" and order.kinds == FULL_AND_DELTA
     d = world.deployment
     assert (d.kind, d.from_version, d.from_sha256, d.state) == ("app", "3.0", digest("3.0"), State.NOTIFIED)
@@ -116,7 +116,7 @@ async def test_the_first_app_of_a_device_is_whole(world: World) -> None:
     board = Board(world, app="")
     world.put_device(both(None, "3.1"))
     await board.settle()
-    assert board.app == "3.1" and world.packages.made[-1].base is None
+    assert board.app == "3.1" and world.packages.ordered[-1].base is None
     assert world.deployment.from_version == "" and world.deployment.from_sha256 == ""
 
 
@@ -213,6 +213,8 @@ async def test_a_bad_app_is_blocked_and_the_system_goes_on(world: World, board: 
     await board.settle()
     assert board.sent == ["1.2", "3.1", "1.3"] and board.system == "1.3"
     assert world.deployment.kind == "system" and world.deployment.of("app") is not None
+    crashes = (await world.controller.fleet.numbers("app"))["crashes"]
+    assert [(c["devices"], c["versions"]) for c in crashes] == [(1, ["3.1"])], "its crash is shown till it runs something else"
     world.restarted()
     await board.settle()
     assert board.sent == ["1.2", "3.1", "1.3"], "it is stored, not remembered"
