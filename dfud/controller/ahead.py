@@ -59,6 +59,7 @@ class Ahead:
     async def _make(self, key: str, order: Order) -> None:
         while True:
             try:
+                await self._packages.quiet()  # devices that wait for one of their own go first
                 # Nobody's device: a name that none can have.
                 await self._packages.get(order, (order.target.app, f"\0ahead {key}"))
             except Busy:

@@ -213,7 +213,7 @@ class Controller:
     ) -> tuple[Order, PackageFile | StoreError] | None:
         with trio.move_on_at(deadline):
             try:
-                return order, await self._packages.get(order, device)
+                return order, await self._packages.soon(order, device)
             except StoreError as error:
                 return order, error
         return None

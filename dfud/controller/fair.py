@@ -14,11 +14,22 @@ class FairLimiter:
 
     def __init__(self, places: int) -> None:
         self._free = places
+        self._idle = trio.lowlevel.ParkingLot()
         self._waiting: OrderedDict[Hashable, deque[trio.Event]] = OrderedDict()
 
     @property
     def waiting(self) -> int:
         return sum(len(queue) for queue in self._waiting.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether who comes now waits for the end of others."""
+        return not self._free or bool(self._waiting)
+
+    async def free(self) -> None:
+        """Wait until there is a place that nobody waits for. It is not kept: for what may wait as long as others come."""
+        while self.full:
+            await self._idle.park()
 
     @asynccontextmanager
     async def turn(self, group: Hashable) -> AsyncIterator[None]:
@@ -50,6 +61,7 @@ class FairLimiter:
         """Pass a place on to the group that was served longest ago."""
         if not self._waiting:
             self._free += 1
+            self._idle.unpark()
             return
         group, queue = self._waiting.popitem(last=False)
         queue.popleft().set()

@@ -36,7 +36,7 @@ class Busy(StoreError):
         super().__init__(message, retryable=True)
 
 
-class _Making:
+class Making:
     """A package that is being made, for all who wait for it."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Packages:
         self._used = 0
         self._names: Cache[str, str] = Cache(known_max)
         self.budget = Budget(per_hour, devices_max, "packages_per_hour")
-        self._making: dict[str, _Making] = {}
+        self._making: dict[str, Making] = {}
         self._nursery: trio.Nursery | None = None
         place = store.place()
         self.shared = SharedPackages(store, place, disk_bytes) if place is not None else None
@@ -190,6 +190,11 @@ class Packages:
         full, too many packages wait, another one is being made for this device, or it has had too many.
         Cancelling one waiter does not stop the making.
         """
+        begun = await self.begin(order, device)
+        return begun if isinstance(begun, PackageFile) else await self.made(begun, order)
+
+    async def begin(self, order: Order, device: tuple[str, str]) -> PackageFile | Making:
+        """As get(), without waiting for a package that is not there: it is being made when this returns; give it to made()."""
         if order.held:
             found = await self.load(order.held)
             if found is not None and found.sha256.hex() == order.target.sha256:
@@ -206,18 +211,38 @@ class Packages:
             if self._nursery is None:
                 raise BugError("packages are asked for before they run")
             self.budget.spend(*device, 1)
-            making = self._making[key] = _Making()
+            making = self._making[key] = Making()
             self._nursery.start_soon(self._make_for_all, making, key, order)
         making.devices.add(device)
+        return making
+
+    async def soon(self, order: Order, device: tuple[str, str]) -> PackageFile:
+        """As get(), for a device that waits for its answer: where others are made first, it is not kept waiting for them.
+
+        Raises Busy then; the package is made all the same.
+        """
+        if not self._workers.waiting:
+            return await self.get(order, device)
+        begun = await self.begin(order, device)
+        if isinstance(begun, PackageFile):
+            return begun
+        raise Busy(f"{self._workers.waiting} packages are made first")
+
+    async def quiet(self) -> None:
+        """Wait until a worker is free and no device waits for one."""
+        await self._workers.free()
+
+    async def made(self, making: Making, order: Order) -> PackageFile:
+        """Wait for a package that was begun. Raises StoreError."""
         await making.done.wait()
         if making.error is not None:
             raise making.error
-        found = await self._kept(key)
+        found = await self._kept(self.key(order))
         if found is None:
             raise StoreError("the package was made, but cannot be read back", retryable=True)
         return found
 
-    async def _make_for_all(self, making: _Making, key: str, order: Order) -> None:
+    async def _make_for_all(self, making: Making, key: str, order: Order) -> None:
         what = f"package of {order.target.version} not made"
         making.error = StoreError(f"{what}: an unforeseen fault, see the log", retryable=True)
         try:

@@ -1,8 +1,11 @@
-"""Forecasts for users, and the packages that are made ahead for a rollout that is made, scheduled or planned."""
+"""Forecasts for users, and the packages that are made ahead: for a rollout that is made, scheduled or planned, and for a version
+that is published, or wanted of an app's devices.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -10,12 +13,15 @@ import trio
 
 from dfud.api import (
     App,
+    AppChanged,
     BugError,
     Bus,
     ConflictError,
     DeviceView,
     DfudError,
+    FirmwareChanged,
     NotFoundError,
+    PeerError,
     RefusedError,
     Rollout,
     RolloutChanged,
@@ -29,7 +35,7 @@ from dfud.controller.memory import Memory
 from dfud.controller.packages import Packages
 from dfud.controller.rollout_rules import judge
 from dfud.controller.rollouts import Rollouts
-from dfud.model.desired import Desired
+from dfud.model.desired import Desired, desired_of
 from dfud.model.rollout import Plan, status_problem
 from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import FINAL
@@ -39,6 +45,7 @@ SILENT_DAYS = 30
 PREPARED_MAX = 32  # packages of one rollout that are made ahead, those for the most devices first
 BASES_MAX = 100  # that are shown one by one
 PLANS_AT_ONCE = 2
+WANTED_MAX = 1000  # versions that packages are still to be made of; those beyond are made when a device asks
 SAMPLE = 5000  # devices that are looked at to know which packages a rollout needs
 
 
@@ -93,7 +100,12 @@ class Planner:
         self._seen: set[str] = set()
         self._news = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._defaults: dict[str, str] = {}  # what an app's devices should run, as far as it was looked at
+        # (app, version) of what was published, or became an app's default.
+        self._wanted: dict[tuple[str, str], None] = {}
         bus.subscribe(RolloutChanged, self._changed)
+        bus.subscribe(FirmwareChanged, self._published)
+        bus.subscribe(AppChanged, self._app_changed)
 
     def _speaks(self, app: App, view: DeviceView) -> Desired:
         return self._rollouts.desired(app, view.device, view.actual, view.deployment, self._now())
@@ -108,8 +120,21 @@ class Planner:
             self._todo[uid] = event.rollout
             self._news.set()
 
+    def _published(self, event: FirmwareChanged) -> None:
+        if not event.deleted and event.firmware.recalled is None:
+            self._want(event.firmware.app, event.firmware.version)
+
+    def _app_changed(self, event: AppChanged) -> None:
+        if not event.deleted:
+            self._want(event.app, "")
+
+    def _want(self, app: str, version: str) -> None:
+        if len(self._wanted) < WANTED_MAX:
+            self._wanted[app, version] = None
+            self._news.set()
+
     async def run(self) -> None:
-        """Make packages for rollouts that were made, until cancelled."""
+        """Make packages for rollouts that were made, and for versions that were published or are wanted, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._ahead.run)
@@ -119,6 +144,10 @@ class Planner:
                     _, rollout = self._todo.popitem()
                     with contained("rollouts.ahead", rollout=f"{rollout.app}/{rollout.name}"):
                         await self._prepare(rollout)
+                while self._wanted:
+                    (app, version), _ = self._wanted.popitem()
+                    with contained("packages.wanted", app=app):
+                        await self._prepare_version(app, version)
                 await self._news.wait()
 
     async def _prepare(self, rollout: Rollout) -> None:
@@ -128,6 +157,23 @@ class Planner:
         async with self._turns:
             found = await self._read(app, plan, rollout, SILENT_DAYS, most=SAMPLE)
         self._make(found)
+
+    async def _prepare_version(self, app_name: str, version: str) -> None:
+        """Have packages made of a version, "": the app's default, for what its devices run now."""
+        try:
+            app = await self._memory.app(app_name)
+        except NotFoundError:
+            return
+        if not version:
+            version = desired_of(app.spec, {}).version
+            if not version or self._defaults.get(app_name) == version:
+                return  # an app changes for many reasons
+            if len(self._defaults) < WANTED_MAX:
+                self._defaults[app_name] = version
+        with suppress(PeerError):  # a version that no rollout could name
+            plan = read_plan_untrusted({"firmware": version})
+            async with self._turns:
+                self._make(await self._read(app, plan, None, SILENT_DAYS, most=SAMPLE))
 
     def _make(self, found: Forecast) -> None:
         loads = sorted(found.loads.values(), key=lambda load: -load.devices)[:PREPARED_MAX]

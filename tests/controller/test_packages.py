@@ -12,7 +12,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from dfud.api import Deployment, State, StoreError
+from dfud.api import Deployment, Device, Metadata, State, StoreError
+from dfud.controller.ahead import Ahead
 from dfud.controller.fair import FairLimiter
 from dfud.controller.images import Images
 from dfud.controller.packages import Busy, Packages
@@ -98,6 +99,102 @@ async def test_one_device_has_so_many_packages_made_in_an_hour(
     with pytest.raises(StoreError, match="not today"):
         await packages.get(order(), ("app", "honest"))
     nursery.cancel_scope.cancel()
+
+
+async def test_a_hundred_bases_in_the_field_do_not_delay_the_answer_to_the_next_one(
+    store: Records, tmp_path: Path, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    packages = Made(store, tmp_path / "p")
+    await nursery.start(packages.run)
+
+    async def ask(number: int) -> None:
+        with pytest.raises(StoreError, match="not today"):
+            await packages.get(order(base=b"%d" % number, kinds=6), ("app", f"d{number}"))
+
+    for number in range(100):
+        nursery.start_soon(ask, number)
+    await wait_all_tasks_blocked(0.05)
+    before = trio.current_time()
+    with pytest.raises(Busy, match="99 packages are made first"):
+        await packages.soon(order(base=b"last", kinds=6), ("app", "last"))
+    assert trio.current_time() == before, "it is told at once"
+    await wait_all_tasks_blocked()
+    assert len(packages.asked) == 101, "its package is made in its turn"
+    packages.gate.set()
+    await wait_all_tasks_blocked(0.05)
+    with pytest.raises(StoreError, match="not today"):
+        await packages.soon(order(base=b"alone", kinds=6), ("app", "alone"))  # nobody is before it: it waits for its own
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_device_goes_before_all_packages_that_are_made_ahead(
+    store: Records, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    class OneByOne(Made):
+        """Has a worker until the test ends its work."""
+
+        async def _make(self, key: str, order: Order) -> None:
+            async with self._workers.turn(order.target.app):
+                self.asked.append(order)
+                self.gate = trio.Event()
+                await self.gate.wait()
+            raise StoreError("not today")
+
+        async def begun(self, number: int) -> None:
+            with trio.fail_after(60):
+                while len(self.asked) < number:
+                    await wait_all_tasks_blocked(0.005)
+
+    packages = OneByOne(store, tmp_path / "p")
+    await nursery.start(packages.run)
+    ahead = Ahead(packages)
+    nursery.start_soon(ahead.run)
+    ahead.add(order(base=b"%d" % number, kinds=6) for number in range(100))
+    await packages.begun(1)
+    mine = [order(base=b"mine %d" % number, kinds=6) for number in range(4)]
+
+    async def ask(number: int) -> None:
+        with pytest.raises(StoreError, match="not today"):
+            await packages.get(mine[number], ("app", f"d{number}"))
+
+    async with trio.open_nursery() as devices:
+        for number in range(4):
+            devices.start_soon(ask, number)
+        with trio.fail_after(60):
+            while packages._workers.waiting < 4:
+                await wait_all_tasks_blocked(0.005)
+        for number in range(1, 5):
+            packages.gate.set()
+            await packages.begun(number + 1)
+        packages.gate.set()
+    keys = list(map(packages.key, packages.asked))
+    assert set(keys[1:5]) == set(map(packages.key, mine)), "none that is made ahead came in between"
+    await packages.begun(6)  # then they go on
+    nursery.cancel_scope.cancel()
+
+
+async def test_packages_are_made_for_what_runs_when_a_version_is_published_or_wanted(autojump_clock: MockClock) -> None:
+    world = World()
+    for number, version in enumerate(("1.0", "1.0", "1.1", "1.2")):
+        world.store.devices_["app", f"d{number}"] = Device(Metadata(f"d{number}", "app"))
+        await world.controller.status("app", f"d{number}", a_status(version, kinds=6), "http")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.controller.run)
+        world.publish(a_firmware("2.0"))
+        await trio.sleep(1)
+        bases = sorted(o.base.version for o in world.packages.made if o.target.version == "2.0" and o.base is not None)
+        assert bases == ["1.0", "1.1", "1.2"], "one for each base, whatever the number of devices"
+        world.packages.made.clear()
+        world.put_app({"signing": {"mode": "optional"}, "firmware": {"version": "1.3"}})
+        await trio.sleep(1)
+        assert sorted(o.base.version for o in world.packages.made if o.base is not None) == ["1.0", "1.1", "1.2"]
+        assert {o.target.version for o in world.packages.made} == {"1.3"}
+        world.packages.made.clear()
+        world.put_app({"signing": {"mode": "optional"}, "firmware": {"version": "1.3"}, "note": "n"})
+        world.withdraw("2.0")
+        await trio.sleep(1)
+        assert world.packages.made == [], "nothing new is wanted"
+        nursery.cancel_scope.cancel()
 
 
 async def test_apps_take_turns(autojump_clock: MockClock) -> None:

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import trio
+import trio.testing
 
 from dfud.api import App, AppChanged, Code, Credentials, DeviceChanged, Metadata, PutApp, Reply, Request, Waiting
 from dfud.endpoint.slots import Slots
@@ -147,6 +148,7 @@ async def test_a_change_of_an_app_that_concerns_no_device_costs_one_read(nursery
     await world.store.commit([PutApp(App(Metadata("app1", labels={"x": "y"})))])
     world.bus.publish(AppChanged("app1"))
     assert poll(world) is None, "nothing is answered before that was looked at"
+    await trio.testing.wait_all_tasks_blocked()  # whoever follows changes of apps, and not for a device
     store.reads = 0
     again = await world.post(Credentials(basic("dev1@app1:pw")), channel="dfu", body=a_status())
     assert again == first and store.reads == 2, "the app, once for who it is and once for what it is told"
