@@ -118,24 +118,26 @@ async def dfud(load: Load, directory: Path) -> Results:
         polls = [line(Code.POST, [*path("v1", "dfu"), auth(d)], bench.status()) for d in bench.secrets]
         await load(pid, port, polls)  # everybody is known from here on
         results["poll"] = await load(pid, port, polls)
-        command = await update(bench)
+        command, chunk_bytes = await update(bench)
         package, size = command.package.hex(), command.chunks
         # As devices do it: each socket fetches one block after the other of a chunk, then of the next.
-        places = [(n, b) for n in range(1, size - 1) for b in range(15)]
+        whole = chunk_bytes // 1024
+        places = [(n, b) for n in range(1, size - 1) for b in range(whole)]
         blocks = [
             line(
                 Code.GET,
                 [*path("v1", "dfu", package, str(n)), auth("d0"), (int(Option.BLOCK2), uint(b << 4 | 6))],
             )
             for step in range(len(places))
-            for n, b in (places[(step + 15 * s) % len(places)] for s in range(SOCKETS))
+            for n, b in (places[(step + whole * s) % len(places)] for s in range(SOCKETS))
         ]
         results["block"] = await load(pid, port, blocks)
         nursery.cancel_scope.cancel()
     return results
 
 
-async def update(bench: Bench) -> Command:
+async def update(bench: Bench) -> tuple[Command, int]:
+    """Return the command of an update and the size of its second chunk."""
     async with bench.daemon.client() as client:
         body = {"device": "d0", "firmware": {"version": "1.1"}}
         (await client.post("/api/dfu/v1/apps/bench/update", json=body)).raise_for_status()
@@ -145,8 +147,7 @@ async def update(bench: Bench) -> Command:
         command = None
         while command is None or not command.package:
             command = await device.poll()
-        await device._fetch(command.package.hex(), 1)
-    return command
+        return command, len(await device._fetch(command.package.hex(), 1))
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,7 @@
 """Verifying Ed25519 signatures (RFC 8032) with SHA-512 (FIPS 180-4) in plain Python: some 55 million instructions of an ESP32-C3.
 
 Verification handles public values only, so nothing here needs constant time. What makes it quick: constants are not worked out at the
-import; both scalars in signed windows of five bits; no T where no addition follows; no inverse by exponentiation.
+import; both scalars in signed windows of four bits; no T where no addition follows; no inverse by exponentiation.
 """
 
 _P = 2**255 - 19
@@ -97,26 +97,26 @@ def _double(p):
 
 
 def _odd(p):
-    """Return 1, 3, 5, ... 15 times p, cached."""
+    """Return 1, 3, 5 and 7 times p, cached."""
     found = [_cached(p)]
     twice = _cached(_double(p))
-    for _ in range(7):
+    for _ in range(3):
         p = _add(p, twice)
         found.append(_cached(p))
     return found
 
 
 def _digits(k):
-    """Return k in binary digits that are 0 or odd, from -15 to 15, each as 16 more; behind one that is not 0 there are four that are."""
-    found = bytearray(b"\x10" * 256)
+    """Return k in binary digits that are 0 or odd, from -7 to 7, each as 8 more; behind one that is not 0 there are three that are."""
+    found = bytearray(b"\x08" * 256)
     i = 0
     while k:
         if k & 1:
-            d = k & 31
-            if d > 15:
-                d -= 32
+            d = k & 15
+            if d > 7:
+                d -= 16
             k -= d
-            found[i] = 16 + d
+            found[i] = 8 + d
         k >>= 1
         i += 1
     return found
@@ -168,7 +168,7 @@ def verify(key, message, signature):
         if r is not None:
             r = _double(r)
         for digits, odd in sums:
-            d = digits[i] - 16
+            d = digits[i] - 8
             if d:
                 r = r or (0, 1, 1, 0, 1)
                 q = odd[abs(d) >> 1]

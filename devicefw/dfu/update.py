@@ -6,8 +6,8 @@ from dfu import flash, state
 from dfu.chunk import chunk_head
 from dfu.errors import CHUNK, FLASH, HARDWARE, IMAGE_HASH, PackError, UpdateError, ZstdError, clear
 from dfu.pack import UINT32, field, unpack
-from dfu.zstd import PAGE, Decoder
 
+PAGE = 4096
 FULL, DELTA, MAPPED = 1, 2, 3
 CHUNK_TRIES = 3
 
@@ -72,7 +72,7 @@ class Update:
         self.resumed = self.written = False
         self.stage = None
         self.mapped = None
-        self.decoder = Decoder(slots.room)
+        self.decoder = None
         if config.get("install") == "bootloader" and not self.app:
             from dfu import stage
 
@@ -158,6 +158,11 @@ class Update:
     async def _store(self, length, wanted):
         number, page, pages, crc, start, end = chunk_head(self.buffer, length)
         value = 0
+        if self.decoder is None:
+            # Not before: until the manifest is judged, its signature takes the room.
+            from dfu.zstd import Decoder
+
+            self.decoder = Decoder(self.slots.room)
         if self.kind == MAPPED and wanted == 0:
             start, value = self._table(start, end)
         first = page * PAGE

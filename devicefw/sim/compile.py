@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,31 @@ OPTIONS = ("-O3",)  # without line numbers, which are 1.5 KB
 INNER = ("mviper", "zviper")  # in viper; also there as <name>_plain, for a MicroPython that does not run it
 
 
+def folded(sources: dict[str, str]) -> dict[str, str]:
+    """Return the modules with their own whole numbers as constants of the compiler: a name that no other module uses would
+    stay in the interpreter's table for ever, and cost a lookup each time."""
+    found = {}
+    for name, text in sources.items():
+        others = " ".join(other for key, other in sources.items() if key != name)
+        for line in re.findall(r"^[A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)* = .*$", text, re.M):
+            left, _, right = line.partition(" = ")
+            names, values = left.split(", "), right.split("#")[0].strip().split(", ")
+            if len(names) != len(values) or not all(re.fullmatch(r"0x[0-9A-F]+|\d+", value) for value in values):
+                continue
+            text = text.replace(
+                line + "\n", "".join(_constant(*one, others) for one in zip(names, values, strict=True)), 1
+            )
+            for one in names:
+                if not re.search(rf"\b{one}\b", others):
+                    text = re.sub(rf"(?<![\w.]){one}\b", f"_{one}", text)
+        found[name] = text
+    return found
+
+
+def _constant(name: str, value: str, others: str) -> str:
+    return f"{name} = const({value})\n" if not re.search(rf"\b{name}\b", others) else f"{name} = {value}\n"
+
+
 def bytecode(text: str) -> str:
     """Return the source of a module in viper as that of a plain one; dfu/plain.py does the same on a device."""
     names = "uint = int\nptr8 = ptr16 = ptr32 = None\n"
@@ -31,7 +57,7 @@ def bytecode(text: str) -> str:
 def agent_sources() -> dict[str, str]:
     """Return the text of each module of the package `dfu`, by its name."""
     found = {f"dfu/{path.stem}": path.read_text("utf-8") for path in sorted(SOURCES.glob("*.py"))}
-    return found | {f"dfu/{name}_plain": bytecode(found[f"dfu/{name}"]) for name in INNER}
+    return folded(found) | {f"dfu/{name}_plain": bytecode(found[f"dfu/{name}"]) for name in INNER}
 
 
 def agent_modules(arch: str = "x64") -> Path:

@@ -41,7 +41,8 @@ def _mount(size: int, data: bytes | None) -> Any:
         prog_size=_PROG,
         cache_size=_CACHE,
         lookahead_size=_LOOKAHEAD,
-        disk_version=_DISK_VERSION,
+        # A board that has written to it may have made it a newer one.
+        disk_version=_DISK_VERSION if data is None else 0,
     )
 
 

@@ -76,6 +76,16 @@ def _signer(key: str, file: Path | None) -> Iterator[tuple[bytes, Callable[[byte
     yield private.public_key().public_bytes_raw(), private.sign
 
 
+def signed_app(
+    app: str, data: bytes, version: str, hardware: str, sequence: int, key: str, passphrase_file: Path | None
+) -> bytes:
+    """Return the signed manifest of an app image. Raises CliError."""
+    digest = hashlib.sha256(data).digest()
+    manifest = Manifest(app, version, hardware, sequence, len(data), digest, flags=FLAG_APP)
+    with _signer(key, passphrase_file) as (public, signer):
+        return sign_with(manifest, public, signer)
+
+
 def _public_key(text: str) -> bytes:
     try:
         key = base64.b64decode(text, validate=True)

@@ -23,6 +23,7 @@ from dfud.cli.fleet import attention, fleet
 from dfud.cli.jobs import job
 from dfud.cli.keys import key, sign_image
 from dfud.cli.package import package
+from dfud.cli.push import push
 from dfud.cli.recalls import firmware_recall  # noqa: F401  # it and its like join the group firmware
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, command, context, login, token
@@ -139,6 +140,7 @@ _FIRMWARE = (
     package,
     board,
     app_image,
+    push,
 )
 for _command in (*_RESOURCES, *_FIRMWARE):
     main.add_command(_command)

@@ -430,18 +430,23 @@ def channel_list(session: Session) -> None:
 
 @channel.command("set")
 @click.argument("name")
-@click.argument("version")
+@click.argument("version", required=False)
+@click.option(
+    "--app", "app_version", metavar="VERSION", help="The app firmware, alone or beside the VERSION of the system."
+)
 @pass_session
-def channel_set(session: Session, name: str, version: str) -> None:
+def channel_set(session: Session, name: str, version: str | None, app_version: str | None) -> None:
     """Have the devices of channel NAME run VERSION: a rule of the app's `spec.rules`."""
     check_name("label value", name)
-    found = session.request("GET", session.api("firmware", version))
-    if "recalled" in found:
-        raise CliError(f"firmware {version} is recalled: {found['recalled']['reason']}")
-    rules = _rules(
-        session, lambda others: [{"selector": f"channel={name}", "firmware": {"version": version}}, *others], name
-    )
-    session.done(f"Channel {name} runs {version}.", rules=rules)
+    wanted = {key: text for key, text in (("version", version), ("app", app_version)) if text}
+    if not wanted:
+        raise CliError("which firmware? give its VERSION behind the name, or --app VERSION")
+    for one in wanted.values():
+        found = session.request("GET", session.api("firmware", one))
+        if "recalled" in found:
+            raise CliError(f"firmware {one} is recalled: {found['recalled']['reason']}")
+    rules = _rules(session, lambda others: [{"selector": f"channel={name}", "firmware": wanted}, *others], name)
+    session.done(f"Channel {name} runs {wanted_text(wanted)}.", rules=rules)
 
 
 @channel.command("remove")

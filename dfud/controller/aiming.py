@@ -133,9 +133,11 @@ async def _both(
 ) -> Aimed:
     """Choose between two kinds that are desired. One that runs, is blocked or has a problem lets the other one go first."""
     kinds = (system, program)
-    for mine, other in ((system, program), (program, system)):
-        if mine.desired.rollout and mine.desired.rollout == other.desired.rollout and not other.in_sync:
-            mine.desired = msgspec.structs.replace(mine.desired, then=other.desired.version)
+    pair = bool(system.desired.rollout) and system.desired.rollout == program.desired.rollout
+    if pair and system.desired.back == program.desired.back:
+        for mine, other in ((system, program), (program, system)):
+            if not other.in_sync:
+                mine.desired = msgspec.structs.replace(mine.desired, then=other.desired.version)
     if actual is None or actual.program is None:
         # Nothing is known, or it can take no app. A rollout that brings both does not begin there.
         together = actual is not None and bool(system.desired.then) and not system.in_sync
@@ -148,10 +150,10 @@ async def _both(
         return _with(waiting[0], program if waiting[0] is system else system)
     for k in ready:
         begun = under_way is not None and k.target is not None and under_way.sha256 == k.target.sha256
-        # What has begun goes on; of two that belong together, one that can never be brought there is said before the other begins.
+        # What has begun goes on. Of two that belong together, none begins where the other one can never be, or was left before.
         other = program if k is system else system
-        if k.never_fits and k.desired.then:
-            return _with(k, other)
+        if k.desired.then and (k.never_fits or (_is_blocked(other, deployment) and not begun)):
+            return _with(k if k.never_fits else other, other if k.never_fits else k)
         if begun:
             desired, target = await _beside_what_runs(library, app, k, actual, stays=other not in ready)
             return _with(_Kind(desired, k.final, target, k.actual), other)

@@ -167,7 +167,8 @@ class Fleet:
         if record is None:
             if len(known) >= CRASHES_MAX:
                 return OTHER, []
-            ours = deployment if deployment is not None and deployment.version == version else None
+            both = deployment.both if deployment is not None else ()
+            ours = next((d for d in both if d.version == version), None)
             record = CrashRecord(
                 fingerprint=crash.fingerprint,
                 title=crash.title,

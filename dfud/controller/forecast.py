@@ -21,7 +21,7 @@ from dfud.controller.decide import Action, Why, decide
 from dfud.controller.explain import status_of_actual
 from dfud.controller.rollout_rules import facts_of
 from dfud.controller.sending import Order, order_of
-from dfud.model.deployment import State
+from dfud.model.deployment import Deployment, State
 from dfud.model.desired import joined
 from dfud.model.kinds import KINDS, SYSTEM
 from dfud.model.pacing import pace_of
@@ -86,7 +86,7 @@ class Forecast(msgspec.Struct):
     samples: list[float] = []
 
 
-Aim = Callable[[App, Desired, Actual | None], Awaitable[tuple[Desired, Firmware | None]]]
+Aim = Callable[[App, Desired, Actual | None, Deployment | None], Awaitable[tuple[Desired, Firmware | None]]]
 Speaks = Callable[[App, DeviceView], Desired]
 
 
@@ -211,10 +211,10 @@ class Reader:
                 continue
             if (self._priority(one.rollout) or 0) > plan.priority:
                 return OTHER_ROLLOUT, f"{one.origin} speaks for it.", None, desired
-        desired, target = await self._aim(app, desired, actual)
-        status = msgspec.structs.replace(status_of_actual(actual, None, target, now_s), progress=None)
         # What is under way now would end, for another target; what was left stays so.
         before = view.deployment if view.deployment is not None and view.deployment.final else None
+        desired, target = await self._aim(app, desired, actual, before)
+        status = msgspec.structs.replace(status_of_actual(actual, None, target, now_s), progress=None)
         verdict = decide(
             app=app.name,
             device=view.device.name,
@@ -267,7 +267,7 @@ class Reader:
             actual = _with(actual, target)
             if plan.runs_on(actual):
                 return
-            desired, following = await self._aim(app, _wish(plan, "", 0, self._now()), actual)
+            desired, following = await self._aim(app, _wish(plan, "", 0, self._now()), actual, None)
             if following is None or desired.problem:
                 return
             target = following

@@ -138,9 +138,9 @@ class DeviceEndpoint(Endpoint):
         self._sends = 0
         self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s)
         self._draining = False
+        self._shared: dict[str, StoreShared] = {}
         bus.subscribe(DeviceChanged, lambda e: self._changed(e.app, e.device, access=e.access or e.deleted))
         bus.subscribe(DeviceStateChanged, lambda e: self._changed(e.app, e.device, access=False))
-        self._shared: dict[str, StoreShared] = {}
         bus.subscribe(Missed, lambda e: self._missed(e.app))
         bus.subscribe(Aged, lambda e: self._aged())
         bus.subscribe(AppChanged, self._app_changed)

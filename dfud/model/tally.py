@@ -40,11 +40,12 @@ def fleet_scope(app: str) -> str:
 def crash_in(actual: Actual | None, deployment: Deployment | None) -> tuple[Crash, str] | None:
     """Return the crash that a device shows now and the version that had it, or None.
 
-    That is why its newest deployment was left or, once another runs, the last crash of the image that runs.
+    That is why its newest deployment of either kind was left or, once another runs, the last crash of the image that runs.
     """
-    d = deployment
-    if d is not None and d.state is State.ROLLED_BACK and (d.crashes or d.code == CODE_CRASHED or d.record):
-        return crash_of(d.text, d.record, d.reset_reason), d.version
+    for d in deployment.both if deployment is not None else ():
+        told = d is deployment or d.blocks  # of the other kind, what was left stays so while it is not sent again
+        if told and d.state is State.ROLLED_BACK and (d.crashes or d.code == CODE_CRASHED or d.record):
+            return crash_of(d.text, d.record, d.reset_reason), d.version
     health = actual.health if actual is not None else None
     if actual is not None and health is not None and health.crashes > health.crashes_before:
         return crash_of(health.text, b"", health.reset_reason), actual.version

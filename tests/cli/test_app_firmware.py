@@ -140,6 +140,23 @@ async def test_what_is_asked_for_is_judged_before_it_is_stored(lamps: Dfuctl, tm
     assert "is wanted by device lamp1" in await lamps("firmware", "delete", "3.2", "--yes", fails=True)
 
 
+async def test_a_channel_and_a_group_run_an_app(lamps: Dfuctl) -> None:
+    await lamps("channel", "set", "beta", "--app", "3.1")
+    assert "app 3.1" in await lamps("channel", "list")
+    assert "which firmware?" in await lamps("channel", "set", "beta", fails=True)
+    async with device(lamps) as board:
+        await board.poll()
+        await lamps("device", "label", "lamp1", "channel=beta")
+        await board.update()
+        assert board.app == (APPS["3.1"], "3.1") and board.version == "1.0"
+        told = await lamps("explain", "lamp1")
+        assert "It should run app 3.1: rule 1 says so." in told
+        assert "should run app 3.0" in await lamps("update", "-l", "channel=beta", "--app", "3.0")
+        assert "app 3.0" in await lamps("job", "list")
+        await board.update()
+        assert board.app == (APPS["3.0"], "3.0")
+
+
 async def test_an_app_is_signed_and_the_manifest_says_what_it_is(lamps: Dfuctl, tmp_path: Path) -> None:
     secret = tmp_path / "passphrase"
     secret.write_text("correct horse")

@@ -89,7 +89,7 @@ class Fleet:
             said["progress"] = Progress(board.written.package, board.written.chunks, Phase.WRITTEN)
         about: dict[str, Any] = {"digest": board.image, "hardware": board.hardware, "attributes": board.attributes}
         about |= {"app": board.banks_said(said.get("trial") == "app"), "manifest": board.manifests.get("system")}
-        said["trial"] = said.get("trial") == "system"
+        said["trial"] = said.get("trial") in (True, "system")
         status = a_status(board.version, **(about | said))
         return await self.world.controller.status("app", board.name, status, "http", patience_s=0.5)
 

@@ -213,6 +213,8 @@ async def test_a_bad_app_is_blocked_and_the_system_goes_on(world: World, board: 
     await board.settle()
     assert board.sent == ["1.2", "3.1", "1.3"] and board.system == "1.3"
     assert world.deployment.kind == "system" and world.deployment.of("app") is not None
+    crashes = (await world.controller.fleet.numbers("app"))["crashes"]
+    assert [(c["devices"], c["versions"]) for c in crashes] == [(1, ["3.1"])], "its crash is shown till it runs something else"
     world.restarted()
     await board.settle()
     assert board.sent == ["1.2", "3.1", "1.3"], "it is stored, not remembered"

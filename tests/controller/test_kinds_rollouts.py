@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dfud.api import PeerError, Recall
+from dfud.api import DeviceChanged, PeerError, Recall
 from dfud.model.rollout_states import State
-from tests.controller.test_rollouts import QUICK, Led, led
+from tests.controller.led import QUICK, Led, led
 from tests.controller.world import a_firmware
 
 BOTH = {"firmware": "1.1", "app": "3.1"}
@@ -175,6 +175,34 @@ async def test_boards_without_banks_take_no_half_of_a_pair(autojump_clock: MockC
         await settled(at, "both")
         assert {b.version for b in boards[:4]} == {"1.0"} and {b.version for b in boards[4:]} == {"1.1"}
         assert await counts(at, "both") == {"done": 16, "failed": 4}
+
+
+async def test_who_left_the_one_before_is_not_given_the_other(autojump_clock: MockClock) -> None:
+    """Both orders: the half that would be first is the one that was left, and the one that would be second."""
+    async with two_kinds(6) as at:
+        named, left = list(at.fleet.boards.values())[:2], {"d00000": {"app": "3.1"}, "d00001": {"version": "1.1"}}
+        at.fleet.bad = {"3.1": 1.0, "1.1": 1.0}
+        for name, wanted in left.items():
+            held = at.world.store.devices_["app", name]
+            at.world.store.devices_["app", name] = msgspec.structs.replace(held, spec={"firmware": wanted})
+            at.world.bus.publish(DeviceChanged("app", name))
+        await trio.sleep(1200)
+        assert [board.tried for board in named] == [{"3.1": 1}, {"1.1": 1}]
+        at.fleet.bad = {}
+        for name in left:
+            held = at.world.store.devices_["app", name]
+            at.world.store.devices_["app", name] = msgspec.structs.replace(held, spec={})
+            at.world.bus.publish(DeviceChanged("app", name))
+        await at.create("both", {**BOTH, "waves": ALL})
+        await settled(at, "both")
+        assert at.fleet.both() == {("1.0", "3.0"): 2, ("1.1", "3.1"): 4}
+        for board in named:
+            assert (await at.world.controller.insight.explain("app", board.name)).code == "left"
+            await at.world.controller.retry("app", board.name, "eva")
+        at.retries = 1
+        await at.until("both", State.FINISHED)
+        await settled(at, "both")
+        assert at.fleet.both() == {("1.1", "3.1"): 6}
 
 
 async def test_the_end_promotes_both_and_leaves_the_kind_that_was_not_brought(autojump_clock: MockClock) -> None:

@@ -17,8 +17,8 @@ from dfud.controller.rollout_rules import scope_of
 from dfud.model.counts import counter_of
 from dfud.model.kinds import KINDS
 from dfud.model.rollout_states import State
+from tests.controller.led import Led
 from tests.controller.test_kinds_rollouts import two_kinds
-from tests.controller.test_rollouts import Led
 from tests.controller.world import a_firmware
 
 SYSTEMS, APPS = ("1.0", "1.1", "1.2"), ("3.0", "3.1", "3.2")

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from dfud.api import ConflictError, DeviceChanged, PeerError, Recall, RefusedError, Requires
 from dfud.model.rollout_states import State
 from dfud.wire.messages import Defer, Type
-from tests.controller.test_rollouts import Led, led
+from tests.controller.led import Led, led
 from tests.controller.test_ways import another
 
 ONE_WAVE: dict[str, Any] = {"waves": [{"percent": 100, "silentS": 7200}]}

@@ -27,7 +27,7 @@ from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.model.rollout_states import State
 from dfud.model.schedule import is_open
 from dfud.wire.manifest import Manifest, unsigned
-from tests.controller.test_rollouts import Led, led
+from tests.controller.led import Led, led
 from tests.controller.world import a_firmware
 
 ZONES = ["Europe/Berlin", "America/New_York", "Asia/Tokyo", "Asia/Kolkata"]

@@ -35,10 +35,10 @@ def test_the_compiled_set_runs_with_and_without_viper(tmp_path: Path, arch: str,
     run = decoded(modules, tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split()[:2] == [kind, "micropython"]
-    loops = [f"from dfu.mapped import form, view, VIEW\nprint({kind!r}, VIEW)"]
+    loops = [f"from dfu.mapped import form, view, Mapped\nprint({kind!r}, Mapped.__name__)"]
     program = f"import sys\nsys.path.insert(0, {str(modules)!r})\n" + loops[0]
     run = subprocess.run([require("micropython"), "-c", program], capture_output=True, text=True, timeout=120)
-    assert run.stdout == f"{kind} 2048\n", run.stderr
+    assert run.stdout == f"{kind} Mapped\n", run.stderr
 
 
 def test_a_set_without_either_says_what_to_copy(tmp_path: Path) -> None:

@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from click.testing import CliRunner
 
 from devicefw.sim.board import Board
-from dfud.board import appimage
 from dfud.board.look import look_untrusted
-from dfud.cli.main import main
-from dfud.wire.messages import Code, Kind, Outcome
-from tests.board.support import download, micropython
+from dfud.wire.messages import Code, Kind, Outcome, Status
+from tests.board.support import micropython
 from tests.devicefw.appserver import Image, Server, app_image, system_image
+from tests.e2e.boards import BROKEN, GOOD, board_bin, program
 from tests.real_parts import require
-
-STOCK = micropython("v1.24.1")
-GOOD = """import asyncio
-import dfu
-import lamp
-
-
-async def main():
-    print("app: lamp {version}", lamp.colour)
-    with open("/app/page.txt") as page:
-        print("app:", page.readline().strip())
-    await asyncio.sleep_ms(20)
-    dfu.confirm()
-    print("app: confirmed {version}")
-    while True:
-        await asyncio.sleep(1)
-"""
-BROKEN = {
-    "raises": ('async def main():\n    lamps = []\n    print("app: broken")\n    return lamps[3]\n', Code.CRASHED, "IndexError"),
-    "import": ("import dfu\nimport lampe\n\n\nasync def main():\n    dfu.confirm()\n", Code.CRASHED, "no module named 'lampe'"),
-    "hangs": ("async def main():\n    while True:\n        pass\n", Code.CRASHED, "RTC watchdog"),
-    "memory": ("async def main():\n    kept = []\n    while True:\n        kept.append(bytes(999))\n", Code.CRASHED, "MemoryError"),
-    "unconfirmed": ("import asyncio\n\n\nasync def main():\n    await asyncio.sleep(9)\n", Code.UNCONFIRMED, "not confirmed in time"),
-    "exits": ("import sys\n\n\nasync def main():\n    sys.exit()\n", Code.CRASHED, "SystemExit"),
-}
-
-
-def program(folder: Path, text: str = GOOD, version: str = "1", colour: str = "red") -> bytes:
-    """Return the app image of a program, made in a folder of its own."""
-    folder.mkdir(parents=True)
-    (folder / "main.py").write_text(text.replace("{version}", version))
-    (folder / "lamp.py").write_text(f"colour = {colour!r}\n" + "".join(f"def f{i}():\n    return {i}\n" for i in range(60)))
-    (folder / "page.txt").write_text(f"page {version}\n" * 20)
-    return appimage.build(folder).data
 
 
 class Desk:
@@ -69,38 +32,13 @@ class Desk:
         self.server.known.append(image)
         return image
 
-    def board(self, *options: str, app: Path | None = None) -> Board:
-        (self.folder / "stock.bin").write_bytes(download(STOCK))
-        (self.folder / "secret").write_text("secret of lamp1\n")
-        target = self.folder / "board.bin"
-        command = ["--app", "lamps", "board", "image", "--micropython", str(self.folder / "stock.bin")]
-        command += ["--app", str(app or self.folder / "app1"), "--server", self.server.url, "--device", "lamp1"]
-        command += ["--secret-file", str(self.folder / "secret"), "--ntp", "", "-o", str(target), *options]
-        found = CliRunner().invoke(main, command)
-        assert found.exit_code == 0, found.output
-        # Times of a test, and not of a field.
-        quick = {"confirm_s": 2, "watchdog_s": 2, "app_watchdog_s": 4, "backoff_ms": 300, "update_backoff_ms": 300, "wait_s": 1}
-        quick |= {"app_pause_s": 3, "app_first_s": 2}
-        board = Board(self.folder / "board", flash=_configured(target.read_bytes(), quick))
+    def board(self, *options: str) -> Board:
+        """Flash a board with the first image that was made."""
+        folder = self.folder / "app1"
+        content = board_bin(self.folder, self.server.url, folder, *options, secret="secret of lamp1", agent={"wait_s": 1})
+        board = Board(self.folder / "board", flash=content)
         self.nursery.start_soon(board.run)
         return board
-
-
-def _configured(content: bytes, agent: Mapping[str, object]) -> bytes:
-    """Return a board.bin with more in the agent's configuration."""
-    import json
-
-    from dfud.board import filesystem
-    from dfud.board.flashmap import LAYOUTS, find
-
-    vfs = find(LAYOUTS["4MB"], "vfs")
-    data = content[vfs.offset : vfs.end].ljust(vfs.size, b"\xff")
-    files = {path.lstrip("/"): filesystem.content_untrusted(data, path) for path in filesystem.read_untrusted(data)[0]}
-    said = json.loads(files["dfu.json"])
-    said["agent"] |= agent
-    files["dfu.json"] = json.dumps(said).encode()
-    made = filesystem.build(files, vfs.size)
-    return content[: vfs.offset] + made + content[vfs.end :]
 
 
 @asynccontextmanager
@@ -114,7 +52,7 @@ async def desk(folder: Path) -> AsyncIterator[Desk]:
         nursery.cancel_scope.cancel()
 
 
-def runs(version: str) -> Callable[[Any], bool]:
+def runs(version: str) -> Callable[[Status], bool]:
     return lambda status: status.app is not None and status.app.version == version and not status.app.trial
 
 
@@ -197,3 +135,36 @@ async def test_an_application_that_does_not_run_with_this_system_is_refused(tmp_
         await d.server.until(lambda s: s.result is not None and s.result.digest == first.digest)
         assert d.server.results[-1].code == Code.DOWNGRADE
         assert board.boots[-1].slot == 1
+
+
+async def test_a_system_on_trial_is_blamed_for_an_application_that_fails_under_it(tmp_path: Path) -> None:
+    async with desk(tmp_path) as d:
+        d.image(version="1")
+        board = d.board("--app-version", "1")
+        await d.server.until(runs("1"))
+        # Its frozen modules hide one of the application's.
+        d.server.system = bad = system_image(micropython("v1.25.0", "import sys\nsys.modules['lamp'] = None\n"), "v1.25.0", 1)
+        await d.server.until(lambda s: s.result is not None)
+        (result,) = d.server.results
+        assert (result.outcome, result.digest, result.code) == (Outcome.ROLLED_BACK, bad.digest, Code.CRASHED)
+        assert "AttributeError" in result.text
+        status = await d.server.until(lambda s: s.version == "v1.24.1" and s.result is None and runs("1")(s))
+        assert status.starts is not None
+        found = look_untrusted(board.flash.read(0, board.flash.size))
+        assert found.app_states == [], "nothing was counted for the application"
+
+
+async def test_a_board_without_banks_has_its_application_in_files_and_refuses_an_image_of_one(tmp_path: Path) -> None:
+    async with desk(tmp_path) as d:
+        d.image("import dfu\n\n\nasync def main():\n    print('app: in files', __file__)\n    dfu.confirm()\n")
+        board = d.board("--no-banks")
+        status = await d.server.until(lambda s: True)
+        assert status.app is None
+        assert any(line.startswith("app: in files /app/main") for line in board.console) or board.console == []
+        image = d.image(version="2", sequence=2)
+        d.server.system = image  # as an older server, or one that was stolen, might
+        await d.server.until(lambda s: s.result is not None)
+        result = d.server.results[-1]
+        assert (result.outcome, result.code) == (Outcome.FAILED, Code.HARDWARE)
+        assert result.text == "an app image, and this device has no banks for one"
+        assert any(line.startswith("app: in files /app/main") for line in board.console)

@@ -9,40 +9,30 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable
 
-import msgspec
-
-from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, contained, is_acceptable, note
+from dfud.api import Cache, Endpoint, Reply, Request, Waiting, is_acceptable, note
 from dfud.api import Code as Outcome
 from dfud_coap.answering import Answering
-from dfud_coap.block import Block, BlockError, Bodies, cut
 from dfud_coap.config import CoapConfig
-from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, Options, decode_tail_untrusted, head, uint
-from dfud_coap.observe import Observation, Observers
+from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, decode_tail_untrusted, head, uint
+from dfud_coap.notifying import Notifying
+from dfud_coap.observe import Observers
 from dfud_coap.peer import Exchange, Peer
 from dfud_coap.securing import Securing
-from dfud_coap.translate import (
-    CHUNK_MAX_AGE_S,
-    Answer,
-    CoapRequest,
-    Fetching,
-    answer_reply,
-    chunk_tail,
-    etag,
-)
+from dfud_coap.transfers import Transfers
+from dfud_coap.translate import Answer, CoapRequest, Fetching, answer_reply
 from dfud_coap.waiting import RETRY_S, WaitingRoom
 from dfud_coap.work import Work
 
-OBSERVE_MARGIN_S = 100
 KNOWN_MAX_BYTES = 512
 OWN_CHANNELS = frozenset({"dfu", "enrol"})  # whatever is posted to others is telemetry
-_MAX_AGE = uint(CHUNK_MAX_AGE_S)
 
 
 class Server:
     """One for all sockets of a transport. `changed` is called when something has ended; see `idle`.
 
     It decides what a message is and asks the endpoint; the parts it is made of take protection off (Securing), do what is slow
-    (Work), keep those who wait (WaitingRoom), tell observers (Observers) and send (Answering).
+    (Work), move what takes several messages (Transfers), keep those who wait (WaitingRoom), tell observers (Observers, Notifying)
+    and send (Answering).
     """
 
     def __init__(
@@ -87,18 +77,17 @@ class Server:
         self.securing = Securing(
             endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall
         )
-        # Half of the places are for those who have proved their address: who makes addresses up cannot take them.
-        each = config.transfers_per_address
-        self._proven = Bodies((config.transfers + 1) // 2, each, config.body_max)
-        self._unproven = Bodies(max(1, config.transfers // 2), each, config.body_max)
+        self._transfers = Transfers(config, endpoint, answering, self._work, now)
         self._known: Cache[tuple[Hashable, int, bytes], CoapRequest] = Cache(config.requests_known)
         self._draining = False
-        self._observe_number = 1
+        self._notifying = Notifying(
+            endpoint, answering, check_s=config.observe_check_s, spawn=spawn, now=now, changed=changed
+        )
         self.observers = Observers(
             self.timers,
             now,
-            self._post_again,
-            self._notify,
+            self._notifying.post_again,
+            self._notifying.notify,
             lambda o: self.waiting.release(o.carrier[0].peer.counted),
             check_s=config.observe_check_s,
             wait_s=config.observe_check_s,
@@ -203,13 +192,15 @@ class Server:
                 answering.challenge(exchange, now_s)
                 return
         if asked.request is None:
-            self._get_chunks(exchange, asked, now_s)
+            if len(self.observers):
+                self.observers.fetched(exchange.who, asked.credentials)
+            self._transfers.fetch(exchange, asked, now_s)
             return
         request: Request | None = asked.request
         if asked.block1 is not None:
-            request = self._assemble(exchange, asked, asked.request, now_s)
+            request = self._transfers.assemble(exchange, asked, asked.request, now_s)
         elif asked.block2 is not None and asked.block2.number:
-            self._later_block(exchange, asked, now_s)
+            self._transfers.later_block(exchange, asked, now_s)
             return
         if request is not None:
             self._publish(exchange, asked, request, now_s)
@@ -260,8 +251,8 @@ class Server:
                 trusted=self._is_trusted(exchange, asked, asked.answer_code),
             )
         elif asked.observe == 0 and found.code is Outcome.COMMAND and self.waiting.may_hold(exchange.peer.counted):
-            self._observe_number = (self._observe_number + 1) & 0xFFFFFF
-            self._finish(exchange, asked, self._notification(found), now_s, observe=uint(self._observe_number))
+            number = self._notifying.next_number()
+            self._finish(exchange, asked, self._notifying.notification(found), now_s, observe=number)
             self.waiting.hold(exchange.peer.counted)
             key = (exchange.who, exchange.token)
             self.observers.register(key, exchange.who, (exchange, asked), request, found)
@@ -270,140 +261,3 @@ class Server:
             if asked.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._answering.block_bytes:
                 asked.reply, asked.answer_code, asked.tail = found, answer.code, answer.tail()
             self._finish(exchange, asked, answer, now_s)
-
-    # Blocks
-
-    def _assemble(self, exchange: Exchange, asked: CoapRequest, request: Request, now_s: float) -> Request | None:
-        """Put a body together; return the request with all of it, or answer here and return None."""
-        assert asked.block1 is not None
-        block = asked.block1
-        echoed = Block(block.number, True, min(block.szx, self._szx))
-        try:
-            size = next((v for n, v in asked.options if n == Option.SIZE1), b"")
-            if len(size) > 4 or int.from_bytes(size, "big") > self._config.body_max:
-                raise BlockError(Code.TOO_LARGE, f"at most {self._config.body_max} bytes")
-            key = (exchange.who, asked.body_key())
-            bodies = self._bodies_of(exchange, key, block, now_s)
-            if bodies is None:
-                self._answering.challenge(exchange, now_s)
-                return None
-            body = bodies.add(key, exchange.peer.counted, block, request.body, now_s)
-        except BlockError as error:
-            options: Options = []
-            if error.code is Code.TOO_LARGE:
-                options = [(Option.SIZE1, uint(self._config.body_max)), (Option.BLOCK1, echoed.value())]
-            self._respond(exchange, Answer(error.code, options, str(error).encode()), now_s)
-            return None
-        if body is None:
-            self._respond(exchange, Answer(Code.CONTINUE, [(Option.BLOCK1, echoed.value())]), now_s)
-            return None
-        return msgspec.structs.replace(request, body=body)
-
-    def _bodies_of(self, exchange: Exchange, key: Hashable, block: Block, now_s: float) -> Bodies | None:
-        """Return where a body is put together; None: its sender has to prove its address first."""
-        if block.number and key in self._unproven:
-            return self._unproven
-        peer, verified = exchange.peer, self._answering.verified
-        if exchange.security is not None or peer.encrypted or verified.has(peer.key, now_s):
-            return self._proven
-        return self._unproven if self._unproven.has_room(peer.counted, now_s) or not block.more else None
-
-    def _later_block(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> None:
-        kept = self._answering.kept.get((exchange.who, asked.body_key()), now_s)
-        try:
-            if kept is None:
-                raise BlockError(Code.INCOMPLETE, "this answer is not kept any more: ask again from block 0")
-            answer = self._answering.cut(exchange.who, asked, kept, now_s)
-        except BlockError as error:
-            answer = Answer(error.code, [], str(error).encode())
-        self._respond(exchange, answer, now_s, trusted=kept is not None)
-
-    def _get_chunks(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> None:
-        if len(self.observers):
-            self.observers.fetched(exchange.who, asked.credentials)
-        endpoint, address = self._endpoint, exchange.peer.address
-        found = endpoint.quick_chunks(address, asked.credentials, asked.package, asked.first, asked.last)
-        if found is None:
-            self._work.start(
-                exchange,
-                lambda: endpoint.chunks(address, asked.credentials, asked.package, asked.first, asked.last),
-                lambda found: self._send_chunks(exchange, asked, found, self._now()),
-                now_s,
-            )
-        else:
-            self._send_chunks(exchange, asked, found, now_s)
-
-    def _send_chunks(self, exchange: Exchange, asked: CoapRequest, found: Chunks | Reply, now_s: float) -> None:
-        if isinstance(found, Reply):
-            self._finish(exchange, asked, answer_reply(found), now_s)
-            return
-        tag = asked.tag or etag(found)
-        if asked.etags and tag in asked.etags:
-            options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
-            self._respond(exchange, Answer(Code.VALID, options), now_s, trusted=self._is_trusted(exchange, asked, 0))
-            return
-        body = found.bodies[0] if len(found.bodies) == 1 else b"".join(found.bodies)
-        try:
-            part, block = cut(body, asked.block2, self._szx)
-        except BlockError as error:
-            self._respond(exchange, Answer(error.code, [], str(error).encode()), now_s)
-            return
-        if exchange.security is None:
-            size = len(body) if block is None or block.number == 0 else None
-            trusted = self._is_trusted(exchange, asked, 0)
-            self._send(exchange, Code.CONTENT, chunk_tail(tag, block, size, part), now_s, trusted=trusted)
-            return
-        options = [(int(Option.ETAG), tag), (int(Option.MAX_AGE), _MAX_AGE)]
-        if block is not None:
-            options.append((Option.BLOCK2, block.value()))
-        if block is None or block.number == 0:
-            options.append((Option.SIZE2, uint(len(body))))
-        self._respond(
-            exchange, Answer(Code.CONTENT, options, part), now_s, trusted=self._is_trusted(exchange, asked, 0)
-        )
-
-    # Observing
-
-    def _notification(self, reply: Reply) -> Answer:
-        answer = answer_reply(reply, fetch=True)
-        if answer.code < Code.BAD_REQUEST:
-            answer.options.append((Option.MAX_AGE, uint(int(self._config.observe_check_s) + OBSERVE_MARGIN_S)))
-        return answer
-
-    def _post_again(self, request: Request, then: Callable[[Reply | Waiting], None]) -> None:
-        found = self._endpoint.quick(request)
-        if found is not None:
-            then(found)
-            return
-
-        async def post() -> None:
-            with contained("coap.observation", peer=request.peer) as guard:
-                then(await self._endpoint.post(request))
-            if guard.error is not None:
-                with contained("coap.observation", peer=request.peer):
-                    then(Reply(Outcome.FAILED))  # asked again later
-
-        self._spawn(post)
-
-    def _notify(self, observation: Observation, reply: Reply, then: Callable[[bool], None]) -> None:
-        exchange, asked = observation.carrier
-        peer: Peer = exchange.peer
-        if exchange.security is not None and exchange.security[0].forgotten:
-            then(False)
-            return
-        now_s = self._now()
-        answer = self._notification(reply)
-        observe = None
-        if answer.code < Code.BAD_REQUEST:
-            self._observe_number = (self._observe_number + 1) & 0xFFFFFF
-            observe = uint(self._observe_number)
-            answer = self._answering.cut(exchange.who, asked, answer, now_s)
-        outer = self._answering.protect(exchange, answer, observe, own_iv=True)
-
-        def ended(arrived: bool) -> None:
-            then(arrived)
-            self._changed()
-
-        message_id = peer.new_id()
-        data = head(CON, outer.code, message_id, exchange.token) + outer.tail()
-        self.outbox.send(peer.key, message_id, data, now_s, peer.send, ended)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import msgspec
-from dfud_coap import block, echo, message, oscore, reliability, server, translate
+from dfud_coap import block, echo, message, notifying, oscore, reliability, translate
 from dfud_coap.config import CoapConfig
 
 from dfud.api import Chunks
@@ -37,7 +37,7 @@ def test_numbers() -> None:
     assert echo.ECHO_LIFETIME_S == 30 and "an Echo is good for 30 s" in FLAT
     assert echo.VERIFIED_S == 3600 and "remembered for an hour" in FLAT and echo.AMPLIFICATION == 3
     assert f"Max-Age of chunks is {translate.CHUNK_MAX_AGE_S}" in FLAT
-    assert server.OBSERVE_MARGIN_S == 100 and "Max-Age is that and 100 s" in FLAT
+    assert notifying.OBSERVE_MARGIN_S == 100 and "Max-Age is that and 100 s" in FLAT
     assert oscore.WINDOW == 32 and "| Replay window | 32 |" in FLAT and oscore.NONCE_BYTES == 8
     assert (oscore.DEVICE_ID, oscore.SERVER_ID, oscore.KEY_BYTES) == (b"\1", b"\0", 16)
     assert f"up to {CoapConfig().verified:,} of them (`verified`)" in FLAT

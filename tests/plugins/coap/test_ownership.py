@@ -84,19 +84,18 @@ class World:
         return Counter(r.body for process in self.everybody for r in process.requests)
 
     async def exchange(self, process: Process, data: bytes, patience_s: float = LIMIT_S) -> bytes | None:
-        """Send a datagram; return the answer with its message ID, or to its token, None if there is none."""
-        await self._sock.sendto(data, ("127.0.0.1", process.port))
+        """Send a datagram, again every second as a device does; return what answers it, None if nothing does."""
         asked = decode_untrusted(data)
         with trio.move_on_after(patience_s):
             while True:
-                answer, _ = await self._sock.recvfrom(2000)
-                found = decode_untrusted(answer)
-                if (
-                    found.code
-                    and found.token == asked.token
-                    and (found.type == CON or found.message_id == asked.message_id)
-                ):
-                    return bytes(answer)
+                await self._sock.sendto(data, ("127.0.0.1", process.port))
+                with trio.move_on_after(1.0):
+                    while True:
+                        answer, _ = await self._sock.recvfrom(2000)
+                        found = decode_untrusted(answer)
+                        own = found.type == CON or found.message_id == asked.message_id
+                        if found.code and found.token == asked.token and own:
+                            return bytes(answer)
         return None
 
     def protected(self, body: bytes, *options: tuple[int, bytes]) -> bytes:

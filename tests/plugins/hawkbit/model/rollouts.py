@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from tests.plugins.hawkbit.model import entities as e
-from tests.plugins.hawkbit.model.mgmt import PAGED, ROUTES, TARGET_FIELDS, _base, _link, _rows, show_target
+from tests.plugins.hawkbit.model.mgmt import PAGED, ROUTES, TARGET_FIELDS, _base, _link, _rows
+from tests.plugins.hawkbit.model.mgmt_targets import show_target
 from tests.plugins.hawkbit.model.query import compile_query
 from tests.plugins.hawkbit.model.routes import Request, Response, answer, page
 from tests.plugins.hawkbit.model.state import State

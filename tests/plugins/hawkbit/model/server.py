@@ -19,7 +19,7 @@ import httptools
 import trio
 
 from dfud.testing.ports import KeptPort
-from tests.plugins.hawkbit.model import ddi, mgmt, more
+from tests.plugins.hawkbit.model import ddi, mgmt, mgmt_actions, mgmt_modules, mgmt_targets, more
 from tests.plugins.hawkbit.model.entities import Problem, Unknown
 from tests.plugins.hawkbit.model.rollouts import step
 from tests.plugins.hawkbit.model.routes import Request, Response, answer
@@ -27,6 +27,7 @@ from tests.plugins.hawkbit.model.state import State
 
 START_S = 120.0  # on a machine with much else to do
 SCHEDULER_S = 0.1
+MANAGEMENT = (mgmt_modules, mgmt_targets, mgmt_actions)  # each adds its routes to mgmt.ROUTES
 
 
 @dataclass
