@@ -289,9 +289,11 @@ class Writer:
             for job in jobs:
                 many.add(job.changes)
             done = many.write(database, self._limits)
-        except (sqlite3.Error, OverflowError, UnicodeError):
+        except Exception as error:
             if not database.in_transaction:
                 raise  # a full disk ends the whole transaction, and the savepoint with it
+            if not isinstance(error, (sqlite3.Error, OverflowError, UnicodeError)):
+                note("store.together", error)  # whose it is comes out when each is written by itself
             done = False
         if not done:
             database.execute("ROLLBACK TO jobs")

@@ -15,6 +15,7 @@ import pytest
 import trio
 from dfud_local import writer as writer_module
 from dfud_local.changes import Changes
+from dfud_local.many import Many
 from dfud_local.store import LocalStore
 
 from dfud.api import (
@@ -60,23 +61,33 @@ def torn(body: bytes) -> bytes:
     return b"\xc1" + body[1:]  # 0xc1 is no msgpack
 
 
+@pytest.mark.parametrize("together", [False, True])
 async def test_any_exception_of_one_change_fails_its_commit_only(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    """Whatever it is: those that share its batch are stored, and so is what comes after."""
-    real = Changes.apply
+    """Whatever it is: those that share its batch are stored, and so is what comes after. Also of those that share statements."""
+    real, add = Changes.apply, Many.add
 
     def apply(self: Changes, change: Any, bodies: tuple[bytes, ...]) -> None:
         real(self, change, bodies)
+        perhaps(change)
+
+    def added(self: Many, changes: Any) -> None:
+        add(self, changes)
+        for change, _ in changes:
+            perhaps(change)
+
+    def perhaps(change: Any) -> None:
         if isinstance(change, PutDocument) and change.key.startswith("bad"):
             raise [ZeroDivisionError("by chance"), sqlite3.ProgrammingError("odd"), MemoryError(), KeyError("x")][int(change.key[-1])]
 
     monkeypatch.setattr(Changes, "apply", apply)
+    monkeypatch.setattr(Many, "add", added)
     outcomes: dict[str, Exception | None] = {}
 
     async def put(key: str) -> None:
         try:
-            await store.commit([PutDocument("c", f"with-{key}", b""), PutDocument("c", key, b"")])
+            await store.commit([PutDocument("c", one, b"", create=not together) for one in (f"with-{key}", key)])
             outcomes[key] = None
         except StoreError as error:
             outcomes[key] = error
