@@ -65,10 +65,16 @@ class Pressure:
         """Whether what comes now would have its turn too late."""
         return self.under_way >= self.limit and len(self._waiting) >= self._rate * self._late_s
 
+    def turn_now(self) -> bool:
+        """Take a turn that nobody waits for and return True, `end()` is due then; or False: there is none."""
+        if self._waiting or self.under_way >= self.limit:
+            return False
+        self._begin()
+        return True
+
     async def turn(self) -> bool:
         """Wait for a turn and return True, `end()` is due then; or False: it would be late."""
-        if not self._waiting and self.under_way < self.limit:
-            self._begin()
+        if self.turn_now():
             return True
         if self.full:
             return False
