@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from dfud.api import Recall, Requires
+from dfud.controller.outbox import deployment_event
 from dfud.model.deployment import State
 from dfud.wire.manifest import FLAG_APP, decode_envelope_untrusted
 from dfud.wire.messages import NO_DIGEST, Banks, Code, Command, Kind, Outcome, Phase, Progress, Result, Type
@@ -103,6 +104,7 @@ async def test_an_app_is_updated_alone_and_from_the_app_that_runs(world: World, 
     assert (d.kind, d.from_version, d.from_sha256, d.state) == ("app", "3.0", digest("3.0"), State.NOTIFIED)
     await board.settle()
     assert (board.system, board.app, world.deployment.state) == ("1.0", "3.1", State.DONE)
+    assert all(deployment_event(told.deployment, told.entry, "k").data["kind"] == "app" for told in world.told)
     actual = world.store.actuals["app", "dev"]
     assert actual.version == "1.0" and actual.program is not None
     assert (actual.program.version, actual.program.sequence, actual.program.manifest) == ("3.1", 0, 31)
