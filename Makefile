@@ -6,7 +6,7 @@ TRANSPORT ?= http
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 BOARDS ?= 20
 
-.PHONY: help bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
+.PHONY: help mip bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
 help:
 	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make demo BOARD=sim              the same from a bare board: one file is made, flashed, enrols, is updated, rolls back"
@@ -15,6 +15,7 @@ help:
 	@echo "make test                        everything that CI runs"
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
+	@echo "make mip                         the agent as packages for mip and mpremote, build/mip"
 	@echo "make exhaustive                  a power cut at every single flash operation of an update"
 	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
 	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
@@ -38,6 +39,9 @@ build/.setup: requirements-test.lock pyproject.toml .ci/setup
 # Without the cross compiler there is none, and the tests that boot through it are skipped.
 bootloader: setup
 	@if command -v riscv64-unknown-elf-gcc >/dev/null; then $(MAKE) -s -C bootloader; fi
+
+mip: setup
+	$(BIN)/python -m devicefw.sim.mip build/mip
 
 demo: setup bootloader
 	$(BIN)/python -m $(if $(filter sim,$(BOARD)),devicefw.sim.demo_board,devicefw.sim.demo --transport $(TRANSPORT))

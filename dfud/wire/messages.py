@@ -106,6 +106,7 @@ class Defer(msgspec.Struct, frozen=True):
 
 
 NO_DIGEST = bytes(32)
+NO_VERSION = "0"  # of an image that says nothing of itself, as stock ones do
 
 
 class Banks(msgspec.Struct, frozen=True, gc=False):

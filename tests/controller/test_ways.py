@@ -200,3 +200,16 @@ async def test_a_pause_of_the_agents_own_is_told_from_the_applications(autojump_
         actual = world.store.actuals["app", "dev"]
         assert (actual.defer_reason, actual.defer_own) == ("later", own)
         assert (await explained(world)).code == "deferred"
+
+
+async def test_an_image_that_knows_no_version_has_the_one_it_was_published_as(autojump_clock: MockClock, world: World) -> None:
+    """A stock image that was flashed by hand has no manifest, and its agent says version 0."""
+    world.want("1.1")
+    await world.poll("0", digest=bytes.fromhex(digest("1.0")))
+    assert (world.deployment.from_version, world.deployment.version) == ("1.0", "1.1")
+    actual = world.store.actuals["app", "dev"]
+    assert (actual.version, actual.sha256) == ("1.0", digest("1.0"))
+    await world.poll("0", digest=hashlib.sha256(b"nobody published it").digest())
+    assert world.store.actuals["app", "dev"].version == "0"
+    await world.poll("1.7", digest=bytes.fromhex(digest("1.0")))
+    assert world.store.actuals["app", "dev"].version == "1.7", "what a device says of itself is not corrected"

@@ -279,7 +279,18 @@ def a_firmware(
 ) -> Firmware:
     sha256 = digest(version)
     flags = FLAG_APP if kind == "app" else 0
-    made = unsigned(Manifest("app", version, hardware, sequence, size, bytes.fromhex(sha256), flags, beside=beside))
+    made = unsigned(
+        Manifest(
+            app="app",
+            version=version,
+            hardware=hardware,
+            sequence=sequence,
+            size=size,
+            sha256=bytes.fromhex(sha256),
+            flags=flags,
+            beside=beside,
+        )
+    )
     return Firmware(
         app="app",
         version=version,

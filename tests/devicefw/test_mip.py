@@ -1,0 +1,83 @@
+"""What `make mip` writes is installed by MicroPython's own mip, from a server on loopback, and runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from devicefw.sim.mip import KINDS, write
+from tests.real_parts import require
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("mip")
+    write(directory, ("x64", "bytecode"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(packages: Path) -> Iterator[str]:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(packages)))
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def run(program: str) -> str:
+    done = subprocess.run([require("micropython"), "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+LOADED = """
+import sys
+sys.path.insert(0, {target!r})
+from dfu.zstd import VIPER, Decoder
+import dfu.coap, dfu.mapped, dfu.transfer
+Decoder()
+print("loaded", VIPER)
+"""
+
+
+@pytest.mark.parametrize(("kind", "viper"), [("x64", True), ("bytecode", False)])
+@pytest.mark.parametrize("way", ["index", "address"])
+def test_mip_installs_the_agent_and_it_is_imported(server: str, tmp_path: Path, kind: str, viper: bool, way: str) -> None:
+    target = str(tmp_path / "lib")
+    where = f"'dfu-{kind}', index={server!r}" if way == "index" else f"{server + '/' + kind + '/package.json'!r}"
+    install = f"import mip\nmip.install({where}, target={target!r})\n"
+    said = run(install)
+    assert "Done" in said, said
+    assert all(path.suffix == ".mpy" for path in (tmp_path / "lib" / "dfu").iterdir())
+    assert run(LOADED.format(target=target)) == f"loaded {viper}\n"
+    if way == "index":
+        again = run(install)
+        assert "Exists" in again and "Installing:" not in again, "what is there is not fetched again"
+
+
+def test_the_kinds_of_the_chips_are_made_and_each_file_is_named_by_its_hash(tmp_path: Path) -> None:
+    write(tmp_path)
+    for kind in KINDS:
+        listed = json.loads((tmp_path / "package" / "6" / f"dfu-{kind}" / "latest.json").read_text())
+        by_address = json.loads((tmp_path / kind / "package.json").read_text())
+        assert [path for path, _ in listed["hashes"]] == [path for path, _ in by_address["urls"]]
+        for path, name in listed["hashes"]:
+            assert (tmp_path / "file" / name[:2] / name).read_bytes() == (tmp_path / kind / path).read_bytes()
+    native = {kind: (tmp_path / kind / "dfu").joinpath("zviper.mpy") for kind in KINDS[:2]}
+    assert native["rv32imc"].read_bytes() != native["xtensawin"].read_bytes()
+    assert not (tmp_path / "bytecode" / "dfu" / "zviper.mpy").exists()
