@@ -120,7 +120,15 @@ async def test_both_kinds_in_one_rollout(tmp_path: Path) -> None:
 async def test_a_pair_whose_application_is_broken_goes_back_together(tmp_path: Path) -> None:
     async with desk(tmp_path) as d:
         # A device takes an older one only where its publisher has said so.
-        old = Manifest(APP, "v1.24.1", "esp32c3", 1, len(STOCK), hashlib.sha256(STOCK).digest(), FLAG_DOWNGRADE)
+        old = Manifest(
+            app=APP,
+            version="v1.24.1",
+            hardware="esp32c3",
+            sequence=1,
+            size=len(STOCK),
+            sha256=hashlib.sha256(STOCK).digest(),
+            flags=FLAG_DOWNGRADE,
+        )
         (tmp_path / "old.bin").write_bytes(STOCK)
         (tmp_path / "old.manifest").write_bytes(unsigned(old))
         await d.dfuctl("firmware", "publish", str(tmp_path / "old.bin"), "--manifest", str(tmp_path / "old.manifest"))
