@@ -133,7 +133,7 @@ def confirmed(**logs: int) -> Scenario:
 
     def after(flash: Flash, slot: int) -> str | None:
         found = agent_state(flash)
-        if found.log.unread:
+        if found.unread:
             return BLIND
         if slot == 1 and found.phase == 1:
             found.append(phase=0, crashes=0, outcome=1, floor=2, accept=2)
@@ -165,7 +165,7 @@ def unconfirmed(**logs: int) -> Scenario:
 
     def after(flash: Flash, slot: int) -> str | None:
         found = agent_state(flash)
-        if found.log.unread:
+        if found.unread:
             return BLIND
         if slot == 1:
             return None if found.phase == 1 else "new, and not on trial"
