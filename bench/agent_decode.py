@@ -7,7 +7,8 @@ import sys
 import time
 
 sys.path.insert(0, sys.argv[1])
-from dfu.mapped import Mapped, table_of
+from dfu.mapped import Mapped
+from dfu.table import table_of
 from dfu.chunk import chunk_head
 from dfu.zstd import PAGE, Decoder
 

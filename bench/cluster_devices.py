@@ -43,7 +43,7 @@ ROWS = (
 
 
 class Process(Daemon):
-    """One of several: on the same store, with the same key and packages. A store of its own where `section` is ""."""
+    """One of several: on the same store, with the same key. A store of its own where `section` is ""."""
 
     def __init__(self, directory: Path, shared: Path, section: str) -> None:
         super().__init__(directory)
@@ -55,7 +55,6 @@ class Process(Daemon):
             ('[daemon]\n', '[daemon]\nstore = "postgres"\n'),
             ('enabled = ["local", "http"]', 'enabled = ["postgres", "http"]'),
             (f'[store.local]\npath = "{directory}/state"', section),
-            (f"{directory}/packages", f"{shared}/packages"),
             (f"{directory}/credential.key", f"{shared}/credential.key"),
         ):
             if text.count(old) != 1:

@@ -43,8 +43,8 @@ ROWS = (
 )
 
 
-async def measure(size: int, made: Path, kept: Path, group: bool) -> dict[str, float]:
-    found: dict[str, float] = {"size": size}
+async def measure(size: int, made: Path, kept: Path, group: bool, polled: int = 0) -> dict[str, float]:
+    found: dict[str, float] = {"size": size, "polled": min(size, polled or size)}
     with tempfile.TemporaryDirectory(dir=kept) as temporary:
         directory = Path(temporary) / "fleet"
         shutil.copytree(made, directory)
@@ -52,27 +52,28 @@ async def measure(size: int, made: Path, kept: Path, group: bool) -> dict[str, f
         try:
             await _measure(size, daemon, load, found, group)
         finally:
+            (kept / f"{size}.json").write_text(json.dumps(found, indent=1))  # also what there is of a run that was ended
             daemon.stop()
     return found
 
 
 async def _measure(size: int, daemon: Daemon, load: Load, found: dict[str, float], group: bool) -> None:
-    some = min(size, AGAIN)
+    some, every = min(size, AGAIN), int(found["polled"])
     found["start_s"] = daemon.start()["wall_s"]
     found["start_mb"] = rss_bytes(daemon.pid) / 1e6
-    found["first"] = load(daemon, devices=size)["us"]
-    load(daemon, devices=size, total=max(size, 20_000))
+    found["first"] = load(daemon, devices=every)["us"]
+    load(daemon, devices=every, total=max(every, 20_000))
     found["polled_mb"] = status_mb(daemon.pid, "VmRSS")
-    again = load(daemon, devices=size, total=max(size, 60_000))
+    again = load(daemon, devices=every, total=max(every, 60_000))
     found["again"], found["again_p99"] = again["us"], again["p99_ms"]
     labels = {"metadata": {"name": APP, "labels": {"x": "y"}}, "spec": {"signing": {"mode": "optional"}, "note": "n"}}
     daemon.ask("PUT", f"/api/registry/v1alpha1/apps/{APP}", labels)
-    found["spec"] = load(daemon, devices=size, total=some)["us"]
+    found["spec"] = load(daemon, devices=every, total=some)["us"]
     said = status(attributes={"n": "########"})
-    report = load(daemon, devices=size, total=20_000, body=said, connections=256)
+    report = load(daemon, devices=every, total=20_000, body=said, connections=256)
     found["report"], found["report_rate"] = report["us"], report["rate"]
     found["pause"] = daemon.metric("dfud_gc_longest_pause_seconds") * 1000
-    load(daemon, devices=size, total=20_000)  # what they say after the restart is what is stored
+    load(daemon, devices=every, total=20_000)  # what they say after the restart is what is stored
     found["stop_s"] = daemon.stop()
     daemon.start()
     found["restarted"] = load(daemon, devices=some)["us"]
@@ -154,15 +155,15 @@ def show(results: list[dict[str, float]]) -> None:
 @click.argument("sizes", nargs=-1, type=click.IntRange(100, 10_000_000))
 @click.option("--kept", default="build/bench-fleet", type=click.Path(path_type=Path), show_default=True)
 @click.option("--group/--no-group", default=True, show_default=True, help="With two group updates of all devices.")
-def main(sizes: tuple[int, ...], kept: Path, group: bool) -> None:
+@click.option("--polled", default=0, help="So many of the devices poll; 0: all. Others are registered and say nothing.")
+def main(sizes: tuple[int, ...], kept: Path, group: bool, polled: int) -> None:
     """Print what a device costs in fleets of these SIZES; in brackets: times what it costs in the first of them."""
     kept.mkdir(parents=True, exist_ok=True)
     results = []
     for size in sizes or (1000, 10_000, 100_000):
         made = prepare(kept.absolute(), size)
-        found = trio.run(measure, size, made, kept.absolute(), group)
+        found = trio.run(measure, size, made, kept.absolute(), group, polled)
         results.append(found)
-        (kept / f"{size}.json").write_text(json.dumps(found, indent=1))
         print(json.dumps({key: round(value, 2) for key, value in found.items()}), flush=True)
     show(results)
 

@@ -1,3 +1,6 @@
 .PHONY: bench-http
 bench-http: setup
 	$(BIN)/python -m bench.http
+.PHONY: bench-many
+bench-many: setup
+	$(BIN)/python -m bench.many

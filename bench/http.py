@@ -382,8 +382,8 @@ def show(
         numbers = (f"{found['us']:.1f}", f"{found['rate']:.0f}", f"{found['p50']:.2f}", f"{found['p99']:.2f}")
         rows.add_row(name, *numbers, ratio, goal)
 
-    row("authenticated poll", poll, beside[0] if beside else None, "<= 3 x nginx")
-    row(f"chunk of {chunk['bytes']:.0f} bytes", chunk, beside[1] if beside else None, "<= 4 x nginx")
+    row("authenticated poll", poll, beside[0] if beside else None, "<= 2 x nginx")
+    row(f"chunk of {chunk['bytes']:.0f} bytes", chunk, beside[1] if beside else None, "<= 2 x nginx")
     row("durable status report", report, None, ">= 8000/s")
     if beside:
         row("nginx, 61 bytes", beside[0], beside[0], "")

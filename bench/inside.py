@@ -127,4 +127,4 @@ def body(**changes: object) -> bytes:
 
 def request(number: int, said: bytes, timeout_s: float = 0.0) -> Request:
     credentials = Credentials(b"Basic " + base64.b64encode(f"d{number}@{APP}:pw{number}".encode()))
-    return Request("http", "127.0.0.1", credentials, "dfu", said, "", timeout_s)
+    return Request("http", "127.0.0.1", credentials, "dfu", said, timeout_s=timeout_s)

@@ -121,3 +121,48 @@ def test_files_stay_readable() -> None:
         if (count := len(path.read_text("utf-8").splitlines())) > 500
     }
     assert long == {}
+
+
+CODE = ("dfud", "plugins", "devicefw", "bootloader", "tests", "bench")
+LONGEST_LINES = 500
+LONGER = {"bootloader/core/zstd.c"}  # one format, and one function of it calls the next
+
+
+def test_files_stay_short() -> None:
+    found = {
+        str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines())
+        for part in CODE
+        for path in (ROOT / part).rglob("*")
+        if path.suffix in (".py", ".c", ".h", ".S")
+    }
+    long = {name for name, lines in found.items() if lines > LONGEST_LINES}
+    assert long <= LONGER, f"longer than {LONGEST_LINES} lines, split them: {sorted(long - LONGER)}"
+    assert len(found) > 500
+
+
+MANY_FIELDS = 10
+FEW_ARGUMENTS = 6
+
+
+def fields(node: ast.ClassDef) -> int:
+    """Return how many fields a struct, dataclass or named tuple has of its own; 0 for other classes."""
+    bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+    made = bases & {"Struct", "NamedTuple", "Plain"} or any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+    return sum(isinstance(line, ast.AnnAssign) for line in node.body) if made else 0
+
+
+def test_structs_with_many_fields_are_built_by_name() -> None:
+    """Ten values in a row say nothing to who reads them, and two of one type change places unseen."""
+    trees = {
+        path: ast.parse(path.read_text("utf-8")) for part in CODE for path in sorted((ROOT / part).rglob("*.py"))
+    }
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    structs = {n.name for _, n in nodes if isinstance(n, ast.ClassDef) and fields(n) >= MANY_FIELDS}
+    assert {"Firmware", "Deployment", "Status"} <= structs
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {name} of {len(node.args)} values without names"
+        for path, node in nodes
+        if isinstance(node, ast.Call) and len(node.args) > FEW_ARGUMENTS
+        if (name := ast.unparse(node.func).rpartition(".")[2]) in structs
+    ]
+    assert wrong == []

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 # What each of them imports. All plugins, since a file that is edited during a run must not meet modules of before.
-PLUGINS = ("dfud_http", "dfud_local", "dfud_coap", "dfud_drogue", "dfud_hawkbit", "dfud_postgres.store")
+PLUGINS = ("dfud_http", "dfud_local", "dfud_coap", "dfud_drogue", "dfud_hawkbit", "dfud_postgres.store", "dfud_s3.place")
 CLIENT = ("httpx", "httpcore", "certifi", "trio", "anyio._backends._trio")  # what httpx imports with its first request
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "dfud.cli": ("dfud.cli.main", *CLIENT),

@@ -134,8 +134,8 @@ class Bootloader:
         """Run from the reset to the first instruction of an image, or to recovery without a `line`, or to a reset.
 
         `store`: the RTC STORE registers, updated in place. `sram`: what the last run left from 0x3fc80000 on. `strap`: the
-        recovery pin is pressed and held, at power-on a moment after it; a number: so many milliseconds after the reset, 0: before it. `fuses`: registers that are not 0 at the reset. Raises Hang, and whatever the flash raises (a
-        power cut, say).
+        recovery pin is pressed and held, at power-on a moment after it; a number: so many milliseconds after the reset, 0:
+        before it. `fuses`: registers that are not 0 at the reset. Raises Hang, and whatever the flash raises (a power cut, say).
         """
         self.flash, self._reason, self._line = flash, reset_reason, line
         self._console: list[str] = []

@@ -63,12 +63,19 @@ class _Part:
         self._flash.erase(self._at + block * SECTOR)
 
 
-AGENT, AGENT_STATE = _agent("records"), _agent("state")
+AGENT, AGENT_STATE, AGENT_FLASH = _agent("records"), _agent("state"), _agent("flash")
 
 
 def agent_state(flash: Flash) -> Any:
     """Return the agent's view of the state log; its append() does the agent's flash operations."""
     return AGENT_STATE.State(_Part(flash, STATE_AT))
+
+
+def unread(flash: Flash) -> bool:
+    """Return whether the agent cannot read a place of the state log: there may be a newer record."""
+    log = AGENT_FLASH.state_log(_Part(flash, STATE_AT))
+    log.newest()
+    return bool(log.unread)
 
 
 def _logs(flash: Flash, *, states: int = 126, diagnostics: int = 7, **values: int) -> None:
@@ -133,7 +140,7 @@ def confirmed(**logs: int) -> Scenario:
 
     def after(flash: Flash, slot: int) -> str | None:
         found = agent_state(flash)
-        if found.unread:
+        if unread(flash):
             return BLIND
         if slot == 1 and found.phase == 1:
             found.append(phase=0, crashes=0, outcome=1, floor=2, accept=2)
@@ -165,7 +172,7 @@ def unconfirmed(**logs: int) -> Scenario:
 
     def after(flash: Flash, slot: int) -> str | None:
         found = agent_state(flash)
-        if found.unread:
+        if unread(flash):
             return BLIND
         if slot == 1:
             return None if found.phase == 1 else "new, and not on trial"

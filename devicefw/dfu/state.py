@@ -16,9 +16,7 @@ class State:
         self.part = part
         from dfu.flash import state_log
 
-        log = state_log(part)
-        found = log.newest()
-        self.unread = log.unread  # there may be a newer record
+        found = state_log(part).newest()
         self.seq = found[0] if found else 0
         values = struct.unpack_from(self.FORMAT, found[2], 8) if found else (0,) * 11
         self.known = found is not None and values[0] < 2 and values[1] <= INSTALL

@@ -43,12 +43,12 @@ class Dfuctl:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "dfud.cli", "--config", str(self._config), *arguments]
 
-    async def __call__(self, *arguments: str, show: bool = True, secret: bool = False) -> str:
+    async def __call__(self, *arguments: str, show: bool = True, secret: bool = False, code: int = 0) -> str:
         if show:
             shown = " ".join("***" if secret and a == arguments[-1] else a for a in arguments)
             console.print(f"$ dfuctl {shown}", style="dim")
         run = await trio.run_process(self.command(*arguments), capture_stdout=True, capture_stderr=True, check=False)
-        if run.returncode:
+        if run.returncode != code:
             raise SystemExit(f"dfuctl {' '.join(arguments)}: {run.stderr.decode()}")
         text = run.stdout.decode().strip()
         if show and text and not secret:

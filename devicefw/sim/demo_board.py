@@ -1,4 +1,4 @@
-"""`make demo BOARD=sim`: from a download and a bare board to a roll-back, with the commands of docs/board.md."""
+"""`make demo BOARD=sim`: from a download and a bare board to a roll-back, with the commands of docs/board.md, and of docs/app.md."""
 
 from __future__ import annotations
 
@@ -81,11 +81,17 @@ async def _demo(directory: Path) -> None:
         await watch(dfuctl)
         await dfuctl("explain", "lamp1")
         await dfuctl("board", "inspect", str(board.flash.path))
+        say("The application alone: pushed from its folder; then one that divides by zero")
+        main_py = directory / "app" / "main.py"
+        main_py.write_text(APPLICATION.replace("is on", "is blue"))
+        await dfuctl("push", str(directory / "app"), "lamp1")
+        main_py.write_text(APPLICATION.replace('print("app: the lamp is on")', "print(100 // 0)"))
+        await dfuctl("push", str(directory / "app"), "lamp1", code=3)
         if board.boots[-1].slot != 1:
             console.print(board.boots)
             raise SystemExit(f"the board ended in slot {board.boots[-1].slot}, expected 1, where {NEW} is")
         nursery.cancel_scope.cancel()
-    say("Done: a bare board became a device, one update arrived, one bad one was left with its reason on record.")
+    say("Done: a bare board became a device, one update arrived, one bad one was left with its reason on record; so for its app.")
 
 
 if __name__ == "__main__":

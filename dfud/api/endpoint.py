@@ -151,6 +151,13 @@ class Endpoint(abc.ABC):
     def quick(self, request: Request) -> Reply | Waiting | None:
         """Answer from memory, or return None: then `await post()`."""
 
+    def soon(self, request: Request) -> Waiting | None:
+        """Where quick() returned None: take the request without a task of the transport's, and return what its reply comes with.
+
+        None: `await post()`. For transports that serve many devices without a task each; the reply comes in milliseconds, as a rule.
+        """
+        return None
+
     @abc.abstractmethod
     async def post(self, request: Request) -> Reply | Waiting:
         """Take a publish; what it says is stored when this returns. Never raises but for cancellation."""

@@ -57,9 +57,12 @@ def judge(
 ) -> Judged:
     """Say whether the update of a device to `version` and `app` (None: to whatever it should run) has ended, and how.
 
-    An older deployment, one of another version or one that a retry has let go, says nothing about this one.
+    An older deployment, one of another version or one that a retry has let go, says nothing about this one; nor does what became
+    of the kind of firmware that is not named.
     """
     condition = in_sync(firmware)
+    if app is not None and version is None:
+        condition = firmware.get("app", {}).get("inSync") or condition
     target = firmware.get("target", "")
     if version is not None and target != version:
         return Judged(Outcome.SUPERSEDED, f"it should run {target} now" if target else "nothing is wanted of it now")
@@ -73,8 +76,15 @@ def judge(
     reason = condition.get("reason", "")
     if reason in _IMPOSSIBLE:
         return Judged(Outcome.IMPOSSIBLE, condition.get("message", "") or reason)
+    if app is not None and version is None and reason in _FINAL:
+        # What is shown as the device's deployment may be the system's.
+        return Judged(_FINAL[reason], condition.get("message", ""))
     deployment = concerned(firmware)
+    if deployment.get("version") not in (version, app) and (version, app) != (None, None):
+        deployment = {}
     state = deployment.get("state", "")
+    if version is not None and app is None and state == "done" and firmware.get("current") == version:
+        return Judged(Outcome.IN_SYNC)
     if download_only and state == "written":
         return Judged(Outcome.WRITTEN)
     # One that does not block the image is followed by another attempt.

@@ -12,7 +12,7 @@ from dfud.controller.hear import hear
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, State
 from dfud.model.desired import Desired, Held
 from dfud.model.firmware import Firmware, place_of
-from dfud.model.kinds import APP
+from dfud.model.kinds import APP, other_of
 from dfud.wire.manifest import beside_of
 from dfud.wire.messages import Code, Status
 
@@ -140,13 +140,14 @@ def _next(case: Case, desired: Desired) -> Next:
         case.step(Event.CANCEL, text=end)
         case.turn(case.wanted.of_kind if case.wanted is not None else case.kind)
         current = None
+    _pass_by(case, desired)
     status = case.status
     stop = Action.STOP if status.progress is not None else Action.WAIT
     if target is None:
         why = Why.BAD_SPEC if desired.problem else Why.NOTHING_WANTED
         return stop, policy.poll_s, why, desired.problem or "nothing is decided"
     if case.digest == target.sha256 and (barred or not case.due):
-        _complete(case)
+        _complete(case, desired)
         action = Action.STOP if stop is Action.STOP else Action.SYNC
         return action, policy.poll_s, Why.IN_SYNC, "it runs what it should"
     if barred:
@@ -194,13 +195,32 @@ def _ends(case: Case, current: Deployment, desired: Desired, barred: str) -> str
     return "the manifest changed" if current.renews and not case.due else ""
 
 
-def _complete(case: Case) -> None:
-    """Both kinds run as they should: a first one of two that waited for the second waits no longer."""
-    newest, kind = case.newest, case.kind
-    if newest is None or newest.state is not State.DONE or not newest.then:
+def _pass_by(case: Case, desired: Desired) -> None:
+    """Have a rollout wait no longer for a device that stands between two of its updates, where somebody else speaks for it now."""
+    newest = case.newest
+    if newest is None or not newest.is_between or newest.counted or not newest.rollout:
         return
-    case.turn(newest.kind)
-    case.note("completed", f"{newest.then} runs already", then="")
+    following = other_of(newest.kind) if newest.then else newest.kind
+    for one in (desired, desired.other):
+        if one is not None and one.rollout == newest.rollout and (one.back or one.kind == following):
+            return
+    _note(case, "passed-by", f"{desired.origin or 'nobody'} speaks for it now", counted="cancelled")
+
+
+def _complete(case: Case, desired: Desired) -> None:
+    """Both kinds run as they should: a first one of two that waited for the second waits no longer."""
+    newest = case.newest
+    if newest is None or newest.state is not State.DONE or not newest.then or newest.rollout != desired.rollout:
+        return
+    _note(case, "completed", f"{newest.then} runs already", then="", counted="")
+
+
+def _note(case: Case, event: str, text: str, **changes: object) -> None:
+    """Change the device's newest deployment within its state, whichever kind it is of."""
+    assert case.newest is not None
+    kind = case.kind
+    case.turn(case.newest.kind)
+    case.note(event, text, **changes)
     case.turn(kind)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from dfud.api import Change, ChangeEvent, Deployment, HistoryEntry, PutDocument, Rollout, Section, Store
+from dfud.model.kinds import APP
 from dfud.model.rollout_step import Step
 from dfud.wire.messages import code_name
 
@@ -159,6 +160,8 @@ def deployment_event(d: Deployment, entry: HistoryEntry, key: str) -> ChangeEven
     }
     if entry.code or entry.text:
         data |= {"code": code_name(entry.code, entry.state), "text": entry.text[:TEXT_MAX]}
+    if d.kind == APP:
+        data["kind"] = d.kind
     if d.rollout:
         data |= {"rollout": d.rollout, "wave": d.wave + 1, "back": d.back}
     return ChangeEvent("deployment", d.app, d.device, entry.at_s, data, key)

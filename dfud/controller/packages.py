@@ -13,6 +13,7 @@ import sys
 import time
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import trio
@@ -43,6 +44,11 @@ class Making:
         self.done = trio.Event()
         self.error: StoreError | None = None
         self.devices: set[tuple[str, str]] = set()
+
+
+@lru_cache(maxsize=4096)
+def _key(target: str, base: str, kinds: int, payload: int) -> str:
+    return hashlib.sha256(f"{ENCODER} {target} {base} {kinds} {payload}".encode()).hexdigest()
 
 
 class Packages:
@@ -167,8 +173,7 @@ class Packages:
 
     def key(self, order: Order) -> str:
         base = order.base.sha256 if order.base is not None else ""
-        text = f"{ENCODER} {order.target.sha256} {base} {order.kinds} {order.payload}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _key(order.target.sha256, base, order.kinds, order.payload)
 
     def ready(self, order: Order) -> PackageFile | None:
         """Return the package of an order if it is in memory. Never blocks."""

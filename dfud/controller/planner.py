@@ -45,6 +45,8 @@ SILENT_DAYS = 30
 PREPARED_MAX = 32  # packages of one rollout that are made ahead, those for the most devices first
 BASES_MAX = 100  # that are shown one by one
 PLANS_AT_ONCE = 2
+SAMPLE_WANTED = 1000
+LATER_S = 5.0  # devices that are told of it at once go first
 WANTED_MAX = 1000  # versions that packages are still to be made of; those beyond are made when a device asks
 SAMPLE = 5000  # devices that are looked at to know which packages a rollout needs
 
@@ -103,6 +105,7 @@ class Planner:
         self._defaults: dict[str, str] = {}  # what an app's devices should run, as far as it was looked at
         # (app, version) of what was published, or became an app's default.
         self._wanted: dict[tuple[str, str], None] = {}
+        self._wished = trio.Event()
         bus.subscribe(RolloutChanged, self._changed)
         bus.subscribe(FirmwareChanged, self._published)
         bus.subscribe(AppChanged, self._app_changed)
@@ -131,23 +134,20 @@ class Planner:
     def _want(self, app: str, version: str) -> None:
         if len(self._wanted) < WANTED_MAX:
             self._wanted[app, version] = None
-            self._news.set()
+            self._wished.set()
 
     async def run(self) -> None:
         """Make packages for rollouts that were made, and for versions that were published or are wanted, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._ahead.run)
+            nursery.start_soon(self._prepare_wanted)
             while True:
                 self._news = trio.Event()
                 while self._todo:
                     _, rollout = self._todo.popitem()
                     with contained("rollouts.ahead", rollout=f"{rollout.app}/{rollout.name}"):
                         await self._prepare(rollout)
-                while self._wanted:
-                    (app, version), _ = self._wanted.popitem()
-                    with contained("packages.wanted", app=app):
-                        await self._prepare_version(app, version)
                 await self._news.wait()
 
     async def _prepare(self, rollout: Rollout) -> None:
@@ -157,6 +157,16 @@ class Planner:
         async with self._turns:
             found = await self._read(app, plan, rollout, SILENT_DAYS, most=SAMPLE)
         self._make(found)
+
+    async def _prepare_wanted(self) -> None:
+        while True:
+            self._wished = trio.Event()
+            while self._wanted:
+                await trio.sleep(LATER_S)
+                (app, version), _ = self._wanted.popitem()
+                with contained("packages.wanted", app=app):
+                    await self._prepare_version(app, version)
+            await self._wished.wait()
 
     async def _prepare_version(self, app_name: str, version: str) -> None:
         """Have packages made of a version, "": the app's default, for what its devices run now."""
@@ -173,7 +183,7 @@ class Planner:
         with suppress(PeerError):  # a version that no rollout could name
             plan = read_plan_untrusted({"firmware": version})
             async with self._turns:
-                self._make(await self._read(app, plan, None, SILENT_DAYS, most=SAMPLE))
+                self._make(await self._read(app, plan, None, SILENT_DAYS, most=SAMPLE_WANTED))
 
     def _make(self, found: Forecast) -> None:
         loads = sorted(found.loads.values(), key=lambda load: -load.devices)[:PREPARED_MAX]

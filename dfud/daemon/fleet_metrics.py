@@ -13,6 +13,7 @@ SEEN = {"1h": 1, "24h": 24, "7d": 168}
 
 HELP = {
     "dfud_fleet_devices": "Devices that have reported, by the version that they run",
+    "dfud_fleet_app_firmware": "Devices by the version of the app firmware that they run",
     "dfud_fleet_deployments": "Devices by where their newest deployment stands",
     "dfud_fleet_failures": "Devices whose newest deployment came to nothing, by why",
     "dfud_fleet_seen": "Devices that were heard of within that time, to the hour",
@@ -46,6 +47,7 @@ def fleet_lines(counts: Mapping[str, Mapping[str, int]], needs: Mapping[str, Map
 
     shown = {
         "dfud_fleet_devices": of("version", "version", VERSIONS_MAX),
+        "dfud_fleet_app_firmware": of("app", "version", VERSIONS_MAX),
         "dfud_fleet_deployments": of("state", "state", VERSIONS_MAX),
         "dfud_fleet_failures": of("code", "code", VERSIONS_MAX),
         "dfud_fleet_seen": seen,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import trio
@@ -90,8 +93,20 @@ def run(path: Path) -> None:
     configure(daemon.log_format, daemon.log_level, os.environ, daemon.log_per_minute)
     service = Service(parts, __version__, os.environ)
     trio.run(service.run, lambda: load(path)[0])
-    if service.failure is not None:
-        sys.exit(1)
+    _end(service.failure is not None)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process here and now.
+
+    A thread may still judge a slow password, and nobody waits for it. Compiled code that comes back while the interpreter is
+    being taken apart has the process aborted: a clean stop would be a crash to whoever supervises it.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 @main.command()

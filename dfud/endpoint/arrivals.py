@@ -6,7 +6,7 @@ sent it in: each by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -16,11 +16,12 @@ from dfud.controller.keeping import Asked
 from dfud.controller.together import Taken
 from dfud.endpoint.auth import Authenticator, Session
 from dfud.endpoint.crowd import Present
-from dfud.endpoint.replies import DENIED
+from dfud.endpoint.replies import AWAY, DENIED
 from dfud.endpoint.unsure import Concern
 from dfud.endpoint.waking import read_status_untrusted
 from dfud.wire.messages import Command
 
+SOON_S = 300.0  # a disk may hang
 TOGETHER = 256  # statuses of one commit: a few milliseconds
 Settle = Callable[[Session, Request, Command], Reply | Waiting]
 
@@ -48,6 +49,60 @@ class _Arrival:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
+class Soon(Waiting):
+    """One that waits without a task. ended: called once, when its reply is there or nobody waits for it any longer."""
+
+    __slots__ = ("_alone", "_ended", "_reply", "_wake", "later", "request", "waits")
+    timeout_s = SOON_S
+
+    def __init__(self, request: Request, ended: Callable[[], None], alone: Callable[[Soon], None]) -> None:
+        self.request = request
+        self.waits = True
+        self.later = False
+        self._ended: Callable[[], None] | None = ended
+        self._alone = alone
+        self._reply: Reply | None = None
+        self._wake: Callable[[Reply], None] | None = None
+
+    def resume(self, answer: Reply | Waiting | None = None) -> None:
+        """Give it its answer; None: it has to be taken by itself."""
+        if not self.waits:
+            return
+        self.waits = False
+        if answer is None:
+            self._alone(self)
+        else:
+            self.end(answer.expire() if isinstance(answer, Waiting) else answer)
+
+    def end(self, reply: Reply) -> None:
+        """Answer it, unless nobody waits any longer."""
+        if self._ended is None:
+            return
+        self._over()
+        self._reply = reply
+        if self._wake is not None:
+            with contained("endpoint.arrivals", transport=self.request.transport):
+                self._wake(reply)
+
+    def _over(self) -> None:
+        self.waits = False
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            ended()
+
+    def listen(self, wake: Callable[[Reply], None]) -> None:
+        self._wake = wake
+        if self._reply is not None:
+            wake(self._reply)
+
+    def expire(self) -> Reply:
+        self._over()
+        return self._reply or AWAY
+
+    def cancel(self) -> None:
+        self._over()
+
+
 class Arrivals:
     """settle: gives the answer to a status with its command; policy: says whether answers to an app's devices count."""
 
@@ -59,13 +114,41 @@ class Arrivals:
         self._auth = authenticator
         self._policy = policy
         self._settle = settle
-        self._waiting: list[_Arrival] = []
+        self._waiting: list[_Arrival | Soon] = []
+        self._nursery: trio.Nursery | None = None
         self._idle = trio.lowlevel.ParkingLot()
         self._runs = False
 
+    def takes(self, request: Request) -> bool:
+        """Whether such a request is taken here at all."""
+        return self._runs and not request.as_device
+
+    def later(
+        self, request: Request, ended: Callable[[], None], alone: Callable[[Request], Awaitable[Reply]]
+    ) -> Waiting:
+        """Take a status without a task. ended: called when it is over; alone: takes it by itself, where it has to be."""
+
+        def by_itself(one: Soon) -> None:
+            if self._nursery is None:
+                one.end(AWAY)
+            else:
+                self._nursery.start_soon(self._by_itself, one, alone)
+
+        one = Soon(request, ended, by_itself)
+        self._waiting.append(one)
+        self._idle.unpark()
+        return one
+
+    async def _by_itself(self, one: Soon, alone: Callable[[Request], Awaitable[Reply]]) -> None:
+        reply = AWAY
+        try:
+            reply = await alone(one.request)
+        finally:
+            one.end(reply)
+
     async def take(self, request: Request) -> Reply | Waiting | None:
         """Return the answer to a status; None: it has to be taken by itself, and nothing was stored of it."""
-        if not self._runs or request.as_device:
+        if not self.takes(request):
             return None
         one = _Arrival(request)
         self._waiting.append(one)
@@ -78,6 +161,7 @@ class Arrivals:
         self._runs = True
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 task_status.started()
                 while True:
                     if not self._waiting:
@@ -92,16 +176,17 @@ class Arrivals:
                                 one.resume()
         finally:
             self._runs = False
+            self._nursery = None
             for one in self._waiting:
                 one.resume()
 
-    async def _take(self, group: Sequence[_Arrival], nursery: trio.Nursery) -> None:
+    async def _take(self, group: Sequence[_Arrival | Soon], nursery: trio.Nursery) -> None:
         try:
             outcomes = await self._auth.judge([one.request for one in group])
         except StoreError:
             return
         asked: list[Asked] = []
-        whose: list[tuple[_Arrival, Session]] = []
+        whose: list[tuple[_Arrival | Soon, Session]] = []
         for one, outcome in zip(group, outcomes, strict=True):
             if outcome is None:
                 continue
@@ -136,14 +221,14 @@ class Arrivals:
             taken.give_up()
             raise
 
-    def _answer(self, one: _Arrival, session: Session, taken: Taken, number: int) -> None:
+    def _answer(self, one: _Arrival | Soon, session: Session, taken: Taken, number: int) -> None:
         answer = taken.answers[number]
         if isinstance(answer, Command) and one.waits:
             one.resume(self._settle(session, one.request, answer))
         else:
             one.resume()
 
-    async def _store(self, taken: Taken, those: Sequence[tuple[int, _Arrival, Session]]) -> None:
+    async def _store(self, taken: Taken, those: Sequence[tuple[int, _Arrival | Soon, Session]]) -> None:
         try:
             with contained("endpoint.arrivals", devices=len(those)):
                 await taken.store()

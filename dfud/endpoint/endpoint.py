@@ -256,6 +256,17 @@ class DeviceEndpoint(Endpoint):
             return poll.reply
         return self._park(session, request, poll.poll_s)
 
+    def soon(self, request: Request) -> Waiting | None:
+        if request.channel != DFU or request.timeout_s > 0 or not self._arrivals.takes(request):
+            return None
+        return self._arrivals.later(request, self.pressure.end, self._alone) if self.pressure.turn_now() else None
+
+    async def _alone(self, request: Request) -> Reply:
+        with contained("endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer):
+            found = await self._post(request)
+            return found.expire() if isinstance(found, Waiting) else found
+        return FAILED
+
     async def post(self, request: Request) -> Reply | Waiting:
         if not await self.pressure.turn():
             return self.pressure.away()

@@ -7,8 +7,9 @@ where their turn would come too late, at the rate of the last moments, they are 
 
 from __future__ import annotations
 
+import math
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import msgspec
 import trio
@@ -19,6 +20,7 @@ from dfud.endpoint.replies import AWAY
 LAG_S = 0.1  # how late the loop may be
 BUSY = 64  # under way; with fewer, whatever makes the loop late is not that there are too many
 AT_FIRST = 256
+AT_LEAST = 128  # they share a commit: fewer would cost more each
 EVERY_S = 0.02
 GROWS, SHRINKS = 1.25, 0.5  # at a measurement
 RATE_AT_FIRST = 500.0  # a second, until it was measured
@@ -53,8 +55,12 @@ class Pressure:
         self._rate = RATE_AT_FIRST
         self._done = 0
         self._measured_s = 0.0
-        self._last_away_s = float("-inf")
-        self._away = 0
+        # How many are to come back in which second, and in all.
+        self._back: Counter[int] = Counter()
+        self._second = 0
+        self._coming = 0
+        # Made once, so that a transport writes each once, too: being turned away has to be cheap.
+        self._answers = [msgspec.structs.replace(AWAY, retry_after_s=seconds) for seconds in range(away_s + 1)]
 
     @property
     def waiting(self) -> int:
@@ -65,10 +71,16 @@ class Pressure:
         """Whether what comes now would have its turn too late."""
         return self.under_way >= self.limit and len(self._waiting) >= self._rate * self._late_s
 
+    def turn_now(self) -> bool:
+        """Take a turn that nobody waits for and return True, `end()` is due then; or False: there is none."""
+        if self._waiting or self.under_way >= self.limit:
+            return False
+        self._begin()
+        return True
+
     async def turn(self) -> bool:
         """Wait for a turn and return True, `end()` is due then; or False: it would be late."""
-        if not self._waiting and self.under_way < self.limit:
-            self._begin()
+        if self.turn_now():
             return True
         if self.full:
             return False
@@ -106,21 +118,26 @@ class Pressure:
             waiter.event.set()
 
     def away(self) -> Reply:
-        """Return the answer to one that has no turn. All of them come back within the time that it takes to serve them twice, each at
-        a time of its own."""
+        """Return the answer to one that has no turn.
+
+        Each is to come back at a time of its own, all of them within the time that serving those takes who are to come back.
+        """
         now_s = trio.current_time()
-        if now_s - self._last_away_s > self._away_s:
-            self._away = 0
-        self._last_away_s = now_s
-        self._away += 1
+        if now_s >= self._second + 1:
+            self._second = math.floor(now_s)
+            self._back = Counter({second: count for second, count in self._back.items() if second >= now_s})
+            self._coming = self._back.total()
+        longest_s = min(self._away_s, 2 + int(self._coming / self._rate))
+        wait_s = 1 + int(random.random() * longest_s)  # noqa: S311 - not a secret
+        self._back[math.floor(now_s) + wait_s] += 1
+        self._coming += 1
         self.turned_away += 1
-        longest_s = min(self._away_s, 2 + int(2 * self._away / self._rate))
-        return msgspec.structs.replace(AWAY, retry_after_s=random.randint(1, longest_s))  # noqa: S311 - not a secret
+        return self._answers[wait_s]
 
     def measured(self, lag_s: float, over_s: float) -> None:
         """The loop was so late, within the last `over_s`."""
         if lag_s > LAG_S and self._most >= BUSY:
-            self.limit = max(min(BUSY, self._at_once), int(self.limit * max(SHRINKS, LAG_S / lag_s)))
+            self.limit = max(min(AT_LEAST, self._at_once), int(self.limit * max(SHRINKS, LAG_S / lag_s)))
         elif lag_s < LAG_S / 2 and self._waiting:
             self.limit = min(self._at_once, int(self.limit * GROWS) + 1)
         elif self._most < self.limit // 4 and self.limit > AT_FIRST:

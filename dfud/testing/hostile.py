@@ -92,7 +92,7 @@ async def connect(url: str, peer: TransportPeer) -> Raw:
 class TransportContainment:
     """Nothing that a peer sends, and nothing that happens behind the transport, costs more than itself."""
 
-    answer_time_s = 10.0
+    answer_time_s = 30.0
 
     @pytest.fixture
     def endpoint(self) -> FakeEndpoint:

@@ -52,7 +52,7 @@ from dfud.api import (
 )
 from dfud.testing.store_values import a_blob, a_deployment, a_device, a_firmware, an_app, image_of
 
-LATEST_S = 60.0  # for a test to fail, not what a store has
+LATEST_S = 120.0  # for a test to fail, not what a store has
 COUNTED_BEFORE_KILL = 20
 ROUNDS = 3
 STEPS = 30

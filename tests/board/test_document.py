@@ -92,7 +92,7 @@ async def test_each_command_of_the_page(tmp_path: Path) -> None:
                 f.secrets += [(tmp_path / "claim").read_text().strip()] if "claim create" in line else []
             made = printed if "board image" in line else made
             if "v1.25.0 --watch" in line:
-                assert "v1.25.0: in sync" in printed
+                assert "v1.25.0, app 0: in sync" in printed
             if line.startswith("dfuctl explain"):
                 assert "AttributeError" in printed, printed
             if line == "dfuctl board inspect board/flash.bin":

@@ -42,7 +42,7 @@ async def made(tmp_path: Path, f: Fleet, *options: str, stock: bytes = OLD) -> P
 
 async def enrolled(f: Fleet, lamp: Board) -> str:
     """Wait until the board has made itself known, return the name that it got."""
-    with trio.move_on_after(60):
+    with trio.move_on_after(120):
         while True:
             found = (await f.request("GET", f"/api/registry/v1alpha1/apps/{APP}/devices")).json()
             if found and (await f.status(found[0]["metadata"]["name"])).get("current"):

@@ -70,7 +70,8 @@ class Day:
                 await self.user("POST", f"/api/dfu/v1/apps/{APP}/update", json={"firmware": {"version": version}})
                 await self.fleet.reach(version)
             took_s = trio.current_time() - began
-            print(f"{version}: {took_s:.1f} s, answers {dict(self.fleet.codes - before)}")
+            reasons = {t.reason for d in self.fleet.devices for t in d.answers.told if t is not None and t.version in ("", version)}
+            print(f"{version}: {took_s:.1f} s, answers {dict(self.fleet.codes - before)}, {sorted(reasons)}")
             await self.all_are_ready()
             await check(self.cluster, self.fleet, self.wanted)
 

@@ -12,6 +12,7 @@ from tests.cluster.wire import Wire
 from tests.plugins.postgres.server import Server
 from tests.plugins.s3.gateway import Gateway
 
+LATE_S = 3.0  # a device that waits for so long has felt it
 FELT_S = 20.0  # a fault that nobody has felt by then has been long enough
 
 
@@ -76,14 +77,22 @@ def cut_off(how: str, *, images: bool = False, everybody: bool = False) -> Fault
             everyone = [wire for ways in day.cluster.wires for wire in ways]
             await day.some_have_it()
         ways = everyone if everybody else _of_one(day, images)
-        begun = felt(day)
+        if images:
+            nobody_has_it(day)
         for wire in ways:
             getattr(wire, how)()
-        await until_felt(day, begun)
+        await until_felt(day, images)
         for wire in ways:
             wire.mend()
 
     return fault
+
+
+def nobody_has_it(day: Day) -> None:
+    """Empty the processes' own places of images, as on a machine that has started anew."""
+    for number in range(len(day.cluster.daemons)):
+        for path in (day.cluster.directory / f"cache{number}").glob("*"):
+            path.unlink(missing_ok=True)
 
 
 def wrong_bytes(gateway: Gateway) -> Fault:
@@ -92,12 +101,9 @@ def wrong_bytes(gateway: Gateway) -> Fault:
     async def fault(day: Day) -> None:
         image = image_of(day.version)
         path = gateway.object(hashlib.sha256(image).hexdigest())
-        begun = felt(day)
         path.write_bytes(bytes(len(image)))
-        for number in range(len(day.cluster.daemons)):
-            # Nobody has it at hand.
-            (day.cluster.directory / f"cache{number}" / path.name).unlink(missing_ok=True)
-        await until_felt(day, begun)
+        nobody_has_it(day)
+        await until_felt(day, images=True)
         path.write_bytes(image)
 
     return fault
@@ -115,13 +121,20 @@ def fail_over(primary: Server, standby: Server) -> Fault:
     return fault
 
 
-def felt(day: Day) -> int:
-    """How often devices have been refused, or told to wait and why."""
-    reasons = sum(told is not None and bool(told.reason) for device in day.fleet.devices for told in device.answers.told)
-    return day.fleet.codes[503] + reasons
+def felt(day: Day, begun: int, images: bool) -> bool:
+    """Whether a device was refused since, or waits; of images: was told to wait, and why."""
+    if images:
+        return reasons(day) > begun
+    return day.fleet.codes[503] > begun or any(device.late_s > LATE_S for device in day.fleet.devices)
 
 
-async def until_felt(day: Day, begun: int) -> None:
+def reasons(day: Day) -> int:
+    """How often devices were told that their package cannot be made."""
+    return sum(told is not None and "cannot be made" in told.reason for device in day.fleet.devices for told in device.answers.told)
+
+
+async def until_felt(day: Day, images: bool) -> None:
+    begun = reasons(day) if images else day.fleet.codes[503]
     with trio.move_on_after(FELT_S):
-        while felt(day) == begun and day.fleet.count(day.version) < len(day.fleet.devices):
+        while not felt(day, begun, images) and day.fleet.count(day.version) < len(day.fleet.devices):
             await trio.sleep(0.05)

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import trio
@@ -54,6 +55,7 @@ class LivingDevice(SimulatedDevice):
         self._turn = sum(name.encode())
         self.auth = (f"{name}@{APP}", secret)
         self._wait_s = 0
+        self._due_s = float("inf")
         super().__init__(self._say, self._get, image, version)
 
     async def live(self) -> None:
@@ -90,12 +92,13 @@ class LivingDevice(SimulatedDevice):
     async def _get(self, package: str, number: int) -> bytes:
         return (await self._until_answered("GET", f"/v1/dfu/{package}/{number}")).content
 
-    async def _until_answered(self, method: str, path: str, **given: object) -> httpx.Response:
+    async def _until_answered(self, method: str, path: str, **given: Any) -> httpx.Response:
         while True:
             url = self._urls[self.at]
             wait_s = AGAIN_S
+            self._due_s = trio.current_time() + float(given.get("params", {}).get("ct", 0))
             try:
-                answer = await self._client.request(method, url + path, **given)  # type: ignore[arg-type]
+                answer = await self._client.request(method, url + path, **given)
                 self.codes[answer.status_code] += 1
                 if answer.is_success:
                     return answer
@@ -107,8 +110,15 @@ class LivingDevice(SimulatedDevice):
                 wait_s = min(float(told or AGAIN_S), AGAIN_MAX_S)
             except httpx.TransportError:
                 self.codes[0] += 1
+            finally:
+                self._due_s = float("inf")
             self._turn += 1
             await trio.sleep(wait_s)
+
+    @property
+    def late_s(self) -> float:
+        """How long it has waited for an answer, beyond the time that it is parked."""
+        return trio.current_time() - self._due_s
 
     @property
     def at(self) -> int:

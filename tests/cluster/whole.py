@@ -73,6 +73,7 @@ class Whole(Cluster):
         super().__init__(directory, size, str(servers[0].directory), extra)
 
     def process(self, number: int, directory: Path, **given: Any) -> DaemonProcess:
+        given["packages"] = ""  # its own, as on a machine of its own: what others have made comes by the images' place
         skew_s = self._skews_s[number] if self._skews_s else 0
         if not skew_s:
             return super().process(number, directory, **given)

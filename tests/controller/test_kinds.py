@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from dfud.api import Recall, Requires
+from dfud.controller.outbox import deployment_event
 from dfud.model.deployment import State
 from dfud.wire.manifest import FLAG_APP, decode_envelope_untrusted
 from dfud.wire.messages import NO_DIGEST, Banks, Code, Command, Kind, Outcome, Phase, Progress, Result, Type
@@ -97,12 +98,13 @@ async def test_an_app_is_updated_alone_and_from_the_app_that_runs(world: World, 
     world.put_device(both(None, "3.1"))
     command = await board.poll()
     assert (command.type, command.version) == (Type.UPDATE, "3.1")
-    order = world.packages.made[-1]
+    order = world.packages.ordered[-1]
     assert order.base is not None and order.base.version == "3.0" and order.kinds == FULL_AND_DELTA
     d = world.deployment
     assert (d.kind, d.from_version, d.from_sha256, d.state) == ("app", "3.0", digest("3.0"), State.NOTIFIED)
     await board.settle()
     assert (board.system, board.app, world.deployment.state) == ("1.0", "3.1", State.DONE)
+    assert all(deployment_event(told.deployment, told.entry, "k").data["kind"] == "app" for told in world.told)
     actual = world.store.actuals["app", "dev"]
     assert actual.version == "1.0" and actual.program is not None
     assert (actual.program.version, actual.program.sequence, actual.program.manifest) == ("3.1", 0, 31)
@@ -116,7 +118,7 @@ async def test_the_first_app_of_a_device_is_whole(world: World) -> None:
     board = Board(world, app="")
     world.put_device(both(None, "3.1"))
     await board.settle()
-    assert board.app == "3.1" and world.packages.made[-1].base is None
+    assert board.app == "3.1" and world.packages.ordered[-1].base is None
     assert world.deployment.from_version == "" and world.deployment.from_sha256 == ""
 
 

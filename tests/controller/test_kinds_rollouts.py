@@ -177,6 +177,28 @@ async def test_boards_without_banks_take_no_half_of_a_pair(autojump_clock: MockC
         assert await counts(at, "both") == {"done": 16, "failed": 4}
 
 
+async def test_nobody_waits_for_a_half_that_somebody_else_speaks_for(autojump_clock: MockClock) -> None:
+    async with two_kinds(10) as at:
+        await at.create("both", {**BOTH, "waves": ALL, "transfers": 2})
+        with trio.fail_after(86400):
+            while ("1.1", "3.0") not in at.fleet.both():
+                await trio.sleep(1)
+        half = next(b for b in at.fleet.boards.values() if (b.version, b.app) == ("1.1", "3.0"))
+        held = at.world.store.devices_["app", half.name]
+        own = msgspec.structs.replace(held, spec={"firmware": {"version": "1.1"}})
+        at.world.store.devices_["app", half.name] = own
+        at.world.bus.publish(DeviceChanged("app", half.name))
+        await at.until("both", State.FINISHED)
+        await settled(at, "both")
+        assert at.fleet.both() == {("1.1", "3.1"): 9, ("1.1", "3.0"): 1}
+        assert await counts(at, "both") == {"done": 9, "cancelled": 1}
+        # Who follows it again gets the rest, and counts.
+        at.world.store.devices_["app", half.name] = held
+        at.world.bus.publish(DeviceChanged("app", half.name))
+        await settled(at, "both")
+        assert at.fleet.both() == {("1.1", "3.1"): 10} and await counts(at, "both") == {"done": 10}
+
+
 async def test_who_left_the_one_before_is_not_given_the_other(autojump_clock: MockClock) -> None:
     """Both orders: the half that would be first is the one that was left, and the one that would be second."""
     async with two_kinds(6) as at:

@@ -66,7 +66,7 @@ async def test_each_device_gets_the_image_of_its_hardware_and_revision(autojump_
     ):
         command = await world.poll(**said)
         assert (command.type, command.version, world.deployment.sha256) == (Type.UPDATE, "1.1", expected)
-        assert world.packages.made[-1].target.sha256 == expected
+        assert world.packages.ordered[-1].target.sha256 == expected
     command = await world.poll(hardware="esp32")
     assert command.type is Type.WAIT and (world.deployment.state, world.deployment.code) == (State.FAILED, Code.HARDWARE)
     assert world.deployment.text == "1.1 is for esp32c3; esp32c3 with rev=2; esp32s3, the device is esp32"
@@ -96,7 +96,7 @@ async def test_what_runs_is_known_by_any_image_of_its_version(autojump_clock: Mo
     world.publish(base.with_images([base.first, second]))
     world.want("1.1")
     await world.poll(digest=bytes.fromhex(second.sha256), kinds=14, attributes={"rev": "2"})
-    found = world.packages.made[-1].base
+    found = world.packages.ordered[-1].base
     assert found is not None and (found.version, found.sha256) == ("1.0", second.sha256), "the delta is made from it"
 
 

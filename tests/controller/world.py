@@ -249,7 +249,7 @@ class QuickPackages(Packages):
         super().__init__(store, Path("/nonexistent"), disk_bytes=0, memory_bytes=0, workers=1)
         self.gate: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.fault: StoreError | None = None
-        self.made: list[Order] = []
+        self.ordered: list[Order] = []
 
     def ready(self, order: Order) -> PackageFile | None:
         return None
@@ -258,7 +258,7 @@ class QuickPackages(Packages):
         await self.gate()
         if self.fault is not None:
             raise self.fault
-        self.made.append(order)
+        self.ordered.append(order)
         chunks = [f"{order.target.sha256} {number}".encode() for number in range(10)]
         return make(Kind.FULL, order.target.size_bytes, bytes.fromhex(order.target.sha256), None, chunks)
 
@@ -279,7 +279,18 @@ def a_firmware(
 ) -> Firmware:
     sha256 = digest(version)
     flags = FLAG_APP if kind == "app" else 0
-    made = unsigned(Manifest("app", version, hardware, sequence, size, bytes.fromhex(sha256), flags, beside=beside))
+    made = unsigned(
+        Manifest(
+            app="app",
+            version=version,
+            hardware=hardware,
+            sequence=sequence,
+            size=size,
+            sha256=bytes.fromhex(sha256),
+            flags=flags,
+            beside=beside,
+        )
+    )
     return Firmware(
         app="app",
         version=version,

@@ -283,7 +283,7 @@ async def test_the_stream_has_the_events_of_the_webhook_with_their_ids(world: Wo
     await world.update("d1")
     await world.ask("DELETE", f"{DFU}/rollouts/r")
     await world.arrived()
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         while {event["id"] for event in found} != {event["id"] for event in world.receiver.taken}:
             await trio.sleep(0.05)
     told = {event["id"]: event for event in world.receiver.taken}

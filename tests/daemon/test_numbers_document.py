@@ -47,13 +47,14 @@ def test_events_of_rollouts_are_those_of_the_table() -> None:
 
 
 def test_labels_are_bounded_and_quoted() -> None:
-    counts = {f"version/{n}": 1 for n in range(100)} | {'version/a"b\n\\': 7, "version/other": 3, "hour/0": 5}
+    counts = {f"version/{n}": 1 for n in range(100)} | {'version/a"b\n\\': 7, "version/other": 3, "hour/0": 5, "app/3.2": 4}
     lines = fleet_lines({"app": counts, "empty": {}}, {"app": {"stuck": 2}}, 4000.0).splitlines()
     versions = [line for line in lines if line.startswith("dfud_fleet_devices{")]
     assert len(versions) == 31 and versions[0] == 'dfud_fleet_devices{app="app",version="a\\"b\\n\\\\"} 7'
     assert versions[-1] == 'dfud_fleet_devices{app="app",version="other"} 74'
     assert 'dfud_fleet_attention{app="app",cause="stuck"} 2' in lines
     assert 'dfud_fleet_seen{app="app",within="1h"} 5' in lines
+    assert 'dfud_fleet_app_firmware{app="app",version="3.2"} 4' in lines
     assert not any('app="empty"' in line for line in lines)
     many = {f"app{n:04}": {"version/1": n} for n in range(1000)}
     shown = [line for line in fleet_lines(many, {}, 0.0).splitlines() if line.startswith("dfud_fleet_devices{")]

@@ -83,6 +83,32 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, config: str, 
     assert "Traceback" not in run.stderr
 
 
+_JUDGING = """
+import threading, bcrypt, trio
+from dfud.daemon import service
+from dfud.daemon.main import main
+hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(4))
+def judge():
+    while True:
+        bcrypt.checkpw(b"y", hashed)
+async def run(*given):
+    for _ in range(8):
+        threading.Thread(target=judge, daemon=True).start()
+    await trio.sleep(0.2)
+service.Service.run = run
+main()
+"""
+
+
+def test_a_stop_while_passwords_are_judged_is_a_clean_one(tmp_path: Path) -> None:
+    """Compiled code that comes back into an interpreter that is being taken apart would abort the process."""
+    (tmp_path / "dfud.toml").write_text("")
+    assert dfud("init", cwd=tmp_path).returncode == 0
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", _JUDGING, "run"], cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+
+
 def test_without_init_the_way_is_shown(tmp_path: Path) -> None:
     (tmp_path / "dfud.toml").write_text("")
     run = dfud("run", cwd=tmp_path)

@@ -28,7 +28,16 @@ class Image(msgspec.Struct, frozen=True):
 
 
 def app_image(data: bytes, version: str, sequence: int, **fields: Any) -> Image:
-    manifest = Manifest("lamps", version, "esp32c3", sequence, len(data), hashlib.sha256(data).digest(), FLAG_APP, **fields)
+    manifest = Manifest(
+        app="lamps",
+        version=version,
+        hardware="esp32c3",
+        sequence=sequence,
+        size=len(data),
+        sha256=hashlib.sha256(data).digest(),
+        flags=FLAG_APP,
+        **fields,
+    )
     return Image(data, unsigned(manifest), version)
 
 

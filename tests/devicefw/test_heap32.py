@@ -65,9 +65,18 @@ def board(directory: Path) -> None:
     (directory / "rtc").write_bytes(bytes(32))
     package = build_mapped(pair.new, pair.old, PAYLOAD_BYTES)
     assert [len(c) > 300 for c in package.chunks] == [True]
-    sizes = (package.size, len(package.chunks), package.total_bytes)
     signed = envelope(pair.new, sequence=2)
-    command = Command(Type.UPDATE, 0, "1.1", signed, package.id, package.kind, *sizes, package.base_sha256 or b"")
+    command = Command(
+        type=Type.UPDATE,
+        version="1.1",
+        manifest=signed,
+        package=package.id,
+        kind=package.kind,
+        size=package.size,
+        chunks=len(package.chunks),
+        total_bytes=package.total_bytes,
+        base=package.base_sha256 or b"",
+    )
     (directory / "command").write_bytes(encode_command(command))
     (directory / "chunk0").write_bytes(package.chunks[0])
 

@@ -46,10 +46,16 @@ MOVED = image_of(VECTORS["packages"][0])
 
 def case(base: bytes, image: bytes, package: PackageFile, **more: Any) -> Case:
     manifest = Manifest("lamps", "1.1", "esp32c3", 2, len(image), hashlib.sha256(image).digest())
-    digest = more.pop("digest", package.base_sha256)
-    sizes = (len(image), len(package.chunks), package.total_bytes)
     command = Command(
-        Type.UPDATE, 0, "1.1", encode([encode_manifest(manifest), b"", b""]), package.id, package.kind, *sizes, digest
+        type=Type.UPDATE,
+        version="1.1",
+        manifest=encode([encode_manifest(manifest), b"", b""]),
+        package=package.id,
+        kind=package.kind,
+        size=len(image),
+        chunks=len(package.chunks),
+        total_bytes=package.total_bytes,
+        base=more.pop("digest", package.base_sha256),
     )
     chunks = [chunk.hex() for chunk in package.chunks]
     return {"command": encode_command(command).hex(), "base": base.hex(), "chunks": chunks, **more}

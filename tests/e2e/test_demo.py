@@ -49,6 +49,7 @@ async def test_a_bare_board_is_taken_to_a_roll_back() -> None:
     told = run.stdout.decode()
     assert run.returncode == 0, told + run.stderr.decode()
     assert "lamp1 | wifi: joined attic" in told and "lamp1 | app: the lamp is on" in told
-    assert "v1.25.0: in sync" in told and "AttributeError" in told
+    assert "v1.25.0, app 0: in sync" in told and "AttributeError" in told
     assert "Done: a bare board became a device, one update arrived, one bad one was left" in told
+    assert "lamp1 | app: the lamp is blue" in told and "ZeroDivisionError" in told
     assert "correct horse" not in told and "dfc_" not in told

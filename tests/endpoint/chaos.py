@@ -21,9 +21,11 @@ import pytest
 import trio
 from dfud_coap.answering import Answering
 from dfud_coap.message import Code as CoapCode
+from dfud_coap.notifying import Notifying
 from dfud_coap.observe import Observers
 from dfud_coap.securing import Securing
 from dfud_coap.server import Server
+from dfud_coap.transfers import Transfers
 from dfud_coap.waiting import WaitingRoom
 from dfud_coap.work import Work
 
@@ -38,8 +40,9 @@ ROUNDS_MAX = 400
 ASKED_AGAIN = 10
 OLD, NEW = build("print(1)\n", "1.0"), build("print(2)\n" * 50, "1.1", bytes(range(256)) * 40)
 COAP_HANDLERS: list[tuple[type[Any], str]] = [
-    *((Server, name) for name in ("_read", "_act", "_publish", "_tell", "_assemble", "_later_block", "_get_chunks")),
-    *((Server, name) for name in ("_send_chunks", "_notify", "_post_again")),
+    *((Server, name) for name in ("_read", "_act", "_publish", "_tell")),
+    *((Transfers, name) for name in ("assemble", "later_block", "fetch", "_send_chunks")),
+    *((Notifying, name) for name in ("notify", "post_again")),
     *((Securing, name) for name in ("take", "_keyed", "_unprotected", "read_request")),
     *((Answering, name) for name in ("finish", "cut", "acknowledge")),
     (WaitingRoom, "park"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import trio.testing
 
 from dfud.api import (
     Change,
@@ -188,4 +189,59 @@ async def test_an_alias_and_a_stranger_among_them_are_judged_by_themselves(nurse
             those.start_soon(one, name, text)
     codes = {name: reply.code for name, reply in found.items() if isinstance(reply, Reply)}
     assert codes == {"alias": Code.COMMAND, "stranger": Code.DENIED, "device": Code.COMMAND, "no app": Code.DENIED}
+    nursery.cancel_scope.cancel()
+
+
+def soon(world: World, text: str, body: bytes) -> tuple[Waiting | None, list[Reply]]:
+    replies: list[Reply] = []
+    found = world.endpoint.soon(Request("http", "127.0.0.1", Credentials(basic(text)), "dfu", body))
+    if found is not None:
+        found.listen(replies.append)
+    return found, replies
+
+
+async def test_what_is_taken_soon_needs_no_task_and_is_answered_once(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    before = trio.lowlevel.current_statistics().tasks_living
+    found = [soon(world, f"p{number}@app1:pw", a_status())[1] for number in range(DEVICES)]
+    texts = {"wrong": "p1@app1:no", "alias": "nick@app1:pw", "stranger": "x@app1:pw", "nothing": "app1"}
+    odd = {name: soon(world, text, a_status())[1] for name, text in texts.items()}
+    dialect = soon(world, "p2@app1:pw", b"\xff")[1]
+    assert trio.lowlevel.current_statistics().tasks_living == before, "a task for each"
+    assert world.endpoint.pressure.under_way == DEVICES + 5
+    with trio.fail_after(60):
+        while world.endpoint.pressure.under_way:
+            await trio.testing.wait_all_tasks_blocked()
+    assert [[reply.code for reply in replies] for replies in found] == [[Code.COMMAND]] * DEVICES
+    codes = {name: [reply.code for reply in replies] for name, replies in odd.items()}
+    denied = [Code.DENIED]
+    assert codes == {"wrong": denied, "alias": [Code.COMMAND], "stranger": denied, "nothing": denied}
+    assert [reply.code for reply in dialect] == [Code.MALFORMED]
+    assert said(store)[0] == DEVICES
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_hangs_up_or_waits_too_long_gives_its_turn_back(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, _ = await watched_world(nursery, tmp_path)
+    (first, heard), (second, _) = (soon(world, f"p{number}@app1:pw", a_status()) for number in (1, 2))
+    third, by_itself = soon(world, "nick@app1:pw", a_status())
+    assert first is not None and second is not None and third is not None
+    first.cancel()
+    assert second.expire().code is Code.AWAY
+    assert world.endpoint.pressure.under_way == 1
+    await trio.testing.wait_all_tasks_blocked()
+    third.cancel()
+    assert world.endpoint.pressure.under_way == 0 and heard == []
+    assert [reply.code for reply in by_itself] == [Code.COMMAND]
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_waits_for_a_command_or_for_its_turn_is_not_taken_soon(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, _ = await watched_world(nursery, tmp_path)
+    me = Credentials(basic("p1@app1:pw"))
+    assert world.endpoint.soon(Request("http", "127.0.0.1", me, "dfu", a_status(), timeout_s=60.0)) is None
+    assert world.endpoint.soon(Request("http", "127.0.0.1", me, "temp", b"x")) is None
+    assert world.endpoint.soon(Request("http", "127.0.0.1", me, "dfu", a_status(), as_device="p2")) is None
+    world.endpoint.pressure.limit = 0
+    assert soon(world, "p1@app1:pw", a_status())[0] is None
     nursery.cancel_scope.cancel()

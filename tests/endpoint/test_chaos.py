@@ -95,6 +95,14 @@ async def run(
             updating.start_soon(fleet.update, "c1", "calm")
             for name, app in by_coap:
                 updating.start_soon(fleet.update_by_coap, name, app)
+        async with trio.open_nursery() as talking:
+            if not any(where.startswith("coap.") for where in chaos.raised):
+                talking.start_soon(fleet.talk_by_coap, by_coap[0][0], "wild")
+            while not any(where.startswith("coap.") for where in chaos.raised):
+                await trio.sleep(0.01)  # the devices were quick
+            talking.cancel_scope.cancel()
+        while coap._server is not None and (coap._server._work.count or len(coap._server.waiting)):
+            await trio.sleep(0.01)
     assert sorted(fleet.done) == sorted([*names, "c0", "c1", "c2", "c3"])
     chaos.calm = True
     assert world.endpoint.parked == 0 and coap._server is not None

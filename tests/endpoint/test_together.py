@@ -16,6 +16,7 @@ import trio
 from dfud.api import (
     Aged,
     App,
+    Bus,
     ConflictError,
     Credentials,
     DeleteApp,
@@ -23,6 +24,7 @@ from dfud.api import (
     DeleteFirmware,
     Deployment,
     Device,
+    EventSink,
     Firmware,
     Metadata,
     NotFoundError,
@@ -35,8 +37,10 @@ from dfud.api import (
     Request,
     State,
     StoreError,
+    Telemetry,
 )
 from dfud.controller.fleet import CRASHES, CrashRecord
+from dfud.endpoint.sinking import Sinks
 from dfud.model.credentials import protect
 from dfud.wire.manifest import Manifest, unsigned
 from dfud.wire.messages import Status, Type, decode_command_untrusted, encode_status
@@ -328,7 +332,15 @@ async def test_what_failed_at_either_is_kept_with_a_rollout(tmp_path: Path) -> N
             process = (pair.one, pair.other)[number % 2]
             failures = process.controller.rollouts.failures
             failed = Deployment(
-                f"{number:032x}", "app", f"dev{number}", "2.0", "00" * 32, State.FAILED, 1.0, 1.0, rollout="r"
+                id=f"{number:032x}",
+                app="app",
+                device=f"dev{number}",
+                version="2.0",
+                sha256="00" * 32,
+                state=State.FAILED,
+                created_s=1.0,
+                updated_s=1.0,
+                rollout="r",
             )
             for _ in range(2):
                 with contextlib.suppress(ConflictError), failures.doubted():
@@ -338,6 +350,32 @@ async def test_what_failed_at_either_is_kept_with_a_rollout(tmp_path: Path) -> N
         for process in (pair.one, pair.other):
             found = await process.controller.rollouts.failures.of("r")
             assert [f.device for f in found] == [f"dev{number}" for number in range(6)]
+
+
+async def test_telemetry_is_handed_on_once_by_who_took_it(tmp_path: Path) -> None:
+    class Sink(EventSink):
+        name = "kept"
+
+        def __init__(self) -> None:
+            self.taken: list[bytes] = []
+
+        async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            task_status.started()
+
+        async def take(self, telemetry: Telemetry) -> None:
+            self.taken.append(telemetry.body)
+
+    async with running(tmp_path) as pair:
+        await prepared(pair)
+        kept = [Sink(), Sink()]
+        for process, sink in zip((pair.one, pair.other), kept, strict=True):
+            process.endpoint.sinks = Sinks([sink], 10.0)
+        for number in range(10):
+            request = Request("http", "10.0.0.1", Credentials(basic("dev@app:pw")), "temp", b"%d" % number)
+            found = await (pair.one, pair.other)[number % 2].endpoint.post(request)
+            assert isinstance(found, Reply) and found.code == 202
+        await trio.sleep(0.5)  # whatever is told between processes is told by then
+        assert [sink.taken for sink in kept] == [[b"%d" % n for n in range(start, 10, 2)] for start in (0, 1)]
 
 
 async def test_a_rate_of_a_rollout_holds_over_both(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,21 +24,61 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_command_that_stands_still_is_ended_with_all_that_it_started(tools: Path) -> None:
+class Clock:
+    """build's clock: two seconds pass with each look, and each look waits until `true()`, however long that takes really."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, true: Callable[[], bool]) -> None:
+        self.now_s = 0.0
+        self.stopped = False
+        self._true = true
+        monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: self.now_s, sleep=self.sleep))
+
+    def sleep(self, seconds: float) -> None:
+        while not self._true():
+            time.sleep(0.005)
+        self.now_s += 0.0 if self.stopped else 2.0
+
+
+def test_a_command_that_stands_still_is_ended_with_all_that_it_started(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tools / "child").touch()
     script = f"sleep 1000 & echo $! > {tools}/child; wait"
+    Clock(monkeypatch, lambda: bool((tools / "child").read_text()))
     with pytest.raises(build.Failed, match="nothing moved"):
-        build.run("sh", "-c", script, cwd=tools, still_s=0.5)
+        build.run("sh", "-c", script, cwd=tools, still_s=2.5)
     child = int((tools / "child").read_text())
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.parametrize("sign", ["print", "file"])
-def test_a_command_that_gets_on_has_longer_than_it_may_stand_still(tools: Path, sign: str) -> None:
-    """Ten steps, each of a tenth of the time that it may stand still: by far more in all on a machine with load."""
+def test_a_command_that_gets_on_has_longer_than_it_may_stand_still(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    """Ten steps, each of less than the time that it may stand still, and of much more in all."""
     step = "print(n, flush=True)" if sign == "print" else f"open(f'{tools}/target/{{n}}', 'w')"
-    script = f"import time\nfor n in range(10):\n {step}\n time.sleep(0.3)"
+    script = f"import os, time\nfor n in range(10):\n while not os.path.exists(f'{tools}/go{{n}}'): time.sleep(.005)\n {step}"
+    seen, steps = None, 0
+
+    def stepped() -> bool:
+        """Let it make one more step, and say when that is there to see."""
+        nonlocal seen, steps
+        if steps == 10 and seen is None:
+            clock.stopped = True  # now it ends
+            return True
+        if seen is None:
+            seen = build.progress(tools / "running.log")
+            (tools / f"go{steps}").touch()
+            steps += 1
+        if build.progress(tools / "running.log") == seen:
+            return False
+        seen = None
+        return True
+
+    clock = Clock(monkeypatch, stepped)
     build.run(sys.executable, "-c", script, cwd=tools, still_s=2.5)
+    assert clock.now_s >= 20.0
 
 
 def test_what_a_command_says_of_its_failure_is_kept(tools: Path) -> None:

@@ -22,7 +22,7 @@ class Served:
         self.shutdown = shutdown
         self.ended = trio.Event()
 
-    async def ask(self, data: bytes, *, timeout_s: float = 10) -> bytes:
+    async def ask(self, data: bytes, *, timeout_s: float = 120) -> bytes:
         """Send, and read until the server closes."""
         stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         await stream.send_all(data)
@@ -117,7 +117,7 @@ async def test_one_malformed_request_does_not_end_the_process(served: Served, re
 
 async def test_an_idle_connection_is_closed(served: Served) -> None:
     """D2, first half."""
-    assert (await served.ask(GET % b"", timeout_s=5)).endswith(b"hello")
+    assert (await served.ask(GET % b"", timeout_s=60)).endswith(b"hello")
 
 
 @pytest.mark.parametrize("data", [CLOSE, b"GET / HTTP/1.0\r\n\r\n"])
@@ -133,7 +133,7 @@ async def test_a_peer_that_stops_reading_does_not_hold_the_end(served: Served) -
     await stream.send_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
     assert await stream.receive_some(10)
     served.shutdown.set()
-    with trio.fail_after(8):
+    with trio.fail_after(60):
         await served.ended.wait()
 
 
@@ -212,7 +212,7 @@ async def test_connections_beyond_the_limit_are_closed_and_others_get_their_turn
 
 
 async def test_an_answer_before_the_body_was_read_says_that_the_connection_ends(served: Served) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", timeout=20) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", timeout=120) as client:
         for _ in range(20):
             early = await client.post("/refused", content=bytes(30_000))
             assert (early.status_code, early.text, early.headers["connection"]) == (409, "not now", "close")

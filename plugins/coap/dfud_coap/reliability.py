@@ -118,15 +118,16 @@ class Duplicates:
         old = seen.pop(key, None)
         if old is not None:
             self._bytes -= len(old[2])
-        # Two at a time, so that the table shrinks while it is used, and never all at once.
-        for _ in range(2):
-            if not seen:
-                break
+        # Two at a time, so that the table shrinks while it is used, and not all at once; but for the bytes, as many as it takes:
+        # those in front may have none.
+        removed = 0
+        while seen and (removed < 2 or self._bytes >= self._bytes_max):
             oldest = next(iter(seen))
             until_s, _, kept = seen[oldest]
             if until_s > now_s and len(seen) < self._count_max and self._bytes < self._bytes_max:
                 break
             del seen[oldest]
+            removed += 1
             self._bytes -= len(kept)
         seen[key] = (now_s + EXCHANGE_LIFETIME_S, hash(data), answer)
         self._bytes += len(answer)

@@ -23,8 +23,7 @@ from dfud_http.stream import close
 
 TICK_S = 0.25  # how late the end of a time may be noticed
 READ_AT_ONCE = 64
-TURN_S = 0.25  # after that, or with so many new tasks, the rest of the world has its turn
-RESUMED_AT_ONCE = 128
+TURN_S = 0.25  # after that, the rest of the world has its turn
 RECEIVE_BYTES = 16384
 NEVER = 1 << 62
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP
@@ -113,7 +112,6 @@ class Lot:
         self._emptied = trio.Event()
         self._draining = False
         self._now_s = trio.current_time()
-        self._resumed = 0  # in this turn
 
     def __len__(self) -> int:
         return len(self._places)
@@ -208,7 +206,6 @@ class Lot:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self._now_s = trio.current_time()
-            self._resumed = 0
             while events := self._epoll.poll(0, READ_AT_ONCE):
                 for number, _ in events:
                     place = self._places.get(number)
@@ -219,9 +216,7 @@ class Lot:
                             # Not contained(): this is what a poll costs.
                             note("http.lot", error, peer=place.peer)
                             self._failed(place)
-                if len(events) < READ_AT_ONCE or self._resumed >= RESUMED_AT_ONCE:
-                    break
-                if trio.current_time() >= self._now_s + TURN_S:
+                if len(events) < READ_AT_ONCE or trio.current_time() >= self._now_s + TURN_S:
                     break
 
     def _readable(self, place: Place) -> None:
@@ -326,7 +321,6 @@ class Lot:
     def _goes_on(self, place: Place) -> None:
         """Have it go on as a task."""
         self._let_go(place)
-        self._resumed += 1
         self._resume(place)
 
     def _let_go(self, place: Place) -> None:

@@ -50,9 +50,11 @@ class Quick:
         stop = data.find(b"\r\n\r\n", end)
         alike = start >= len(_AUTHORIZATION) and end >= start and 0 <= stop <= self._config.header_max
         if alike and (head := self._heads.get(data[:start] + data[end:stop])) is not None:
-            value, body = data[start:end], data[stop + 4 :]
+            value, body = data[start:end].lstrip(b" "), data[stop + 4 :]  # as the parser does
             if len(body) == head.length and not value.translate(None, _VALUE):
                 found = self._ask(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
+                if found is None:
+                    found = self._soon(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
                 if found is not None:
                     return found
         reader = RequestReader(self._config)
@@ -67,7 +69,7 @@ class Quick:
         value = request.headers.get(b"authorization", b"")
         found = self._ask(asked, value, request.body, peer, certificate, encrypted, request.keep_alive)
         if found is None:
-            return reader
+            return self._soon(asked, value, request.body, peer, certificate, encrypted, request.keep_alive) or reader
         if alike and value == data[start:end] and stop + 4 + len(request.body) == len(data):
             self._remember(data[:start], data[end:stop], request, asked)
         return found
@@ -104,6 +106,22 @@ class Quick:
             peer, credentials(asked, authorization, certificate), asked.package, asked.first, asked.last
         )
         return (encode_fetched(chunks, asked, keep_alive), keep_alive, 0.0) if chunks is not None else None
+
+    def _soon(
+        self,
+        asked: Publish | Fetch,
+        authorization: bytes,
+        body: bytes,
+        peer: str,
+        certificate: bytes,
+        encrypted: bool,
+        keep_alive: bool,
+    ) -> Found | None:
+        """As _ask(), where the endpoint takes it without a task of this connection's; nobody knows yet whether it is right."""
+        if not isinstance(asked, Publish):
+            return None
+        found = self._endpoint.soon(asked.of(peer, authorization, certificate, body, encrypted=encrypted))
+        return (found, keep_alive, 0.0) if found is not None else None
 
     def _encode(self, reply: Reply) -> bytes:
         kept = self._encoded.get(id(reply))

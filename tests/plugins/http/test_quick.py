@@ -17,7 +17,7 @@ from dfud_http.quick import HEADS_MAX, Quick
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dfud.api import Code, Reply, Waiting
+from dfud.api import Code, Reply, Request, Waiting
 from dfud.testing.fake_endpoint import FakeEndpoint, FakeWaiting
 from dfud.testing.transport import AUTHORIZATION, PACKAGE
 from tests.plugins.http.test_listener import AUTH, CHUNKS, Served, get, post, read_answer, serve, wait_for
@@ -70,6 +70,28 @@ def test_heads_are_kept_of_requests_that_were_right_and_no_more_than_so_many() -
     assert len(asked._heads) == HEADS_MAX
 
 
+class Later(FakeEndpoint):
+    """Takes everything without knowing yet what becomes of it."""
+
+    def soon(self, request: Request) -> Waiting | None:
+        self.requests.append(request)
+        return FakeWaiting(self, 9.0)
+
+
+def test_what_is_taken_soon_waits_without_a_task_and_its_head_is_not_kept() -> None:
+    endpoint = Later(authorization=None, quickly=False)
+    asked = Quick(endpoint, HttpConfig())
+    found = asked.answer(post(), "10.0.0.1", b"", encrypted=False)
+    assert isinstance(found, tuple) and isinstance(found[0], Waiting) and not len(asked._heads)
+    endpoint.quickly = True
+    asked.answer(post(), "10.0.0.1", b"", encrypted=False)
+    assert len(asked._heads) == 1
+    endpoint.quickly = False
+    found = asked.answer(post(), "10.0.0.1", b"", encrypted=False)
+    assert isinstance(found, tuple) and isinstance(found[0], Waiting), "nor where its head is known"
+    assert [request.body for request in endpoint.requests] == [endpoint.requests[0].body] * 3
+
+
 def outcome(endpoint: FakeEndpoint, found: object) -> object:
     """Return what can be compared of an answer."""
     if isinstance(found, RequestReader):
@@ -118,6 +140,7 @@ LINES = st.sampled_from(
 @settings(deadline=None, max_examples=300)
 @given(LINES, st.lists(PIECES, max_size=14), st.integers(0, 200), st.binary(max_size=3), st.lists(PIECES, max_size=3))
 @example(b"POST /v1/dfu HTTP/1.1\r\n", [], 0, b"", [])
+@example(b"POST /v1/dfu HTTP/1.1\r\n", [b"Authorization: ", b" "], 0, b"", [])
 def test_what_is_recognised_is_what_the_parser_makes_of_it(
     line: bytes, pieces: list[bytes], at: int, odd: bytes, more: list[bytes]
 ) -> None:

@@ -15,7 +15,7 @@ from dfud.testing.device import HttpDevice
 from tests.plugins.postgres.server import config_for
 
 APP = "lamps"
-LATEST_S = 60.0  # for a test to fail, not what is promised
+LATEST_S = 120.0  # for a test to fail, not what is promised
 OLD, NEW = b"old image" * 200, b"new image" * 300
 IMAGES: Mapping[str, bytes] = {"1.0": OLD, "2.0": NEW}
 

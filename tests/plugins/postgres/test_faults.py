@@ -37,7 +37,7 @@ from tests.cluster.wire import Wire
 from tests.plugins.postgres.server import Server, config_for, running, standby
 from tests.real_parts import require
 
-LATEST_S = 60.0  # for a test to fail, not what is promised
+LATEST_S = 120.0  # for a test to fail, not what is promised
 KILLS = 3
 QUICK: dict[str, Any] = {"connect_s": 2.0, "wait_s": 1.0, "statement_s": 1.0}
 
@@ -175,7 +175,7 @@ async def test_reads_that_are_cancelled_mix_nothing_up(postgres: Server, tmp_pat
 
 async def test_a_server_that_hangs_costs_its_callers_a_bounded_time(own: Server, tmp_path: Path) -> None:
     async with opened(config_for(tmp_path, str(own.directory), **QUICK)) as store:
-        await store.commit([PutDocument("c", "k", b"v")])
+        await again(store)  # its times are short: a busy server may need a second attempt
         own.pause(signal.SIGSTOP)
         try:
             with trio.fail_after(LATEST_S):
@@ -192,7 +192,7 @@ async def test_a_server_that_hangs_costs_its_callers_a_bounded_time(own: Server,
 
 
 async def test_without_a_free_connection_a_read_is_refused_in_time(own: Server, tmp_path: Path) -> None:
-    config = config_for(tmp_path, str(own.directory), **QUICK)
+    config = config_for(tmp_path, str(own.directory), wait_s=1.0)
     async with opened(config) as store:
         await store.commit([PutDocument("c", "k", b"v")])
         own.run("ALTER ROLE dfud CONNECTION LIMIT 1")  # those that it has stay
@@ -213,7 +213,7 @@ async def test_without_a_free_connection_a_read_is_refused_in_time(own: Server, 
 
 
 async def test_a_database_that_is_read_only_refuses_and_goes_on_when_it_is_not(own: Server, tmp_path: Path) -> None:
-    config = config_for(tmp_path, str(own.directory), **QUICK)
+    config = config_for(tmp_path, str(own.directory))
     async with opened(config) as store:
         await store.commit([PutDocument("c", "k", b"v")])
         own.run(f"ALTER DATABASE {config.database} SET default_transaction_read_only = on")

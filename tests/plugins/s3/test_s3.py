@@ -21,7 +21,7 @@ from dfud.testing.store_blobs import BlobConformance
 from tests.plugins.postgres.server import Server, config_for
 from tests.plugins.s3.gateway import KEY, SECRET, Gateway
 
-LATEST_S = 60.0
+LATEST_S = 120.0
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def shared() -> Iterator[HawkbitModel]:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=4))
 def test_no_bytes_get_it_down(shared: HawkbitModel, pieces: list[bytes]) -> None:
-    with socket.create_connection(("127.0.0.1", shared.port), timeout=20) as peer:
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=120) as peer:
         for piece in pieces:
             try:
                 peer.sendall(piece)
