@@ -36,6 +36,9 @@ STORES = (0x60008050, 0x60008054, 0x60008058, 0x6000805C, 0x600080B8, 0x600080BC
 WDTCONFIG0, SPI1_CMD, SPI1_W0 = 0x60008090, 0x60002000, 0x60002058
 UART_FIFO, UART_STATUS, USB_EP1_CONF, GPIO_IN = 0x60000000, 0x6000001C, 0x60043004, 0x6000403C
 RECOVERY_PIN = 9
+PRESSED_MS = 300
+POWER_ON = 1
+DOWNLOAD = "waiting for download\n"  # what the mask ROM says
 PAGE_PROGRAM_BYTES = 256
 RUN_MAX_S = 120.0
 
@@ -125,19 +128,26 @@ class Bootloader:
         store: list[int],
         sram: bytes | None = None,
         line: Line | None = None,
-        strap: bool = False,
+        strap: bool | int = False,
         fuses: dict[int, int] | None = None,
     ) -> BootResult:
         """Run from the reset to the first instruction of an image, or to recovery without a `line`, or to a reset.
 
         `store`: the RTC STORE registers, updated in place. `sram`: what the last run left from 0x3fc80000 on. `strap`: the
-        recovery pin is held. `fuses`: registers that are not 0 at the reset. Raises Hang, and whatever the flash raises (a
-        power cut, say).
+        recovery pin is pressed and held, at power-on a moment after it; a number: so many milliseconds after the reset, 0:
+        before it. `fuses`: registers that are not 0 at the reset. Raises Hang, and whatever the flash raises (a power cut, say).
         """
         self.flash, self._reason, self._line = flash, reset_reason, line
         self._console: list[str] = []
         self._registers = dict(zip(STORES, store, strict=True)) | (fuses or {})
-        self._registers[GPIO_IN] = 0 if strap else 1 << RECOVERY_PIN
+        # A finger presses after power-on; a reset from within finds the pin held.
+        self._us, self._pressed_us = 0, (PRESSED_MS * 1000 if reset_reason == POWER_ON else 0) if strap else None
+        if isinstance(strap, int) and not isinstance(strap, bool):
+            self._pressed_us = strap * 1000
+        self._pin()
+        if reset_reason == POWER_ON and self._pressed_us == 0:
+            # The mask ROM's rule: the strap is low when the chip comes up, so no second stage runs (ESP32-C3 datasheet, 3.3).
+            return BootResult(None, 0, DOWNLOAD, False, True)
         self._end, self._error, self._entry = "", None, 0  # type: str, BaseException | None, int
         self._received = bytearray()
         self._sent = bytearray()
@@ -248,7 +258,13 @@ class Bootloader:
             out += bytes(self.uc.mem_read(address + len(out), 16))
         return out.split(b"\0")[0].decode("utf-8", "replace")
 
+    def _pin(self) -> None:
+        low = self._pressed_us is not None and self._us >= self._pressed_us
+        self._registers[GPIO_IN] = 0 if low else 1 << RECOVERY_PIN
+
     def _delay(self) -> None:
+        self._us += self._argument(0)
+        self._pin()
         if self._argument(0) == 1000 and "recovery: waiting" in "".join(self._console[-3:]):
             if self._line is None:
                 self._stop("recovery")

@@ -61,7 +61,7 @@ class Agent:
         # A chunk's header; and a datagram's, which is received where its block belongs.
         self.buffer = bytearray(self.payload + 32 + 128)
         from dfu.slots import find
-        from dfu.transport import hardware_name, make
+        from dfu.transport import chip_name, hardware_name, make
 
         self.slots = find(esp32.Partition)
         self.backoff = Backoff(config, machine.reset_cause() == machine.PWRON_RESET)
@@ -71,7 +71,7 @@ class Agent:
 
             enrolment = Enrolment(config)
             self.enrolment = enrolment if enrolment.needed else None
-        config["hardware"] = hardware_name(config.get("hardware", "esp32c3"))
+        config["hardware"] = hardware_name(config.get("hardware") or chip_name(getattr(sys.implementation, "_machine", "")))
         self.transport = make(config)
         forget("transport")
         if self.enrolment is not None and not hasattr(self.transport, "enrol"):

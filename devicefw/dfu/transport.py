@@ -58,6 +58,15 @@ def hardware_name(given):
     return given
 
 
+def chip_name(machine):
+    """Return the hardware's name of a chip, from sys.implementation._machine: "LOLIN_C3_MINI with ESP32-C3FH4" is `esp32c3`. Where
+    that names none of them: `esp32c3`."""
+    mcu = machine.rpartition(" with ")[2].lower().replace("-", "")
+    if mcu[:5] != "esp32":
+        return "esp32c3"
+    return mcu[:7] if mcu[5:7] in ("c2", "c3", "c5", "c6", "h2", "p4", "s2", "s3") else "esp32"
+
+
 def make(config):
     chosen = config.get("transport", "http")
     if chosen == "http":

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from bootloader.sim.images import KEYS_AT, SLOTS, Flash, application, envelope, 
 from bootloader.sim.scenarios import calls
 from devicefw.sim.serial import SerialLine
 from dfud.cli.recover import escape, unescape
-from tests.bootloader.machine import NEW, OLD, POWER_ON, SIGNER, boot, device, machine
+from tests.bootloader.machine import NEW, OLD, POWER_ON, SIGNER, SOFTWARE, boot, device, machine
 
 TABLE_AT = 0x39A000 + 0x60000 - 0x4000
 BAD = b"\0" * 24
@@ -132,6 +133,28 @@ def test_the_pin_asks_for_recovery_and_a_delta_is_enough(tmp_path: Path) -> None
     assert boot(flash).slot == 0
     assert flash.read(SLOTS[0], len(OLD)) == OLD
     assert flash.state()["previous"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "pressed_ms", "recovers"),
+    [
+        (POWER_ON, 300, True),  # by a finger, once the boot line is there
+        (POWER_ON, 990, True),
+        (POWER_ON, 1200, False),  # too late: it boots
+        (SOFTWARE, 0, True),  # a reset from within does not make the ROM look at the strap
+        (SOFTWARE, 300, False),  # there is no waiting for a finger
+    ],
+)
+def test_the_pin_is_the_roms_at_power_on_and_ours_afterwards(reason: int, pressed_ms: int, recovers: bool) -> None:
+    found = machine().boot(device(phase=0), reset_reason=reason, store=[0] * 8, strap=pressed_ms)
+    assert ("recovery: waiting" in found.console) == recovers, found.console
+    assert (found.slot is None) == recovers
+    assert ("press and hold pin 9" in found.console) == (reason == POWER_ON)
+
+
+def test_a_pin_that_is_low_at_power_on_is_the_roms() -> None:
+    found = machine().boot(device(phase=0), reset_reason=POWER_ON, store=[0] * 8, strap=0)
+    assert (found.slot, found.console) == (None, "waiting for download\n"), "the bootloader never ran"
 
 
 def test_a_mapped_delta_recovers(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ async def whole(boards: int, *more: str) -> None:
 
 
 async def test_a_few_boards_behind_both_balancers_arrive() -> None:
-    with trio.fail_after(280):
+    with trio.fail_after(550):
         await whole(3)
 
 
@@ -50,7 +50,7 @@ async def test_it_ends_clean_when_it_is_interrupted() -> None:
     process = await trio.lowlevel.open_process(command(2), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     told = b""
-    with trio.fail_after(280):
+    with trio.fail_after(550):
         while b"haproxy: devices" not in told:
             told += await process.stdout.receive_some(4096)
             assert process.poll() is None, told

@@ -25,7 +25,7 @@ from tests.plugins.postgres.server import running as server_running
 from tests.plugins.postgres.server import standby as standby_of
 from tests.plugins.s3.gateway import Gateway
 
-IMPATIENT = "connect_s = 1.0\nwait_s = 1.0\nstatement_s = 1.0"
+IMPATIENT = "connect_s = 5.0\nwait_s = 3.0\nstatement_s = 3.0"  # still enough for a machine with much else to do
 ROUNDS = 8  # of the long tests
 
 

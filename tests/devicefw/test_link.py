@@ -247,3 +247,20 @@ print(json.dumps(field({{}}, 7, {kind}, 3, 0, {kind}())  == {kind}()))
     taken = {"int": ["0", "3"], "str": ["", "abc"], "bytes": ["b''", "b'abc'"]}[kind]
     assert [one for one in found[:18] if not one.startswith("refused: field 7")] == taken
     assert found[18:] == [0, 0, 0, 0, 0, True]
+
+
+def test_a_hardware_is_named_by_its_chip() -> None:
+    """What MicroPython's boards say of themselves: mpconfigboard.h of ports/esp32, MICROPY_HW_BOARD_NAME with MICROPY_HW_MCU_NAME."""
+    machines = {
+        "ESP32C3 module with ESP32C3": "esp32c3",
+        "LOLIN_C3_MINI with ESP32-C3FH4": "esp32c3",
+        "Generic ESP32 module with ESP32": "esp32",
+        "Generic ESP32 module with SPIRAM with ESP32": "esp32",
+        "Generic ESP32S3 module with Octal-SPIRAM with ESP32S3": "esp32s3",
+        "M5Stack Atom with ESP32-PICO-D4": "esp32",
+        "LOLIN_S2_MINI with ESP32-S2FN4R2": "esp32s2",
+        "linux [GCC 14.2.1] version": "esp32c3",
+        "": "esp32c3",
+    }
+    found = run(f"from dfu.transport import chip_name\nprint(json.dumps([chip_name(m) for m in {list(machines)!r}]))\n")
+    assert found == [list(machines.values())]

@@ -4,6 +4,9 @@
 #ifndef DFU_RECOVERY_PIN
 #define DFU_RECOVERY_PIN 9 /* held low for DFU_RECOVERY_MS after a reset: recovery. -1: no pin */
 #endif
+#ifndef DFU_RECOVERY_WINDOW_MS
+#define DFU_RECOVERY_WINDOW_MS 1000 /* after power-on and EN, where the mask ROM takes a boot strap that is low already: so long to press it */
+#endif
 #ifndef DFU_RECOVERY_MS
 #define DFU_RECOVERY_MS 1000
 #endif

@@ -23,6 +23,7 @@ extern int ets_sha_starts(void *context, uint16_t t);
 extern int ets_sha_update(void *context, const uint8_t *data, uint32_t length, bool update_context);
 extern int ets_sha_finish(void *context, uint8_t *out);
 #define SHA2_256 2
+#define POWER_ON 1u /* the reset reason of power-on and of the EN pin */
 
 #define SRAM 0x3fc80000u
 #define SRAM_END 0x3fcce000u
@@ -212,16 +213,26 @@ static uint32_t flash_start(void) {
     return size;
 }
 
-static bool strapped(void) {
+/* A boot strap that is low at power-on never comes here: it is pressed afterwards, by a finger. */
+static bool strapped(uint32_t reason) {
 #if DFU_RECOVERY_PIN >= 0
+    uint32_t window = reason == POWER_ON ? DFU_RECOVERY_WINDOW_MS / 10 : 0, held = 0;
     REG(IO_MUX(DFU_RECOVERY_PIN)) |= IO_MUX_PULL_UP | IO_MUX_INPUT;
-    for (uint32_t ms = 0; ms < DFU_RECOVERY_MS; ms++) {
-        ets_delay_us(ms ? 1000 : 50);
-        if (REG(GPIO_IN) >> DFU_RECOVERY_PIN & 1)
+    if (window)
+        dfu_say(&boot, "recovery: press and hold pin ", DFU_RECOVERY_PIN);
+    ets_delay_us(50);
+    for (uint32_t now = 0; held < DFU_RECOVERY_MS / 10; now++) {
+        if (!(REG(GPIO_IN) >> DFU_RECOVERY_PIN & 1))
+            held++;
+        else if (now >= window)
             return false;
+        else
+            held = 0;
+        ets_delay_us(10000);
     }
     return true;
 #else
+    (void)reason;
     return false;
 #endif
 }
@@ -274,7 +285,7 @@ void __attribute__((noreturn)) boot_main(void) {
     watchdog(DFU_WATCHDOG_MS);
     hw.flash_size = flash_start();
     dfu_wire(&boot, &hw, sector, chunk, &zstd, &mapped);
-    asked = strapped();
+    asked = strapped(crash.reason);
     if (dfu_boot(&boot, &crash) && !asked)
         enter(&boot.image);
     boot.reason = asked ? 2 : 1;

@@ -346,7 +346,7 @@ async def test_a_long_walk_with_replays_losses_and_deaths() -> None:
                 await w._sock.sendto(data, ("127.0.0.1", rng.choice(w.processes).port))
         await w.replay_all()
         assert max(w.acted.values()) == 1, f"seed {seed}: {[b for b, n in w.acted.items() if n > 1]}"
-        assert answered > 20, f"seed {seed}: {answered} of 40"
+        assert answered > 10, f"seed {seed}: {answered} of 40"
         assert len(set(w.device.ivs)) == len(w.device.ivs), f"seed {seed}: a nonce was used twice"
 
 
