@@ -19,6 +19,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from dfud.api import guard
 from dfud.testing.daemon import DaemonProcess
 from tests import warm
 
@@ -99,6 +100,12 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_contained_by_others() -> None:
+    """Let each test count what it has contained itself: the process counts over all of them."""
+    guard._faults.clear()
 
 
 @pytest.fixture(autouse=True)
