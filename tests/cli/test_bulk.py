@@ -40,7 +40,7 @@ def secrets_in(path: Path) -> dict[str, str]:
 
 async def lets_in(dfuctl: Dfuctl, name: str, secret: str) -> bool:
     """Say whether the daemon takes this secret from a device."""
-    async with httpx.AsyncClient(base_url=dfuctl.daemon.urls["http"]) as client:
+    async with httpx.AsyncClient(base_url=dfuctl.daemon.urls["http"], timeout=60) as client:
         answer = await client.post("/v1/telemetry", auth=(f"{name}@lamps", secret), content=b"{}")
     return answer.status_code != 403 and answer.status_code != 401
 

@@ -111,7 +111,7 @@ async def test_a_transport_and_a_sink_that_raise_are_started_again_and_the_rest_
     before = faults()
     async with serving(parts, {}) as (service, _):
         registry = next(r.url for r in caplog.records if r.getMessage() == "users are served")  # type: ignore[attr-defined]
-        async with httpx.AsyncClient(base_url=registry) as client:
+        async with httpx.AsyncClient(base_url=registry, timeout=60) as client:
             for number in (1, 2):
                 transport.fall.set()
                 sink.fall.set()
@@ -156,7 +156,7 @@ async def test_dfuds_own_transports_serve_again_after_what_nobody_foresaw(
         await eventually(lambda: not falls and len(served()) == 3, "started again")
         port = int(served()[-1].rpartition(":")[2])
         if kind is HttpTransport:
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 answer = await client.post(f"http://127.0.0.1:{port}/v1/telemetry", content=b"x", auth=("d@a", "guess"))
             assert 400 <= answer.status_code < 500
         else:

@@ -63,7 +63,7 @@ async def test_one_wrong_byte_costs_one_record_of_a_running_fleet(tmp_path: Path
     change(tmp_path, "app", "other", torn)
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
-        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"]) as devices:
+        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"], timeout=60) as devices:
 
             async def publishes(name: str, secret: str) -> int:
                 auth = (f"{name}@app", secret)
@@ -128,7 +128,7 @@ async def test_a_document_of_any_kind_that_cannot_be_read_costs_itself_and_can_b
     database.close()
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
-        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"]) as devices:
+        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"], timeout=60) as devices:
             for collection, (listed, deleted) in DOCUMENTS.items():
                 answer = await client.get(listed, params={"all": "true"} if collection == "token" else {})
                 assert answer.status_code == 200, (collection, answer.text)
@@ -185,7 +185,7 @@ async def test_what_is_stored_behind_the_lists_costs_itself_too(tmp_path: Path) 
     database.close()
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
-        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"]) as devices:
+        async with daemon.client() as client, httpx.AsyncClient(base_url=daemon.urls["http"], timeout=60) as devices:
             dfu = "/api/dfu/v1/apps/app"
             for path in ("jobs", "fleet", "attention", "rollouts", "drift", "explain/good"):
                 answer = await client.get(f"{dfu}/{path}")

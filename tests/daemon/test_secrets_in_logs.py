@@ -53,12 +53,12 @@ async def test_every_secret_that_is_shown_is_looked_for_and_at_debug_level_none_
         ):
             assert (await admin.post(path, json=body)).is_success
     assert len(daemon.secrets) == 4
-    async with httpx.AsyncClient(base_url=daemon.urls["http"]) as client:
+    async with httpx.AsyncClient(base_url=daemon.urls["http"], timeout=60) as client:
         for secret in daemon.secrets:
             for headers in ({"authorization": f"Bearer {secret}"}, {"authorization": f"Basic {secret}"}):
                 await client.post("/v1/dfu", headers=headers, content=secret.encode())
                 await client.post("/v1/enrol", headers=headers, content=secret.encode())
-                async with httpx.AsyncClient(base_url=daemon.urls["registry"], headers=headers) as user:
+                async with httpx.AsyncClient(base_url=daemon.urls["registry"], headers=headers, timeout=60) as user:
                     await user.get(f"/api/dfu/v1/apps/{secret}/firmware")
                     await user.post("/api/registry/v1alpha1/apps", content=secret.encode())
     nursery.cancel_scope.cancel()

@@ -128,7 +128,7 @@ async def test_slow_hashes_do_not_hold_up_a_stop_and_denials_are_counted(tmp_pat
 async def _guess(daemon: DaemonProcess, number: int) -> None:
     header = base64.b64encode(f"dear@a:{number}".encode()).decode()
     try:
-        async with httpx.AsyncClient(base_url=daemon.urls["http"]) as client:
+        async with httpx.AsyncClient(base_url=daemon.urls["http"], timeout=60) as client:
             await client.post("/v1/temp", content=b"1", headers={"authorization": f"Basic {header}"})
     except httpx.HTTPError:
         return

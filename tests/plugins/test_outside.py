@@ -165,7 +165,7 @@ async def test_a_stranger_learns_nothing(tmp_path: Path, secret: str) -> None:
         await prepared(daemon)
         answers = set()
         for user in ("d@a", "nobody@a", "d@nothing", "d"):
-            async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=(user, secret)) as client:
+            async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=(user, secret), timeout=60) as client:
                 answer = await client.post("/v1/dfu", content=b"\x80")
                 answers.add((answer.status_code, answer.content))
         assert len(answers) == 1

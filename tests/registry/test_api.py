@@ -314,7 +314,7 @@ async def test_roles_are_least_privilege(api: Api) -> None:
     found["spec"]["signing"] = {"mode": "required"}
     await api.ask(403, "PUT", f"{APPS}/a", json=found, headers=manager)
     for headers in ({}, {"authorization": "Bearer drg_000000_x"}, {"authorization": "Basic !!"}):
-        async with httpx.AsyncClient(base_url=api.daemon.urls["registry"], headers=headers) as stranger:
+        async with httpx.AsyncClient(base_url=api.daemon.urls["registry"], headers=headers, timeout=60) as stranger:
             answer = await stranger.get(APPS)
             assert (answer.status_code, answer.json()["error"]) == (403, "AuthenticationError")
 

@@ -230,7 +230,7 @@ async def test_what_a_view_raises_is_answered_logged_once_and_counted(
 ) -> None:
     caplog.set_level(logging.ERROR, "dfud.guard")
     before = faults().get("users.request", 0)
-    async with httpx.AsyncClient(base_url=url, verify=False) as client:
+    async with httpx.AsyncClient(base_url=url, verify=False, timeout=60) as client:
         for _ in range(3):
             answer = await client.get(f"/fails/{how}")
             assert (answer.status_code, answer.json()["message"]) == (500, boundary.FAILED)
@@ -241,7 +241,7 @@ async def test_what_a_view_raises_is_answered_logged_once_and_counted(
 
 async def test_an_answer_that_fails_half_way_is_not_taken_for_a_whole_one(url: str) -> None:
     before = faults().get("users.request", 0)
-    async with httpx.AsyncClient(base_url=url, verify=False) as client:
+    async with httpx.AsyncClient(base_url=url, verify=False, timeout=60) as client:
         for _ in range(3):
             with pytest.raises(httpx.RemoteProtocolError):
                 await client.get("/fails/half-way")

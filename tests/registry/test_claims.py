@@ -183,7 +183,7 @@ async def test_a_device_makes_itself_known_over_http(nursery: trio.Nursery, tmp_
     await run("login", daemon.urls["registry"], "--token", daemon.token)
     await run("app", "create", "a", "--unsigned")
     code = await run("--app", "a", "claim", "create", "--uses", "2", "-l", "site=attic")
-    async with httpx.AsyncClient(base_url=daemon.urls["http"]) as device:
+    async with httpx.AsyncClient(base_url=daemon.urls["http"], timeout=60) as device:
 
         async def enrol(name: str, code: str, secret: str = SECRET, status: int = 200) -> httpx.Response:
             answer = await device.post("/v1/enrol", content=encode_enrolment(Enrolment("a", name, code, secret)))

@@ -98,7 +98,7 @@ async def test_a_selector_costs_what_its_length_is_allowed_to(daemon: DaemonProc
 
 
 async def test_wrong_tokens_do_not_stop_right_ones_from_the_same_address(daemon: DaemonProcess) -> None:
-    async with daemon.client() as admin, httpx.AsyncClient(base_url=daemon.urls["registry"], verify=False) as stranger:
+    async with daemon.client() as admin, httpx.AsyncClient(base_url=daemon.urls["registry"], verify=False, timeout=60) as stranger:
         statuses = [(await stranger.get(APPS, headers=WRONG)).status_code for _ in range(31)]
         assert statuses == [403] * 5 + [429] * 26
         for path in ("/healthz", "/readyz"):
@@ -145,7 +145,7 @@ async def test_tokens_and_claim_codes_are_limited(daemon: DaemonProcess) -> None
 async def test_only_trusted_proxies_say_who_asks(nursery: trio.Nursery, tmp_path: Path) -> None:
     daemon = await prepared(tmp_path / "dfud", 'failures_per_minute = 2\ntrusted_proxies = ["127.0.0.0/8"]')
     await nursery.start(daemon.run)
-    async with httpx.AsyncClient(base_url=daemon.urls["registry"], verify=False) as proxy:
+    async with httpx.AsyncClient(base_url=daemon.urls["registry"], verify=False, timeout=60) as proxy:
 
         async def status(forwarded: str) -> int:
             return (await proxy.get(APPS, headers={**WRONG, "x-forwarded-for": forwarded})).status_code
@@ -157,7 +157,7 @@ async def test_only_trusted_proxies_say_who_asks(nursery: trio.Nursery, tmp_path
 
 
 async def test_nobody_else_is_believed(daemon: DaemonProcess) -> None:
-    async with httpx.AsyncClient(base_url=daemon.urls["registry"], verify=False) as stranger:
+    async with httpx.AsyncClient(base_url=daemon.urls["registry"], verify=False, timeout=60) as stranger:
         headers = [{**WRONG, "x-forwarded-for": f"198.51.100.{n}"} for n in range(7)]
         assert [(await stranger.get(APPS, headers=h)).status_code for h in headers] == [403] * 5 + [429] * 2
 

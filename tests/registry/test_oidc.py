@@ -293,7 +293,7 @@ async def test_the_registry_takes_them_beside_access_tokens(issuer: Issuer, nurs
     await daemon.init()
     await nursery.start(daemon.run)
     token = issuer.token(exp=int(time.time()) + 600, iat=int(time.time()))
-    async with daemon.client() as admin, httpx.AsyncClient(base_url=daemon.urls["registry"]) as eve:
+    async with daemon.client() as admin, httpx.AsyncClient(base_url=daemon.urls["registry"], timeout=60) as eve:
         for name in ("a", "b"):
             assert (await admin.post("/api/registry/v1alpha1/apps", json={"metadata": {"name": name}})).is_success
         headers = {"authorization": f"Bearer {token}"}

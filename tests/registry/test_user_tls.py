@@ -33,7 +33,7 @@ class Served:
         (directory / "ca.pem").write_bytes(ssl.DER_cert_to_PEM_cert(authority.der).encode())
 
     def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=ssl.create_default_context(cafile=self.directory / "ca.pem"), base_url=self.url)
+        return httpx.AsyncClient(verify=ssl.create_default_context(cafile=self.directory / "ca.pem"), base_url=self.url, timeout=60)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_plain_http_on_the_tls_port_is_refused(served: Served) -> None:
 
 
 async def test_the_plain_port_sends_everybody_to_the_tls_one_and_serves_nothing(served: Served) -> None:
-    async with httpx.AsyncClient(base_url=served.plain) as client:
+    async with httpx.AsyncClient(base_url=served.plain, timeout=60) as client:
         found = await client.post("/slow?a=b%20c", content=b"abc", headers={"host": "dfud.example:80"})
         assert (found.status_code, found.content) == (308, b"")
         assert found.headers["location"] == f"https://dfud.example:{served.port}/slow?a=b%20c"

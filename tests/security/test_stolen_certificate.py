@@ -48,7 +48,7 @@ async def test_a_certificate_is_good_for_its_own_device_of_its_own_app(nursery: 
         cert, private, _ = authority.server(tmp_path / f"{name}-{id(authority)}", name)
         context = ssl.create_default_context(cadata=ssl.DER_cert_to_PEM_cert(server.der))
         context.load_cert_chain(cert, private)
-        async with httpx.AsyncClient(base_url=url, verify=context) as device:
+        async with httpx.AsyncClient(base_url=url, verify=context, timeout=60) as device:
             return (await device.post("/v1/temp", params=query, content=b"1")).status_code
 
     assert await status(ours, "lamp1") == 202

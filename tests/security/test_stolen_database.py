@@ -47,7 +47,7 @@ async def used(daemon: DaemonProcess, nursery: trio.Nursery) -> dict[str, str]:
                 assert not any(form.decode("latin-1") in shown for form in forms(secret)), "nothing is shown a second time"
         secrets["claim code"] = (await post("/api/dfu/v1/apps/a/claims", json={"uses": 2}))["code"]
         secrets["reader token"] = (await post("/api/tokens/v1alpha1", json={"roles": {"a": "reader"}}))["token"]
-        async with httpx.AsyncClient(base_url=daemon.urls["http"]) as device:
+        async with httpx.AsyncClient(base_url=daemon.urls["http"], timeout=60) as device:
             message = encode_enrolment(Enrolment("a", "e", secrets["claim code"], OWN))
             assert (await device.post("/v1/enrol", content=message)).status_code == 200
         secrets["enrolled secret"] = OWN

@@ -102,7 +102,7 @@ async def test_he_reaches_nothing_of_the_user_plane(world: World) -> None:
     secret = await world.device("stolen")
     basic = base64.b64encode(f"stolen@a:{secret}".encode()).decode()
     for authorization in (f"Bearer {secret}", f"Basic {basic}", f"Bearer drg_aaaaaa_{secret}"):
-        async with httpx.AsyncClient(base_url=world.daemon.urls["registry"]) as thief:
+        async with httpx.AsyncClient(base_url=world.daemon.urls["registry"], timeout=60) as thief:
             for path in (APPS, f"{APPS}/a", f"{APPS}/a/devices/stolen", "/api/dfu/v1/audit", "/metrics", "/api/tokens/v1alpha1"):
                 answer = await thief.get(path, headers={"authorization": authorization})
                 assert (answer.status_code, answer.json()["error"]) == (403, "AuthenticationError")
@@ -160,7 +160,7 @@ async def test_every_way_of_being_wrong_looks_the_same(world: World) -> None:
         {"headers": basic(f"user:{secret}"), "params": {"application": "a", "device": "known"}},
     ]
     seen = set()
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         for options in wrong:
             for path in ("/v1/temp", "/v1/dfu"):
                 answer = await client.post(path, content=b"\x80", **options)

@@ -121,5 +121,5 @@ async def test_unprotected_requests_are_refused_unless_the_config_says_so(world:
     with trio.fail_after(LIMIT_S):
         answer = await client.ask(request(aiocoap.POST, world.url, ["v1", "dfu"], b"\x80", auth=b"Basic eDp5"))
     assert dotted(answer) == "4.01"
-    async with httpx.AsyncClient(base_url=world.daemon.urls["http"]) as http:
+    async with httpx.AsyncClient(base_url=world.daemon.urls["http"], timeout=60) as http:
         assert (await http.post("/v1/dfu", content=b"\x80")).status_code == 403

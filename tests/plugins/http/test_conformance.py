@@ -14,7 +14,7 @@ from tests.plugins.http.test_listener import AUTH, get, post
 
 class HttpPeer(TransportPeer):
     async def publish(self, url: str, publish: Publish) -> Reply:
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             answer = await client.post(
                 f"/v1/{publish.channel}",
                 content=publish.body,
@@ -28,7 +28,7 @@ class HttpPeer(TransportPeer):
         self, url: str, package: str, first: int, last: int, *, authorization: bytes = AUTHORIZATION
     ) -> tuple[Code, bytes]:
         which = str(first) if first == last else f"{first}-{last}"
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             answer = await client.get(f"/v1/dfu/{package}/{which}", headers={"authorization": authorization.decode()})
         return Code(answer.status_code), answer.content
 

@@ -63,7 +63,7 @@ def test_what_it_does_not_know_is_answered_501_and_kept(
 
 def test_killed_it_comes_back_on_its_port_with_its_state(model: ModelHawkbit) -> None:
     model.mgmt("POST", "/targets", [{"controllerId": "a"}])
-    with httpx.Client(base_url=model.url, auth=(model.user, model.password), trust_env=False) as client:
+    with httpx.Client(base_url=model.url, auth=(model.user, model.password), trust_env=False, timeout=60) as client:
         assert client.get("/rest/v1/targets/a").status_code == 200
         model.kill()
         with pytest.raises(httpx.TransportError):
