@@ -15,6 +15,7 @@ from dfud.board.image import Identity
 from dfud.board.software import AGENT_FILE, agent_files, app_files, march_of, pack, start_files
 from dfud.board.stock import CHIP, read_stock_untrusted
 from dfud.cli.board_factory import board_factory
+from dfud.cli.board_flash import board_flash
 from dfud.cli.board_inspect import board_inspect
 from dfud.cli.board_options import first_line, identity_options, public_key, write_file
 from dfud.cli.client import CliError, Session
@@ -191,11 +192,12 @@ def board_image(
     vfs = next(part for part in (WITHOUT_BANKS if no_banks else LAYOUTS)[flash] if part.label == "vfs")
     session.say(
         f"{to}: {len(content)} bytes, MicroPython {stock.version} for {hardware}, {len(files)} files in {vfs.size} bytes of file "
-        "system. It holds secrets: keep it as you would keep them. Flash it with",
+        f"system. It holds secrets: keep it as you would keep them. Flash it with `dfuctl board flash --port {port} {to}`, or with",
         err=True,
     )
     session.say(command)
 
 
+board.add_command(board_flash)
 board.add_command(board_inspect)
 board.add_command(board_factory)

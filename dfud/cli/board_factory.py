@@ -50,7 +50,7 @@ def board_factory(
 
     \b
     dfuctl board factory --count 100 --prefix lamp- --claim-file claim -O line
-    esptool --chip esp32c3 --port PORT write-flash 0x0 board.bin 0x9000 line/lamp-001.nvs.bin
+    dfuctl board flash --port PORT board.bin --identity line/lamp-001.nvs.bin
     """
     if sum((claim_file is not None, create, secrets is not None)) != 1:
         raise CliError("whose secrets? give one of --claim-file, --create and --secrets")

@@ -12,6 +12,7 @@ import trio
 
 from devicefw.sim.board import Board
 from dfud.board.flashmap import LAYOUTS, SIZES, bank_capacity, find
+from tests.board.romloader import Chip
 from tests.board.support import download, micropython
 from tests.e2e.fleet import APP, Fleet, fleet
 from tests.real_parts import require
@@ -60,6 +61,7 @@ class Desk:
 async def test_each_command_of_the_page(tmp_path: Path) -> None:
     require("micropython")
     require("riscv-gcc")
+    require("esptool")
     (tmp_path / OLD).write_bytes(download(micropython("v1.24.1")))
     (tmp_path / NEW).write_bytes(download(micropython("v1.25.0")))
     (tmp_path / "app").mkdir()
@@ -70,16 +72,20 @@ async def test_each_command_of_the_page(tmp_path: Path) -> None:
         await desk(f"dfuctl login {f.daemon.urls['registry']}", given=f.daemon.token + "\n")
         done = []
         printed = made = ""
+        chip = Chip()
         for line in commands(PAGE):
             if line.startswith("esptool"):
                 assert line in made, "the page shows what `board image` printed"
                 told = await desk(line.replace("/dev/ttyACM0", "./no-port"), code=2)
                 assert "./no-port" in told and "Usage" not in told, "esptool takes the command, and misses the port alone"
-                lamp = Board(tmp_path / "board", flash=(tmp_path / "board.bin").read_bytes())
+                lamp = Board(tmp_path / "board", flash=bytes(chip.flash))
                 f.boards.append(lamp)
                 f.nursery.start_soon(lamp.run)
                 continue
-            if line == "dfuctl device list":
+            if line.startswith("dfuctl board flash"):
+                with chip.plugged_in() as port:
+                    assert "then it starts" in await desk(line.replace("/dev/ttyACM0", port))
+            elif line == "dfuctl device list":
                 with trio.fail_after(60):
                     while "v1.24.1" not in (printed := await desk(line)):
                         await trio.sleep(0.2)
@@ -98,7 +104,7 @@ async def test_each_command_of_the_page(tmp_path: Path) -> None:
             if line == "dfuctl board inspect board/flash.bin":
                 assert "left after crashes" in printed and "v1.25.0" in printed
             done.append(line)
-        assert len(done) == 15
+        assert len(done) == 16
         assert len(list((tmp_path / "line").glob("lamp-00?.nvs.bin"))) == 3
 
 
