@@ -28,9 +28,19 @@ class Served:
         self.endpoint = endpoint
         self.transport = transport
         self.port = port
+        self.connected: list[trio.SocketStream] = []
 
     async def connect(self) -> trio.SocketStream:
-        return await trio.open_tcp_stream("127.0.0.1", self.port)
+        """Return a connection, which is closed with the test if not before."""
+        self.connected.append(await trio.open_tcp_stream("127.0.0.1", self.port))
+        return self.connected[-1]
+
+    async def keep(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            for stream in self.connected:
+                await trio.aclose_forcefully(stream)
 
     async def ask(self, data: bytes) -> bytes:
         """Send `data`, and read until the listener closes."""
@@ -88,7 +98,9 @@ async def serve(nursery: trio.Nursery, **options: object) -> Served:
     endpoint = FakeEndpoint(packages={PACKAGE: CHUNKS}, quickly=False)
     transport = HttpTransport(HttpConfig(port=0, **options))  # type: ignore[arg-type]  # tests name what they set
     urls = await nursery.start(transport.run, endpoint)
-    return Served(endpoint, transport, int(urls[0].rpartition(":")[2]))
+    served = Served(endpoint, transport, int(urls[0].rpartition(":")[2]))
+    nursery.start_soon(served.keep)
+    return served
 
 
 @pytest.fixture
