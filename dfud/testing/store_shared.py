@@ -264,6 +264,13 @@ class SharedConformance:
             names = ("one", "other")
             programs = [_program(type(self), tmp_path, name) for name in names]
             for program in programs:
+                assert program.stdout is not None
+                assert await trio.to_thread.run_sync(program.stdout.readline) == "opened\n"
+            for program in programs:  # neither is done before the other begins
+                assert program.stdin is not None
+                program.stdin.write("go\n")
+                program.stdin.flush()
+            for program in programs:
                 said, _ = await trio.to_thread.run_sync(program.communicate)
                 assert (program.returncode, said) == (0, "ended\n")
             assert await store.counts("s") == {"all": 2 * STEPS, **dict.fromkeys(names, STEPS)}
@@ -281,7 +288,7 @@ def _program(kind: type[SharedConformance], directory: Path, what: str) -> subpr
         *(kind.__module__, kind.__qualname__, str(directory), what),
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
 
 
 async def _lead_and_count(store: Store) -> None:
@@ -299,6 +306,8 @@ async def _write(store: Store, name: str) -> None:
     """Change what others change: counters, and a device's deployment by compare and set, each until it was stored."""
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run, Bus())
+        print("opened", flush=True)
+        await trio.to_thread.run_sync(sys.stdin.readline)
         for step in range(STEPS):
             stored = False
             while not stored:
