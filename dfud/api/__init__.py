@@ -40,6 +40,7 @@ from dfud.api.plugins import (
     hookspec,
     open_to_all,
 )
+from dfud.api.proxies import trusted_proxies
 from dfud.api.records import UNDECODABLE, decode_untrusted, read_record
 from dfud.api.requests import chunk_range_untrusted, is_acceptable, says_json, timeout_untrusted
 from dfud.api.shared import SharedCounts
@@ -84,7 +85,7 @@ from dfud.errors import (
     StoreError,
     UnreadableError,
 )
-from dfud.model.address import is_loopback, limited
+from dfud.model.address import Networks, client_of, is_in, is_loopback, limited
 from dfud.model.deployment import Actual, Deployment, HistoryEntry, State
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware, Image, Recall, Requires
@@ -148,6 +149,7 @@ __all__ = [
     "Image",
     "Metadata",
     "Missed",
+    "Networks",
     "NotFoundError",
     "OwnRollout",
     "OwnWave",
@@ -194,6 +196,7 @@ __all__ = [
     "Wish",
     "change_event",
     "chunk_range_untrusted",
+    "client_of",
     "contained",
     "decode_untrusted",
     "faults",
@@ -201,6 +204,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "is_acceptable",
+    "is_in",
     "is_loopback",
     "limited",
     "note",
@@ -210,4 +214,5 @@ __all__ = [
     "says_json",
     "server_context",
     "timeout_untrusted",
+    "trusted_proxies",
 ]

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import msgspec
 
-from dfud.api import ConfigError, Section
-from dfud.model.address import Networks, networks
+from dfud.api import Section, trusted_proxies
+from dfud.model.address import Networks
 from dfud.model.selectors import SELECTOR_MAX_BYTES, SELECTOR_MAX_TERMS
 from dfud.model.untrusted import ENCODED_MAX_BYTES
 
@@ -124,9 +124,4 @@ SECTION = Section("registry", RegistryConfig, "What users talk to.")
 
 def proxies_of(config: RegistryConfig) -> Networks:
     """Return [registry] trusted_proxies. Raises ConfigError."""
-    try:
-        return networks(config.trusted_proxies)
-    except ValueError as error:
-        raise ConfigError(
-            f"[registry] trusted_proxies {str(error)!r}, expected an address or a network such as 10.0.0.0/8"
-        ) from None
+    return trusted_proxies("registry", config.trusted_proxies)

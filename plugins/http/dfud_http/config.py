@@ -32,6 +32,13 @@ class HttpConfig(msgspec.Struct, frozen=True):
     connections_per_address: Annotated[int, Meta(description="connections from one address", ge=1, le=1_000_000)] = (
         10_000
     )
+    trusted_proxies: Annotated[
+        list[str],
+        Meta(
+            description="addresses or networks of proxies whose X-Forwarded-For says who asks; nobody else's does. "
+            "Limits on connections and handshakes of one address are not for them"
+        ),
+    ] = msgspec.field(default_factory=list)
     header_max: Annotated[int, Meta(description="request line and headers", ge=512, le=1 << 20, extra=BYTES)] = 8192
     body_max: Annotated[int, Meta(description="body of a request", ge=4096, le=1 << 26, extra=BYTES)] = 65536
     headers: Annotated[int, Meta(description="header lines in a request", ge=8, le=10_000)] = 100

@@ -12,6 +12,7 @@ from dfud_http.answer import CONTINUE, FAILED, encode_plain, encode_reply
 from dfud_http.asked import Fetch, Plain, Publish, credentials, understand
 from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
+from dfud_http.forwarded import ForwardedReader
 from dfud_http.lot import RECEIVE_BYTES, Left, Place
 from dfud_http.parse import Fault, HttpRequest, RequestReader
 from dfud_http.quick import encode_fetched
@@ -46,7 +47,7 @@ class Connection:
         self._config = config
         self._budget = budget
         self._held = 0
-        self._reader = place.reader or RequestReader(config)
+        self._reader = place.reader or (RequestReader if place.proxies is None else ForwardedReader)(config)
         place.reader = None
         self._scope = trio.CancelScope()
         self._draining = False
@@ -141,12 +142,14 @@ class Connection:
         request = reader.take()
         self.busy = True
         keep_alive = request.keep_alive and not self._draining
+        place = self._place
+        peer = place.peer if place.proxies is None else place.proxies.client_of(place.peer, request)
         self._scope.deadline = math.inf
         try:
-            answer = await self._answer(request, keep_alive)
+            answer = await self._answer(request, peer, keep_alive)
         except Exception as error:
             # Not contained(): this is what a poll costs. A group with a cancellation in it ends the connection, which is.
-            note("http.request", error, peer=self._place.peer)
+            note("http.request", error, peer=peer)
             answer = encode_plain(500, FAILED, keep_alive=keep_alive)
         del request
         self._account()
@@ -186,31 +189,33 @@ class Connection:
                 self._scope.deadline = trio.current_time() + self._config.request_s
         return None
 
-    async def _answer(self, request: HttpRequest, keep_alive: bool) -> bytes | Waiting:
+    async def _answer(self, request: HttpRequest, peer: str, keep_alive: bool) -> bytes | Waiting:
         """Return the whole answer, or what it waits for."""
         asked = understand(request)
         if isinstance(asked, Plain):
             return encode_plain(asked.status, asked.message, keep_alive=keep_alive, headers=asked.headers)
         authorization = request.headers.get(b"authorization", b"")
         if isinstance(asked, Publish):
-            return await self._publish(asked, authorization, request.body, keep_alive)
-        return await self._fetch(asked, authorization, keep_alive)
+            return await self._publish(asked, peer, authorization, request.body, keep_alive)
+        return await self._fetch(asked, peer, authorization, keep_alive)
 
-    async def _publish(self, asked: Publish, authorization: bytes, body: bytes, keep_alive: bool) -> bytes | Waiting:
+    async def _publish(
+        self, asked: Publish, peer: str, authorization: bytes, body: bytes, keep_alive: bool
+    ) -> bytes | Waiting:
         if not is_acceptable(asked.channel, asked.content_type, body):
             return encode_plain(406, keep_alive=keep_alive)
         place = self._place
-        request = asked.of(place.peer, authorization, place.certificate, body, encrypted=place.encrypted)
+        request = asked.of(peer, authorization, place.certificate, body, encrypted=place.encrypted)
         found = self._endpoint.quick(request)
         if found is None:
             found = await self._endpoint.post(request)
         return found if isinstance(found, Waiting) else encode_reply(found, keep_alive)
 
-    async def _fetch(self, asked: Fetch, authorization: bytes, keep_alive: bool) -> bytes:
+    async def _fetch(self, asked: Fetch, peer: str, authorization: bytes, keep_alive: bool) -> bytes:
         shown = credentials(asked, authorization, self._place.certificate)
-        found = self._endpoint.quick_chunks(self._place.peer, shown, asked.package, asked.first, asked.last)
+        found = self._endpoint.quick_chunks(peer, shown, asked.package, asked.first, asked.last)
         if found is None:
-            found = await self._endpoint.chunks(self._place.peer, shown, asked.package, asked.first, asked.last)
+            found = await self._endpoint.chunks(peer, shown, asked.package, asked.first, asked.last)
         return encode_fetched(found, asked, keep_alive)
 
     async def _wait(self, waiting: Waiting, place: Place | None = None) -> Reply | None:

@@ -17,6 +17,7 @@ import trio
 
 from dfud.api import Reply, Waiting, contained, note
 from dfud_http.answer import FAILED, encode_plain, encode_reply
+from dfud_http.forwarded import Proxies
 from dfud_http.parse import RequestReader
 from dfud_http.quick import Quick
 from dfud_http.stream import close
@@ -42,8 +43,9 @@ class Left:
 class Place:
     """One connection. waiting: what it waits for; None: its next request. until_s: when its time has passed, on trio's clock.
 
-    secured: whether a TLS handshake is done, or none is due. paused: not heard until then. reply: an answer that came while it was
-    on its way to being a task; reader: what it has sent that needs a task; rest: of an answer, what the socket did not take yet.
+    proxies: those that are trusted, if the peer is one of them; else None. secured: whether a TLS handshake is done, or none is due.
+    paused: not heard until then. reply: an answer that came while it was on its way to being a task; reader: what it has sent that
+    needs a task; rest: of an answer, what the socket did not take yet.
     """
 
     __slots__ = (
@@ -55,6 +57,7 @@ class Place:
         "keep_alive",
         "paused",
         "peer",
+        "proxies",
         "reader",
         "reply",
         "rest",
@@ -70,6 +73,7 @@ class Place:
         self.sock = sock
         self.peer = peer
         self.address = address
+        self.proxies: Proxies | None = None
         self.secured = secured
         self.encrypted = False
         self.certificate = b""
@@ -239,7 +243,12 @@ class Lot:
         if not data:
             self._close(place)
             return
-        found = self._quick.answer(data, place.peer, place.certificate, encrypted=place.encrypted)
+        if place.proxies is None:
+            found = self._quick.answer(data, place.peer, place.certificate, encrypted=place.encrypted)
+        else:
+            found = self._quick.answer_proxied(
+                data, place.peer, place.certificate, place.proxies, encrypted=place.encrypted
+            )
         if isinstance(found, RequestReader):
             place.reader = found
             self._goes_on(place)
@@ -247,7 +256,8 @@ class Lot:
         answer, keep_alive, pause_s = found
         if type(answer) is bytes:
             self._send(place, answer, keep_alive)
-            if pause_s and self.holds(place):
+            # What a proxy sends next is somebody else's.
+            if pause_s and place.proxies is None and self.holds(place):
                 self._pause(place, pause_s)
         else:
             place.keep_alive = keep_alive

@@ -18,6 +18,7 @@ from dfud_http.answer import encode_plain
 from dfud_http.budget import Budget
 from dfud_http.config import HttpConfig
 from dfud_http.connection import Connection
+from dfud_http.forwarded import Proxies
 from dfud_http.lot import RECEIVE_BYTES, Left, Lot, Place
 from dfud_http.parse import RequestReader
 from dfud_http.quick import Quick
@@ -38,6 +39,7 @@ class HttpTransport(Transport):
 
     def __init__(self, config: HttpConfig) -> None:
         self._config = config
+        self._proxies = Proxies(config)
         self._tls = self._load_tls()
         if self._tls is None and not config.allow_plain and not is_loopback(config.host):
             raise ConfigError(
@@ -149,7 +151,10 @@ class HttpTransport(Transport):
         self._open += 1
         self._addresses[address] += 1
         place = Place(lot, sock, peer, address, secured=self._tls is None or redirect is not None)
-        if self._open > self._config.connections or self._addresses[address] > self._config.connections_per_address:
+        if self._proxies.trusts(peer):
+            place.proxies = self._proxies
+        many = self._addresses[address] > self._config.connections_per_address and place.proxies is None
+        if self._open > self._config.connections or many:
             self._refuse(place)
         elif redirect is not None:
             redirect(place)
@@ -209,7 +214,9 @@ class HttpTransport(Transport):
 
     async def _secure(self, place: Place) -> None:
         assert self._tls is not None
-        async with self._handshakes.turn(place.address):
+        # A proxy stands for many: each of its connections waits for its own turn.
+        key = place.address if place.proxies is None else f"{place.address} {place.sock.fileno()}"
+        async with self._handshakes.turn(key):
             stream = TlsStream.server(place.sock, self._tls)
             place.sock = stream.socket
             with trio.fail_after(self._config.handshake_s):
