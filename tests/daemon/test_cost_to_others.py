@@ -206,7 +206,8 @@ async def test_coap_peers_whose_addresses_are_made_up(tmp_path: Path) -> None:
                 )
                 await strangers.send(number, encode(message))
 
-        grown = await Honest(daemon).meanwhile(attack, rounds=8)
+        # Datagrams are lost where there are too many, and repeated after a second.
+        grown = await Honest(daemon).meanwhile(attack, rounds=30)
         assert grown < 40 * MIB, grown / MIB
 
 

@@ -162,7 +162,15 @@ async def test_who_observes_at_one_is_told_what_another_was_asked(postgres: Serv
         client = await w.boot(await w.key_of("dev0"), w.url_of(1))
         status = encode_status(Status("1.0", bytes(32), "esp32c3", 2, 16640, 1 << 22))
         told: list[Any] = []
-        await client.observe(request(aiocoap.FETCH, w.url_of(1), ["v1", "dfu"], status, observe=0), told)
+        with trio.fail_after(LATEST_S):
+            while not told:
+                try:
+                    await client.observe(request(aiocoap.FETCH, w.url_of(1), ["v1", "dfu"], status, observe=0), told)
+                except aiocoap.oscore.NotAProtectedMessage as error:
+                    # On a loaded machine the store is slow to say whose the context is; a device asks again.
+                    if dotted(error.plain_message) != "5.03":
+                        raise
+                    await trio.sleep(0.2)
         assert dotted(told[0]) == "2.05"
         await w.cluster.want("2.0", 0, "dev0")
         with trio.fail_after(LATEST_S):
