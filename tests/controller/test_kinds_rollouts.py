@@ -82,7 +82,7 @@ async def test_where_one_kind_fails_the_other_goes_back(bad: str, first: str, au
     async with two_kinds(20, bad={bad: 1.0}) as at:
         if first == "app":
             at.world.publish(a_firmware("1.1", sequence=2, beside=(31, 99)))
-        await at.create("both", {**BOTH, "waves": [{"percent": 30, "silentS": 7200}, {"percent": 100}]})
+        await at.create("both", {**BOTH, "waves": [{"percent": 60, "silentS": 7200}, {"percent": 100}]})
         rollout = await at.until("both", State.PAUSED)
         assert rollout.status.code == "error-threshold"
         await settled(at, "both")
@@ -100,7 +100,7 @@ async def test_where_one_kind_fails_the_other_goes_back(bad: str, first: str, au
 
 async def test_a_user_has_both_tried_again(autojump_clock: MockClock) -> None:
     async with two_kinds(20, bad={"3.1": 1.0}) as at:
-        await at.create("both", {**BOTH, "waves": [{"percent": 30, "silentS": 7200}, {"percent": 100}]})
+        await at.create("both", {**BOTH, "waves": [{"percent": 60, "silentS": 7200}, {"percent": 100}]})
         await at.until("both", State.PAUSED)
         await settled(at, "both")
         at.fleet.bad.clear()
