@@ -31,6 +31,8 @@ _COMMANDS = {
     "nginx": "nginx",
     "haproxy": "haproxy",
     "faketime": "faketime",
+    "ip": "ip",
+    "unshare": "unshare",
 }
 _MODULES = {"unicorn": "unicorn", "esptool": "esptool", "goosebit": "goosebit"}
 

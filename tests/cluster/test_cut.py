@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 import trio
 
+from tests.real_parts import require
+
 
 async def test_a_leader_that_is_cut_off_stops_before_another_leads() -> None:
     for part in ("ip", "unshare"):
-        if shutil.which(part, path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
-            pytest.skip(f"{part} is not here")
+        require(part)
     if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network of its own can be had here")
     command = ["unshare", "--net", sys.executable, "-m", "tests.cluster.cut"]
