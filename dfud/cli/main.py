@@ -14,6 +14,7 @@ from dfud import __version__
 from dfud.cli.app_image import app_image
 from dfud.cli.audit import audit
 from dfud.cli.board import board
+from dfud.cli.channels import channel
 from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.devices import device
@@ -27,7 +28,7 @@ from dfud.cli.push import push
 from dfud.cli.recalls import firmware_recall  # noqa: F401  # it and its like join the group firmware
 from dfud.cli.recover import recover
 from dfud.cli.resources import app, command, context, login, token
-from dfud.cli.rollouts import channel, rollout
+from dfud.cli.rollouts import rollout
 from dfud.cli.show import show_json
 from dfud.cli.updates import cancel, drift, explain, follow, history, retry, status, update
 from dfud.errors import DfudError
