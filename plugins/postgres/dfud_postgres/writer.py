@@ -22,6 +22,7 @@ from dfud_postgres.batch import LOCK, Batch, Statement, device_of, qualifies
 from dfud_postgres.changes import Changes
 from dfud_postgres.connection import BEGIN, COMMIT, ROLLBACK, Connection
 from dfud_postgres.errors import DEADLOCK, READ_ONLY, DatabaseError, Lost, told
+from dfud_postgres.fencing import TOKENS, Fence, judge
 from dfud_postgres.limits import Limits
 from dfud_postgres.notices import CHANNEL, Notices
 from dfud_postgres.pool import ENCODING_ERRORS
@@ -40,10 +41,11 @@ SAVEPOINT, RELEASE, BACK = Query("SAVEPOINT job"), Query("RELEASE job"), Query("
 
 
 class _Job:
-    __slots__ = ("changes", "done", "error", "quick")
+    __slots__ = ("changes", "done", "error", "fences", "quick")
 
-    def __init__(self, changes: Sequence[tuple[Change, tuple[bytes, ...]]]) -> None:
+    def __init__(self, changes: Sequence[tuple[Change, tuple[bytes, ...]]], fences: Sequence[Fence]) -> None:
         self.changes = changes
+        self.fences = fences
         self.quick = all(qualifies(change) for change, _ in changes)
         self.done = trio.Event()
         self.error: DfudError | None = None
@@ -88,8 +90,9 @@ class Writer:
         """Return why nothing is written, or ""."""
         return self._fault
 
-    async def commit(self, changes: Sequence[Change]) -> None:
-        job = _Job(encode_all(changes))
+    async def commit(self, changes: Sequence[Change], fences: Sequence[Fence] = ()) -> None:
+        """fences: the leads that this is done for; raises Superseded where one of them is another process' by now."""
+        job = _Job(encode_all(changes), fences)
         if self._closed or self._closing:
             raise StoreError("the store is closed")
         if len(self._queue) >= QUEUED_MAX:
@@ -180,14 +183,22 @@ class Writer:
     async def _attempt(self, batch: list[_Job]) -> None:
         """Write the batch in one transaction. Raises Lost, _InDoubt, DatabaseError: then it is as if it had not been tried."""
         connection = await self._connected()
+        leads = sorted({fence.name for job in batch for fence in job.fences})
+        fenced = [(TOKENS, (leads,))] if leads else []
         quick = [job for job in batch if job.quick]
         slow = [job for job in batch if not job.quick]
         keys = sorted({key for job in quick for change, _ in job.changes if (key := device_of(change)) is not None})
         try:
             locked = (LOCK, ([app for app, _ in keys], [device for _, device in keys]))
-            *_, rows, number = await connection.run((BEGIN, ()), locked, (_NUMBER, ()))
+            *found, rows, number = await connection.run((BEGIN, ()), *fenced, locked, (_NUMBER, ()))
+            if leads:
+                tokens: dict[str, str] = dict(found[-1].rows)
+                for job in batch:
+                    job.error = judge(job.fences, tokens)
             together = Batch(rows.rows, self._limits)
             for job in quick:
+                if job.error is not None:
+                    continue
                 try:
                     together.take(job.changes)
                 except DfudError as error:
@@ -198,7 +209,8 @@ class Writer:
                 await connection.run(*statements)
                 statements = []
             for job in slow:
-                await self._one(connection, changes, job)
+                if job.error is None:
+                    await self._one(connection, changes, job)
             changes.notices.merge(together.notices)
             if payloads := changes.notices.payloads(self._origin):
                 statements.append((_NOTIFY, (payloads,)))
