@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from dfud.api import Change, DfudError, StoreError, contained, note
+from dfud.api import Change, DfudError, PutDevice, StoreError, contained, note
 from dfud.api.encoding import encode_all
 from dfud_postgres.batch import LOCK, Batch, Statement, device_of, qualifies
 from dfud_postgres.changes import Changes
@@ -26,6 +26,7 @@ from dfud_postgres.fencing import TOKENS, Fence, judge
 from dfud_postgres.limits import Limits
 from dfud_postgres.notices import CHANNEL, Notices
 from dfud_postgres.pool import ENCODING_ERRORS
+from dfud_postgres.registering import Put, Raced, put_devices
 from dfud_postgres.wire import Query
 
 log = logging.getLogger("dfud.store")
@@ -208,9 +209,8 @@ class Writer:
             if slow and statements:
                 await connection.run(*statements)
                 statements = []
-            for job in slow:
-                if job.error is None:
-                    await self._one(connection, changes, job)
+            for job in await self._registered(connection, changes, [job for job in slow if job.error is None]):
+                await self._one(connection, changes, job)
             changes.notices.merge(together.notices)
             if payloads := changes.notices.payloads(self._origin):
                 statements.append((_NOTIFY, (payloads,)))
@@ -240,21 +240,58 @@ class Writer:
                 await self._freed(changes.freed)
         _finish(batch)
 
+    async def _registered(self, connection: Connection, changes: Changes, jobs: list[_Job]) -> list[_Job]:
+        """Write the jobs that put devices and nothing that has a condition, all in one savepoint; return the others.
+
+        If one of them cannot be written, it returns all: then each is written by itself.
+        """
+        taken: dict[tuple[str, str], Put] = {}
+        documents = Batch([], self._limits)
+        chosen: set[_Job] = set()
+        for job in jobs:
+            puts = _devices(job)
+            if puts and taken.keys().isdisjoint(puts):
+                chosen.add(job)
+                taken |= puts
+                documents.take(
+                    [(change, bodies) for change, bodies in job.changes if not isinstance(change, PutDevice)]
+                )
+        if len(chosen) < 2:
+            return jobs
+        notices = Notices()
+        await connection.run((SAVEPOINT, ()))
+        try:
+            await put_devices(connection, notices, list(taken.values()))
+            await connection.run(*documents.statements(), (RELEASE, ()))
+        except (DfudError, DatabaseError, Raced, *ENCODING_ERRORS) as error:
+            if isinstance(error, DatabaseError) and not error.of_value:
+                raise
+            await connection.run((BACK, ()), (RELEASE, ()))
+            return jobs
+        changes.notices.merge(notices)
+        changes.notices.merge(documents.notices)
+        return [job for job in jobs if job not in chosen]
+
     async def _one(self, connection: Connection, changes: Changes, job: _Job) -> None:
         """Write one job in a savepoint. Raises only if the whole batch is lost with it."""
         before, notices = set(changes.freed), changes.notices
-        changes.notices = Notices()
         await connection.run((SAVEPOINT, ()))
-        try:
-            for change, bodies in job.changes:
-                await changes.apply(change, bodies)
-        except (DfudError, DatabaseError, NotImplementedError, *ENCODING_ERRORS) as error:
-            if isinstance(error, DatabaseError) and not error.of_value:
-                raise  # of the database's, so the whole batch is tried again or told so
-            job.error = _of_one(error)
-            changes.freed, changes.notices = before, notices
-            await connection.run((BACK, ()), (RELEASE, ()))
-            return
+        for number in range(TRIES):
+            changes.notices = Notices()
+            try:
+                await changes.apply_all(job.changes)
+                break
+            except (DfudError, DatabaseError, Raced, NotImplementedError, *ENCODING_ERRORS) as error:
+                if isinstance(error, DatabaseError) and not error.of_value:
+                    raise  # of the database's, so the whole batch is tried again or told so
+                changes.freed = set(before)
+                if isinstance(error, Raced) and number + 1 < TRIES:
+                    await connection.run((BACK, ()))
+                    continue
+                job.error = _of_one(error)
+                changes.notices = notices
+                await connection.run((BACK, ()), (RELEASE, ()))
+                return
         await connection.run((RELEASE, ()))
         notices.merge(changes.notices)
         changes.notices = notices
@@ -293,6 +330,20 @@ class Writer:
             await trio.sleep(RETRY_S)
 
 
+def _devices(job: _Job) -> dict[tuple[str, str], Put]:
+    """Return the devices that a job puts, by key; none if it does anything that may be refused besides, or puts one twice."""
+    found: dict[tuple[str, str], Put] = {}
+    for change, bodies in job.changes:
+        if isinstance(change, PutDevice):
+            key = (change.device.app, change.device.name)
+            if key in found:
+                return {}
+            found[key] = change, bodies[0]
+        elif not qualifies(change) or device_of(change) is not None:
+            return {}
+    return found
+
+
 def _finish(jobs: Sequence[_Job]) -> None:
     for job in jobs:
         job.done.set()
@@ -309,6 +360,8 @@ def _of_one(error: Exception) -> DfudError:
     """What the one job is told whose change raised."""
     if isinstance(error, DfudError):
         return error
+    if isinstance(error, Raced):
+        return StoreError("other processes put the same devices at the same time", retryable=True)
     if isinstance(error, DatabaseError):
         return told("this cannot be stored", error)
     if not isinstance(error, ENCODING_ERRORS):
