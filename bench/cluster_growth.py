@@ -1,6 +1,7 @@
 """How what a dfud on PostgreSQL does costs more where there are more devices: 10^4, 10^5, 10^6 of them, one process.
 
-make bench-cluster-growth [SIZES="10000 100000 1000000" POLL=1000000]. Devices come into the tables by COPY, as registering a million is not what is measured.
+make bench-cluster-growth [SIZES="10000 100000 1000000" POLL=1000000]. Devices come into the tables by COPY: what registering them costs
+is not asked here.
 POLL: how many of them poll at most; what a process remembers of a device is measured with those. It needs 4 GB of disk for 10^6.
 """
 
@@ -48,7 +49,8 @@ def copy(server: Server, database: str, devices: int, key: bytes) -> float:
                 out.write_row((APP, made.name, made.metadata.resource_version, wants(made.spec.get("firmware")), bodies[0]))
         cursor.execute("INSERT INTO actual (app, device) SELECT app, name FROM device ORDER BY app, name")
         cursor.execute(
-            "INSERT INTO device_label (app, key, value, device) SELECT app, 'group', 'g' || right(name, 1), name FROM device ORDER BY 2, 3"
+            "INSERT INTO device_label (app, key, value, device) "
+            "SELECT app, 'group', 'g' || right(name, 1), name FROM device ORDER BY 2, 3"
         )
         cursor.execute("VACUUM ANALYZE")
         found = cursor.execute("SELECT pg_database_size(current_database())").fetchone()
@@ -111,7 +113,8 @@ def main() -> None:
     parser.add_argument("--poll", type=int, default=1_000_000)
     parser.add_argument("--directory", type=Path, help="where there is room")
     given = parser.parse_args()
-    print(f"{psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f} when it began; PostgreSQL with fsync on this machine", flush=True)
+    load = psutil.getloadavg()[0]
+    print(f"{psutil.cpu_count()} cores, load {load:.1f} when it began; PostgreSQL with fsync on this machine", flush=True)
     settings = "fsync = on\nfull_page_writes = on\nautovacuum = on\nshared_buffers = 1GB\nmax_wal_size = 4GB"
     with tempfile.TemporaryDirectory(prefix="dfud-bench-", dir=given.directory) as name:
         directory = Path(name)
