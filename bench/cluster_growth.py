@@ -1,7 +1,7 @@
 """How what a dfud on PostgreSQL does costs more where there are more devices: 10^4, 10^5, 10^6 of them, one process.
 
-make bench-cluster-growth [SIZES="10000 100000 1000000" POLL=1000000]. Devices come into the tables by COPY: what registering them costs
-is not asked here.
+make bench-cluster-growth [SIZES="10000 100000 1000000" POLL=1000000]. Devices come into the tables by COPY: what it costs to register
+them is not asked here.
 POLL: how many of them poll at most; what a process remembers of a device is measured with those. It needs 4 GB of disk for 10^6.
 """
 
