@@ -156,7 +156,7 @@ def attached(port: str, baud: int, *, stub: bool) -> Iterator[Chip]:
     try:
         line = serial.serial_for_url(port, exclusive=True, baudrate=ROM_BAUD)
     except (OSError, ValueError) as error:
-        raise PeerError(_no_port(port, error)) from None
+        raise PeerError(no_port(port, error)) from None
     before = logger.EspLog.instance
     logger.log.set_logger(Quiet())
     try:
@@ -231,7 +231,7 @@ def _resets(line: Any) -> bool:
     return True
 
 
-def _no_port(port: str, error: Exception) -> str:
+def no_port(port: str, error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
         return f"{port}: no such port. Is the board plugged in? `ls /dev/ttyACM* /dev/ttyUSB*` shows the ports"

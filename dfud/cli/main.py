@@ -14,6 +14,7 @@ from dfud import __version__
 from dfud.cli.app_image import app_image
 from dfud.cli.audit import audit
 from dfud.cli.board import board
+from dfud.cli.bridge import bridge
 from dfud.cli.channels import channel
 from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
@@ -140,6 +141,7 @@ _FIRMWARE = (
     recover,
     package,
     board,
+    bridge,
     app_image,
     push,
 )
