@@ -56,6 +56,9 @@ MIGRATIONS = (
     CREATE TABLE document (collection {C}, key {C}, value bytea NOT NULL, PRIMARY KEY (collection, key));
     CREATE TABLE count (scope {C}, name {C}, number bigint NOT NULL, PRIMARY KEY (scope, name)) WITH (fillfactor = 70);
     """,
+    f"""
+    CREATE TABLE lead (name {C} PRIMARY KEY, token text NOT NULL, holder text NOT NULL, server text NOT NULL);
+    """,
 )
 
 _LOCK = Query("SELECT pg_advisory_xact_lock($1)", "i")

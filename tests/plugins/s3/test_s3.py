@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,14 +22,6 @@ from tests.plugins.postgres.server import Server, config_for
 from tests.plugins.s3.gateway import KEY, SECRET, Gateway
 
 LATEST_S = 120.0
-
-
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[Gateway]:
-    made = Gateway(tmp_path / "gateway")
-    made.start()
-    yield made
-    made.stop()
 
 
 def place_of(gateway: Gateway, directory: Path, **more: object) -> S3Place:
