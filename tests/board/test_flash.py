@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +199,27 @@ def test_a_cable_that_is_pulled_in_the_middle(board_bin: Path) -> None:
     with Chip(pulled_at=3).plugged_in() as port:
         told = flash(port, board_bin, code=1)
     assert "Check the cable, plug it in again, and run this again" in told and "flashing failed after " in told
+
+
+@pytest.mark.parametrize("moment", ["in the middle", "before the first byte"])
+def test_ctrl_c_says_in_which_state_the_board_is_and_what_to_do(board_bin: Path, moment: str) -> None:
+    chip = Chip(stopped_at=3) if moment == "in the middle" else Chip(mute=True)
+    before = bytes(chip.flash)
+    with chip.plugged_in() as port:
+        command = [sys.executable, "-m", "dfud.cli", "-o", "json", "board", "flash", "--port", port, str(board_bin)]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+            assert chip.reached.wait(60)
+            run.send_signal(signal.SIGINT)
+            chip.going.set()
+            out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, out + err
+    told = json.loads(out)["error"]
+    assert "Traceback" not in err and told in err
+    if moment == "in the middle":
+        assert "the board does not start until it is flashed anew. Run this again" in told and "stopped after " in told
+        assert bytes(chip.flash) != before
+    else:
+        assert "nothing was written, the flash is as it was" in told and bytes(chip.flash) == before
 
 
 def test_a_byte_that_the_flash_did_not_keep_is_noticed(board_bin: Path) -> None:

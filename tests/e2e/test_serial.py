@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import trio
 
 from tests.e2e.certificates import Authority, self_signed
-from tests.e2e.fleet import Fleet, firmware, fleet
+from tests.e2e.fleet import APP, Fleet, firmware, fleet
 from tests.e2e.serialline import Bridge, wired
 from tests.e2e.test_agent import tls_section
 from tests.real_parts import require
@@ -200,3 +202,32 @@ async def test_a_board_on_a_serial_line_enrols_with_a_claim_code(tmp_path: Path)
         assert claim not in "\n".join(bridge.lines)
         await f.want("lamp9", "1.1")
         await f.wait("lamp9", "done", timeout_s=240)
+
+
+async def test_simulated_boards_without_a_network_are_bridged_as_the_simulator_says(tmp_path: Path) -> None:
+    require("micropython")
+    require("riscv-gcc")
+    async with fleet(tmp_path) as f:
+        command = [sys.executable, "-m", "dfud.daemon", "sim", "--transport", "serial", "--devices", "2", "--app", APP]
+        command += ["--registry", f.daemon.urls["registry"], "--token", f.daemon.token, "--directory", str(tmp_path / "boards")]
+        process = await trio.lowlevel.open_process(command, stdout=-1, stderr=-2)
+        try:
+            assert process.stdout is not None
+            said = b""
+            with trio.fail_after(120):
+                while len(ports := re.findall(rb"serial line: dfuctl bridge --port (\S+) --server", said)) < 2:
+                    said += await process.stdout.receive_some(65536)
+            f.nursery.start_soon(drained, process.stdout)
+            bridge = Bridge(f.daemon.urls["http"], *(Path(port.decode()) for port in ports))
+            await f.nursery.start(bridge.run)
+            await bridge.says("sim-0@lamps: the server answers")
+            await bridge.says("sim-1@lamps: the server answers")
+        finally:
+            process.terminate()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+async def drained(stream: trio.abc.ReceiveStream) -> None:
+    while await stream.receive_some(65536):
+        pass
