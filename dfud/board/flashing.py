@@ -27,6 +27,7 @@ from dfud.model.espimage import hardware_name
 
 NVS = find(LAYOUTS["4MB"], "nvs")  # the same in every size
 ROM_BAUD = 115200
+PIECE_BYTES = 0x10000  # that are read at once
 AGAIN = "hold BOOT, press and release RESET, release BOOT, and run this again"
 UNKNOWN = "something that cannot be read"
 
@@ -100,6 +101,19 @@ class Chip:
         except (msgspec.DecodeError, msgspec.ValidationError):
             return UNKNOWN
         return f"device {identity.device}" if identity.device else "a device with a claim code"
+
+    def read(self, size: int, *, progress: Callable[[int, int], None]) -> bytes:
+        """Return the flash's content from offset 0 on. Blank pieces are told by their MD5, and not read. Raises PeerError."""
+        blank = hashlib.md5(b"\xff" * PIECE_BYTES, usedforsecurity=False).hexdigest()
+        content = bytearray()
+        with _told(self.port, "the flash cannot be read"):
+            while len(content) < size:
+                if self.esp.flash_md5sum(len(content), PIECE_BYTES) == blank:
+                    content += b"\xff" * PIECE_BYTES
+                else:
+                    content += self.esp.read_flash(len(content), PIECE_BYTES)
+                progress(len(content), size)
+        return bytes(content)
 
     def write(self, content: bytes, flash_bytes: int, *, erase_all: bool, progress: Callable[[int, int], None]) -> None:
         """Write from offset 0 on, and compare the MD5 of the flash. progress(done, total) counts compressed bytes.

@@ -19,7 +19,7 @@ from dfud.board.flashmap import LAYOUTS, find
 from dfud.board.image import Identity, identity_image
 from dfud.cli.main import main
 from tests.board.protocol_lines import RESET
-from tests.board.romloader import CHANGE_BAUDRATE, ERASE_FLASH, S3, SPI_FLASH_MD5, Chip
+from tests.board.romloader import CHANGE_BAUDRATE, ERASE_FLASH, READ_FLASH, S3, SPI_FLASH_MD5, Chip
 from tests.board.support import application, download, micropython
 from tests.real_parts import require
 
@@ -226,6 +226,37 @@ def test_a_byte_that_the_flash_did_not_keep_is_noticed(board_bin: Path) -> None:
     with Chip(flips=0x12345).plugged_in() as port:
         told = flash(port, board_bin, code=1)
     assert "MD5 of file does not match data in flash" in told
+
+
+@pytest.mark.parametrize("options", [(), ("--baud", "460800")])
+def test_a_board_at_a_port_is_looked_at_as_its_file_is(board_bin: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """What is shown was read from the flash: slots, state, keys, space and map, as of a file; and it is as it was behind it."""
+    chip, content = Chip(), board_bin.read_bytes()
+    chip.flash[:] = content.ljust(len(chip.flash), b"\xff")
+    before = bytes(chip.flash)
+    (tmp_path / "flash.bin").write_bytes(before)
+    with chip.plugged_in() as port:
+        command = [sys.executable, "-m", "dfud.cli", "board", "inspect", "--port", port, *options]
+        run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "for which the board is reset" in run.stderr
+    file = CliRunner().invoke(main, ["board", "inspect", str(tmp_path / "flash.bin")])
+    assert file.exit_code == 0 and run.stdout == file.output
+    assert "v1.24.1" in run.stdout and "abcdefghijklmnopqrstuv" not in run.stdout + run.stderr
+    assert bytes(chip.flash) == before
+    assert chip.counted[READ_FLASH] < len(before) // 0x10000, "blank pieces are not read"
+
+
+def test_nobody_at_a_port_is_said(board_bin: Path) -> None:
+    with Chip(mute=True).plugged_in() as port:
+        settings = board_bin.with_name("esptool.cfg")
+        settings.write_text(IMPATIENT)
+        command = [sys.executable, "-m", "dfud.cli", "board", "inspect", "--port", port]
+        environment = {**os.environ, "ESPTOOL_CFGFILE": str(settings)}
+        run = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300
+        )
+    assert run.returncode == 1 and "no ESP32-C3 answers" in run.stderr and "hold BOOT" in run.stderr
 
 
 def test_files_that_are_no_board_image(board_bin: Path, tmp_path: Path) -> None:
