@@ -203,7 +203,7 @@ class Controller:
         if found is not None:
             verdict, order, package, command = found.of(hold, now_s), found.order, found.package, found.command
         else:
-            asked = status, desired, target
+            asked = desired, target
             verdict, order, package, command = await self._decided(
                 hold, status, desired, target, now_s, made, said, again=again, twins=twins
             )
