@@ -354,6 +354,8 @@ class Controller:
             self._jobs.soon(("progress", app, device), lambda: self._store_progress(app, device))
         elif deployment.state is State.FETCHING:
             now = trio.current_time()
+            if number == known.fetched and now - known.progress_at < self._config.progress_s:
+                return  # the next block of a chunk that is counted
             known.deployment = msgspec.structs.replace(
                 deployment,
                 chunks_done=max(number, deployment.chunks_done),
