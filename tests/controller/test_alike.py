@@ -108,6 +108,13 @@ def change(rng: random.Random, world: World) -> None:
         world.publish(a_firmware(version))
 
 
+async def statuses(world: World, asked: Sequence[Asked]) -> Sequence[object]:
+    """Have statuses taken together and stored; return what each is answered."""
+    taken = await world.controller.take(asked)
+    await taken.store()
+    return taken.answers
+
+
 def same(commands: Sequence[object]) -> list[object]:
     return [c if isinstance(c, Command) else type(c) for c in commands]
 
@@ -129,8 +136,8 @@ async def test_together_they_come_to_what_each_comes_to_alone(
             said = some_status(rng, one, name)
             said = next((status for status in pool if status == said), said)  # as bodies that are read once
             asked.append(Asked("app", name, said, "http"))
-        together = await one.controller.statuses(asked)
-        alone = [(await other.controller.statuses([a]))[0] for a in asked]
+        together = await statuses(one, asked)
+        alone = [(await statuses(other, [a]))[0] for a in asked]
         assert same(together) == same(alone), f"seed {seed}, round {number}"
         assert everything(one) == everything(other), f"seed {seed}, round {number}"
     assert len(one.store.deployments_) > DEVICES
@@ -153,18 +160,18 @@ async def test_a_fleet_that_is_told_is_decided_once(
         return decide(**more)
 
     monkeypatch.setattr(deciding, "decide", counted)
-    await world.controller.statuses(asked)  # calm, and for the first time
+    await statuses(world, asked)  # calm, and for the first time
     assert decided == 1
     for number, version in enumerate(VERSIONS[1:], 1):
         decided = 0
         world.put_app({"signing": {"mode": "optional"}, "firmware": {"version": version}})
-        answers = await world.controller.statuses(asked)
+        answers = await statuses(world, asked)
         assert {(a.type, a.version) for a in answers if isinstance(a, Command)} == {(Type.UPDATE, version)}
         assert decided == 1
         newest = [world.store.newest("app", name) for _, name in world.store.devices_]
         assert [(d.number, d.state) for d in newest if d is not None] == [(number, State.NOTIFIED)] * DEVICES
         arrived = [msgspec.structs.replace(a, status=a_status(version)) for a in asked]
-        await world.controller.statuses(arrived)  # each of an update of its own
+        await statuses(world, arrived)  # each of an update of its own
         status = a_status(version)
         asked = [msgspec.structs.replace(a, status=status) for a in asked]
 
@@ -184,7 +191,7 @@ async def test_what_changes_among_those_who_are_looked_at_together_is_not_given_
         await trio.lowlevel.checkpoint()
 
     world.store.pause = pause
-    await world.controller.statuses(asked)
+    await statuses(world, asked)
     everyone = pauses
     for at in range(1, everyone + 1):
         world, pauses = a_world(), 0
@@ -200,7 +207,7 @@ async def test_what_changes_among_those_who_are_looked_at_together_is_not_given_
             await trio.lowlevel.checkpoint()
 
         world.store.pause = recall
-        answers = await world.controller.statuses(asked)
+        answers = await statuses(world, asked)
         assert not any(isinstance(a, Command) and a.type is Type.UPDATE for a in answers), f"recalled at pause {at}"
 
 
@@ -213,7 +220,7 @@ async def test_devices_that_are_told_together_each_take_a_place_in_their_rollout
         await trio.sleep(90)
         status = a_status()
         asked = [Asked("app", name, status, "http") for name in at.fleet.boards]
-        answers = await at.world.controller.statuses(asked)
+        answers = await statuses(at.world, asked)
         told = [a for a in answers if isinstance(a, Command) and a.type is Type.UPDATE]
         assert len(told) == 7
         at.check("r")
