@@ -19,8 +19,26 @@ def running():
     return 1 if esp32.Partition(esp32.Partition.RUNNING).info()[4] == "ota_1" else 0
 
 
+def dfuds():
+    """Say whether the bootloader is dfud's. Where it is not, the registers of its agreements are the system's."""
+    import esp32
+
+    return bool(esp32.Partition.find(esp32.Partition.TYPE_DATA, 0x40))
+
+
 def arm(ms):
     """If the running image is on trial, have the watchdog reset the chip after `ms`: until the agent feeds it, nobody does."""
+    if not dfuds():
+        from dfu.errors import clear
+        from dfu.idfstart import early
+
+        if early():
+            import machine
+            from dfu.idfstate import feed
+
+            feed(machine, ms)
+        clear("idfstart", "manifest", "idf")
+        return
     state = State(partition(0x40))
     if state.phase == TRIAL and state.slot == running():
         import machine
@@ -30,12 +48,19 @@ def arm(ms):
         feed(machine, ms)
 
 
-def keep(what, slot=None):
+def keep(what, slot=None, code=0):
     """Keep a text, or an exception's traceback, for the server to be told; and show it on the console. slot: whose end it
-    is, if not the slot's that runs: a bank's is 2 + its number."""
+    is, if not the slot's that runs: a bank's is 2 + its number. code: the result code, kept where there is no register for it.
+    Return whether there is one: dfud's bootloader looks at it."""
     if not isinstance(what, str):
         out = io.StringIO()
         sys.print_exception(what, out)
         what = out.getvalue().rstrip()
     print("dfu:", what)
+    if not dfuds():
+        from dfu import idf
+
+        idf.keep(slot, code, what)
+        return False
     records.Diagnostics(partition(0x43)).text(running() if slot is None else slot, what)
+    return True

@@ -86,7 +86,7 @@ class Update:
         try:
             judge(self, self.slots, self.config["app"], self.config["hardware"])
         finally:
-            clear("judge", "records", "ed25519")
+            clear("judge", "records", "ed25519", "idf")
 
     @_on_flash
     def find(self):

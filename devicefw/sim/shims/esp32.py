@@ -20,7 +20,7 @@ def board():
 _start = board()
 _flash = open(_start["flash"], "r+b")
 _at = open(sys.argv[1] + "/operations", "r+b")
-_count = [_start["operations"], _start["cut_at"], _start["cut_how"]]
+_count = [_start["operations"], _start["cut_at"], _start["cut_how"], bool(_start.get("chip"))]
 _faults = {int(number): kind for number, kind in _start.get("faults", {}).items()}  # of sectors: devicefw/sim/flash.py
 del _start
 
@@ -67,6 +67,13 @@ class NVS:
 
     def commit(self):
         values = self._load()
+        if _count[3]:
+            # Without dfud's bootloader the records are here: one more operation that a power cut comes before.
+            _count[0] += 1
+            if _count[0] == _count[1]:
+                sys.exit(_POWER_CUT)
+            _at.seek(0)
+            _at.write(b"%12d" % _count[0])
         with open(self._path + ".new", "w") as file:
             json.dump(values, file)
         os.rename(self._path + ".new", self._path)
@@ -82,10 +89,12 @@ class Partition:
     def __init__(self, name):
         found = board()
         if name == Partition.RUNNING or name == Partition.BOOT:
-            name = "ota_%d" % found["slot"]
+            name = "ota_%d" % found["slot"] if found["slot"] >= 0 else "factory"
         for p in found["partitions"]:
             if p[4] == name:
                 self._info = tuple(p) + (False,)
+                return
+        raise OSError(2)
 
     @staticmethod
     def find(type=0, subtype=0xFF, label=None):
@@ -151,3 +160,7 @@ class Partition:
             sys.exit(_POWER_CUT)
         _at.seek(0)
         _at.write(b"%12d" % _count[0])
+
+
+if _count[3]:
+    from othernative import Partition  # noqa: F811  # there is otadata, and who looks after it
