@@ -103,8 +103,8 @@ class Agent:
             said[14] = m.sequence
         if self.apps is not None:
             said[15] = self.apps.said
-        if slots.weaker:
-            said[16] = slots.state.beat(slots.weaker)
+        if slots.flags:
+            said[16] = slots.state.said(slots.flags)
         return pack(said)
 
     def may_update(self):

@@ -8,9 +8,11 @@ from dfu.state import TRIAL, State
 
 
 def partition(subtype):
+    """Return the partition, or None: with 0x40, the bootloader is not dfud's then, and its registers are the system's."""
     import esp32
 
-    return esp32.Partition.find(esp32.Partition.TYPE_DATA, subtype)[0]
+    found = esp32.Partition.find(esp32.Partition.TYPE_DATA, subtype)
+    return found[0] if found else None
 
 
 def running():
@@ -19,27 +21,17 @@ def running():
     return 1 if esp32.Partition(esp32.Partition.RUNNING).info()[4] == "ota_1" else 0
 
 
-def dfuds():
-    """Say whether the bootloader is dfud's. Where it is not, the registers of its agreements are the system's."""
-    import esp32
-
-    return bool(esp32.Partition.find(esp32.Partition.TYPE_DATA, 0x40))
-
-
 def arm(ms):
     """If the running image is on trial, have the watchdog reset the chip after `ms`: until the agent feeds it, nobody does."""
-    if not dfuds():
+    part = partition(0x40)
+    if part is None:
         from dfu.errors import clear
-        from dfu.idfstart import early
+        from dfu.idf import arm
 
-        if early():
-            import machine
-            from dfu.idfstate import feed
-
-            feed(machine, ms)
-        clear("idfstart", "manifest", "idf")
+        arm(ms)
+        clear("idf", "manifest")
         return
-    state = State(partition(0x40))
+    state = State(part)
     if state.phase == TRIAL and state.slot == running():
         import machine
 
@@ -57,10 +49,10 @@ def keep(what, slot=None, code=0):
         sys.print_exception(what, out)
         what = out.getvalue().rstrip()
     print("dfu:", what)
-    if not dfuds():
-        from dfu import idf
+    if partition(0x40) is None:
+        from dfu.idf import keep
 
-        idf.keep(slot, code, what)
+        keep(slot, code, what)
         return False
     records.Diagnostics(partition(0x43)).text(running() if slot is None else slot, what)
     return True

@@ -7,6 +7,7 @@ Source of the format and its rules: ESP-IDF, esp_flash_partitions.h, bootloader_
 import struct
 
 from dfu.errors import clear
+from dfu.idfstate import feed  # noqa: F401  # for dfu.trial
 from dfu.state import AGENT, CONFIRMED, TRIAL
 
 NEW, PENDING, VALID, INVALID, ABORTED = range(5)  # of an image, in its entry; PENDING becomes ABORTED at the next start
@@ -146,11 +147,28 @@ def number(p):
     return 0 if p(p.RUNNING).info()[4] == "ota_0" else 1
 
 
-def on_trial():
+def trial():
+    """Say whether what runs is on trial, as far as ESP-IDF is concerned."""
     import esp32
 
     p = esp32.Partition
     return entry(p, number(p)) == PENDING
+
+
+def begin(slots, p):
+    """As dfu.slots.find(), and all that is to be done at a start."""
+    from dfu.idfstart import begin
+
+    begin(slots, p)
+    clear("idfstart")
+
+
+def arm(ms):
+    """As dfu.crash.arm()."""
+    from dfu.idfstart import arm
+
+    arm(ms)
+    clear("idfstart")
 
 
 def keep(slot, code, text):

@@ -9,6 +9,8 @@ from dfu.idf import blob, put
 from dfu.pack import unpack
 from dfu.records import KEYS_MAGIC
 
+CONTEXT = b"dfud manifest 1\0"
+
 
 def _id(key):
     return hashlib.sha256(key).digest()[:8]
@@ -51,9 +53,9 @@ def rotate(running):
 
     if made(seq) != record:
         # The image may have come by cable, with a manifest that nobody has judged.
-        from dfu.judge import CONTEXT, _verify
+        from dfu.ed25519 import verify
 
         signer = [record[16 + 32 * i : 48 + 32 * i] for i in range(record[8])]
         signer = [key for key in signer if _id(key) == own]
-        if signer and len(signature) == 64 and _verify(signer[0], CONTEXT + signed, signature):
+        if signer and len(signature) == 64 and verify(signer[0], CONTEXT + signed, signature):
             put("keys", made(seq + 1))

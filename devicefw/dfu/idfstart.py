@@ -25,7 +25,7 @@ from dfu.idf import (
     values,
     write,
 )
-from dfu.idfstate import Part, State, settled
+from dfu.idfstate import Part, State, feed, settled
 from dfu.manifest import stored
 from dfu.state import CONFIRMED, TRIAL
 
@@ -53,21 +53,24 @@ def find(slots, p):
     slots.stage = Part(slots.idle, slots.size // flash.SECTOR - 2, 1)
     slots.trusted = slots.diagnostics = None
     slots.state = State(p)
-    slots.weaker = ONE_TRIAL | NO_SIGNATURE
+    slots.flags = ONE_TRIAL | NO_SIGNATURE
 
 
 class _Slots:
-    pass
+    crashes = 0
 
 
-def early():
-    """Settle what is open, before the application has its turn; return whether the image is on trial."""
+def arm(ms):
+    """Settle what is open, before the application has its turn; on trial, have the watchdog reset the chip after `ms`."""
     import esp32
 
     slots = _Slots()
     find(slots, esp32.Partition)
     once(slots)
-    return slots.state.phase == TRIAL
+    if slots.state.phase == TRIAL:
+        import machine
+
+        feed(machine, ms)
 
 
 def begin(slots, p):
@@ -75,7 +78,7 @@ def begin(slots, p):
     find(slots, p)
     once(slots)
     print("dfu: not dfud's bootloader: a new image has one trial, and no signature is checked at a start")
-    if slots.weaker & NO_FALLBACK:
+    if slots.flags & NO_FALLBACK:
         print("dfu: this bootloader does not roll back: only the agent does, once it runs")
 
 
@@ -84,7 +87,7 @@ def once(slots):
     import machine
 
     if settled:
-        slots.state.fallen, slots.weaker = settled
+        slots.crashes, slots.flags = settled
         return
     back = False
     try:
@@ -93,7 +96,7 @@ def once(slots):
         print("dfu: flash:", error)
     if back:
         machine.reset()
-    settled.extend((slots.state.fallen, slots.weaker))
+    settled.extend((slots.crashes, slots.flags))
 
 
 def _manifest(part):
@@ -130,7 +133,7 @@ def settle(slots, cause):
             return True
     elif _confirmed(slots, own, cause):
         return True
-    slots.weaker |= state.lacks
+    slots.flags |= state.lacks
     if state.phase == CONFIRMED:
         from dfu.idfkeys import rotate
 
@@ -200,7 +203,7 @@ def _confirmed(slots, own, cause):
         if state.step:
             write(state, step=0)
         return False
-    state.fallen = 1
+    slots.crashes = 1
     crashes = min(state.crashes + 1, CRASHES_MAX)
     if crashes == CRASHES_MAX and state.previous:
         return _back(slots, code, cause)

@@ -4,18 +4,17 @@ from dfu.errors import clear
 
 SECTOR = 4096
 WATCHDOG_MAX_MS = (1 << 30) - 1  # twelve days: the task watchdog cannot be stopped
-settled = []  # State.fallen and Slots.weaker, once this start is counted
+settled = []  # Slots.crashes and Slots.flags, once this start is counted
 
 
 class State:
     """As dfu.state.State. append() also does what goes with a change: it has ESP-IDF boot the other slot, or keep this one.
 
-    part: None, by which this board is told from one with dfud's bootloader. fallen: whether confirmed firmware has crashed since the last
-    start; code: the result code of what was left; step: how far a change of slots came; lacks: NO_FALLBACK, once that was seen;
-    fed: there is a watchdog that has to be fed for good.
+    part: None, by which this board is told from one with dfud's bootloader. code: the result code of what was left; step: how far a
+    change of slots came; lacks: NO_FALLBACK, once that was seen; fed: there is a watchdog that has to be fed for good.
     """
 
-    part, starts, fallen, fed = None, 0, 0, False
+    part, starts, fed = None, 0, False
 
     def __init__(self, p):
         from dfu.idf import load
@@ -23,13 +22,13 @@ class State:
         self.p = p
         load(self)
 
-    def beat(self, weaker):
-        """Feed the watchdog, if one was started; return what is weaker here. For with each status."""
+    def said(self, flags):
+        """Feed the watchdog, if one was started; return `flags`. Called with each status."""
         if self.fed:
             import machine
 
             feed(machine, 0)
-        return weaker
+        return flags
 
     def append(self, **changes):
         """Write the record with `changes`. Raises OSError: what is booted is then as before."""

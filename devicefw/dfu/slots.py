@@ -12,9 +12,9 @@ class Slots:
     dfu.state.State; `diagnostics`, `stage` and `trusted` are partitions, `room` is the buffers of the decoder (dfu.room). `apps`: the same
     of the app banks, a dfu.banks.Banks, or None; `crashes`: how many came before this start.
 
-    Without dfud's bootloader `state` is a dfu.idfstate.State, its `part` is None, and so is `diagnostics`; `weaker`: what is weaker then."""
+    Without dfud's bootloader `state` is a dfu.idfstate.State, its `part` is None, and so is `diagnostics`; `flags`: what is weaker then."""
 
-    apps, crashes, weaker = None, 0, 0
+    apps, crashes, flags = None, 0, 0
 
 
 def find(partition):
@@ -39,10 +39,10 @@ def find(partition):
         if not found.state.known:
             found.state.slot = found.slot
     else:
-        from dfu.idfstart import begin
+        from dfu.idf import begin
 
         begin(found, p)
-        clear("idfstart", "idf")
+        clear("idf")
     m = found.manifest = stored(flash.envelope_of(found.running, found.running.info()[3]))
     if m is not None:
         m.signed = m.key = m.signature = None

@@ -45,7 +45,7 @@ def count(slots, result, watchdog):
     """
     state = slots.state
     (number, crashes, reset, seen, read, told), text = load()
-    fallen = scan(state, seen) if state.part is not None else state.fallen
+    fallen = scan(state, seen) if state.part is not None else slots.crashes
     if not fallen and state.part is not None and state.crashes and state.seq == seen and state.phase == _CONFIRMED:
         # Where there is nothing to go back to, the bootloader ends counting: then what the agent kept speaks, or the chip.
         newest = records.Diagnostics(slots.diagnostics).log.newest()

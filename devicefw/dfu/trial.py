@@ -33,23 +33,23 @@ def feeder(ours):
     """Return what is called as feed() is. ours: the bootloader is dfud's."""
     if ours:
         return feed
-    from dfu.idfstate import feed as fed
+    from dfu.idf import feed as other
 
-    return fed
+    return other
 
 
 def interrupted():
     """Somebody is at the console: the watchdog does not reset the chip under their hands."""
     import machine
 
-    from dfu.crash import dfuds
+    from dfu.crash import partition
 
-    if dfuds():
+    if partition(0x40) is not None:
         feed(machine, 0)
     else:
-        from dfu.idf import on_trial
+        from dfu.idf import trial
 
-        if on_trial():
+        if trial():
             feeder(False)(machine, 0)
     forget("trial")
 

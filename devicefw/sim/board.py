@@ -69,7 +69,8 @@ class Board:
     file system, and `flash` is what it was flashed with at offset 0 (`dfuctl board image`), if it has none yet.
 
     on_line is called with each line of its console. `boots` and `console` keep what happened. It boots through the bootloader's
-    ELF; when that waits for a host, `recovery_port` is the path of the serial line. `strap`: the recovery pin is held.
+    ELF; when that waits for a host, `recovery_port` is the path of the serial line. `strap`: the recovery pin is held. uart: the
+    path of what machine.UART is connected to (devicefw.sim.cable).
 
     other: it is a board without dfud's bootloader, and this is its chip's. `flash` has its partition table then.
     """
@@ -85,9 +86,11 @@ class Board:
         on_line: Callable[[str], None] | None = None,
         elf: Path | None = None,
         other: EspIdf | None = None,
+        uart: str | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self.uart = uart
         self.from_files = config is None
         self.config = config or {}
         least = HEAP_OTHER if other is not None else HEAP
@@ -218,6 +221,7 @@ class Board:
             "cut_at": self.flash.cut_at,
             "cut_how": self.flash.cut_how,
             "faults": self.flash.faults,
+            "uart": ("/host" if files else "") + self.uart if self.uart else None,
         }
         (self.directory / "board.json").write_text(json.dumps(board))
         (self.directory / "rtc").write_bytes(struct.pack("<8I", *self._store))

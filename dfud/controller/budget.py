@@ -17,9 +17,9 @@ UNTOLD = 0.1  # of it may be used before other processes hear of it: no update c
 class _Bucket:
     __slots__ = ("at", "left", "told", "untold")
 
-    def __init__(self, left: float) -> None:
+    def __init__(self, left: float, now: float) -> None:
         self.left = left
-        self.at = trio.current_time()
+        self.at = now
         self.told = False
         self.untold = 0
 
@@ -37,11 +37,14 @@ class Budget:
         self.tell: Callable[[str, str, int], None] = lambda app, device, number: None
         self._buckets: Cache[tuple[str, str], _Bucket] = Cache(devices_max)
 
-    def spend(self, app: str, device: str, entries: int) -> None:
-        """Take `entries` off; raise StoreError where they are not left. Then nothing is to be done of what was asked."""
+    def spend(self, app: str, device: str, entries: int, now: float | None = None) -> None:
+        """Take `entries` off; raise StoreError where they are not left. Then nothing is to be done of what was asked.
+
+        now: on trio's clock, where the caller has asked for it.
+        """
         if not entries:
             return
-        bucket = self._filled(app, device)
+        bucket = self._filled(app, device, trio.current_time() if now is None else now)
         if bucket.left < entries:
             if not bucket.told:
                 log.warning("a device changes too often", extra={"app": app, "device": device, "key": self._key})
@@ -56,15 +59,16 @@ class Budget:
 
     def elsewhere(self, app: str, device: str, entries: int) -> None:
         """Another process has spent so many."""
-        bucket = self._filled(app, device)
+        bucket = self._filled(app, device, trio.current_time())
         bucket.left = max(-float(self._per_hour), bucket.left - entries)
 
-    def _filled(self, app: str, device: str) -> _Bucket:
-        key, now = (app, device), trio.current_time()
+    def _filled(self, app: str, device: str, now: float) -> _Bucket:
+        key = (app, device)
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = _Bucket(self._per_hour)
+            bucket = _Bucket(self._per_hour, now)
             self._buckets.put(key, bucket)
+            return bucket
         bucket.left = min(self._per_hour, bucket.left + (now - bucket.at) * self._per_hour / HOUR_S)
         bucket.at = now
         return bucket

@@ -374,7 +374,7 @@ class Memory:
         deployment = deployment or known.deployment
         app = known.device.app
         hold.looks()
-        resource = await self.app(app)
+        resource = self._apps.get(app) or await self.app(app)
         desired = self._wants(resource, known.device, actual, deployment, now_s)
         return await self.aim(resource, desired, actual, deployment)
 

@@ -43,7 +43,7 @@ from dfud.api import (
     note,
 )
 from dfud.controller.controller import Controller
-from dfud.endpoint.arrivals import Arrivals
+from dfud.endpoint.arrivals import Arrivals, Soon
 from dfud.endpoint.auth import Authenticator, Enroller, Session
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
@@ -259,7 +259,7 @@ class DeviceEndpoint(Endpoint):
     def soon(self, request: Request) -> Waiting | None:
         if request.channel != DFU or request.timeout_s > 0 or not self._arrivals.takes(request):
             return None
-        return self._arrivals.later(request, self.pressure.end, self._alone) if self.pressure.turn_now() else None
+        return None if self.pressure.full else Soon(self._arrivals, request, self.pressure, self._alone)
 
     async def _alone(self, request: Request) -> Reply:
         with contained("endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from bootloader.sim.explore import torn
-from bootloader.sim.images import SECTOR, Flash, image, trailer
+from bootloader.sim.images import SECTOR, Flash, image, public, trailer
 from devicefw.sim.espidf import EspIdf, Window, otadata, slots_of, table_of, whole
 from dfud.board.flashmap import APP, DATA, TABLE_AT, Part, encode_table
+from dfud.wire.manifest import SIGNATURE_CONTEXT
+from dfud.wire.subset import decode_untrusted, encode
 from tests.devicefw.bankside import app_envelope
 
 DEVICEFW = Path(__file__).parents[2] / "devicefw"
@@ -37,10 +42,22 @@ def envelope(data: bytes) -> bytes:
     return app_envelope(data, VERSIONS[data], flags=0, hardware=CHIP)
 
 
-def put(flash: Flash, slot: int, data: bytes) -> None:
-    """Fill a slot: the image, blank, and its manifest behind it."""
+def identifier(private: Ed25519PrivateKey) -> bytes:
+    return hashlib.sha256(public(private)).digest()[:8]
+
+
+def signed(data: bytes, private: Ed25519PrivateKey, *, add: list[bytes], revoke: list[bytes]) -> bytes:
+    """Return the envelope of an image whose manifest changes keys."""
+    said = decode_untrusted(decode_untrusted(envelope(data), limit_bytes=1024)[0], limit_bytes=1024)
+    said |= {9: add} | ({10: revoke} if revoke else {})
+    manifest = encode(said)
+    return encode([manifest, identifier(private), private.sign(SIGNATURE_CONTEXT + manifest)])
+
+
+def put(flash: Flash, slot: int, data: bytes, said: bytes = b"") -> None:
+    """Fill a slot: the image, blank, and its manifest behind it. said: another envelope."""
     at = TABLE[2 + slot].offset
-    flash.put(at, data.ljust(SLOT_BYTES - SECTOR, b"\xff") + trailer(envelope(data)).ljust(SECTOR, b"\xff"))
+    flash.put(at, data.ljust(SLOT_BYTES - SECTOR, b"\xff") + trailer(said or envelope(data)).ljust(SECTOR, b"\xff"))
 
 
 def device(*, new: bool = True) -> Flash:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from bootloader.sim.images import SECTOR, Flash
+from bootloader.sim.images import SECTOR, Flash, key, public
 from devicefw.sim.espidf import Window, otadata
+from dfud.board.records import encode_keys
 from tests.devicefw.otherside import (
     NEW,
     OLD,
@@ -23,9 +24,11 @@ from tests.devicefw.otherside import (
     confirmed,
     device,
     end,
+    identifier,
     put,
     result,
     running,
+    signed,
     switch,
     told,
 )
@@ -59,7 +62,7 @@ def test_a_good_update_is_tried_once_confirmed_and_kept() -> None:
     lamp.update()
     assert lamp.states() == [otadata.VALID, otadata.NEW]
     with lamp.start() as slots:
-        assert (slots.slot, slots.state.phase, slots.weaker) == (1, TRIAL, 3)
+        assert (slots.slot, slots.state.phase, slots.flags) == (1, TRIAL, 3)
         assert lamp.states() == [otadata.VALID, otadata.PENDING]
         confirmed(slots)
     for cause in (RESET, POWER_ON, RESET):
@@ -128,12 +131,12 @@ def test_a_crash_of_confirmed_firmware_is_counted_once_and_forgotten_when_it_con
     with lamp.start(POWER_ON) as slots:
         end(slots, CRASHED, "once")
     with lamp.start() as slots:
-        assert (slots.state.fallen, slots.state.crashes) == (1, 1)
+        assert (slots.crashes, slots.state.crashes) == (1, 1)
     with lamp.start(WATCHDOG) as slots:
-        assert (slots.state.fallen, slots.state.crashes) == (1, 2)
+        assert (slots.crashes, slots.state.crashes) == (1, 2)
     for cause in (RESET, POWER_ON):
         with lamp.start(cause) as slots:
-            assert (slots.state.fallen, slots.state.crashes) == (0, 2)
+            assert (slots.crashes, slots.state.crashes) == (0, 2)
     with lamp.start() as slots:
         slots.state.append(crashes=0)
     for _ in range(4):
@@ -145,13 +148,13 @@ def test_a_bootloader_without_rollback_is_found_out_and_the_agent_goes_back() ->
     lamp = Lamp(rollback=False)
     lamp.update()
     with lamp.start() as slots:
-        assert (slots.slot, slots.weaker) == (1, 7)
+        assert (slots.slot, slots.flags) == (1, 7)
     with pytest.raises(Reset), lamp.start(WATCHDOG):
         raise AssertionError("a second start of a trial")
     with lamp.start() as slots:
         found = result(slots)
         assert found is not None and (slots.slot, found[2], found[3]) == (0, CRASHED, "reset by a watchdog")
-        assert slots.weaker == 7, "it is remembered"
+        assert slots.flags == 7, "it is remembered"
 
 
 def test_an_image_that_the_bootloader_does_not_take_is_a_failed_one() -> None:
@@ -182,6 +185,23 @@ def test_what_somebody_else_switched_is_on_trial_like_any_other() -> None:
         assert (slots.slot, slots.state.phase) == (1, TRIAL)
     with lamp.start() as slots:
         assert slots.slot == 0
+
+
+def test_a_confirmed_manifest_changes_the_keys_and_one_that_no_key_signed_does_not() -> None:
+    first, second, stranger = (key(seed) for seed in (1, 2, 3))
+    for signer, trusted in ((first, [public(second)]), (stranger, [public(first)])):
+        lamp = Lamp(device(new=False))
+        put(lamp.flash, 1, NEW, signed(NEW, signer, add=[public(second)], revoke=[identifier(first)] if signer is not first else []))
+        lamp.flash.nvs["keys"] = encode_keys([public(first)], set())
+        lamp.update()
+        with lamp.start() as slots:
+            confirmed(slots)
+        expected = [public(first), *trusted] if signer is first else trusted
+        record = lamp.flash.nvs["keys"]
+        assert [record[16 + 32 * i :][:32] for i in range(record[8])] == expected
+        assert (int.from_bytes(record[4:8], "little"), len(record)) == (len(expected), 256)
+        with lamp.start() as slots:
+            assert lamp.flash.nvs["keys"] == record, "once"
 
 
 # Power cuts

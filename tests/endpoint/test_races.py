@@ -330,9 +330,6 @@ class FakeController:
         await self._gates.pass_()
         return FakeTaken(self, self._gates, len(asked), stores=self._random.random() < 0.5)
 
-    async def statuses(self, asked: Sequence[Asked]) -> list[Command | None]:
-        return [await self.status(one.app, one.device, one.status, one.transport) for one in asked]
-
 
 class FakeTaken:
     """What statuses come to that were looked at just now: answers, or, where that is to be stored first, none until then."""

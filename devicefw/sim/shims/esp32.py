@@ -20,7 +20,7 @@ def board():
 _start = board()
 _flash = open(_start["flash"], "r+b")
 _at = open(sys.argv[1] + "/operations", "r+b")
-_count = [_start["operations"], _start["cut_at"], _start["cut_how"], bool(_start.get("chip"))]
+_count = [_start["operations"], _start["cut_at"], _start["cut_how"]]
 _faults = {int(number): kind for number, kind in _start.get("faults", {}).items()}  # of sectors: devicefw/sim/flash.py
 del _start
 
@@ -67,7 +67,7 @@ class NVS:
 
     def commit(self):
         values = self._load()
-        if _count[3]:
+        if len(_count) > 3:
             # Without dfud's bootloader the records are here: one more operation that a power cut comes before.
             _count[0] += 1
             if _count[0] == _count[1]:
@@ -160,7 +160,3 @@ class Partition:
             sys.exit(_POWER_CUT)
         _at.seek(0)
         _at.write(b"%12d" % _count[0])
-
-
-if _count[3]:
-    from othernative import Partition  # noqa: F811  # there is otadata, and who looks after it

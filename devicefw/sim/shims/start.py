@@ -22,9 +22,16 @@ import chip  # noqa: E402
 # `machine` is built into this port; the board's own goes before it.
 sys.modules["machine"] = chip
 if _chip:
+    # There is otadata, and who looks after it; and a commit to NVS counts as an operation of the flash.
     import othernative
 
+    esp32.Partition = othernative.Partition
+    esp32._count.append(True)
     chip.WDT, chip.mem32 = othernative.WDT, othernative.Memory()
+if _board.get("uart"):
+    from uart import UART
+
+    chip.UART = UART
 if _chip:
 
     class _Sys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from dfud.api import (
@@ -33,6 +34,7 @@ from dfud_postgres.connection import Connection
 from dfud_postgres.limits import Limits
 from dfud_postgres.notices import Notices
 from dfud_postgres.queries import USERS
+from dfud_postgres.registering import Put, check, put_devices, wants
 from dfud_postgres.wire import Query
 
 AT_ONCE = 200  # devices that are deleted with their app in one statement; more follow
@@ -57,18 +59,6 @@ DEVICE_VERSION = Query(
     "SELECT d.version FROM device d JOIN app p ON p.name=d.app AND NOT p.dropped WHERE d.app=$1 AND d.name=$2 FOR UPDATE OF d",
     "tt",
 )
-MAKE_DEVICE = Query(
-    "INSERT INTO device (app, name, version, wants, body) VALUES ($1,$2,$3,$4,$5) ON CONFLICT DO NOTHING", "ttttb"
-)
-CHANGE_DEVICE = Query(
-    "UPDATE device SET version=$3, wants=$4, body=$5, firmware=NULL, newer=0 WHERE app=$1 AND name=$2", "ttttb"
-)
-MAKE_ACTUAL = Query("INSERT INTO actual (app, device) VALUES ($1,$2) ON CONFLICT DO NOTHING", "tt")
-UNLABEL = Query("DELETE FROM device_label WHERE app=$1 AND device=$2", "tt")
-LABEL = Query("INSERT INTO device_label SELECT $1, k, v, $2 FROM unnest($3::text[], $4::text[]) l(k, v)", "ttTT")
-UNALIAS = Query("DELETE FROM alias WHERE app=$1 AND device=$2", "tt")
-ALIAS = Query("INSERT INTO alias SELECT $1, a, $2 FROM unnest($3::text[]) a ON CONFLICT DO NOTHING", "ttT")
-OWNER = Query("SELECT alias, device FROM alias WHERE app=$1 AND alias=ANY($3) AND device<>$2", "ttT")
 SET_FIRMWARE = Query(
     "UPDATE device SET firmware=$3, wants=$4, newer=newer+1, version=$5 WHERE app=$1 AND name IN "
     "(SELECT name FROM device WHERE app=$1 AND name=ANY($2) ORDER BY name FOR UPDATE) RETURNING name",
@@ -142,6 +132,21 @@ class Changes:
     async def _count(self, query: Query, *values: Any) -> int:
         return (await self._c.run((query, values)))[0].count
 
+    async def apply_all(self, changes: Sequence[tuple[Change, tuple[bytes, ...]]]) -> None:
+        """Apply changes in their order, devices that stand together at once."""
+        puts: dict[tuple[str, str], Put] = {}
+        for change, bodies in changes:
+            key = (change.device.app, change.device.name) if isinstance(change, PutDevice) else None
+            if puts and (key is None or key in puts):
+                await put_devices(self._c, self.notices, list(puts.values()))
+                puts = {}
+            if isinstance(change, PutDevice) and key is not None:
+                puts[key] = change, bodies[0]
+            else:
+                await self.apply(change, bodies)
+        if puts:
+            await put_devices(self._c, self.notices, list(puts.values()))
+
     async def apply(self, change: Change, bodies: tuple[bytes, ...]) -> None:
         """Apply one change, whose encoded bodies are given; raises ConflictError, NotFoundError, DatabaseError, Lost."""
         run, notices = self._c.run, self.notices
@@ -164,10 +169,10 @@ class Changes:
                 await run((DELETE_APP if many.row is None else DROP_APP, (name,)))
                 notices.app(name, deleted=True)
             case PutDevice():
-                await self._put_device(change, bodies[0])
+                await put_devices(self._c, self.notices, [(change, bodies[0])])
             case SetFirmware(app, devices, firmware, version):
                 if devices:
-                    (done,) = await run((SET_FIRMWARE, (app, list(devices), *bodies, _wants(firmware), version)))
+                    (done,) = await run((SET_FIRMWARE, (app, list(devices), *bodies, wants(firmware), version)))
                     notices.devices(app, [row[0] for row in done.rows])
             case DeleteDevice(app, name, expect):
                 row = await self._row(DEVICE_VERSION, app, name)
@@ -243,36 +248,6 @@ class Changes:
         await self._c.run((APP_UNLABEL, (app.name,)), (APP_LABEL, (app.name, list(labels), list(labels.values()))))
         self.notices.app(app.name)
 
-    async def _put_device(self, change: PutDevice, body: bytes) -> None:
-        device = change.device
-        key = (device.app, device.name)
-        there, found = await self._c.run((APP_THERE, (device.app,)), (DEVICE_VERSION, key))
-        _exists(there.row, f"app {device.app}")
-        _check(change.expect, found.row, f"device {device.name}")
-        values = (*key, device.metadata.resource_version, _wants(device.spec.get("firmware")), body)
-        if found.row is None and not await self._count(MAKE_DEVICE, *values):
-            # Somebody made it since it was looked for, and has committed that.
-            if change.expect == "":
-                raise ConflictError(f"device {device.name} exists already")
-            await self._c.run((CHANGE_DEVICE, values))
-        aliases = device.spec.get("alias")
-        named = list(dict.fromkeys(a for a in aliases if isinstance(a, str))) if isinstance(aliases, list) else []
-        labels = device.metadata.labels
-        *_, taken = await self._c.run(
-            *(((CHANGE_DEVICE, values),) if found.row is not None else ()),
-            (MAKE_ACTUAL, key),
-            (UNLABEL, key),
-            (LABEL, (*key, list(labels), list(labels.values()))),
-            (UNALIAS, key),
-            (ALIAS, (*key, named)),
-        )
-        if taken.count < len(named):
-            row = await self._row(OWNER, *key, named)
-            raise ConflictError(
-                f"alias {row[0]} belongs to device {row[1]}" if row else "an alias belongs to another device"
-            )
-        self.notices.device(*key)
-
     async def _put_firmware(self, change: PutFirmware, body: bytes) -> None:
         firmware, expect = change.firmware, change.expect
         create = change.create and expect is None
@@ -330,20 +305,8 @@ def expected(found: tuple[int, int] | None, app: str, device: str, sequence: int
         raise ConflictError(f"device {device} of app {app} has said something since, or its update has gone on")
 
 
-def _wants(firmware: Any) -> str:
-    """Return what the column `wants` says of a spec.firmware: the version, behind a line feed that of the app firmware, or ""."""
-    said = firmware if isinstance(firmware, dict) else {}
-    version, app = (v if isinstance(v, str) and "\n" not in v else "" for v in (said.get("version"), said.get("app")))
-    return f"{version}\n{app}" if app else version
-
-
 def _check(expect: str | None, found: Any, what: str) -> None:
-    if expect is None or expect == (found[0] if found is not None else ""):
-        return
-    if expect == "":
-        raise ConflictError(f"{what} exists already")
-    _exists(found, what)
-    raise ConflictError(f"{what} has changed since it was read")
+    check(expect, found[0] if found is not None else None, what)
 
 
 def _check_firmware(row: Any, expect: Firmware) -> None:
