@@ -26,6 +26,7 @@ COMMANDS = {
     "app_image": ("app-image",),
     "audit": ("audit",),
     "board": ("board",),
+    "bridge": ("bridge",),
     "channels": ("channel",),
     "claims": ("claim",),
     "devices": ("device",),

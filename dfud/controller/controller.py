@@ -45,7 +45,7 @@ from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
-from dfud.controller.keeping import Asked, Keeper, Kept, Look, taken
+from dfud.controller.keeping import Keeper, Kept, Look, taken
 from dfud.controller.memory import Hold, Memory, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
@@ -158,18 +158,12 @@ class Controller:
                 return look.command
         return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
 
-    async def statuses(self, asked: Sequence[Asked]) -> list[Command | Order | None]:
-        """Take the statuses of many devices, each of them once, and store what they come to in one commit; for each Taken.answers."""
-        taken = await self.take(asked)
-        await taken.store()
-        return taken.answers
-
     def key_of(self, order: Order) -> str:
         """Return what two orders of the same package have in common."""
         return self._packages.key(order)
 
     async def make(self, order: Order, device: tuple[str, str]) -> None:
-        """Have a package made that statuses() has asked for. Raises StoreError."""
+        """Have a package made that what take() gave asks for. Raises StoreError."""
         await self._packages.get(order, device)
 
     async def _look(
@@ -209,7 +203,7 @@ class Controller:
         if found is not None:
             verdict, order, package, command = found.of(hold, now_s), found.order, found.package, found.command
         else:
-            asked = status, desired, target
+            asked = desired, target
             verdict, order, package, command = await self._decided(
                 hold, status, desired, target, now_s, made, said, again=again, twins=twins
             )
@@ -360,6 +354,8 @@ class Controller:
             self._jobs.soon(("progress", app, device), lambda: self._store_progress(app, device))
         elif deployment.state is State.FETCHING:
             now = trio.current_time()
+            if number == known.fetched and now - known.progress_at < self._config.progress_s:
+                return  # the next block of a chunk that is counted
             known.deployment = msgspec.structs.replace(
                 deployment,
                 chunks_done=max(number, deployment.chunks_done),

@@ -144,7 +144,8 @@ class Copy:
             changes: list[Change] = []
             for view in page:
                 changes += await self._device(view)
-            changes.sort(key=lambda c: not isinstance(c, PutDevice))  # a store can put those that stand together at once
+            # A store can put those that stand together at once.
+            changes.sort(key=lambda c: not isinstance(c, PutDevice))
             after = page[-1].device.name
             yield after, [*changes, marked(app.name, page)]
             self._told("devices", len(page))

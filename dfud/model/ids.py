@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import random
 
 _MS_MASK = (1 << 48) - 1
-_RANDOM_BYTES = 8
+_RANDOM_BITS = 62
 _VARIANT = 2 << 62
 
 
@@ -18,5 +18,5 @@ def ordered_id(now_s: float) -> str:
     """
     whole_ms, part = divmod(max(0.0, now_s) * 1000.0, 1.0)
     high = (int(whole_ms) & _MS_MASK) << 16 | 7 << 12 | int(part * 4096)
-    low = int.from_bytes(os.urandom(_RANDOM_BYTES), "big") >> 2 | _VARIANT
+    low = random.getrandbits(_RANDOM_BITS) | _VARIANT
     return f"{high:016x}{low:016x}"
