@@ -34,7 +34,6 @@ class Outcome(msgspec.Struct, frozen=True):
     place: str
     desired: Desired
     target: Firmware | None
-    status: Status
     order: Order | None
     package: PackageFile | None
     command: Command
@@ -84,8 +83,30 @@ class Alike:
         before = hold.known.deployment
         if before is not None and (not before.final or before.other is not None):
             return None
-        same = _nameless(before) if before is not None else None
-        return hold.key[0], hold.epoch, id(status), id(desired), id(target), twins, same
+        asked: tuple[tuple[str, str], ...] = ()
+        if target is not None and status.attributes and (target.more or target.attributes):
+            asked = tuple(sorted(status.attributes.items()))
+        return (
+            hold.key[0],
+            hold.epoch,
+            # All of a status but for what nothing is decided by: how often it has started, and attributes that no image asks for.
+            status.version,
+            status.digest,
+            status.hardware,
+            status.kinds,
+            status.payload,
+            status.capacity,
+            status.trial,
+            status.defer,
+            asked,
+            status.sequence,
+            status.manifest,
+            status.app,
+            id(desired),
+            id(target),
+            twins,
+            _nameless(before) if before is not None else None,
+        )
 
     def find(self, key: Key) -> Outcome | None:
         return self._outcomes.get(key)
@@ -97,13 +118,13 @@ class Alike:
         verdict: Verdict,
         command: Command,
         *,
-        asked: tuple[Status, Desired, Firmware | None],
+        asked: tuple[Desired, Firmware | None],
         order: Order | None,
         package: PackageFile | None,
     ) -> None:
-        """Keep what came out, if others can be given it. asked: what the key was made of."""
+        """Keep what came out, if others can be given it. asked: what the key names by identity."""
         before, after = hold.known.deployment, verdict.deployment
-        status, desired, target = asked
+        desired, target = asked
         began, place = False, ""
         if verdict.steps or after is not before:
             if after is None or (before is not None and after.id == before.id):
@@ -118,7 +139,6 @@ class Alike:
             place=place,
             desired=desired,
             target=target,
-            status=status,
             order=order,
             package=package,
             command=command,

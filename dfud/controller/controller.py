@@ -203,7 +203,7 @@ class Controller:
         if found is not None:
             verdict, order, package, command = found.of(hold, now_s), found.order, found.package, found.command
         else:
-            asked = status, desired, target
+            asked = desired, target
             verdict, order, package, command = await self._decided(
                 hold, status, desired, target, now_s, made, said, again=again, twins=twins
             )
@@ -354,6 +354,8 @@ class Controller:
             self._jobs.soon(("progress", app, device), lambda: self._store_progress(app, device))
         elif deployment.state is State.FETCHING:
             now = trio.current_time()
+            if number == known.fetched and now - known.progress_at < self._config.progress_s:
+                return  # the next block of a chunk that is counted
             known.deployment = msgspec.structs.replace(
                 deployment,
                 chunks_done=max(number, deployment.chunks_done),
