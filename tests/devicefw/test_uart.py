@@ -1,4 +1,4 @@
-"""The simulator's machine.UART does what MicroPython's documentation says of an ESP32's: read, any, write, and a buffer that is full."""
+"""The simulator's machine.UART does what MicroPython says of an ESP32's: read, any, write, and a buffer that is full."""
 
 from __future__ import annotations
 
