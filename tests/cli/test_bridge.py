@@ -203,6 +203,36 @@ async def test_a_new_question_ends_the_one_before_and_silence_ends_the_last(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_fault_on_one_port_costs_that_one_a_question_and_the_others_nothing(
+    nursery: trio.Nursery, line: Pty, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_ports, "AGAIN_S", 0.05)
+    other = Pty()
+    relay, told = await port_of(other, nursery)
+    broken, heard = await port_of(line, nursery)
+
+    async def fault(question: Question) -> Answer:
+        raise KeyError(question.number)
+
+    works = broken.ask
+    broken.ask = fault  # type: ignore[method-assign]
+    os.write(line.end, asked(number=7))
+    await said(heard, "a fault of dfuctl's own")
+    assert "KeyError: 7" in capsys.readouterr().err
+    broken.ask = works  # type: ignore[method-assign]
+    with trio.fail_after(60):
+        while heard.count("open, 115200 baud") < 2:
+            await trio.sleep(0.02)
+    os.write(line.end, asked(number=8, ask=2))
+    os.write(other.end, asked(number=9))
+    with trio.fail_after(60):
+        while not (broken.asked and relay.asked):
+            await trio.sleep(0.02)
+    assert heard.count("open, 115200 baud") == 2 and told.count("open, 115200 baud") == 1
+    nursery.cancel_scope.cancel()
+    other.close()
+
+
 async def test_prints_between_frames_are_shown_as_lines_and_what_is_hidden_in_them_is_not_obeyed(
     nursery: trio.Nursery, line: Pty
 ) -> None:
