@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
 from dfud_http.lot import RECEIVE_BYTES
@@ -203,15 +204,34 @@ async def test_strangers_who_stall_in_their_handshake_keep_nobody_at_another_add
     await wait_for(lambda: transport._open == 0 and transport._handshakes.waiting == 0)
 
 
-async def test_a_handshakes_time_begins_with_its_turn(nursery: trio.Nursery, tmp_path: Path) -> None:
+async def test_a_handshakes_time_begins_with_its_turn(
+    nursery: trio.Nursery, tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    """The clock stands still but for the turns of those who stall: how long an honest handshake takes here does not count."""
     make_certificate(tmp_path, "server")
     make_certificate(tmp_path, "client")
-    transport, _, port = await start(nursery, tmp_path, handshakes=1, handshake_s=0.2)
+    transport, _, port = await start(nursery, tmp_path, handshakes=1, handshake_s=10)
     stalled = [await connect(port, "127.0.0.1") for _ in range(5)]
     for stream in stalled:
         await stream.send_all(b"\x16\x03\x01\x02\x00\x01")
-    await wait_for(lambda: transport._handshakes.waiting == 4)
-    assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200"), "five turns of others later"
+    told = []
+
+    async def honest() -> None:
+        told.append(await ask(port, tmp_path))
+
+    async def until_waiting(count: int) -> None:
+        while transport._handshakes.waiting != count:
+            await trio.testing.wait_all_tasks_blocked(0.005)
+
+    await until_waiting(4)
+    nursery.start_soon(honest)
+    await until_waiting(5)
+    for left in (4, 3, 2, 1, 0):
+        mock_clock.jump(10)
+        await until_waiting(left)
+    while not told:
+        await trio.testing.wait_all_tasks_blocked(0.005)
+    assert told[0].startswith(b"HTTP/1.1 200"), "five turns of others later"
     for stream in stalled:
         await stream.aclose()
 
