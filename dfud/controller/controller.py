@@ -48,6 +48,7 @@ from dfud.controller.keeping import Asked, Keeper, Kept, Look, taken
 from dfud.controller.memory import Hold, Memory, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
+from dfud.controller.paces import Paces
 from dfud.controller.packages import Packages
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
@@ -95,6 +96,7 @@ class Controller:
         self._jobs = Jobs()
         self._deciding = Deciding(self.rollouts, config)
         self._images = Images(store, config.cache_firmwares)
+        self.paces = Paces(config.link_bytes_per_second)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
         self.take = Together(store, self._memory, self._keeper, self._look).take
@@ -188,6 +190,7 @@ class Controller:
         actual = hold.known.actual if again and hold.known.actual is not None else said
         if not again:
             actual = self._keeper.observed(hold, said, status, now_s)
+            actual = self.paces.shown(actual, hold.known.actual, status, hold.known.deployment)
         twins = are_twins(actual.twins, now_s)
         verdict, desired = self._deciding.of(hold, status, desired, target, now_s, heard=again, twins=twins)
         if verdict.why is Why.LEFT and verdict.steps and verdict.deployment is not None:
@@ -198,9 +201,11 @@ class Controller:
         if verdict.action is Action.SEND:
             assert verdict.deployment is not None and target is not None
             seen = status.of_app if target.of_kind == APP else status
-            order = order_of(seen, verdict.deployment, target, await self._base(seen, app))
+            pace = self.paces.of(actual, hold.known.device.spec, (await self._memory.app(app)).spec)
+            order = order_of(seen, verdict.deployment, target, await self._base(seen, app), pace)
             found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
-            package = taken(verdict, order, found, self._config, now_s)
+            choice = self._packages.choice(order, found) if isinstance(found, PackageFile) else None
+            package = taken(verdict, order, found, self._config, now_s, choice)
         hold.known.status = status
         older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
         kept = await self._keeper.of(hold, actual, verdict, now_s, older)

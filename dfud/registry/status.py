@@ -10,6 +10,7 @@ import msgspec
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
 from dfud.model.kinds import APP, SYSTEM
+from dfud.model.quickest import choice_json
 from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import code_name
@@ -145,6 +146,7 @@ def deployment_json(d: Deployment) -> dict[str, Any]:
         "progress": progress_percent(d),
         "chunks": {"done": d.chunks_done, "total": d.chunks_total},
         "bytes": d.bytes_total,
+        **({"package": choice_json(d.choice)} if d.choice is not None and d.choice.package == d.package else {}),
         "attempts": d.attempts,
         "created": timestamp(d.created_s),
         "updated": timestamp(d.updated_s),
