@@ -44,6 +44,21 @@ def test_it_says_what_a_new_interpreter_says(
     assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
 
 
+def test_it_ends_as_a_new_interpreter_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what it has said cannot be written."""
+    ends = []
+    for start in (warm.Popen, COLD):
+        monkeypatch.setattr(subprocess, "Popen", start)
+        with open("/dev/full", "w") as full:
+            run = subprocess.run([*FORKED, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+        with subprocess.Popen([*FORKED, "login", "-"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+        ends.append((run.returncode, run.stderr.splitlines()[-1], process.returncode))
+    assert ends[0] == ends[1]
+
+
 def daemon(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
     """Return a dfud that is ready."""
     made = DaemonProcess(directory)

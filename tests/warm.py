@@ -137,6 +137,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             return None
         return {
             "program": args[2],
+            # Whether its end can be cut short. Not that of a daemon and its workers: an interpreter full of threads must come to one.
+            "short": args[2] in ("dfud.cli", "esptool") or list(args[2:4]) == ["dfud.daemon", "init"],
             "arguments": [os.fspath(each) for each in args],
             "environment": environment,
             "cwd": cwd,

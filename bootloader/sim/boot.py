@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +43,7 @@ POWER_ON = 1
 DOWNLOAD = "waiting for download\n"  # what the mask ROM says
 PAGE_PROGRAM_BYTES = 256
 RUN_MAX_S = 120.0
+IDLE_S = 5  # of the thread that watches over it
 
 
 class Flash(Protocol):
@@ -76,6 +79,46 @@ class BootResult(msgspec.Struct, frozen=True):
 
 class Hang(Exception):
     """The bootloader neither booted nor asked for recovery; the text says where it stood."""
+
+
+class _Watch:
+    """Stops runs that take too long: one thread for all of them, since a timer of its own is a thread for each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def over(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Have `stop` called when this takes longer than RUN_MAX_S."""
+        run = object()
+        with self._lock:
+            self._running[run] = (time.monotonic() + RUN_MAX_S, stop)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._look, daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._running[run]
+
+    def _look(self) -> None:
+        idle = 0
+        while True:
+            time.sleep(1)
+            with self._lock:
+                for until, stop in self._running.values():
+                    if time.monotonic() > until:
+                        stop()
+                idle = 0 if self._running else idle + 1
+                if idle > IDLE_S:
+                    self._thread = None
+                    return
+
+
+_watch = _Watch()
 
 
 class Bootloader:
@@ -156,7 +199,7 @@ class Bootloader:
         if sram is not None:
             ctypes.memmove(ctypes.addressof(self.sram) + 0x4000, sram, min(len(sram), SRAM_BYTES))
         for address, data in self._segments:
-            self.uc.mem_write(address, data)
+            self._put(address, data)
         self.uc.reg_write(UC_RISCV_REG_SP, ROM_STACK)
         try:
             self._emulate()
@@ -183,15 +226,19 @@ class Bootloader:
             self._end != "entered",
         )
 
+    def _put(self, address: int, data: bytes) -> None:
+        """Load a part of the bootloader itself. Not by way of Unicorn, where it may be: that would forget what it has translated of
+        the same bytes for the start before, which is most of what a start costs."""
+        for start, size, at in ((ICACHE_RAM, SRAM_BYTES + 0x4000, 0), (SRAM, SRAM_BYTES, 0x4000)):
+            if start <= address <= start + size - len(data):
+                ctypes.memmove(ctypes.addressof(self.sram) + at + address - start, data, len(data))
+                return
+        self.uc.mem_write(address, data)
+
     def _emulate(self) -> None:
         """Run until something stops it, for RUN_MAX_S at most. Unicorn's own timeout polls every few microseconds."""
-        timer = threading.Timer(RUN_MAX_S, self.uc.emu_stop)
-        timer.daemon = True
-        timer.start()
-        try:
+        with _watch.over(self.uc.emu_stop):
             self.uc.emu_start(self._start, 0)
-        finally:
-            timer.cancel()
 
     def register(self, address: int) -> int:
         """Return what the last run left in a peripheral's register."""
@@ -263,9 +310,9 @@ class Bootloader:
         self._registers[GPIO_IN] = 0 if low else 1 << RECOVERY_PIN
 
     def _delay(self) -> None:
-        self._us += self._argument(0)
+        self._us += (us := self._argument(0))
         self._pin()
-        if self._argument(0) == 1000 and "recovery: waiting" in "".join(self._console[-3:]):
+        if us == 1000 and "recovery: waiting" in "".join(self._console[-3:]):
             if self._line is None:
                 self._stop("recovery")
                 return

@@ -11,12 +11,13 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bootloader.sim.boot import Bootloader, Hang
+from bootloader.sim.boot import ELF, Bootloader, Hang
 from bootloader.sim.images import SECTOR, Flash
 from bootloader.sim.same import LOGS, Log, fewer, key_of, newest, standing, taken, wearing
 from bootloader.sim.worn import Faults, WornFlash
@@ -120,6 +121,12 @@ class _Forking(WornFlash):
         super().program(offset, data)
 
 
+@lru_cache(maxsize=1)
+def _machine(elf: Path, made_ns: int) -> Bootloader:
+    """Return the machine of the last exploration, if it ran the same file: what it has translated is most of what a start costs."""
+    return Bootloader(elf)
+
+
 class _Ways:
     """How every state was come to, as links to the one before."""
 
@@ -145,13 +152,15 @@ def explore(
     cuts: int | None = None,
     sample: int | None = None,
     whole: bool = False,
+    first_bad: bool = False,
 ) -> Found:
     """Boot every state that the scenario can come into. `limit` boots at most; `cuts`: power cuts at most, None: any number;
     `sample`: a seed, with which the state to boot next is drawn, so that `limit` of them come from everywhere. whole: states that
-    differ in the number of places left in a log are not taken for the same, as they never are with `cuts` or `sample`.
+    differ in the number of places left in a log are not taken for the same, as they never are with `cuts` or `sample`. first_bad:
+    end with the first start that comes to what must not be.
     """
     whole = whole or cuts is not None or sample is not None
-    machine = Bootloader(elf)
+    machine = _machine(elf or ELF, (elf or ELF).stat().st_mtime_ns)
     found = Found()
     draw = None if sample is None else random.Random(sample)
     start = Node(Flash(WornFlash(scenario.flash.sectors, scenario.faults).sectors), faults=scenario.faults)
@@ -163,7 +172,7 @@ def explore(
     ways = _Ways(first)
     next_without_cut: dict[Key, Key | str] = {}
     queue: deque[tuple[Node, Key, int]] = deque([(start, first, 0)])
-    while queue and found.boots < limit:
+    while queue and found.boots < limit and not (first_bad and found.bad):
         if draw is not None:
             queue.rotate(draw.randrange(len(queue)))
         node, key, depth = queue.popleft()

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+COMPILED = ROOT.parent / "build" / "bootloader" / "elf"
 # name: file, what stands in it (once), what stands there instead
 VARIANTS = {
     "state in a single sector": (
@@ -54,7 +55,8 @@ VARIANTS = {
 
 
 def build(name: str, directory: Path) -> Path:
-    """Build the variant's ELF in `directory`. Raises CalledProcessError if it does not compile."""
+    """Build the variant's ELF in `directory`, from what is compiled already of the other files. Raises CalledProcessError if it does
+    not compile."""
     file, old, new = VARIANTS[name]
     source = directory / "bootloader"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns("__pycache__", "corpus"))
@@ -62,6 +64,8 @@ def build(name: str, directory: Path) -> Path:
     if text.count(old) != 1:
         raise ValueError(f"{file} has changed: the variant {name!r} does not apply")
     (source / file).write_text(text.replace(old, new))
+    if COMPILED.exists():
+        shutil.copytree(COMPILED, directory / "elf")
     elf = directory / "bootloader.elf"
     subprocess.run(["make", "-s", "-C", str(source), f"B={directory}", str(elf)], check=True, capture_output=True)
     return elf

@@ -18,6 +18,10 @@ RECORD_BYTES = {0xD: 32, 0xE: 32, 0x3FA: 256, 0x3FB: 256}
 _REST_BYTES = 512
 
 
+def _and(a: bytes, b: bytes) -> bytes:
+    return (int.from_bytes(a, "big") & int.from_bytes(b, "big")).to_bytes(len(a), "big")
+
+
 @lru_cache
 def _pattern(kind: str, size: int) -> bytes:
     """Return, for a sector with places of `size` bytes, which bits stay unprogrammed (WEAK), or can be 1 (STUCK)."""
@@ -45,7 +49,7 @@ def settled(kind: str | None, number: int, content: bytes) -> bytes:
     """Return what a sector with this fault holds when it should hold `content`."""
     if kind != STUCK:
         return content
-    return bytes(a & b for a, b in zip(content, _of(STUCK, number), strict=True))
+    return _and(content, _of(STUCK, number))
 
 
 class WornFlash(Flash):
@@ -61,7 +65,9 @@ class WornFlash(Flash):
                 self.sectors[number] = settled(kind, number, self.sectors.get(number, self.BLANK))
 
     def copy(self) -> WornFlash:
-        return WornFlash(self.sectors, self.faults)
+        made = WornFlash(self.sectors)  # which are settled
+        made.faults = self.faults
+        return made
 
     def read(self, offset: int, size: int) -> bytes:
         if UNREADABLE in self.faults.values():

@@ -67,7 +67,8 @@ class Board:
     file system, and `flash` is what it was flashed with at offset 0 (`dfuctl board image`), if it has none yet.
 
     on_line is called with each line of its console. `boots` and `console` keep what happened. It boots through the bootloader's
-    ELF; when that waits for a host, `recovery_port` is the path of the serial line. `strap`: the recovery pin is held.
+    ELF; when that waits for a host, `recovery_port` is the path of the serial line. `strap`: the recovery pin is held. uart: the
+    path of what machine.UART is connected to (devicefw.sim.cable).
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Board:
         heap: str | None = None,
         on_line: Callable[[str], None] | None = None,
         elf: Path | None = None,
+        uart: str | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self.uart = uart
         self.from_files = config is None
         self.config = config or {}
         self.heap = heap or (HEAP_FILES if config is None else HEAP_COAP if self.config.get("transport") == "coap" else HEAP)
@@ -207,6 +210,7 @@ class Board:
             "cut_at": self.flash.cut_at,
             "cut_how": self.flash.cut_how,
             "faults": self.flash.faults,
+            "uart": ("/host" if files else "") + self.uart if self.uart else None,
         }
         (self.directory / "board.json").write_text(json.dumps(board))
         (self.directory / "rtc").write_bytes(struct.pack("<8I", *self._store))

@@ -43,7 +43,7 @@ from dfud.api import (
     note,
 )
 from dfud.controller.controller import Controller
-from dfud.endpoint.arrivals import Arrivals
+from dfud.endpoint.arrivals import Arrivals, Soon
 from dfud.endpoint.auth import Authenticator, Enroller, Session
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
@@ -259,7 +259,7 @@ class DeviceEndpoint(Endpoint):
     def soon(self, request: Request) -> Waiting | None:
         if request.channel != DFU or request.timeout_s > 0 or not self._arrivals.takes(request):
             return None
-        return self._arrivals.later(request, self.pressure.end, self._alone) if self.pressure.turn_now() else None
+        return None if self.pressure.full else Soon(self._arrivals, request, self.pressure, self._alone)
 
     async def _alone(self, request: Request) -> Reply:
         with contained("endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer):
@@ -342,14 +342,19 @@ class DeviceEndpoint(Endpoint):
             self._parking.look_again(answer)
         return answer
 
-    def _settled(self, session: Session, request: Request, command: Command, *, stale: bool = False) -> Reply | Parked:
-        """Answer a status with its command, or park who sent it; remember what stays true. stale: something has changed since."""
+    def _settled(
+        self, session: Session, request: Request, command: Command, digest: bytes = b"", *, stale: bool = False
+    ) -> Reply | Parked:
+        """Answer a status with its command, or park who sent it; remember what stays true.
+
+        digest: of its credentials, where it is known; stale: something has changed since.
+        """
         reply = self._command(session.app, session.device, command)
         calm = _is_calm(command)
         if not calm:
             self._polls.forget((session.app, session.device))
             self._slots.forget_calm(session.app, session.device)
-        elif not stale and not request.as_device and (slot := self._auth.slot(request.credentials)) >= 0:
+        elif not stale and not request.as_device and (slot := self._auth.slot(request.credentials, digest)) >= 0:
             self._slots.keep_calm(slot, request.body, reply, self._calm_until_s(command), command.poll_s)
         if request.timeout_s <= 0 or self._draining or not calm:
             return reply

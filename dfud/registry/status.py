@@ -82,6 +82,11 @@ def firmware_status(
             "transport": actual.transport,
             "dialect": actual.dialect,
         }
+        if actual.measured is not None:
+            out["actual"]["measured"] = {
+                "bytesPerSecond": actual.measured.rate,
+                "slowness": actual.measured.slowness / 1000,
+            }
         if actual.attributes:
             out["actual"]["attributes"] = actual.attributes
         if actual.health is not None:

@@ -102,12 +102,13 @@ REDUCED = [
 ]
 
 
+@pytest.mark.parametrize("limit", sampled(100, 250))
 @pytest.mark.parametrize(("make", "wear"), REDUCED)
-def test_states_that_are_taken_for_one_are_one(make: Callable[..., Scenario], wear: tuple[Any, ...]) -> None:
+def test_states_that_are_taken_for_one_are_one(make: Callable[..., Scenario], wear: tuple[Any, ...], limit: int) -> None:
     """Explored one by one, without taking any for the same, they come to nothing that the reduced exploration has not come to."""
     scenario = worn(make, *wear) if wear else make()
-    every = explored(scenario, limit=250, sample=SEED)
-    one_by_one = explored(scenario, limit=250, whole=True)
+    every = explored(scenario, limit=limit, sample=SEED)
+    one_by_one = explored(scenario, limit=limit, whole=True)
     reduced = explored(scenario)
     assert reduced.closed
     for whole in (every, one_by_one):
@@ -121,8 +122,8 @@ SEEDED: tuple[Callable[[], Scenario], ...] = (
     partial(worn, changed, UNREADABLE, STATE_AT + SECTOR),
     partial(worn, unconfirmed, PROGRAM_IGNORED, STATE_AT),
     unconfirmed,
-    crashing,
     install,
+    crashing,
 )
 
 
@@ -135,7 +136,7 @@ def test_a_seeded_bug_is_found(name: str, tmp_path: Path) -> None:
     for cuts, limit in ((0, 100), (None, 400)):
         for make in SEEDED:
             scenario = make()
-            found = explore(scenario, elf, limit=limit, cuts=cuts)
+            found = explore(scenario, elf, limit=limit, cuts=cuts, first_bad=True)
             lines.append(found.line(scenario.name))
             if found.bad:
                 print(name, found.bad[0])

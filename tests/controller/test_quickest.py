@@ -10,6 +10,8 @@ import msgspec
 import pytest
 import trio
 
+from dfud.api import Device, Metadata
+from dfud.controller.keeping import Asked
 from dfud.controller.paces import KINDS_MAX
 from dfud.controller.packages import Packages
 from dfud.controller.sending import Order
@@ -18,7 +20,7 @@ from dfud.package.file import make, write_package
 from dfud.package.made import write_made
 from dfud.registry.status import deployment_json
 from dfud.wire.messages import Command, Kind, Phase, Progress, Took, Type
-from tests.controller.world import Records, World
+from tests.controller.world import Records, World, a_status
 
 MAPPED, FULL = (Kind.MAPPED, 46_500, 205_000), (Kind.FULL, 94_600, 26_000)
 
@@ -173,3 +175,24 @@ async def test_keys_from_before_work_was_counted_still_name_their_package(world:
         command = await world.poll(kinds=14)
         assert command.package.hex() == smallest and not packages.keys
         nursery.cancel_scope.cancel()
+
+
+async def test_devices_that_come_together_get_each_the_package_that_is_its_own(world: World) -> None:
+    await fetched(world, await world.poll(kinds=14), Took(94_600, 500_000, 520))
+    records, shown = world.store, world.store.actuals["app", "dev"]
+    specs: dict[str, dict[str, object]] = {"quick": {}, "slow": {}, "metered": {"link": {"metered": True}}, "alike": {}}
+    for name, spec in specs.items():
+        records.devices_["app", name] = Device(Metadata(name, "app"), {"firmware": {"version": "1.2"}, **spec})
+        measured = Measured(180, 20) if name == "slow" else Measured(100_000, 1000)
+        records.actuals["app", name] = msgspec.structs.replace(shown, device=name, measured=measured)
+        records.sequences["app", name] = 1
+    world.restarted()
+    asked = [Asked("app", name, a_status("1.1", kinds=14), "http") for name in specs]
+    for _ in range(2):  # packages that were not made yet first
+        taken = await world.controller.take(asked)
+        await taken.store()
+        for order in taken.answers:
+            if isinstance(order, Order):
+                await world.packages.get(order, ("app", "quick"))
+    kinds = {name: one.kind for name, one in zip(specs, taken.answers, strict=True) if isinstance(one, Command)}
+    assert kinds == {"quick": Kind.FULL, "slow": Kind.MAPPED, "metered": Kind.MAPPED, "alike": Kind.FULL}

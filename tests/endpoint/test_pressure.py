@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from dfud.api import Code, Credentials, Reply, Request
-from dfud.endpoint.pressure import AT_FIRST, BUSY, LAG_S, Pressure
+from dfud.endpoint.pressure import AT_FIRST, BUSY, LAG_S, Pressure, Waiter
 from dfud.endpoint.returning import QUIET_S, WAITS_S, Returned, Returning
 from tests.endpoint.world import a_status, basic, start_world
 
@@ -170,6 +170,26 @@ async def test_retry_after_is_as_long_as_it_takes_and_differs(autojump_clock: tr
     await trio.sleep(31)
     assert pressure.away().retry_after_s <= 2, "that is over"
     assert pressure.turned_away == 20_021
+
+
+async def test_retry_after_grows_while_too_many_come_back_and_shrinks_when_nobody_waits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pressure = Pressure(0, 1000.0, 1000)
+    waiter = Waiter()
+    pressure.queue(waiter)
+    longest = []
+    for _ in range(8):
+        pressure.measured(0.0, 1.0)
+        longest.append(max(pressure.away().retry_after_s for _ in range(1000)))
+        await trio.sleep(1.1)
+    assert longest[-1] > 4 * longest[0]
+    pressure.leave(waiter)
+    for _ in range(12):
+        pressure.measured(0.0, 1.0)
+        pressure.away()
+        await trio.sleep(1.1)
+    assert pressure._times == 1.0
 
 
 async def test_what_is_in_memory_is_answered_however_much_comes(nursery: trio.Nursery, tmp_path: Path) -> None:

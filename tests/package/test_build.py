@@ -6,6 +6,7 @@ import hashlib
 import random
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.package.test_mapped import esp
 FULL, DELTA, MAPPED = 1 << Kind.FULL, 1 << Kind.DELTA, 1 << Kind.MAPPED
 
 
+@cache
 def code(size: int, seed: int = 1) -> bytes:
     """Bytes that compress about as well as machine code does."""
     rng = random.Random(seed)

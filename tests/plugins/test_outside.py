@@ -136,8 +136,9 @@ async def test_the_thin_path_over_http_with_a_bad_update_and_a_restart(tmp_path:
         secret = await prepared(daemon)
         async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=("d@a", secret), timeout=60) as client:
             device = HttpDevice(client, OLD, "1.0", payload=4160)
-            command = await device.poll()
-            assert command is not None and command.type is Type.UPDATE
+            with trio.fail_after(120):
+                while (command := await device.poll()) is None or command.type is not Type.UPDATE:
+                    await trio.sleep(0.05)  # its package is being made
             await device.download(command)
             last = await device.update(good=False, text="Traceback: boom")
             assert last is not None and last.type is Type.WAIT

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable
 
-from dfud.api import Cache, Endpoint, Reply, Request, Waiting, is_acceptable, note
+from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, is_acceptable, note
 from dfud.api import Code as Outcome
 from dfud_coap.answering import Answering
 from dfud_coap.config import CoapConfig
@@ -122,7 +122,7 @@ class Server:
             self._signal(peer, kind, code, message_id, len(data) == 4)
             return
         now_s = self._now()
-        before = self._duplicates.find((peer.key, message_id), data, now_s)
+        before = self._duplicates.find(peer.number | message_id, data, now_s)
         if before is not None:
             if before:
                 peer.send(before)
@@ -131,16 +131,65 @@ class Server:
         try:
             tail = data[at:]
             if code == Code.GET:
-                asked = peer.fetching.next_untrusted(tail) if peer.fetching is not None else None
+                fetching = peer.fetching
+                asked = None
+                if fetching is not None and (block := fetching.block_untrusted(tail)) >= 0:
+                    if kind == CON and self._sends_block(exchange, fetching, block, now_s):
+                        return
+                    asked = fetching.next(block)
             else:
                 asked = self._known.get((peer.scope, code, tail))
             if asked is None:
                 asked = self._read(exchange, at, now_s)
+            elif asked.reply is not None and kind == CON and self._repeats(exchange, asked, now_s):
+                return
             if asked is not None:
                 self._act(exchange, asked, now_s)
         except Exception as error:
             note("coap.datagram", error, peer=peer.address)
             self._answering.failed(exchange)
+
+    # What nearly all messages are: neither is remembered longer, nor decided otherwise, than on the long way through _act().
+
+    def _is_plain_sailing(self, exchange: Exchange, asked: CoapRequest) -> bool:
+        """Whether a request without OSCORE, of bytes that are known, can only be answered with what the endpoint says."""
+        peer = exchange.peer
+        if self._draining or not (asked.credentials.authorization or peer.encrypted):
+            return False
+        if self._config.verify_addresses and not peer.encrypted:
+            return False
+        return not (self.observers.observes(peer.key) or self.waiting.waits(peer.key, exchange.token))
+
+    def _repeats(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> bool:
+        """Take a publish that was answered before; return whether that is done."""
+        request = asked.request
+        if request is None or not self._is_plain_sailing(exchange, asked):
+            return False
+        found = self._endpoint.quick(request)
+        if found is not asked.reply:
+            self._ask(exchange, asked, request, found, now_s)
+            return True
+        answer = head(ACK, asked.answer_code, exchange.message_id, exchange.token) + asked.tail
+        exchange.answered = True
+        self._duplicates.add(exchange.place, exchange.data, answer, now_s)
+        exchange.peer.send(answer)
+        return True
+
+    def _sends_block(self, exchange: Exchange, fetching: Fetching, block: int, now_s: float) -> bool:
+        """Send the block of a chunk that a peer is fetching; return whether that is done."""
+        asked = fetching.asked
+        if not fetching.front or not self._is_plain_sailing(exchange, asked):
+            return False
+        peer = exchange.peer
+        found = self._endpoint.quick_chunks(peer.address, asked.credentials, asked.package, asked.first, asked.last)
+        if type(found) is not Chunks:
+            return False
+        tail = fetching.tail(block, self._szx, found.bodies[0])
+        if not tail:
+            return False
+        exchange.answered = True
+        peer.send(head(ACK, Code.CONTENT, exchange.message_id, exchange.token) + tail)
+        return True
 
     def _signal(self, peer: Peer, kind: int, code: int, message_id: int, empty: bool) -> None:
         """An acknowledgement or a reset; a ping, or something that cannot be understood (RFC 7252, 4.2 and 4.3)."""
@@ -212,7 +261,12 @@ class Server:
             return
         if len(self.observers) and request.channel == "dfu":
             self.observers.posted(exchange.who, request)
-        found = self._endpoint.quick(request)
+        self._ask(exchange, asked, request, self._endpoint.quick(request), now_s)
+
+    def _ask(
+        self, exchange: Exchange, asked: CoapRequest, request: Request, found: Reply | Waiting | None, now_s: float
+    ) -> None:
+        """Go on with what the endpoint found in memory."""
         if found is None:
             self._work.start(
                 exchange,
