@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 
-
 # Objects that may hold others, made and not freed, after which the young ones are collected. By default it is 700: a few dozen
 # requests, whose parts are all alive, so that they are looked at in vain and become old. Ten thousand take less than a millisecond.
 YOUNG = 10_000
