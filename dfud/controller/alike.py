@@ -34,7 +34,6 @@ class Outcome(msgspec.Struct, frozen=True):
     place: str
     desired: Desired
     target: Firmware | None
-    status: Status
     order: Order | None
     package: PackageFile | None
     command: Command
@@ -77,15 +76,44 @@ class Alike:
         self._said[key] = (status, actual)  # with the status: else another one could get its identity
         return actual
 
-    def key(self, hold: Hold, status: Status, desired: Desired, target: Firmware | None, twins: bool) -> Key | None:
+    def key(
+        self, hold: Hold, status: Status, transport: str, desired: Desired, target: Firmware | None, twins: bool
+    ) -> Key | None:
         """Return what the outcome depends on; None: it is looked at by itself. What is named by identity is kept with the outcome."""
         if status.result is not None or status.progress is not None:
             return None
         before = hold.known.deployment
         if before is not None and (not before.final or before.other is not None):
             return None
-        same = _nameless(before) if before is not None else None
-        return hold.key[0], hold.epoch, id(status), id(desired), id(target), twins, same
+        if "link" in hold.known.device.spec:
+            return None  # of which package it gets its own link decides
+        asked: tuple[tuple[str, str], ...] = ()
+        if target is not None and status.attributes and (target.more or target.attributes):
+            asked = tuple(sorted(status.attributes.items()))
+        return (
+            hold.key[0],
+            hold.epoch,
+            # All of a status but for what nothing is decided by: how often it has started, and attributes that no image asks for.
+            status.version,
+            status.digest,
+            status.hardware,
+            status.kinds,
+            status.payload,
+            status.capacity,
+            status.trial,
+            status.defer,
+            asked,
+            status.sequence,
+            status.manifest,
+            status.app,
+            id(desired),
+            id(target),
+            twins,
+            # What is known of how it fetches and decodes, by which its package is chosen.
+            transport,
+            hold.known.actual.measured if hold.known.actual is not None else None,
+            _nameless(before) if before is not None else None,
+        )
 
     def find(self, key: Key) -> Outcome | None:
         return self._outcomes.get(key)
@@ -97,13 +125,13 @@ class Alike:
         verdict: Verdict,
         command: Command,
         *,
-        asked: tuple[Status, Desired, Firmware | None],
+        asked: tuple[Desired, Firmware | None],
         order: Order | None,
         package: PackageFile | None,
     ) -> None:
-        """Keep what came out, if others can be given it. asked: what the key was made of."""
+        """Keep what came out, if others can be given it. asked: what the key names by identity."""
         before, after = hold.known.deployment, verdict.deployment
-        status, desired, target = asked
+        desired, target = asked
         began, place = False, ""
         if verdict.steps or after is not before:
             if after is None or (before is not None and after.id == before.id):
@@ -118,7 +146,6 @@ class Alike:
             place=place,
             desired=desired,
             target=target,
-            status=status,
             order=order,
             package=package,
             command=command,
@@ -132,4 +159,6 @@ def takes_place(known: Deployment | None, began: Deployment) -> bool:
 
 def _nameless(deployment: Deployment) -> Deployment:
     """Return a deployment that is over without what nothing is decided by: two of the same kind are equal then."""
-    return msgspec.structs.replace(deployment, id="", device="", number=0, created_s=0.0, updated_s=0.0, moved_s=0.0)
+    return msgspec.structs.replace(
+        deployment, id="", device="", number=0, created_s=0.0, updated_s=0.0, moved_s=0.0, choice=None
+    )

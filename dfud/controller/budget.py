@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from dfud.api import Cache, StoreError
@@ -14,14 +15,13 @@ HOUR_S = 3600.0
 UNTOLD = 0.1  # of it may be used before other processes hear of it: no update comes near that
 
 
-class _Bucket:
-    __slots__ = ("at", "left", "told", "untold")
+class _Bucket(msgspec.Struct, gc=False):
+    """One for each device: nothing that a collection of garbage has to look at. at: when it was filled last."""
 
-    def __init__(self, left: float, now: float) -> None:
-        self.left = left
-        self.at = now
-        self.told = False
-        self.untold = 0
+    left: float
+    at: float
+    told: bool = False
+    untold: int = 0
 
 
 class Budget:

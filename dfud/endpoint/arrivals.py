@@ -13,6 +13,7 @@ import trio
 from dfud.api import Bus, DeviceAddress, PeerError, Reply, Request, StoreError, Waiting, contained
 from dfud.controller.controller import Controller
 from dfud.controller.keeping import Asked
+from dfud.controller.sending import Order
 from dfud.controller.together import Taken
 from dfud.endpoint.auth import Authenticator, Session
 from dfud.endpoint.crowd import Present
@@ -27,7 +28,7 @@ TOGETHER = 256  # statuses of one commit: a few milliseconds
 STORING = 2  # commits under way: one is written, the next one waits for it; who comes then may as well share the one after that
 GATHER_S = 0.02  # a disk may be slow, and what they say need not be stored at all
 Alone = Callable[[Request], Awaitable[Reply]]
-Settle = Callable[[Session, Request, Command], Reply | Waiting]
+Settle = Callable[[Session, Request, Command, bytes], Reply | Waiting]
 
 
 class _Arrival:
@@ -149,8 +150,9 @@ class Arrivals:
 
     def _wait(self, one: _Arrival | Soon) -> None:
         self._waiting.append(one)
-        self._idle.unpark()
-        if len(self._waiting) >= TOGETHER:
+        if self._idle:
+            self._idle.unpark()
+        if len(self._waiting) >= TOGETHER and self._gathered:
             self._gathered.unpark()
 
     async def _gather(self) -> None:
@@ -214,7 +216,7 @@ class Arrivals:
         except StoreError:
             return
         asked: list[Asked] = []
-        whose: list[tuple[_Arrival | Soon, Session]] = []
+        whose: list[tuple[_Arrival | Soon, Session, bytes]] = []
         for one, outcome in zip(group, outcomes, strict=True):
             if outcome is None:
                 continue
@@ -232,15 +234,15 @@ class Arrivals:
                 continue
             self._bus.publish(DeviceAddress(app, device, request.peer))
             asked.append(Asked(app, device, status, request.transport, outcome.view))
-            whose.append((one, Session(app, device)))
+            whose.append((one, Session(app, device), outcome.digest))
         if not asked:
             return
         taken = await self._controller.take(asked)
         try:
             pending = set(taken.pending)
-            for number, (one, session) in enumerate(whose):
+            for number, (one, session, digest) in enumerate(whose):
                 if number not in pending:
-                    self._answer(one, session, taken, number)
+                    self._answer(one, session, digest, taken.answers[number])
             for number in pending:
                 whose[number][0].later = True
             if pending:
@@ -249,22 +251,21 @@ class Arrivals:
             taken.give_up()
             raise
 
-    def _answer(self, one: _Arrival | Soon, session: Session, taken: Taken, number: int) -> None:
-        answer = taken.answers[number]
+    def _answer(self, one: _Arrival | Soon, session: Session, digest: bytes, answer: Command | Order | None) -> None:
         if isinstance(answer, Command) and one.waits:
-            one.resume(self._settle(session, one.request, answer))
+            one.resume(self._settle(session, one.request, answer, digest))
         else:
             one.resume()
 
-    async def _store(self, taken: Taken, those: Sequence[tuple[int, _Arrival | Soon, Session]]) -> None:
+    async def _store(self, taken: Taken, those: Sequence[tuple[int, _Arrival | Soon, Session, bytes]]) -> None:
         self._storing += 1
         try:
             with contained("endpoint.arrivals", devices=len(those)):
                 await taken.store()
-                for number, one, session in those:
-                    self._answer(one, session, taken, number)
+                for number, one, session, digest in those:
+                    self._answer(one, session, digest, taken.answers[number])
         finally:
             self._storing -= 1
             self._gathered.unpark()
-            for _, one, _ in those:
+            for _, one, _, _ in those:
                 one.resume()

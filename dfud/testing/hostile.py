@@ -58,11 +58,17 @@ def rubbish(seed: int, samples: Sequence[bytes]) -> Iterator[bytes]:
 
 
 class Raw:
-    """A stranger's bare end: a connection, or a socket for datagrams."""
+    """A stranger's bare end: a connection, or a socket for datagrams. Closed when its `with` ends, also where a check fails."""
 
     def __init__(self, sock: trio.socket.SocketType, *, datagrams: bool) -> None:
         self._sock = sock
         self._datagrams = datagrams
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.hang_up()
 
     async def send(self, data: bytes) -> None:
         """Send all of it, or as much as the other side takes. It may have hung up: that is its right."""
@@ -85,7 +91,11 @@ async def connect(url: str, peer: TransportPeer) -> Raw:
     kind = trio.socket.SOCK_DGRAM if peer.datagrams else trio.socket.SOCK_STREAM
     family = trio.socket.AF_INET6 if ":" in host else trio.socket.AF_INET
     sock = trio.socket.socket(family, kind)
-    await sock.connect((host, port))
+    try:
+        await sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
     return Raw(sock, datagrams=peer.datagrams)
 
 
@@ -115,24 +125,21 @@ class TransportContainment:
         print(f"seed {seed}")  # shown when it fails
         await self.honest(url, peer)
         for number, data in enumerate(rubbish(seed, peer.samples())):
-            raw = await connect(url, peer)
-            await raw.send(data)
-            raw.hang_up(reset=number % 3 == 0)
+            with await connect(url, peer) as raw:
+                await raw.send(data)
+                raw.hang_up(reset=number % 3 == 0)
             if number % 16 == 0:
                 await self.honest(url, peer)
         await self.honest(url, peer)
 
     async def test_peers_that_stall_keep_nobody_waiting(self, url: str, peer: TransportPeer) -> None:
         samples = [s for s in peer.samples() if s] or [b"\0" * 8]
-        stalled = []
-        for number in range(STALLING):
-            raw = await connect(url, peer)
-            sample = samples[number % len(samples)]
-            await raw.send(sample[: number * len(sample) // STALLING])
-            stalled.append(raw)
-        await self.honest(url, peer)
-        for raw in stalled:
-            raw.hang_up()
+        with contextlib.ExitStack() as stalled:
+            for number in range(STALLING):
+                raw = stalled.enter_context(await connect(url, peer))
+                sample = samples[number % len(samples)]
+                await raw.send(sample[: number * len(sample) // STALLING])
+            await self.honest(url, peer)
         await self.honest(url, peer)
 
     async def test_peers_that_hang_up_while_they_are_answered_cost_nobody(self, url: str, peer: TransportPeer) -> None:
@@ -142,9 +149,9 @@ class TransportContainment:
                     await peer.publish(url, Publish("dfu", STATUS))
         for sample in peer.samples():
             for reset in (False, True):
-                raw = await connect(url, peer)
-                await raw.send(sample)
-                raw.hang_up(reset=reset)
+                with await connect(url, peer) as raw:
+                    await raw.send(sample)
+                    raw.hang_up(reset=reset)
         await self.honest(url, peer)
 
     async def test_peers_that_hang_up_in_the_middle_of_a_request_cost_nobody(
@@ -153,23 +160,21 @@ class TransportContainment:
         for sample in peer.samples():
             for part in (1, len(sample) // 3, len(sample) // 2, len(sample) - 1):
                 for reset in (False, True):
-                    raw = await connect(url, peer)
-                    await raw.send(sample[:part])
-                    raw.hang_up(reset=reset)
+                    with await connect(url, peer) as raw:
+                        await raw.send(sample[:part])
+                        raw.hang_up(reset=reset)
         await self.honest(url, peer)
 
     async def test_peers_that_never_read_their_answers_keep_nobody_waiting(self, url: str, peer: TransportPeer) -> None:
-        stalled = []
-        for number in range(READING_NOTHING):
-            raw = await connect(url, peer)
-            sample = [*peer.samples(), b"\0" * 8][number % (len(peer.samples()) or 1)]
-            with trio.move_on_after(1):
-                for _ in range(UNREAD):
-                    await raw.send(sample)
-            stalled.append(raw)
-        await self.honest(url, peer)
-        for raw in stalled:
-            raw.hang_up(reset=True)
+        with contextlib.ExitStack() as stalled:
+            for number in range(READING_NOTHING):
+                raw = stalled.enter_context(await connect(url, peer))
+                stalled.callback(raw.hang_up, reset=True)
+                sample = [*peer.samples(), b"\0" * 8][number % (len(peer.samples()) or 1)]
+                with trio.move_on_after(1):
+                    for _ in range(UNREAD):
+                        await raw.send(sample)
+            await self.honest(url, peer)
         await self.honest(url, peer)
 
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), ExceptionGroup("group", [KeyError("a bug")])])

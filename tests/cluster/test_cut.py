@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 
 import pytest
 import trio
 
+from tests import warm
 from tests.real_parts import require
 
 
@@ -17,7 +17,7 @@ async def test_a_leader_that_is_cut_off_stops_before_another_leads() -> None:
         require(part)
     if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network of its own can be had here")
-    command = ["unshare", "--net", sys.executable, "-m", "tests.cluster.cut"]
+    command = ["unshare", "--net", *warm.module("tests.cluster.cut")]
     with trio.fail_after(280):
         run = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     told = run.stdout.decode()

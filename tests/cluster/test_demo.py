@@ -6,12 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 
 import psutil
 import pytest
 import trio
 
+from tests import warm
 from tests.cluster.balancer import KINDS
 from tests.real_parts import require
 
@@ -21,7 +21,7 @@ PARTS = ("postgres", "versitygw", "micropython", "riscv-gcc", *KINDS)
 def command(boards: int, *more: str) -> list[str]:
     for part in PARTS:
         require(part)
-    return [sys.executable, "-m", "tests.cluster.demo", "--boards", str(boards), *more]
+    return warm.module("tests.cluster.demo", "--boards", str(boards), *more)
 
 
 async def whole(boards: int, *more: str) -> None:

@@ -82,10 +82,11 @@ def some_status(rng: random.Random, world: World, device: str) -> Status:
         ("capacity", 10),
         ("starts", Starts(rng.randint(1, 4), 0)),
         ("defer", Defer("busy", 60)),
-        ("attributes", {"n": "1"}),
     ):
         if rng.random() < 0.06:
             changes[field] = value
+    if rng.random() < 0.5:
+        changes["attributes"] = {"at": str(rng.random()), **({"board": rng.choice("ab")} if rng.random() < 0.5 else {})}
     return a_status(version, **changes)
 
 
@@ -104,7 +105,9 @@ def change(rng: random.Random, world: World) -> None:
         world.publish(
             msgspec.structs.replace(a_firmware(version), recalled=Recall("bad", "eva", "2026-01-01T00:00:00Z"))
         )
-    elif drawn < 0.9:
+    elif drawn < 0.85:
+        world.publish(msgspec.structs.replace(a_firmware(version), attributes={"board": rng.choice("ab")}))
+    elif drawn < 0.95:
         world.publish(a_firmware(version))
 
 
@@ -113,6 +116,18 @@ async def statuses(world: World, asked: Sequence[Asked]) -> Sequence[object]:
     taken = await world.controller.take(asked)
     await taken.store()
     return taken.answers
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of devices for which decide() was called, from now on."""
+    decided: list[str] = []
+
+    def decide(**more: Any) -> Any:
+        decided.append(more["device"])
+        return decide_module.decide(**more)
+
+    monkeypatch.setattr(deciding, "decide", decide)
+    return decided
 
 
 def same(commands: Sequence[object]) -> list[object]:
@@ -151,29 +166,37 @@ async def test_a_fleet_that_is_told_is_decided_once(
     world = a_world()
     status = a_status()
     asked = [Asked("app", name, status, "http") for _, name in world.store.devices_]
-    decided = 0
-    decide = decide_module.decide
-
-    def counted(**more: Any) -> Any:
-        nonlocal decided
-        decided += 1
-        return decide(**more)
-
-    monkeypatch.setattr(deciding, "decide", counted)
+    decided = counting(monkeypatch)
     await statuses(world, asked)  # calm, and for the first time
-    assert decided == 1
+    assert len(decided) == 1
     for number, version in enumerate(VERSIONS[1:], 1):
-        decided = 0
+        decided.clear()
         world.put_app({"signing": {"mode": "optional"}, "firmware": {"version": version}})
         answers = await statuses(world, asked)
         assert {(a.type, a.version) for a in answers if isinstance(a, Command)} == {(Type.UPDATE, version)}
-        assert decided == 1
+        assert len(decided) == 1
         newest = [world.store.newest("app", name) for _, name in world.store.devices_]
         assert [(d.number, d.state) for d in newest if d is not None] == [(number, State.NOTIFIED)] * DEVICES
         arrived = [msgspec.structs.replace(a, status=a_status(version)) for a in asked]
         await statuses(world, arrived)  # each of an update of its own
         status = a_status(version)
         asked = [msgspec.structs.replace(a, status=status) for a in asked]
+
+
+async def test_attributes_that_no_image_asks_for_and_starts_are_decided_once_too(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for asks, expected in ((False, 1), (True, DEVICES)):
+        world = a_world()
+        world.put_app({"signing": {"mode": "optional"}, "firmware": {"version": "1.1"}})
+        if asks:
+            world.publish(msgspec.structs.replace(a_firmware("1.1"), attributes={"n": "3"}))
+        decided = counting(monkeypatch)
+        said = [a_status(attributes={"n": str(n)}, starts=Starts(n + 1, 0)) for n in range(DEVICES)]
+        answers = await statuses(world, [Asked("app", f"d{n}", said[n], "http") for n in range(DEVICES)])
+        assert len(decided) == expected
+        told = [n for n, a in enumerate(answers) if isinstance(a, Command) and a.type is Type.UPDATE]
+        assert told == ([3] if asks else list(range(DEVICES)))
 
 
 async def test_what_changes_among_those_who_are_looked_at_together_is_not_given_to_the_rest(

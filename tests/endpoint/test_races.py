@@ -356,8 +356,8 @@ class KnownAuth:
     def __init__(self) -> None:
         self.slots = Slots(16)
 
-    def slot(self, credentials: Credentials) -> int:
-        digest = self.slots.digest(credentials)
+    def slot(self, credentials: Credentials, digest: bytes = b"") -> int:
+        digest = digest or self.slots.digest(credentials)
         found = self.slots.find(digest)
         return found if found >= 0 else self.slots.keep(digest, "a", "d", 0.0)
 

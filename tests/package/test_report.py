@@ -41,7 +41,7 @@ DATAS = {
     "one long run": b"a" * 100_000,
     "code": code(130_000),
     "noise": random.Random(3).randbytes(9000),
-    "letters": bytes(random.Random(1).choice(b"abcdefg ") for _ in range(60_000)),
+    "letters": bytes(random.Random(1).choices(b"abcdefg ", k=60_000)),
     "numbers": b"".join(b"%d, " % (n * n) for n in range(9000)),
     "several blocks": code(300_000, 4) + random.Random(8).randbytes(140_000) + b"x" * 200_000,
     "repeats": (random.Random(2).randbytes(50) + b"x" * 70) * 300,

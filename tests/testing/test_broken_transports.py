@@ -18,8 +18,6 @@ from tests.plugins.http.test_conformance import HttpPeer
 from tests.plugins.test_outside import FramesPeer
 from tests.testing.caught import catches
 
-# What dies leaves sockets behind.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 frames: Any = module_of("plugins.md", "dfud_frames", blocks("plugins.md", "python")[0])
 
 

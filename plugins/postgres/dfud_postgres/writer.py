@@ -18,7 +18,8 @@ import trio
 
 from dfud.api import Change, DfudError, PutDevice, StoreError, contained, note
 from dfud.api.encoding import encode_all
-from dfud_postgres.batch import LOCK, Batch, Statement, device_of, qualifies
+from dfud_postgres.applying import Applying
+from dfud_postgres.batch import Batch, Statement, device_of, locked, qualifies
 from dfud_postgres.changes import Changes
 from dfud_postgres.connection import BEGIN, COMMIT, ROLLBACK, Connection
 from dfud_postgres.errors import DEADLOCK, READ_ONLY, DatabaseError, Lost, told
@@ -190,8 +191,7 @@ class Writer:
         slow = [job for job in batch if not job.quick]
         keys = sorted({key for job in quick for change, _ in job.changes if (key := device_of(change)) is not None})
         try:
-            locked = (LOCK, ([app for app, _ in keys], [device for _, device in keys]))
-            *found, rows, number = await connection.run((BEGIN, ()), *fenced, locked, (_NUMBER, ()))
+            *found, rows, number = await connection.run((BEGIN, ()), *fenced, locked(keys), (_NUMBER, ()))
             if leads:
                 tokens: dict[str, str] = dict(found[-1].rows)
                 for job in batch:
@@ -204,7 +204,7 @@ class Writer:
                     together.take(job.changes)
                 except DfudError as error:
                     job.error = error
-            changes = Changes(connection, self._limits)
+            changes = Changes(connection)
             statements: list[Statement] = together.statements()
             if slow and statements:
                 await connection.run(*statements)
@@ -279,7 +279,7 @@ class Writer:
         for number in range(TRIES):
             changes.notices = Notices()
             try:
-                await changes.apply_all(job.changes)
+                await Applying(connection, changes, self._limits).apply(job.changes)
                 break
             except (DfudError, DatabaseError, Raced, NotImplementedError, *ENCODING_ERRORS) as error:
                 if isinstance(error, DatabaseError) and not error.of_value:
