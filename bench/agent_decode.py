@@ -8,7 +8,7 @@ import time
 
 sys.path.insert(0, sys.argv[1])
 from dfu.mapped import Mapped
-from dfu.table import table_of
+from dfu.table import load, table_of
 from dfu.chunk import chunk_head
 from dfu.zstd import PAGE, Decoder
 
@@ -52,19 +52,18 @@ for raw in chunks:
     number, page, pages, _, first, end = chunk_head(raw, len(raw))
     if kind == 3 and not number:
         data, first = table_of(raw, first, end, decoder)
-        mapped = Mapped(Part(base), base_size, data, size, Part(image))
+        for loaded in load(Part(base), base_size, data, size):
+            pass
+        mapped = Mapped(Part(base), base_size, loaded, size, Part(image))
     if first == end:
         continue
     at = page * PAGE
     reader, known = (mapped, mapped.begin(at)) if mapped else (Prefix(at), base_size if kind == 2 else at)
 
-    def done(n):
-        global at
-        if mapped:
-            mapped.back(decoder.page, at, n)
-        image[at : at + n] = memoryview(decoder.page)[:n]
-        at += n
-
-    for _ in decoder.decode(raw, first, end, known, min(size - at, pages * PAGE), reader, done):
-        pass
+    for n in decoder.decode(raw, first, end, known, min(size - at, pages * PAGE), reader):
+        if n:
+            if mapped:
+                mapped.back(decoder.page, at, n)
+            image[at : at + n] = memoryview(decoder.page)[:n]
+            at += n
 print(time.ticks_diff(time.ticks_us(), start), binascii.hexlify(hashlib.sha256(memoryview(image)[:size]).digest()).decode())

@@ -2,10 +2,11 @@
  *
  *     httpload HOST PORT MODE CONNECTIONS FIRST DEVICES REQUESTS [PERIOD_MS SECONDS] < body
  *
- * MODE keep: CONNECTIONS kept alive, each sends the next request when its last is answered; close: each request has a connection
+ * MODE keep: CONNECTIONS kept alive, each sends the next request when its last is answered; mixed: the same, and devices that come
+ * together are not neighbours in any index, as those of a fleet are not; close: each request has a connection
  * of its own; park: one connection a device, which waits (ct=250). Request n is of device FIRST + n % DEVICES, d%07d@fleet, whose
- * password is p%07d. "########" in the body becomes the number of the request. In mode park a line "parked" is printed when all
- * have sent; fleet: each connection is one device, which sends every PERIOD_MS, for SECONDS, the first ones spread over one
+ * password is p%07d. "########" in the body becomes a number that differs from run to run, too. In mode park a line "parked" is printed when all
+ * have sent, in mode fleet "connected" where all are, before any has; fleet: each connection is one device, which sends every PERIOD_MS, for SECONDS, the first ones spread over one
  * period (0: all at once, and once each); what is answered 503 it sends again after Retry-After and not before. Prints: answers, 2xx among them, 503 among them, us on the monotonic clock of the first and of the last answer,
  * latency p50 and p99 of the 2xx, and the longest of all, in us.
  */
@@ -30,16 +31,18 @@
 typedef struct { int fd; uint64_t sent_us; uint32_t have, next; char in[768]; } peer_t;
 
 #define WHEEL 65536 /* ms */
+#define CONNECTED_US 3000000 /* for the server to have accepted them */
 #define NONE 0xffffffffu
+#define SCATTER 7919ull /* a prime */
 
 static peer_t *peers;
 static uint32_t *samples;
 static struct sockaddr_in to;
 static char body[4096];
 static size_t body_size, mark;
-static int epoll, closing, parking, fleet;
+static int epoll, closing, parking, fleet, mixed;
 static uint32_t wheel[WHEEL];
-static uint32_t first, devices, total, next_request;
+static uint32_t first, devices, total, next_request, said;
 
 static uint64_t now_us(void) {
     struct timespec t;
@@ -91,12 +94,12 @@ static int send_next(uint32_t index) {
     peer_t *p = &peers[index];
     char out[6000], name[64], secret[96];
     if (!fleet && next_request >= total) return 0;
-    uint32_t n = next_request++, device = first + (fleet ? index : n) % devices;
+    uint32_t n = next_request++, device = first + (uint32_t)((fleet ? index : n) * (mixed ? SCATTER : 1) % devices);
     int size = snprintf(name, sizeof name, "d%07u@fleet:p%07u", device, device);
     base64(secret, name, (size_t)size);
     if (mark != (size_t)-1) {
         char number[16];
-        snprintf(number, sizeof number, "%08u", n % 100000000);
+        snprintf(number, sizeof number, "%08u", (said + n) % 100000000);
         memcpy(body + mark, number, 8);
     }
     size = snprintf(out, sizeof out, "POST /v1/dfu%s HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %s\r\n%sContent-Length: %zu\r\n\r\n",
@@ -125,6 +128,7 @@ int main(int argc, char **argv) {
     closing = !strcmp(argv[3], "close");
     parking = !strcmp(argv[3], "park");
     fleet = argc == 10;
+    mixed = fleet || !strcmp(argv[3], "mixed");
     uint64_t period_ms = fleet ? strtoull(argv[8], 0, 10) : 0, end_us = 0;
     memset(wheel, 0xff, sizeof wheel);
     uint32_t connections = (uint32_t)atoi(argv[4]);
@@ -139,6 +143,7 @@ int main(int argc, char **argv) {
     body_size = fread(body, 1, sizeof body - 1, stdin);
     char *found = memmem(body, body_size, "########", 8);
     mark = found ? (size_t)(found - body) : (size_t)-1;
+    said = (uint32_t)(now_us() / 1000 % 100000000);
     peers = calloc(connections, sizeof *peers);
     samples = malloc(sizeof *samples * SAMPLES_MAX);
     epoll = epoll_create1(0);
@@ -148,13 +153,14 @@ int main(int argc, char **argv) {
         if (open_one(i) < 0) return 1;
         if (!fleet) live += (uint32_t)send_next(i);
     }
+    if (period_ms) usleep(CONNECTED_US);
+    if (parking || period_ms) printf(parking ? "parked\n" : "connected\n"), fflush(stdout);
     uint64_t tick = now_us() / 1000;
     if (fleet) {
         live = connections;
         end_us = now_us() + strtoull(argv[9], 0, 10) * 1000000;
         for (uint32_t i = 0; i < connections; i++) plan(i, tick + 1 + (period_ms ? i * period_ms / connections : 0));
     }
-    if (parking) printf("parked\n"), fflush(stdout);
     while (live) {
         struct epoll_event events[256];
         for (uint64_t now = now_us() / 1000; fleet && tick < now;) {
@@ -202,5 +208,7 @@ int main(int argc, char **argv) {
     printf("%llu %llu %llu %llu %llu %u %u %u\n", (unsigned long long)answers, (unsigned long long)good, (unsigned long long)away,
            (unsigned long long)began, (unsigned long long)last, kept ? samples[kept / 2] : 0,
            kept ? samples[(uint64_t)kept * 99 / 100] : 0, longest);
+    fflush(stdout); /* who measures does so before the connections are closed */
+    if (fleet) usleep(100000);
     return 0;
 }

@@ -26,7 +26,7 @@ from dfud.endpoint.returning import QUIET_S
 DEVICES = 20_000
 BUSY, TOO_MANY = 256, 10_000
 TIMES = 3
-SECONDS = 20
+SECONDS = 40
 RAMP_SECONDS = 120
 
 
@@ -34,16 +34,24 @@ def measure(daemon: Daemon, load: Load, mode: str, connections: int, total: int,
     """Reports from now on, until `total` are answered; or, with period in ms and seconds as `more`, as long as that."""
     before, used = rss_bytes(daemon.pid), cpu_s(daemon.pid)
     command = [*load.command(daemon, mode, connections, 0, DEVICES, total), *map(str, more)]
-    run = subprocess.run(command, input=status(attributes={"n": "########"}), capture_output=True, check=True)
-    found = read_result(run.stdout)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdin is not None and run.stdout is not None
+        run.stdin.write(status(attributes={"n": "########"}))
+        run.stdin.close()
+        line = run.stdout.readline()
+        if line == b"connected\n":
+            used = cpu_s(daemon.pid)
+            line = run.stdout.readline()
+        used = cpu_s(daemon.pid) - used
+        found = read_result(line)
+        more_mb = (rss_bytes(daemon.pid) - before) / 1e6
     took = (found["last_us"] - found["first_us"]) / 1e6
-    used = cpu_s(daemon.pid) - used
     return {
         **found,
         "took": took,
         "rate": found["good"] / took,
         "per_cpu": found["good"] / used,
-        "more_mb": (rss_bytes(daemon.pid) - before) / 1e6,
+        "more_mb": more_mb,
     }
 
 
@@ -80,13 +88,13 @@ def main(kept: Path, rounds: int) -> None:
         try:
             load(daemon, devices=DEVICES)  # everybody is known
             for _ in range(rounds):
-                busy = measure(daemon, load, "keep", BUSY, 20_000)
+                busy = measure(daemon, load, "mixed", BUSY, 20_000)
                 row(f"{BUSY} busy", busy)
                 period_ms = max(1, int(TOO_MANY / (TIMES * busy["rate"]) * 1000))
                 fleet = measure(daemon, load, "fleet", TOO_MANY, 1, period_ms, SECONDS)
                 row(f"{TOO_MANY:,} offer {TIMES} x", fleet)
                 shares.append(fleet["per_cpu"] / busy["per_cpu"])
-                row(f"{TOO_MANY:,} rude", measure(daemon, load, "keep", TOO_MANY, 60_000))
+                row(f"{TOO_MANY:,} rude", measure(daemon, load, "mixed", TOO_MANY, 60_000))
             daemon.stop()
             daemon.start()
             back = measure(daemon, load, "fleet", TOO_MANY, 1, 0, RAMP_SECONDS)

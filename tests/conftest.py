@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import signal
 import ssl
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -22,6 +23,10 @@ from hypothesis import HealthCheck, settings
 from dfud.api import guard
 from dfud.testing.daemon import DaemonProcess
 from tests import warm
+
+# What is started in the background is born deaf to Ctrl-C, and so are its children; tests send it to processes of theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long making an example takes is no property of the code on a machine that does other things, too.
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])

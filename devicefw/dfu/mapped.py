@@ -1,7 +1,8 @@
 """The mapped delta, package kind 3 (docs/delta-format.md): the old image through the table, and the new one back from absolute form.
 
-Holds the table as it came (at most 4096 bytes) and, for every 32nd entry of it, where to go on reading; one page of 2048 bytes of the
-view, and what is needed around it: 3 KB beside the table. Every way of being wrong raises PackError.
+Holds the table as it came (at most 4096 bytes) and, for every 8th entry of it, where to go on reading (2 bytes an entry); one page of
+2048 bytes of the view, and what is needed around it: 4 KB beside the table. Every way of being
+wrong raises PackError.
 """
 
 try:
@@ -15,26 +16,25 @@ PAGE = 4096
 VIEW = 2048
 BEFORE, BEHIND = 260, 104  # what a page of the view depends on around it, rounded up
 HISTORY, PIECE = 1 << 18, 256
-WINDOW = 256
+WINDOW = 512  # what is looked at of the new image at one time
 ALL = 0xFFFFFFFF
 
 
 class Mapped:
-    """`part`: where the old image stands, `size` bytes of it; `data`: the decoded table; `new_size`: the new image's length.
+    """`part`: where the old image stands, `size` bytes of it; `loaded`: the decoded table, as dfu.table gave it at last; `new_size`: the
+    new image's length.
 
     read() is what the decoder of frames reads through; begin() says which chunk it decodes, back() makes a page of it what is written.
     """
 
-    def __init__(self, part, size, data, new_size, image):
+    def __init__(self, part, size, loaded, new_size, image):
         self.part, self.size, self.image = part, size, image
-        from dfu.table import load
-
-        self._old, self._new, self._tab, self._ix, st, flags = load(part, size, data, new_size)
+        self._old, self._new, self._tab, self._ix, st, flags = loaded
         self.history, self.code = flags & 1, flags >> 1
         self._st = st
         self._raw = bytearray(VIEW + BEFORE + BEHIND)
         self._window = bytearray(WINDOW)
-        self._at, self._end = -1, 0
+        self._at, self._end, self._stop = -1, 0, 0
         self._carries = bytearray(new_size // PAGE + 2)
         self._first = self._before = 0
 
@@ -64,23 +64,29 @@ class Mapped:
             length -= n
 
     def _make(self, first, end):
-        """Make the page of the view that begins at byte `first` of the old image, up to byte `end`: what is behind was not asked for."""
+        """Make the page of the view that begins at byte `first` of the old image, up to byte `end`: what is behind was not asked for.
+        A page that is there as far as another byte is gone on with."""
         st, raw = self._st, self._raw
         low, high = max(0, first - BEFORE), min(self.size, end + BEHIND)
+        done = self._end if first == self._at else first
+        start = min(self.size, done + BEHIND) if done != first else low
         self._at = -1
-        self.part.readblocks(low // PAGE, memoryview(raw)[: high - low], low % PAGE)
-        st[2], st[6], st[7] = low, first, end - first
+        if start < high:
+            self.part.readblocks(start // PAGE, memoryview(raw)[start - low : high - low], start % PAGE)
+        st[2], st[6], st[7] = low, first, min(VIEW, self.size - first)
         for i, (offset, length, address) in enumerate(self._old):
-            a, b = max(first, offset), min(end, offset + length)
+            a, b = max(done, offset), min(end, offset + length)
             if a >= b:
                 continue
             code = st[8] = self.code >> i & 1
-            if code:
-                st[3] = offset + (max(a - 256 - offset, 0) & -2)
+            if a > offset and done != first:
+                st[3] = self._stop
             else:
-                st[3] = offset + (a - offset & -4)
+                back = 256 if code else 0
+                st[3] = offset + (max(a - back - offset, 0) & (-2 if code else -4))
+                st[11] = 0
             st[4], st[5], st[9] = b, offset + length, address - offset & ALL
-            view(st, raw, self._tab, self._ix)
+            self._stop = view(st, raw, self._tab, self._ix)
         self._at, self._end = first, end
 
     def _part(self, first, end, offset, length, address):

@@ -4,15 +4,16 @@
 # Words are 32 bits wherever this runs: `m` is all ones, which is 64-bit Python's and viper's mask and changes nothing on a 32-bit
 # chip; unsigned comparisons are said. Constants above 2^30 would be objects there, so they come in `st`.
 #
-# st, 96 words:
+# st, 192 words:
 #  0 all ones   1 registers that a call overwrites
 #  2 place in the file of raw[0]   3 where to begin   4 the part's end in the page   5 the segment's end
 #  6 the page's first byte   7 its length   8 1: code   9 the segment's address less its offset
-# 10 entries of the table   11 12 13 the entry found last: its start, its length, its shift   14 end of what raw holds   15 1: back
+# 10 entries of the table   11 registers that lui has put something into   14 end of what raw holds   15 1: back
 # 32.. what lui put into each register   64.. what the view says that it did
+# 96.. entries found before, each at a place that its addresses have in common: its start, its length, its shift
 #
 # tab: for each highest byte of an address 0, or the number n of the 32 bits at 252 + 4 n, one for each known block of 512 KB; the table as
-# it came. ix: for every 32nd entry its start, where the next start stands in tab, its shift, where the next shift stands.
+# it came. ix: for every 8th entry its start, where the next start stands in tab, its shift, where the next shift stands.
 import micropython
 
 
@@ -32,7 +33,7 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
     count = int(st[10])
     calls = int(st[1])
     gap = first - base
-    live = 0
+    live = int(st[11])
     while at < b:
         i = at - base
         kind = 0
@@ -108,8 +109,9 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                 pc = (move + at) & m
                 x = (pc + x) & m
                 # Mostly both have moved alike.
-                k = int(st[11])
-                h = int(st[12])
+                k = 96 + 3 * ((pc >> 10) & 31)
+                h = int(st[k + 1])
+                k = int(st[k])
                 if (x ^ pc) >> 19 == 0 and uint((x - k) & m) < uint(h) and uint((pc - k) & m) < uint(h):
                     kind = 0
             elif op == 0x6F:
@@ -210,11 +212,12 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                 if k != 0:
                     known = (int(tab[252 + 4 * k + ((x >> 22) & 3)]) >> ((x >> 19) & 7)) & 1
                 if known and count > 0:
-                    if uint((x - int(st[11])) & m) < uint(int(st[12])):
-                        t = (x + int(st[13])) & m
+                    slot = 96 + 3 * ((x >> 10) & 31)
+                    if uint((x - int(st[slot])) & m) < uint(int(st[slot + 1])):
+                        t = (x + int(st[slot + 2])) & m
                     elif uint(x) >= uint(int(ix[0])):
                         lo = 0
-                        hi = (count + 31) >> 5
+                        hi = (count + 7) >> 3
                         while hi - lo > 1:
                             k = (lo + hi) >> 1
                             if uint(x) >= uint(int(ix[4 * k])):
@@ -225,9 +228,9 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                         p = int(ix[4 * lo + 1])
                         shift = int(ix[4 * lo + 2])
                         q = int(ix[4 * lo + 3])
-                        n = count - 32 * lo
-                        if n > 32:
-                            n = 32
+                        n = count - 8 * lo
+                        if n > 8:
+                            n = 8
                         k = 1
                         reach = 0
                         while k < n:
@@ -246,7 +249,7 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                             k += 1
                         if reach == 0:
                             # The last of its group: it reaches to the next group, or to the end of the addresses.
-                            if 32 * lo + n < count:
+                            if 8 * lo + n < count:
                                 reach = int(ix[4 * lo + 4]) - start
                             else:
                                 reach = m - start
@@ -268,9 +271,9 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                                 shift += n
                         shift &= m
                         t = (x + shift) & m
-                        st[11] = start & m
-                        st[12] = reach & m
-                        st[13] = shift
+                        st[slot] = start & m
+                        st[slot + 1] = reach & m
+                        st[slot + 2] = shift
                 if kind != 6:
                     break
                 kind = 7
@@ -338,6 +341,7 @@ def view(st: ptr32, raw: ptr8, tab: ptr8, ix: ptr32) -> int:
                 if rd != 0 and (op == 0x6F or op == 0x67):
                     live &= m ^ calls
         at += step
+    st[11] = live
     return at
 
 

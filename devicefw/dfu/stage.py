@@ -1,5 +1,6 @@
 """Leaving a package to the bootloader: its chunks go to dfu_stage as they are, and are decoded at the next start."""
 
+import asyncio
 import hashlib
 import struct
 
@@ -42,7 +43,7 @@ class Stage:
             raise PackError("behind the stage")
         return length
 
-    def add(self, buffer, length, number):
+    async def add(self, buffer, length, number):
         """Store one chunk; programming the same bytes twice, after a power cut, is harmless."""
         found = chunk_head(buffer, length)
         if found[0] != number:
@@ -54,6 +55,7 @@ class Stage:
         for sector in range(first, -(-end // flash.SECTOR)):
             if not flash.blank(self.part, sector * flash.SECTOR, flash.SECTOR):
                 flash.erase(self.part, sector)
+                await asyncio.sleep(0)
         view = memoryview(buffer)
         whole = length & ~3
         flash.write(self.part, self.at, view[:whole])
@@ -61,7 +63,7 @@ class Stage:
             flash.write(self.part, self.at + whole, bytes(view[whole:length]) + b"\xff" * (4 - length % 4))
         self.at = end
 
-    def whole(self, chunks):
+    async def whole(self, chunks):
         """Say whether what is stored is the package, by its name."""
         digest = hashlib.sha256()
         self.rewind()
@@ -70,6 +72,7 @@ class Stage:
             for i in range(0, length, 512):
                 digest.update(flash.read(self.part, self.at + i, min(512, length - i)))
             self.at += length + 3 & ~3
+            await asyncio.sleep(0)
         return digest.digest()[:16] == self.package
 
     def close(self, chunks, kind, base, envelope):

@@ -10,7 +10,8 @@ from dfu.errors import PackError
 PAGE = 4096
 VERSION = 1
 TABLE_MAX, ENTRIES_MAX, SEGMENTS_MAX = 4096, 2048, 16
-GROUP = 32
+GROUP = 8
+TURN = 128  # entries, then others have their turn
 HEAD = 256 + 4 * 2 * SEGMENTS_MAX  # of `tab`: which addresses are known; a segment is shorter than 16 MB
 ALL = 0xFFFFFFFF
 
@@ -52,8 +53,8 @@ def table_of(buffer, start, end, decoder):
     data = bytearray(memoryview(buffer)[start:stop])
     if mark & 1:
         data = bytearray()
-        for _ in decoder.decode(buffer, start, stop, 0, TABLE_MAX, None, lambda n: data.extend(memoryview(decoder.page)[:n]), exact=False):
-            pass
+        for n in decoder.decode(buffer, start, stop, 0, TABLE_MAX, None, exact=False):
+            data.extend(memoryview(decoder.page)[:n])
     return data, stop
 
 
@@ -83,7 +84,7 @@ class _Table:
 
 
 def load(part, size, data, new_size):
-    """Return the segments of the old image of `size` bytes in `part` and of the new one, the table `data` with its head, its index, the
+    """Yield None now and then, so that others have their turn, and at last the segments of the old image of `size` bytes in `part` and of the new one, the table `data` with its head, its index, the
     inner loops' state, and the table's flags."""
     if not data or data[0] != VERSION or len(data) > TABLE_MAX:
         raise PackError("table version")
@@ -99,7 +100,7 @@ def load(part, size, data, new_size):
                     blocks += 1
                     tab[high] = blocks
                 tab[252 + 4 * tab[high] + (k >> 3 & 3)] |= 1 << (k & 7)
-    st = array("I", bytes(4 * 96))
+    st = array("I", bytes(4 * 192))
     st[0], st[1] = ALL, 0xF003FCE0
     table = _Table(tab)
     table.at += 1
@@ -126,11 +127,15 @@ def load(part, size, data, new_size):
             raise PackError("table order")
         if i % GROUP == 0:
             ix[i // GROUP * 4], ix[i // GROUP * 4 + 1] = start, table.at
+        if i % TURN == 0:
+            yield None
     shift = 0
     for i in range(count):
         shift += table.signed()
         if i % GROUP == 0:
             ix[i // GROUP * 4 + 2], ix[i // GROUP * 4 + 3] = shift & ALL, table.at
+        if i % TURN == 0:
+            yield None
     if table.at != len(tab):
         raise PackError("table end")
-    return old, new, tab, ix, st, flags
+    yield old, new, tab, ix, st, flags

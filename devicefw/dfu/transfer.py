@@ -5,6 +5,7 @@ import gc
 from random import getrandbits
 
 from dfu.backoff import ANSWER, BEGUN
+from dfu.errors import clear
 from dfu.update import Update
 
 
@@ -16,32 +17,35 @@ async def serve(agent, command, raw):
         if left_ms:
             await asyncio.sleep_ms(min(left_ms, 60000))
             return 0
-        begin(agent, command, raw)
+        await begin(agent, command, raw)
         command.clear()
         progress(agent)
     elif agent.update.written:
-        agent.update.switch()
+        # Nothing is decoded any more, and what is called now may need room.
+        agent.update.decoder = agent.update.mapped = None
+        clear("zstd", "mapped", "chunk")
+        await agent.update.switch()
         await agent.close()
         agent.machine.reset()
     await fetch(agent)
     return 0
 
 
-def begin(agent, command, raw):
+async def begin(agent, command, raw):
     """Begin the update that a command asks for. Raises UpdateError; before it is judged nothing is written."""
     agent.tried = None
     update = Update(command, raw, agent.slots, agent.config, agent.buffer)
     agent.tried = update.manifest.sha256
     if hasattr(agent.transport, "rest"):
         agent.transport.rest()  # verifying a signature takes what there is
-    update.judge()
-    update.find()
+    await update.judge()
+    await update.find()
     if not update.resumed:
         # Counted before the first byte, so that no way of ending is forgotten; only a confirmation takes it back.
         agent.backoff.failed(BEGUN)
         agent.backoff.hold()
     agent.update = update
-    update.begin()
+    await update.begin()
 
 
 async def fetch(agent):

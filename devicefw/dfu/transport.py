@@ -10,7 +10,7 @@
 
 All three raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()
 raises Gone when there is no such package any more. `transport` in the config chooses: "http" (the default), "coap",
-or a class of yours.
+"serial", or a class of yours.
 """
 
 import binascii
@@ -77,6 +77,10 @@ def make(config):
         from dfu.coap import CoapTransport
 
         return CoapTransport(config)
+    if chosen == "serial":
+        from dfu.serial import SerialTransport
+
+        return SerialTransport(config)
     if isinstance(chosen, str):
-        raise ValueError("transport %s: expected http, coap or a class of yours" % chosen)
+        raise ValueError("transport %s: expected http, coap, serial or a class of yours" % chosen)
     return chosen(config)

@@ -1,6 +1,8 @@
 """One update: fetch its chunks into the idle slot, verify the whole. Resumes where it was cut."""
 
 import asyncio
+import hashlib
+from time import ticks_diff, ticks_ms
 
 from dfu import flash, state
 from dfu.chunk import chunk_head
@@ -15,9 +17,9 @@ CHUNK_TRIES = 3
 def _on_flash(method):
     """Have what flash refuses end as an UpdateError."""
 
-    def tried(self):
+    async def tried(self):
         try:
-            return method(self)
+            await method(self)
         except OSError as error:
             raise UpdateError(FLASH, "flash: %s" % error)
 
@@ -73,23 +75,24 @@ class Update:
         self.stage = None
         self.mapped = None
         self.decoder = None
+        self.took = [0, 0, 0]  # bytes of chunks, milliseconds to receive them, milliseconds to decode and store them
         if config.get("install") == "bootloader" and not self.app:
             from dfu import stage
 
             if stage.fits(slots.stage, total, self.chunks, self.kind):
                 self.stage = stage.Stage(slots.stage, self.package)
 
-    def judge(self):
+    async def judge(self):
         """Raise UpdateError unless this device may install it. Writes nothing."""
         from dfu.judge import judge
 
         try:
-            judge(self, self.slots, self.config["app"], self.config["hardware"])
+            await judge(self, self.slots, self.config["app"], self.config["hardware"])
         finally:
-            clear("judge", "records", "ed25519")
+            clear("judge", "records", "ed25519", "idf")
 
     @_on_flash
-    def find(self):
+    async def find(self):
         """Find out whether this transfer was cut before, and how far it came: sets `resumed` and `next`."""
         found = self.resume.load()
         if found is None or found[0] != self.raw:
@@ -103,27 +106,33 @@ class Update:
         self.resumed, self.next = True, found[1]
 
     @_on_flash
-    def begin(self):
+    async def begin(self):
         """Prepare the idle slot, if the transfer is not one that goes on."""
         slots = self.slots
         if self.resumed:
             if self.next >= self.chunks:
-                self._finish()
+                await self._finish()
             return
         self.resume.forget()
+        await asyncio.sleep(0)
         if self.app:
             from dfu.apps import begin
 
             begin(slots)
             clear("apps")
+            await asyncio.sleep(0)
         if self.stage is None:
             trailer = slots.size // flash.SECTOR - 1
             if not flash.blank(slots.idle, trailer * flash.SECTOR, flash.SECTOR):
                 flash.erase(slots.idle, trailer)
+                await asyncio.sleep(0)
         self.resume.begin(self.raw)
 
     def progress(self):
-        return {0: self.package, 1: self.next, 2: 1 if self.written else 0}
+        said = {0: self.package, 1: self.next, 2: 1 if self.written else 0}
+        if self.took[0]:
+            said[3] = self.took
+        return said
 
     async def fetch(self, transport):
         """Fetch and store the next chunk; after the last one verify the image. Raises UpdateError, TransportError."""
@@ -135,19 +144,24 @@ class Update:
         if self.next == self.chunks:
             if hasattr(transport, "rest"):
                 transport.rest()
-            self._finish()
+            await self._finish()
 
     async def _fetch_one(self, transport, number):
-        last = ""
+        last, took = "", self.took
         for _ in range(CHUNK_TRIES):
+            asked = ticks_ms()
             length = await transport.chunk(self.package, number, self.buffer)
+            since = ticks_ms()
             try:
                 if self.stage is not None:
-                    self.stage.add(self.buffer, length, number)
+                    await self.stage.add(self.buffer, length, number)
                 else:
                     await self._store(length, number)
                 if number == self.next:
                     self.resume.mark(number)
+                took[0] += length
+                took[1] += ticks_diff(since, asked)
+                took[2] += ticks_diff(ticks_ms(), since)
                 return
             except (PackError, ZstdError) as error:
                 last = "%d: %s" % (number, error)
@@ -164,7 +178,7 @@ class Update:
 
             self.decoder = Decoder(self.slots.room)
         if self.kind == MAPPED and wanted == 0:
-            start, value = self._table(start, end)
+            start, value = await self._table(start, end)
         first = page * PAGE
         size = min(self.size - first, pages * PAGE)
         # Nothing to write is right only where there is nothing behind the table.
@@ -181,47 +195,56 @@ class Update:
             else:
                 prefix = mapped
                 known = mapped.begin(first)
-        decoder = self.decoder
-        sector = page
-
-        def done(n):
-            nonlocal sector, value
-            if sector * PAGE >= self.size:
-                raise ZstdError("beyond the image")
-            if mapped is not None:
-                mapped.back(decoder.page, sector * PAGE, n)
-            view = memoryview(decoder.page)[:n]
-            value = flash.crc32(view, value)
-            # After a power cut the first pages of a chunk stand there already.
-            if not flash.holds(slots.idle, sector * PAGE, view):
-                flash.erase(slots.idle, sector)
-                flash.write(slots.idle, sector * PAGE, view)
-            sector += 1
-
         if size:
-            for _ in decoder.decode(self.buffer, start, end, known, size, prefix, done):
-                await asyncio.sleep(0)  # the application goes on
+            for n in self.decoder.decode(self.buffer, start, end, known, size, prefix):
+                if n:
+                    value = await self._page(page, n, value)
+                    page += 1
+                else:
+                    await asyncio.sleep(0)  # the application goes on
         if value != crc:
             raise ZstdError("crc")
 
-    def _table(self, start, end):
+    async def _page(self, page, n, value):
+        """Store the page that is in the decoder; return the CRC so far. The application has its turn around the erasing."""
+        slots, at = self.slots, page * PAGE
+        if at >= self.size:
+            raise ZstdError("beyond the image")
+        view = memoryview(self.decoder.page)[:n]
+        if self.mapped is not None:
+            self.mapped.back(self.decoder.page, at, n)
+        value = flash.crc32(view, value)
+        # After a power cut the first pages of a chunk stand there already.
+        stands = flash.holds(slots.idle, at, view)
+        await asyncio.sleep(0)
+        if not stands:
+            flash.erase(slots.idle, page)
+            await asyncio.sleep(0)
+            flash.write(slots.idle, at, view)
+            await asyncio.sleep(0)
+        return value
+
+    async def _table(self, start, end):
         """Read the address table of a mapped delta, with which its first chunk begins. Returns where it ends, and its CRC."""
         from dfu.mapped import Mapped
-        from dfu.table import table_of
+        from dfu.table import load, table_of
 
         slots = self.slots
         data, start = table_of(self.buffer, start, end, self.decoder)
-        self.mapped = Mapped(slots.running, slots.running_size, data, self.size, slots.idle)
+        for loaded in load(slots.running, slots.running_size, data, self.size):
+            await asyncio.sleep(0)
+        self.mapped = Mapped(slots.running, slots.running_size, loaded, self.size, slots.idle)
+        del load, table_of
         clear("table")
         return start, flash.crc32(data)
 
     @_on_flash
-    def _finish(self):
+    async def _finish(self):
         """The slot holds the image exactly as the manifest says, or this raises and the transfer is forgotten."""
         slots = self.slots
         if self.stage is not None:
             try:
-                whole = self.stage.whole(self.chunks)
+                whole = await self.stage.whole(self.chunks)
             except PackError:
                 whole = False
             if not whole:
@@ -229,7 +252,10 @@ class Update:
                 raise UpdateError(CHUNK, "the stage does not hold the package")
             self.written = True
             return
-        if flash.digest(slots.idle, self.size, slots.room[-1]) != self.manifest.sha256:
+        h = hashlib.sha256()
+        for _ in flash.hashed(h, slots.idle, self.size, slots.room[-1]):
+            await asyncio.sleep(0)
+        if h.digest() != self.manifest.sha256:
             self.resume.forget()
             raise UpdateError(IMAGE_HASH, "the slot does not hold what the manifest says")
         envelope = self._envelope()
@@ -245,7 +271,7 @@ class Update:
         return unpack(self.raw)[3]
 
     @_on_flash
-    def switch(self):
+    async def switch(self):
         """Have the bootloader boot the new image on trial, or decode the stage first."""
         slots = self.slots
         if self.stage is not None:

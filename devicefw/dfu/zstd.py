@@ -5,6 +5,8 @@ stands: through `reader.read(position, buffer, offset, length)`, position counti
 holds one page, the frame and 10 KB of tables, whatever the frame's size. Every way of being wrong raises ZstdError.
 """
 
+from time import ticks_diff, ticks_ms
+
 from dfu.errors import ZstdError
 
 try:
@@ -18,6 +20,7 @@ except (ImportError, SyntaxError, ValueError, MemoryError):
     fse_build, huf_fill, run = load(__file__, "zstd", "zviper", ("fse_build", "huf_fill", "run"))
 
 PAGE = 4096
+TURN_MS = 15  # of work, then others have their turn; a copy out of the flash is what it may be longer
 BLOCK_MAX = 131072
 
 _LLX = b"\x00" * 16 + b"\x01\x01\x01\x01\x02\x02\x03\x03\x04\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10"
@@ -29,7 +32,7 @@ _DOF = b"\x01\x01\x01\x01\x01\x01\x02\x02\x02" + b"\x01" * 15 + b"\xff" * 5
 
 
 class Decoder:
-    """Holds the tables and the page; one for the life of an update. `page` is the buffer that the callback sees."""
+    """Holds the tables and the page; one for the life of an update. `page` is where each page is given out."""
 
     def __init__(self, room=None):
         # What a state gives: bits to read and base of the next one, and its symbol; of LL, ML, OF, and of Huffman weights. Then literals.
@@ -46,11 +49,11 @@ class Decoder:
                 base += 1 << bits
                 at += 1
 
-    def decode(self, src, start, end, prefix, size, reader, done, exact=True):
+    def decode(self, src, start, end, prefix, size, reader, exact=True):
         """Decode src[start:end], exactly one frame, to `size` bytes (or at most) behind `prefix` bytes that `reader` reads.
 
-        A generator, which yields between pages: a chunk may be a whole image. done(length) is called with each finished page in
-        `self.page`; from then on `reader` must read it, too.
+        A generator. It yields the length of each finished page, which is in `self.page` then; once it is gone on with, `reader` must
+        read that, too. In between it yields 0, so that others have their turn: a chunk may be a whole image.
         """
         st = self._st
         self._logs = [-1, -1, -1]
@@ -70,7 +73,7 @@ class Decoder:
         st[23] = min(PAGE, size)
         st[24] = prefix
         st[25] = size
-        self._prefix, self._size, self._reader, self._done = prefix, size, reader, done
+        self._reader, self._since = reader, ticks_ms()
         while True:
             if p + 3 > end:
                 raise ZstdError("block header")
@@ -102,15 +105,19 @@ class Decoder:
         if p != end or (st[25] and exact):
             raise ZstdError("length")
         if st[22]:
-            self._flush()
+            yield st[22]
 
-    def _flush(self):
+    def _turn(self):
+        """Say whether others should have their turn now."""
+        return ticks_diff(ticks_ms(), self._since) >= TURN_MS
+
+    def _page(self):
+        """The page was given out: begin the next one."""
         st = self._st
-        n = st[22]
-        self._done(n)
-        st[24] += n
+        st[24] += st[22]
         st[22] = 0
         st[23] = min(PAGE, st[25])
+        self._since = ticks_ms()
 
     def _plain(self, src, ltype, at, n):
         st = self._st
@@ -127,20 +134,23 @@ class Decoder:
             event = run(st, src, page, self._t, self._y)
             if event == 0:
                 if st[22] == PAGE:
-                    self._flush()
-                    yield
+                    yield PAGE
+                    self._page()
                 return
             if event == 1:
                 if not st[25]:
                     raise ZstdError("too long")
-                self._flush()
-                yield
+                yield st[22]
+                self._page()
             elif event == 2:
                 o, n = st[22], st[28]
                 self._reader.read(st[24] + o - st[21], page, o, n)
                 st[22] = o + n
                 st[20] -= n
                 st[25] -= n
+                if self._turn():
+                    yield 0
+                    self._since = ticks_ms()
             elif event == 3:
                 self._next_stream(src)
             else:
@@ -251,6 +261,9 @@ class Decoder:
                 st[12 + i] = self._bits(src, self._logs[i])
         elif p != end:
             raise ZstdError("sequences")
+        if self._turn():
+            yield 0
+            self._since = ticks_ms()
         yield from self._go(src)
 
     def _bits(self, src, k):

@@ -19,8 +19,8 @@ from dfud.errors import DfudError
 from dfud.model.names import check_name, path_of
 from dfud.model.text import visible
 
-URLS = {"http": "http://127.0.0.1:8880", "coap": "coap://127.0.0.1:5683"}
-CREDENTIALS = {"http": "secret", "coap": "psk"}  # CoAP is secured by OSCORE, which takes a key
+URLS = {"http": "http://127.0.0.1:8880", "coap": "coap://127.0.0.1:5683", "serial": ""}
+CREDENTIALS = {"http": "secret", "coap": "psk", "serial": "secret"}  # CoAP is secured by OSCORE, which takes a key
 COMPILER = "riscv64-unknown-elf-gcc"
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ class Boards(msgspec.Struct, frozen=True):
 @click.option("--devices", default=1, show_default=True, type=click.IntRange(1, 200), help="How many boards.")
 @click.option("--registry", default="http://127.0.0.1:8881", show_default=True, help="Where users talk to dfud.")
 @click.option(
-    "--transport", type=click.Choice(["http", "coap"]), default="http", show_default=True, help="What boards speak."
+    "--transport", type=click.Choice(["http", "coap", "serial"]), default="http", show_default=True, help="What boards speak."
 )
 @click.option("--url", help="Where devices talk to dfud; default: http://127.0.0.1:8880, or coap://127.0.0.1:5683.")
 @click.option(
@@ -135,6 +135,7 @@ def build_bootloader(elf: Path) -> None:
 
 async def _run(boards: Boards) -> None:
     from devicefw.sim.board import Board
+    from devicefw.sim.cable import Cable
     from devicefw.sim.firmware import build, program
 
     image = build(program("good", boards.version), boards.version)
@@ -149,7 +150,13 @@ async def _run(boards: Boards) -> None:
                 def told(line: str, name: str = name) -> None:
                     click.echo(visible(f"{name}: {line}"))
 
-                nursery.start_soon(Board(directory, settings, image=image, on_line=told, elf=boards.elf).run)
+                board = Board(directory, settings, image=image, on_line=told, elf=boards.elf)
+                if settings["transport"] == "serial":
+                    cable = Cable(directory / "tty")
+                    board.uart = cable.board
+                    told(f"serial line: dfuctl bridge --port {cable.port} --server http://127.0.0.1:8880")
+                    nursery.start_soon(cable.run)
+                nursery.start_soon(board.run)
 
 
 async def _settings(client: httpx.AsyncClient, boards: Boards, name: str, directory: Path) -> dict[str, Any]:
@@ -178,6 +185,10 @@ async def _settings(client: httpx.AsyncClient, boards: Boards, name: str, direct
         kind: credential,
         "wait_s": 30,
     }
+    if boards.transport == "serial":
+        from devicefw.sim.cable import LINE
+
+        settings["line"] = LINE
     directory.mkdir(parents=True, exist_ok=True)
     kept.touch(0o600)
     kept.write_text(json.dumps(settings))

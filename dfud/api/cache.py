@@ -101,7 +101,9 @@ class Cache(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Keep a value that is known to be true now (nothing was awaited since); reads under way are stale."""
-        self.forget(key)
+        if self._readings:
+            for reading in self._readings.get(key, ()):
+                reading.stale = True
         self._keep(key, value)
 
     def forget(self, key: K) -> None:

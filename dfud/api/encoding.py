@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -38,20 +38,22 @@ BODILESS = frozenset({ExpectDevice, AddCounts, PutDocument, DeleteDocument, Dele
 Encoded = tuple[Change, tuple[bytes, ...]]
 
 
-def encode_all(changes: Iterable[Change]) -> list[Encoded]:
+def encode_all(changes: Sequence[Change]) -> list[Encoded]:
     """Return each change with the bodies that it stores. Raises StoreError that names what cannot be stored.
 
-    A deployment that changes put several times, one behind the other, is encoded once.
+    Of a deployment that changes put several times only the last one is stored, so that is encoded, once, for all of them.
     """
     found: list[Encoded] = []
     last: Deployment | None = None
     body = b""
+    final = {change.deployment.id: change.deployment for change in changes if type(change) is PutDeployment}
     for change in changes:
         if type(change) is PutActual:
             found.append((change, (_encode(change, change.actual),)))
         elif type(change) is PutDeployment:
-            if change.deployment is not last:
-                last, body = change.deployment, _encode(change, change.deployment)
+            latest = final[change.deployment.id]
+            if latest is not last:
+                last, body = latest, _encode(change, latest)
             entry = change.entry
             found.append((change, (body,) if entry is None else (body, _encode(change, entry))))
         elif type(change) in BODILESS:

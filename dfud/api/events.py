@@ -67,11 +67,16 @@ class FirmwareChanged(msgspec.Struct, frozen=True):
 
 
 class DeploymentChanged(msgspec.Struct, frozen=True):
-    """A deployment was made or changed its state; it is stored already. told: what event sinks are told of that."""
+    """A deployment was made or changed its state; it is stored already. tells: makes what event sinks are told of that."""
 
     deployment: Deployment
     entry: HistoryEntry
-    told: ChangeEvent | None = None
+    tells: Callable[[], ChangeEvent] | None = None
+
+    @property
+    def told(self) -> ChangeEvent | None:
+        """What event sinks are told; made where somebody asks for it, for most often nobody does."""
+        return self.tells() if self.tells is not None else None
 
 
 class ProgressChanged(msgspec.Struct, frozen=True):

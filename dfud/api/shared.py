@@ -23,12 +23,26 @@ Key = tuple[str, ...]
 
 
 class SharedCounts:
-    """topic: apart from other counters'. heard(key, number): count what happened at another process."""
+    """topic: apart from other counters'. heard(key, number): count what happened at another process.
 
-    def __init__(self, store: Store, bus: Bus, topic: str, heard: Callable[[Key, int], None]) -> None:
+    gathered_max: keys that are told of in gather_s; what comes beyond is not told.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        topic: str,
+        heard: Callable[[Key, int], None],
+        *,
+        gather_s: float = GATHER_S,
+        gathered_max: int = GATHERED_MAX,
+    ) -> None:
         self._store = store
         self._topic = f"counts.{topic}"
         self._heard = heard
+        self._gather_s = gather_s
+        self._gathered_max = gathered_max
         self._gathered: Counter[Key] = Counter()
         self._news = trio.Event()
         bus.subscribe(Told, self._told)
@@ -36,7 +50,7 @@ class SharedCounts:
     def add(self, key: Key, number: int = 1) -> None:
         """It happened here. Never blocks."""
         if Capability.SHARED in self._store.capabilities and (
-            key in self._gathered or len(self._gathered) < GATHERED_MAX
+            key in self._gathered or len(self._gathered) < self._gathered_max
         ):
             self._gathered[key] += number
             self._news.set()
@@ -50,7 +64,7 @@ class SharedCounts:
         """Tell the others, until cancelled."""
         while True:
             await self._news.wait()
-            await trio.sleep(GATHER_S)
+            await trio.sleep(self._gather_s)
             self._news = trio.Event()
             gathered, self._gathered = self._gathered, Counter()
             part: list[tuple[Key, int]] = []

@@ -27,6 +27,7 @@ from dfud.model.espimage import hardware_name
 
 NVS = find(LAYOUTS["4MB"], "nvs")  # the same in every size
 ROM_BAUD = 115200
+PIECE_BYTES = 0x10000  # that are read at once
 AGAIN = "hold BOOT, press and release RESET, release BOOT, and run this again"
 UNKNOWN = "something that cannot be read"
 
@@ -63,7 +64,7 @@ class Chip:
     """A chip in download mode, its flash attached. touched: its flash is no longer what it was."""
 
     def __init__(self, port: str, esp: Any, resets: bool) -> None:
-        self._port, self.esp, self._resets = port, esp, resets
+        self.port, self.esp, self._resets = port, esp, resets
         self._progress: Callable[[int, int], None] | None = None
         self._done: tuple[int, int] | None = None
         self.touched = False
@@ -77,18 +78,18 @@ class Chip:
     def flash_bytes(self) -> int:
         """Return the size of the flash chip. Raises PeerError, also if it does not say."""
         cmds, _, util = _esptool()
-        with _told(self._port, "the flash chip cannot be asked"):
+        with _told(self.port, "the flash chip cannot be asked"):
             found = util.flash_size_bytes(cmds.detect_flash_size(self.esp))
         if not found:
             raise PeerError(
-                f"{self._port}: the flash chip does not say its size: is it connected, and is nothing else on its pins? "
+                f"{self.port}: the flash chip does not say its size: is it connected, and is nothing else on its pins? "
                 "Otherwise flash by hand, with the line that `dfuctl board image` printed"
             )
         return int(found)
 
     def owner(self) -> str:
         """Return who the board is: a device's name, what is known otherwise, or "" if it is nobody. Raises PeerError."""
-        with _told(self._port, "the board's identity cannot be read"):
+        with _told(self.port, "the board's identity cannot be read"):
             if not self.esp.IS_STUB:  # the ROM reads no flash, but makes a digest of it
                 blank = hashlib.md5(b"\xff" * NVS.size, usedforsecurity=False).hexdigest()
                 return "" if self.esp.flash_md5sum(NVS.offset, NVS.size) == blank else UNKNOWN
@@ -101,6 +102,19 @@ class Chip:
             return UNKNOWN
         return f"device {identity.device}" if identity.device else "a device with a claim code"
 
+    def read(self, size: int, *, progress: Callable[[int, int], None]) -> bytes:
+        """Return the flash's content from offset 0 on. Blank pieces are told by their MD5, and not read. Raises PeerError."""
+        blank = hashlib.md5(b"\xff" * PIECE_BYTES, usedforsecurity=False).hexdigest()
+        content = bytearray()
+        with _told(self.port, "the flash cannot be read"):
+            while len(content) < size:
+                if self.esp.flash_md5sum(len(content), PIECE_BYTES) == blank:
+                    content += b"\xff" * PIECE_BYTES
+                else:
+                    content += self.esp.read_flash(len(content), PIECE_BYTES)
+                progress(len(content), size)
+        return bytes(content)
+
     def write(self, content: bytes, flash_bytes: int, *, erase_all: bool, progress: Callable[[int, int], None]) -> None:
         """Write from offset 0 on, and compare the MD5 of the flash. progress(done, total) counts compressed bytes.
 
@@ -112,17 +126,27 @@ class Chip:
             content, erase_all = content.ljust(flash_bytes, b"\xff"), False
         self.esp.WRITE_FLASH_ATTEMPTS = 1  # a cable that was pulled: say so, and do not wait for it
         self.touched = True
-        with _told(self._port, self._broken):
+        with _told(self.port, self._broken):
             cmds.write_flash(self.esp, [(0, content)], erase_all=erase_all, compress=True)
 
+    def _part(self) -> str:
+        return f" after {self._done[0] * 100 // max(1, self._done[1])} %" if self._done else ""
+
     def _broken(self) -> str:
-        part = f" after {self._done[0] * 100 // max(1, self._done[1])} %" if self._done else ""
-        return f"flashing failed{part}, and the board does not start until it is flashed anew"
+        return f"flashing failed{self._part()}, and the board does not start until it is flashed anew"
+
+    def left(self) -> str:
+        """Return in which state a board is that somebody stopped flashing, and what to do."""
+        if self.touched:
+            dead = "the board does not start until it is flashed anew. Run this again; if nobody answers"
+            return f"{self.port}: stopped{self._part()}: {dead}, {AGAIN}"
+        start = "" if self._resets else "; press RESET, then it starts"
+        return f"{self.port}: stopped; nothing was written, the flash is as it was{start}"
 
     def reset(self) -> bool:
         """Start what was flashed; False if that takes a finger."""
         if self._resets:
-            with suppress(PeerError), _told(self._port, "the board was not reset"):
+            with suppress(PeerError), _told(self.port, "the board was not reset"):
                 self.esp.hard_reset()
                 return True
         return False
@@ -156,7 +180,7 @@ def attached(port: str, baud: int, *, stub: bool) -> Iterator[Chip]:
     try:
         line = serial.serial_for_url(port, exclusive=True, baudrate=ROM_BAUD)
     except (OSError, ValueError) as error:
-        raise PeerError(_no_port(port, error)) from None
+        raise PeerError(no_port(port, error)) from None
     before = logger.EspLog.instance
     logger.log.set_logger(Quiet())
     try:
@@ -231,7 +255,7 @@ def _resets(line: Any) -> bool:
     return True
 
 
-def _no_port(port: str, error: Exception) -> str:
+def no_port(port: str, error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
         return f"{port}: no such port. Is the board plugged in? `ls /dev/ttyACM* /dev/ttyUSB*` shows the ports"

@@ -59,10 +59,10 @@ def identity_image(identity: Identity, flash: str) -> bytes:
 
 
 def settings(
-    *, app: str, url: str, hardware: str, wifi: tuple[str, str] | None, ntp: str, agent: Mapping[str, Any]
+    *, app: str, hardware: str, wifi: tuple[str, str] | None, ntp: str, agent: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what goes into /dfu.json."""
-    said: dict[str, Any] = {"agent": {"url": url, "app": app, "hardware": hardware, **agent}, "ntp": ntp}
+    """Return what goes into /dfu.json. agent: how it reaches dfud, and whatever else is to be configured."""
+    said: dict[str, Any] = {"agent": {"app": app, "hardware": hardware, **agent}, "ntp": ntp}
     if wifi is not None:
         said["wifi"] = {"ssid": wifi[0], "password": wifi[1]}
     return said

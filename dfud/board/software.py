@@ -7,7 +7,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dfud.board.fold import folded
@@ -18,7 +18,8 @@ MARCH = "rv32imc"
 MARCHES = {"esp32": "xtensawin", "esp32s2": "xtensawin", "esp32s3": "xtensawin"}
 # The agent without line numbers, which are 1.5 KB of its heap; an application's tracebacks have them.
 _AGENT, _APP = ("-O3",), ()
-_COAP = ("coap", "coapstatus", "oscore", "oscorekeys")  # not needed over http and https
+# What only those need that choose this transport; none of them over http and https.
+_LINKS = {"coap": ("coap", "coapstatus", "oscore", "oscorekeys"), "serial": ("serial",)}
 START, MAIN, BOOT = ("dfuboard", "pack"), "main.py", "boot.py"
 APP_FOLDER, AGENT_FILE = "app", "agent.pack"
 APP_FILES_MAX = 500
@@ -54,18 +55,22 @@ def _told(name: str, said: str) -> str:
     )
 
 
-def agent_files(folder: Path, *, coap: bool = False) -> dict[str, bytes]:
-    """Return the agent compiled for the chip, by path ("dfu/agent.mpy"). folder: of its sources, devicefw/dfu."""
+def agent_files(folder: Path, *, links: Collection[str] = ()) -> dict[str, bytes]:
+    """Return the agent compiled for the chip, by path ("dfu/agent.mpy"). folder: of its sources, devicefw/dfu.
+
+    links: transports it is to have beside http: "coap", "serial".
+    """
     sources = sorted(folder.glob("*.py"))
     if not any(path.stem == "agent" for path in sources):
         raise PeerError(
             f"{folder}: no agent in it (agent.py): give the folder devicefw/dfu of dfud's sources with --agent"
         )
     texts = folded({path.stem: path.read_text("utf-8") for path in sources})
+    left_out = {name for link, names in _LINKS.items() if link not in links for name in names}
     return {
         f"dfu/{name}.mpy": compiled(text, f"dfu/{name}.py", _AGENT)
         for name, text in texts.items()
-        if coap or name not in _COAP
+        if name not in left_out
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -17,7 +18,7 @@ from dfud.board.stock import CHIP, read_stock_untrusted
 from dfud.cli.board_factory import board_factory
 from dfud.cli.board_flash import board_flash
 from dfud.cli.board_inspect import board_inspect
-from dfud.cli.board_options import first_line, identity_options, public_key, write_file
+from dfud.cli.board_options import first_line, identity_options, public_key, serial_line, write_file
 from dfud.cli.client import CliError, Session
 from dfud.cli.resources import pass_session
 from dfud.errors import PeerError
@@ -71,7 +72,10 @@ def _wifi(ssid: str | None, file: Path | None) -> tuple[str, str] | None:
 @board.command("image")
 @click.option("--micropython", required=True, type=_FILE, help="The download as it is: ESP32_GENERIC_C3-....bin.")
 @click.option("--app", "folder", required=True, type=_FOLDER, help="Folder of the application, with main.py.")
-@click.option("--server", required=True, help="Where devices reach dfud: http://host:port or https://host:port.")
+@click.option("--server", help="Where devices reach dfud: http://host:port or https://host:port.")
+@click.option(
+    "--serial", metavar="TX,RX[,BAUD]", help="No network: UART 1 on these pins, to `dfuctl bridge`; or: console."
+)
 @identity_options
 @click.option("--app-name", help="App of dfud that the board belongs to; as `dfuctl --app`. No login is needed.")
 @click.option("--hardware", default=CHIP, show_default=True, help="Chip and board: esp32c3, or esp32c3-board1.")
@@ -100,7 +104,8 @@ def board_image(
     session: Session,
     micropython: Path,
     folder: Path,
-    server: str,
+    server: str | None,
+    serial: str | None,
     identity: Identity,
     app_name: str | None,
     hardware: str,
@@ -134,7 +139,17 @@ def board_image(
         raise CliError(
             f"--hardware {hardware}: expected {CHIP} or {CHIP}-<board>: dfud's bootloader runs on no other chip"
         )
-    certificate = _server(server, ca, pin)
+    if (server is None) == (serial is None):
+        raise CliError(
+            "how does the board reach dfud? give --server, or --serial for one without a network, one of them"
+        )
+    link: dict[str, Any]
+    if serial is not None:
+        if wifi or ca or pin:
+            raise CliError("--serial: the board has no network: leave --wifi, --ca and --pin out; TLS is the bridge's")
+        certificate, ntp, link = {}, "", {"transport": "serial", "line": serial_line(serial)}
+    else:
+        certificate, link = _server(str(server), ca, pin), {"url": server}
     try:
         stock = read_stock_untrusted(micropython.read_bytes())
     except PeerError as error:
@@ -156,10 +171,8 @@ def board_image(
         version = check_name("version", app_version)
         application = made.data, whole.app_envelope_of(made.data, version, app, hardware, signed, trusted)
         confirms = made.confirms
-    said = whole.settings(
-        app=app, url=server, hardware=hardware, wifi=_wifi(wifi, wifi_password_file), ntp=ntp, agent={}
-    )
-    packed = pack(agent_files(agent or ROOT / "devicefw" / "dfu"))
+    said = whole.settings(app=app, hardware=hardware, wifi=_wifi(wifi, wifi_password_file), ntp=ntp, agent=link)
+    packed = pack(agent_files(agent or ROOT / "devicefw" / "dfu", links=["serial"] if serial else []))
     files = {AGENT_FILE: packed, **start_files(ROOT / "devicefw" / "board"), **app_in}
     for file, name in ((ca, "ca"), (pin, "pin")):
         if file is not None:

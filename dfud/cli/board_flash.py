@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
 
-from dfud.board.flashing import ROM_BAUD, attached, judged_untrusted
+from dfud.board.flashing import ROM_BAUD, Chip, attached, judged_untrusted
 from dfud.cli.client import CliError, Session
 from dfud.cli.resources import pass_session
-from dfud.cli.show import TRANSFER, confirm, progress_bar, yes_option
+from dfud.cli.show import TRANSFER, confirm, progress_bar, say, yes_option
 from dfud.errors import PeerError
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -43,17 +44,34 @@ def board_flash(
         content, needed = judged_untrusted(file.read_bytes(), identity.read_bytes() if identity else None)
     except PeerError as error:
         raise CliError(f"{file}: {error}") from None
-    with attached(port, baud, stub=not no_stub) as chip:
-        there = chip.flash_bytes()
-        if there < needed:
-            raise CliError(
-                f"{port}: the flash has {there} bytes, {file} is laid out for {needed}: make it with `dfuctl board image --flash` "
-                "of the board's size; 4MB is the smallest"
-            )
-        if owner := chip.owner():
-            confirm(f"The board at {port} has an identity ({owner}). Overwrite it?", yes)
-        with progress_bar("Flash", TRANSFER) as progress:
-            chip.write(content, needed, erase_all=erase_all, progress=progress)
-        started = chip.reset()
+    chip: Chip | None = None
+    try:
+        with attached(port, baud, stub=not no_stub) as chip:
+            started = _flash(chip, file, content, needed, erase_all=erase_all, yes=yes)
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        left = (
+            chip.left()
+            if chip
+            else f"{port}: stopped; nothing was written, the flash is as it was. Press RESET if it does not start"
+        )
+        if session.json:
+            session.show({"error": left})
+        say(left, err=True)
+        raise click.exceptions.Exit(1 if isinstance(stopped, click.Abort) else 128 + signal.SIGINT) from None
     told = "flashed; reset, it starts" if started else "flashed; press RESET, then it starts"
     session.done(f"{port}: {told}. The flash is as {file}.", port=port, bytes=len(content), reset=started)
+
+
+def _flash(chip: Chip, file: Path, content: bytes, needed: int, *, erase_all: bool, yes: bool) -> bool:
+    """Judge the chip, write, compare; return whether it was reset. Raises CliError, PeerError, click.Abort."""
+    there = chip.flash_bytes()
+    if there < needed:
+        raise CliError(
+            f"{chip.port}: the flash has {there} bytes, {file} is laid out for {needed}: make it with `dfuctl board image --flash` "
+            "of the board's size; 4MB is the smallest"
+        )
+    if owner := chip.owner():
+        confirm(f"The board at {chip.port} has an identity ({owner}). Overwrite it?", yes)
+    with progress_bar("Flash", TRANSFER) as progress:
+        chip.write(content, needed, erase_all=erase_all, progress=progress)
+    return chip.reset()

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 import msgspec
 
+from dfud.board.flashing import ROM_BAUD, attached
 from dfud.board.look import Look, Slot, Space, look_untrusted
 from dfud.board.records import Diagnosis, State, diagnoses_untrusted
 from dfud.cli.client import CliError, Session
 from dfud.cli.recover import opened, show_state
 from dfud.cli.resources import pass_session
-from dfud.cli.show import Table, print_table, say
+from dfud.cli.show import TRANSFER, Table, print_table, progress_bar, say
 from dfud.errors import PeerError
 
 STATES_SHOWN = 8
@@ -21,27 +22,31 @@ CELLS = 64  # of the picture: a row is a line of so many
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
-@click.option("--port", help="Ask a board whose bootloader waits for recovery, on this serial line.")
+@click.option(
+    "--port", help="Look at a board on this serial line. It is reset, unless its bootloader waits for recovery."
+)
+@click.option(
+    "--baud", type=click.IntRange(9600, 4000000), default=ROM_BAUD, show_default=True, help="Rate of reading the flash."
+)
 @pass_session
-def board_inspect(session: Session, file: Path | None, port: str | None) -> None:
-    """Show what FILE holds: a board.bin, a simulated board's flash.bin, or what esptool's read-flash took out of a chip.
+def board_inspect(session: Session, file: Path | None, port: str | None, baud: int) -> None:
+    """Show what FILE holds: a board.bin, a simulated board's flash.bin, or what esptool's read-flash took out of a chip; or what the
+    flash of the board at --port holds.
 
-    Secrets are not shown; of NVS the names alone.
+    Secrets are not shown; of NVS the names alone. A bootloader that waits for recovery is asked, and tells less.
 
     \b
-    esptool --chip esp32c3 --port /dev/ttyACM0 read-flash 0 0x400000 flash.bin
-    dfuctl board inspect flash.bin
+    dfuctl board inspect board.bin
+    dfuctl board inspect --port /dev/ttyACM0 --baud 460800
     """
     if (file is None) == (port is None):
-        raise CliError("what is to be looked at? give FILE, or --port of a board that waits for recovery")
-    if port is not None:
-        _ask(session, port)
+        raise CliError("what is to be looked at? give FILE, or --port of a board")
+    if port is not None and _ask(session, port):
         return
-    assert file is not None
     try:
-        found = look_untrusted(file.read_bytes())
+        found = look_untrusted(file.read_bytes() if file is not None else _read(session, str(port), baud))
     except PeerError as error:
-        raise CliError(f"{file}: {error}") from None
+        raise CliError(f"{file}: {error}" if file is not None else str(error)) from None
     if session.json:
         shown = msgspec.to_builtins(found)
         for key in shown["keys"] or []:
@@ -51,16 +56,27 @@ def board_inspect(session: Session, file: Path | None, port: str | None) -> None
     _show(found)
 
 
-def _ask(session: Session, port: str) -> None:
-    """Show what the waiting bootloader says of slots and keys, and its diagnostics."""
+def _read(session: Session, port: str, baud: int) -> bytes:
+    """Return what the flash of the board at a port holds. The board starts anew behind it. Raises PeerError."""
+    say(f"{port}: no bootloader waits for recovery; reading the flash, for which the board is reset", err=True)
+    with attached(port, baud, stub=True) as chip:
+        with progress_bar("Flash", TRANSFER) as progress:
+            return chip.read(chip.flash_bytes(), progress=progress)
+
+
+def _ask(session: Session, port: str) -> bool:
+    """Show what a waiting bootloader says of slots and keys, and its diagnostics; False if there is none."""
     with opened(port) as line:
+        if not line.waits():
+            return False
         state = line.state()
         diagnoses = diagnoses_untrusted(b"".join(line.diagnostics()))
     if session.json:
         session.show({**msgspec.to_builtins(state), "diagnoses": msgspec.to_builtins(diagnoses)})
-        return
+        return True
     show_state(session, state)
     _show_diagnoses(diagnoses)
+    return True
 
 
 def _show(found: Look) -> None:

@@ -78,6 +78,37 @@ def made(device: str, secret: str, claim: str) -> Identity:
     return Identity(device=device, secret=secret, claim=claim)
 
 
+# ESP32-C3's: boot straps, flash, USB, UART 0. Source: datasheet, section 2; docs/serial.md.
+_TAKEN = {
+    2: "a boot strap",
+    8: "a boot strap",
+    9: "the boot strap",
+    18: "USB",
+    19: "USB",
+    20: "the console",
+    21: "the console",
+}
+_TAKEN |= dict.fromkeys(range(11, 18), "the flash")
+PIN_MAX, BAUDS = 21, (1200, 4_000_000)
+
+
+def serial_line(text: str) -> str | dict[str, int]:
+    """Return what --serial means, as the agent's `line`: "console", or a UART. Raises CliError."""
+    if text == "console":
+        return text
+    parts = text.split(",")
+    if not 2 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise CliError(f"--serial {text}: expected TX,RX or TX,RX,BAUD (4,5 or 4,5,921600), or console")
+    tx, rx, baud = [*map(int, parts), 115200][:3]
+    for pin in (tx, rx):
+        if pin > PIN_MAX or pin in _TAKEN:
+            why = _TAKEN.get(pin, "not there")
+            raise CliError(f"--serial {text}: GPIO{pin} is {why} on an ESP32-C3; expected one of 0, 1, 3 to 7, 10")
+    if tx == rx or not BAUDS[0] <= baud <= BAUDS[1]:
+        raise CliError(f"--serial {text}: expected two pins, and a rate of {BAUDS[0]} to {BAUDS[1]}")
+    return {"id": 1, "baudrate": baud, "tx": tx, "rx": rx}
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file of mode 0600, whole or not at all. Raises CliError."""
     temporary: Path | None = None

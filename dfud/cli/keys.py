@@ -181,7 +181,7 @@ def key_show(session: Session, where: str, passphrase_file: Path | None) -> None
 )
 @click.option("-O", "--to", type=click.Path(path_type=Path), help="Manifest to write; IMAGE.manifest if not given.")
 @pass_session
-def sign_image(
+def sign(
     session: Session,
     image: Path,
     key_file: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import io
 import signal
@@ -11,37 +12,45 @@ from pathlib import Path
 import click
 
 from dfud import __version__
-from dfud.cli.app_image import app_image
-from dfud.cli.audit import audit
-from dfud.cli.board import board
-from dfud.cli.claims import claim
 from dfud.cli.client import CliError, Contexts, Session
-from dfud.cli.devices import device
-from dfud.cli.events import events
-from dfud.cli.firmware import firmware
-from dfud.cli.fleet import attention, fleet
-from dfud.cli.jobs import job
-from dfud.cli.keys import key, sign_image
-from dfud.cli.package import package
-from dfud.cli.push import push
-from dfud.cli.recalls import firmware_recall  # noqa: F401  # it and its like join the group firmware
-from dfud.cli.recover import recover
-from dfud.cli.resources import app, command, context, login, token
-from dfud.cli.rollouts import channel, rollout
 from dfud.cli.show import show_json
-from dfud.cli.updates import cancel, drift, explain, follow, history, retry, status, update
 from dfud.errors import DfudError
 from dfud.model.text import visible
 
 ENTRY_POINTS = "dfuctl"  # group of entry points whose objects are click commands; each gets a Session as ctx.obj
 
 
+# Where each command is, loaded when it is asked for: what makes packages takes longer to import than most commands to run.
+COMMANDS = {
+    "resources": ("app", "command", "context", "login", "token"),
+    "app_image": ("app-image",),
+    "audit": ("audit",),
+    "board": ("board",),
+    "bridge": ("bridge",),
+    "channels": ("channel",),
+    "claims": ("claim",),
+    "devices": ("device",),
+    "events": ("events",),
+    "fleet": ("attention", "fleet"),
+    "jobs": ("job",),
+    "keys": ("key", "sign"),
+    "package": ("package",),
+    "push": ("push",),
+    "recalls": ("firmware",),  # the group of firmware.py, with the commands that join it
+    "recover": ("recover",),
+    "rollouts": ("rollout",),
+    "updates": ("cancel", "drift", "explain", "follow", "history", "retry", "status", "update"),
+}
+_MODULES = {name: module for module, names in COMMANDS.items() for name in names}
+
+
 class _Group(click.Group):
     """Shows dfud's own errors as one sentence. Its commands are dfud's own and those of plugins (docs/plugins.md)."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
+        if cmd_name in _MODULES:
+            module = importlib.import_module(f"dfud.cli.{_MODULES[cmd_name]}")
+            own: click.Command = getattr(module, cmd_name.replace("-", "_"))
             return own
         for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=cmd_name):
             found = entry.load()
@@ -52,7 +61,7 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         plugins = {entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-        return sorted({*super().list_commands(ctx), *plugins})
+        return sorted({*_MODULES, *plugins})
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -115,32 +124,3 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows few characters is no error
     ctx.obj = Session(Contexts(config_path), context_name, app_name, output)
-
-
-_RESOURCES = (login, context, app, device, claim, command, token, audit)
-_FIRMWARE = (
-    firmware,
-    rollout,
-    channel,
-    update,
-    follow,
-    status,
-    explain,
-    drift,
-    fleet,
-    attention,
-    events,
-    job,
-    retry,
-    cancel,
-    history,
-    key,
-    sign_image,
-    recover,
-    package,
-    board,
-    app_image,
-    push,
-)
-for _command in (*_RESOURCES, *_FIRMWARE):
-    main.add_command(_command)

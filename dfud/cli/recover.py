@@ -31,7 +31,7 @@ from dfud.wire.subset import encode
 
 BAUD = 115200
 PAYLOAD_BYTES = 4112
-ANSWER_S = 10
+ANSWER_S, AT_ONCE_S = 10, 2
 TRIES = 3
 INFO, DIAG, BEGIN, CHUNK, FINISH, BOOT = 1, 2, 3, 4, 5, 6
 DIAG_RECORDS = 32
@@ -86,23 +86,31 @@ class Line:
     def __init__(self, port: Any) -> None:
         self._port = port
 
-    def request(self, operation: int, payload: bytes = b"", *, tries: int = TRIES) -> bytes:
+    def waits(self) -> bool:
+        """Whether there is a waiting bootloader: it answers at once."""
+        try:
+            self.request(INFO, tries=1, answer_s=AT_ONCE_S)
+        except CliError:
+            return False
+        return True
+
+    def request(self, operation: int, payload: bytes = b"", *, tries: int = TRIES, answer_s: float = ANSWER_S) -> bytes:
         """Return the answer's payload. Raises PeerError with the bootloader's reason, CliError if it does not answer."""
         message = bytes([operation]) + payload
         frame = escape(message + struct.pack("<I", zlib.crc32(message)))
         for _ in range(tries):
             self._port.reset_input_buffer()
             self._port.write(frame)
-            answer = self._answer(operation)
+            answer = self._answer(operation, answer_s)
             if answer is not None and answer[1] != FRAME_DAMAGED:
                 if answer[1]:
                     raise PeerError(f"the bootloader refuses: {ERRORS.get(answer[1], f'error {answer[1]}')}")
                 return answer[2:]
         raise CliError("the bootloader does not answer; is it waiting for recovery, and is this its line?")
 
-    def _answer(self, operation: int) -> bytes | None:
+    def _answer(self, operation: int, answer_s: float) -> bytes | None:
         """Return the next right frame that answers, or None after a while. Text of the console between frames is skipped."""
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + answer_s
         collected = bytearray()
         while time.monotonic() < deadline:
             byte = self._port.read(1)

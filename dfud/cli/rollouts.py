@@ -1,9 +1,8 @@
-"""rollout, channel: a firmware reaches a fleet in waves; and what a group of devices runs by a rule."""
+"""rollout: a firmware reaches a fleet in waves; said, planned, watched, steered."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,23 +12,17 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from dfud.cli.client import CliError, Session
 from dfud.cli.plan import say_failures, watch_plan
-from dfud.cli.resources import pass_session, wanted_text
+from dfud.cli.resources import pass_session
+from dfud.cli.rollout_pictures import ENDED, brought, line, picture, rows, say_history, title
 from dfud.cli.show import Table, confirm, print_table, say, show_json, yes_option
 from dfud.model.names import check_name
 from dfud.model.selectors import parse_selector_untrusted
-from dfud.model.text import visible
 
-ENDED = frozenset({"finished", "aborted"})
-COUNTED = {"told": "told", "underWay": "under way", "done": "done", "failed": "failed", "left": "went back"}
 EXIT_STOPPED = 3  # as `dfuctl update --watch`: it ended otherwise than was wanted
 WATCH_S = 1.0
-_CHANNEL = re.compile(r"channel=([^,]+)")  # a rule's selector that `channel set` writes
 PLANNED = "dfuctl.rollout.planned"  # key of the context's meta: how `plan` was asked
 
 
@@ -46,11 +39,6 @@ def rollout() -> None:
 
 def _of(session: Session, name: str, *more: str) -> str:
     return session.api("rollouts", name, *more)
-
-
-def brought(spec: dict[str, Any]) -> str:
-    """Return what a rollout brings: `1.3`, `app 3.2`, or both."""
-    return wanted_text({new: spec[old] for old, new in (("firmware", "version"), ("app", "app")) if spec.get(old)})
 
 
 def _percents(text: str, soak_s: float | None) -> list[dict[str, Any]]:
@@ -218,13 +206,13 @@ def rollout_list(session: Session) -> None:
     if session.json:
         session.show(found)
         return
-    rows = Table("NAME", "FIRMWARE", "STATE", "WAVE", "TOLD", "DONE", "FAILED", "REASON")
+    table = Table("NAME", "FIRMWARE", "STATE", "WAVE", "TOLD", "DONE", "FAILED", "REASON")
     for one in found:
         status, waves = one["status"], one["status"]["waves"]
         done, bad = sum(w["done"] for w in waves), sum(w["failed"] + w["left"] for w in waves)
         told = sum(w["told"] for w in waves)
         name = one["metadata"]["name"]
-        rows.add_row(
+        table.add_row(
             name,
             brought(one["spec"]),
             status["state"],
@@ -234,7 +222,7 @@ def rollout_list(session: Session) -> None:
             bad,
             status.get("reason", ""),
         )
-    print_table(rows)
+    print_table(table)
 
 
 @rollout.command("show")
@@ -253,26 +241,26 @@ def rollout_show(session: Session, name: str, watch: bool) -> None:
     if not watch:
         say_failures(session, found)
         if console.is_terminal:
-            console.print(_picture(found))
+            console.print(picture(found))
         else:
-            say(_title(found))
-            print_table(_rows(found))
-        _say_history(session, found)
+            say(title(found))
+            print_table(rows(found))
+        say_history(session, found)
         return
     first = found
     if sys.stdout.isatty() and not session.json:
-        with Live(_picture(first), console=console, refresh_per_second=4, transient=False) as live:
+        with Live(picture(first), console=console, refresh_per_second=4, transient=False) as live:
             for found in _changes(session, name, first):
-                live.update(_picture(found))
+                live.update(picture(found))
     else:
         for found in _changes(session, name, first):
             if session.json:
                 show_json(found, indent=None)
             else:
-                session.say(_line(found))
+                session.say(line(found))
     if not session.json:
         say_failures(session, found)
-        _say_history(session, found)
+        say_history(session, found)
     if found["status"]["state"] != "finished":
         raise click.exceptions.Exit(EXIT_STOPPED)
 
@@ -296,63 +284,6 @@ def _changes(session: Session, name: str, found: dict[str, Any]) -> Iterator[dic
         if now != found:
             found = now
             yield found
-
-
-def _line(found: dict[str, Any]) -> str:
-    """Return where a rollout is, for where nothing can be drawn."""
-    status = found["status"]
-    sums = [(text, sum(w[key] for w in status["waves"])) for key, text in COUNTED.items()]
-    counts = ", ".join(f"{number} {text}" for text, number in sums)
-    return f"{found['metadata']['name']}: {status['state']}, wave {status['wave']}: {counts}"
-
-
-def _say_history(session: Session, found: dict[str, Any]) -> None:
-    if link := found["status"].get("link"):
-        session.say(f"It is a rollout of {found['status']['store']}, which is steered there: {link}")
-    for one in found["status"]["history"]:
-        who = f" by {one['by']}" if one.get("by") else ""
-        reason = one.get("reason", "").removeprefix(f"wave {one['wave']}: ")
-        why = f": {reason}" if reason else ""
-        session.say(f"{one['at']}  {one['event']}{who} -> {one['state']}, wave {one['wave']}{why}")
-
-
-def _title(found: dict[str, Any]) -> str:
-    status = found["status"]
-    title = f"{found['metadata']['name']}: {brought(found['spec'])}, {status['state']}"
-    return f"{title} ({status['reason']})" if status.get("reason") else title
-
-
-def _rows(found: dict[str, Any]) -> Table:
-    """Return what _picture() shows, without bars and as wide as it is: for a pipe or a file."""
-    status = found["status"]
-    table = Table("WAVE", "DONE", "OF", "UNDER WAY", "FAILED", "WENT BACK", right=True)
-    for number, wave in enumerate(status["waves"], 1):
-        mark = ">" if number == status["wave"] and status["state"] not in ENDED else " "
-        whole = max(wave["expected"], wave["told"])
-        table.add_row(f"{mark}{number}", wave["done"], whole, wave["underWay"], wave["failed"], wave["left"])
-    if back := status.get("goingBack"):
-        table.add_row("back", back["done"], back["told"], back["underWay"], back["failed"], back["left"])
-    return table
-
-
-def _picture(found: dict[str, Any]) -> RichTable:
-    """Return a bar a wave under a line that says where the rollout is."""
-    status = found["status"]
-    table = RichTable(
-        title=Text(visible(_title(found))), title_justify="left", box=None, pad_edge=False, header_style="bold"
-    )
-    for column in ("WAVE", "", "DONE", "OF", "UNDER WAY", "FAILED", "WENT BACK"):
-        table.add_column(column, justify="left" if column in ("WAVE", "") else "right")
-    for number, wave in enumerate(status["waves"], 1):
-        whole = max(wave["expected"], wave["told"])
-        mark = ">" if number == status["wave"] and status["state"] not in ENDED else " "
-        numbers = (str(wave[key]) for key in ("underWay", "failed", "left"))
-        bar = ProgressBar(total=max(1, whole), completed=wave["done"], width=30)
-        table.add_row(f"{mark}{number}", bar, str(wave["done"]), str(whole), *numbers)
-    if back := status.get("goingBack"):
-        row = (str(back["done"]), str(back["told"]), str(back["underWay"]), str(back["failed"]), str(back["left"]))
-        table.add_row("back", "", *row)
-    return table
 
 
 def _action(name: str, text: str, *, asks: bool = False) -> click.Command:
@@ -404,68 +335,3 @@ def rollout_delete(session: Session, name: str, yes: bool) -> None:
     confirm(f"Delete rollout {name} of app {session.app}?", yes)
     session.request("DELETE", _of(session, name))
     session.done(f"Rollout {name} deleted.", rollout=name)
-
-
-@click.group()
-def channel() -> None:
-    """Channels: devices labelled `channel=NAME` run the version that the channel has."""
-
-
-@channel.command("list")
-@pass_session
-def channel_list(session: Session) -> None:
-    """List the app's rules, in the order in which they count: a device runs what the first one says that means it."""
-    rules: list[dict[str, Any]] = session.request("GET", session.registry())["spec"].get("rules", [])
-    if session.json:
-        session.show(rules)
-        return
-    rows = Table("CHANNEL", "FIRMWARE", "SELECTOR")
-    for rule in rules:
-        selector, wanted = str(rule.get("selector", "")), rule.get("firmware") or {}
-        found = _CHANNEL.fullmatch(selector)
-        held = " (hold)" if wanted.get("hold") else ""
-        rows.add_row(found[1] if found else "", f"{wanted_text(wanted)}{held}", selector)
-    print_table(rows)
-
-
-@channel.command("set")
-@click.argument("name")
-@click.argument("version", required=False)
-@click.option(
-    "--app", "app_version", metavar="VERSION", help="The app firmware, alone or beside the VERSION of the system."
-)
-@pass_session
-def channel_set(session: Session, name: str, version: str | None, app_version: str | None) -> None:
-    """Have the devices of channel NAME run VERSION: a rule of the app's `spec.rules`."""
-    check_name("label value", name)
-    wanted = {key: text for key, text in (("version", version), ("app", app_version)) if text}
-    if not wanted:
-        raise CliError("which firmware? give its VERSION behind the name, or --app VERSION")
-    for one in wanted.values():
-        found = session.request("GET", session.api("firmware", one))
-        if "recalled" in found:
-            raise CliError(f"firmware {one} is recalled: {found['recalled']['reason']}")
-    rules = _rules(session, lambda others: [{"selector": f"channel={name}", "firmware": wanted}, *others], name)
-    session.done(f"Channel {name} runs {wanted_text(wanted)}.", rules=rules)
-
-
-@channel.command("remove")
-@click.argument("name")
-@pass_session
-def channel_remove(session: Session, name: str) -> None:
-    """End channel NAME: its devices run what other rules or the app say."""
-    app = session.request("GET", session.registry())
-    if not any(rule.get("selector") == f"channel={name}" for rule in app["spec"].get("rules", [])):
-        raise CliError(f"no channel {name} in app {session.app}")
-    rules = _rules(session, lambda others: others, name)
-    session.done(f"Channel {name} removed.", rules=rules)
-
-
-def _rules(session: Session, change: Any, name: str) -> list[Any]:
-    """Change the app's rules but for the channel's own, and return them; refused if the app changed meanwhile."""
-    app = session.request("GET", session.registry())
-    rules = app["spec"].get("rules", [])
-    app["spec"]["rules"] = change([r for r in rules if r.get("selector") != f"channel={name}"])
-    app.pop("status", None)
-    session.request("PUT", session.registry(), json=app)
-    return list(app["spec"]["rules"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from dfud.api import Cache, StoreError
@@ -14,14 +15,13 @@ HOUR_S = 3600.0
 UNTOLD = 0.1  # of it may be used before other processes hear of it: no update comes near that
 
 
-class _Bucket:
-    __slots__ = ("at", "left", "told", "untold")
+class _Bucket(msgspec.Struct, gc=False):
+    """One for each device: nothing that a collection of garbage has to look at. at: when it was filled last."""
 
-    def __init__(self, left: float) -> None:
-        self.left = left
-        self.at = trio.current_time()
-        self.told = False
-        self.untold = 0
+    left: float
+    at: float
+    told: bool = False
+    untold: int = 0
 
 
 class Budget:
@@ -37,11 +37,14 @@ class Budget:
         self.tell: Callable[[str, str, int], None] = lambda app, device, number: None
         self._buckets: Cache[tuple[str, str], _Bucket] = Cache(devices_max)
 
-    def spend(self, app: str, device: str, entries: int) -> None:
-        """Take `entries` off; raise StoreError where they are not left. Then nothing is to be done of what was asked."""
+    def spend(self, app: str, device: str, entries: int, now: float | None = None) -> None:
+        """Take `entries` off; raise StoreError where they are not left. Then nothing is to be done of what was asked.
+
+        now: on trio's clock, where the caller has asked for it.
+        """
         if not entries:
             return
-        bucket = self._filled(app, device)
+        bucket = self._filled(app, device, trio.current_time() if now is None else now)
         if bucket.left < entries:
             if not bucket.told:
                 log.warning("a device changes too often", extra={"app": app, "device": device, "key": self._key})
@@ -56,15 +59,16 @@ class Budget:
 
     def elsewhere(self, app: str, device: str, entries: int) -> None:
         """Another process has spent so many."""
-        bucket = self._filled(app, device)
+        bucket = self._filled(app, device, trio.current_time())
         bucket.left = max(-float(self._per_hour), bucket.left - entries)
 
-    def _filled(self, app: str, device: str) -> _Bucket:
-        key, now = (app, device), trio.current_time()
+    def _filled(self, app: str, device: str, now: float) -> _Bucket:
+        key = (app, device)
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = _Bucket(self._per_hour)
+            bucket = _Bucket(self._per_hour, now)
             self._buckets.put(key, bucket)
+            return bucket
         bucket.left = min(self._per_hour, bucket.left + (now - bucket.at) * self._per_hour / HOUR_S)
         bucket.at = now
         return bucket

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 
 import msgspec
 
@@ -11,6 +10,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.model.deployment import Cause, Deployment, Event, HistoryEntry, Route, State, advance
 from dfud.model.desired import Desired
 from dfud.model.firmware import Firmware
+from dfud.model.ids import ordered_id
 from dfud.model.kinds import APP, SYSTEM, Kind, other_of
 from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import NO_DIGEST, Status
@@ -45,7 +45,7 @@ def new_deployment(
     """
     other = before.of(other_of(target.of_kind)) if before is not None else None
     return Deployment(
-        id=uuid.uuid4().hex,
+        id=ordered_id(now_s),
         app=app,
         device=device,
         version=target.version,

@@ -36,18 +36,20 @@ from dfud.api import (
     forever,
 )
 from dfud.controller.aiming import barred
+from dfud.controller.alike import Alike
 from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
-from dfud.controller.decide import Action, Why, entry_of
+from dfud.controller.decide import Action, Verdict, Why, entry_of
 from dfud.controller.deciding import Deciding
 from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
-from dfud.controller.keeping import Asked, Keeper, Kept, Look, taken
+from dfud.controller.keeping import Keeper, Kept, Look, taken
 from dfud.controller.memory import Hold, Memory, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
+from dfud.controller.paces import Paces
 from dfud.controller.packages import Packages
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
@@ -95,9 +97,10 @@ class Controller:
         self._jobs = Jobs()
         self._deciding = Deciding(self.rollouts, config)
         self._images = Images(store, config.cache_firmwares)
+        self.paces = Paces(config.link_bytes_per_second)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
-        self.take = Together(store, self._memory, self._keeper, self._look).take
+        self.take = Together(store, self._memory, self._keeper, self._look, now).take
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -157,38 +160,80 @@ class Controller:
                 return look.command
         return Command(Type.WAIT, self._config.busy_poll_s, reason="what is wanted goes on changing")
 
-    async def statuses(self, asked: Sequence[Asked]) -> list[Command | Order | None]:
-        """Take the statuses of many devices, each of them once, and store what they come to in one commit; for each Taken.answers."""
-        taken = await self.take(asked)
-        await taken.store()
-        return taken.answers
-
     def key_of(self, order: Order) -> str:
         """Return what two orders of the same package have in common."""
         return self._packages.key(order)
 
     async def make(self, order: Order, device: tuple[str, str]) -> None:
-        """Have a package made that statuses() has asked for. Raises StoreError."""
+        """Have a package made that what take() gave asks for. Raises StoreError."""
         await self._packages.get(order, device)
 
     async def _look(
-        self, hold: Hold, status: Status, transport: str, made: Made = None, *, again: bool = False
+        self,
+        hold: Hold,
+        status: Status,
+        transport: str,
+        made: Made = None,
+        *,
+        again: bool = False,
+        alike: Alike | None = None,
     ) -> Look | None:
         """Work out what a status comes to, with nothing stored yet. None: it has said something newer.
 
-        again: what the status says is in its deployment already.
+        again: what the status says is in its deployment already. alike: what others came to that are looked at with it.
         """
-        app, device = hold.known.device.app, hold.known.device.name
-        now_s = self._now()
-        status = await self._named(app, status)
-        said = actual_of(app, device, status, transport, now_s)
+        app, device = hold.key
+        now_s = alike.now_s if alike is not None else self._now()
+        if status.version == NO_VERSION:
+            status = await self._named(app, status)
+        said = (
+            alike.said(app, device, status, transport)
+            if alike is not None
+            else actual_of(app, device, status, transport, now_s)
+        )
         desired, target = await self._memory.wanted(hold, said, now_s)
         if again and hold.known.status not in (None, status):
             return None
         actual = hold.known.actual if again and hold.known.actual is not None else said
         if not again:
             actual = self._keeper.observed(hold, said, status, now_s)
+            actual = self.paces.shown(actual, hold.known.actual, status, hold.known.deployment)
         twins = are_twins(actual.twins, now_s)
+        key = alike.key(hold, status, transport, desired, target, twins) if alike is not None else None
+        found = alike.find(key) if alike is not None and key is not None else None
+        if found is not None and found.place and self._deciding.place(hold, found.place, now_s) is not None:
+            found = key = None  # its turn comes later: that is another decision
+        if found is not None:
+            verdict, order, package, command = found.of(hold, now_s), found.order, found.package, found.command
+        else:
+            asked = desired, target
+            verdict, order, package, command = await self._decided(
+                hold, status, desired, target, now_s, made, said, actual, again=again, twins=twins
+            )
+            if alike is not None and key is not None:
+                alike.keep(key, hold, verdict, command, asked=asked, order=order, package=package)
+        hold.known.status = status
+        older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
+        now = alike.now if alike is not None else trio.current_time()
+        kept = await self._keeper.of(hold, actual, verdict, now_s, older, now=now)
+        return Look(kept, command, order, package)
+
+    async def _decided(
+        self,
+        hold: Hold,
+        status: Status,
+        desired: Desired,
+        target: Firmware | None,
+        now_s: float,
+        made: Made,
+        said: Actual,
+        actual: Actual,
+        *,
+        again: bool,
+        twins: bool,
+    ) -> tuple[Verdict, Order | None, PackageFile | None, Command]:
+        """Decide about one device by itself: what it comes to, the package that it is sent, that if it is there, its command."""
+        app = hold.key[0]
         verdict, desired = self._deciding.of(hold, status, desired, target, now_s, heard=again, twins=twins)
         if verdict.why is Why.LEFT and verdict.steps and verdict.deployment is not None:
             # What it has just said may decide what becomes of the other kind.
@@ -198,17 +243,16 @@ class Controller:
         if verdict.action is Action.SEND:
             assert verdict.deployment is not None and target is not None
             seen = status.of_app if target.of_kind == APP else status
-            order = order_of(seen, verdict.deployment, target, await self._base(seen, app))
+            pace = self.paces.of(actual, hold.known.device.spec, (await self._memory.app(app)).spec)
+            order = order_of(seen, verdict.deployment, target, await self._base(seen, app), pace)
             found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
-            package = taken(verdict, order, found, self._config, now_s)
-        hold.known.status = status
-        older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
-        kept = await self._keeper.of(hold, actual, verdict, now_s, older)
-        return Look(kept, command_of(verdict, target, desired, package), order, package)
+            choice = self._packages.choice(order, found) if isinstance(found, PackageFile) else None
+            package = taken(verdict, order, found, self._config, now_s, choice)
+        return verdict, order, package, command_of(verdict, target, desired, package)
 
     async def _named(self, app: str, status: Status) -> Status:
-        """Return the status with the version that the running image was published as, if the device knows none."""
-        found = await self._base(status, app) if status.version == NO_VERSION else None
+        """Return the status of a device that knows no version with the one that its running image was published as."""
+        found = await self._base(status, app)
         return msgspec.structs.replace(status, version=found.version) if found is not None else status
 
     async def _base(self, status: Status, app: str) -> Firmware | None:
@@ -269,7 +313,7 @@ class Controller:
                     offset = status.progress.next if status.progress is not None and target.version == pinned else None
                     offered(verdict, target, offset, now_s)
             hold.known.status = status
-            await self._keep(hold, await self._keeper.of(hold, said, verdict, now_s))
+            await self._keep(hold, await self._keeper.of(hold, said, verdict, now_s, now=trio.current_time()))
             return send
 
     async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:
@@ -316,6 +360,8 @@ class Controller:
             self._jobs.soon(("progress", app, device), lambda: self._store_progress(app, device))
         elif deployment.state is State.FETCHING:
             now = trio.current_time()
+            if number == known.fetched and now - known.progress_at < self._config.progress_s:
+                return  # the next block of a chunk that is counted
             known.deployment = msgspec.structs.replace(
                 deployment,
                 chunks_done=max(number, deployment.chunks_done),
@@ -339,8 +385,8 @@ class Controller:
                 deployment = deployment.step(Event.CHUNK, self._now(), repeats=0, not_before_s=0.0)
                 entry = entry_of(deployment, Event.CHUNK)
             tallied = await self._tallied(hold, deployment) if entry is not None else []
-            told = self._outbox.of_deployments([(deployment, entry)] if entry is not None else [])
-            changes = [PutDeployment(deployment, entry), *self._outbox.put(told), *tallied]
+            told, waiting = self._outbox.put_steps([(deployment, entry)] if entry is not None else [])
+            changes = [PutDeployment(deployment, entry), *waiting, *tallied]
             await self._store.commit(hold.guarded(changes))  # a conflict is another process' newer truth
             hold.stored(changes)
             hold.known.deployment = deployment
@@ -420,8 +466,8 @@ class Controller:
     async def _change(self, hold: Hold, deployment: Deployment, event: str, also: Sequence[Change] = ()) -> None:
         entry = entry_of(deployment, event)
         counted = await counted_of(self._store, self.rollouts.leads, hold.known.deployment, [deployment])
-        told = self._outbox.of_deployments([(deployment, entry)])
-        more = [*await self._tallied(hold, deployment), *self._outbox.put(told)]
+        told, waiting = self._outbox.put_steps([(deployment, entry)])
+        more = [*await self._tallied(hold, deployment), *waiting]
         changes: list[Change] = [PutDeployment(deployment, entry), *counting(counted), *more, *also]
         await self._store.commit(hold.guarded(changes))
         hold.stored(changes)

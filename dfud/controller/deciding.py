@@ -7,11 +7,12 @@ from functools import partial
 import msgspec
 
 from dfud.api import Desired, Firmware
+from dfud.controller.alike import takes_place
 from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import Verdict, decide
-from dfud.controller.keeping import has_place
 from dfud.controller.memory import Hold
 from dfud.controller.rollouts import Rollouts
+from dfud.model.desired import Held
 from dfud.wire.messages import Status
 
 
@@ -19,6 +20,13 @@ class Deciding:
     def __init__(self, rollouts: Rollouts, config: ControllerConfig) -> None:
         self._rollouts = rollouts
         self._config = config
+
+    def place(self, hold: Hold, rollout: str, now_s: float) -> Held | None:
+        """Take a place in a rollout until the hold ends, or say why there is none."""
+        held = self._rollouts.take(rollout, now_s)
+        if held is None:
+            hold.at_end.append(partial(self._rollouts.give_back, rollout))
+        return held
 
     def of(
         self,
@@ -55,10 +63,9 @@ class Deciding:
             if after is not None:
                 verdict.steps = [*after.steps, *verdict.steps]
             began = verdict.deployment
-            if began is None or began.final or began.back or not began.rollout or has_place(known, began):
+            if began is None or not takes_place(known, began):
                 return verdict, desired
-            held = self._rollouts.take(began.rollout, now_s)
+            held = self.place(hold, began.rollout, now_s)
             if held is None:
-                hold.at_end.append(partial(self._rollouts.give_back, began.rollout))
                 return verdict, desired
             desired = msgspec.structs.replace(desired, held=held)

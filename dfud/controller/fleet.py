@@ -37,6 +37,7 @@ from dfud.api import (
 from dfud.model.crashes import Crash
 from dfud.model.kinds import APP
 from dfud.model.tally import (
+    LOST,
     OTHER,
     adoption,
     crash_in,
@@ -131,9 +132,13 @@ class Fleet:
         fingerprint = ""
         if found is not None:
             fingerprint, changes = await self._crashed(actual, deployment, *found)
-        version, seen = await self._version(actual, "version"), actual.of(APP)
+        version, seen = actual.version, actual.of(APP) if actual.program is not None else None
+        if f"version/{version}" not in actual.tally:
+            version = await self._version(actual, "version")
         app = await self._version(seen, "app") if seen is not None and seen.version else ""
-        code = code_name(deployment.code, deployment.state) if deployment is not None else ""
+        code = (
+            code_name(deployment.code, deployment.state) if deployment is not None and deployment.state in LOST else ""
+        )
         tally = tally_of(version, deployment, actual.seen_s, code, fingerprint, app)
         if tally == actual.tally:
             return actual, changes

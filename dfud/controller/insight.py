@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import trio
 
-from dfud.api import Bus, DeviceView, NotFoundError, Store, contained
+from dfud.api import Bus, DeviceView, NotFoundError, Store, contained, forever
 from dfud.controller.attention import Attention, Need, attention
 from dfud.controller.config import ControllerConfig
 from dfud.controller.drift import Drift, drift
@@ -39,7 +39,7 @@ class Insight:
     ) -> None:
         self._store = store
         self._fleet = fleet
-        self._refusals = Refusals(bus, now)
+        self._refusals = Refusals(store, bus, now)
         self._needs: dict[str, dict[str, int]] = {}
         self._memory = memory
         self._rollouts = rollouts
@@ -77,7 +77,14 @@ class Insight:
         return self._needs
 
     async def run(self) -> None:
-        """Look now and then at the apps that have something under way, until cancelled."""
+        """Look now and then at the apps that have something under way, and tell other processes who was turned away here, until
+        cancelled.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forever, "insight.refusals", self._refusals.run)
+            nursery.start_soon(forever, "insight.look", self._look)
+
+    async def _look(self) -> None:
         while True:
             await trio.sleep(min(LOOK_S, self._config.attention_s))
             for app in set(self._needs) - set(self._fleet.counted()):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import msgspec
-import trio
 
 from dfud.api import (
     Actual,
@@ -36,15 +35,18 @@ from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy
 from dfud.controller.rollouts import Rollouts
 from dfud.controller.sending import Order, sent
+from dfud.model.quickest import Choice
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status
 
 Step = tuple[Deployment, HistoryEntry]
+Tells = Callable[[], ChangeEvent]
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 
 
 class Kept(msgspec.Struct, gc=False):
-    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it. told: one a step."""
+    """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it. told: what event sinks
+    are told, one a step."""
 
     changes: list[Change]
     steps: Sequence[Step]
@@ -54,7 +56,7 @@ class Kept(msgspec.Struct, gc=False):
     news: bool
     now: float
     now_s: float
-    told: Sequence[ChangeEvent] = ()
+    told: Sequence[Tells] = ()
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -93,6 +95,8 @@ class Keeper:
     def observed(self, hold: Hold, actual: Actual, status: Status, now_s: float) -> Actual:
         """Add what the row of statuses says of the board, this one among them."""
         known = hold.known.actual
+        if known is not None and status.starts is None and known.health is None and known.sha256 == actual.sha256:
+            return msgspec.structs.replace(actual, twins=known.twins, tally=known.tally)  # it says nothing of either
         health = health_of(known, status, now_s)
         twins = twins_of(known, status, hold.known.deployment, now_s)
         tally = known.tally if known is not None else ()
@@ -111,19 +115,22 @@ class Keeper:
                 return [after] if after is not None else []
         return []
 
-    async def of(self, hold: Hold, actual: Actual, verdict: Verdict, now_s: float, older: Sequence[Step] = ()) -> Kept:
-        """Work out what is to be stored. Raises StoreError where the device has changed too often."""
-        known, now = hold.known, trio.current_time()
+    async def of(
+        self, hold: Hold, actual: Actual, verdict: Verdict, now_s: float, older: Sequence[Step] = (), *, now: float
+    ) -> Kept:
+        """Work out what is to be stored. now: on trio's clock. Raises StoreError where the device has changed too often."""
+        known = hold.known
         news = known.actual is None or not _same(known.actual, actual)
         steps: Sequence[Step] = verdict.steps
-        if older or newly_twins(known.actual, actual, now_s):
+        doubled = actual.twins is not None and newly_twins(known.actual, actual, now_s)
+        if older or doubled:
             steps = [*older, *verdict.steps]
-            if verdict.deployment is not None and newly_twins(known.actual, actual, now_s):
+            if verdict.deployment is not None and doubled:
                 text = "two boards use this identity: what runs contradicts what was sent"
                 steps.append((verdict.deployment, entry_of(verdict.deployment, "duplicate-identity", text)))
         changes: list[Change] = []
         if steps:
-            self.budget.spend(actual.app, actual.device, len(steps))
+            self.budget.spend(actual.app, actual.device, len(steps), now)
             changes += [PutDeployment(d, e) for d, e in steps]
         last = steps[-1][0] if verdict.steps else known.deployment
         if verdict.deployment is not None and verdict.deployment is not last:
@@ -133,14 +140,15 @@ class Keeper:
                 changes.append(PutDeployment(verdict.deployment))
                 known.progress_at = now
         counted: dict[str, int] = {}
-        told: Sequence[ChangeEvent] = ()
+        told: Sequence[Tells] = ()
         if steps:
-            told = self._outbox.of_deployments(steps)
-            changes += self._outbox.put(told)
+            told, waiting = self._outbox.put_steps(steps)
+            changes += waiting
             entered = [d for d, _ in verdict.steps]
             if verdict.deployment is not None and entered and entered[-1] is not verdict.deployment:
                 entered.append(verdict.deployment)  # a step of the other kind's moves it as well
-            counted = await counted_of(self._store, self._rollouts.leads, known.deployment, entered)
+            if any(d.rollout for d in entered):
+                counted = await counted_of(self._store, self._rollouts.leads, known.deployment, entered)
             if counted:
                 changes += counting(counted)
                 changes += await self._rollouts.failures.noted([d for d, _ in verdict.steps])
@@ -169,7 +177,8 @@ class Keeper:
         if kept.changes:
             hold.stored(kept.changes)
             known.seen_at = kept.now
-        self._rollouts.counted(dict(kept.counted))
+        if kept.counted:
+            self._rollouts.counted(dict(kept.counted))
         known.actual = actual
         known.deployment = kept.deployment
         for (deployment, entry), told in zip(kept.steps, kept.told, strict=True):
@@ -191,11 +200,17 @@ def _same(one: Actual, other: Actual) -> bool:
 
 
 def taken(
-    verdict: Verdict, order: Order, found: PackageFile | StoreError | None, policy: ControllerConfig, now_s: float
+    verdict: Verdict,
+    order: Order,
+    found: PackageFile | StoreError | None,
+    policy: ControllerConfig,
+    now_s: float,
+    choice: Choice | None = None,
 ) -> PackageFile | None:
-    """Return the package to send and note that it goes out, or have the device wait. found: it, or why there is none yet."""
+    """Return the package to send and note that it goes out, or have the device wait. found: it, or why there is none yet; choice: why
+    it is this one."""
     if isinstance(found, PackageFile):
-        sent(verdict, order.target, found, policy, now_s)
+        sent(verdict, order.target, found, policy, now_s, choice)
         return found
     verdict.action, verdict.reason = Action.WAIT, "its package is being made"
     if isinstance(found, StoreError) and not isinstance(found, Busy):

@@ -374,7 +374,7 @@ class Memory:
         deployment = deployment or known.deployment
         app = known.device.app
         hold.looks()
-        resource = await self.app(app)
+        resource = self._apps.get(app) or await self.app(app)
         desired = self._wants(resource, known.device, actual, deployment, now_s)
         return await self.aim(resource, desired, actual, deployment)
 
@@ -396,7 +396,10 @@ class Memory:
             return desired, None
         if actual is None or desired.other is not None:
             return await aim(self, app, desired, actual, deployment)
-        attributes = tuple(sorted(actual.attributes.items())) if actual.attributes else ()
+        attributes: tuple[tuple[str, str], ...] = ()
+        if actual.attributes:
+            ladder = self._ladders.get(app.name) or await self.ladder(app.name)
+            attributes = tuple(sorted(pair for pair in actual.attributes.items() if pair[0] in ladder.asked))
         key = (
             app.name,
             app.metadata.resource_version,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -132,9 +133,14 @@ class Outbox:
         self.numbers[sink] += 1
         return [PutDocument(waiting(sink), self.key(), msgspec.json.encode(event))]
 
-    def of_deployments(self, steps: Sequence[tuple[Deployment, HistoryEntry]]) -> list[ChangeEvent]:
-        """Return an event for each step of a device, with ids in their order."""
-        return [deployment_event(d, entry, self.key()) for d, entry in steps]
+    def put_steps(
+        self, steps: Sequence[tuple[Deployment, HistoryEntry]]
+    ) -> tuple[Sequence[Callable[[], ChangeEvent]], list[Change]]:
+        """Return for the steps of a device what makes their events, with ids in their order, and what is to be committed to tell
+        them. Where nobody wants to hear of them, none is made.
+        """
+        tells = [partial(deployment_event, d, entry, self.key()) for d, entry in steps]
+        return tells, self.put(tell() for tell in tells) if self.sinks else []
 
     def of_rollout(self, rollout: Rollout, steps: Iterable[Step], now_s: float) -> list[ChangeEvent]:
         """Return an event for each step of a rollout, with ids in their order."""

@@ -285,8 +285,11 @@ class Book:
         self, app: App, device: Device, actual: Actual | None, deployment: Deployment | None, now_s: float
     ) -> Desired:
         """Return what should run on a device. actual: what it says now; deployment: its newest one. Never raises."""
+        policy = self._policy(app)
+        if policy.common is not None and "firmware" not in device.spec:
+            return policy.common
         facts = facts_of(DeviceView(device, actual, deployment))
-        found = self._policy(app).wanted(device.spec, facts, deployment, now_s)
+        found = policy.wanted(device.spec, facts, deployment, now_s)
         if found.other is not None:
             other = self._paced(found.other, actual, deployment, now_s)
             return self._paced(found.alone, actual, deployment, now_s).beside(other)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
 from dfud.api import AddCounts, Change, ExpectDevice, NotFoundError, RequestError, Store, StoreError
+from dfud.controller.alike import Alike
 from dfud.controller.keeping import Asked, Keeper, Look
 from dfud.controller.memory import Hold, Memory
 from dfud.controller.sending import Order
 from dfud.wire.messages import Command, Status
 
 TOGETHER = 32  # devices between two looks at the rest of the world
-Looks = Callable[[Hold, Status, str], Awaitable[Look | None]]
+
+
+class Looks(Protocol):
+    def __call__(self, hold: Hold, status: Status, transport: str, *, alike: Alike) -> Awaitable[Look | None]: ...
 
 
 class Taken:
@@ -91,13 +96,14 @@ class Taken:
 
 
 class Together:
-    """looks: works out what one status comes to."""
+    """looks: works out what one status comes to; now: seconds since the epoch."""
 
-    def __init__(self, store: Store, memory: Memory, keeper: Keeper, looks: Looks) -> None:
+    def __init__(self, store: Store, memory: Memory, keeper: Keeper, looks: Looks, now: Callable[[], float]) -> None:
         self._store = store
         self._memory = memory
         self._keeper = keeper
         self._looks = looks
+        self._now = now
 
     async def take(self, asked: Sequence[Asked]) -> Taken:
         """Look at the statuses of devices, each of them once. Those with a view were read just now: nothing was awaited since."""
@@ -106,13 +112,14 @@ class Together:
             holds = await self._memory.take([(one.app, one.device) for one in asked], [one.view for one in asked])
         except StoreError:
             return taken
+        alike = Alike(self._now(), trio.current_time())
         try:
             for number, one in enumerate(asked):
                 hold = holds[number]
                 if hold is None:
                     continue
                 try:
-                    look = await self._looks(hold, one.status, one.transport)
+                    look = await self._looks(hold, one.status, one.transport, alike=alike)
                 except (NotFoundError, StoreError):
                     continue
                 holds[number] = None

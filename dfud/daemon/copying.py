@@ -144,6 +144,8 @@ class Copy:
             changes: list[Change] = []
             for view in page:
                 changes += await self._device(view)
+            # A store can put those that stand together at once.
+            changes.sort(key=lambda c: not isinstance(c, PutDevice))
             after = page[-1].device.name
             yield after, [*changes, marked(app.name, page)]
             self._told("devices", len(page))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from dfud.api import ActualChanged, Bus, DeploymentChanged, DeviceDenied, Telemetry, faults
+from dfud.api import ActualChanged, Bus, DeploymentChanged, DeviceDenied, State, Telemetry, faults
 
 
 class Metrics:
@@ -30,7 +30,8 @@ class Metrics:
         denied = Counter("dfud_devices_denied", "Requests that were turned away", ["reason"], registry=self._registry)
         gauge = Gauge("dfud_devices_waiting", "Devices that wait for a command", registry=self._registry)
         gauge.set_function(parked)
-        bus.subscribe(DeploymentChanged, lambda e: changes.labels(str(e.deployment.state)).inc())
+        of_state = {state: changes.labels(state.value) for state in State}
+        bus.subscribe(DeploymentChanged, lambda e: of_state[e.deployment.state].inc())
         bus.subscribe(ActualChanged, lambda e: reports.inc())
         bus.subscribe(DeviceDenied, lambda e: denied.labels(e.reason).inc())
         bus.subscribe(Telemetry, lambda e: telemetry.inc())

@@ -356,8 +356,11 @@ def _log_users_served(urls: Iterable[str]) -> None:
 def _log_deployment(event: DeploymentChanged) -> None:
     # One line an update, which says how it ended; its steps are in the device's history.
     d = event.deployment
+    level = logging.INFO if d.final else logging.DEBUG
+    if not log.isEnabledFor(level):
+        return
     log.log(
-        logging.INFO if d.final else logging.DEBUG,
+        level,
         "deployment",
         extra={"app": d.app, "device": d.device, "firmware": d.version, "state": str(d.state), "code": d.code},
     )

@@ -13,9 +13,11 @@ import trio
 from dfud.api import Bus, DeviceAddress, PeerError, Reply, Request, StoreError, Waiting, contained
 from dfud.controller.controller import Controller
 from dfud.controller.keeping import Asked
+from dfud.controller.sending import Order
 from dfud.controller.together import Taken
 from dfud.endpoint.auth import Authenticator, Session
 from dfud.endpoint.crowd import Present
+from dfud.endpoint.pressure import Pressure, Waiter
 from dfud.endpoint.replies import AWAY, DENIED
 from dfud.endpoint.unsure import Concern
 from dfud.endpoint.waking import read_status_untrusted
@@ -23,7 +25,10 @@ from dfud.wire.messages import Command
 
 SOON_S = 300.0  # a disk may hang
 TOGETHER = 256  # statuses of one commit: a few milliseconds
-Settle = Callable[[Session, Request, Command], Reply | Waiting]
+STORING = 2  # commits under way: one is written, the next one waits for it; who comes then may as well share the one after that
+GATHER_S = 0.02  # a disk may be slow, and what they say need not be stored at all
+Alone = Callable[[Request], Awaitable[Reply]]
+Settle = Callable[[Session, Request, Command, bytes], Reply | Waiting]
 
 
 class _Arrival:
@@ -49,20 +54,31 @@ class _Arrival:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
-class Soon(Waiting):
-    """One that waits without a task. ended: called once, when its reply is there or nobody waits for it any longer."""
+class Soon(Waiter, Waiting):
+    """One that waits without a task: for its turn, then for its answer. alone: takes it by itself, where it has to be."""
 
-    __slots__ = ("_alone", "_ended", "_reply", "_wake", "later", "request", "waits")
+    __slots__ = ("_arrivals", "_pressure", "_reply", "_wake", "alone", "later", "request", "waits")
     timeout_s = SOON_S
 
-    def __init__(self, request: Request, ended: Callable[[], None], alone: Callable[[Soon], None]) -> None:
+    def __init__(self, arrivals: Arrivals, request: Request, pressure: Pressure, alone: Alone) -> None:
+        super().__init__()
         self.request = request
+        self.alone = alone
         self.waits = True
         self.later = False
-        self._ended: Callable[[], None] | None = ended
-        self._alone = alone
+        self._arrivals = arrivals
+        self._pressure: Pressure | None = pressure
         self._reply: Reply | None = None
         self._wake: Callable[[Reply], None] | None = None
+        pressure.soon(self)
+        if self.has_turn:
+            arrivals.enter(self)
+
+    def told(self) -> None:
+        if self.has_turn:
+            self._arrivals.enter(self)
+        elif self._pressure is not None:
+            self.end(self._pressure.away())
 
     def resume(self, answer: Reply | Waiting | None = None) -> None:
         """Give it its answer; None: it has to be taken by itself."""
@@ -70,13 +86,13 @@ class Soon(Waiting):
             return
         self.waits = False
         if answer is None:
-            self._alone(self)
+            self._arrivals.leave_alone(self)
         else:
             self.end(answer.expire() if isinstance(answer, Waiting) else answer)
 
     def end(self, reply: Reply) -> None:
         """Answer it, unless nobody waits any longer."""
-        if self._ended is None:
+        if self._pressure is None:
             return
         self._over()
         self._reply = reply
@@ -86,9 +102,9 @@ class Soon(Waiting):
 
     def _over(self) -> None:
         self.waits = False
-        if self._ended is not None:
-            ended, self._ended = self._ended, None
-            ended()
+        if self._pressure is not None:
+            pressure, self._pressure = self._pressure, None
+            pressure.leave(self)
 
     def listen(self, wake: Callable[[Reply], None]) -> None:
         self._wake = wake
@@ -117,32 +133,45 @@ class Arrivals:
         self._waiting: list[_Arrival | Soon] = []
         self._nursery: trio.Nursery | None = None
         self._idle = trio.lowlevel.ParkingLot()
+        self._storing = 0
+        self._gathered = trio.lowlevel.ParkingLot()
         self._runs = False
 
     def takes(self, request: Request) -> bool:
         """Whether such a request is taken here at all."""
         return self._runs and not request.as_device
 
-    def later(
-        self, request: Request, ended: Callable[[], None], alone: Callable[[Request], Awaitable[Reply]]
-    ) -> Waiting:
-        """Take a status without a task. ended: called when it is over; alone: takes it by itself, where it has to be."""
+    def enter(self, one: Soon) -> None:
+        """Take one whose turn has come."""
+        if self._runs:
+            self._wait(one)
+        else:
+            one.resume()
 
-        def by_itself(one: Soon) -> None:
-            if self._nursery is None:
-                one.end(AWAY)
-            else:
-                self._nursery.start_soon(self._by_itself, one, alone)
-
-        one = Soon(request, ended, by_itself)
+    def _wait(self, one: _Arrival | Soon) -> None:
         self._waiting.append(one)
-        self._idle.unpark()
-        return one
+        if self._idle:
+            self._idle.unpark()
+        if len(self._waiting) >= TOGETHER and self._gathered:
+            self._gathered.unpark()
 
-    async def _by_itself(self, one: Soon, alone: Callable[[Request], Awaitable[Reply]]) -> None:
+    async def _gather(self) -> None:
+        """Let others come while earlier ones are being stored: under load many share a commit, and nobody waits for a timer."""
+        with trio.move_on_after(GATHER_S):
+            while self._storing >= STORING and len(self._waiting) < TOGETHER:
+                await self._gathered.park()
+
+    def leave_alone(self, one: Soon) -> None:
+        """Have one taken by itself."""
+        if self._nursery is None:
+            one.end(AWAY)
+        else:
+            self._nursery.start_soon(self._by_itself, one)
+
+    async def _by_itself(self, one: Soon) -> None:
         reply = AWAY
         try:
-            reply = await alone(one.request)
+            reply = await one.alone(one.request)
         finally:
             one.end(reply)
 
@@ -151,8 +180,7 @@ class Arrivals:
         if not self.takes(request):
             return None
         one = _Arrival(request)
-        self._waiting.append(one)
-        self._idle.unpark()
+        self._wait(one)
         await trio.lowlevel.wait_task_rescheduled(one.gone)
         return one.answer
 
@@ -166,6 +194,8 @@ class Arrivals:
                 while True:
                     if not self._waiting:
                         await self._idle.park()
+                    if self._storing >= STORING:
+                        await self._gather()
                     group, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
                     try:
                         with contained("endpoint.arrivals", devices=len(group)):
@@ -186,7 +216,7 @@ class Arrivals:
         except StoreError:
             return
         asked: list[Asked] = []
-        whose: list[tuple[_Arrival | Soon, Session]] = []
+        whose: list[tuple[_Arrival | Soon, Session, bytes]] = []
         for one, outcome in zip(group, outcomes, strict=True):
             if outcome is None:
                 continue
@@ -204,15 +234,15 @@ class Arrivals:
                 continue
             self._bus.publish(DeviceAddress(app, device, request.peer))
             asked.append(Asked(app, device, status, request.transport, outcome.view))
-            whose.append((one, Session(app, device)))
+            whose.append((one, Session(app, device), outcome.digest))
         if not asked:
             return
         taken = await self._controller.take(asked)
         try:
             pending = set(taken.pending)
-            for number, (one, session) in enumerate(whose):
+            for number, (one, session, digest) in enumerate(whose):
                 if number not in pending:
-                    self._answer(one, session, taken, number)
+                    self._answer(one, session, digest, taken.answers[number])
             for number in pending:
                 whose[number][0].later = True
             if pending:
@@ -221,19 +251,21 @@ class Arrivals:
             taken.give_up()
             raise
 
-    def _answer(self, one: _Arrival | Soon, session: Session, taken: Taken, number: int) -> None:
-        answer = taken.answers[number]
+    def _answer(self, one: _Arrival | Soon, session: Session, digest: bytes, answer: Command | Order | None) -> None:
         if isinstance(answer, Command) and one.waits:
-            one.resume(self._settle(session, one.request, answer))
+            one.resume(self._settle(session, one.request, answer, digest))
         else:
             one.resume()
 
-    async def _store(self, taken: Taken, those: Sequence[tuple[int, _Arrival | Soon, Session]]) -> None:
+    async def _store(self, taken: Taken, those: Sequence[tuple[int, _Arrival | Soon, Session, bytes]]) -> None:
+        self._storing += 1
         try:
             with contained("endpoint.arrivals", devices=len(those)):
                 await taken.store()
-                for number, one, session in those:
-                    self._answer(one, session, taken, number)
+                for number, one, session, digest in those:
+                    self._answer(one, session, digest, taken.answers[number])
         finally:
-            for _, one, _ in those:
+            self._storing -= 1
+            self._gathered.unpark()
+            for _, one, _, _ in those:
                 one.resume()

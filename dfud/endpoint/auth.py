@@ -172,9 +172,9 @@ class Authenticator:
         slot = self.slot(credentials)
         return Session(*self.slots.session(slot)) if slot >= 0 else None
 
-    def slot(self, credentials: Credentials) -> int:
-        """Return the slot of a device whose credentials were right before and are so now, or -1."""
-        return self._slot(self.slots.digest(credentials))
+    def slot(self, credentials: Credentials, digest: bytes = b"") -> int:
+        """Return the slot of a device whose credentials were right before and are so now, or -1. digest: theirs, if it is known."""
+        return self._slot(digest or self.slots.digest(credentials))
 
     def _slot(self, digest: bytes) -> int:
         slots = self.slots

@@ -23,17 +23,35 @@ AT_FIRST = 256
 AT_LEAST = 128  # they share a commit: fewer would cost more each
 EVERY_S = 0.02
 GROWS, SHRINKS = 1.25, 0.5  # at a measurement
-RATE_AT_FIRST = 500.0  # a second, until it was measured
+RATE_AT_FIRST = 2000.0  # a second, until it was measured: after a start, when most come at once
 RATE_OVER_S = 0.5
+# Those who come back meet others, so that more are turned away again than need be: by how much Retry-After grows in a second in which
+# somebody always waited, and shrinks in one in which nobody did for a moment.
+LONGER, SHORTER, LONGEST = 1.5, 0.5, 8.0
 
 
-class _Waiter:
-    __slots__ = ("event", "has_turn", "since_s")
+class Waiter:
+    """One that waits for a turn. told(): called once: its turn has come (`has_turn`), or it would be late."""
 
-    def __init__(self, since_s: float) -> None:
-        self.event = trio.Event()
+    __slots__ = ("has_turn", "since_s")
+
+    def __init__(self) -> None:
         self.has_turn = False
-        self.since_s = since_s
+        self.since_s = 0.0
+
+    def told(self) -> None:
+        raise NotImplementedError
+
+
+class _Task(Waiter):
+    __slots__ = ("event",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = trio.Event()
+
+    def told(self) -> None:
+        self.event.set()
 
 
 class Pressure:
@@ -49,7 +67,7 @@ class Pressure:
         self.limit = min(at_once, AT_FIRST)
         self.under_way = 0
         self.turned_away = 0
-        self._waiting: OrderedDict[_Waiter, None] = OrderedDict()
+        self._waiting: OrderedDict[Waiter, None] = OrderedDict()
         self._busy = trio.Event()
         self._most = 0  # under way, since the last measurement
         self._rate = RATE_AT_FIRST
@@ -59,6 +77,8 @@ class Pressure:
         self._back: Counter[int] = Counter()
         self._second = 0
         self._coming = 0
+        self._times = 1.0  # as long as serving them would take
+        self._idle = False  # nobody waited, at some moment of this second
         # Made once, so that a transport writes each once, too: being turned away has to be cheap.
         self._answers = [msgspec.structs.replace(AWAY, retry_after_s=seconds) for seconds in range(away_s + 1)]
 
@@ -84,15 +104,34 @@ class Pressure:
             return True
         if self.full:
             return False
-        waiter = _Waiter(trio.current_time())
-        self._waiting[waiter] = None
-        self._busy.set()
+        waiter = _Task()
+        self.queue(waiter)
         try:
             await waiter.event.wait()
         except BaseException:
-            self._waiting.pop(waiter, None)
+            self.leave(waiter)
             raise
         return waiter.has_turn
+
+    def soon(self, waiter: Waiter) -> None:
+        """Give it a turn, or have it wait for one; it is told later. `leave()` is due in the end."""
+        if self.turn_now():
+            waiter.has_turn = True
+        else:
+            self.queue(waiter)
+
+    def queue(self, waiter: Waiter) -> None:
+        waiter.since_s = trio.current_time()
+        self._waiting[waiter] = None
+        self._busy.set()
+
+    def leave(self, waiter: Waiter) -> None:
+        """Its turn is over, or it waits for one no longer."""
+        if waiter.has_turn:
+            waiter.has_turn = False
+            self.end()
+        else:
+            self._waiting.pop(waiter, None)
 
     def _begin(self) -> None:
         self.under_way += 1
@@ -114,20 +153,26 @@ class Pressure:
                     return
                 waiter.has_turn = True
                 self._begin()
-            self._waiting.popitem(last=False)
-            waiter.event.set()
+            del self._waiting[waiter]
+            waiter.told()
 
     def away(self) -> Reply:
         """Return the answer to one that has no turn.
 
-        Each is to come back at a time of its own, all of them within the time that serving those takes who are to come back.
+        Each is to come back at a time of its own, all of them within the time that serving those takes who are to come back; or a
+        multiple of it, as long as too many come nevertheless.
         """
         now_s = trio.current_time()
         if now_s >= self._second + 1:
+            if now_s >= self._second + 3 or self._idle:
+                self._times = max(1.0, self._times * SHORTER)
+            else:
+                self._times = min(LONGEST, self._times * LONGER)
+            self._idle = False
             self._second = math.floor(now_s)
             self._back = Counter({second: count for second, count in self._back.items() if second >= now_s})
             self._coming = self._back.total()
-        longest_s = min(self._away_s, 2 + int(self._coming / self._rate))
+        longest_s = min(self._away_s, 2 + int(self._times * self._coming / self._rate))
         wait_s = 1 + int(random.random() * longest_s)  # noqa: S311 - not a secret
         self._back[math.floor(now_s) + wait_s] += 1
         self._coming += 1
@@ -143,6 +188,7 @@ class Pressure:
         elif self._most < self.limit // 4 and self.limit > AT_FIRST:
             self.limit = max(AT_FIRST, int(self.limit / GROWS))
         self._most = self.under_way
+        self._idle = self._idle or not self._waiting
         if self._waiting:
             self._measured_s += over_s
             if self._measured_s >= RATE_OVER_S:

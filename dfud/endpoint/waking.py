@@ -11,6 +11,7 @@ from dfud.api import NotFoundError, PeerError, Reply, Request, StoreError, conta
 from dfud.controller.controller import Controller
 from dfud.controller.keeping import Asked
 from dfud.controller.sending import Order
+from dfud.controller.together import Taken
 from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.denials import Denied
 from dfud.endpoint.limits import TooMany
@@ -19,6 +20,7 @@ from dfud.endpoint.replies import AWAY, DENIED, FAILED, TOO_MANY
 from dfud.wire.messages import Command, Status, Type, decode_status_untrusted
 
 TOGETHER = 256  # devices of one commit: a few milliseconds
+STORED_AT_ONCE = 2  # groups: one that is written, and one that is ready for when that is done
 ALONE_AT_ONCE = 64
 REMEMBERED_BYTES = 512  # a status is a hundred; larger ones say something that is not said again
 
@@ -50,6 +52,7 @@ class Waking:
         # Each is in it once at most, as in the parking's own queue.
         self._alone_in, self._alone = trio.open_memory_channel[Parked](float("inf"))
         self._making: dict[str, list[Parked]] = {}
+        self._storing = trio.Semaphore(STORED_AT_ONCE)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look at them until cancelled."""
@@ -80,17 +83,43 @@ class Waking:
             status = read_status_untrusted(request.body)
             asked.append(Asked(parked.app, parked.device, status, request.transport))
             several.append(parked)
-        answers = await self._controller.statuses(asked)
-        for parked, answer in zip(several, answers, strict=True):
-            if isinstance(answer, Command):
-                self._answer(parked, answer)
-            elif answer is None or parked.made:
-                self._alone_in.send_nowait(parked)
-            elif (key := self._controller.key_of(answer)) in self._making:
-                self._making[key].append(parked)
-            else:
-                self._making[key] = [parked]
-                nursery.start_soon(self._make, key, answer)
+        taken = await self._controller.take(asked)
+        try:
+            pending = taken.pending
+            waits = set(pending)
+            for number, parked in enumerate(several):
+                if number not in waits:
+                    self._decided(parked, taken.answers[number], nursery)
+            if pending:
+                # The next group is looked at while this one is stored.
+                await self._storing.acquire()
+                nursery.start_soon(self._store, taken, [(number, several[number]) for number in pending], nursery)
+        except BaseException:
+            taken.give_up()
+            raise
+
+    async def _store(self, taken: Taken, those: Sequence[tuple[int, Parked]], nursery: trio.Nursery) -> None:
+        try:
+            with contained("endpoint.wake", devices=len(those)) as guard:
+                await taken.store()
+                for number, parked in those:
+                    self._decided(parked, taken.answers[number], nursery)
+            if guard.error is not None:
+                for _, parked in those:
+                    self._alone_in.send_nowait(parked)
+        finally:
+            self._storing.release()
+
+    def _decided(self, parked: Parked, answer: Command | Order | None, nursery: trio.Nursery) -> None:
+        if isinstance(answer, Command):
+            self._answer(parked, answer)
+        elif answer is None or parked.made:
+            self._alone_in.send_nowait(parked)
+        elif (key := self._controller.key_of(answer)) in self._making:
+            self._making[key].append(parked)
+        else:
+            self._making[key] = [parked]
+            nursery.start_soon(self._make, key, answer)
 
     async def _make(self, key: str, order: Order) -> None:
         """Have a package made that parked devices wait for, then look at them again; they go on being parked."""

@@ -125,6 +125,9 @@ class Policy:
         named = [running.plan.app for running in (*self._active, *self._ended.values())]
         asked = (self._default, *(rule.desired for rule in self._rules))
         self._has_apps = any(named) or any(desired.of(APP) is not None for desired in asked)
+        told_apart = self._active or self._ended or self._rules or self._has_apps
+        self.common = None if told_apart else self._default.of(SYSTEM) or Desired(kind=SYSTEM)
+        """What should run on every device that asks for nothing itself; None: that depends on the device."""
 
     def wanted(
         self, device_spec: Mapping[str, Any], facts: Facts, deployment: Deployment | None, now_s: float

@@ -14,11 +14,17 @@ from dfud.model.firmware import Firmware
 
 
 class Ladder:
-    """The versions of an app. `free`: none of them says anything of the ways to it, so each is reached directly."""
+    """The versions of an app. `free`: none of them says anything of the ways to it, so each is reached directly.
+
+    asked: the attributes of a device by which any image of them is chosen; others change nothing of what it is sent.
+    """
 
     def __init__(self, firmwares: Iterable[Firmware]) -> None:
         self.firmwares = tuple(firmwares)
         self.free = not any(firmware.stop or firmware.requires is not None for firmware in self.firmwares)
+        self.asked = frozenset(
+            key for firmware in self.firmwares for image in firmware.images for key in image.attributes
+        )
 
     def of(self, hardware: str, attributes: Mapping[str, str]) -> list[Firmware]:
         """Return the versions that have an image for such a device, each with that image alone."""

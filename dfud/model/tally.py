@@ -14,7 +14,8 @@ counters are at any time equal to a recount over the records, whichever dfud wro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -29,6 +30,8 @@ OTHER = "other"  # versions beyond those that are counted one by one
 NO_DEPLOYMENT = "none"
 CODE_CRASHED = 1
 POINTS_MAX = 1000
+LOST = (State.FAILED, State.ROLLED_BACK)  # with a code that says why
+SITUATIONS = 1024  # that are remembered: what devices are counted in is the same for many
 HOUR_DIGITS = 9
 
 
@@ -52,13 +55,11 @@ def crash_in(actual: Actual | None, deployment: Deployment | None) -> tuple[Cras
     return None
 
 
-def tally_of(
-    version: str, deployment: Deployment | None, seen_s: float, code: str, fingerprint: str, app: str = ""
-) -> tuple[str, ...]:
-    """Return the counters that a device is in. code: the name of its newest deployment's code; app: the app firmware that it runs."""
-    state = str(deployment.state) if deployment is not None else NO_DEPLOYMENT
-    found = [f"version/{version}", f"state/{state}", f"hour/{int(seen_s // HOUR_S)}"]
-    if deployment is not None and deployment.state in (State.FAILED, State.ROLLED_BACK):
+@lru_cache(maxsize=SITUATIONS)
+def _tally(version: str, state: str, hour: int, code: str, fingerprint: str, app: str) -> tuple[str, ...]:
+    """One tuple for all devices that are in the same counters."""
+    found = [f"version/{version}", f"state/{state}", f"hour/{hour}"]
+    if code:
         found.append(f"code/{code}")
     if fingerprint:
         found.append(f"crash/{fingerprint}")
@@ -67,13 +68,28 @@ def tally_of(
     return tuple(found)
 
 
-def moved(before: Iterable[str], after: Iterable[str], now_s: float) -> dict[str, int]:
-    """Return what is added to the counters when a device that was in `before` is in `after`."""
+def tally_of(
+    version: str, deployment: Deployment | None, seen_s: float, code: str, fingerprint: str, app: str = ""
+) -> tuple[str, ...]:
+    """Return the counters that a device is in. code: the name of its newest deployment's code, which counts where that came to
+    nothing; app: the app firmware that it runs.
+    """
+    state = NO_DEPLOYMENT if deployment is None else deployment.state.value
+    told = code if deployment is not None and deployment.state in LOST else ""
+    return _tally(version, state, int(seen_s // HOUR_S), told, fingerprint, app)
+
+
+def moved(before: tuple[str, ...], after: tuple[str, ...], now_s: float) -> dict[str, int]:
+    """Return what is added to the counters when a device that was in `before` is in `after`. It is not the caller's to change."""
+    return _moved(before, after, int(now_s // HOUR_S))
+
+
+@lru_cache(maxsize=SITUATIONS)
+def _moved(before: tuple[str, ...], after: tuple[str, ...], hour: int) -> dict[str, int]:
     change = dict.fromkeys(after, 1)
     for name in before:
         change[name] = change.get(name, 0) - 1
     found = {name: number for name, number in change.items() if number}
-    hour = int(now_s // HOUR_S)
     found |= {f"at/{hour}/{n.removeprefix('version/')}": d for n, d in found.items() if n.startswith("version/")}
     return dict(sorted(found.items()))  # in one order: stores that lock rows never wait for each other in a ring
 

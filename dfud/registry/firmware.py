@@ -26,23 +26,16 @@ from dfud.api import (
     PutFirmware,
     Recall,
     RefusedError,
-    Rollout,
     Store,
     StoreError,
     UnreadableError,
-    read_record,
 )
-from dfud.model.desired import desired_of
 from dfud.model.espimage import hardware_name
 from dfud.model.firmware import Kind
 from dfud.model.layout import too_large
 from dfud.model.names import check_name
-from dfud.model.policy import rules_for
-from dfud.model.rollout import ROLLOUTS
-from dfud.model.rollout_states import FINAL
 from dfud.model.untrusted import check_json_untrusted
 from dfud.registry import audit, guards
-from dfud.registry.groups import jobs_for
 from dfud.registry.images import Bound, added, chosen, read_requires, replaced
 from dfud.registry.status import timestamp
 from dfud.registry.uploads import (
@@ -56,6 +49,7 @@ from dfud.registry.uploads import (
     unsigned_manifest,
     ways_of,
 )
+from dfud.registry.wanted import check_unwanted
 from dfud.wire.manifest import Manifest, beside_of
 from dfud.wire.trust import Trust, trust_of
 
@@ -363,7 +357,7 @@ class FirmwareRegistry:
             if gone is not None and len(others) == len(firmware.images):
                 raise NotFoundError(f"firmware {version} has no image for {gone.meant_for} any longer")
             left = firmware.with_images(others) if others else None
-            await self._unwanted(app, version)
+            await check_unwanted(self._store, app, version)
             what = "delete-firmware" if left is None else "delete-image"
             told = ", ".join(image.sha256 for image in firmware.images)
             if left is not None and gone is not None:
@@ -384,20 +378,6 @@ class FirmwareRegistry:
             return
         raise ConflictError(f"what devices of app {app_name} should run is being changed by others; try again")
 
-    async def _unwanted(self, app: App, version: str) -> None:
-        """Raise RefusedError that names who wants a version."""
-        users = [
-            *([f"app {app.name}"] if version in desired_of(app.spec, {}).versions else []),
-            *rules_for(app.spec, version),
-            *(f"rollout {name}" for name in await _rollouts_of(self._store, app.name, version)),
-            *(f"group update {job}" for job in await jobs_for(self._store, app.name, version)),
-            *(f"device {name}" for name in await self._store.users_of(app.name, version)),
-        ]
-        if users:
-            raise RefusedError(
-                f"firmware {version} is wanted by {', '.join(users[:5])}{' and others' if len(users) > 5 else ''}"
-            )
-
     async def _app(self, name: str) -> App:
         app = await self._store.app(name)
         if app is None:
@@ -412,23 +392,6 @@ class FirmwareRegistry:
             return default
         same = [f.sequence for f in await self._store.firmwares(app) if (f.kind == "app") == (kind == "app")]
         return max(same, default=0) + 1
-
-
-async def _rollouts_of(store: Store, app: str, version: str) -> list[str]:
-    """Return the rollouts that have not ended and bring a version. One whose record cannot be read does nothing."""
-    found: list[str] = []
-    after = prefix = f"{app}/"
-    while page := await store.documents(ROLLOUTS, prefix=prefix, after=after):
-        after = page[-1][0]
-        for key, raw in page:
-            rollout = read_record("users.rollout", raw, Rollout, rollout=key)
-            if (
-                rollout is not None
-                and rollout.status.state not in FINAL
-                and version in (rollout.spec.get("firmware"), rollout.spec.get("app"))
-            ):
-                found.append(rollout.metadata.name)
-    return found
 
 
 def _beside(held: Firmware | None, upload: Upload) -> tuple[int, int] | None:

@@ -7,7 +7,6 @@ written back is written only if it did not change meanwhile; where the user name
 from __future__ import annotations
 
 import secrets
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
@@ -20,7 +19,6 @@ from dfud.api import (
     AppChanged,
     Bus,
     Change,
-    ConflictError,
     DeleteApp,
     DeleteCounts,
     DeleteDevice,
@@ -30,7 +28,6 @@ from dfud.api import (
     DeviceChanged,
     DeviceView,
     Firmware,
-    Metadata,
     NotFoundError,
     PeerError,
     PutApp,
@@ -44,32 +41,26 @@ from dfud.model.names import check_app_name, check_device_name
 from dfud.model.resources import same_access
 from dfud.model.steps import image_for
 from dfud.model.tally import fleet_scope
-from dfud.registry import audit
 from dfud.registry.batch import Batches, DeviceResult
 from dfud.registry.device_secrets import with_psk, with_secret
 from dfud.registry.groups import GroupJobs, published_now, with_firmware
 from dfud.registry.naming import Naming, aliases_of
 from dfud.registry.rules import (
     RecordLimits,
-    check_metadata_untrusted,
     check_spec_untrusted,
     what_changed,
 )
-from dfud.registry.status import firmware_status, timestamp
+from dfud.registry.status import firmware_status
 from dfud.registry.users import Forbidden
-
-TRIES = 8
-
-
-class Precondition(msgspec.Struct, frozen=True):
-    """What a user read before he asked for a change; empty: anything."""
-
-    uid: str = ""
-    resource_version: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.uid or self.resource_version)
-
+from dfud.registry.writing import (
+    Precondition,
+    Writer,
+    check_condition,
+    detail_of,
+    no_condition,
+    retried,
+    same_metadata,
+)
 
 Wants = Callable[[App, Device, Actual | None, Deployment | None, float], Desired]
 
@@ -90,10 +81,6 @@ async def nobody_leads(app: str, device: str) -> AsyncIterator[Sequence[Change]]
 
 async def _nothing_else() -> Sequence[Change]:
     return ()
-
-
-class _Overtaken(Exception):
-    """What was read has changed before it was written back: nothing was written."""
 
 
 class Registry:
@@ -120,6 +107,7 @@ class Registry:
         self._wants = wants
         self._leaving = leaving
         self._limits = limits or RecordLimits()
+        self._writer = Writer(store, now, self._limits)
         self._naming = Naming(store)
         self.groups = GroupJobs(store, bus, now, self._limits)
         self._batches = Batches(store, bus, credential_key, now, self._naming, fresh=self._fresh)
@@ -162,9 +150,9 @@ class Registry:
     async def create_app(self, given: App, by: str) -> App:
         check_app_name(given.name)
         check_spec_untrusted(given.spec, self._limits)
-        app = App(self._new_metadata(given.metadata, ""), given.spec)
+        app = App(self._writer.new_metadata(given.metadata, ""), given.spec)
         async with self._naming.anchors(app):
-            await self._commit([PutApp(app, expect="")], by, "create", app.name, what_changed({}, app.spec))
+            await self._writer.commit([PutApp(app, expect="")], by, "create", app.name, what_changed({}, app.spec))
         self._bus.publish(AppChanged(app.name))
         return app
 
@@ -172,7 +160,7 @@ class Registry:
         """Replace what users say of an app. may_sign: `by` may change who signs; else that raises Forbidden."""
         if given.name != name:
             raise PeerError(f"the body names app {given.name!r}, the path {name!r}")
-        await _retried(lambda: self._update_app(name, given, by, may_sign), f"app {name}")
+        await retried(lambda: self._update_app(name, given, by, may_sign), f"app {name}")
 
     async def _update_app(self, name: str, given: App, by: str, may_sign: bool, also: Sequence[Change] = ()) -> None:
         try:
@@ -182,50 +170,50 @@ class Registry:
             return
         _may_sign(may_sign, given.spec.get("signing") == old.spec.get("signing"))
         check_spec_untrusted(given.spec, self._limits, old.spec)
-        metadata = self._next_metadata(old.metadata, given.metadata, given.spec != old.spec)
+        metadata = self._writer.next_metadata(old.metadata, given.metadata, given.spec != old.spec)
         app = App(metadata, given.spec)
-        if _same(old.metadata, given.metadata) and app.spec == old.spec:
+        if same_metadata(old.metadata, given.metadata) and app.spec == old.spec:
             return
         version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
-            await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
+            await self._writer.write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
             self._bus.publish(AppChanged(name, deleted=True))
             return
         same_anchors = app.spec.get("trustAnchors") == old.spec.get("trustAnchors")
         async with nullcontext() if same_anchors else self._naming.anchors(app):
-            await self._write([PutApp(app, version), *also], by, "update", name, _detail(old, app))
+            await self._writer.write([PutApp(app, version), *also], by, "update", name, detail_of(old, app))
         self._bus.publish(AppChanged(name))
 
     async def _replace_app(self, name: str, given: App, by: str, may_sign: bool) -> None:
         """Put an app in place of a record that cannot be read; its devices and firmware stay."""
         _may_sign(may_sign, False)
-        _no_condition(Precondition(given.metadata.uid, given.metadata.resource_version), f"app {name}")
+        no_condition(Precondition(given.metadata.uid, given.metadata.resource_version), f"app {name}")
         check_spec_untrusted(given.spec, self._limits)
-        app = App(self._new_metadata(given.metadata, ""), given.spec)
+        app = App(self._writer.new_metadata(given.metadata, ""), given.spec)
         async with self._naming.anchors(app):
-            await self._commit([PutApp(app)], by, "replace", name, "the record could not be read")
+            await self._writer.commit([PutApp(app)], by, "replace", name, "the record could not be read")
         self._bus.publish(AppChanged(name))
 
     async def delete_app(self, name: str, condition: Precondition, by: str) -> None:
-        await _retried(lambda: self._delete_app(name, condition, by), f"app {name}")
+        await retried(lambda: self._delete_app(name, condition, by), f"app {name}")
 
     async def _delete_app(self, name: str, condition: Precondition, by: str) -> None:
         version: str | None = None
         try:
             old = await self.app(name)
         except UnreadableError:
-            _no_condition(condition, f"app {name}")
+            no_condition(condition, f"app {name}")
         else:
-            _check(old.metadata, condition, f"app {name}")
+            check_condition(old.metadata, condition, f"app {name}")
             if old.metadata.deletion_timestamp:
                 raise NotFoundError(f"no app {name}")
             version = old.metadata.resource_version
             if old.metadata.finalizers:
-                put = PutApp(App(self._deleting(old.metadata), old.spec), version)
-                await self._write([put], by, "delete", name, "waits for finalizers")
+                put = PutApp(App(self._writer.deleting(old.metadata), old.spec), version)
+                await self._writer.write([put], by, "delete", name, "waits for finalizers")
                 self._bus.publish(AppChanged(name))
                 return
-        await self._write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
+        await self._writer.write([DeleteApp(name, version), DeleteCounts(fleet_scope(name))], by, "delete", name)
         self._bus.publish(AppChanged(name, deleted=True))
 
     # Devices
@@ -238,7 +226,7 @@ class Registry:
         await self.app(app)
         async with self._naming.names(app, given.name, {given.name, *aliases_of(given.spec)}):
             told = what_changed({}, device.spec)
-            await self._commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}", told)
+            await self._writer.commit([PutDevice(device, expect=""), *also], by, what, f"{app}/{device.name}", told)
         self._bus.publish(DeviceChanged(app, device.name))
         return device
 
@@ -248,7 +236,7 @@ class Registry:
         if given.app not in ("", app):
             raise PeerError(f"the body names app {given.app!r}, the path {app!r}")
         check_spec_untrusted(given.spec, self._limits)
-        return Device(self._new_metadata(given.metadata, app), protect(given.spec, self._key))
+        return Device(self._writer.new_metadata(given.metadata, app), protect(given.spec, self._key))
 
     async def create_devices(
         self, app: str, given: Sequence[msgspec.Raw], by: str, *, secrets: bool = False, dry_run: bool = False
@@ -263,7 +251,7 @@ class Registry:
     async def update_device(self, app: str, name: str, given: Device, by: str) -> None:
         if given.name != name or given.app not in ("", app):
             raise PeerError("the body names another device than the path")
-        await _retried(lambda: self._update_device(app, name, given, by), f"device {name} of app {app}")
+        await retried(lambda: self._update_device(app, name, given, by), f"device {name} of app {app}")
 
     async def _update_device(self, app: str, name: str, given: Device, by: str) -> None:
         try:
@@ -273,8 +261,8 @@ class Registry:
             return
         check_spec_untrusted(given.spec, self._limits, old.spec)
         spec = protect(given.spec, self._key)
-        metadata = self._next_metadata(old.metadata, given.metadata, spec != old.spec)
-        if _same(old.metadata, given.metadata) and spec == old.spec:
+        metadata = self._writer.next_metadata(old.metadata, given.metadata, spec != old.spec)
+        if same_metadata(old.metadata, given.metadata) and spec == old.spec:
             return
         version = old.metadata.resource_version
         if metadata.deletion_timestamp and not metadata.finalizers:
@@ -283,39 +271,41 @@ class Registry:
         await self._put_device(Device(metadata, spec), old, by, "update")
 
     async def _put_device(self, device: Device, old: Device, by: str, what: str, also: Sequence[Change] = ()) -> None:
-        """Write a device that was made from `old`. Raises _Overtaken."""
+        """Write a device that was made from `old`. Raises Overtaken."""
         app, name = device.app, device.name
         async with self._naming.names(app, name, aliases_of(device.spec) - aliases_of(old.spec)):
             put = PutDevice(device, old.metadata.resource_version)
-            await self._write([put, *also], by, what, f"{app}/{name}", _detail(old, device))
+            await self._writer.write([put, *also], by, what, f"{app}/{name}", detail_of(old, device))
         self._bus.publish(DeviceChanged(app, name, access=not same_access(old, device)))
 
     async def _replace_device(self, app: str, name: str, given: Device, by: str) -> None:
         """Put a device in place of a record that cannot be read."""
-        _no_condition(Precondition(given.metadata.uid, given.metadata.resource_version), f"device {name}")
+        no_condition(Precondition(given.metadata.uid, given.metadata.resource_version), f"device {name}")
         check_spec_untrusted(given.spec, self._limits)
-        device = Device(self._new_metadata(given.metadata, app), protect(given.spec, self._key))
+        device = Device(self._writer.new_metadata(given.metadata, app), protect(given.spec, self._key))
         async with self._naming.names(app, name, aliases_of(device.spec)):
-            await self._commit([PutDevice(device)], by, "replace", f"{app}/{name}", "the record could not be read")
+            await self._writer.commit(
+                [PutDevice(device)], by, "replace", f"{app}/{name}", "the record could not be read"
+            )
         self._bus.publish(DeviceChanged(app, name))
 
     async def delete_device(self, app: str, name: str, condition: Precondition, by: str) -> None:
-        await _retried(lambda: self._delete_device(app, name, condition, by), f"device {name} of app {app}")
+        await retried(lambda: self._delete_device(app, name, condition, by), f"device {name} of app {app}")
 
     async def _delete_device(self, app: str, name: str, condition: Precondition, by: str) -> None:
         version: str | None = None
         try:
             old = (await self._view(app, name)).device
         except UnreadableError:
-            _no_condition(condition, f"device {name}")
+            no_condition(condition, f"device {name}")
         else:
             if old.metadata.deletion_timestamp:
                 raise NotFoundError(f"no device {name} in app {app}")
-            _check(old.metadata, condition, f"device {name}")
+            check_condition(old.metadata, condition, f"device {name}")
             version = old.metadata.resource_version
             if old.metadata.finalizers:
-                put = PutDevice(Device(self._deleting(old.metadata), old.spec), version)
-                await self._write([put], by, "delete", f"{app}/{name}", "waits for finalizers")
+                put = PutDevice(Device(self._writer.deleting(old.metadata), old.spec), version)
+                await self._writer.write([put], by, "delete", f"{app}/{name}", "waits for finalizers")
                 self._bus.publish(DeviceChanged(app, name))
                 return
         await self._drop(app, name, version, by)
@@ -323,7 +313,7 @@ class Registry:
     async def _drop(self, app: str, name: str, version: str | None, by: str) -> None:
         """Delete a device. version: as it was read; None: its record cannot be read, so nothing can be said of its rollouts."""
         async with self._leaving(app, name) if version is not None else nobody_leads(app, name) as also:
-            await self._write([DeleteDevice(app, name, version), *also], by, "delete", f"{app}/{name}")
+            await self._writer.write([DeleteDevice(app, name, version), *also], by, "delete", f"{app}/{name}")
         self._bus.publish(DeviceChanged(app, name, deleted=True))
 
     async def new_secret(self, app: str, name: str, by: str, *, keep: int = 1) -> str:
@@ -368,10 +358,10 @@ class Registry:
             if not changed:
                 return
             check_spec_untrusted(spec, self._limits, old.spec)
-            device = Device(self._next_metadata(old.metadata, old.metadata, True), spec)
+            device = Device(self._writer.next_metadata(old.metadata, old.metadata, True), spec)
             await self._put_device(device, old, by, what, also)
 
-        await _retried(once, f"device {name} of app {app}")
+        await retried(once, f"device {name} of app {app}")
         return changed
 
     # Desired firmware
@@ -397,95 +387,10 @@ class Registry:
             old = await self.app(app)
             await self._update_app(app, App(old.metadata, with_firmware(old.spec, firmware)), by, True, also)
 
-        await _retried(once, f"app {app}")
+        await retried(once, f"app {app}")
         return False
-
-    # Metadata
-
-    def _new_metadata(self, given: Metadata, app: str) -> Metadata:
-        check_metadata_untrusted(given, self._limits)
-        return Metadata(
-            name=given.name,
-            application=app,
-            uid=str(uuid.uuid4()),
-            creation_timestamp=timestamp(self._now()),
-            generation=1,
-            resource_version=str(uuid.uuid4()),
-            finalizers=given.finalizers,
-            labels=given.labels,
-            annotations=given.annotations,
-        )
-
-    def _next_metadata(self, old: Metadata, given: Metadata, spec_changed: bool) -> Metadata:
-        _check(old, Precondition(given.uid, given.resource_version), old.name)
-        check_metadata_untrusted(given, self._limits, old)
-        return msgspec.structs.replace(
-            old,
-            generation=old.generation + spec_changed,
-            resource_version=str(uuid.uuid4()),
-            finalizers=given.finalizers,
-            labels=given.labels,
-            annotations=given.annotations,
-        )
-
-    def _deleting(self, old: Metadata) -> Metadata:
-        return msgspec.structs.replace(
-            old, deletion_timestamp=timestamp(self._now()), resource_version=str(uuid.uuid4())
-        )
-
-    # Writing
-
-    async def _commit(self, changes: list[Change], by: str, what: str, target: str, detail: str = "") -> None:
-        await self._store.commit([*changes, audit.entry(self._now(), by, what, target, detail)])
-
-    async def _write(self, changes: list[Change], by: str, what: str, target: str, detail: str = "") -> None:
-        """Commit what expects the version that was read. Raises _Overtaken."""
-        try:
-            await self._commit(changes, by, what, target, detail)
-        except ConflictError as error:
-            raise _Overtaken(str(error)) from error
-
-
-async def _retried(once: Callable[[], Awaitable[None]], what: str) -> None:
-    """Read and write until nobody was in between; a user's own precondition fails when it is read again."""
-    told = ""
-    for _ in range(TRIES):
-        try:
-            await once()
-        except _Overtaken as error:
-            told = str(error)
-        else:
-            return
-    raise ConflictError(told or f"{what} is being changed by others; try again")
-
-
-def _check(old: Metadata, condition: Precondition, what: str) -> None:
-    if condition.uid not in ("", old.uid) or condition.resource_version not in ("", old.resource_version):
-        raise ConflictError(f"{what} has changed since it was read")
-
-
-def _no_condition(condition: Precondition, what: str) -> None:
-    if condition:
-        raise ConflictError(
-            f"the record of {what} cannot be read: replace or delete it without uid and resourceVersion"
-        )
 
 
 def _may_sign(may_sign: bool, same: bool) -> None:
     if not (may_sign or same):
         raise Forbidden("spec.signing: this needs the role admin of the app")
-
-
-def _same(old: Metadata, given: Metadata) -> bool:
-    return (old.labels, old.annotations, old.finalizers) == (given.labels, given.annotations, given.finalizers)
-
-
-def _detail(old: App | Device, new: App | Device) -> str:
-    """Say what a change is about, without values that may be secrets."""
-    told = [what_changed(old.spec, new.spec)]
-    told += [
-        f"metadata.{name}"
-        for name in ("labels", "annotations", "finalizers")
-        if getattr(old.metadata, name) != getattr(new.metadata, name)
-    ]
-    return ", ".join(filter(None, told))

@@ -12,10 +12,10 @@ from quart_trio import QuartTrio
 
 from dfud.api import App, Device, DeviceView, NotFoundError, Selector, Store, UnreadableError
 from dfud.registry.lists import Lists, Page
-from dfud.registry.registry import Precondition
 from dfud.registry.services import Services
 from dfud.registry.users import EVERY_APP, User
 from dfud.registry.web import error_response, json_response, page, read_json, require, user
+from dfud.registry.writing import Precondition
 
 BASE = "/api/registry/v1alpha1/apps"
 

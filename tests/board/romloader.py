@@ -29,7 +29,10 @@ SECTOR = 4096
 
 
 class Chip:
-    """silent_at, pulled_at: blocks until it goes silent, or the cable is pulled; flips: the byte that its flash does not keep."""
+    """silent_at, pulled_at: blocks until it goes silent, or the cable is pulled; flips: the byte that its flash does not keep.
+
+    stopped_at: so many blocks, or being asked at all if it is mute, set `reached`; it waits for `going` then.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Chip:
         silent_at: int | None = None,
         pulled_at: int | None = None,
         flips: int | None = None,
+        stopped_at: int | None = None,
         mute: bool = False,
     ) -> None:
         self.chip, self.flash = chip, bytearray(os.urandom(SECTOR)) * (flash_bytes // SECTOR)
@@ -47,6 +51,7 @@ class Chip:
         # JEDEC id of a Winbond chip: its size is a power of two
         self.identity = (flash_bytes.bit_length() - 1) << 16 | 0x40EF if flash_identity is None else flash_identity
         self.silent_at, self.pulled_at, self.flips, self.mute = silent_at, pulled_at, flips, mute
+        self.stopped_at, self.reached, self.going = stopped_at, threading.Event(), threading.Event()
         self.counted: Counter[int] = Counter()
         self.stub = False
         self.registers: dict[int, int] = {}
@@ -82,6 +87,8 @@ class Chip:
 
     def _run(self) -> None:
         for frame in self._frames():
+            if self.mute:
+                self.reached.set()
             if self.mute or len(frame) < 8:
                 continue
             direction, operation, size, checksum = struct.unpack_from("<BBHI", frame)
@@ -91,6 +98,9 @@ class Chip:
             if self.pulled_at is not None and blocks > self.pulled_at:
                 self._pull()
                 return
+            if self.stopped_at is not None and blocks > self.stopped_at:
+                self.reached.set()
+                self.going.wait(60)
             if self.silent_at is None or blocks <= self.silent_at:
                 self._serve(operation, frame[8:], checksum)
 

@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from devicefw.sim.board import Board
+from dfud.board import filesystem
 from dfud.board.flashmap import LAYOUTS, SIZES, bank_capacity, find
+from dfud.board.software import AGENT_FILE, agent_files, pack, start_files
 from tests.board.romloader import Chip
 from tests.board.support import download, micropython
 from tests.e2e.fleet import APP, Fleet, fleet
@@ -117,9 +119,23 @@ def test_what_fits_is_what_there_is(flash: str) -> None:
     assert bank.size == find(LAYOUTS[flash], "app_b").size and bank_capacity(flash) == bank.size - 4096
 
 
+@pytest.mark.parametrize("links", [(), ("serial",)])
+def test_the_agent_leaves_an_application_the_room_that_the_page_says(links: tuple[str, ...]) -> None:
+    (least, blocks) = map(int, re.findall(r"leave at least (\d+) of the (\d+) blocks", PAGE)[0])
+    agent = agent_files(ROOT / "devicefw" / "dfu", links=links)
+    vfs = find(LAYOUTS["4MB"], "vfs")
+    files = {AGENT_FILE: pack(agent), "dfu.json": bytes(500), **start_files(ROOT / "devicefw" / "board")}
+    used = filesystem.read_untrusted(filesystem.build(files, vfs.size))[1]
+    assert (vfs.size // 4096, links == () or "dfu/serial.mpy" in agent) == (blocks, True)
+    assert blocks - used >= least
+    alone = filesystem.read_untrusted(filesystem.build(agent, 1 << 20))[1]
+    assert alone >= 2 * -(-len(files[AGENT_FILE]) // 4096), "twice the blocks, as files"
+
+
 def test_stock_images_fit_as_the_page_says() -> None:
-    rows = re.findall(r"^\| (?:\d[\d.]+|with displays) \| ([\d,]+) \| (.*) \|$", PAGE, re.MULTILINE)
-    assert len(rows) == 5
+    images = r"\d[\d.]+|with displays|after 1.26, for speed|the same for size, as 1.27 is"
+    rows = re.findall(rf"^\| (?:{images}) \| ([\d,]+) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 7
     for size, said in rows:
         fits = [int(size.replace(",", "")) <= slot - 4096 for slot in (0x1B0000, 0x1D0000, 0x1E0000)]
         assert [text.startswith("fits") for text in said.split(" | ")] == fits

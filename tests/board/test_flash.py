@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from dfud.board.flashmap import LAYOUTS, find
 from dfud.board.image import Identity, identity_image
 from dfud.cli.main import main
 from tests.board.protocol_lines import RESET
-from tests.board.romloader import CHANGE_BAUDRATE, ERASE_FLASH, S3, SPI_FLASH_MD5, Chip
+from tests.board.romloader import CHANGE_BAUDRATE, ERASE_FLASH, READ_FLASH, S3, SPI_FLASH_MD5, Chip
 from tests.board.support import application, download, micropython
 from tests.real_parts import require
 
@@ -199,10 +201,62 @@ def test_a_cable_that_is_pulled_in_the_middle(board_bin: Path) -> None:
     assert "Check the cable, plug it in again, and run this again" in told and "flashing failed after " in told
 
 
+@pytest.mark.parametrize("moment", ["in the middle", "before the first byte"])
+def test_ctrl_c_says_in_which_state_the_board_is_and_what_to_do(board_bin: Path, moment: str) -> None:
+    chip = Chip(stopped_at=3) if moment == "in the middle" else Chip(mute=True)
+    before = bytes(chip.flash)
+    with chip.plugged_in() as port:
+        command = [sys.executable, "-m", "dfud.cli", "-o", "json", "board", "flash", "--port", port, str(board_bin)]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+            assert chip.reached.wait(60)
+            run.send_signal(signal.SIGINT)
+            chip.going.set()
+            out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, out + err
+    told = json.loads(out)["error"]
+    assert "Traceback" not in err and told in err
+    if moment == "in the middle":
+        assert "the board does not start until it is flashed anew. Run this again" in told and "stopped after " in told
+        assert bytes(chip.flash) != before
+    else:
+        assert "nothing was written, the flash is as it was" in told and bytes(chip.flash) == before
+
+
 def test_a_byte_that_the_flash_did_not_keep_is_noticed(board_bin: Path) -> None:
     with Chip(flips=0x12345).plugged_in() as port:
         told = flash(port, board_bin, code=1)
     assert "MD5 of file does not match data in flash" in told
+
+
+@pytest.mark.parametrize("options", [(), ("--baud", "460800")])
+def test_a_board_at_a_port_is_looked_at_as_its_file_is(board_bin: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """What is shown was read from the flash: slots, state, keys, space and map, as of a file; and it is as it was behind it."""
+    chip, content = Chip(), board_bin.read_bytes()
+    chip.flash[:] = content.ljust(len(chip.flash), b"\xff")
+    before = bytes(chip.flash)
+    (tmp_path / "flash.bin").write_bytes(before)
+    with chip.plugged_in() as port:
+        command = [sys.executable, "-m", "dfud.cli", "board", "inspect", "--port", port, *options]
+        run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "for which the board is reset" in run.stderr
+    file = CliRunner().invoke(main, ["board", "inspect", str(tmp_path / "flash.bin")])
+    assert file.exit_code == 0 and run.stdout == file.output
+    assert "v1.24.1" in run.stdout and "abcdefghijklmnopqrstuv" not in run.stdout + run.stderr
+    assert bytes(chip.flash) == before
+    assert chip.counted[READ_FLASH] < len(before) // 0x10000, "blank pieces are not read"
+
+
+def test_nobody_at_a_port_is_said(board_bin: Path) -> None:
+    with Chip(mute=True).plugged_in() as port:
+        settings = board_bin.with_name("esptool.cfg")
+        settings.write_text(IMPATIENT)
+        command = [sys.executable, "-m", "dfud.cli", "board", "inspect", "--port", port]
+        environment = {**os.environ, "ESPTOOL_CFGFILE": str(settings)}
+        run = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300
+        )
+    assert run.returncode == 1 and "no ESP32-C3 answers" in run.stderr and "hold BOOT" in run.stderr
 
 
 def test_files_that_are_no_board_image(board_bin: Path, tmp_path: Path) -> None:

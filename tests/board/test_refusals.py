@@ -103,6 +103,24 @@ def test_a_server_and_an_identity_are_judged(desk: Desk) -> None:
     assert "build it with `make bootloader`" in desk.image("--bootloader", str(desk.folder / "none"))
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "how does the board reach dfud?"),
+        (["--serial", "4,5", "--server", "http://192.168.1.2:8880"], "how does the board reach dfud?"),
+        (["--serial", "4,5", "--wifi", "attic"], "the board has no network"),
+        (["--serial", "4"], "expected TX,RX or TX,RX,BAUD"),
+        (["--serial", "4,9"], "GPIO9 is the boot strap"),
+        (["--serial", "4,12"], "GPIO12 is the flash"),
+        (["--serial", "30,4"], "GPIO30 is not there"),
+        (["--serial", "4,4"], "expected two pins"),
+        (["--serial", "4,5,50"], "a rate of 1200 to"),
+    ],
+)
+def test_a_board_has_one_way_to_dfud(desk: Desk, options: list[str], told: str) -> None:
+    assert told in desk.image(server=options)
+
+
 def test_a_foreign_bootloader_is_refused(desk: Desk) -> None:
     (desk.folder / "boot.bin").write_bytes(images.image("stage2"))
     assert "bootloader: not dfud's" in desk.image("--bootloader", str(desk.folder / "boot.bin"))

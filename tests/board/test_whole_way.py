@@ -10,9 +10,11 @@ import trio
 from click.testing import CliRunner
 
 from devicefw.sim.board import Board
+from devicefw.sim.cable import Cable
 from dfud.cli.main import main
 from tests.board.support import application, download, micropython
 from tests.e2e.fleet import APP, Fleet, fleet
+from tests.e2e.serialline import Bridge
 from tests.real_parts import require
 
 OLD = micropython("v1.24.1")
@@ -21,7 +23,7 @@ NEW = micropython("v1.25.0")
 BAD = micropython("v1.26.0", "import network\ndel network.WLAN\n")
 
 
-async def made(tmp_path: Path, f: Fleet, *options: str, stock: bytes = OLD) -> Path:
+async def made(tmp_path: Path, f: Fleet, *options: str, stock: bytes = OLD, serial: str = "") -> Path:
     """Run `dfuctl board image` with a claim code, as its help shows it."""
     code = str((await f.request("POST", f"/api/dfu/v1/apps/{APP}/claims", json={"uses": 5})).json()["code"])
     f.secrets.append(code)
@@ -30,8 +32,9 @@ async def made(tmp_path: Path, f: Fleet, *options: str, stock: bytes = OLD) -> P
     (tmp_path / "stock.bin").write_bytes(download(stock))
     target = tmp_path / "board.bin"
     command = ["board", "image", "--micropython", str(tmp_path / "stock.bin"), "--app", str(application(tmp_path / "app"))]
-    command += ["--server", f.daemon.urls["http"], "--app-name", APP, "--claim-file", str(tmp_path / "claim")]
-    command += ["--wifi", "attic", "--wifi-password-file", str(tmp_path / "wifi"), "-o", str(target), *options]
+    command += ["--app-name", APP, "--claim-file", str(tmp_path / "claim"), "-o", str(target), *options]
+    network = ["--server", f.daemon.urls["http"], "--wifi", "attic", "--wifi-password-file", str(tmp_path / "wifi")]
+    command += ["--serial", serial] if serial else network
     found = await trio.to_thread.run_sync(lambda: CliRunner().invoke(main, command))
     assert found.exit_code == 0, found.output
     assert f"write-flash --erase-all --flash-mode keep --flash-size keep 0x0 {target}" in found.output
@@ -75,6 +78,26 @@ async def test_a_board_enrols_is_updated_and_leaves_a_bad_update(tmp_path: Path)
         shown = CliRunner().invoke(main, ["board", "inspect", str(lamp.flash.path)]).output
         assert "ota_1 *  v1.25.0" in shown
         assert "left after crashes" in shown and "littlefs: " in shown
+
+
+async def test_a_board_without_a_network_enrols_and_is_updated_over_its_serial_line(tmp_path: Path) -> None:
+    require("micropython")
+    require("riscv-gcc")
+    async with fleet(tmp_path) as f:
+        cable = Cable(tmp_path / "ttyUSB0")
+        content = (await made(tmp_path, f, serial="4,5")).read_bytes()
+        lamp = Board(f.directory / "lamp", flash=content, uart=cable.board)
+        f.boards.append(lamp)
+        for version, image in (("v1.24.1", OLD), ("v1.25.0", NEW)):
+            await f.publish(image, version)
+        bridge = Bridge(f.daemon.urls["http"], cable.port)
+        f.nursery.start_soon(cable.run)
+        await f.nursery.start(bridge.run)
+        f.nursery.start_soon(lamp.run)
+        name = await enrolled(f, lamp)
+        await f.want(name, "v1.25.0")
+        assert (await f.wait(name, "done"))["current"] == "v1.25.0"
+        assert not any("wifi" in line for line in lamp.console)
 
 
 async def test_a_board_of_a_batch_has_its_own_identity_and_more_flash(tmp_path: Path) -> None:

@@ -65,8 +65,10 @@ async def test_an_app_is_published_sent_as_a_delta_and_shown(lamps: Dfuctl, tmp_
         assert await lamps("update", "lamp1", "--app", "3.2") == "lamp1 should run app 3.2."
         spec = json.loads(await lamps("device", "show", "lamp1"))["spec"]
         assert spec["firmware"] == {"app": "3.2"}
-        command = await board.poll()
-        assert command is not None and command.type is Type.UPDATE and command.kind == Kind.DELTA
+        with trio.fail_after(120):
+            while (command := await board.poll()) is None or command.type is not Type.UPDATE:
+                await trio.sleep(0.05)  # its package is being made
+        assert command.kind == Kind.DELTA
         assert command.total_bytes < size // 5, "a delta from the app that runs"
         told = await lamps("status", "lamp1")
         assert told.splitlines()[0] == "lamp1: 1.0, app 3.0 -> 3.2: notified"

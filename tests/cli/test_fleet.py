@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trio
 
-from dfud.cli import fleet, rollouts, show
+from dfud.cli import fleet, rollout_pictures, show
 from dfud.cli.fleet import BAR, bar, spark
 from dfud.testing.device import HttpDevice
 from tests.cli.test_dfuctl import Dfuctl, dfuctl  # noqa: F401  # a fixture
@@ -33,8 +33,8 @@ def test_nothing_is_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     waves = [{"expected": 9_999_999, "told": 8_888_888, "done": 7_777_777, "underWay": 6_666_666, "failed": 5_555_555, "left": 4}]
     status = {"state": "paused", "wave": 1, "waves": waves, "reason": "too many failed " * 8}
     found = {"metadata": {"name": "r"}, "spec": {"firmware": version}, "status": status}
-    show.say(rollouts._title(found))
-    show.print_table(rollouts._rows(found))
+    show.say(rollout_pictures.title(found))
+    show.print_table(rollout_pictures.rows(found))
     told = capsys.readouterr().out
     assert shown in told and all(str(n) * 7 in told for n in (9, 7, 6, 5)) and "…" not in told
     assert len(told.splitlines()) == 3

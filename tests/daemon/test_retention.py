@@ -15,7 +15,7 @@ from dfud.daemon import retention
 from dfud.daemon.retention import DAY_S, Retention, RetentionConfig
 from dfud.registry import audit
 from dfud.registry.claims import CLAIMS, USES
-from dfud.registry.registry import Precondition
+from dfud.registry.writing import Precondition
 from dfud.testing.store import a_deployment, a_device, an_app
 from tests.registry.desk import T0, Desk, desk
 

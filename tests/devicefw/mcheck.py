@@ -4,6 +4,10 @@ import asyncio
 import binascii
 import json
 import sys
+import time
+
+if not hasattr(time, "ticks_ms"):
+    time.ticks_ms, time.ticks_diff = lambda: int(time.monotonic() * 1000), lambda after, before: after - before
 
 sys.path.insert(0, sys.argv[1])
 CPYTHON = sys.implementation.name == "cpython"
@@ -158,9 +162,9 @@ async def one(case):
     for _ in range(3):
         try:
             update = Update(unpack(raw), raw, Slots(base, running, idle, stage), config, BUFFER)
-            update.judge()
-            update.find()
-            update.begin()
+            await update.judge()
+            await update.find()
+            await update.begin()
             while not update.written:
                 await update.fetch(transport)
             said = "written"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import threading
+import tty
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +17,8 @@ import pytest
 
 from devicefw.sim.mip import KINDS, write
 from tests.real_parts import require
+
+ROOT = Path(__file__).parents[2]
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -68,6 +73,37 @@ def test_mip_installs_the_agent_and_it_is_imported(server: str, tmp_path: Path, 
     if way == "index":
         again = run(install)
         assert "Exists" in again and "Installing:" not in again, "what is there is not fetched again"
+
+
+@pytest.fixture
+def plugged_in(tmp_path: Path) -> Iterator[str]:
+    """A device's console on a pty: MicroPython with a raw REPL, its file system in tmp_path/device."""
+    (tmp_path / "device").mkdir()
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    command = [require("micropython"), str(Path(__file__).with_name("replcheck.py")), str(tmp_path / "device")]
+    with subprocess.Popen(command, stdin=master, stdout=master, stderr=subprocess.DEVNULL) as device:
+        try:
+            yield os.ttyname(slave)
+        finally:
+            device.kill()
+    os.close(master)
+    os.close(slave)
+
+
+def test_mpremote_installs_the_agent_with_the_printed_command(server: str, tmp_path: Path, plugged_in: str) -> None:
+    """The command of docs/agent.md with this server, and this machine's kind: what it puts there is imported by the device."""
+    mpremote = require("mpremote")
+    (shown,) = re.findall(r"^mpremote (mip install .*?) +#", (ROOT / "docs" / "agent.md").read_text("utf-8"), re.MULTILINE)
+    options = shown.replace("http://192.168.1.2:8000", server).replace("dfu-rv32imc", "dfu-x64").split()
+    assert server in options and "dfu-x64" in options
+    done = subprocess.run([mpremote, "connect", f"port:{plugged_in}", *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Done" in done.stdout, done.stdout + done.stderr
+    target = tmp_path / "device" / "lib"
+    assert (target / "dfu" / "serial.mpy").exists() and "loaded True" in run(LOADED.format(target=str(target)))
+    command = [mpremote, "connect", f"port:{plugged_in}", "exec", "import dfu.zstd; print(dfu.zstd.VIPER)"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "True", done.stdout + done.stderr
 
 
 def test_the_kinds_of_the_chips_are_made_and_each_file_is_named_by_its_hash(tmp_path: Path) -> None:

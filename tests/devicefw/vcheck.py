@@ -3,7 +3,10 @@ import binascii
 import hashlib
 import json
 import sys
+import time
 
+if not hasattr(time, "ticks_ms"):
+    time.ticks_ms, time.ticks_diff = lambda: int(time.monotonic() * 1000), lambda after, before: after - before
 sys.path.insert(0, sys.argv[1])
 from dfu.chunk import chunk_head
 from dfu.ed25519 import verify
@@ -11,7 +14,7 @@ from dfu.flash import crc32
 from dfu.manifest import read
 from dfu.mapped import VIEW, Mapped
 from dfu.pack import PackError, pack, unpack
-from dfu.table import table_of
+from dfu.table import load as table_load, table_of
 from dfu.zstd import PAGE, Decoder, ZstdError
 
 if len(sys.argv) > 3:
@@ -51,11 +54,8 @@ def decode(decoder, raw, size, base, kind, image):
     reader = Reader(image if kind == 1 else base)
     known = len(reader.data)
 
-    def done(n):
+    for n in decoder.decode(raw, start, end, known, length, reader):
         reader.data.extend(decoder.page[:n])
-
-    for _ in decoder.decode(raw, start, end, known, length, reader, done):
-        pass
     if crc32(reader.data[known:]) != crc:
         raise ZstdError("crc")
     return reader.data[known:]
@@ -104,23 +104,38 @@ class Part:
         buffer[:] = memoryview(self.data)[at : at + len(buffer)]
 
 
+def mapped_of(part, size, data, new_size, image):
+    for loaded in table_load(part, size, data, new_size):
+        pass
+    return Mapped(part, size, loaded, new_size, image)
+
+
 def view_of(m, size):
     out = bytearray(size)
     # Backwards and in pieces that lie over borders: pages are made alone.
     for at in range((size - 1) // 700 * 700, -1, -700):
         m.read(at, out, at, min(700, size - at))
+    # Forwards a page is gone on with, from wherever in an instruction it ended.
+    again = bytearray(size)
+    at = 0
+    for n in (1, 5, 90, 333) * size:
+        m.read(at, again, at, min(n, size - at))
+        at = min(size, at + n)
+        if at == size:
+            break
+    check(again == out, "the view in pieces")
     return bytes(out)
 
 
 mapped = load("mapped.json")
 for vector in mapped["views"]:
     old = binascii.unhexlify(vector["old"])
-    m = Mapped(Part(old), len(old), binascii.unhexlify(vector["table"]), len(old), None)
+    m = mapped_of(Part(old), len(old), binascii.unhexlify(vector["table"]), len(old), None)
     check(view_of(m, len(old)) == binascii.unhexlify(vector["view"]), vector["name"])
 for package in mapped["packages"]:
     old, size = binascii.unhexlify(package["base"]), package["size"]
     image = Part(bytes(size + PAGE))
-    m = Mapped(Part(old), len(old), binascii.unhexlify(package["table"]), size, image)
+    m = mapped_of(Part(old), len(old), binascii.unhexlify(package["table"]), size, image)
     view = view_of(m, len(old))
     check([crc32(view[i : i + VIEW]) for i in range(0, len(view), VIEW)] == package["view_crc"], package["name"] + " view")
     forms = {}
@@ -135,17 +150,15 @@ for package in mapped["packages"]:
             check(binascii.hexlify(table).decode() == package["table"], package["name"] + " table")
             value = crc32(table)
 
-        def done(n):
-            global page, value
-            forms[page] = crc32(memoryview(decoder.page)[:n])
-            m.back(decoder.page, page * PAGE, n)
-            image.data[page * PAGE : page * PAGE + n] = decoder.page[:n]
-            value = crc32(memoryview(decoder.page)[:n], value)
-            page += 1
-
         if pages:
-            for _ in decoder.decode(raw, start, end, known, min(size - page * PAGE, pages * PAGE), m, done):
-                pass
+            for n in decoder.decode(raw, start, end, known, min(size - page * PAGE, pages * PAGE), m):
+                if not n:
+                    continue
+                forms[page] = crc32(memoryview(decoder.page)[:n])
+                m.back(decoder.page, page * PAGE, n)
+                image.data[page * PAGE : page * PAGE + n] = decoder.page[:n]
+                value = crc32(memoryview(decoder.page)[:n], value)
+                page += 1
         check(value == crc, package["name"] + " crc")
         # What a match reads that reaches back to pages which are written: their absolute form, made anew.
         first = chunk_head(raw, len(raw))[1]
@@ -159,10 +172,10 @@ for package in mapped["packages"]:
     check(binascii.hexlify(digest).decode() == package["sha256"], package["name"])
 old = binascii.unhexlify(mapped["tables"]["old"])
 for table in mapped["tables"]["accepted"]:
-    check(Mapped(Part(old), len(old), binascii.unhexlify(table), mapped["tables"]["size"], None), table)
+    check(mapped_of(Part(old), len(old), binascii.unhexlify(table), mapped["tables"]["size"], None), table)
 for table in mapped["tables"]["refused"]:
     try:
-        Mapped(Part(old), len(old), binascii.unhexlify(table["hex"]), mapped["tables"]["size"], None)
+        mapped_of(Part(old), len(old), binascii.unhexlify(table["hex"]), mapped["tables"]["size"], None)
         check(False, table["why"])
     except PackError:
         check(True, table["why"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
@@ -22,6 +24,8 @@ from dfud.api import (
     StoreError,
     Waiting,
 )
+from dfud.endpoint import arrivals
+from dfud.endpoint.arrivals import STORING
 from dfud.model.credentials import protect
 from dfud.wire.messages import Type, decode_command_untrusted
 from tests.endpoint.world import KEY, World, a_status, basic, start_world
@@ -37,6 +41,7 @@ class Watched:
         self.reads: list[str] = []
         self.commits: list[Sequence[Change]] = []
         self.fails = 0
+        self.slow: trio.Event | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name in ("app", "device", "views", "find_alias", "devices", "deployments", "firmware"):
@@ -45,6 +50,8 @@ class Watched:
 
     async def commit(self, changes: Sequence[Change]) -> None:
         self.commits.append(changes)
+        if self.slow is not None:
+            await self.slow.wait()
         if self.fails:
             self.fails -= 1
             raise StoreError("the disk is full", retryable=True)
@@ -236,12 +243,103 @@ async def test_who_hangs_up_or_waits_too_long_gives_its_turn_back(nursery: trio.
     nursery.cancel_scope.cancel()
 
 
-async def test_what_waits_for_a_command_or_for_its_turn_is_not_taken_soon(nursery: trio.Nursery, tmp_path: Path) -> None:
+async def test_what_waits_for_a_command_is_not_taken_soon(nursery: trio.Nursery, tmp_path: Path) -> None:
     world, _ = await watched_world(nursery, tmp_path)
     me = Credentials(basic("p1@app1:pw"))
     assert world.endpoint.soon(Request("http", "127.0.0.1", me, "dfu", a_status(), timeout_s=60.0)) is None
     assert world.endpoint.soon(Request("http", "127.0.0.1", me, "temp", b"x")) is None
     assert world.endpoint.soon(Request("http", "127.0.0.1", me, "dfu", a_status(), as_device="p2")) is None
-    world.endpoint.pressure.limit = 0
-    assert soon(world, "p1@app1:pw", a_status())[0] is None
+    nursery.cancel_scope.cancel()
+
+
+def note_of(order: list[int], number: int, reply: Reply) -> None:
+    order.append(number)
+
+
+async def commits(store: Watched, count: int) -> None:
+    await until(lambda: len(said(store)) == count)
+
+
+async def test_who_waits_for_a_turn_needs_no_task_and_is_answered_in_order(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    pressure = world.endpoint.pressure
+    pressure.limit = 1
+    before = trio.lowlevel.current_statistics().tasks_living
+    order: list[int] = []
+    found = []
+    for number in range(4):
+        waiting, _ = soon(world, f"p{number}@app1:pw", a_status())
+        assert waiting is not None
+        waiting.listen(partial(note_of, order, number))
+        found.append(waiting)
+    assert trio.lowlevel.current_statistics().tasks_living == before, "a task for each"
+    assert (pressure.under_way, pressure.waiting) == (1, 3)
+    found[2].cancel()
+    assert pressure.waiting == 2, "who is gone waits no longer"
+    with trio.fail_after(60):
+        while pressure.under_way:
+            await trio.testing.wait_all_tasks_blocked()
+    assert order == [0, 1, 3] and sum(said(store)) == 3 and not pressure.waiting
+    nursery.cancel_scope.cancel()
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait for what is done in threads, too."""
+    with trio.fail_after(60):
+        while not true():
+            await trio.sleep(0.002)
+
+
+async def test_who_comes_while_others_are_stored_shares_a_commit(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "GATHER_S", 3600.0)
+    world, store = await watched_world(nursery, tmp_path)
+    store.slow = trio.Event()
+    replies = []
+    for number in range(DEVICES):
+        replies.append(soon(world, f"p{number}@app1:pw", a_status())[1])
+        if number < STORING:
+            await commits(store, number + 1)
+        await trio.testing.wait_all_tasks_blocked()  # each comes by itself
+    assert said(store) == [1] * STORING, "the others wait for one of these"
+    store.slow.set()
+    await until(lambda: not world.endpoint.pressure.under_way)
+    assert said(store) == [1] * STORING + [DEVICES - STORING]
+    assert [[reply.code for reply in each] for each in replies] == [[Code.COMMAND]] * DEVICES
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_disk_that_hangs_keeps_nobody_waiting_of_whom_nothing_is_stored(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    await all_post(world, [a_status()] * DEVICES)
+    world.endpoint._slots.forget_all_calm()
+    before = len(said(store))
+    store.slow = trio.Event()
+    for number in range(STORING):
+        soon(world, f"p{number}@app1:pw", a_status(attributes={"n": "new"}))
+        await commits(store, before + number + 1)
+    replies = soon(world, f"p{STORING}@app1:pw", a_status())[1]
+    await until(lambda: replies)
+    assert [reply.code for reply in replies] == [Code.COMMAND]
+    nursery.cancel_scope.cancel()
+
+
+async def test_whose_turn_would_be_late_is_told_and_nothing_is_stored(
+    nursery: trio.Nursery, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    pressure = world.endpoint.pressure
+    pressure.limit = pressure._at_once = 0
+    _, replies = soon(world, "p1@app1:pw", a_status())
+    assert pressure.waiting == 1 and not replies
+    with trio.fail_after(60):
+        while not replies:
+            await trio.sleep(0.1)
+    assert replies[0].code is Code.AWAY and replies[0].retry_after_s >= 1
+    assert pressure.turned_away == 1 and (pressure.under_way, pressure.waiting) == (0, 0) and not said(store)
     nursery.cancel_scope.cancel()

@@ -330,9 +330,6 @@ class FakeController:
         await self._gates.pass_()
         return FakeTaken(self, self._gates, len(asked), stores=self._random.random() < 0.5)
 
-    async def statuses(self, asked: Sequence[Asked]) -> list[Command | None]:
-        return [await self.status(one.app, one.device, one.status, one.transport) for one in asked]
-
 
 class FakeTaken:
     """What statuses come to that were looked at just now: answers, or, where that is to be stored first, none until then."""
@@ -359,8 +356,8 @@ class KnownAuth:
     def __init__(self) -> None:
         self.slots = Slots(16)
 
-    def slot(self, credentials: Credentials) -> int:
-        digest = self.slots.digest(credentials)
+    def slot(self, credentials: Credentials, digest: bytes = b"") -> int:
+        digest = digest or self.slots.digest(credentials)
         found = self.slots.find(digest)
         return found if found >= 0 else self.slots.keep(digest, "a", "d", 0.0)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from dfud.api import (
@@ -27,6 +28,8 @@ from dfud.api import (
     StoreError,
     Waiting,
 )
+from dfud.controller.sending import Order
+from dfud.endpoint import waking
 from dfud.model.credentials import protect
 from dfud.testing.store import a_blob
 from dfud.wire.manifest import Manifest, unsigned
@@ -45,12 +48,15 @@ class Watched:
         self._store = store
         self.commits: list[Sequence[Change]] = []
         self.fails = 0
+        self.gate: trio.Event | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def commit(self, changes: Sequence[Change]) -> None:
         self.commits.append(changes)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.fails:
             self.fails -= 1
             raise StoreError("the disk is full", retryable=True)
@@ -143,6 +149,34 @@ async def test_when_the_common_commit_fails_each_is_told_by_itself(tmp_path: Pat
         world, store, answers = await parked_world(nursery, tmp_path)
         store.fails = 1
         await want(world)
+        await answered(answers)
+        for name, replies in answers.items():
+            assert [decode_command_untrusted(r.body).type for r in replies] == [Type.UPDATE], name
+            assert [e.event for e in await world.store.history("app1", name)] == ["sent", "created"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_next_ones_are_looked_at_while_some_are_stored_and_nobody_is_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with trio.open_nursery() as nursery:
+        world, store, answers = await parked_world(nursery, tmp_path)
+        target = await world.store.firmware("app1", "1.1")
+        assert target is not None
+        await world.packages.get(Order(target, None, 2, 16384), ("app1", "p0"))
+        monkeypatch.setattr(waking, "TOGETHER", 30)
+        store.commits.clear()
+        await want(world)
+        store.gate = trio.Event()
+        with trio.fail_after(60):
+            while len(store.commits) < 2:
+                await trio.sleep(0.01)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        deploying = [c for c in store.commits if any(isinstance(change, PutDeployment) for change in c)]
+        assert len(deploying) == 2, "as many groups as may be stored, and no more"
+        assert not any(answers.values()), "nobody hears of what is not stored yet"
+        store.fails = 1
+        store.gate.set()
         await answered(answers)
         for name, replies in answers.items():
             assert [decode_command_untrusted(r.body).type for r in replies] == [Type.UPDATE], name

@@ -50,11 +50,17 @@ class World:
     """clock: the wall's, in a list; monotonic: the other one. `denied` and `telemetry` are what the bus told."""
 
     def __init__(
-        self, endpoint: DeviceEndpoint, store: LocalStore, bus: Bus, clocks: tuple[list[float], list[float]]
+        self,
+        endpoint: DeviceEndpoint,
+        store: LocalStore,
+        bus: Bus,
+        packages: Packages,
+        clocks: tuple[list[float], list[float]],
     ) -> None:
         self.endpoint = endpoint
         self.store = store
         self.bus = bus
+        self.packages = packages
         self.clock, self.monotonic = clocks
         self.denied: list[DeviceDenied] = []
         bus.subscribe(DeviceDenied, self.denied.append)
@@ -114,7 +120,7 @@ async def start_world(nursery: trio.Nursery, tmp_path: Path, wrap: Any = None, *
     )
     await nursery.start(endpoint.run)
     await local.commit([PutApp(App(Metadata("app1")))])
-    found = World(endpoint, local, bus, (clock, monotonic))
+    found = World(endpoint, local, bus, packages, (clock, monotonic))
     await found.put("dev1", {"authentication": {"credentials": [{"pass": "pw"}]}, "alias": ["nick", "CN=dev1,O=x"]})
     return found
 

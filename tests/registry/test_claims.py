@@ -19,7 +19,8 @@ from dfud.api import App, Bus, Metadata, NotFoundError, PeerError, Selector
 from dfud.model.credentials import verify
 from dfud.registry import audit
 from dfud.registry.claims import Claims
-from dfud.registry.registry import Precondition, Registry
+from dfud.registry.registry import Registry
+from dfud.registry.writing import Precondition
 from dfud.testing.daemon import DaemonProcess
 from dfud.wire.enrol import Enrolment, decode_enrolment_untrusted, encode_enrolment
 from tests.cli.test_dfuctl import Dfuctl

@@ -31,7 +31,7 @@ from dfud.api import (
 from dfud.model.selectors import EVERYTHING, parse_selector_untrusted
 from dfud.registry import audit, groups
 from dfud.registry.groups import COLLECTION, GroupJob, JobState
-from dfud.registry.registry import Precondition
+from dfud.registry.writing import Precondition
 from tests.registry.desk import Desk, desk
 from tests.registry.served import APPS, DFU, ask, prepared
 

@@ -22,8 +22,8 @@ from dfud.api import (
 )
 from dfud.model.credentials import verify
 from dfud.registry import audit
-from dfud.registry.registry import Precondition
 from dfud.registry.users import COLLECTION, Forbidden, User
+from dfud.registry.writing import Precondition
 from tests.registry.desk import ADMIN, KEY, T0, Desk, desk
 
 

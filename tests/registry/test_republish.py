@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dfud.api import App, Change, ConflictError, Metadata, NotFoundError, RefusedError
 from dfud.registry import audit
 from dfud.registry.firmware import FirmwareRegistry, Upload, trust_shown
-from dfud.registry.registry import Precondition
+from dfud.registry.writing import Precondition
 from dfud.testing.store import image_of
 from dfud.wire.manifest import FLAG_DOWNGRADE, FLAG_RAW, Manifest, decode_envelope_untrusted, sign, unsigned
 from dfud.wire.trust import Trust

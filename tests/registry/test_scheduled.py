@@ -42,8 +42,9 @@ from dfud.registry.audit import AuditEntry
 from dfud.registry.claims import CLAIMS, Claims
 from dfud.registry.firmware import FirmwareRegistry, Upload
 from dfud.registry.naming import aliases_of
-from dfud.registry.registry import Precondition, Registry
+from dfud.registry.registry import Registry
 from dfud.registry.users import Forbidden, Token, Users
+from dfud.registry.writing import Precondition
 from tests.endpoint.scheduled import Gates
 from tests.registry.desk import ADMIN, KEY, T0
 from tests.registry.scheduled import GatedRegistryStore, set_firmware

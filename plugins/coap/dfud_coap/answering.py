@@ -130,7 +130,7 @@ class Answering:
             self.outbox.send(peer.key, message_id, data, now_s, peer.send, lambda arrived: self.changed())
             return
         if exchange.code != Code.GET and not exchange.acknowledged:
-            self.duplicates.add((peer.key, exchange.message_id), exchange.data, data, now_s)
+            self.duplicates.add(exchange.place, exchange.data, data, now_s)
         peer.send(data)
 
     def _may_repeat(self, peer: Peer) -> bool:
@@ -144,7 +144,7 @@ class Answering:
         exchange.acknowledged = True
         cancel(exchange.late)
         data = head(ACK, 0, exchange.message_id)
-        self.duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, data, self._now())
+        self.duplicates.add(exchange.place, exchange.data, data, self._now())
         exchange.peer.send(data)
 
     def failed(self, exchange: Exchange) -> None:
@@ -156,7 +156,7 @@ class Answering:
         """Leave a request unanswered, and take it for a new one if it comes again."""
         exchange.answered = True
         cancel(exchange.late)
-        self.duplicates.forget((exchange.peer.key, exchange.message_id))
+        self.duplicates.forget(exchange.place)
 
     def purpose(self, peer: Peer) -> bytes:
         return b"address" + repr(peer.key).encode()

@@ -62,6 +62,9 @@ class Observers:
     def __len__(self) -> int:
         return len(self._all)
 
+    def observes(self, who: Hashable) -> bool:
+        return who in self._of
+
     def register(self, key: Hashable, who: Hashable, carrier: Any, request: Request, last: Reply) -> Observation:
         """Begin, or begin anew: `last` is what the device has just been told."""
         self.end(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from itertools import count
 from typing import Any
 
 from dfud.api import limited
@@ -10,12 +11,25 @@ from dfud_coap.message import ACK, CON
 from dfud_coap.oscore import Context
 from dfud_coap.translate import Fetching
 
+_numbers = count()
+
 
 class Peer:
     """One address and port, or one DTLS session. `send` must not block or raise; `scope` is what requests with the same bytes
-    must have in common to mean the same."""
+    must have in common to mean the same; `number` is its own alone, for what is looked up with every datagram."""
 
-    __slots__ = ("address", "certificate", "counted", "encrypted", "fetching", "key", "next_id", "scope", "send")
+    __slots__ = (
+        "address",
+        "certificate",
+        "counted",
+        "encrypted",
+        "fetching",
+        "key",
+        "next_id",
+        "number",
+        "scope",
+        "send",
+    )
 
     def __init__(
         self,
@@ -28,6 +42,7 @@ class Peer:
         certificate: bytes = b"",
     ) -> None:
         self.key = key
+        self.number = next(_numbers) << 16
         self.address = address
         self.counted = limited(address)
         self.send = send
@@ -58,6 +73,11 @@ class Exchange:
         self.acknowledged = False
         self.answered = False
         self.late: Any = None
+
+    @property
+    def place(self) -> int:
+        """What the same message would have if it came again."""
+        return self.peer.number | self.message_id
 
     @property
     def confirmable(self) -> bool:

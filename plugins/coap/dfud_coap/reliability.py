@@ -92,12 +92,13 @@ class Duplicates:
     A message with the identifier of another and other bytes is a new one: a peer that restarted counts from anywhere.
     """
 
-    __slots__ = ("_bytes", "_bytes_max", "_count_max", "_seen")
+    __slots__ = ("_bytes", "_bytes_max", "_count_max", "_expires_s", "_seen")
 
     def __init__(self, count_max: int, bytes_max: int) -> None:
         self._count_max = count_max
         self._bytes_max = bytes_max
         self._bytes = 0
+        self._expires_s = 0.0  # no entry does before
         # Since the lifetime is the same for all, the order of insertion is the order of expiry. A plain dict would do, but
         # finding its first key takes the longer, the more have been deleted in front of it.
         self._seen: OrderedDict[Hashable, tuple[float, int, bytes]] = OrderedDict()
@@ -115,22 +116,26 @@ class Duplicates:
     def add(self, key: Hashable, data: bytes, answer: bytes, now_s: float) -> None:
         """Note a message, and its answer if there is one already."""
         seen = self._seen
-        old = seen.pop(key, None)
-        if old is not None:
-            self._bytes -= len(old[2])
-        # Two at a time, so that the table shrinks while it is used, and not all at once; but for the bytes, as many as it takes:
-        # those in front may have none.
-        removed = 0
-        while seen and (removed < 2 or self._bytes >= self._bytes_max):
-            oldest = next(iter(seen))
-            until_s, _, kept = seen[oldest]
-            if until_s > now_s and len(seen) < self._count_max and self._bytes < self._bytes_max:
-                break
-            del seen[oldest]
-            removed += 1
-            self._bytes -= len(kept)
+        if key in seen:
+            self.forget(key)
+        if now_s >= self._expires_s or len(seen) >= self._count_max or self._bytes >= self._bytes_max:
+            self._make_room(now_s)
         seen[key] = (now_s + EXCHANGE_LIFETIME_S, hash(data), answer)
         self._bytes += len(answer)
+
+    def _make_room(self, now_s: float) -> None:
+        # Two at a time, so that the table shrinks while it is used, and not all at once; but for the bytes, as many as it takes:
+        # those in front may have none.
+        seen, removed = self._seen, 0
+        while seen and (removed < 2 or self._bytes >= self._bytes_max):
+            oldest, (until_s, said, kept) = seen.popitem(last=False)
+            if until_s > now_s and len(seen) + 1 < self._count_max and self._bytes < self._bytes_max:
+                seen[oldest] = (until_s, said, kept)
+                seen.move_to_end(oldest, last=False)
+                self._expires_s = until_s
+                return
+            removed += 1
+            self._bytes -= len(kept)
 
     def forget(self, key: Hashable) -> None:
         found = self._seen.pop(key, None)

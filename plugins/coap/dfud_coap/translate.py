@@ -116,14 +116,20 @@ class CoapRequest(msgspec.Struct):
 
 
 class Fetching:
-    """A fetch of chunks by a peer whose next request will be the same but for the block: recognised by its bytes."""
+    """A fetch of chunks by a peer whose next request will be the same but for the block: recognised by its bytes.
 
-    __slots__ = ("_after", "_asked", "_before", "_delta")
+    front: what its answers begin with, if one chunk was asked for that the peer has nothing of.
+    """
+
+    __slots__ = ("_after", "_before", "_delta", "asked", "front")
 
     def __init__(self, asked: CoapRequest, before: bytes, delta: int, after: bytes) -> None:
-        self._asked, self._before, self._delta, self._after = asked, before, delta, after
+        self.asked, self._before, self._delta, self._after = asked, before, delta, after
+        self.front = b""
         if asked.first == asked.last:
             asked.tag = etag(Chunks(asked.package, asked.first, [b""]))
+            if not asked.etags:
+                self.front = chunk_tail(asked.tag, None, None, b"")
 
     @classmethod
     def of(cls, asked: CoapRequest, tail: bytes) -> Fetching | None:
@@ -139,20 +145,21 @@ class Fetching:
             return None
         return cls(asked, before, delta, tail[len(before) + len(option) :])
 
-    def next_untrusted(self, tail: bytes) -> CoapRequest | None:
-        """Return the request that these bytes are, or None: it is another one."""
+    def block_untrusted(self, tail: bytes) -> int:
+        """Return the value of Block2 of the request that these bytes are, or -1: it is another one."""
         before, after = self._before, self._after
-        size = len(tail) - len(before) - len(after) - 1
-        if not 0 <= size <= 3 or not tail.startswith(before) or not tail.endswith(after):
-            return None
         at = len(before)
+        size = len(tail) - at - len(after) - 1
+        if not 0 <= size <= 3 or not tail.startswith(before) or not tail.endswith(after):
+            return -1
         if tail[at] != self._delta << 4 | size:
-            return None
-        number = int.from_bytes(tail[at + 1 : at + 1 + size], "big")
-        if number & 7 == 7:
-            return None
-        asked = self._asked
-        block = Block(number >> 4, bool(number & 8), number & 7)
+            return -1
+        value = int.from_bytes(tail[at + 1 : at + 1 + size], "big")
+        return value if value & 7 != 7 else -1
+
+    def next(self, value: int) -> CoapRequest:
+        """Return the request for that block."""
+        asked = self.asked
         return CoapRequest(
             asked.code,
             asked.credentials,
@@ -160,10 +167,23 @@ class Fetching:
             package=asked.package,
             first=asked.first,
             last=asked.last,
-            block2=block,
+            block2=Block(value >> 4, bool(value & 8), value & 7),
             etags=asked.etags,
             tag=asked.tag,
         )
+
+    def tail(self, value: int, szx_max: int, body: bytes) -> bytes:
+        """Return options and payload of the answer with that block, as cut() and chunk_tail() have it; b"": there is none."""
+        szx = value & 7
+        start = (value >> 4) << szx + 4
+        if szx > szx_max:
+            szx = szx_max
+        end = start + (16 << szx)
+        if not start < len(body):
+            return b""
+        option = uint(start >> szx + 4 << 4 | (8 if end < len(body) else 0) | szx)
+        size = b"" if start else _size_option(len(body))
+        return b"%b%c%b%b\xff%b" % (self.front, 0x90 | len(option), option, size, body[start:end])
 
 
 def read_request_untrusted(
@@ -310,6 +330,12 @@ def chunk_tail(tag: bytes, block: Block | None, size: int | None, part: bytes) -
         delta = 28 - number
         out += (b"%c%b" if delta < 13 else b"%c\x01%b") % (min(delta, 13) << 4 | len(value), value)
     return b"%b\xff%b" % (out, part) if part else out
+
+
+def _size_option(size: int) -> bytes:
+    """Return Size2 behind Block2."""
+    value = uint(size)
+    return b"%c%b" % ((Option.SIZE2 - Option.BLOCK2) << 4 | len(value), value)
 
 
 def etag(chunks: Chunks) -> bytes:

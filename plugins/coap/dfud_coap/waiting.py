@@ -44,6 +44,9 @@ class WaitingRoom:
         """How many requests wait; observations not counted."""
         return len(self._parked)
 
+    def waits(self, who: Hashable, token: bytes) -> bool:
+        return bool(self._parked) and (who, token) in self._parked
+
     def holds(self, address: str) -> bool:
         """Whether anything of an address waits or observes."""
         return bool(self._of_address[address])
@@ -71,7 +74,7 @@ class WaitingRoom:
             return
         answering.acknowledge(exchange)
         if not exchange.confirmable:
-            answering.duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, b"", now_s)
+            answering.duplicates.add(exchange.place, exchange.data, b"", now_s)
         self.hold(address)
         parked = Parked(exchange, asked, waiting)
         parked.timer = answering.timers.at(now_s + waiting.timeout_s, lambda now: self._expired(parked))

@@ -58,7 +58,7 @@ class Work:
             answering.respond(exchange, Answer(Code.UNAVAILABLE, [(Option.MAX_AGE, uint(1))]), now_s)
             return
         if exchange.code != Code.GET:
-            answering.duplicates.add((exchange.peer.key, exchange.message_id), exchange.data, b"", now_s)
+            answering.duplicates.add(exchange.place, exchange.data, b"", now_s)
         if exchange.confirmable and exchange.late is None:
             exchange.late = answering.timers.at(now_s + ACK_LATEST_S, lambda now: answering.acknowledge(exchange))
         self.count += 1

@@ -28,6 +28,7 @@ TURN_S = 0.25  # after that, the rest of the world has its turn
 RECEIVE_BYTES = 16384
 NEVER = 1 << 62
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP
+_GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Left:
@@ -44,14 +45,16 @@ class Place:
     """One connection. waiting: what it waits for; None: its next request. until_s: when its time has passed, on trio's clock.
 
     proxies: those that are trusted, if the peer is one of them; else None. secured: whether a TLS handshake is done, or none is due.
-    paused: not heard until then. reply: an answer that came while it was on its way to being a task; reader: what it has sent that
-    needs a task; rest: of an answer, what the socket did not take yet.
+    deaf_until_s: what it says before is not heard, since it was told to come back later; paused: it has said something. reply: an
+    answer that came while it was on its way to being a task; reader: what it has sent that needs a task; rest: of an answer, what the
+    socket did not take yet.
     """
 
     __slots__ = (
         "_lot",
         "address",
         "certificate",
+        "deaf_until_s",
         "due",
         "encrypted",
         "keep_alive",
@@ -80,6 +83,7 @@ class Place:
         self.waiting: Waiting | None = None
         self.keep_alive = True
         self.paused = False
+        self.deaf_until_s = 0.0
         self.until_s = math.inf
         self.due = NEVER
         self.reply: Reply | None = None
@@ -211,11 +215,14 @@ class Lot:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             self._now_s = trio.current_time()
             while events := self._epoll.poll(0, READ_AT_ONCE):
-                for number, _ in events:
+                for number, event in events:
                     place = self._places.get(number)
                     if place is not None:
                         try:
-                            self._readable(place)
+                            if place.deaf_until_s:
+                                self._says_too_early(place, event)
+                            else:
+                                self._readable(place)
                         except Exception as error:
                             # Not contained(): this is what a poll costs.
                             note("http.lot", error, peer=place.peer)
@@ -224,9 +231,6 @@ class Lot:
                     break
 
     def _readable(self, place: Place) -> None:
-        if place.paused:
-            self._close(place)  # what a peer says is not heard, so this is its end
-            return
         if not place.secured:
             self._goes_on(place)
             return
@@ -257,8 +261,8 @@ class Lot:
         if type(answer) is bytes:
             self._send(place, answer, keep_alive)
             # What a proxy sends next is somebody else's.
-            if pause_s and place.proxies is None and self.holds(place):
-                self._pause(place, pause_s)
+            if pause_s and place.proxies is None:
+                place.deaf_until_s = self._now_s + pause_s
         else:
             place.keep_alive = keep_alive
             self._wait(place, answer)  # type: ignore[arg-type]  # what is no bytes waits
@@ -267,15 +271,23 @@ class Lot:
             place.waiting = self._waits_no_more(place)
             self._goes_on(place)
 
-    def _pause(self, place: Place, pause_s: float) -> None:
-        """Do not hear a peer that was told to come back later: one that asks again at once would cost what serving it costs."""
-        self._epoll.modify(place.sock.fileno(), 0)
-        place.paused = True
-        place.until_s = self._now_s + pause_s
-        self._remind(place)
+    def _says_too_early(self, place: Place, event: int) -> None:
+        """Something came from one that was told to come back later. It is not heard before: one that asks again at once would cost
+        what serving it costs. Most come back when they were told to, so nothing is done before this."""
+        if event & _GONE:
+            self._close(place)
+        elif place.deaf_until_s <= self._now_s:
+            place.deaf_until_s = 0.0
+            self._readable(place)
+        else:
+            self._epoll.modify(place.sock.fileno(), 0)
+            place.paused = True
+            place.until_s = place.deaf_until_s
+            self._remind(place)
 
     def _hear(self, place: Place) -> None:
         place.paused = False
+        place.deaf_until_s = 0.0
         place.until_s = trio.current_time() + self._idle_s
         self._remind(place)
         self._epoll.modify(place.sock.fileno(), _EVENTS)

@@ -44,7 +44,7 @@ from dfud_local.queries import (
     where_of,
 )
 from dfud_local.reader import Reader, Row
-from dfud_local.selecting import count_of, drive_of, page_of
+from dfud_local.selecting import Drives, count_of, drive_of, page_of
 
 T = TypeVar("T")
 EVERYTHING = Selector()
@@ -59,6 +59,7 @@ class ReadingStore(Store):
 
     def __init__(self) -> None:
         self._damage = Damage()
+        self._drives = Drives()
         self._purge = Purge()
         self._open_reader: Reader | None = None
 
@@ -217,7 +218,9 @@ class ReadingStore(Store):
 
     async def _page(self, columns: str, app: str, selector: Selector, **page: Any) -> list[Row]:
         return await self._reader.planned(
-            lambda number: page_of(columns, app, selector, drive_of(app, selector, number), **page)
+            lambda number: page_of(
+                columns, app, selector, self._drives.of(app, selector, number, page["after"]), **page
+            )
         )
 
     async def wishes(

@@ -15,6 +15,7 @@ from dfud_local.queries import where_of
 # order of names finds a page of them soon enough.
 SORTED_MAX = 20_000
 FEW = 200
+LISTS_MAX = 100  # that are remembered
 _LABELS_OF = "SELECT 1 FROM device_label WHERE app={0}.app AND device={0}.{1}"
 Number = Callable[[str, tuple[Any, ...]], int]
 
@@ -24,6 +25,27 @@ class Drive(msgspec.Struct, frozen=True):
 
     term: Requirement | None
     number: int = SORTED_MAX
+
+
+class Drives:
+    """What drove a list when its first page was read, for its other pages: to count again for each costs as much as a page.
+
+    One that is outdated costs time, and changes nothing of what is found. Called in several threads.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, Selector], Drive] = {}
+
+    def of(self, app: str, selector: Selector, number: Number, after: str) -> Drive:
+        """Return what drives a page behind `after`, "": the first one."""
+        key = (app, selector)
+        found = self._of.get(key) if after else None
+        if found is None:
+            found = drive_of(app, selector, number)
+            if len(self._of) >= LISTS_MAX:
+                self._of.clear()
+            self._of[key] = found
+        return found
 
 
 def drive_of(app: str, selector: Selector, number: Number) -> Drive:
@@ -51,7 +73,7 @@ def names_of(app: str, selector: Selector, drive: Drive) -> tuple[str, list[Any]
         where, values = where_of(selector, _LABELS_OF.format("d", "name"))
         return f"SELECT d.name AS name FROM device d WHERE d.app=? AND {where}", [app, *values], "d.name"  # noqa: S608 - values are bound
     mine, values = _rows_of(drive.term)
-    rest = Selector(tuple(r for r in selector.requirements if r is not drive.term))
+    rest = Selector(tuple(r for r in selector.requirements if r != drive.term))
     where, more = where_of(rest, _LABELS_OF.format("l", "device"))
     # A device has one row for each of its keys, so none comes twice. "+": else SQLite would walk all labels in the order of names.
     name = "l.device" if _is_ordered(drive.term) else "+l.device"

@@ -7,12 +7,14 @@ conditions are judged here, job by job; then what the accepted jobs come to is w
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from dfud.api import (
     AddCounts,
     Change,
+    ConflictError,
     Deployment,
     ExpectDevice,
     NotFoundError,
@@ -20,7 +22,6 @@ from dfud.api import (
     PutDeployment,
     PutDocument,
 )
-from dfud_postgres.changes import expected, following
 from dfud_postgres.limits import Limits
 from dfud_postgres.notices import Notices
 from dfud_postgres.wire import Query
@@ -74,6 +75,7 @@ _DOCUMENTS = Query(
     "ON CONFLICT (collection, key) DO UPDATE SET value=excluded.value",
     "TTB",
 )
+SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
 Key = tuple[str, str]
 Statement = tuple[Query, Sequence[Any]]
 
@@ -94,6 +96,24 @@ def device_of(change: Change) -> Key | None:
         case PutDeployment(deployment):
             return deployment.app, deployment.device
     return None
+
+
+def locked(keys: Sequence[Key]) -> Statement:
+    """Return the statement whose rows a Batch needs."""
+    return LOCK, ([app for app, _ in keys], [device for _, device in keys])
+
+
+def following(sequence: int) -> int:
+    """Return the next sequence of a device. The first is one that an earlier device of this name did not have."""
+    return sequence + 1 if sequence else secrets.randbits(SEQUENCE_BITS) + 1
+
+
+def expected(found: tuple[int, int] | None, app: str, device: str, sequence: int) -> None:
+    """Hold ExpectDevice against what is stored."""
+    if found is None:
+        raise NotFoundError(f"no device {device} in app {app}")
+    if found[0] != sequence:
+        raise ConflictError(f"device {device} of app {app} has said something since, or its update has gone on")
 
 
 class Batch:

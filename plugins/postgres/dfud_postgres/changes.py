@@ -1,13 +1,11 @@
-"""How each change of dfud.api reads as SQL, one by one, within a savepoint of its own batch. The frequent ones: see batch.py."""
+"""How the seldom changes of dfud.api read as SQL, one by one. The frequent ones: see batch.py and registering.py."""
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from dfud.api import (
     TRIMMED_MAX,
-    AddCounts,
     Change,
     ConflictError,
     DeleteApp,
@@ -15,13 +13,9 @@ from dfud.api import (
     DeleteDevice,
     DeleteDocument,
     DeleteFirmware,
-    ExpectDevice,
     Firmware,
     NotFoundError,
-    PutActual,
     PutApp,
-    PutDeployment,
-    PutDevice,
     PutDocument,
     PutFirmware,
     SetFirmware,
@@ -30,13 +24,12 @@ from dfud.api import (
 )
 from dfud.api.encoding import decode
 from dfud_postgres.connection import Connection
-from dfud_postgres.limits import Limits
 from dfud_postgres.notices import Notices
 from dfud_postgres.queries import USERS
+from dfud_postgres.registering import check, wants
 from dfud_postgres.wire import Query
 
 AT_ONCE = 200  # devices that are deleted with their app in one statement; more follow
-SEQUENCE_BITS = 52  # exact as a float, too, for whoever reads JSON
 
 APP_VERSION = Query("SELECT version, dropped FROM app WHERE name=$1 FOR UPDATE", "t")
 APP_THERE = Query("SELECT 1 FROM app WHERE name=$1 AND NOT dropped FOR SHARE", "t")
@@ -57,18 +50,6 @@ DEVICE_VERSION = Query(
     "SELECT d.version FROM device d JOIN app p ON p.name=d.app AND NOT p.dropped WHERE d.app=$1 AND d.name=$2 FOR UPDATE OF d",
     "tt",
 )
-MAKE_DEVICE = Query(
-    "INSERT INTO device (app, name, version, wants, body) VALUES ($1,$2,$3,$4,$5) ON CONFLICT DO NOTHING", "ttttb"
-)
-CHANGE_DEVICE = Query(
-    "UPDATE device SET version=$3, wants=$4, body=$5, firmware=NULL, newer=0 WHERE app=$1 AND name=$2", "ttttb"
-)
-MAKE_ACTUAL = Query("INSERT INTO actual (app, device) VALUES ($1,$2) ON CONFLICT DO NOTHING", "tt")
-UNLABEL = Query("DELETE FROM device_label WHERE app=$1 AND device=$2", "tt")
-LABEL = Query("INSERT INTO device_label SELECT $1, k, v, $2 FROM unnest($3::text[], $4::text[]) l(k, v)", "ttTT")
-UNALIAS = Query("DELETE FROM alias WHERE app=$1 AND device=$2", "tt")
-ALIAS = Query("INSERT INTO alias SELECT $1, a, $2 FROM unnest($3::text[]) a ON CONFLICT DO NOTHING", "ttT")
-OWNER = Query("SELECT alias, device FROM alias WHERE app=$1 AND alias=ANY($3) AND device<>$2", "ttT")
 SET_FIRMWARE = Query(
     "UPDATE device SET firmware=$3, wants=$4, newer=newer+1, version=$5 WHERE app=$1 AND name IN "
     "(SELECT name FROM device WHERE app=$1 AND name=ANY($2) ORDER BY name FOR UPDATE) RETURNING name",
@@ -87,25 +68,6 @@ PUT_FIRMWARE = Query(
 DELETE_IMAGES = Query("DELETE FROM firmware_image WHERE app=$1 AND version=$2", "tt")
 PUT_IMAGES = Query("INSERT INTO firmware_image SELECT $1, $2, * FROM unnest($3::text[])", "ttT")
 DELETE_FIRMWARE = Query("DELETE FROM firmware WHERE app=$1 AND version=$2", "tt")
-LOCK_ACTUAL = Query(
-    "SELECT a.sequence, a.entries FROM actual a JOIN app p ON p.name=a.app AND NOT p.dropped "
-    "WHERE a.app=$1 AND a.device=$2 FOR UPDATE OF a",
-    "tt",
-)
-PUT_ACTUAL = Query("UPDATE actual SET body=$3, sequence=$4 WHERE app=$1 AND device=$2", "ttbi")
-STEP_ACTUAL = Query("UPDATE actual SET sequence=$3, entries=$4 WHERE app=$1 AND device=$2", "ttii")
-PUT_DEPLOYMENT = Query(
-    "INSERT INTO deployment (id, app, device, version, created, open, number, body) VALUES ($1,$2,$3,$4,$5,$6,$7,$8) "
-    "ON CONFLICT (id) DO UPDATE SET open=excluded.open, number=excluded.number, body=excluded.body",
-    "ttttfoib",
-)
-TRIM_DEPLOYMENTS = Query(
-    "DELETE FROM deployment WHERE NOT open AND id IN (SELECT id FROM deployment WHERE app=$1 AND device=$2 "
-    "ORDER BY number DESC, created DESC, id DESC OFFSET $3)",
-    "tti",
-)
-APPEND = Query("INSERT INTO history (app, device, number, body, at_s) VALUES ($1,$2,$3,$4,$5)", "ttibf")
-TRIM_HISTORY = Query("DELETE FROM history WHERE app=$1 AND device=$2 AND number<=$3", "tti")
 VALUE = Query("SELECT value FROM document WHERE collection=$1 AND key=$2 FOR UPDATE", "tt")
 MAKE_DOCUMENT = Query("INSERT INTO document VALUES ($1,$2,$3) ON CONFLICT DO NOTHING", "ttb")
 PUT_DOCUMENT = Query(
@@ -117,22 +79,14 @@ TRIM_DOCUMENTS = Query(
     "(key<$3 OR key<=(SELECT key FROM document WHERE collection=$1 ORDER BY key DESC LIMIT 1 OFFSET $2)) ORDER BY key LIMIT $4)",
     "titi",
 )
-ADD_COUNTS = Query(
-    "INSERT INTO count SELECT $1, * FROM unnest($2::text[], $3::bigint[]) "
-    "ON CONFLICT (scope, name) DO UPDATE SET number=count.number+excluded.number",
-    "tTI",
-)
-# Counters that have come back to 0 take no room: their names may be of an hour that is over.
-FORGET_COUNTS = Query("DELETE FROM count WHERE scope=$1 AND name=ANY($2) AND number=0", "tT")
 DELETE_COUNTS = Query("DELETE FROM count WHERE scope=$1", "t")
 
 
 class Changes:
     """Applies changes, one after the other. freed: digests of images that have lost a record; notices: what others are told."""
 
-    def __init__(self, connection: Connection, limits: Limits) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
-        self._limits = limits
         self.freed: set[str] = set()
         self.notices = Notices()
 
@@ -163,11 +117,9 @@ class Changes:
                 self.freed.update(row[0] for row in images.rows)
                 await run((DELETE_APP if many.row is None else DROP_APP, (name,)))
                 notices.app(name, deleted=True)
-            case PutDevice():
-                await self._put_device(change, bodies[0])
             case SetFirmware(app, devices, firmware, version):
                 if devices:
-                    (done,) = await run((SET_FIRMWARE, (app, list(devices), *bodies, _wants(firmware), version)))
+                    (done,) = await run((SET_FIRMWARE, (app, list(devices), *bodies, wants(firmware), version)))
                     notices.devices(app, [row[0] for row in done.rows])
             case DeleteDevice(app, name, expect):
                 row = await self._row(DEVICE_VERSION, app, name)
@@ -192,15 +144,6 @@ class Changes:
                     notices.firmware(decode("", Firmware, found.row[0]), deleted=True)
                 except UnreadableError:
                     notices.missed(app)
-            case ExpectDevice(app, name, sequence):
-                expected(await self._locked(app, name), app, name, sequence)
-            case PutActual(actual):
-                sequence, _ = await self._locked(actual.app, actual.device)
-                await run((PUT_ACTUAL, (actual.app, actual.device, *bodies, following(sequence))))
-                if change.tell:
-                    notices.state(actual.app, actual.device)
-            case PutDeployment():
-                await self._put_deployment(change, bodies)
             case PutDocument(collection, key, value, create, expect_value, tell):
                 if expect_value is not None:
                     row = await self._row(VALUE, collection, key)
@@ -215,10 +158,6 @@ class Changes:
                     raise NotFoundError(f"no {collection} {key}")
                 if tell:
                     notices.document(collection, key)
-            case AddCounts(scope, add):
-                ordered = sorted(add.items())
-                names = [name for name, _ in ordered]
-                await run((ADD_COUNTS, (scope, names, [v for _, v in ordered])), (FORGET_COUNTS, (scope, names)))
             case DeleteCounts(scope):
                 await run((DELETE_COUNTS, (scope,)))
             case TrimDocuments(collection, keep, below):
@@ -243,36 +182,6 @@ class Changes:
         await self._c.run((APP_UNLABEL, (app.name,)), (APP_LABEL, (app.name, list(labels), list(labels.values()))))
         self.notices.app(app.name)
 
-    async def _put_device(self, change: PutDevice, body: bytes) -> None:
-        device = change.device
-        key = (device.app, device.name)
-        there, found = await self._c.run((APP_THERE, (device.app,)), (DEVICE_VERSION, key))
-        _exists(there.row, f"app {device.app}")
-        _check(change.expect, found.row, f"device {device.name}")
-        values = (*key, device.metadata.resource_version, _wants(device.spec.get("firmware")), body)
-        if found.row is None and not await self._count(MAKE_DEVICE, *values):
-            # Somebody made it since it was looked for, and has committed that.
-            if change.expect == "":
-                raise ConflictError(f"device {device.name} exists already")
-            await self._c.run((CHANGE_DEVICE, values))
-        aliases = device.spec.get("alias")
-        named = list(dict.fromkeys(a for a in aliases if isinstance(a, str))) if isinstance(aliases, list) else []
-        labels = device.metadata.labels
-        *_, taken = await self._c.run(
-            *(((CHANGE_DEVICE, values),) if found.row is not None else ()),
-            (MAKE_ACTUAL, key),
-            (UNLABEL, key),
-            (LABEL, (*key, list(labels), list(labels.values()))),
-            (UNALIAS, key),
-            (ALIAS, (*key, named)),
-        )
-        if taken.count < len(named):
-            row = await self._row(OWNER, *key, named)
-            raise ConflictError(
-                f"alias {row[0]} belongs to device {row[1]}" if row else "an alias belongs to another device"
-            )
-        self.notices.device(*key)
-
     async def _put_firmware(self, change: PutFirmware, body: bytes) -> None:
         firmware, expect = change.firmware, change.expect
         create = change.create and expect is None
@@ -294,56 +203,9 @@ class Changes:
         self.freed |= held - set(digests)
         self.notices.firmware(firmware)
 
-    async def _locked(self, app: str, device: str) -> tuple[int, int]:
-        row = await self._row(LOCK_ACTUAL, app, device)
-        _exists(row, f"device {device} in app {app}")
-        return row[0], row[1]
-
-    async def _put_deployment(self, change: PutDeployment, bodies: tuple[bytes, ...]) -> None:
-        d, entry = change.deployment, change.entry
-        key = (d.app, d.device)
-        sequence, entries = await self._locked(*key)
-        entries += entry is not None
-        statements: list[Any] = [
-            (STEP_ACTUAL, (*key, following(sequence), entries)),
-            (PUT_DEPLOYMENT, (d.id, *key, d.version, d.created_s, not d.final, d.number, bodies[0])),
-            (TRIM_DEPLOYMENTS, (*key, self._limits.deployments_per_device)),
-        ]
-        if entry is not None:
-            statements += [
-                (APPEND, (*key, entries, bodies[1], entry.at_s)),
-                (TRIM_HISTORY, (*key, entries - self._limits.history_per_device)),
-            ]
-        await self._c.run(*statements)
-        self.notices.state(*key)
-
-
-def following(sequence: int) -> int:
-    """Return the next sequence of a device. The first is one that an earlier device of this name did not have."""
-    return sequence + 1 if sequence else secrets.randbits(SEQUENCE_BITS) + 1
-
-
-def expected(found: tuple[int, int] | None, app: str, device: str, sequence: int) -> None:
-    """Hold ExpectDevice against what is stored."""
-    _exists(found, f"device {device} in app {app}")
-    if found is not None and found[0] != sequence:
-        raise ConflictError(f"device {device} of app {app} has said something since, or its update has gone on")
-
-
-def _wants(firmware: Any) -> str:
-    """Return what the column `wants` says of a spec.firmware: the version, behind a line feed that of the app firmware, or ""."""
-    said = firmware if isinstance(firmware, dict) else {}
-    version, app = (v if isinstance(v, str) and "\n" not in v else "" for v in (said.get("version"), said.get("app")))
-    return f"{version}\n{app}" if app else version
-
 
 def _check(expect: str | None, found: Any, what: str) -> None:
-    if expect is None or expect == (found[0] if found is not None else ""):
-        return
-    if expect == "":
-        raise ConflictError(f"{what} exists already")
-    _exists(found, what)
-    raise ConflictError(f"{what} has changed since it was read")
+    check(expect, found[0] if found is not None else None, what)
 
 
 def _check_firmware(row: Any, expect: Firmware) -> None:

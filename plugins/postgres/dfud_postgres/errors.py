@@ -5,6 +5,7 @@ from __future__ import annotations
 from dfud.api import StoreError
 
 DEADLOCK = frozenset({"40001", "40P01"})
+LOCKED = "55P03"
 READ_ONLY = "25006"  # a standby: another server may be the primary now
 # Of the one who asked: a value that cannot be held, a constraint, a key that is too long.
 _OF_VALUES = ("22", "23", "54")

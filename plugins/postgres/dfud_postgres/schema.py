@@ -56,9 +56,12 @@ MIGRATIONS = (
     CREATE TABLE document (collection {C}, key {C}, value bytea NOT NULL, PRIMARY KEY (collection, key));
     CREATE TABLE count (scope {C}, name {C}, number bigint NOT NULL, PRIMARY KEY (scope, name)) WITH (fillfactor = 70);
     """,
+    f"""
+    CREATE TABLE lead (name {C} PRIMARY KEY, token text NOT NULL, holder text NOT NULL, server text NOT NULL);
+    """,
 )
 
-_LOCK = Query("SELECT pg_advisory_xact_lock($1)", "i")
+_LOCK, _UNLOCK = Query("SELECT pg_advisory_lock($1)", "i"), Query("SELECT pg_advisory_unlock($1)", "i")
 _VERSION = Query("SELECT version FROM dfud_schema")
 _TABLE = Query("SELECT to_regclass('dfud_schema') IS NOT NULL")
 _ENCODING = Query("SELECT current_setting('server_encoding'), current_setting('server_version_num')::bigint")
@@ -86,12 +89,15 @@ async def version_of(connection: Connection) -> int:
 async def migrate(connection: Connection) -> int:
     """Bring the database to the newest version, in one transaction that one process at a time is in; return the version it had.
 
-    Raises StoreError if it is newer than this program, or the role may not make tables. On any error it is as before.
+    Raises StoreError if it is newer than this program, or the role may not make tables. On any error it is as before, and the
+    connection has to be closed.
     """
     if await version_of(connection) == len(MIGRATIONS):
         return len(MIGRATIONS)
     try:
-        await connection.run((BEGIN, ()), (_LOCK, (LOCK,)))
+        # Before the transaction, which goes on taking a table that it has not found at its start not to be there.
+        await connection.run((_LOCK, (LOCK,)))
+        await connection.run((BEGIN, ()))
         version = await version_of(connection)  # another process may have been faster
         statements = [text for migration in MIGRATIONS[version:] for text in migration.split(";") if text.strip()]
         if version == 0:
@@ -99,6 +105,7 @@ async def migrate(connection: Connection) -> int:
         statements += ["DELETE FROM dfud_schema", f"INSERT INTO dfud_schema VALUES ({len(MIGRATIONS)})"]  # noqa: S608 - a number
         await connection.run(*((Query(text), ()) for text in statements))
         await connection.run((COMMIT, ()))
+        await connection.run((_UNLOCK, (LOCK,)))
     except DatabaseError as error:
         raise StoreError(
             f"the tables could not be made: {error}; the role needs CREATE on its schema, see docs/cluster.md"

@@ -28,6 +28,7 @@ from dfud_postgres.config import PostgresConfig
 from dfud_postgres.connection import Connection
 from dfud_postgres.directory import DirectoryPlace
 from dfud_postgres.errors import Lost, told
+from dfud_postgres.fencing import Superseded
 from dfud_postgres.housekeeping import drop_some, prune
 from dfud_postgres.leading import SILENT_S, Leading
 from dfud_postgres.limits import Limits
@@ -108,7 +109,7 @@ class PostgresStore(ReadingStore):
         writer = Writer(
             partial(Connection.open, self._config, "dfud write"), self._limits, self._origin, PATIENCE_S, blobs.remove
         )
-        self._leading = Leading(partial(Connection.open, self._config, "dfud lead", SILENT_S))
+        self._leading = Leading(partial(Connection.open, self._config, "dfud lead", SILENT_S), self._origin)
         self._listener = Listener(partial(Connection.open, self._config, "dfud listen"), self._origin)
         keeping = trio.CancelScope(shield=True)  # what was accepted is written, whoever cancels this
         try:
@@ -187,9 +188,13 @@ class PostgresStore(ReadingStore):
         return found | dict(self._place.counters() if self._place is not None else {})
 
     async def commit(self, changes: Sequence[Change]) -> None:
-        if self._writer is None:
+        if self._writer is None or self._leading is None:
             raise StoreError("the store is not open")
-        await self._writer.commit(changes)
+        try:
+            await self._writer.commit(changes, self._leading.held())
+        except Superseded:
+            await trio.lowlevel.checkpoint()  # the block of the lead is cancelled, and ends without an error
+            raise
         self._damage.mended(changes)
 
     async def new_blob(self) -> BlobWriter:

@@ -16,15 +16,18 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from dfud.api import Change, DfudError, StoreError, contained, note
+from dfud.api import Change, DfudError, PutDevice, StoreError, contained, note
 from dfud.api.encoding import encode_all
-from dfud_postgres.batch import LOCK, Batch, Statement, device_of, qualifies
+from dfud_postgres.applying import Applying
+from dfud_postgres.batch import Batch, Statement, device_of, locked, qualifies
 from dfud_postgres.changes import Changes
 from dfud_postgres.connection import BEGIN, COMMIT, ROLLBACK, Connection
 from dfud_postgres.errors import DEADLOCK, READ_ONLY, DatabaseError, Lost, told
+from dfud_postgres.fencing import TOKENS, Fence, judge
 from dfud_postgres.limits import Limits
 from dfud_postgres.notices import CHANNEL, Notices
 from dfud_postgres.pool import ENCODING_ERRORS
+from dfud_postgres.registering import Put, Raced, put_devices
 from dfud_postgres.wire import Query
 
 log = logging.getLogger("dfud.store")
@@ -40,10 +43,11 @@ SAVEPOINT, RELEASE, BACK = Query("SAVEPOINT job"), Query("RELEASE job"), Query("
 
 
 class _Job:
-    __slots__ = ("changes", "done", "error", "quick")
+    __slots__ = ("changes", "done", "error", "fences", "quick")
 
-    def __init__(self, changes: Sequence[tuple[Change, tuple[bytes, ...]]]) -> None:
+    def __init__(self, changes: Sequence[tuple[Change, tuple[bytes, ...]]], fences: Sequence[Fence]) -> None:
         self.changes = changes
+        self.fences = fences
         self.quick = all(qualifies(change) for change, _ in changes)
         self.done = trio.Event()
         self.error: DfudError | None = None
@@ -88,8 +92,9 @@ class Writer:
         """Return why nothing is written, or ""."""
         return self._fault
 
-    async def commit(self, changes: Sequence[Change]) -> None:
-        job = _Job(encode_all(changes))
+    async def commit(self, changes: Sequence[Change], fences: Sequence[Fence] = ()) -> None:
+        """fences: the leads that this is done for; raises Superseded where one of them is another process' by now."""
+        job = _Job(encode_all(changes), fences)
         if self._closed or self._closing:
             raise StoreError("the store is closed")
         if len(self._queue) >= QUEUED_MAX:
@@ -180,24 +185,31 @@ class Writer:
     async def _attempt(self, batch: list[_Job]) -> None:
         """Write the batch in one transaction. Raises Lost, _InDoubt, DatabaseError: then it is as if it had not been tried."""
         connection = await self._connected()
+        leads = sorted({fence.name for job in batch for fence in job.fences})
+        fenced = [(TOKENS, (leads,))] if leads else []
         quick = [job for job in batch if job.quick]
         slow = [job for job in batch if not job.quick]
         keys = sorted({key for job in quick for change, _ in job.changes if (key := device_of(change)) is not None})
         try:
-            locked = (LOCK, ([app for app, _ in keys], [device for _, device in keys]))
-            *_, rows, number = await connection.run((BEGIN, ()), locked, (_NUMBER, ()))
+            *found, rows, number = await connection.run((BEGIN, ()), *fenced, locked(keys), (_NUMBER, ()))
+            if leads:
+                tokens: dict[str, str] = dict(found[-1].rows)
+                for job in batch:
+                    job.error = judge(job.fences, tokens)
             together = Batch(rows.rows, self._limits)
             for job in quick:
+                if job.error is not None:
+                    continue
                 try:
                     together.take(job.changes)
                 except DfudError as error:
                     job.error = error
-            changes = Changes(connection, self._limits)
+            changes = Changes(connection)
             statements: list[Statement] = together.statements()
             if slow and statements:
                 await connection.run(*statements)
                 statements = []
-            for job in slow:
+            for job in await self._registered(connection, changes, [job for job in slow if job.error is None]):
                 await self._one(connection, changes, job)
             changes.notices.merge(together.notices)
             if payloads := changes.notices.payloads(self._origin):
@@ -228,21 +240,58 @@ class Writer:
                 await self._freed(changes.freed)
         _finish(batch)
 
+    async def _registered(self, connection: Connection, changes: Changes, jobs: list[_Job]) -> list[_Job]:
+        """Write the jobs that put devices and nothing that has a condition, all in one savepoint; return the others.
+
+        If one of them cannot be written, it returns all: then each is written by itself.
+        """
+        taken: dict[tuple[str, str], Put] = {}
+        documents = Batch([], self._limits)
+        chosen: set[_Job] = set()
+        for job in jobs:
+            puts = _devices(job)
+            if puts and taken.keys().isdisjoint(puts):
+                chosen.add(job)
+                taken |= puts
+                documents.take(
+                    [(change, bodies) for change, bodies in job.changes if not isinstance(change, PutDevice)]
+                )
+        if len(chosen) < 2:
+            return jobs
+        notices = Notices()
+        await connection.run((SAVEPOINT, ()))
+        try:
+            await put_devices(connection, notices, list(taken.values()))
+            await connection.run(*documents.statements(), (RELEASE, ()))
+        except (DfudError, DatabaseError, Raced, *ENCODING_ERRORS) as error:
+            if isinstance(error, DatabaseError) and not error.of_value:
+                raise
+            await connection.run((BACK, ()), (RELEASE, ()))
+            return jobs
+        changes.notices.merge(notices)
+        changes.notices.merge(documents.notices)
+        return [job for job in jobs if job not in chosen]
+
     async def _one(self, connection: Connection, changes: Changes, job: _Job) -> None:
         """Write one job in a savepoint. Raises only if the whole batch is lost with it."""
         before, notices = set(changes.freed), changes.notices
-        changes.notices = Notices()
         await connection.run((SAVEPOINT, ()))
-        try:
-            for change, bodies in job.changes:
-                await changes.apply(change, bodies)
-        except (DfudError, DatabaseError, NotImplementedError, *ENCODING_ERRORS) as error:
-            if isinstance(error, DatabaseError) and not error.of_value:
-                raise  # of the database's, so the whole batch is tried again or told so
-            job.error = _of_one(error)
-            changes.freed, changes.notices = before, notices
-            await connection.run((BACK, ()), (RELEASE, ()))
-            return
+        for number in range(TRIES):
+            changes.notices = Notices()
+            try:
+                await Applying(connection, changes, self._limits).apply(job.changes)
+                break
+            except (DfudError, DatabaseError, Raced, NotImplementedError, *ENCODING_ERRORS) as error:
+                if isinstance(error, DatabaseError) and not error.of_value:
+                    raise  # of the database's, so the whole batch is tried again or told so
+                changes.freed = set(before)
+                if isinstance(error, Raced) and number + 1 < TRIES:
+                    await connection.run((BACK, ()))
+                    continue
+                job.error = _of_one(error)
+                changes.notices = notices
+                await connection.run((BACK, ()), (RELEASE, ()))
+                return
         await connection.run((RELEASE, ()))
         notices.merge(changes.notices)
         changes.notices = notices
@@ -281,6 +330,20 @@ class Writer:
             await trio.sleep(RETRY_S)
 
 
+def _devices(job: _Job) -> dict[tuple[str, str], Put]:
+    """Return the devices that a job puts, by key; none if it does anything that may be refused besides, or puts one twice."""
+    found: dict[tuple[str, str], Put] = {}
+    for change, bodies in job.changes:
+        if isinstance(change, PutDevice):
+            key = (change.device.app, change.device.name)
+            if key in found:
+                return {}
+            found[key] = change, bodies[0]
+        elif not qualifies(change) or device_of(change) is not None:
+            return {}
+    return found
+
+
 def _finish(jobs: Sequence[_Job]) -> None:
     for job in jobs:
         job.done.set()
@@ -297,6 +360,8 @@ def _of_one(error: Exception) -> DfudError:
     """What the one job is told whose change raised."""
     if isinstance(error, DfudError):
         return error
+    if isinstance(error, Raced):
+        return StoreError("other processes put the same devices at the same time", retryable=True)
     if isinstance(error, DatabaseError):
         return told("this cannot be stored", error)
     if not isinstance(error, ENCODING_ERRORS):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiocoap import oscore as aio
-from dfud_coap.block import Block, BlockError, read_block_untrusted
+from dfud_coap.block import Block, BlockError, cut, read_block_untrusted
 from dfud_coap.message import (
     Code,
     Message,
@@ -202,7 +202,7 @@ def test_a_request_that_is_recognised_by_its_bytes_is_read_as_it_would_be(
         return
     tail = other if other is not None else _get(*more, (23, second))
     for data in (tail, tail[:at] + b"\x17" + tail[at:], tail[:at]):
-        found = fetching.next_untrusted(data)
+        found = _next(fetching, data)
         if found is not None:
             full = _read(data)
             assert full is not None
@@ -219,8 +219,31 @@ def test_a_request_that_is_recognised_by_its_bytes_is_read_as_it_would_be(
                 "echo",
             ):
                 assert getattr(found, name) == getattr(full, name), name
-    again = fetching.next_untrusted(_get(*more, (23, second)))
+    again = _next(fetching, _get(*more, (23, second)))
     assert again is None if _read(_get(*more, (23, second))) is None else again is not None
+
+
+def _next(fetching: Fetching, data: bytes) -> CoapRequest | None:
+    value = fetching.block_untrusted(data)
+    return fetching.next(value) if value >= 0 else None
+
+
+@given(st.integers(0, 40), st.booleans(), st.integers(0, 6), st.integers(0, 6), st.integers(0, 5000))
+def test_the_short_way_to_a_block_sends_the_same(number: int, more: bool, szx: int, szx_max: int, size: int) -> None:
+    body = bytes(n & 0xFF for n in range(size))
+    asked = Block(number, more, szx)
+    ask = _read(_get((23, asked.value())))
+    fetching = Fetching.of(ask, _get((23, asked.value()))) if ask is not None else None
+    assert fetching is not None and fetching.front
+    sent = fetching.tail(fetching.block_untrusted(_get((23, asked.value()))), szx_max, body)
+    try:
+        part, block = cut(body, asked, szx_max)
+    except BlockError:
+        assert not sent
+        return
+    assert block is not None
+    whole = size if block.number == 0 else None
+    assert sent == (chunk_tail(fetching.asked.tag, block, whole, part) if part else b"")
 
 
 @given(

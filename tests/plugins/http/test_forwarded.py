@@ -254,7 +254,7 @@ async def test_one_who_is_told_to_come_back_later_stops_nobody_behind_the_same_p
     assert (await read_answer(stream))[0].startswith(b"HTTP/1.1 503")
     await wait_for(lambda: served.transport._lot is not None and len(served.transport._lot) == 1)
     assert served.transport._lot is not None
-    assert not any(place.paused for place in served.transport._lot._places.values())
+    assert not any(place.deaf_until_s for place in served.transport._lot._places.values())
     await stream.send_all(post(headers=forwarded("198.51.100.2")))
     assert (await read_answer(stream))[0].startswith(HEALTHY)
     await stream.aclose()

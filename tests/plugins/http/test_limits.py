@@ -236,6 +236,46 @@ async def test_a_handshakes_time_begins_with_its_turn(
         await stream.aclose()
 
 
+async def test_while_the_endpoint_is_full_handshakes_wait_and_who_is_connected_does_not(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "client")
+    monkeypatch.setattr("dfud_http.transport.LATER_S", 3600.0)
+    transport, endpoint, port = await start(nursery, tmp_path)
+    context = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
+    context.check_hostname = False
+    stream = trio.SSLStream(await connect(port, "127.0.0.1"), context, server_hostname="localhost")
+    await stream.do_handshake()
+    endpoint.full = True
+    answers: list[bytes] = []
+
+    async def another() -> None:
+        answers.append(await ask(port, tmp_path))
+
+    nursery.start_soon(another)
+    await wait_for(lambda: transport._handshakes.taken == 1)
+    for _ in range(3):
+        await stream.send_all(post(close=False))
+        assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 200")
+    assert not answers, "its handshake waits"
+    endpoint.full = False
+    await wait_for(lambda: answers)
+    assert answers[0].startswith(b"HTTP/1.1 200")
+    await stream.transport_stream.aclose()
+
+
+async def test_a_handshake_waits_for_its_turn_not_for_ever(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "client")
+    monkeypatch.setattr("dfud_http.transport.LATER_S", 0.1)
+    _, endpoint, port = await start(nursery, tmp_path)
+    endpoint.full = True
+    assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200")
+
+
 async def test_an_exception_costs_its_request_and_the_connection_goes_on(nursery: trio.Nursery) -> None:
     served = await serve(nursery)
 

@@ -232,6 +232,29 @@ async def test_an_answer_is_one_write_and_so_is_being_told() -> None:
     theirs.close()
 
 
+async def test_who_comes_back_when_it_was_told_to_costs_nothing_meanwhile(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    served = await serve(nursery)
+    served.endpoint.quickly = True
+    served.endpoint.answers["dfu"] = Reply(Code.AWAY, error="ServiceUnavailable", message="later", retry_after_s=3)
+    stream = await served.connect()
+    await stream.send_all(post())
+    await read_answer(stream)
+    lot = served.transport._lot
+    assert lot is not None
+    (place,) = lot._places.values()
+    assert place.deaf_until_s and not place.paused, "nothing is changed in the epoll before it says something too early"
+    await trio.sleep(3.1)
+    began_s = trio.current_time()
+    await stream.send_all(post())
+    await read_answer(stream)
+    assert trio.current_time() - began_s < 0.1
+    await stream.aclose()
+    await wait_for(lambda: served.transport._open == 0)
+    nursery.cancel_scope.cancel()
+
+
 async def test_who_is_told_to_come_back_later_is_not_heard_before(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:

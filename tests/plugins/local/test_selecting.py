@@ -109,6 +109,25 @@ async def test_a_page_of_what_many_have_does_not_read_all_of_them(tmp_path: Path
             assert [view.device.name for view in devices] == sorted(view.device.name for view in devices)
 
 
+async def test_a_list_of_many_pages_counts_its_terms_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    drive_of = selecting.drive_of
+
+    def counting(app: str, selector: Selector, number: selecting.Number) -> selecting.Drive:
+        counted.append(app)
+        return drive_of(app, selector, number)
+
+    monkeypatch.setattr(selecting, "drive_of", counting)
+    async with fleet(tmp_path, FEW) as store:
+        for _ in range(2):
+            found, after = [], ""
+            while page := await store.wishes("a", parse_selector_untrusted("group=g1,of"), limit=20, after=after):
+                found += [wish.device for wish in page]
+                after = page[-1].device
+            assert found == [f"d{n:05}" for n in range(FEW) if n % 3 == 1]
+        assert counted == ["a", "a"], "once for each list"
+
+
 @pytest.mark.parametrize("sorted_max", [20_000, 5])
 async def test_whatever_the_selector_the_same_devices_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sorted_max: int

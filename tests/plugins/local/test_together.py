@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from dfud_local.limits import Limits
@@ -32,6 +33,7 @@ from dfud.api import (
     PutDocument,
     State,
 )
+from dfud.model.ids import ordered_id
 
 DEVICES = 300
 
@@ -229,3 +231,27 @@ async def test_of_two_that_expect_the_same_one_is_refused(tmp_path: Path) -> Non
         assert sorted(outcomes) == sorted(["conflict", *(name(n) for n in range(1, 9))])
         after = await store.device("a", "d1")
         assert after is not None and after.sequence == view.sequence + 1
+
+
+async def test_the_deployments_of_one_commit_are_written_side_by_side(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+
+        async def told(number: int) -> int:
+            """Return how many bytes the write-ahead log grows when every device is told."""
+            before = wal.stat().st_size
+            made = [deployment(name(n), number) for n in range(DEVICES)]
+            named = [
+                (msgspec.structs.replace(d, id=ordered_id(number + n / 1000), text="x" * 400), entry)
+                for n, (d, entry) in enumerate(made)
+            ]
+            await store.commit([PutDeployment(d, entry) for d, entry in named])
+            return wal.stat().st_size - before
+
+        wal = tmp_path / "dfud.sqlite3-wal"
+        reader = sqlite3.connect(tmp_path / "dfud.sqlite3")  # keeps the log from beginning anew
+        reader.execute("BEGIN").execute("SELECT COUNT(*) FROM device").fetchone()
+        try:
+            grown = [await told(number) for number in range(1, 8)]
+        finally:
+            reader.close()
+        assert grown[-1] < 3 * DEVICES * 1024, grown  # with random names it is more than a page of 4096 bytes for each

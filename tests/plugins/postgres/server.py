@@ -199,3 +199,12 @@ def _make(socket: str, port: int, name: str) -> None:
             admin.execute("CREATE ROLE dfud LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE")
         with contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
             admin.execute(f"CREATE DATABASE {name} OWNER dfud TEMPLATE template0 ENCODING 'UTF8'".encode())
+
+
+def certificate(directory: Path, *names: str) -> None:
+    """Make a self-signed certificate for names: `first`.crt, `first`.key."""
+    also = ",".join(f"DNS:{name}" for name in names)
+    subject = ["-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={also}"]
+    files = ["-keyout", str(directory / f"{names[0]}.key"), "-out", str(directory / f"{names[0]}.crt")]
+    command = [require("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    subprocess.run([*command, *subject, *files], check=True, capture_output=True)

@@ -96,6 +96,27 @@ async def test_guesses_count_at_every_process(postgres: Server, tmp_path: Path) 
                     await trio.sleep(0.05)
 
 
+async def test_who_was_turned_away_at_one_is_known_at_another_until_it_is_let_in(postgres: Server, tmp_path: Path) -> None:
+    async with running(Cluster(tmp_path, 2)) as cluster:
+        secrets = await cluster.prepare(1)
+
+        async def known(number: int) -> bool:
+            answer = (await cluster.ask("GET", f"/api/dfu/v1/apps/{APP}/explain/dev0", number)).json()
+            return "refused" in answer["values"]
+
+        async with cluster.client_of("dev0", "wrong", 0) as client:
+            for _ in range(2):
+                assert (await client.post("/v1/dfu", content=encode_status(CALM))).status_code == 403
+        with trio.fail_after(LATEST_S):
+            while not await known(1):
+                await trio.sleep(0.05)
+            async with cluster.client_of("dev0", secrets["dev0"], 1) as client:
+                while await known(0):
+                    (await client.post("/v1/dfu", content=encode_status(CALM))).raise_for_status()
+                    await trio.sleep(0.05)
+        assert not await known(1)
+
+
 async def test_a_rollout_goes_on_when_the_process_that_leads_it_is_killed(postgres: Server, tmp_path: Path) -> None:
     async with running(Cluster(tmp_path, 3)) as cluster, AsyncExitStack() as stack:
         secrets = await cluster.prepare(6)

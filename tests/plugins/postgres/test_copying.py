@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -213,6 +216,19 @@ async def test_a_source_that_changes_while_it_is_compared_is_told_of(postgres: S
         assert await target.device("app1", "zz") is not None
 
 
+def on_a_terminal(command: list[str], path: Path) -> tuple[int, str, str]:
+    """Run a command whose errors go to a terminal; return its exit code, what it said (by a file), and what was shown there."""
+    terminal, its_end = pty.openpty()
+    shown = b""
+    with path.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=its_end) as run:
+        os.close(its_end)
+        with suppress(OSError):  # it is hung up when the command ends
+            while part := os.read(terminal, 65536):
+                shown += part
+    os.close(terminal)
+    return run.returncode, path.read_text(), shown.decode("utf-8", "replace")
+
+
 def test_the_command_copies_and_says_what_is_there(postgres: Server, tmp_path: Path) -> None:
     async def prepare() -> None:
         source = LocalStore(tmp_path / "state")
@@ -226,8 +242,9 @@ def test_the_command_copies_and_says_what_is_there(postgres: Server, tmp_path: P
         f'[store.postgres]\nhost = "{config.host}"\ndatabase = "{config.database}"\nblobs_path = "{tmp_path}/blobs"\n'
     )
     command = [sys.executable, "-m", "dfud.daemon", "store", "copy", "--config", str(tmp_path / "dfud.toml")]
-    run = subprocess.run([*command, "--from", "local", "--to", "postgres"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert f"devices: {DEVICES}\n" in run.stdout and "hold the same, SHA-256" in run.stdout
+    code, said, shown = on_a_terminal([*command, "--from", "local", "--to", "postgres"], tmp_path / "said")
+    assert code == 0, shown
+    assert f"devices: {DEVICES}\n" in said and "hold the same, SHA-256" in said
+    assert re.search(f"devices copied.*{DEVICES}/{DEVICES}", shown) and re.search(f"compared.*{2 * DEVICES}/{2 * DEVICES}", shown)
     again = subprocess.run([*command, "--from", "local", "--to", "postgres"], capture_output=True, text=True)
     assert again.returncode == 0 and "0 of the devices had changed since the last pass." in again.stdout, again.stderr

@@ -34,7 +34,7 @@ from dfud.api import (
 from dfud.testing.ports import KeptPort
 from dfud.testing.store import a_device, an_app
 from tests.cluster.wire import Wire
-from tests.plugins.postgres.server import Server, config_for, running, standby
+from tests.plugins.postgres.server import Server, certificate, config_for, running, standby
 from tests.real_parts import require
 
 LATEST_S = 120.0  # for a test to fail, not what is promised
@@ -302,14 +302,6 @@ async def test_through_pgbouncer_in_session_mode(postgres: Server, tmp_path: Pat
                         assert await store.app("app1") == an_app()
         finally:
             process.terminate()
-
-
-def certificate(directory: Path, name: str) -> None:
-    """Make a self-signed certificate for `name`: `name`.crt, `name`.key."""
-    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    files = ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.crt")]
-    command = [require("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    subprocess.run([*command, *subject, *files], check=True, capture_output=True)
 
 
 async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ START_S = 60.0
 
 
 class Gateway:
-    """Serves `objects`, with one bucket, images."""
+    """Serves `objects`, with one bucket, images. options: more of them for the service."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
+        self._options = options
         self._command = require("versitygw")
         self.objects = directory / "objects"
         (self.objects / "images").mkdir(parents=True)
@@ -33,7 +34,7 @@ class Gateway:
 
     def start(self) -> None:
         environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
-        command = [self._command, "--port", f"127.0.0.1:{self.port}", "posix", "--nometa", str(self.objects)]
+        command = [self._command, "--port", f"127.0.0.1:{self.port}", *self._options, "posix", "--nometa", str(self.objects)]
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + START_S
         while True:

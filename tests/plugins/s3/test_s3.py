@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,18 +20,10 @@ from dfud_s3.place import S3Place
 from dfud.api import Bus, ConfigError, DeleteFirmware, PutApp, PutFirmware, Store, StoreError
 from dfud.testing.store import a_blob, a_firmware, an_app, image_of
 from dfud.testing.store_blobs import BlobConformance
-from tests.plugins.postgres.server import Server, config_for
+from tests.plugins.postgres.server import Server, certificate, config_for
 from tests.plugins.s3.gateway import KEY, SECRET, Gateway
 
 LATEST_S = 120.0
-
-
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[Gateway]:
-    made = Gateway(tmp_path / "gateway")
-    made.start()
-    yield made
-    made.stop()
 
 
 def place_of(gateway: Gateway, directory: Path, **more: object) -> S3Place:
@@ -130,6 +124,45 @@ async def test_check_says_what_is_wrong(gateway: Gateway, tmp_path: Path) -> Non
     assert "guessed" not in str(refused.value)
     with pytest.raises(ConfigError, match=r"secret_file .*gone: No such file"):
         await place_of(gateway, tmp_path / "a", secret_file=str(tmp_path / "gone")).check()
+
+
+@pytest.mark.parametrize("style", ["path", "virtual"])
+async def test_it_speaks_tls_with_a_ca_of_its_own_in_either_style(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str
+) -> None:
+    certificate(tmp_path, "s3.example", "*.s3.example")
+    certificate(tmp_path, "other.example")
+    files = ("--cert", str(tmp_path / "s3.example.crt"), "--key", str(tmp_path / "s3.example.key"))
+    domain = ("--virtual-domain", "s3.example") if style == "virtual" else ()
+    gateway = Gateway(tmp_path / "gateway", *files, *domain)
+    asked: set[str] = set()
+    resolve = socket.getaddrinfo
+
+    def resolved(host: Any, *given: Any, **more: Any) -> Any:
+        if str(host).endswith("s3.example"):
+            asked.add(host)
+            host = "127.0.0.1"
+        return resolve(host, *given, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    gateway.start()
+    try:
+        given = {"endpoint": f"https://s3.example:{gateway.port}", "style": style}
+        async with opened(place_of(gateway, tmp_path / "a", ca_file=str(tmp_path / "s3.example.crt"), **given)) as place:
+            await place.check()
+            data = os.urandom(300_000)
+            sha256 = await put(place, data)
+            assert gateway.object(sha256).read_bytes() == data
+            (tmp_path / "a" / "cache" / sha256).unlink(missing_ok=True)
+            assert await read(place, sha256) == data
+            await place.remove(sha256)
+            assert not gateway.object(sha256).exists()
+        assert asked == {"s3.example" if style == "path" else "images.s3.example"}
+        for ca in (str(tmp_path / "other.example.crt"), ""):
+            with pytest.raises(StoreError, match="(?i)certificate"):
+                await place_of(gateway, tmp_path / "b", ca_file=ca, **given).check()
+    finally:
+        gateway.stop()
 
 
 class TestPostgresOnS3(BlobConformance):
