@@ -8,7 +8,7 @@ BOARDS ?= 20
 
 .PHONY: help mip bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
 help:
-	@echo "make demo [TRANSPORT=coap]       daemon, simulated board, a good update and a bad one that rolls back"
+	@echo "make demo [TRANSPORT=coap|serial] daemon, simulated board, a good update and a bad one that rolls back"
 	@echo "make demo BOARD=sim              the same from a bare board: one file is made, flashed, enrols, is updated, rolls back"
 	@echo "make demo-rollout [BOARDS=20]    a good version in three waves over a fleet of boards, a bad one that stops itself"
 	@echo "make demo-cluster [LB=haproxy]   three dfud on PostgreSQL and S3 behind balancers, 50 boards, one killed, the database restarted"

@@ -86,7 +86,7 @@ async def measure(directory: Path, server: Server, devices: int, poll: int) -> d
         settle(process)
         before = rss_bytes(process.pid)
         polled = min(devices, poll)
-        found["first"] = several.polls(polled)
+        found["first"] = several.polls(polled, refused_max=polled // 500)
         several.polls(min(polled, SAMPLE))
         found["again"] = several.polls(min(polled, SAMPLE), 60_000)
         found["polled"], found["memory_mb"] = polled, rss_bytes(process.pid) / 1e6

@@ -26,12 +26,15 @@ from dfud_coap.message import Code, Option, Options, encode_tail, uint
 from rich.console import Console
 from rich.table import Table
 
+from bench.coap_oscore import Context, greet
+from bench.coap_oscore import lines as oscore_lines
 from bench.http import Bench, cpu_s, pin
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.device import HttpDevice
 from dfud.wire.messages import Command
 
 SOCKETS = 64
+PROTECTED = 32_768  # requests under OSCORE, each good for one time
 SECONDS = 4.0
 PAYLOAD = 16640
 POLL_BYTES = 61
@@ -75,19 +78,20 @@ class Load:
         source = Path(__file__).with_name("coapload.c")
         subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", str(self.program), str(source)], check=True)
 
-    async def __call__(self, pid: int, port: int, lines: list[str]) -> dict[str, float]:
-        """Return CPU us an answer, answers a second, latencies in ms, repetitions."""
+    async def __call__(self, pid: int, port: int, lines: list[str], *, once: bool = False) -> dict[str, float]:
+        """Return CPU us an answer, answers a second, latencies in ms, repetitions. once: each request is sent one time."""
         core = sorted(os.sched_getaffinity(0))[-1]
         command = ["taskset", "-c", str(core), str(self.program), "127.0.0.1", str(port), str(SECONDS), str(SOCKETS)]
+        command += ["once"] if once else []
         before = cpu_s(pid)
         run = await trio.run_process(command, stdin="\n".join(lines).encode() + b"\n", capture_stdout=True)
         used = cpu_s(pid) - before
-        answers, good, repeated, p50, p99 = map(int, run.stdout.split())
+        answers, good, repeated, p50, p99, took_us = map(int, run.stdout.split())
         if not answers or good != answers:
             raise SystemExit(f"{answers - good} of {answers} answers were no success")
         return {
             "us": used / answers * 1e6,
-            "rate": answers / SECONDS,
+            "rate": answers / took_us * 1e6,
             "p50": p50 / 1000,
             "p99": p99 / 1000,
             "repeated": repeated,
@@ -132,8 +136,34 @@ async def dfud(load: Load, directory: Path) -> Results:
             for n, b in (places[(step + whole * s) % len(places)] for s in range(SOCKETS))
         ]
         results["block"] = await load(pid, port, blocks)
+        contexts = [Context(f"{name}@bench", key) for name, key in (await keys(bench)).items()]
+        status = (Code.POST, path("v1", "dfu"), bench.status())
+        greet(port, contexts, *status)
+        results["poll, OSCORE"] = await load(pid, port, oscore_lines(contexts, [status] * PROTECTED), once=True)
+        # Each under the device that may fetch the package, which is one: a boot of it for each socket.
+        key = await key_of(bench, "d0")
+        contexts = [Context("d0@bench", key) for _ in range(SOCKETS)]
+        greet(port, contexts, Code.GET, [*path("v1", "dfu", package, "1"), (int(Option.BLOCK2), uint(6))], b"")
+        fetches = [
+            (Code.GET, [*path("v1", "dfu", package, str(n)), (int(Option.BLOCK2), uint(b << 4 | 6))], b"")
+            for step in range(PROTECTED // SOCKETS)
+            for n, b in (places[(step + whole * s) % len(places)] for s in range(SOCKETS))
+        ]
+        results["block, OSCORE"] = await load(pid, port, oscore_lines(contexts, fetches), once=True)
         nursery.cancel_scope.cancel()
     return results
+
+
+async def key_of(bench: Bench, device: str) -> bytes:
+    """Have a new pre-shared key made for a device."""
+    async with bench.daemon.client() as client:
+        answer = await client.post(f"/api/dfu/v1/apps/bench/psk/{device}")
+        return bytes.fromhex(answer.raise_for_status().json()["psk"])
+
+
+async def keys(bench: Bench) -> dict[str, bytes]:
+    """As key_of(), for the devices that are not being updated, one for each socket."""
+    return {device: await key_of(bench, device) for device in list(bench.secrets)[1 : 1 + SOCKETS]}
 
 
 async def update(bench: Bench) -> tuple[Command, int]:
@@ -204,16 +234,18 @@ async def run(rounds: int) -> None:
                     held = best.get((peer, what))
                     if held is None or values["us"] < held["us"]:
                         best[(peer, what)] = values
-    table = Table("", "CPU us a request", "requests/s on a core", "p50 ms", "p99 ms", "x libcoap", "goal")
+    table = Table("", "CPU us a request", "requests/s on a core", "p50 ms", "p99 ms", "x", "of", "goal")
     for what, title in (("poll", "poll"), ("block", "1 KB block")):
-        base = best.get(("libcoap", what))
-        for peer, _ in peers:
-            if (v := best.get((peer, what))) is None:
+        ours = best[("dfud", what)]
+        shown = [(f"{peer}, {title}", best.get((peer, what)), "libcoap", best.get(("libcoap", what))) for peer, _ in peers]
+        shown.insert(1, (f"dfud, {title}, OSCORE", best.get(("dfud", f"{what}, OSCORE")), "plain", ours))
+        for name, numbers, of, base in shown:
+            if numbers is None:
                 continue
-            factor = f"{v['us'] / base['us']:.2f}" if base else "?"
-            goal = "at most 2" if peer == "dfud" else ""
-            row = (f"{v['us']:.1f}", f"{v['rate']:,.0f}", f"{v['p50']:.2f}", f"{v['p99']:.2f}", factor, goal)
-            table.add_row(f"{peer}, {title}", *row)
+            factor = f"{numbers['us'] / base['us']:.2f}" if base else "?"
+            goal = {("dfud", "libcoap"): "1", ("dfud", "plain"): "3"}.get((name.partition(",")[0], of), "")
+            row = (f"{numbers['us']:.1f}", f"{numbers['rate']:,.0f}", f"{numbers['p50']:.2f}", f"{numbers['p99']:.2f}")
+            table.add_row(name, *row, factor, of, goal)
     Console(width=120).print(table)
 
 

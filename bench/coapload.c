@@ -1,9 +1,10 @@
 /* A closed loop of confirmable CoAP requests: each socket sends the next one when its last is answered.
  *
- *     coapload HOST PORT SECONDS SOCKETS < requests
+ *     coapload HOST PORT SECONDS SOCKETS [once] < requests
  *
  * A line of the input is a request in hexadecimal without version, type and identifiers: the code, then options and payload.
- * Socket k uses line k, then line k + SOCKETS, and so on. Prints: answers, 2.xx among them, repetitions, latency p50 and p99 in us.
+ * Socket k uses line k, then line k + SOCKETS, and so on, from the first one again; or, once, until there is none left, as requests under
+ * OSCORE are good for one time. Prints: answers, 2.xx among them, repetitions, latency p50 and p99 in us, us that it took.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,7 +29,8 @@ typedef struct { int fd; uint16_t id; uint32_t line; uint64_t sent_us; uint8_t o
 static request_t requests[LINES_MAX];
 static peer_t peers[SOCKETS_MAX];
 static uint32_t samples[SAMPLES_MAX];
-static uint32_t lines, sockets;
+static uint32_t lines, sockets, live;
+static int once;
 
 static uint64_t now_us(void) {
     struct timespec t;
@@ -42,6 +44,11 @@ static int by_size(const void *a, const void *b) {
 }
 
 static void send_next(peer_t *p) {
+    if (once && p->line >= lines) {
+        p->sent_us = UINT64_MAX / 2;
+        live--;
+        return;
+    }
     const request_t *r = &requests[p->line % lines];
     p->line += sockets;
     p->id++;
@@ -57,7 +64,8 @@ static void send_next(peer_t *p) {
 
 int main(int argc, char **argv) {
     static char line[8192];
-    if (argc != 5) return 2;
+    if (argc != 5 && argc != 6) return 2;
+    once = argc == 6;
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2]))};
     inet_pton(AF_INET, argv[1], &to.sin_addr);
     double seconds = atof(argv[3]);
@@ -86,8 +94,9 @@ int main(int argc, char **argv) {
     uint64_t start = now_us(), end = start + (uint64_t)(seconds * 1e6), next_check = start;
     uint64_t answers = 0, good = 0, repeated = 0;
     uint32_t kept = 0;
+    live = sockets;
     for (uint32_t i = 0; i < sockets; i++) send_next(&peers[i]);
-    for (;;) {
+    while (live) {
         struct epoll_event events[64];
         int n = epoll_wait(epoll, events, 64, 100);
         uint64_t now = now_us();
@@ -105,15 +114,16 @@ int main(int argc, char **argv) {
         if (now >= next_check) {
             next_check = now + 200000;
             for (uint32_t i = 0; i < sockets; i++)
-                if (now - peers[i].sent_us > REPEAT_US) {
+                if (now > peers[i].sent_us + REPEAT_US) {
                     repeated++;
                     peers[i].sent_us = now;
                     if (send(peers[i].fd, peers[i].out, peers[i].size, 0) < 0) perror("send");
                 }
         }
     }
+    uint64_t took_us = now_us() - start;
     qsort(samples, kept, sizeof *samples, by_size);
-    printf("%llu %llu %llu %u %u\n", (unsigned long long)answers, (unsigned long long)good, (unsigned long long)repeated,
-           kept ? samples[kept / 2] : 0, kept ? samples[(uint64_t)kept * 99 / 100] : 0);
+    printf("%llu %llu %llu %u %u %llu\n", (unsigned long long)answers, (unsigned long long)good, (unsigned long long)repeated,
+           kept ? samples[kept / 2] : 0, kept ? samples[(uint64_t)kept * 99 / 100] : 0, (unsigned long long)took_us);
     return 0;
 }

@@ -153,16 +153,13 @@ def fields(node: ast.ClassDef) -> int:
 
 def test_structs_with_many_fields_are_built_by_name() -> None:
     """Ten values in a row say nothing to who reads them, and two of one type change places unseen."""
-    trees = {
-        path: ast.parse(path.read_text("utf-8")) for part in CODE for path in sorted((ROOT / part).rglob("*.py"))
-    }
-    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
-    structs = {n.name for _, n in nodes if isinstance(n, ast.ClassDef) and fields(n) >= MANY_FIELDS}
+    structs, calls = set(), []
+    for path in (path for part in CODE for path in sorted((ROOT / part).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and fields(node) >= MANY_FIELDS:
+                structs.add(node.name)
+            elif isinstance(node, ast.Call) and len(node.args) > FEW_ARGUMENTS:
+                calls.append((f"{path.relative_to(ROOT)}:{node.lineno}", ast.unparse(node.func).rpartition(".")[2], len(node.args)))
     assert {"Firmware", "Deployment", "Status"} <= structs
-    wrong = [
-        f"{path.relative_to(ROOT)}:{node.lineno}: {name} of {len(node.args)} values without names"
-        for path, node in nodes
-        if isinstance(node, ast.Call) and len(node.args) > FEW_ARGUMENTS
-        if (name := ast.unparse(node.func).rpartition(".")[2]) in structs
-    ]
+    wrong = [f"{where}: {name} of {count} values without names" for where, name, count in calls if name in structs]
     assert wrong == []

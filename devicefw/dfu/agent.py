@@ -9,10 +9,9 @@ import gc
 import sys
 import time
 
-from dfu.backoff import ANSWER, FIRST_MS, Backoff
+from dfu.backoff import ANSWER, FIRST_MS
 from dfu.errors import INTERNAL, Denied, Gone, UpdateError, clear, forget
 from dfu.pack import UINT32, field, pack, unpack
-from dfu.state import TRIAL
 
 CRASHED = 1
 # What is loaded for an update only. Viper's code is not among it: it is not in the heap, and is given back by nothing but a reset.
@@ -26,6 +25,7 @@ def fail(code, what, agent=None, app=False):
     import machine
 
     mark, slot, apps = 0xDF0C0000, None, agent.apps if agent is not None else None
+    ours = agent is not None and agent.slots.state.part
     # What is in the register says that the application was entered.
     if apps is not None and machine.mem32[0x60008050] >> 16 == 0xDFA9 and (apps.trial or app and not agent.trial):
         mark, slot = 0xDFA90000, 2 + apps.slot
@@ -37,10 +37,11 @@ def fail(code, what, agent=None, app=False):
         gc.collect()
         from dfu.crash import keep
 
-        keep(what, slot)
+        ours = keep(what, slot, code)
     except Exception as error:
         print("dfu:", error)  # a mark without a text still counts
-    machine.mem32[0x60008050] = mark | code  # RTC STORE0: bootloader/FORMAT.md, "the agent's mark"
+    if ours:
+        machine.mem32[0x60008050] = mark | code  # RTC STORE0: bootloader/FORMAT.md, "the agent's mark"
     machine.reset()
 
 
@@ -48,53 +49,10 @@ class Agent:
     """One a device. `start()` is given the running loop; everything else happens in its tasks."""
 
     def __init__(self, config):
-        import esp32
-        import machine
+        from dfu.setup import setup
 
-        self.config = config
-        self.machine = machine
-        self.serves = False  # or 1 in its tasks, and 2 once the server has answered
-        # Collecting early and often keeps the free heap in large pieces: an update needs some of 4 KB.
-        gc.collect()
-        gc.threshold(config.get("gc_threshold", 8192))
-        self.payload = config.get("payload", 6144)
-        # A chunk's header; and a datagram's, which is received where its block belongs.
-        self.buffer = bytearray(self.payload + 32 + 128)
-        from dfu.slots import find
-        from dfu.transport import chip_name, hardware_name, make
-
-        self.slots = find(esp32.Partition)
-        self.backoff = Backoff(config, machine.reset_cause() == machine.PWRON_RESET)
-        self.enrolment = None
-        if config.get("claim") and not config.get("secret"):
-            from dfu.enrol import Enrolment
-
-            enrolment = Enrolment(config)
-            self.enrolment = enrolment if enrolment.needed else None
-        config["hardware"] = hardware_name(config.get("hardware") or chip_name(getattr(sys.implementation, "_machine", "")))
-        self.transport = make(config)
-        forget("transport")
-        if self.enrolment is not None and not hasattr(self.transport, "enrol"):
-            raise ValueError("this transport cannot enrol")
-        self.update = self.tried = None
-        from dfu.result import result
-
-        self.result = result(self.slots)
-        clear("result", "manifest", "slots")
-        from dfu.starts import count
-
-        self.starts = count(self.slots, self.result, machine.reset_cause() == machine.WDT_RESET)
-        clear("starts", "result", "records", "flash")
-        self.trial = self.slots.state.phase == TRIAL and self.slots.state.slot == self.slots.slot
-        self.confirmed = asyncio.Event()
-        if not self.trial:
-            self.confirmed.set()
-        self.apps = None
-        if esp32.Partition.find(esp32.Partition.TYPE_DATA, 0x46):
-            from dfu.apps import find
-
-            find(self)
-            clear("apps", "manifest", "records", "flash")
+        setup(self, config)
+        clear("setup")
 
     # The image that runs
 
@@ -145,6 +103,8 @@ class Agent:
             said[14] = m.sequence
         if self.apps is not None:
             said[15] = self.apps.said
+        if slots.flags:
+            said[16] = slots.state.said(slots.flags)
         return pack(said)
 
     def may_update(self):

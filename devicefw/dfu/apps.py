@@ -15,6 +15,8 @@ def find(agent):
     import esp32
 
     p, slots = esp32.Partition, agent.slots
+    if slots.diagnostics is None:
+        return  # without dfud's bootloader nobody counts for them
     parts = [p.find(p.TYPE_DATA, subtype) for subtype in (0x44, 0x45, 0x46)]
     if not all(parts):
         return

@@ -10,6 +10,10 @@ KEYS_MAGIC, DIAG_MAGIC = 0x4B554644, 0x44554644
 
 def keys(part):
     """Return the trusted public keys; [] on an open device, None if the log cannot be read: then nothing is trusted."""
+    if part is None:
+        from dfu.idf import Keys
+
+        part = Keys()
     log = flash.Log(part, KEYS_MAGIC, 256, 2)
     found = log.newest()
     if log.unread:  # a newer record may have revoked what an older one trusts
@@ -20,6 +24,14 @@ def keys(part):
     revoked = [bytes(record[144 + 8 * i : 152 + 8 * i]) for i in range(min(record[10], 11))]
     trusted = [bytes(record[16 + 32 * i : 48 + 32 * i]) for i in range(min(record[8], 4))]
     return [key for key in trusted if hashlib.sha256(key).digest()[:8] not in revoked]
+
+
+def diagnostics(slots):
+    if slots.diagnostics is None:
+        from dfu.idf import Ends
+
+        return Ends()
+    return Diagnostics(slots.diagnostics)
 
 
 class Diagnostics:

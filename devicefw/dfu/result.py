@@ -26,10 +26,10 @@ def _result(slots):
     m = stored(envelope)
     if m is None or int.from_bytes(m.sha256[:4], "little") != state.tried:
         return None
-    code = {2: 1, 3: 3, 4: 4, 5: 5, 10: 2}.get(state.outcome, INTERNAL)
-    text, crashes, record = "", 0, b""
+    code = getattr(state, "code", 0) or {2: 1, 3: 3, 4: 4, 5: 5, 10: 2}.get(state.outcome, INTERNAL)
+    text, crashes, record = "", int(getattr(state, "code", 0) == 1), b""
     other = 1 - slots.slot
-    diagnostics = records.Diagnostics(slots.diagnostics)
+    diagnostics = records.diagnostics(slots)
     told = diagnostics.last(2, other)
     if told is not None:
         try:
@@ -68,7 +68,7 @@ def told(slots):
     """The server has the result: forget it. If flash does not take that, it is told once more after the next start."""
     try:
         slots.state.append(outcome=0, tried=0)
-        records.Diagnostics(slots.diagnostics).clear()
+        records.diagnostics(slots).clear()
         from dfu import starts
 
         starts.told()

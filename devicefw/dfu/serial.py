@@ -66,13 +66,14 @@ class SerialTransport:
 
     def __init__(self, config):
         line = config.get("line")
-        piece = PIECE
+        piece, baud = PIECE, config.get("baudrate", 115200)
         if line == "console":
             line, piece = Console(), CONSOLE_PIECE
         elif isinstance(line, dict):
             import machine
 
             line = dict(line)
+            baud = line.get("baudrate", baud)
             line = machine.UART(line.pop("id", 1), rxbuf=ROOM, **line)
         if not hasattr(line, "read"):
             raise ValueError("transport serial: line is missing: expected a machine.UART, its id, tx and rx, or console")
@@ -80,6 +81,8 @@ class SerialTransport:
         self.piece = config.get("piece", piece)
         if not isinstance(self.piece, int) or not 32 <= self.piece <= 4096:
             raise ValueError("piece %s: expected 32 to 4096" % self.piece)
+        # A slow line is given its time: what is asked for twice comes twice, and the line is behind for ever.
+        self.answer_ms = ANSWER_MS + 20000 * (self.piece + 32) // baud
         self.login = "%s@%s:%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"], config["secret"])
         self.timeout_s = config.get("timeout_s", 60)
         self.left = b""
@@ -133,7 +136,7 @@ class SerialTransport:
                 await self._send(b"M" + head + got.to_bytes(4, "big"))
             else:
                 await self._send(b"A" + head + pack({0: what, 1: login, 2: message, 3: number, 4: self.piece, 5: len(buffer)}))
-            wait_ms, waits = min(ANSWER_MS << tries, ANSWER_LONGEST_MS), False
+            wait_ms, waits = min(self.answer_ms << tries, max(ANSWER_LONGEST_MS, self.answer_ms)), False
             tries += 1
             until = ticks_add(ticks_ms(), wait_ms)
             while True:
@@ -144,7 +147,7 @@ class SerialTransport:
                 if kind == 0x77 and not waits:  # w: it is being done; the first piece comes by itself
                     known = waits = True
                     tries = 0
-                    until = ticks_add(ticks_ms(), min(1000 << looks, ALIVE_MS))
+                    until = ticks_add(ticks_ms(), max(self.answer_ms, min(1000 << looks, ALIVE_MS)))
                     looks = min(looks + 1, 3)
                 elif kind == 0x6C:  # l: the bridge was started anew
                     known, got = False, 0

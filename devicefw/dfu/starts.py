@@ -45,8 +45,8 @@ def count(slots, result, watchdog):
     """
     state = slots.state
     (number, crashes, reset, seen, read, told), text = load()
-    fallen = scan(state, seen)
-    if not fallen and state.crashes and state.seq == seen and state.phase == _CONFIRMED:
+    fallen = scan(state, seen) if state.part is not None else slots.crashes
+    if not fallen and state.part is not None and state.crashes and state.seq == seen and state.phase == _CONFIRMED:
         # Where there is nothing to go back to, the bootloader ends counting: then what the agent kept speaks, or the chip.
         newest = records.Diagnostics(slots.diagnostics).log.newest()
         fallen = int(watchdog or newest is not None and newest[0] != read and newest[2][8] == _TEXT)
@@ -56,7 +56,7 @@ def count(slots, result, watchdog):
     number += 1 + fallen - (1 if number and fallen else 0)
     if fallen:
         crashes, reset = crashes + fallen, state.reset
-        text = last(records.Diagnostics(slots.diagnostics))
+        text = last(records.diagnostics(slots))
     # The same at every start until it is told, and another for the next result.
     told = 0 if result is None else told or number
     try:

@@ -5,6 +5,7 @@ import gc
 from random import getrandbits
 
 from dfu.backoff import ANSWER, BEGUN
+from dfu.errors import clear
 from dfu.update import Update
 
 
@@ -20,6 +21,9 @@ async def serve(agent, command, raw):
         command.clear()
         progress(agent)
     elif agent.update.written:
+        # Nothing is decoded any more, and what is called now may need room.
+        agent.update.decoder = agent.update.mapped = None
+        clear("zstd", "mapped", "chunk")
         await agent.update.switch()
         await agent.close()
         agent.machine.reset()

@@ -29,11 +29,28 @@ def feed(machine, ms):
     mem32[WDT + 0x18] = 0
 
 
+def feeder(ours):
+    """Return what is called as feed() is. ours: the bootloader is dfud's."""
+    if ours:
+        return feed
+    from dfu.idf import feed as other
+
+    return other
+
+
 def interrupted():
     """Somebody is at the console: the watchdog does not reset the chip under their hands."""
     import machine
 
-    feed(machine, 0)
+    from dfu.crash import partition
+
+    if partition(0x40) is not None:
+        feed(machine, 0)
+    else:
+        from dfu.idf import trial
+
+        if trial():
+            feeder(False)(machine, 0)
     forget("trial")
 
 
@@ -42,6 +59,7 @@ async def watch(agent, fail):
     left_ms = int(agent.config.get("confirm_s", 120) * 1000)
     watchdog_ms = int(agent.config.get("watchdog_s", 8) * 1000)
     test = agent.config.get("self_test")
+    feed = feeder(agent.slots.state.part is not None)
     feed(agent.machine, watchdog_ms)
     if test is not None:
         try:
@@ -67,12 +85,19 @@ def confirm(agent):
         except OSError as error:
             print("dfu: flash:", error)  # good firmware goes on, its crashes stay counted
         return
+    state.append(**confirmed(state, m))
+    agent.trial = False
+    agent.backoff.good(BEGUN)
+    feed = feeder(state.part is not None)
+    feed(agent.machine, 0)
+
+
+def confirmed(state, m):
+    """Return what changes in the record when an image is confirmed. m: its manifest, or None."""
     # Bit 0 of `previous` is the fallback's; behind it the bootloader counts the starts of a trial (bootloader/FORMAT.md).
     changes = {"phase": CONFIRMED, "crashes": 0, "outcome": 1, "tried": 0, "previous": state.previous & 1}
     if m is not None:
         changes["floor"] = min(max(state.floor, m.floor), m.sequence)
         changes["accept"] = m.sequence
-    state.append(**changes)
-    agent.trial = False
-    agent.backoff.good(BEGUN)
-    feed(agent.machine, 0)
+    return changes
+

@@ -89,7 +89,7 @@ class Update:
         try:
             await judge(self, self.slots, self.config["app"], self.config["hardware"])
         finally:
-            clear("judge", "records", "ed25519")
+            clear("judge", "records", "ed25519", "idf")
 
     @_on_flash
     async def find(self):

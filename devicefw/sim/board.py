@@ -16,8 +16,9 @@ import trio
 
 from bootloader.sim.boot import Bootloader
 from devicefw.sim.compile import agent_modules
+from devicefw.sim.espidf import MACHINES, EspIdf
 from devicefw.sim.firmware import MARK, program_of
-from devicefw.sim.flash import PARTITIONS, FlashFile, PowerCut, partition
+from devicefw.sim.flash import PARTITIONS, FlashFile, PowerCut
 from devicefw.sim.processes import process_group
 from devicefw.sim.serial import SerialLine
 from dfud.board import nvs
@@ -26,6 +27,7 @@ from dfud.board.flashmap import SIZES, TABLE_AT, TABLE_BYTES, Part, decode_table
 HERE = Path(__file__).parent
 HEAP = "118K"
 HEAP_COAP = "128K"  # the CoAP client and OSCORE beside all the rest, with objects twice as large as a chip's
+HEAP_OTHER = "130K"  # without dfud's bootloader: what stands in for the chip's own code takes 9 KB in set_boot(), the agent 2 more
 HEAP_FILES = "160K"  # with an application, Wi-Fi and the file system; a chip has 176 at boot, with smaller objects
 POWER_ON, SOFTWARE, WATCHDOG, USB = 0x1, 0xC, 0x10, 0x15
 EXIT_RESET, EXIT_POWER_CUT = 70, 71
@@ -69,6 +71,8 @@ class Board:
     on_line is called with each line of its console. `boots` and `console` keep what happened. It boots through the bootloader's
     ELF; when that waits for a host, `recovery_port` is the path of the serial line. `strap`: the recovery pin is held. uart: the
     path of what machine.UART is connected to (devicefw.sim.cable).
+
+    other: it is a board without dfud's bootloader, and this is its chip's. `flash` has its partition table then.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Board:
         heap: str | None = None,
         on_line: Callable[[str], None] | None = None,
         elf: Path | None = None,
+        other: EspIdf | None = None,
         uart: str | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -88,7 +93,10 @@ class Board:
         self.uart = uart
         self.from_files = config is None
         self.config = config or {}
-        self.heap = heap or (HEAP_FILES if config is None else HEAP_COAP if self.config.get("transport") == "coap" else HEAP)
+        least = HEAP_OTHER if other is not None else HEAP
+        self.heap = heap or (
+            HEAP_FILES if config is None else HEAP_COAP if self.config.get("transport") == "coap" else least
+        )
         self.boots: list[Boot] = []
         self.console: list[str] = []
         self._on_line = on_line
@@ -98,7 +106,8 @@ class Board:
         self.flash = FlashFile(path, create=not path.exists())
         if image is not None:
             self.flash.load("ota_0", image)
-        self._bootloader = Bootloader(elf)
+        self._chip = other.chip if other is not None else ""
+        self._bootloader: Bootloader | EspIdf = other or Bootloader(elf)
         self.strap = False
         self.recovery_port: str | None = None
         self._store = [0] * 8
@@ -188,14 +197,15 @@ class Board:
         self.reset_reason = POWER_ON
 
     def _prepare(self, slot: int) -> None:
-        offset, size = partition(f"ota_{slot}")
-        image = self.flash.read(offset, size)
         files = self.from_files
         parts: tuple[Part, ...] = PARTITIONS
+        if files or self._chip:
+            parts = decode_table_untrusted(self.flash.read(TABLE_AT, TABLE_BYTES))
+        runs = find(parts, f"ota_{slot}" if slot >= 0 else "factory")
+        image = self.flash.read(runs.offset, runs.size)
         if files:
             # A build of MicroPython brings start-up code of its own, or none that matters here.
             text = program_of(image) if MARK in image else ""
-            parts = decode_table_untrusted(self.flash.read(TABLE_AT, TABLE_BYTES))
         else:
             head = f"CONFIG.update({self.config!r})"
             text = program_of(image).replace("CONFIG = {}", f"CONFIG = {{}}\n{head}")
@@ -204,6 +214,7 @@ class Board:
             "files": files,
             "flash": ("/host" if files else "") + str(self.flash.path.resolve()),
             "slot": slot,
+            "chip": MACHINES[self._chip] if self._chip else "",
             "reset_reason": self.reset_reason,
             "partitions": parts,
             "operations": self.flash.operations,

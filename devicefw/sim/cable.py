@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+LINE = {"id": 1, "baudrate": 115200, "tx": 4, "rx": 5}  # the agent's `line`; rate and pins are documentation here
 READ_BYTES = 4096
 TAKES_S = 2.0  # nobody reads at the other end: what comes more is lost, as on a wire
 Through = Callable[[bytes], bytes]

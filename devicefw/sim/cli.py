@@ -21,7 +21,6 @@ from dfud.model.text import visible
 
 URLS = {"http": "http://127.0.0.1:8880", "coap": "coap://127.0.0.1:5683", "serial": ""}
 CREDENTIALS = {"http": "secret", "coap": "psk", "serial": "secret"}  # CoAP is secured by OSCORE, which takes a key
-LINE = {"id": 1, "baudrate": 115200, "tx": 4, "rx": 5}
 COMPILER = "riscv64-unknown-elf-gcc"
 ROOT = Path(__file__).parents[2]
 
@@ -187,6 +186,8 @@ async def _settings(client: httpx.AsyncClient, boards: Boards, name: str, direct
         "wait_s": 30,
     }
     if boards.transport == "serial":
+        from devicefw.sim.cable import LINE
+
         settings["line"] = LINE
     directory.mkdir(parents=True, exist_ok=True)
     kept.touch(0o600)

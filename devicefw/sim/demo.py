@@ -12,6 +12,7 @@ import trio
 from rich.console import Console
 
 from devicefw.sim.board import Board
+from devicefw.sim.cable import LINE, Cable
 from devicefw.sim.firmware import build, program
 from devicefw.sim.processes import until_signalled
 from devicefw.sim.rv32 import Missing, machine_code
@@ -23,7 +24,7 @@ console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @click.command()
-@click.option("--transport", type=click.Choice(["http", "coap"]), default="http", show_default=True)
+@click.option("--transport", type=click.Choice(["http", "coap", "serial"]), default="http", show_default=True)
 def main(transport: str) -> None:
     """Update a simulated ESP32-C3, then send it a firmware that crashes, and see it come back."""
     with tempfile.TemporaryDirectory() as directory:
@@ -79,7 +80,8 @@ async def _demo(directory: Path, transport: str) -> None:
     dfuctl = Dfuctl(directory)
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
-        console.print(f"users: {daemon.urls['registry']}   devices: {daemon.urls[transport]}")
+        url = daemon.urls["http" if transport == "serial" else transport]
+        console.print(f"users: {daemon.urls['registry']}   devices: {url}")
         await dfuctl("login", daemon.urls["registry"], "--token", daemon.token, secret=True)
         await dfuctl("app", "create", "lamps", "--unsigned")
         await dfuctl("context", "--app", "lamps")
@@ -95,7 +97,7 @@ async def _demo(directory: Path, transport: str) -> None:
 
         say("A simulated board: flash, boot stage, and the real agent on real MicroPython, running 1.0")
         settings = {
-            "url": daemon.urls[transport],
+            "url": url,
             "transport": transport,
             "app": "lamps",
             "device": "lamp1",
@@ -105,6 +107,11 @@ async def _demo(directory: Path, transport: str) -> None:
             "backoff_ms": 500,
         }
         board = Board(directory / "lamp1", settings, image=images["1.0"], on_line=board_line)
+        if transport == "serial":
+            cable = Cable(directory / "ttyUSB0")
+            board.config["line"], board.uart = LINE, cable.board
+            nursery.start_soon(cable.run)
+            nursery.start_soon(bridged, dfuctl.command("bridge", "--port", str(cable.port), "--server", url))
         nursery.start_soon(board.run)
 
         say("A good update: 1.1")
@@ -128,6 +135,24 @@ async def _demo(directory: Path, transport: str) -> None:
 
 def board_line(line: str) -> None:
     console.print(visible(f"lamp1 | {line}"), style="cyan")
+
+
+async def bridged(command: list[str]) -> None:
+    """Run `dfuctl bridge` until cancelled, and show what it says."""
+    console.print(f"$ dfuctl bridge {' '.join(command[-4:])}", style="dim")
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        async with process.stdout:
+            rest = b""
+            while data := await process.stdout.receive_some(4096):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    console.print(f"bridge| {line.decode()}", style="magenta")
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
 
 
 async def watch(dfuctl: Dfuctl) -> None:

@@ -9,6 +9,8 @@ from functools import reduce
 from operator import xor
 from pathlib import Path
 
+from dfud.model.espimage import CHIP_IDS
+
 DROM, IROM, DRAM, IRAM = 0x3C000000, 0x42000000, 0x3FC90000, 0x40380000
 ENTRY = 0x40380000
 APP_DESCRIPTION_BYTES = 256
@@ -22,15 +24,16 @@ def program(name: str, version: str) -> str:
     return f"VERSION = {version!r}\n" + (PROGRAMS / f"{name}.py").read_text("utf-8")
 
 
-def build(text: str, version: str, code: bytes = b"", data: bytes = b"") -> bytes:
-    """Return an image with `text` in its DROM segment, `code` in flash behind it, and `data` in RAM.
+def build(text: str, version: str, code: bytes = b"", data: bytes = b"", chip: str = "esp32c3") -> bytes:
+    """Return an image with `text` in its DROM segment, `code` in flash behind it, and `data` in RAM. chip: what its header
+    names; the addresses are an ESP32-C3's.
 
     esptool accepts it; the mask ROM's rules (segments in order, file offsets congruent to addresses) hold.
     """
     description = struct.pack("<II8x32s32s", 0xABCD5432, 0, version.encode()[:31], b"dfud-sim")
     drom = description.ljust(APP_DESCRIPTION_BYTES, b"\0") + carried(text)
     segments = [(IRAM, b"\x01\xa0\x01\xa0"), (DRAM, _words(data or b"dfud"))]  # c.j . twice
-    out = bytearray(struct.pack("<BBBBIB3xHBHH4xB", 0xE9, 0, 2, 0x20, ENTRY, 0xEE, 5, 0, 0, 99, 1))
+    out = bytearray(struct.pack("<BBBBIB3xHBHH4xB", 0xE9, 0, 2, 0x20, ENTRY, 0xEE, CHIP_IDS[chip], 0, 0, 99, 1))
     count = 0
     for address, content in [(DROM, _words(drom)), (IROM, _words(code or b"\x01\xa0\x01\xa0")), *segments]:
         if address in (DROM, IROM):

@@ -158,6 +158,11 @@ class Endpoint(abc.ABC):
         """
         return None
 
+    def is_full(self) -> bool:
+        """Say whether what is not answered from memory is turned away now. A transport may have those wait a little who would cost
+        it much before they can be told, as a new connection with a handshake does; not those who are there already."""
+        return False
+
     @abc.abstractmethod
     async def post(self, request: Request) -> Reply | Waiting:
         """Take a publish; what it says is stored when this returns. Never raises but for cancellation."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from types import TracebackType
 
 import trio
 
@@ -23,42 +23,56 @@ _faults: Counter[str] = Counter()
 _logged: dict[tuple[str, type[BaseException]], tuple[float, int]] = {}
 
 
-class Guard:
-    """What became of the block: `error` is the exception that was contained, or None."""
-
-    __slots__ = ("error",)
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-
 def _cancellation(error: BaseExceptionGroup[BaseException]) -> BaseExceptionGroup[BaseException] | None:
     """Return the part of a group that must travel on: cancellation, KeyboardInterrupt, SystemExit."""
     _, rest = error.split(lambda e: isinstance(e, Exception) and not isinstance(e, BaseExceptionGroup))
     return rest
 
 
-@contextmanager
-def contained(where: str, **about: object) -> Iterator[Guard]:
+class Guard:
+    """What contained() gives: `error` is the exception that was contained, or None.
+
+    No generator: every answer to a device that waits passes one, and a generator costs three times as much.
+    """
+
+    __slots__ = ("_about", "_where", "error")
+
+    def __init__(self, where: str, about: dict[str, object]) -> None:
+        self._where = where
+        self._about = about
+        self.error: Exception | None = None
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            return False
+        if isinstance(error, Exception):
+            self.error = error
+            note(self._where, error, **self._about)
+            return True
+        if not isinstance(error, BaseExceptionGroup):
+            return False
+        rest = _cancellation(error)
+        errors = error.subgroup(lambda e: isinstance(e, Exception) and not isinstance(e, BaseExceptionGroup))
+        if errors is not None:
+            note(self._where, errors, **self._about)
+        if rest is not None:
+            raise rest from None
+        return True
+
+
+def contained(where: str, **about: object) -> Guard:
     """Contain any Exception of the block, log it with its trace and count it under `where`.
 
     where: the boundary, a fixed name such as "http.request": it becomes a label of `dfud_contained_errors_total`, so it must
     not hold anything from outside. about: what the log line shows besides (app, device); no secrets. Cancellation,
     KeyboardInterrupt and SystemExit pass, also out of a group; what else the group holds is logged.
     """
-    guard = Guard()
-    try:
-        yield guard
-    except Exception as error:
-        guard.error = error
-        note(where, error, **about)
-    except BaseExceptionGroup as group:
-        rest = _cancellation(group)
-        errors = group.subgroup(lambda e: isinstance(e, Exception) and not isinstance(e, BaseExceptionGroup))
-        if errors is not None:
-            note(where, errors, **about)
-        if rest is not None:
-            raise rest from None
+    return Guard(where, about)
 
 
 def note(where: str, error: BaseException, **about: object) -> None:

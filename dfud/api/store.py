@@ -470,8 +470,8 @@ class Store(abc.ABC):
         """Wait until this process leads the work `name`, and lead it until the block ends.
 
         At most one process of a SHARED store is in the block at a time. The block is cancelled, and ends without an error, when
-        the lead is lost; what it has sent to the store by then may still be stored, so it should be compare-and-set. With a
-        store that one process has for itself, that leads everything.
+        the lead is lost; what it has sent to the store by then may still be stored, so it should be compare-and-set, or is refused
+        with a StoreError where the store can tell. With a store that one process has for itself, that leads everything.
         """
         await trio.lowlevel.checkpoint()
         yield

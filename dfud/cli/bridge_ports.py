@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -61,6 +62,12 @@ class Port:
                     if self._said
                     else "no such port yet; waiting for it. Is the board plugged in?"
                 )
+            except ExceptionGroup as group:
+                # A fault of ours costs this port what it was at, and no other anything; but nobody reads what is told, then it ends.
+                if group.subgroup(BrokenPipeError) is not None:
+                    raise
+                traceback.print_exception(group)
+                self._say("a fault of dfuctl's own, its trace is on standard error; starting anew", fault=True)
             await trio.sleep(AGAIN_S)
 
     @contextmanager

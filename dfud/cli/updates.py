@@ -12,7 +12,7 @@ from dfud.cli.jobs import line as line_of
 from dfud.cli.resources import pass_session
 from dfud.cli.show import Table, print_table, say, show_json
 from dfud.cli.state import line
-from dfud.cli.watch import Watch, exit_code, firmware_of, show_result, tell_outcomes
+from dfud.cli.watch import Watch, exit_code, firmware_of, show_result, show_weaker, tell_outcomes
 from dfud.model.text import visible_lines
 
 WATCH_S = 3600.0
@@ -208,6 +208,7 @@ def status(
     for name, firmware in found.items():
         say(f"{name}: {line(firmware)}")
         show_result(firmware)
+        show_weaker(firmware)
 
 
 def _ask(session: Session, what: str, device_name: str, promise: str) -> None:

@@ -177,6 +177,13 @@ def tell_outcomes(session: Session, outcomes: Mapping[str, Judged], found: Mappi
         say(f"{len(outcomes)} devices: {', '.join(f'{count} {what}' for what, count in counts.most_common())}.")
 
 
+def show_weaker(firmware: dict[str, Any]) -> None:
+    """Show what a device lacks that has another bootloader than dfud's."""
+    for condition in firmware.get("conditions", ()):
+        if condition.get("type") == "DfudBootloader":
+            say(f"  not dfud's bootloader: {condition.get('message', '')}")
+
+
 def show_result(firmware: dict[str, Any]) -> None:
     """Show the reason and the traceback of the last deployment, with its version: it may be about another than the target."""
     deployment = firmware.get("deployment") or {}

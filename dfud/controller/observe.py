@@ -96,6 +96,7 @@ def actual_of(app: str, device: str, status: Status, transport: str, now_s: floa
         transport=transport,
         manifest=status.manifest,
         program=_program_of(status.app) if status.app is not None else None,
+        boot=status.boot,
     )
 
 

@@ -261,6 +261,9 @@ class DeviceEndpoint(Endpoint):
             return None
         return None if self.pressure.full else Soon(self._arrivals, request, self.pressure, self._alone)
 
+    def is_full(self) -> bool:
+        return self.pressure.full
+
     async def _alone(self, request: Request) -> Reply:
         with contained("endpoint.post", transport=request.transport, channel=request.channel[:64], peer=request.peer):
             found = await self._post(request)

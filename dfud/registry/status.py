@@ -13,7 +13,7 @@ from dfud.model.kinds import APP, SYSTEM
 from dfud.model.quickest import choice_json
 from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
-from dfud.wire.messages import code_name
+from dfud.wire.messages import Boot, code_name
 from dfud.wire.trust import trust_problem
 
 
@@ -196,9 +196,24 @@ def health_json(h: Health) -> dict[str, Any]:
     return out
 
 
+_WEAKER = {
+    Boot.ONE_TRIAL: "a new firmware has one trial: it is left at the first reset before it is confirmed",
+    Boot.NO_SIGNATURE: "no signature is checked at a start, only by the agent before the switch",
+    Boot.NO_FALLBACK: "the bootloader does not go back by itself: firmware that ends before the agent runs stays",
+}
+
+
+def weaker(boot: int) -> str:
+    """Say what a device lacks that has another bootloader than dfud's (bits of Boot)."""
+    return "; ".join(text for bit, text in _WEAKER.items() if boot & bit) or "what it lacks is not known here"
+
+
 def _of_the_board(actual: Actual) -> list[dict[str, Any]]:
-    """Return the conditions Healthy, where the device counts its crashes, and DuplicateIdentity, where there is a sign of it."""
+    """Return the conditions Healthy, where the device counts its crashes, DuplicateIdentity, where there is a sign of it, and
+    DfudBootloader, where it has another one."""
     out = []
+    if actual.boot:
+        out.append(_condition("DfudBootloader", "False", "OtherBootloader", weaker(actual.boot), actual.seen_s))
     health, twins = actual.health, actual.twins
     if health is not None:
         crashes, starts = health.crashes - health.crashes_before, health.starts - health.starts_before

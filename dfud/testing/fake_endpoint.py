@@ -61,6 +61,7 @@ class FakeEndpoint(Endpoint):
     by identity. answers: what to reply on a channel; without one, channel dfu gets a command `dfu` with the status as its
     body, any other is accepted; a request with a timeout is parked instead, on any channel without an answer.
     quickly: False makes every quick method return None, so that the slow ones are used; they then take a checkpoint.
+    full: what is_full() says.
     failing: what every method raises meanwhile, against the promise of Endpoint: a transport has to stand that, too.
     """
 
@@ -80,6 +81,7 @@ class FakeEndpoint(Endpoint):
         self.answers = dict(answers or {})
         self.quickly = quickly
         self.failing: Exception | None = None
+        self.full = False
         self.requests: deque[Request] = deque(maxlen=kept_max)
         self.fetches: deque[tuple[str, Credentials, str, int, int]] = deque(maxlen=kept_max)
         self.parked: set[FakeWaiting] = set()
@@ -111,6 +113,9 @@ class FakeEndpoint(Endpoint):
             self.parked.add(self.last_waiting)
             return self.last_waiting
         return Reply(Code.COMMAND, "dfu", request.body) if request.channel == "dfu" else Reply(Code.ACCEPTED)
+
+    def is_full(self) -> bool:
+        return self.full
 
     def quick(self, request: Request) -> Reply | Waiting | None:
         return self._take(request) if self.quickly else None

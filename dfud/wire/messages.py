@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any
 
 import msgspec
@@ -132,8 +132,16 @@ class Banks(msgspec.Struct, frozen=True, gc=False):
     manifest: int | None = None
 
 
+class Boot(IntFlag):
+    """What is weaker on a device without dfud's bootloader: the key `boot` of its status."""
+
+    ONE_TRIAL = 1
+    NO_SIGNATURE = 2
+    NO_FALLBACK = 4
+
+
 class Status(msgspec.Struct, frozen=True, gc=False):
-    """app: the banks for app firmware, None: it has none."""
+    """app: the banks for app firmware, None: it has none. boot: bits of Boot; 0: dfud's bootloader."""
 
     version: str
     digest: bytes
@@ -150,6 +158,7 @@ class Status(msgspec.Struct, frozen=True, gc=False):
     starts: Starts | None = None
     manifest: int | None = None
     app: Banks | None = None
+    boot: int = 0
 
     @property
     def of_app(self) -> Status:
@@ -230,6 +239,8 @@ def encode_status(status: Status) -> bytes:
         message[14] = status.manifest
     if status.app is not None:
         message[15] = _banks_message(status.app)
+    if status.boot:
+        message[16] = int(status.boot)
     return encode(message)
 
 
@@ -301,6 +312,7 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
         starts=starts,
         manifest=_uint(m, 14, "manifest", 0, U32_MAX) if 14 in m else None,
         app=_banks(m),
+        boot=_uint(m, 16, "boot", 0, U32_MAX, 0),
     )
 
 

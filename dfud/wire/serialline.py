@@ -50,6 +50,9 @@ class Question(msgspec.Struct, frozen=True):
     piece: int
     room: int
 
+    def __repr__(self) -> str:
+        return f"<{self.what.name} of {self.name}>"  # without the secret, wherever it is printed
+
     @property
     def name(self) -> str:
         """Who asks, without the secret; "" in an enrolment."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
+import subprocess
+import sys
 import tty
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +19,15 @@ import trio
 from click.testing import CliRunner, Result
 
 from dfud.cli import bridge_ports
+from dfud.cli.bridge import bridge
 from dfud.cli.bridge_relay import Relay, judged_server, trust
 from dfud.cli.main import main
 from dfud.wire.serialline import Answer, Question, What, framed
 from dfud.wire.subset import encode
 from tests.e2e.serialline import Bridge
+from tests.real_parts import require
+
+PAGE = (Path(__file__).parents[2] / "docs" / "serial.md").read_text("utf-8")
 
 SECRET = "s3cret-of-the-lamp"
 
@@ -105,16 +113,16 @@ async def test_a_port_that_is_not_there_is_waited_for_and_signals_end_it(
     nursery: trio.Nursery, tmp_path: Path, line: Pty, number: int
 ) -> None:
     port = tmp_path / "ttyUSB0"
-    bridge = Bridge("http://127.0.0.1:1", port)
-    await nursery.start(bridge.run)
-    await bridge.says("no such port yet; waiting for it")
+    running = Bridge("http://127.0.0.1:1", port)
+    await nursery.start(running.run)
+    await running.says("no such port yet; waiting for it")
     port.symlink_to(line.path)
-    await bridge.says("open, 115200 baud")
+    await running.says("open, 115200 baud")
     os.write(line.end, asked())
-    told = await bridge.says("lamp1@lamps: no answer of the server: ")
+    told = await running.says("lamp1@lamps: no answer of the server: ")
     assert "refused" in told.lower() or "failed" in told.lower()
-    assert await bridge.stop(number) == 0
-    assert SECRET not in "\n".join(bridge.lines)
+    assert await running.stop(number) == 0
+    assert SECRET not in "\n".join(running.lines)
 
 
 class NoServer:
@@ -195,6 +203,36 @@ async def test_a_new_question_ends_the_one_before_and_silence_ends_the_last(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_fault_on_one_port_costs_that_one_a_question_and_the_others_nothing(
+    nursery: trio.Nursery, line: Pty, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_ports, "AGAIN_S", 0.05)
+    other = Pty()
+    relay, told = await port_of(other, nursery)
+    broken, heard = await port_of(line, nursery)
+
+    async def fault(question: Question) -> Answer:
+        raise KeyError(question.number)
+
+    works = broken.ask
+    broken.ask = fault  # type: ignore[method-assign]
+    os.write(line.end, asked(number=7))
+    await said(heard, "a fault of dfuctl's own")
+    assert "KeyError: 7" in capsys.readouterr().err
+    broken.ask = works  # type: ignore[method-assign]
+    with trio.fail_after(60):
+        while heard.count("open, 115200 baud") < 2:
+            await trio.sleep(0.02)
+    os.write(line.end, asked(number=8, ask=2))
+    os.write(other.end, asked(number=9))
+    with trio.fail_after(60):
+        while not (broken.asked and relay.asked):
+            await trio.sleep(0.02)
+    assert heard.count("open, 115200 baud") == 2 and told.count("open, 115200 baud") == 1
+    nursery.cancel_scope.cancel()
+    other.close()
+
+
 async def test_prints_between_frames_are_shown_as_lines_and_what_is_hidden_in_them_is_not_obeyed(
     nursery: trio.Nursery, line: Pty
 ) -> None:
@@ -252,3 +290,22 @@ def test_help_teaches() -> None:
     text = run("--help").output
     for word in ("--pin", "--console", "Ctrl-C", "/dev/ttyUSB0", "https://"):
         assert word in text
+
+
+def test_each_command_of_the_page_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server.pem").write_text("")
+    lines = re.findall(r"^(?:ExecStart=\S*/)?dfuctl (?:-o json )?bridge (.*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        given = bridge.make_context("bridge", shlex.split(line)).params
+        assert given["ports"] and given["server"].startswith("http")
+
+
+def test_the_service_of_the_page_is_one(tmp_path: Path) -> None:
+    analyze = require("systemd-analyze")
+    (unit,) = re.findall(r"^```ini\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "dfu-bridge.service").write_text(unit.replace("/usr/local/bin/dfuctl", sys.executable))
+    command = [analyze, "verify", "--man=no", str(tmp_path / "dfu-bridge.service")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "dfu-bridge" not in run.stderr, run.stderr

@@ -152,7 +152,8 @@ async def life(at: Led, rng: random.Random) -> None:
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(200, id="sample"),
+        pytest.param(100, id="sample"),
+        pytest.param(200, id="some", marks=pytest.mark.slow),
         pytest.param(400, id="more", marks=pytest.mark.slow),
         pytest.param(10_000, id="ten thousand", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
     ],

@@ -81,7 +81,7 @@ async def test_nobody_is_told_outside_of_their_own_window(autojump_clock: trio.t
         "windows": [{"from": "22:00", "to": "02:00"}],
         "timeZone": {"label": "tz"},
     }
-    async with led(60) as at:
+    async with led(60, poll_s=900.0) as at:
         plan = read_plan_untrusted(spec)
         await at.create("night", spec)
         await at.until("night", State.FINISHED)
@@ -154,7 +154,7 @@ async def test_a_rollout_that_is_killed_again_and_again_loses_and_doubles_nothin
 
 
 async def test_who_made_it_does_not_approve_it(autojump_clock: trio.testing.MockClock) -> None:
-    async with led(20) as at:
+    async with led(20, poll_s=900.0) as at:
         app = at.world.store.apps_["app"]
         at.world.store.apps_["app"] = App(app.metadata, {**app.spec, "rollouts": {"approval": True}})
         await at.create("r", {"firmware": "1.1", "waves": [{"percent": 50, "approval": True, "silentS": 4000}, {"percent": 100}]})

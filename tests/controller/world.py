@@ -319,6 +319,7 @@ class World:
         self.wall = T0
         self.told: list[DeploymentChanged] = []
         self.bus.subscribe(DeploymentChanged, self.told.append)
+        self._heard: list[tuple[type[Any], Any]] = []
         self.controller = self.restarted()
         self.store.apps_["app"] = App(Metadata("app"), {"signing": {"mode": "optional"}})
         self.store.devices_["app", "dev"] = Device(Metadata("dev", "app", resource_version="1"))
@@ -326,10 +327,14 @@ class World:
             self.store.firmwares_["app", version] = a_firmware(version)
 
     def restarted(self) -> Controller:
-        """As after a restart: nothing is remembered but what is stored."""
+        """As after a restart: nothing is remembered but what is stored, and who has ended hears nothing."""
+        for kind, callback in self._heard:
+            self.bus._callbacks[kind].remove(callback)
+        others = {kind: list(callbacks) for kind, callbacks in self.bus._callbacks.items()}
         self.controller = Controller(
             self.store, self.bus, self.packages, self.policy, lambda: self.wall + trio.current_time()
         )
+        self._heard = [(k, c) for k, callbacks in self.bus._callbacks.items() for c in callbacks if c not in others.get(k, ())]
         return self.controller
 
     def want(self, version: str | None, **more: Any) -> None:

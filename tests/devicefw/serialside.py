@@ -70,6 +70,7 @@ class Wire:
         self._to_device: list[tuple[int, bytes]] = []
         self._answers: list[tuple[int, Question]] = []
         self.printed = b""
+        self.carried = 0  # bytes that went to the device
         self.dead = False
         self.start()
 
@@ -77,6 +78,8 @@ class Wire:
         """Switch the device on, as after a reset."""
         line = types.SimpleNamespace(read=self._read, write=self._write)
         config = {"line": line, "app": "lamps", "device": "lamp1", "secret": "s" * 22, "timeout_s": 60, "piece": self.piece}
+        if self._byte_ms:
+            config["baudrate"] = round(10_000 / self._byte_ms)
         self.transport = self.device.SerialTransport(config)
 
     def _sent(self, data: bytes) -> list[bytes]:
@@ -124,6 +127,7 @@ class Wire:
                 self._to_device.append((now + WIRE_MS, part))
                 continue
             self._free_ms = max(self._free_ms, now)
+            self.carried += len(part)
             for at in range(len(part)):
                 self._free_ms += self._byte_ms
                 self._to_device.append((int(self._free_ms) + 1, part[at : at + 1]))

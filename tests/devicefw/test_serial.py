@@ -213,7 +213,7 @@ def test_the_page_has_the_numbers_of_both_ends(device: Any) -> None:
     assert f"in one frame, {PIECE_MIN} to {PIECE_MAX}. Less" in flat
     assert f"longer than {FRAME_MAX_BYTES} bytes as it stands on the line is none" in flat
     assert device.ROOM >= 2 * device.PIECE + 64 and 2 * (device.CONSOLE_PIECE + 23) + 2 <= 260, "escaped whole, a piece fits"
-    for key in ("line", "piece", "timeout_s"):
+    for key in ("line", "piece", "baudrate", "timeout_s"):
         assert f"| `{key}` |" in PAGE and f'config.get("{key}"' in (SOURCES / "serial.py").read_text()
 
 
@@ -227,6 +227,14 @@ def test_a_megabyte_takes_as_long_as_the_page_says(device: Any) -> None:
     seconds = (device.clock.now_ms - before) / 1000 * 2**20 / (8 * 4096)
     said = re.search(r"A megabyte takes about (\d+) s at 115200 baud", PAGE)
     assert said is not None and abs(seconds - int(said[1])) < 10, seconds
+
+
+@pytest.mark.parametrize("baud", [1200, 9600, 115200, 921600])
+def test_at_no_rate_a_piece_is_asked_for_before_it_can_have_come(device: Any, baud: int) -> None:
+    body = random.Random(1).randbytes(2048)
+    wire = Wire(device, [], lambda question: (200, body), 5, baud=baud, piece=512)
+    assert wire.run(wire.transport.chunk(PACKAGE, 0, bytearray(4200))) == 2048
+    assert wire.carried < 2048 * 1.1 + 4 * 40, "each piece came once"
 
 
 def test_pieces_of_two_answers_make_none(device: Any) -> None:

@@ -10,10 +10,8 @@ from typing import Any
 import trio
 
 from devicefw.sim.board import Board
-from devicefw.sim.cable import Cable
+from devicefw.sim.cable import LINE, Cable
 from tests.e2e.fleet import Fleet
-
-LINE = {"id": 1, "baudrate": 115200, "tx": 4, "rx": 5}
 
 
 class Bridge:

@@ -9,7 +9,7 @@ from tests import warm
 from tests.real_parts import require
 
 
-@pytest.mark.parametrize("transport", ["http", "coap"])
+@pytest.mark.parametrize("transport", ["http", "coap", "serial"])
 async def test_the_demonstration_ends_as_it_promises(transport: str) -> None:
     require("micropython")
     require("riscv-gcc")

@@ -13,6 +13,7 @@ import httpx
 import trio
 
 from dfud.testing.daemon import DaemonProcess
+from dfud.testing.device import HttpDevice
 from tests.endpoint.test_containment import BODIES
 
 REGISTRY = "/api/registry/v1alpha1/apps"
@@ -45,6 +46,37 @@ async def test_no_telemetry_of_one_device_ends_dfud(nursery: trio.Nursery, tmp_p
         assert await publish(daemon, "d@a", secrets["d"], body) == 202
     assert await publish(daemon, "e@a", secrets["e"]) == 202
     assert len([json.loads(line) for line in path.read_bytes().splitlines()]) == len(BODIES) + 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_update_of_a_device_is_one_line_of_the_log_at_the_most(nursery: trio.Nursery, tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path / "dfud")
+    await daemon.init()
+    await nursery.start(daemon.run)
+    names = ["d1", "d2", "d3"]
+    secrets = await prepare(daemon, names)
+    images = {"1.0": b"old" * 1000, "1.1": b"new" * 3000}
+    async with daemon.client() as admin:
+        app = (await admin.get(f"{REGISTRY}/a")).raise_for_status().json()
+        app["spec"] = {**app.get("spec", {}), "signing": {"mode": "optional"}}
+        (await admin.put(f"{REGISTRY}/a", json=app)).raise_for_status()
+        for version, image in images.items():
+            about = {"version": version, "hardware": "esp32c3", "kind": "raw"}
+            (await admin.post("/api/dfu/v1/apps/a/firmware", params=about, content=image)).raise_for_status()
+        for name in names:
+            wanted = {"device": name, "firmware": {"version": "1.1"}}
+            (await admin.post("/api/dfu/v1/apps/a/update", json=wanted)).raise_for_status()
+    before = len(daemon.lines)
+    for name in names:
+        auth = (f"{name}@a", secrets[name])
+        async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=auth, timeout=60) as client:
+            board = HttpDevice(client, images["1.0"], "1.0")
+            with trio.fail_after(60):
+                while board.version != "1.1":
+                    await board.update()
+                    await trio.sleep(0.05)
+    told = [line for line in daemon.lines[before:] if line.get("level") != "debug"]
+    assert len(told) <= len(names), told
     nursery.cancel_scope.cancel()
 
 

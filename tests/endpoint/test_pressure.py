@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -222,6 +223,33 @@ def test_a_fleet_is_back_when_nobody_is_new_or_turned_away_any_longer() -> None:
         told.append(returning.look(10_000 + second, 2500, 101.0 + second))
     assert [t for t in told if t is not None] == [Returned(10_000 + 13, 2500, 4.0)]
     assert returning.over
+
+
+async def test_the_log_says_how_long_it_took(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dfud.endpoint.returning.FEW", 1)
+    monkeypatch.setattr("dfud.endpoint.endpoint.LOOK_S", 0.001)
+    caplog.set_level("INFO", "dfud.endpoint")
+    now_s = [1000.0]
+    world = await start_world(nursery, tmp_path)
+    monkeypatch.setattr(world.endpoint, "_clock", lambda: now_s[0])
+    for number in range(3):
+        world.endpoint._slots.keep(bytes([number]) * 16, "app1", f"d{number}", 0.0)
+    world.endpoint.pressure.turned_away = 7
+
+    def told() -> list[Any]:
+        return [record for record in caplog.records if record.getMessage() == "the fleet is back"]
+
+    with trio.fail_after(60):
+        while not told():
+            now_s[0] += 1.0
+            await trio.sleep(0.002)
+    for _ in range(20):
+        now_s[0] += QUIET_S
+        await trio.sleep(0.002)
+    assert [(record.devices, record.turned_away) for record in told()] == [(3, 7)]
+    nursery.cancel_scope.cancel()
 
 
 def test_of_a_few_devices_and_of_nobody_nothing_is_told() -> None:

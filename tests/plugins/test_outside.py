@@ -17,7 +17,7 @@ from dfud.api import Code, Reply, Transport
 from dfud.testing.daemon import DaemonProcess
 from dfud.testing.device import HttpDevice, SimulatedDevice
 from dfud.testing.transport import AUTHORIZATION, Publish, TransportContainment, TransportPeer
-from dfud.wire.messages import Type
+from dfud.wire.messages import Command, Type
 from tests.plugins.documents import blocks, install, module_of
 
 
@@ -136,10 +136,15 @@ async def test_the_thin_path_over_http_with_a_bad_update_and_a_restart(tmp_path:
         secret = await prepared(daemon)
         async with httpx.AsyncClient(base_url=daemon.urls["http"], auth=("d@a", secret), timeout=60) as client:
             device = HttpDevice(client, OLD, "1.0", payload=4160)
-            with trio.fail_after(120):
-                while (command := await device.poll()) is None or command.type is not Type.UPDATE:
-                    await trio.sleep(0.05)  # its package is being made
-            await device.download(command)
+
+            async def told() -> Command:
+                """Ask until there is an update: its package may be made first."""
+                with trio.fail_after(120):
+                    while (command := await device.poll()) is None or command.type is not Type.UPDATE:
+                        await trio.sleep(0.05)
+                return command
+
+            await device.download(await told())
             last = await device.update(good=False, text="Traceback: boom")
             assert last is not None and last.type is Type.WAIT
             async with daemon.client() as user:
@@ -149,9 +154,7 @@ async def test_the_thin_path_over_http_with_a_bad_update_and_a_restart(tmp_path:
                 again = await device.poll()
                 assert again is not None and again.type is Type.WAIT
                 await user.post(f"{APP}/retry/d")
-            with trio.fail_after(120):
-                while (again := await device.poll()) is None or again.type is not Type.UPDATE:
-                    await trio.sleep(0.05)
+            await told()
             last = await device.update()
             assert last is not None and last.type is Type.SYNC
         nursery.cancel_scope.cancel()

@@ -102,13 +102,14 @@ async def test_a_job_that_is_killed_again_and_again_is_done_whole_and_each_devic
     async def commit(changes: Sequence[Change]) -> None:
         nonlocal commits
         commits += 1
-        if rng.random() < 0.4:
+        # The first ends before it is stored and the second behind that, so that there is one of each whatever is drawn.
+        if commits == 1 or (commits > 2 and rng.random() < 0.4):
             raise _Killed
         await right(changes)
         for change in changes:
             if isinstance(change, SetFirmware):
                 told.update(change.devices)
-        if rng.random() < 0.4:
+        if commits == 2 or rng.random() < 0.4:
             raise _Killed
 
     job = await accept(at)
@@ -121,7 +122,7 @@ async def test_a_job_that_is_killed_again_and_again_is_done_whole_and_each_devic
         job = await at.registry.groups.get("a", job.id)
     assert (job.state, job.changed, job.unchanged) == (JobState.DONE, 30, 0), seed
     assert set(told.values()) == {1} and len(told) == 30, seed
-    assert commits > 8
+    assert commits > 3, seed
 
 
 class _Killed(BaseException):

@@ -122,4 +122,5 @@ def test_the_same_question_again_is_asked_once_and_an_old_answer_goes_nowhere() 
 
 
 def test_a_name_is_shown_without_its_secret() -> None:
-    assert question_untrusted(asked()).name == "lamp1@lamps"
+    found = question_untrusted(asked())
+    assert found.name == "lamp1@lamps" and repr(found) == "<STATUS of lamp1@lamps>"

@@ -67,6 +67,13 @@ class NVS:
 
     def commit(self):
         values = self._load()
+        if len(_count) > 3:
+            # Without dfud's bootloader the records are here: one more operation that a power cut comes before.
+            _count[0] += 1
+            if _count[0] == _count[1]:
+                sys.exit(_POWER_CUT)
+            _at.seek(0)
+            _at.write(b"%12d" % _count[0])
         with open(self._path + ".new", "w") as file:
             json.dump(values, file)
         os.rename(self._path + ".new", self._path)
@@ -82,10 +89,12 @@ class Partition:
     def __init__(self, name):
         found = board()
         if name == Partition.RUNNING or name == Partition.BOOT:
-            name = "ota_%d" % found["slot"]
+            name = "ota_%d" % found["slot"] if found["slot"] >= 0 else "factory"
         for p in found["partitions"]:
             if p[4] == name:
                 self._info = tuple(p) + (False,)
+                return
+        raise OSError(2)
 
     @staticmethod
     def find(type=0, subtype=0xFF, label=None):

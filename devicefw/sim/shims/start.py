@@ -3,9 +3,11 @@
 import json
 import sys
 import time
+from collections import namedtuple
 
 with open(sys.argv[1] + "/board.json") as _file:
-    _files = json.load(_file)["files"]
+    _board = json.load(_file)
+    _files, _chip = _board["files"], _board.get("chip")
 if _files:
     import vfs
 
@@ -19,6 +21,31 @@ import chip  # noqa: E402
 
 # `machine` is built into this port; the board's own goes before it.
 sys.modules["machine"] = chip
+if _chip:
+    # There is otadata, and who looks after it; and a commit to NVS counts as an operation of the flash.
+    import othernative
+
+    esp32.Partition = othernative.Partition
+    esp32._count.append(True)
+    chip.WDT, chip.mem32 = othernative.WDT, othernative.Memory()
+if _board.get("uart"):
+    from uart import UART
+
+    chip.UART = UART
+if _chip:
+
+    class _Sys:
+        # This port's sys, but that it is another chip's.
+        def __init__(self, real):
+            self._real = real
+            Implementation = namedtuple("implementation", ("name", "version", "_machine", "_mpy"))
+            found = real.implementation
+            self.implementation = Implementation(found.name, found.version, _chip, found._mpy)
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
+
+    sys.modules["sys"] = _Sys(sys)
 with open(sys.argv[1] + "/program.py") as _file:
     _program = _file.read()
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from dfud_coap.message import Code, Message, MessageError, Option, decode_tail_untrusted
-from dfud_coap.translate import Answer
+from dfud_coap.translate import Answer, Fetching
 
 KEY_BYTES = 16
 IV_BYTES = 13
@@ -47,23 +47,26 @@ class Header(msgspec.Struct, frozen=True):
     identity: str
 
 
+def _bad_option() -> OscoreError:
+    return OscoreError(Code.BAD_OPTION, "OSCORE option, expected Partial IV, kid context and kid")
+
+
 def read_option_untrusted(value: bytes) -> Header:
     """Read the OSCORE option of a request (RFC 8613, 6.1); raises OscoreError."""
-    bad = OscoreError(Code.BAD_OPTION, "OSCORE option, expected Partial IV, kid context and kid")
     if not value or value[0] & 0xE0 or not value[0] & 0x08 or not value[0] & 0x10:
-        raise bad
+        raise _bad_option()
     size = value[0] & 7
     if not 1 <= size <= 5 or len(value) < 1 + size + 1:
-        raise bad
+        raise _bad_option()
     partial_iv = value[1 : 1 + size]
     length = value[1 + size]
     id_context = value[2 + size : 2 + size + length]
     if len(id_context) != length or value[2 + size + length :] != DEVICE_ID or length <= NONCE_BYTES:
-        raise bad
+        raise _bad_option()
     try:
         return Header(partial_iv, id_context, id_context[NONCE_BYTES:].decode())
     except UnicodeDecodeError:
-        raise bad from None
+        raise _bad_option() from None
 
 
 def _head(major: int, size: int) -> bytes:
@@ -94,6 +97,10 @@ def aad_of(identity: bytes, partial_iv: bytes) -> bytes:
     """Return what is authenticated with a message (RFC 8613, 5.4): identity and partial_iv are the request's."""
     external = b"\x85\x01" + b"\x81" + _head(0, AES_CCM_16_64_128) + _bytes(identity) + _bytes(partial_iv) + b"\x40"
     return b"\x83\x68Encrypt0\x40" + _bytes(external)
+
+
+# What is authenticated with a request of a device, but for its Partial IV, which may have so many bytes, and the byte behind that.
+_AADS = tuple(aad_of(DEVICE_ID, bytes(size))[: -size - 1] for size in range(1, 6))
 
 
 class RequestIds:
@@ -136,18 +143,32 @@ class Window:
         self.first, self.seen = number, 1
 
 
+def read_inner_untrusted(plain: bytes, observe: bool) -> Message:
+    """Read an inner request. observe: whether Observe stands outside, too; what stands inside alone counts for nothing."""
+    try:
+        options, body = decode_tail_untrusted(plain, 1)
+    except MessageError as error:
+        raise OscoreError(Code.BAD_REQUEST, str(error)) from None
+    if not observe:
+        options = [o for o in options if o[0] != Option.OBSERVE]
+    return Message(0, plain[0], 0, b"", options, body)
+
+
 class Context:
     """One boot of one device. `since_s`: when the Echo that proved it was made. `forgotten`: another one may take its place,
     so it must not use numbers of its own any more. `sequence`: the next number of its own; `step`: from there to the one after it.
 
-    `lent`: another process takes its requests now; this one answers what it has taken, and notifies. `epoch`, `sure`: Ownership's."""
+    `lent`: another process takes its requests now; this one answers what it has taken, and notifies. `epoch`, `sure`: Ownership's.
+    `fetching`: the chunk that its device is fetching."""
 
     __slots__ = (
-        "_common_iv",
+        "_device_nonce",
         "_recipient",
         "_sender",
+        "_server_nonce",
         "_window",
         "epoch",
+        "fetching",
         "forgotten",
         "id_context",
         "identity",
@@ -171,7 +192,11 @@ class Context:
         self.epoch = 0
         self.sure = 0
         self._window = Window()
-        self._common_iv = derive(key, b"", header.id_context, "IV", IV_BYTES)
+        self.fetching: Fetching | None = None
+        common_iv = derive(key, b"", header.id_context, "IV", IV_BYTES)
+        # A Partial IV stands at the end of a nonce, so the number is what is left to be put over these.
+        self._device_nonce = int.from_bytes(nonce_of(common_iv, DEVICE_ID, b"\0"), "big")
+        self._server_nonce = int.from_bytes(nonce_of(common_iv, SERVER_ID, b"\0"), "big")
         self._sender = AESCCM(derive(key, SERVER_ID, header.id_context, "Key", KEY_BYTES), TAG_BYTES)
         self._recipient = AESCCM(derive(key, DEVICE_ID, header.id_context, "Key", KEY_BYTES), TAG_BYTES)
 
@@ -179,28 +204,26 @@ class Context:
         self, code: int, option: bytes, payload: bytes, observe: bool
     ) -> tuple[Message, RequestIds]:
         """Return the inner request and what answers to it need. Raises OscoreError; the context is then unchanged."""
-        header = read_option_untrusted(option)
+        plain, request = self.decrypt_untrusted(read_option_untrusted(option), code, payload)
+        return read_inner_untrusted(plain, observe), request
+
+    def decrypt_untrusted(self, header: Header, code: int, payload: bytes) -> tuple[bytes, RequestIds]:
+        """Return the inner request as bytes, which has not come before, and what answers to it need. Raises OscoreError."""
         if header.id_context != self.id_context:
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
-        number = int.from_bytes(header.partial_iv, "big")
+        partial_iv = header.partial_iv
+        number = int.from_bytes(partial_iv, "big")
         if not self._window.is_new(number):
             raise OscoreError(Code.UNAUTHORIZED, "Replay detected")
-        aad = aad_of(DEVICE_ID, header.partial_iv)
+        aad = b"%b%b\x40" % (_AADS[len(partial_iv) - 1], partial_iv)
         try:
-            plain = self._recipient.decrypt(nonce_of(self._common_iv, DEVICE_ID, header.partial_iv), payload, aad)
+            plain = self._recipient.decrypt((self._device_nonce ^ number).to_bytes(IV_BYTES, "big"), payload, aad)
         except (InvalidTag, ValueError):
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found") from None
         if not plain:
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
         self._window.strike_out(number)
-        try:
-            options, body = decode_tail_untrusted(plain, 1)
-        except MessageError as error:
-            raise OscoreError(Code.BAD_REQUEST, str(error)) from None
-        if not observe:
-            options = [o for o in options if o[0] != Option.OBSERVE]
-        request = RequestIds(header.partial_iv, aad, fetch=code == Code.FETCH)
-        return Message(0, plain[0], 0, b"", options, body), request
+        return plain, RequestIds(partial_iv, aad, fetch=code == Code.FETCH)
 
     @property
     def window(self) -> Window:
@@ -220,17 +243,26 @@ class Context:
         if request.can_reuse_nonce:
             request.can_reuse_nonce = False
             value = b""
-            nonce = nonce_of(self._common_iv, DEVICE_ID, request.partial_iv)
+            nonce = (self._device_nonce ^ int.from_bytes(request.partial_iv, "big")).to_bytes(IV_BYTES, "big")
         else:
             number, self.sequence = self.sequence, self.sequence + self.step
             partial_iv = number.to_bytes(5, "big").lstrip(b"\0") or b"\0"
             value = bytes([len(partial_iv)]) + partial_iv
-            nonce = nonce_of(self._common_iv, SERVER_ID, partial_iv)
+            nonce = (self._server_nonce ^ number).to_bytes(IV_BYTES, "big")
         payload = self._sender.encrypt(nonce, bytes([answer.code]) + answer.tail(), request.aad)
         options = [(int(Option.OSCORE), value)]
         if observe is not None:
             options.append((Option.OBSERVE, observe))
         return Answer(int(Code.CONTENT if request.fetch else Code.CHANGED), options, payload)
+
+    def seal(self, plain: bytes, request: RequestIds) -> tuple[int, bytes]:
+        """As protect(), for the first answer to a request: return the outer code, and options and payload as bytes."""
+        if not request.can_reuse_nonce:
+            raise ValueError("a second answer with the nonce of its request")
+        request.can_reuse_nonce = False
+        nonce = (self._device_nonce ^ int.from_bytes(request.partial_iv, "big")).to_bytes(IV_BYTES, "big")
+        code = Code.CONTENT if request.fetch else Code.CHANGED
+        return code, b"\x90\xff" + self._sender.encrypt(nonce, plain, request.aad)  # an empty OSCORE option
 
 
 class Contexts:

@@ -17,6 +17,7 @@ from dfud_coap.oscore import (
     Header,
     OscoreError,
     RequestIds,
+    read_inner_untrusted,
     read_option_untrusted,
 )
 from dfud_coap.ownership import Ownership, Taken
@@ -27,7 +28,10 @@ from dfud_coap.work import Work
 
 
 class Securing:
-    """Takes protection off, and hands what was asked to `act`. wall: a clock in seconds since the epoch that is never set back."""
+    """Takes protection off, and hands what was asked to `act`. wall: a clock in seconds since the epoch that is never set back.
+
+    repeats: takes an inner request that it recognises by its bytes, or returns False; remember: has it recognise the next one.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,8 @@ class Securing:
         work: Work,
         act: Callable[[Exchange, CoapRequest, float], None],
         *,
+        repeats: Callable[[Exchange, Context, bytes, float], bool],
+        remember: Callable[[Context, bytes, CoapRequest], None],
         contexts: int,
         now: Callable[[], float],
         wall: Callable[[], float],
@@ -45,6 +51,8 @@ class Securing:
         self._echo: Echo = answering.echo
         self._work = work
         self._act = act
+        self._repeats = repeats
+        self._remember = remember
         self._now = now
         self.wall = wall
         self.contexts = Contexts(contexts)
@@ -62,9 +70,14 @@ class Securing:
                 and context.key == self._endpoint.key_for_cached("coap", header.identity)
                 and (self.ownership is None or self.ownership.is_sure(context))
             ):
-                self._unprotected(
-                    exchange, context, *context.unprotect_untrusted(exchange.code, value, payload, observe)
-                )
+                plain, request = context.decrypt_untrusted(header, exchange.code, payload)
+                if not observe:
+                    exchange.security = (context, request)
+                    if self._repeats(exchange, context, plain, now_s):
+                        return
+                    exchange.security = None
+                inner = read_inner_untrusted(plain, observe)
+                self._unprotected(exchange, context, inner, request, plain if not observe else b"")
                 return
         except OscoreError as error:
             self._not_secured(exchange, error, now_s)
@@ -163,12 +176,14 @@ class Securing:
         inner, request = context.unprotect_untrusted(exchange.code, value, payload, observe)
         return partial(self._unprotected, exchange, context, inner, request)
 
-    def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any) -> None:
+    def _unprotected(self, exchange: Exchange, context: Context, inner: Any, request: Any, plain: bytes = b"") -> None:
+        """plain: the inner request as it came, if the next one may be recognised by that."""
         now_s = self._now()
         exchange.security = (context, request)
         asked = self.read_request(exchange, inner.code, inner.options, inner.payload, context.identity, now_s)
         if asked is not None:
-            asked.simple = False
+            if plain:
+                self._remember(context, plain, asked)
             self._act(exchange, asked, now_s)
 
     def _not_secured(self, exchange: Exchange, error: OscoreError, now_s: float) -> None:

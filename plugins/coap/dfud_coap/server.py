@@ -16,6 +16,7 @@ from dfud_coap.config import CoapConfig
 from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, decode_tail_untrusted, head, uint
 from dfud_coap.notifying import Notifying
 from dfud_coap.observe import Observers
+from dfud_coap.oscore import Context
 from dfud_coap.peer import Exchange, Peer
 from dfud_coap.securing import Securing
 from dfud_coap.transfers import Transfers
@@ -75,7 +76,15 @@ class Server:
         )
         self.waiting = WaitingRoom(config.waiting, config.waiting_per_address, answering, now=now)
         self.securing = Securing(
-            endpoint, answering, self._work, self._act, contexts=config.contexts, now=now, wall=wall
+            endpoint,
+            answering,
+            self._work,
+            self._act,
+            repeats=self._repeats_inside,
+            remember=self._remember_inside,
+            contexts=config.contexts,
+            now=now,
+            wall=wall,
         )
         self._transfers = Transfers(config, endpoint, answering, self._work, now)
         self._known: Cache[tuple[Hashable, int, bytes], CoapRequest] = Cache(config.requests_known)
@@ -113,15 +122,15 @@ class Server:
 
     # Messages in
 
-    def datagram(self, peer: Peer, data: bytes) -> None:
-        """Take one datagram, whatever is in it."""
+    def datagram(self, peer: Peer, data: bytes, now_s: float | None = None) -> None:
+        """Take one datagram, whatever is in it. now_s: when it came, for one of many; None: now."""
         if len(data) < 4 or data[0] >> 6 != 1:
             return
         kind, code, message_id, at = data[0] >> 4 & 3, data[1], data[2] << 8 | data[3], 4 + (data[0] & 15)
         if kind > NON or not 0 < code < 0x20 or at > 12 or at > len(data):
             self._signal(peer, kind, code, message_id, len(data) == 4)
             return
-        now_s = self._now()
+        now_s = self._now() if now_s is None else now_s
         before = self._duplicates.find(peer.number | message_id, data, now_s)
         if before is not None:
             if before:
@@ -152,13 +161,15 @@ class Server:
     # What nearly all messages are: neither is remembered longer, nor decided otherwise, than on the long way through _act().
 
     def _is_plain_sailing(self, exchange: Exchange, asked: CoapRequest) -> bool:
-        """Whether a request without OSCORE, of bytes that are known, can only be answered with what the endpoint says."""
+        """Whether a request whose bytes are known can only be answered with what the endpoint says."""
         peer = exchange.peer
-        if self._draining or not (asked.credentials.authorization or peer.encrypted):
+        if self._draining:
             return False
-        if self._config.verify_addresses and not peer.encrypted:
-            return False
-        return not (self.observers.observes(peer.key) or self.waiting.waits(peer.key, exchange.token))
+        if exchange.security is None and not peer.encrypted:
+            if not asked.credentials.authorization or self._config.verify_addresses:
+                return False
+        who = exchange.who
+        return not (self.observers.observes(who) or self.waiting.waits(who, exchange.token))
 
     def _repeats(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> bool:
         """Take a publish that was answered before; return whether that is done."""
@@ -166,13 +177,10 @@ class Server:
         if request is None or not self._is_plain_sailing(exchange, asked):
             return False
         found = self._endpoint.quick(request)
-        if found is not asked.reply:
+        if found is asked.reply:
+            self._answer(exchange, asked.answer_code, asked.tail, now_s)
+        else:
             self._ask(exchange, asked, request, found, now_s)
-            return True
-        answer = head(ACK, asked.answer_code, exchange.message_id, exchange.token) + asked.tail
-        exchange.answered = True
-        self._duplicates.add(exchange.place, exchange.data, answer, now_s)
-        exchange.peer.send(answer)
         return True
 
     def _sends_block(self, exchange: Exchange, fetching: Fetching, block: int, now_s: float) -> bool:
@@ -180,16 +188,43 @@ class Server:
         asked = fetching.asked
         if not fetching.front or not self._is_plain_sailing(exchange, asked):
             return False
-        peer = exchange.peer
-        found = self._endpoint.quick_chunks(peer.address, asked.credentials, asked.package, asked.first, asked.last)
+        address = exchange.peer.address
+        found = self._endpoint.quick_chunks(address, asked.credentials, asked.package, asked.first, asked.last)
         if type(found) is not Chunks:
             return False
         tail = fetching.tail(block, self._szx, found.bodies[0])
-        if not tail:
-            return False
+        if tail:
+            self._answer(exchange, Code.CONTENT, tail, now_s)
+        return bool(tail)
+
+    def _answer(self, exchange: Exchange, code: int, tail: bytes, now_s: float) -> None:
+        if exchange.security is not None:
+            context, ids = exchange.security
+            code, tail = context.seal(b"%c%b" % (code, tail), ids)
+        answer = head(ACK, code, exchange.message_id, exchange.token) + tail
         exchange.answered = True
-        peer.send(head(ACK, Code.CONTENT, exchange.message_id, exchange.token) + tail)
-        return True
+        if exchange.code != Code.GET:
+            self._duplicates.add(exchange.place, exchange.data, answer, now_s)
+        exchange.peer.send(answer)
+
+    def _repeats_inside(self, exchange: Exchange, context: Context, plain: bytes, now_s: float) -> bool:
+        """As the short ways, for what came under OSCORE."""
+        if not exchange.confirmable:
+            return False
+        if plain[0] == Code.GET:
+            fetching = context.fetching
+            block = fetching.block_untrusted(plain[1:]) if fetching is not None else -1
+            return fetching is not None and block >= 0 and self._sends_block(exchange, fetching, block, now_s)
+        asked = self._known.get((context.id_context, 0, plain))
+        return asked is not None and asked.reply is not None and self._repeats(exchange, asked, now_s)
+
+    def _remember_inside(self, context: Context, plain: bytes, asked: CoapRequest) -> None:
+        if len(plain) > KNOWN_MAX_BYTES:
+            return
+        if asked.request is None:
+            context.fetching = Fetching.of(asked, plain[1:])
+        elif asked.simple:
+            self._known.put((context.id_context, 0, plain), asked)
 
     def _signal(self, peer: Peer, kind: int, code: int, message_id: int, empty: bool) -> None:
         """An acknowledgement or a reset; a ping, or something that cannot be understood (RFC 7252, 4.2 and 4.3)."""
@@ -296,7 +331,7 @@ class Server:
                 self._finish(exchange, asked, answer_reply(found.expire()), now_s)
             else:
                 self.waiting.park(exchange, asked, found, now_s)
-        elif found is asked.reply:
+        elif found is asked.reply and exchange.security is None:
             self._send(
                 exchange,
                 asked.answer_code,

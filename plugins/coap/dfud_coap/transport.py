@@ -155,6 +155,7 @@ class CoapTransport(Transport):
         receive, datagram = sock.recvfrom, server.datagram
         while True:
             await trio.lowlevel.wait_readable(sock)
+            now_s = trio.current_time()
             for _ in range(AT_ONCE):
                 try:
                     data, address = receive(DATAGRAM_MAX_BYTES + 1)
@@ -170,7 +171,7 @@ class CoapTransport(Transport):
                         number = self._random.getrandbits(16)
                         peer = Peer(address, _plain_address(address[0]), _sender(sock, address), number)
                         peers.put(address, peer)
-                    datagram(peer, data)
+                    datagram(peer, data, now_s)
                 except Exception as error:
                     note("coap.datagram", error, peer=address[0])
 

@@ -26,6 +26,9 @@ from dfud_http.stream import PlainStream, TlsStream, close
 
 BACKLOG = 4096
 ACCEPTED_AT_ONCE = 256
+# While the endpoint turns requests away, those who are connected go before those who would have to be told after a handshake, which
+# costs several times what a report does. All of them have their turn: so much later.
+LATER_S, LOOK_S = 2.0, 0.05
 # accept() fails with these when the process or the machine is out of something: waiting helps, ending would not.
 OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 OUT_OF_PAUSE_S = 0.1
@@ -176,7 +179,7 @@ class HttpTransport(Transport):
         if place.secured:
             nursery.start_soon(self._serve, place, self._connection(place, endpoint))
         else:
-            nursery.start_soon(self._serve_secured, place)
+            nursery.start_soon(self._serve_secured, place, endpoint)
 
     def _connection(self, place: Place, endpoint: Endpoint) -> Connection:
         connection = Connection(place, endpoint, self._config, self._budget)
@@ -199,11 +202,11 @@ class HttpTransport(Transport):
             assert self._lot is not None
             self._lot.park(place, left)
 
-    async def _serve_secured(self, place: Place) -> None:
+    async def _serve_secured(self, place: Place, endpoint: Endpoint) -> None:
         """Shake hands, when it is this peer's turn: something has come from it, so silence costs no turn."""
         try:
             with contained("http.connection", peer=place.peer), contextlib.suppress(trio.TooSlowError, OSError):
-                await self._secure(place)
+                await self._secure(place, endpoint)
         finally:
             if not place.secured:
                 self._closed(place.address)
@@ -212,11 +215,15 @@ class HttpTransport(Transport):
             assert self._lot is not None
             self._lot.park(place, Left(None, keep_alive=True))
 
-    async def _secure(self, place: Place) -> None:
+    async def _secure(self, place: Place, endpoint: Endpoint) -> None:
         assert self._tls is not None
         # A proxy stands for many: each of its connections waits for its own turn.
         key = place.address if place.proxies is None else f"{place.address} {place.sock.fileno()}"
         async with self._handshakes.turn(key):
+            for _ in range(int(LATER_S / LOOK_S)):
+                if not endpoint.is_full():
+                    break
+                await trio.sleep(LOOK_S)
             stream = TlsStream.server(place.sock, self._tls)
             place.sock = stream.socket
             with trio.fail_after(self._config.handshake_s):

@@ -116,7 +116,7 @@ class Connection:
             expected: list[str] = []  # for each answer, which text it has prepared; "": it is a statement's own
             for (query, _), values in zip(statements, encoded, strict=True):
                 name = self._prepared.get(query.text) or made.get(query.text)
-                if name is None and len(self._prepared) + len(made) < PREPARED_MAX:
+                if name is None and not query.by_values and len(self._prepared) + len(made) < PREPARED_MAX:
                     self._names += 1
                     name = made[query.text] = b"d%d" % self._names
                     pg.send_prepare(name, query.sql, query.oids)

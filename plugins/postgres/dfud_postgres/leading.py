@@ -84,17 +84,20 @@ class Leading:
         """Look whether the session still lives, until cancelled. Then all leads end."""
         try:
             while True:
-                await self._watched()
-                if self._leads and trio.current_time() - self._answered_s >= CHECK_S:
+                due_s = self._answered_s + CHECK_S
+                if self._leads and trio.current_time() >= due_s:
                     await self._ask((_ALIVE, ()))
+                await self._watched(due_s if self._leads else trio.current_time() + CHECK_S)
         finally:
             self._lose("the store is closed")
 
-    async def _watched(self) -> None:
-        """Return when it is time to ask again, somebody else wants to, or the session has ended."""
+    async def _watched(self, until_s: float) -> None:
+        """Return at that time, when somebody wants to ask, or the session has ended."""
         async with self._turn:
+            if self._turn.statistics().tasks_waiting:
+                return  # who asks comes first, also who has asked before this began to watch
             connection = self._connection
-            with trio.move_on_at(max(self._answered_s, trio.current_time() - CHECK_S) + CHECK_S) as self._watch:
+            with trio.move_on_at(until_s) as self._watch:
                 if connection is None or connection.broken:
                     await trio.sleep(CHECK_S)
                     return

@@ -1,4 +1,8 @@
-"""What is asked of the database when it is read. Pure."""
+"""What is asked of the database when it is read. Pure.
+
+A selector's terms find few rows of the index of labels, or nearly all: its statements are planned for their values. With one plan for
+all values, a page of 100,000 devices that none had took 270 ms instead of 0.1.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +94,7 @@ def apps(selector: Selector) -> tuple[Query, list[object]]:
     terms = Terms("Tii")
     where = terms.of(selector, "SELECT 1 FROM app_label WHERE app=a.name")
     text = f"SELECT name, body FROM app a WHERE NOT dropped AND NOT name=ANY($1) AND {where} ORDER BY name LIMIT $2 OFFSET $3"  # noqa: S608
-    return Query(text, terms.types), terms.values
+    return Query(text, terms.types, by_values=bool(selector.requirements)), terms.values
 
 
 def devices(columns: str, selector: Selector) -> tuple[Query, list[object]]:
@@ -105,7 +109,7 @@ def devices(columns: str, selector: Selector) -> tuple[Query, list[object]]:
         "ORDER BY d.name LIMIT $4 OFFSET $5"
     )
     text = f"WITH page AS MATERIALIZED ({page}) SELECT {columns} JOIN page g ON g.app=d.app AND g.name=d.name ORDER BY d.name"
-    return Query(text, terms.types), terms.values
+    return Query(text, terms.types, by_values=bool(selector.requirements)), terms.values
 
 
 _OPEN = (
@@ -122,7 +126,8 @@ def count(selector: Selector) -> tuple[Query, list[object]]:
     """Return the query that counts the devices of an app."""
     terms = Terms("t")
     where = terms.of(selector, _OF_DEVICE)
-    return Query(f"SELECT count(*) FROM device d WHERE d.app=$1 AND {SHOWN} AND {where}", terms.types), terms.values  # noqa: S608
+    text = f"SELECT count(*) FROM device d WHERE d.app=$1 AND {SHOWN} AND {where}"  # noqa: S608 - as above
+    return Query(text, terms.types, by_values=bool(selector.requirements)), terms.values
 
 
 # Pruning

@@ -56,11 +56,16 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
 
 
 class Query:
-    """One statement and the types of its parameters: a letter each, t text, i int8, b bytea, f float8, o bool; capital: an array."""
+    """One statement and the types of its parameters: a letter each, t text, i int8, b bytea, f float8, o bool; capital: an array.
 
-    __slots__ = ("_encoders", "formats", "oids", "sql", "text")
+    by_values: how it is done best depends on its values, so it is never prepared: the server plans it for them each time. Of
+    a prepared statement it may decide, after five times, to keep one plan for all values.
+    """
 
-    def __init__(self, text: str, types: str = "") -> None:
+    __slots__ = ("_encoders", "by_values", "formats", "oids", "sql", "text")
+
+    def __init__(self, text: str, types: str = "", *, by_values: bool = False) -> None:
+        self.by_values = by_values
         self.text = text
         self.sql = text.encode()
         self._encoders = [_ENCODERS[c] if c.islower() else _array(c.lower()) for c in types]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from dfud_coap.message import CON, NON, Code, Option, decode_untrusted, encode_tail, head, uint
+from dfud_coap.message import CON, NON, Code, Message, Option, decode_untrusted, encode, encode_tail, head, uint
+from dfud_coap.oscore import DEVICE_ID, SERVER_ID, Context, Header, RequestIds, nonce_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dfud.api import Code as Outcome
 from dfud.api import Reply
+from tests.plugins.coap.oscoredevice import Device, echo_of_inner
 from tests.plugins.coap.test_limits import AUTH
-from tests.plugins.coap.virtual import Virtual
+from tests.plugins.coap.virtual import CHUNK, Virtual
 from tests.plugins.coap.world import PACKAGE
 
 POLL = encode_tail([(11, b"v1"), (11, b"dfu"), AUTH], b"status")
@@ -86,3 +90,70 @@ def test_who_has_to_prove_its_address_has_no_short_way(monkeypatch: pytest.Monke
     for n in range(3):
         assert decode_untrusted(both.take(POLL, n)[0]).code == Code.UNAUTHORIZED
     assert not both.shortened
+
+
+def test_under_oscore_the_same_comes_out_and_nothing_unprotected(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Both(monkeypatch)
+    device = Device()
+
+    def ask(message_id: int, body: bytes = b"status") -> Message:
+        data = device.request(message_id, body=body)
+        (short,), (long,) = both.short.take(data), both.long.take(data)
+        assert short == long
+        assert both.short.take(data) == [short], "a repetition gets what it got"
+        return device.open(short)
+
+    first = device.request(1)
+    (challenge,), (other,) = both.short.take(first), both.long.take(first)
+    assert challenge == other
+    proof = device.request(2, echo_of_inner(device.open(challenge)))
+    assert both.short.take(proof) == both.long.take(proof)
+    for number in range(3, 7):
+        assert ask(number).payload == b"status"
+    assert both.shortened == 3
+    for virtual in (both.short, both.long):
+        virtual.endpoint.answers["dfu"] = Reply(Outcome.COMMAND, "dfu", b"another one")
+    assert ask(7).payload == ask(8).payload == b"another one"
+    for virtual in (both.short, both.long):
+        virtual.endpoint.quickly = False
+    assert ask(9).payload == b"another one"
+    # Somebody waits with this token: the long way, and it is protected although the same was answered before.
+    for virtual in (both.short, both.long):
+        virtual.endpoint.quickly = True
+    before = both.shortened
+    monkeypatch.setattr(both.short.server.waiting, "waits", lambda who, token: True)
+    assert ask(10).payload == b"another one" and both.shortened == before
+
+
+def test_blocks_under_oscore_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Both(monkeypatch)
+    device = Device()
+    first = device.request(1)
+    (challenge,), _ = both.short.take(first), both.long.take(first)
+    proof = device.request(2, echo_of_inner(device.open(challenge)))
+    assert both.short.take(proof) == both.long.take(proof)
+    path = [(11, b"v1"), (11, b"dfu"), (11, PACKAGE.encode()), (11, b"0")]
+    for n in range(8):
+        asked = Message(CON, Code.GET, 10 + n, b"t", [*path, (int(Option.BLOCK2), uint(n << 4 | 2))])
+        data = encode(device.protect_request(asked))
+        (short,), (long,) = both.short.take(data), both.long.take(data)
+        assert short == long
+        found = device.open(short)
+        assert found.payload == CHUNK[64 * n : 64 * n + 64] if 64 * n < len(CHUNK) else found.code == Code.BAD_OPTION
+    assert both.shortened >= 4
+
+
+def test_no_nonce_of_a_request_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(Header(b"\5", b"12345678dev1@app1", "dev1@app1"), bytes(16), 1)
+    request = RequestIds(b"\5", b"aad", fetch=False)
+    context.seal(b"\x45", request)
+    with pytest.raises(ValueError, match="second answer"):
+        context.seal(b"\x45", request)
+
+
+@given(st.binary(min_size=13, max_size=13), st.integers(0, (1 << 40) - 1))
+def test_a_nonce_is_its_base_and_the_number(common_iv: bytes, number: int) -> None:
+    partial_iv = number.to_bytes(5, "big").lstrip(b"\0") or b"\0"
+    for identity in (DEVICE_ID, SERVER_ID):
+        base = int.from_bytes(nonce_of(common_iv, identity, b"\0"), "big")
+        assert (base ^ number).to_bytes(13, "big") == nonce_of(common_iv, identity, partial_iv)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from dfud_http.budget import FREE_BYTES, Budget
 from dfud_http.config import HttpConfig
 from dfud_http.lot import RECEIVE_BYTES
@@ -203,17 +204,76 @@ async def test_strangers_who_stall_in_their_handshake_keep_nobody_at_another_add
     await wait_for(lambda: transport._open == 0 and transport._handshakes.waiting == 0)
 
 
-async def test_a_handshakes_time_begins_with_its_turn(nursery: trio.Nursery, tmp_path: Path) -> None:
+async def test_a_handshakes_time_begins_with_its_turn(
+    nursery: trio.Nursery, tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    """The clock stands still but for the turns of those who stall: how long an honest handshake takes here does not count."""
     make_certificate(tmp_path, "server")
     make_certificate(tmp_path, "client")
-    transport, _, port = await start(nursery, tmp_path, handshakes=1, handshake_s=0.2)
+    transport, _, port = await start(nursery, tmp_path, handshakes=1, handshake_s=10)
     stalled = [await connect(port, "127.0.0.1") for _ in range(5)]
     for stream in stalled:
         await stream.send_all(b"\x16\x03\x01\x02\x00\x01")
-    await wait_for(lambda: transport._handshakes.waiting == 4)
-    assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200"), "five turns of others later"
+    told = []
+
+    async def honest() -> None:
+        told.append(await ask(port, tmp_path))
+
+    async def until_waiting(count: int) -> None:
+        while transport._handshakes.waiting != count:
+            await trio.testing.wait_all_tasks_blocked(0.005)
+
+    await until_waiting(4)
+    nursery.start_soon(honest)
+    await until_waiting(5)
+    for left in (4, 3, 2, 1, 0):
+        mock_clock.jump(10)
+        await until_waiting(left)
+    while not told:
+        await trio.testing.wait_all_tasks_blocked(0.005)
+    assert told[0].startswith(b"HTTP/1.1 200"), "five turns of others later"
     for stream in stalled:
         await stream.aclose()
+
+
+async def test_while_the_endpoint_is_full_handshakes_wait_and_who_is_connected_does_not(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "client")
+    monkeypatch.setattr("dfud_http.transport.LATER_S", 3600.0)
+    transport, endpoint, port = await start(nursery, tmp_path)
+    context = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
+    context.check_hostname = False
+    stream = trio.SSLStream(await connect(port, "127.0.0.1"), context, server_hostname="localhost")
+    await stream.do_handshake()
+    endpoint.full = True
+    answers: list[bytes] = []
+
+    async def another() -> None:
+        answers.append(await ask(port, tmp_path))
+
+    nursery.start_soon(another)
+    await wait_for(lambda: transport._handshakes.taken == 1)
+    for _ in range(3):
+        await stream.send_all(post(close=False))
+        assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 200")
+    assert not answers, "its handshake waits"
+    endpoint.full = False
+    await wait_for(lambda: answers)
+    assert answers[0].startswith(b"HTTP/1.1 200")
+    await stream.transport_stream.aclose()
+
+
+async def test_a_handshake_waits_for_its_turn_not_for_ever(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificate(tmp_path, "server")
+    make_certificate(tmp_path, "client")
+    monkeypatch.setattr("dfud_http.transport.LATER_S", 0.1)
+    _, endpoint, port = await start(nursery, tmp_path)
+    endpoint.full = True
+    assert (await ask(port, tmp_path)).startswith(b"HTTP/1.1 200")
 
 
 async def test_an_exception_costs_its_request_and_the_connection_goes_on(nursery: trio.Nursery) -> None:
