@@ -23,7 +23,7 @@ AT_FIRST = 256
 AT_LEAST = 128  # they share a commit: fewer would cost more each
 EVERY_S = 0.02
 GROWS, SHRINKS = 1.25, 0.5  # at a measurement
-RATE_AT_FIRST = 500.0  # a second, until it was measured
+RATE_AT_FIRST = 2000.0  # a second, until it was measured: after a start, when most come at once
 RATE_OVER_S = 0.5
 # Those who come back meet others, so that more are turned away again than need be: by how much Retry-After grows in a second in which
 # somebody always waited, and shrinks in one in which nobody did for a moment.

@@ -284,8 +284,8 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc
 
     manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
     tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
-    measured: what its transfers have shown of its link and its decoder.
     boot: what is weaker than with dfud's bootloader (dfud.wire.messages.Boot).
+    measured: what its transfers have shown of its link and its decoder.
     """
 
     app: str
@@ -310,8 +310,8 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc
     manifest: int | None = None
     tally: tuple[str, ...] = ()
     program: Program | None = None
-    measured: Measured | None = None
     boot: int = 0
+    measured: Measured | None = None
 
     def of(self, kind: Kind) -> Actual | None:
         """Return the same with the numbers of a kind in place of the system's, or None: it has no banks for app firmware."""
