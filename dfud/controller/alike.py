@@ -76,13 +76,17 @@ class Alike:
         self._said[key] = (status, actual)  # with the status: else another one could get its identity
         return actual
 
-    def key(self, hold: Hold, status: Status, desired: Desired, target: Firmware | None, twins: bool) -> Key | None:
+    def key(
+        self, hold: Hold, status: Status, transport: str, desired: Desired, target: Firmware | None, twins: bool
+    ) -> Key | None:
         """Return what the outcome depends on; None: it is looked at by itself. What is named by identity is kept with the outcome."""
         if status.result is not None or status.progress is not None:
             return None
         before = hold.known.deployment
         if before is not None and (not before.final or before.other is not None):
             return None
+        if "link" in hold.known.device.spec:
+            return None  # of which package it gets its own link decides
         asked: tuple[tuple[str, str], ...] = ()
         if target is not None and status.attributes and (target.more or target.attributes):
             asked = tuple(sorted(status.attributes.items()))
@@ -105,6 +109,9 @@ class Alike:
             id(desired),
             id(target),
             twins,
+            # What is known of how it fetches and decodes, by which its package is chosen.
+            transport,
+            hold.known.actual.measured if hold.known.actual is not None else None,
             _nameless(before) if before is not None else None,
         )
 
@@ -152,4 +159,6 @@ def takes_place(known: Deployment | None, began: Deployment) -> bool:
 
 def _nameless(deployment: Deployment) -> Deployment:
     """Return a deployment that is over without what nothing is decided by: two of the same kind are equal then."""
-    return msgspec.structs.replace(deployment, id="", device="", number=0, created_s=0.0, updated_s=0.0, moved_s=0.0)
+    return msgspec.structs.replace(
+        deployment, id="", device="", number=0, created_s=0.0, updated_s=0.0, moved_s=0.0, choice=None
+    )

@@ -74,6 +74,15 @@ class ControllerConfig(msgspec.Struct, frozen=True):
             description="entries of history that one device may cause in an hour; beyond them it is told to wait", ge=20
         ),
     ] = 600
+    link_bytes_per_second: Annotated[
+        int,
+        Meta(
+            description="rate of a device's link until a transfer has shown it; of which package is sent it decides",
+            ge=100,
+            le=10_000_000,
+            extra={"unit": "bytes/s"},
+        ),
+    ] = 20_000
     workers: Annotated[
         int, Meta(description="processes that prepare packages; 0: one less than cores", ge=0, le=256)
     ] = 0

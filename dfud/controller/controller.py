@@ -49,6 +49,7 @@ from dfud.controller.keeping import Keeper, Kept, Look, taken
 from dfud.controller.memory import Hold, Memory, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
+from dfud.controller.paces import Paces
 from dfud.controller.packages import Packages
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
@@ -96,6 +97,7 @@ class Controller:
         self._jobs = Jobs()
         self._deciding = Deciding(self.rollouts, config)
         self._images = Images(store, config.cache_firmwares)
+        self.paces = Paces(config.link_bytes_per_second)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
         self.take = Together(store, self._memory, self._keeper, self._look, now).take
@@ -195,8 +197,9 @@ class Controller:
         actual = hold.known.actual if again and hold.known.actual is not None else said
         if not again:
             actual = self._keeper.observed(hold, said, status, now_s)
+            actual = self.paces.shown(actual, hold.known.actual, status, hold.known.deployment)
         twins = are_twins(actual.twins, now_s)
-        key = alike.key(hold, status, desired, target, twins) if alike is not None else None
+        key = alike.key(hold, status, transport, desired, target, twins) if alike is not None else None
         found = alike.find(key) if alike is not None and key is not None else None
         if found is not None and found.place and self._deciding.place(hold, found.place, now_s) is not None:
             found = key = None  # its turn comes later: that is another decision
@@ -205,7 +208,7 @@ class Controller:
         else:
             asked = desired, target
             verdict, order, package, command = await self._decided(
-                hold, status, desired, target, now_s, made, said, again=again, twins=twins
+                hold, status, desired, target, now_s, made, said, actual, again=again, twins=twins
             )
             if alike is not None and key is not None:
                 alike.keep(key, hold, verdict, command, asked=asked, order=order, package=package)
@@ -224,6 +227,7 @@ class Controller:
         now_s: float,
         made: Made,
         said: Actual,
+        actual: Actual,
         *,
         again: bool,
         twins: bool,
@@ -239,9 +243,11 @@ class Controller:
         if verdict.action is Action.SEND:
             assert verdict.deployment is not None and target is not None
             seen = status.of_app if target.of_kind == APP else status
-            order = order_of(seen, verdict.deployment, target, await self._base(seen, app))
+            pace = self.paces.of(actual, hold.known.device.spec, (await self._memory.app(app)).spec)
+            order = order_of(seen, verdict.deployment, target, await self._base(seen, app), pace)
             found = made[1] if made is not None and made[0] == order else self._packages.ready(order)
-            package = taken(verdict, order, found, self._config, now_s)
+            choice = self._packages.choice(order, found) if isinstance(found, PackageFile) else None
+            package = taken(verdict, order, found, self._config, now_s, choice)
         return verdict, order, package, command_of(verdict, target, desired, package)
 
     async def _named(self, app: str, status: Status) -> Status:

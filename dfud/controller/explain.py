@@ -15,6 +15,7 @@ from dfud.controller.refusals import Refused
 from dfud.controller.turn import TODO, Turn
 from dfud.model.deployment import Program
 from dfud.model.kinds import SYSTEM
+from dfud.model.quickest import choice_json, sentence_of
 from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import NO_DIGEST, Banks, Code, Defer, Phase, Progress, Status
@@ -89,7 +90,8 @@ def explain(
     if program is not None:
         values["app"] = program.version
     runs = f"It runs {actual.version}{stranger}{app}, as it said at {time_of(actual.seen_s)}."
-    said = [sentence, *_step(verdict.deployment, desired, target, values), runs, *said]
+    step = _step(verdict.deployment, desired, target, values)
+    said = [sentence, *step, *_package(verdict.deployment, target, values), runs, *said]
     seen = actual.of(target.of_kind) if target is not None else None
     said += _renewal(seen, target) if seen is not None else []
     silent_s = now_s - actual.seen_s
@@ -187,6 +189,17 @@ def _step(
     return [
         f"That is step {route.step} of {route.steps}: {deployment.version}; {desired.version} cannot follow directly."
     ]
+
+
+def _package(deployment: Deployment | None, target: Firmware | None, values: dict[str, Any]) -> list[str]:
+    """Say why it is sent the package that it is, where there was a choice."""
+    choice = deployment.choice if deployment is not None and not deployment.final else None
+    if choice is None or deployment is None or choice.package != deployment.package or target is None:
+        return []
+    if deployment.sha256 != target.sha256 or choice.why == "only":
+        return []
+    values["package"] = choice_json(choice)
+    return [sentence_of(choice)]
 
 
 def status_of_actual(actual: Actual, deployment: Deployment | None, target: Firmware | None, now_s: float) -> Status:

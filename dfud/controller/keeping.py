@@ -35,6 +35,7 @@ from dfud.controller.outbox import Outbox
 from dfud.controller.packages import Busy
 from dfud.controller.rollouts import Rollouts
 from dfud.controller.sending import Order, sent
+from dfud.model.quickest import Choice
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Outcome, Status
 
@@ -199,11 +200,17 @@ def _same(one: Actual, other: Actual) -> bool:
 
 
 def taken(
-    verdict: Verdict, order: Order, found: PackageFile | StoreError | None, policy: ControllerConfig, now_s: float
+    verdict: Verdict,
+    order: Order,
+    found: PackageFile | StoreError | None,
+    policy: ControllerConfig,
+    now_s: float,
+    choice: Choice | None = None,
 ) -> PackageFile | None:
-    """Return the package to send and note that it goes out, or have the device wait. found: it, or why there is none yet."""
+    """Return the package to send and note that it goes out, or have the device wait. found: it, or why there is none yet; choice: why
+    it is this one."""
     if isinstance(found, PackageFile):
-        sent(verdict, order.target, found, policy, now_s)
+        sent(verdict, order.target, found, policy, now_s, choice)
         return found
     verdict.action, verdict.reason = Action.WAIT, "its package is being made"
     if isinstance(found, StoreError) and not isinstance(found, Busy):

@@ -1,8 +1,9 @@
 """Packages: made once in a worker process, kept on disk by name, handed out from memory.
 
-A package is a pure function of (image, base, kinds, payload, dfud's encoder), so the directory is a cache: it may be emptied
-at any time, and what is torn there is made anew. Where the store has a place that several processes share, a package is made once for
-all of them, and the directory is this machine's copy of what it needs (shared_packages.py).
+What is made is a pure function of (image, base, kinds, payload, dfud's encoder): one package or several, of which each device gets
+the one that is best for it (dfud.model.quickest). So the directory is a cache: it may be emptied at any time, and what is torn there
+is made anew. Where the store has a place that several processes share, packages are made once for all of them, and the directory is
+this machine's copy of what it needs (shared_packages.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from dfud.controller.budget import Budget
 from dfud.controller.fair import FairLimiter
 from dfud.controller.sending import Order
 from dfud.controller.shared_packages import Record, SharedPackages
+from dfud.model.quickest import Candidate, Choice, choose
 from dfud.package.file import ENCODER, PackageFile, read_package_untrusted
+from dfud.package.made import read_made_untrusted, write_made
 from dfud.package.worker import DAMAGED
 
 LEFT_S = 3600.0  # nothing takes so long to be written
@@ -79,7 +82,7 @@ class Packages:
         self._memory: OrderedDict[str, PackageFile] = OrderedDict()
         self._touched: dict[str, float] = {}
         self._used = 0
-        self._names: Cache[str, str] = Cache(known_max)
+        self._names: Cache[str, tuple[Candidate, ...]] = Cache(known_max)
         self.budget = Budget(per_hour, devices_max, "packages_per_hour")
         self._making: dict[str, Making] = {}
         self._nursery: trio.Nursery | None = None
@@ -121,7 +124,10 @@ class Packages:
 
         def write() -> None:
             self._path.mkdir(parents=True, exist_ok=True)
-            for name, content in ((f"{record.package}.dfup", data), (f"{record.key}.key", record.package.encode())):
+            files = [(f"{record.package}.dfup", data)]
+            if record.made:
+                files.append((f"{record.key}.key", write_made([part.candidate for part in record.made])))
+            for name, content in files:
                 temporary = self._path / f".new-{os.getpid()}-{name}"
                 temporary.write_bytes(content)
                 temporary.rename(self._path / name)
@@ -177,16 +183,26 @@ class Packages:
 
     def ready(self, order: Order) -> PackageFile | None:
         """Return the package of an order if it is in memory. Never blocks."""
-        name = order.held if order.held in self._memory else self._names.get(self.key(order))
+        name = order.held if order.held in self._memory else self._chosen(order)
         found = self.memory(name) if name else None
         if found is not None and found.sha256.hex() == order.target.sha256:
             self._touch(found.id.hex())
             return found
         return None
 
+    def _chosen(self, order: Order) -> str | None:
+        made = self._names.get(self.key(order))
+        return choose(made, order.pace).package if made is not None else None
+
+    def choice(self, order: Order, package: PackageFile) -> Choice | None:
+        """Return why this package is the one of an order, None if that is not known: it was chosen some other time."""
+        made = self._names.get(self.key(order))
+        found = choose(made, order.pace) if made is not None else None
+        return found if found is not None and found.package == package.id.hex() else None
+
     async def find(self, order: Order) -> PackageFile | None:
         """Return the package of an order if it is made, from memory or from disk."""
-        return self.ready(order) or await self._kept(self.key(order))
+        return self.ready(order) or await self._kept(order)
 
     async def get(self, order: Order, device: tuple[str, str]) -> PackageFile:
         """Return the package of an order for (app, device); make it if need be.
@@ -205,7 +221,7 @@ class Packages:
             if found is not None and found.sha256.hex() == order.target.sha256:
                 return found
         key = self.key(order)
-        if (found := await self._kept(key)) is not None:
+        if (found := await self._kept(order)) is not None:
             return found
         making = self._making.get(key)
         if making is None:
@@ -242,7 +258,7 @@ class Packages:
         await making.done.wait()
         if making.error is not None:
             raise making.error
-        found = await self._kept(self.key(order))
+        found = await self._kept(order)
         if found is None:
             raise StoreError("the package was made, but cannot be read back", retryable=True)
         return found
@@ -263,22 +279,28 @@ class Packages:
             del self._making[key]
             making.done.set()
 
-    async def _kept(self, key: str) -> PackageFile | None:
-        name = self._names.get(key)
-        if name is None:
-            path = self._path / f"{key}.key"
-            try:
-                name = (await trio.to_thread.run_sync(path.read_text)).strip()
-            except (OSError, UnicodeDecodeError):
-                record = await self.shared.by_key(key) if self.shared is not None else None
-                if record is None:
-                    return None
-                name = record.package
+    async def _kept(self, order: Order) -> PackageFile | None:
+        key = self.key(order)
+        made = self._names.get(key) or await self._made(key)
+        if made is None:
+            record = await self.shared.by_key(key) if self.shared is not None else None
+            if record is None:
+                return None
+            made = tuple(part.candidate for part in record.parts)
+        name = choose(made, order.pace).package
         found = await self.load(name)
         if found is not None:
-            self._names.put(key, name)
+            self._names.put(key, made)
             self._touch(name)
         return found
+
+    async def _made(self, key: str) -> tuple[Candidate, ...] | None:
+        """Return what this machine has made of a key."""
+        try:
+            text = await trio.to_thread.run_sync((self._path / f"{key}.key").read_text)
+            return read_made_untrusted(text)
+        except (OSError, UnicodeDecodeError, PeerError):
+            return None
 
     async def _make(self, key: str, order: Order) -> None:
         if self.shared is None:
@@ -286,10 +308,11 @@ class Packages:
             return
         made = False
         async with self.shared.making(key):
-            if await self._kept(key) is None:  # else another process has made it while this one waited
+            if await self._kept(order) is None:  # else another process has made it while this one waited
                 await self._work(key, order)
-                name = (await trio.to_thread.run_sync((self._path / f"{key}.key").read_text)).strip()
-                await self.shared.publish(key, name, self._path / f"{name}.dfup")
+                if (found := await self._made(key)) is None:
+                    raise StoreError("the package was made, but cannot be read back", retryable=True)
+                await self.shared.publish(key, found, self._path)
             made = True
         if not made:
             raise StoreError("another process makes packages now", retryable=True)
@@ -344,9 +367,9 @@ class Packages:
         held = {path.stem for path in self._path.glob("*.dfup")}
         for path in self._path.glob("*.key"):
             try:
-                if path.read_text().strip() not in held:
+                if not any(one.package in held for one in read_made_untrusted(path.read_text())):
                     path.unlink(missing_ok=True)
-            except (OSError, UnicodeDecodeError):
+            except (OSError, UnicodeDecodeError, PeerError):
                 path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:

@@ -12,6 +12,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.controller.decide import FULL_AFTER, Action, Verdict, entry_of
 from dfud.controller.hear import wait_s
 from dfud.model.deployment import Event
+from dfud.model.quickest import ASSUMED, Choice, Pace
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Kind, Status, Type
 
@@ -24,16 +25,22 @@ REPEATS_QUICK = 20  # commands without a sign that one arrived, before the devic
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A package that is to be made or found: what it is made of. held: the one that the device is fetching already, or ""."""
+    """A package that is to be made or found: what it is made of. held: the one that the device is fetching already, or "".
+
+    pace: how the device fetches and decodes. It chooses among what was made, and has no part in what is made.
+    """
 
     target: Firmware
     base: Firmware | None
     kinds: int
     payload: int
     held: str = ""
+    pace: Pace = ASSUMED
 
 
-def order_of(status: Status, deployment: Deployment, target: Firmware, base: Firmware | None) -> Order:
+def order_of(
+    status: Status, deployment: Deployment, target: Firmware, base: Firmware | None, pace: Pace = ASSUMED
+) -> Order:
     """Return the package for a device; one that has begun goes on with its own."""
     kinds = status.kinds & KINDS
     if deployment.attempts and deployment.code in FULL_AFTER:
@@ -45,11 +52,21 @@ def order_of(status: Status, deployment: Deployment, target: Firmware, base: Fir
     progress = status.progress
     held = deployment.package if progress is not None and progress.package.hex() == deployment.package else ""
     payload = PAYLOADS[max(0, bisect_right(PAYLOADS, status.payload) - 1)]
-    return Order(target, base, kinds, payload, held)
+    return Order(target, base, kinds, payload, held, pace)
 
 
-def sent(verdict: Verdict, target: Firmware, package: PackageFile, policy: ControllerConfig, now_s: float) -> None:
-    """Note in `verdict` that the command with this package goes out. One that nothing comes of goes out less and less often."""
+def sent(
+    verdict: Verdict,
+    target: Firmware,
+    package: PackageFile,
+    policy: ControllerConfig,
+    now_s: float,
+    choice: Choice | None = None,
+) -> None:
+    """Note in `verdict` that the command with this package goes out. One that nothing comes of goes out less and less often.
+
+    choice: why this one, None: nobody has chosen it now.
+    """
     before = verdict.deployment
     assert before is not None
     name = package.id.hex()
@@ -68,6 +85,7 @@ def sent(verdict: Verdict, target: Firmware, package: PackageFile, policy: Contr
         not_before_s=later_s,
         problem="",
         manifest=hashlib.sha256(target.manifest).hexdigest(),
+        choice=before.choice if before.package == name else choice,
     )
     if before.state is State.WRITTEN and before.package == name:
         after = msgspec.structs.replace(after, state=State.WRITTEN)

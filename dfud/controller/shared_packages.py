@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from dfud.api import BlobPlace, DeleteDocument, NotFoundError, PutDocument, Store, contained, read_record
+from dfud.model.quickest import Candidate
 
 COLLECTION = "packages"  # k/<key> and p/<package> -> Record
 LEADS = 64  # so many packages are made at one time at most, by all processes
@@ -24,14 +25,35 @@ TRIM_S = 600.0
 PAGE = 1000
 
 
-class Record(msgspec.Struct, frozen=True, rename="camel"):
-    """package: its name; sha256, size_bytes: of the file; used_s: when it was asked for last, roughly; key: what it was made of."""
+class Part(msgspec.Struct, frozen=True, rename="camel"):
+    """One of the packages that were made of a key: its file, and what is chosen by."""
+
+    candidate: Candidate
+    sha256: str
+    size_bytes: int
+
+
+class Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """package: its name; sha256, size_bytes: of the file; used_s: when it was asked for last, roughly; key: what it was made of.
+
+    made: under the key, all that was made of it, the smallest first, of which this is the record; empty: it is the only one.
+    """
 
     package: str
     sha256: str
     size_bytes: int
     used_s: float
     key: str
+    made: tuple[Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.made or (Part(Candidate(self.package, 0, 0), self.sha256, self.size_bytes),)
+
+    def of(self, package: str) -> Record:
+        """Return the same for another one of what was made."""
+        part = next(part for part in self.parts if part.candidate.package == package)
+        return msgspec.structs.replace(self, package=package, sha256=part.sha256, size_bytes=part.size_bytes)
 
 
 class SharedPackages:
@@ -72,23 +94,28 @@ class SharedPackages:
         async with self._store.lead(f"packages.{int(key[:8], 16) % LEADS}"):
             yield
 
-    async def publish(self, key: str, package: str, path: Path) -> None:
-        """Give a package that is made to all. Raises StoreError."""
+    async def publish(self, key: str, made: Sequence[Candidate], directory: Path) -> None:
+        """Give what was made of a key, and is in a directory, to all. Raises StoreError."""
 
-        def digest() -> tuple[str, int]:
+        def digest(path: Path) -> tuple[str, int]:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
 
-        sha256, size = await trio.to_thread.run_sync(digest)
-        with path.open("rb") as file:
-            await self._place.put(sha256, file, size)
-        await self._put(Record(package, sha256, size, self._now(), key))
+        parts = []
+        for one in made:
+            path = directory / f"{one.package}.dfup"
+            sha256, size = await trio.to_thread.run_sync(digest, path)
+            with path.open("rb") as file:
+                await self._place.put(sha256, file, size)
+            parts.append(Part(one, sha256, size))
+        first = parts[0]
+        await self._put(Record(first.candidate.package, first.sha256, first.size_bytes, self._now(), key, tuple(parts)))
 
     async def _put(self, record: Record) -> None:
-        raw = msgspec.json.encode(record)
-        await self._store.commit(
-            [PutDocument(COLLECTION, at, raw) for at in (f"k/{record.key}", f"p/{record.package}")]
-        )
+        """Store the record of a key, and those of all that was made of it."""
+        records = [record.of(part.candidate.package) for part in record.parts]
+        changes = [PutDocument(COLLECTION, f"p/{one.package}", msgspec.json.encode(one)) for one in records]
+        await self._store.commit([PutDocument(COLLECTION, f"k/{record.key}", msgspec.json.encode(record)), *changes])
 
     async def run(self) -> None:
         """Remove what was not used for longest, where this process leads that work, until cancelled."""
@@ -104,17 +131,18 @@ class SharedPackages:
         total, removed = 0, 0
         every = sorted([record async for record in self._all()], key=lambda record: -record.used_s)
         for number, record in enumerate(every):
-            total += record.size_bytes
+            total += sum(part.size_bytes for part in record.parts)
             if total <= self._max_bytes or not number:
                 continue
             removed += 1
-            for at in (f"k/{record.key}", f"p/{record.package}"):
+            for at in (f"k/{record.key}", *(f"p/{part.candidate.package}" for part in record.parts)):
                 with suppress(NotFoundError):
                     await self._store.commit([DeleteDocument(COLLECTION, at)])
-            # Somebody may have published the same bytes as an image: then they are that's.
-            async with self._store.blob(record.sha256) as path:
-                if path is None:
-                    await self._place.remove(record.sha256)
+            for part in record.parts:
+                # Somebody may have published the same bytes as an image: then they are that's.
+                async with self._store.blob(part.sha256) as path:
+                    if path is None:
+                        await self._place.remove(part.sha256)
         return removed
 
     async def _all(self) -> AsyncIterator[Record]:

@@ -6,7 +6,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import msgspec
 import trio
@@ -43,6 +42,7 @@ from dfud.api import (
     note,
 )
 from dfud.controller.controller import Controller
+from dfud.endpoint.answers import Answered, encoded, is_calm
 from dfud.endpoint.arrivals import Arrivals, Soon
 from dfud.endpoint.auth import Authenticator, Enroller, Session
 from dfud.endpoint.commands import Commands
@@ -62,35 +62,12 @@ from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
 from dfud.model.names import check_name
 from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
-from dfud.wire.messages import Command, Type, encode_command
+from dfud.wire.messages import Command, Type
 
 log = logging.getLogger("dfud.endpoint")
 DFU = "dfu"
 SENT_MAX = 500_000
 ENROL = "enrol"  # the channel of devices that nobody knows yet
-
-
-class _Poll(msgspec.Struct):
-    """The last status of a session and its answer, as long as nothing has happened that could change it.
-
-    until_s: on the monotonic clock.
-    """
-
-    body: bytes
-    reply: Reply
-    until_s: float
-    poll_s: int
-
-
-@lru_cache(maxsize=1024)
-def _encoded(command: Command) -> bytes:
-    """Write a command: many devices are told the same."""
-    return encode_command(command)
-
-
-def _is_calm(command: Command) -> bool:
-    """Say whether a command leaves a device nothing to do till its next poll, or till something changes."""
-    return command.type is Type.SYNC or (command.type is Type.WAIT and command.poll_s >= 60)
 
 
 class DeviceEndpoint(Endpoint):
@@ -130,7 +107,7 @@ class DeviceEndpoint(Endpoint):
         self._enroller = enroller
         self._parking = Parking()
         self._waking = Waking(controller, authenticator, self._parking, self._command)
-        self._polls: Cache[tuple[str, str], _Poll] = Cache(config.polls, lambda key: key[0])
+        self._polls: Cache[tuple[str, str], Answered] = Cache(config.polls, lambda key: key[0])
         self._slots = authenticator.slots
         self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
@@ -213,7 +190,7 @@ class DeviceEndpoint(Endpoint):
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
         command = spread(command, app, device, self._config.poll_spread)
         told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
-        return Reply(Code.COMMAND, DFU, _encoded(command), told=told or 0)
+        return Reply(Code.COMMAND, DFU, encoded(command), told=told or 0)
 
     # Publishing
 
@@ -334,9 +311,9 @@ class DeviceEndpoint(Endpoint):
                 session.app, session.device, status, request.transport, patience_s=patience_s
             )
             answer = self._settled(session, request, command, stale=reading.stale)
-            if request.as_device and _is_calm(command):
+            if request.as_device and is_calm(command):
                 reply = self._command(session.app, session.device, command)
-                self._polls.end(reading, _Poll(body, reply, self._calm_until_s(command), command.poll_s))
+                self._polls.end(reading, Answered(body, reply, self._calm_until_s(command), command.poll_s))
         finally:
             self._polls.give_up(reading)
         if isinstance(answer, Parked) and reading.stale:
@@ -353,7 +330,7 @@ class DeviceEndpoint(Endpoint):
         digest: of its credentials, where it is known; stale: something has changed since.
         """
         reply = self._command(session.app, session.device, command)
-        calm = _is_calm(command)
+        calm = is_calm(command)
         if not calm:
             self._polls.forget((session.app, session.device))
             self._slots.forget_calm(session.app, session.device)

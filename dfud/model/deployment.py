@@ -12,6 +12,7 @@ import msgspec
 
 from dfud.errors import BugError
 from dfud.model.kinds import SYSTEM, Kind
+from dfud.model.quickest import Choice, Measured
 
 
 class State(StrEnum):
@@ -116,6 +117,8 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     kind: which kind of firmware it brings. other: the newest one of the other kind, so that the newest of a device knows both
     (of()). then: the version of the other kind that its rollout brings the device to after this one, "" if none. counted: the
     rollout counts the device under this field whatever becomes of this deployment: it takes back what came with a failure.
+
+    choice: why its package was chosen among those that would do, None: it has none, or was the only one that was known.
     """
 
     id: str
@@ -163,6 +166,7 @@ class Deployment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     other: Deployment | None = None
     then: str = ""
     counted: str = ""
+    choice: Choice | None = None
 
     def of(self, kind: Kind) -> Deployment | None:
         """Return the device's newest deployment of a kind; this one is its newest."""
@@ -281,6 +285,7 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc
     manifest: the sequence number in the manifest of what runs; None: it has none, or does not say.
     tally: the counters of its app's fleet that it is counted in (dfud.model.tally); dfud's own, stored with what it counts.
     boot: what is weaker than with dfud's bootloader (dfud.wire.messages.Boot).
+    measured: what its transfers have shown of its link and its decoder.
     """
 
     app: str
@@ -306,6 +311,7 @@ class Actual(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc
     tally: tuple[str, ...] = ()
     program: Program | None = None
     boot: int = 0
+    measured: Measured | None = None
 
     def of(self, kind: Kind) -> Actual | None:
         """Return the same with the numbers of a kind in place of the system's, or None: it has no banks for app firmware."""

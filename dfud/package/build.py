@@ -16,10 +16,12 @@ import msgspec
 import zstandard
 
 from dfud.errors import PeerError
+from dfud.model.quickest import Candidate, worthwhile
 from dfud.package.file import PackageFile, make
 from dfud.package.mapping import make_tables
 from dfud.package.table import ENTRIES_MAX, HISTORY_BYTES, HISTORY_PIECE_BYTES, Table, encode_table, segments, varint
 from dfud.package.view_numpy import Absolute, view
+from dfud.package.work import FULL_LEAST_US, work_ms
 from dfud.wire.chunk import PAGE_BYTES, PAGES_MAX, Chunk, encode_chunk
 from dfud.wire.messages import Kind
 
@@ -101,13 +103,32 @@ def build_package(
     entries: int = ENTRIES_MAX,
     progress: Progress = _nobody,
 ) -> PackageFile:
-    """Return the smallest package of `image` out of the kinds in the bitmask `kinds` that needs no more than `base`.
+    """Return the smallest of build_packages()."""
+    found = build_packages(
+        image, base, kinds=kinds, payload_bytes=payload_bytes, workers=workers, entries=entries, progress=progress
+    )
+    return found[0][0]
+
+
+def build_packages(
+    image: bytes,
+    base: bytes | None,
+    *,
+    kinds: int,
+    payload_bytes: int,
+    workers: int = 1,
+    entries: int = ENTRIES_MAX,
+    progress: Progress = _nobody,
+) -> list[tuple[PackageFile, int]]:
+    """Return packages of `image` out of the kinds in the bitmask `kinds` that need no more than `base`, each with its work (work.py).
+
+    The smallest first; each larger one takes less work than all before it: which is the quickest one the link says.
 
     payload_bytes: the largest payload that the device holds; 4112 are enough for every image. entries: the most that the table of
     a mapped delta may have. progress: pages done and pages in all, counted for every pass over the image. Raises PeerError if the
     device decodes none of our kinds or a page of the image does not fit its payload.
     """
-    found: list[PackageFile] = []
+    found: list[tuple[PackageFile, int]] = []
     possible = (Kind.FULL,) if base is None else (Kind.DELTA, Kind.MAPPED, Kind.FULL)
     wanted = [kind for kind in possible if kinds >> kind & 1]
     base = base or b""
@@ -115,18 +136,29 @@ def build_package(
         # Without segments there is nothing to map: kind 3 is kind 2 with a table then.
         wanted = [kind for kind in wanted if kind != Kind.MAPPED]
     counter = _Counter(progress, -(-len(image) // PAGE_BYTES), wanted)
+
+    def add(packages: list[PackageFile]) -> None:
+        found.extend((package, work_ms(package, len(base or b""))) for package in packages)
+
     for kind in wanted:
         if kind == Kind.DELTA:
-            found.append(build_delta(image, base, payload_bytes, seen=counter.seen))
+            add([build_delta(image, base, payload_bytes, seen=counter.seen)])
         elif kind == Kind.MAPPED:
-            found.append(build_mapped(image, base, payload_bytes, entries=entries, workers=workers, seen=counter.seen))
-        # A full package of this size cannot be smaller than an update of a tenth of the image.
-        elif not found or min(p.total_bytes for p in found) > len(image) // 10:
-            found.append(build_full(image, payload_bytes, seen=counter.seen))
+            add(every_mapped(image, base, payload_bytes, entries=entries, workers=workers, seen=counter.seen))
+        elif not found or not _beats_full(found, image):
+            add([build_full(image, payload_bytes, seen=counter.seen)])
         counter.ends(kind)
     if not found:
         raise PeerError(f"the device decodes kinds {kinds:#x}, none of which can be made for it")
-    return min(found, key=lambda package: package.total_bytes)
+    made = {package.id.hex(): (package, work) for package, work in found}
+    candidates = [Candidate(name, int(p.kind), p.total_bytes, work) for name, (p, work) in made.items()]
+    return [made[one.package] for one in worthwhile(candidates)]
+
+
+def _beats_full(found: list[tuple[PackageFile, int]], image: bytes) -> bool:
+    """Say whether one is smaller than a tenth of the image, which no full package is, and takes less work than any."""
+    least_ms = FULL_LEAST_US * -(-len(image) // PAGE_BYTES) / 1000
+    return any(package.total_bytes <= len(image) // 10 and work <= least_ms for package, work in found)
 
 
 def build_full(image: bytes, payload_bytes: int, *, seen: Seen = _nobody) -> PackageFile:
@@ -166,10 +198,25 @@ def build_mapped(
     workers: int = 1,
     seen: Seen = _nobody,
 ) -> PackageFile:
-    """Return the package of kind 3 (docs/delta-format.md).
+    """Return the smallest of every_mapped()."""
+    found = every_mapped(image, base, payload_bytes, history=history, entries=entries, workers=workers, seen=seen)
+    return min(found, key=lambda package: package.total_bytes)
 
-    history: whether chunks look back at the new image; None: if that makes it smaller. entries: the most that the table may have.
-    workers: how many threads compress; the package is the same with any number of them.
+
+def every_mapped(
+    image: bytes,
+    base: bytes,
+    payload_bytes: int,
+    *,
+    history: bool | None = None,
+    entries: int = ENTRIES_MAX,
+    workers: int = 1,
+    seen: Seen = _nobody,
+) -> list[PackageFile]:
+    """Return packages of kind 3 (docs/delta-format.md): with several tables, and one whose chunks look back.
+
+    history: whether chunks look back at the new image; None: if that may make it smaller, both. entries: the most that the table may
+    have. workers: how many threads compress; the package is the same with any number of them.
     """
     tables = make_tables(base, image, entries)
     largest, _ = view(base, tables[0])
@@ -219,7 +266,7 @@ def build_mapped(
                 return [chunk for chunks in parts for chunk in chunks]
 
         found.append(made(msgspec.structs.replace(table, history=True), in_parts))
-    return min(found, key=lambda package: package.total_bytes)
+    return found
 
 
 def table_front(packed: bytes) -> bytes:

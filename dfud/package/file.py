@@ -19,7 +19,7 @@ from dfud.wire.chunk import CHUNK_MAX_BYTES, package_id
 from dfud.wire.messages import Kind
 
 MAGIC = b"dfudpkg1"
-ENCODER = 2  # grows when the same images would give other chunks; part of the cache's key
+ENCODER = 3  # grows when the same images would give other packages; part of the cache's key
 CHUNKS_MAX = 1 << 20
 
 

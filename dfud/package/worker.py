@@ -2,8 +2,9 @@
 
 `python -m dfud.package.worker IMAGE SHA256 BASE BASE_SHA256 KINDS PAYLOAD DIRECTORY KEY`
 
-Writes <package id>.dfup and <key>.key into the directory, each synced under a temporary name and renamed; the key last. An image
-that is not the one that its SHA-256 names is not packed: the process ends with DAMAGED. A damaged base is done without.
+Writes <package id>.dfup of each candidate and <key>.key, which names them (made.py), into the directory, each synced under a
+temporary name and renamed; the key last. An image that is not the one that its SHA-256 names is not packed: the process ends with
+DAMAGED. A damaged base is done without.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import tempfile
 from pathlib import Path
 
 from dfud.errors import DfudError
-from dfud.package.build import build_package
+from dfud.model.quickest import Candidate
+from dfud.package.build import build_packages
 from dfud.package.file import write_package
+from dfud.package.made import write_made
 from dfud.wire.messages import Kind
 
 DAMAGED = 3
@@ -38,10 +41,11 @@ def main(arguments: list[str]) -> int:
         if base_data is not None and hashlib.sha256(base_data).hexdigest() != base_sha256:
             print(f"the base {base_sha256} is damaged", file=sys.stderr)
             base_data, allowed = None, 1 << Kind.FULL
-        package = build_package(data, base_data, kinds=allowed, payload_bytes=int(payload), workers=os.cpu_count() or 1)
-        name = package.id.hex()
-        _write(Path(directory), f"{name}.dfup", write_package(package))
-        _write(Path(directory), f"{key}.key", name.encode())
+        found = build_packages(data, base_data, kinds=allowed, payload_bytes=int(payload), workers=os.cpu_count() or 1)
+        for package, _ in found:
+            _write(Path(directory), f"{package.id.hex()}.dfup", write_package(package))
+        made = [Candidate(p.id.hex(), int(p.kind), p.total_bytes, work) for p, work in found]
+        _write(Path(directory), f"{key}.key", write_made(made))
     except (DfudError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

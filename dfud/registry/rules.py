@@ -18,6 +18,7 @@ from dfud.model.desired import desired_of
 from dfud.model.layout import limits_untrusted
 from dfud.model.names import check_labels, check_name
 from dfud.model.policy import read_rules_untrusted
+from dfud.model.quickest import link_untrusted
 from dfud.model.selectors import SELECTOR_MAX_BYTES, SELECTOR_MAX_TERMS
 from dfud.model.text import visible
 from dfud.model.untrusted import ENCODED_MAX_BYTES, check_json_untrusted
@@ -68,6 +69,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
             _check_selector(rule, f"spec.rules[{number}]", limits)
     if "layout" in changed:
         limits_untrusted(changed)
+    if "link" in changed:
+        link_untrusted(changed)
     if "rollouts" in changed:
         _check_rollouts(changed["rollouts"])
     if "alias" in changed:

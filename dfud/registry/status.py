@@ -10,6 +10,7 @@ import msgspec
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
 from dfud.model.kinds import APP, SYSTEM
+from dfud.model.quickest import choice_json
 from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import Boot, code_name
@@ -81,6 +82,11 @@ def firmware_status(
             "transport": actual.transport,
             "dialect": actual.dialect,
         }
+        if actual.measured is not None:
+            out["actual"]["measured"] = {
+                "bytesPerSecond": actual.measured.rate,
+                "slowness": actual.measured.slowness / 1000,
+            }
         if actual.attributes:
             out["actual"]["attributes"] = actual.attributes
         if actual.health is not None:
@@ -145,6 +151,7 @@ def deployment_json(d: Deployment) -> dict[str, Any]:
         "progress": progress_percent(d),
         "chunks": {"done": d.chunks_done, "total": d.chunks_total},
         "bytes": d.bytes_total,
+        **({"package": choice_json(d.choice)} if d.choice is not None and d.choice.package == d.package else {}),
         "attempts": d.attempts,
         "created": timestamp(d.created_s),
         "updated": timestamp(d.updated_s),

@@ -71,10 +71,19 @@ def code_name(code: int, state: str = "") -> str:
         return f"code-{code}"
 
 
+class Took(msgspec.Struct, frozen=True):
+    """Since the device began with this package, or went on with it after a start: bytes of chunks, and the time of both."""
+
+    received_bytes: int
+    receive_ms: int
+    decode_ms: int
+
+
 class Progress(msgspec.Struct, frozen=True):
     package: bytes
     next: int
     phase: int = Phase.FETCHING
+    took: Took | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -208,6 +217,8 @@ def encode_status(status: Status) -> bytes:
         message[7] = True
     if status.progress:
         message[8] = {0: status.progress.package, 1: status.progress.next, 2: int(status.progress.phase)}
+        if (took := status.progress.took) is not None:
+            message[8][3] = [took.received_bytes, took.receive_ms, took.decode_ms]
     if status.result:
         r = status.result
         message[9] = {0: int(r.outcome), 1: r.digest, 2: int(r.code), 3: r.text, 4: r.attempts, 5: r.reset, 6: r.record}
@@ -255,6 +266,7 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
             _bin(p, 0, "progress.package", 16, 16),
             _uint(p, 1, "progress.next", 0, 1 << 32),
             _uint(p, 2, "progress.phase", 0, 1, 0),
+            _took(p),
         )
     if (r := _optional_map(m, 9, "result")) is not None:
         result = Result(
@@ -302,6 +314,15 @@ def decode_status_untrusted(data: bytes | memoryview) -> Status:
         app=_banks(m),
         boot=_uint(m, 16, "boot", 0, U32_MAX, 0),
     )
+
+
+def _took(p: dict[Any, Any]) -> Took | None:
+    value = p.get(3)
+    if value is None:
+        return None
+    if type(value) is not list or len(value) != 3 or not all(type(n) is int and 0 <= n <= U32_MAX for n in value):
+        raise PeerError(f"progress.took: found {str(value)[:60]}, expected three integers from 0 to {U32_MAX}")
+    return Took(*value)
 
 
 def _banks(m: dict[Any, Any]) -> Banks | None:

@@ -16,6 +16,7 @@ from dfud.api import BlobPlace, StoreError
 from dfud.controller.packages import Packages
 from dfud.controller.sending import Order
 from dfud.controller.shared_packages import COLLECTION, SharedPackages
+from dfud.model.quickest import Candidate
 from tests.controller.test_packages import NEW, OLD, order
 from tests.controller.world import Records
 
@@ -137,12 +138,12 @@ async def test_what_was_not_used_for_longest_goes_and_an_image_never(store: Shar
     shared = SharedPackages(store, store.place(), 2 * sizes, lambda: now[0])
     names = []
     for number in range(4):
-        path = tmp_path / f"p{number}"
+        path = tmp_path / f"{number:032x}.dfup"
         path.write_bytes(bytes([number]) * sizes)
-        await shared.publish(f"{number:064x}", f"{number:032x}", path)
+        await shared.publish(f"{number:064x}", [Candidate(f"{number:032x}", 1, sizes)], tmp_path)
         names.append(hashlib.sha256(path.read_bytes()).hexdigest())
         now[0] += 1.0
-    store.images[names[1]] = tmp_path / "p1"  # somebody has published it as an image
+    store.images[names[1]] = tmp_path / f"{1:032x}.dfup"  # somebody has published it as an image
     now[0] += 10_000.0
     first = await shared.by_name(f"{0:032x}")  # it is used
     assert first is not None

@@ -46,3 +46,7 @@ async def test_a_board_is_updated_with_a_mapped_delta(tmp_path: Path, install: s
         assert [b.slot for b in board.boots] == [0, 1]
         assert board.flash.read(partition("ota_1")[0], len(new)) == new
         assert board.version_line() == "app: confirmed 1.1"
+        chosen, measured = status["deployment"]["package"], status["actual"]["measured"]
+        assert (chosen["kind"], chosen["bytes"]) == ("mapped delta", package.total_bytes) and chosen["seconds"] >= 1
+        # A package of 400 bytes shows nothing of the link.
+        assert measured["bytesPerSecond"] == 0 and measured["slowness"] > 0

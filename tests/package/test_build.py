@@ -17,6 +17,7 @@ from dfud.errors import PeerError
 from dfud.package.apply import apply_package, decode_frame_untrusted
 from dfud.package.build import build_full, build_package
 from dfud.package.file import make, read_package_untrusted, write_package
+from dfud.package.made import read_made_untrusted
 from dfud.package.worker import DAMAGED
 from dfud.wire.chunk import decode_chunk_untrusted
 from dfud.wire.messages import Kind
@@ -140,8 +141,9 @@ def test_the_worker_leaves_a_package_and_its_key(tmp_path: Path) -> None:
     images = (str(tmp_path / "image"), hashlib.sha256(image).hexdigest(), str(tmp_path / "base"), hashlib.sha256(base).hexdigest())
     run = [sys.executable, "-m", "dfud.package.worker", *images, "6", "16384"]
     subprocess.run([*run, str(tmp_path), "the-key"], check=True)
-    name = (tmp_path / "the-key.key").read_text()
-    package = read_package_untrusted((tmp_path / f"{name}.dfup").read_bytes())
+    made = read_made_untrusted((tmp_path / "the-key.key").read_text())
+    package = read_package_untrusted((tmp_path / f"{made[0].package}.dfup").read_bytes())
+    assert (package.kind, package.total_bytes) == (made[0].kind, made[0].total_bytes) and made[0].work_ms > 100
     assert apply_package(package, base) == image
     failed = subprocess.run([*run, str(tmp_path / "nowhere"), "k"], capture_output=True, text=True)
     assert failed.returncode == 1
