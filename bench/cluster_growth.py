@@ -12,10 +12,8 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
-import trio
 from dfud_postgres.registering import wants
 
 from bench.cluster import _open_to_all, server_cpu_s
@@ -29,13 +27,6 @@ from tests.plugins.postgres.server import Server, config_for, running
 SAMPLE = 20_000
 QUIET = 0.05  # of a core: what a process does by itself is done
 QUIET_S = 900.0
-TITLES = (
-    ("first", "first poll of a device at a process"),
-    ("again", "poll that is known"),
-    ("report", "report stored"),
-    ("group", "group update, each device"),
-    ("told", "told by its next poll"),
-)
 
 
 def copy(server: Server, database: str, devices: int, key: bytes) -> float:
@@ -69,7 +60,7 @@ def settle(process: Process) -> None:
     raise SystemExit(f"dfud is still busy with itself after {QUIET_S:.0f} s")
 
 
-async def measure(directory: Path, server: Server, devices: int, poll: int) -> dict[str, Any]:
+def measure(directory: Path, server: Server, devices: int, poll: int) -> None:
     directory.mkdir()
     config = config_for(directory, str(server.directory))
     section = f'[store.postgres]\nhost = "{config.host}"\ndatabase = "{config.database}"\nblobs_path = "{directory}/blobs"'
@@ -81,30 +72,31 @@ async def measure(directory: Path, server: Server, devices: int, poll: int) -> d
         for version, image in (("1.0", OLD), ("1.1", NEW)):
             several.ask("POST", f"/api/dfu/v1/apps/{APP}/firmware?version={version}&hardware=esp32c3&kind=raw", image)
         several.stop()
-        found: dict[str, Any] = {"disk_mb": copy(server, config.database, devices, (directory / "credential.key").read_bytes()) / 1e6}
-        found["start"] = process.start()
+        disk = copy(server, config.database, devices, (directory / "credential.key").read_bytes())
+        start = process.start()
+        print(f"\n{devices} devices, {disk / 1e6:.0f} MB in the database; started in {start['cpu_s']:.1f} s of CPU", flush=True)
         settle(process)
-        before = rss_bytes(process.pid)
-        polled = min(devices, poll)
-        found["first"] = several.polls(polled, refused_max=polled // 500)
-        several.polls(min(polled, SAMPLE))
-        found["again"] = several.polls(min(polled, SAMPLE), 60_000)
-        found["polled"], found["memory_mb"] = polled, rss_bytes(process.pid) / 1e6
-        found["each_bytes"] = (rss_bytes(process.pid) - before) / polled
-        found["report"] = several.polls(min(polled, SAMPLE), SAMPLE, status(attributes={"n": "########"}))
-        found["group"] = several.group(devices)
-        found["told"] = several.polls(min(polled, SAMPLE))
+        before, polled = rss_bytes(process.pid), min(devices, poll)
+        sample = min(polled, SAMPLE)
+        told("first poll of a device at a process", several.polls(polled, refused_max=polled // 500))
+        several.polls(sample)
+        told("poll that is known", several.polls(sample, 60_000))
+        used = rss_bytes(process.pid)
+        print(f"  {used / 1e6:.0f} MB once {polled} have polled, {(used - before) / polled:.0f} bytes for each", flush=True)
+        told("report stored", several.polls(sample, SAMPLE, status(attributes={"n": "########"})))
+        several.polls(sample)  # they say again what they said
+        told("group update, each device", several.group(devices))
+        told("told by its next poll", several.polls(sample))
     finally:
         several.stop()
-    return found
 
 
-def show(devices: int, found: dict[str, Any]) -> None:
-    print(f"\n{devices} devices, {found['disk_mb']:.0f} MB in the database; started in {found['start']['cpu_s']:.1f} s of CPU")
-    for key, title in TITLES:
-        one = found[key]
-        print(f"  {title:36} {one['us']:5.0f} us of CPU in dfud, {one['server_us']:4.0f} in PostgreSQL; {one['rate']:6.0f}/s")
-    print(f"  {found['memory_mb']:.0f} MB once {found['polled']} have polled, {found['each_bytes']:.0f} bytes for each", flush=True)
+def told(title: str, one: dict[str, float]) -> dict[str, float]:
+    print(
+        f"  {title:36} {one['us']:5.0f} us of CPU in dfud, {one['server_us']:4.0f} in PostgreSQL; {one['rate']:6.0f}/s",
+        flush=True,
+    )
+    return one
 
 
 def main() -> None:
@@ -120,7 +112,7 @@ def main() -> None:
         directory = Path(name)
         with running(settings, _open_to_all(directory)) as server:
             for devices in given.sizes:
-                show(devices, trio.run(measure, directory / str(devices), server, devices, given.poll))
+                measure(directory / str(devices), server, devices, given.poll)
 
 
 if __name__ == "__main__":

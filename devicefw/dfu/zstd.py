@@ -411,12 +411,12 @@ class Decoder:
         def take(k):
             nonlocal bits
             bits -= k
-            v = 0
-            for i in range(k):
-                at = bits + i
-                if at >= 0:
-                    v |= ((src[p + (at >> 3)] >> (at & 7)) & 1) << i
-            return v
+            low = max(bits, 0)  # before the first bit there are zeros
+            at = p + (low >> 3)
+            v = src[at]
+            if at + 1 < end:
+                v |= src[at + 1] << 8
+            return v >> (low & 7) << (low - bits) & (1 << k) - 1
 
         a, b = take(log), take(log)
         if bits < 0:

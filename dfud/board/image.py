@@ -48,14 +48,19 @@ class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
     claim: str = ""
 
 
-def identity_image(identity: Identity, flash: str) -> bytes:
-    """Return the NVS partition of one board."""
+def identity_blob(identity: Identity) -> bytes:
+    """Return what stands in NVS. Raises PeerError if it is too long."""
     blob = msgspec.json.encode(identity)
     if len(blob) > IDENTITY_MAX:
         raise PeerError(
             f"identity: {len(blob)} bytes, expected at most {IDENTITY_MAX}; a shorter device name or claim code"
         )
-    return nvs.encode({NAMESPACE: {IDENTITY: blob}}, find(LAYOUTS[flash], "nvs").size)
+    return blob
+
+
+def identity_image(identity: Identity, flash: str) -> bytes:
+    """Return the NVS partition of one board."""
+    return nvs.encode({NAMESPACE: {IDENTITY: identity_blob(identity)}}, find(LAYOUTS[flash], "nvs").size)
 
 
 def settings(

@@ -18,8 +18,12 @@ MARCH = "rv32imc"
 MARCHES = {"esp32": "xtensawin", "esp32s2": "xtensawin", "esp32s3": "xtensawin"}
 # The agent without line numbers, which are 1.5 KB of its heap; an application's tracebacks have them.
 _AGENT, _APP = ("-O3",), ()
-# What only those need that choose this transport; none of them over http and https.
-_LINKS = {"coap": ("coap", "coapstatus", "oscore", "oscorekeys"), "serial": ("serial",)}
+# What only those need that choose this transport, none of them over http and https; or that have another bootloader than dfud's.
+_PARTS = {
+    "coap": ("coap", "coapstatus", "oscore", "oscorekeys"),
+    "serial": ("serial",),
+    "otadata": ("idf", "idfkeys", "idfstart", "idfstate"),
+}
 START, MAIN, BOOT = ("dfuboard", "pack"), "main.py", "boot.py"
 APP_FOLDER, AGENT_FILE = "app", "agent.pack"
 APP_FILES_MAX = 500
@@ -55,10 +59,10 @@ def _told(name: str, said: str) -> str:
     )
 
 
-def agent_files(folder: Path, *, links: Collection[str] = ()) -> dict[str, bytes]:
+def agent_files(folder: Path, march: str = MARCH, *, parts: Collection[str] = ()) -> dict[str, bytes]:
     """Return the agent compiled for the chip, by path ("dfu/agent.mpy"). folder: of its sources, devicefw/dfu.
 
-    links: transports it is to have beside http: "coap", "serial".
+    parts: what it is to have beside http: "coap", "serial"; "otadata": no bootloader of dfud's.
     """
     sources = sorted(folder.glob("*.py"))
     if not any(path.stem == "agent" for path in sources):
@@ -66,9 +70,9 @@ def agent_files(folder: Path, *, links: Collection[str] = ()) -> dict[str, bytes
             f"{folder}: no agent in it (agent.py): give the folder devicefw/dfu of dfud's sources with --agent"
         )
     texts = folded({path.stem: path.read_text("utf-8") for path in sources})
-    left_out = {name for link, names in _LINKS.items() if link not in links for name in names}
+    left_out = {name for part, names in _PARTS.items() if part not in parts for name in names}
     return {
-        f"dfu/{name}.mpy": compiled(text, f"dfu/{name}.py", _AGENT)
+        f"dfu/{name}.mpy": compiled(text, f"dfu/{name}.py", _AGENT, march)
         for name, text in texts.items()
         if name not in left_out
     }

@@ -37,6 +37,15 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "replace")
 
 
+def check_version(version: str, project: str) -> None:
+    """Raise PeerError for a MicroPython that the agent does not run on."""
+    number = _VERSION.match(version)
+    if project == "micropython" and number and (int(number[1]), int(number[2])) < OLDEST:
+        raise PeerError(
+            f"MicroPython {version}: the agent needs {OLDEST[0]}.{OLDEST[1]} or newer: download a newer one"
+        )
+
+
 def read_stock_untrusted(data: bytes) -> Stock:
     """Cut the application out of a download and judge it: chip, checksum, SHA-256, size. Raises PeerError with what to do."""
     told = foreign_untrusted(data[:64])
@@ -68,9 +77,5 @@ def read_stock_untrusted(data: bytes) -> Stock:
             "older or smaller build (without displays, Bluetooth or ulab)"
         )
     version, project = description_untrusted(image)
-    number = _VERSION.match(version)
-    if project == "micropython" and number and (int(number[1]), int(number[2])) < OLDEST:
-        raise PeerError(
-            f"MicroPython {version}: the agent needs {OLDEST[0]}.{OLDEST[1]} or newer: download a newer one"
-        )
+    check_version(version, project)
     return Stock(image=image, at=at, version=version, project=project)

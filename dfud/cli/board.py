@@ -11,8 +11,10 @@ import click
 
 from dfud.board import appimage
 from dfud.board import image as whole
-from dfud.board.flashmap import LAYOUTS, SIZES, WITHOUT_BANKS
+from dfud.board.flashmap import LAYOUTS, SIZES, WITHOUT_BANKS, find
 from dfud.board.image import Identity
+from dfud.board.kept import Kept, read_kept_untrusted
+from dfud.board.kept import build as build_kept
 from dfud.board.software import AGENT_FILE, agent_files, app_files, march_of, pack, start_files
 from dfud.board.stock import CHIP, read_stock_untrusted
 from dfud.cli.board_factory import board_factory
@@ -78,7 +80,10 @@ def _wifi(ssid: str | None, file: Path | None) -> tuple[str, str] | None:
 )
 @identity_options
 @click.option("--app-name", help="App of dfud that the board belongs to; as `dfuctl --app`. No login is needed.")
-@click.option("--hardware", default=CHIP, show_default=True, help="Chip and board: esp32c3, or esp32c3-board1.")
+@click.option("--hardware", help="Chip and board, as esp32c3-board1; default: the download's chip.")
+@click.option(
+    "--keep-bootloader", is_flag=True, help="Any ESP32: the download's own bootloader and table, with two OTA slots."
+)
 @click.option(
     "--wifi", metavar="SSID", help="Wi-Fi to join; its password is asked for, or stands in $DFUCTL_WIFI_PASSWORD."
 )
@@ -108,7 +113,8 @@ def board_image(
     serial: str | None,
     identity: Identity,
     app_name: str | None,
-    hardware: str,
+    hardware: str | None,
+    keep_bootloader: bool,
     wifi: str | None,
     wifi_password_file: Path | None,
     ntp: str,
@@ -134,11 +140,20 @@ def board_image(
         --server http://192.168.1.2:8880 --claim-file claim --wifi attic -o board.bin
     """
     app = check_name("app", app_name or session.app)
-    hardware = check_name("hardware", hardware_name(hardware))
-    if hardware.split("-")[0] != CHIP:
-        raise CliError(
-            f"--hardware {hardware}: expected {CHIP} or {CHIP}-<board>: dfud's bootloader runs on no other chip"
-        )
+    data = micropython.read_bytes()
+    kept: Kept | None = None
+    if keep_bootloader:
+        if bootloader or app_manifest:
+            raise CliError("--keep-bootloader: leave --bootloader and --app-manifest out: docs/other-boards.md")
+        try:
+            kept = read_kept_untrusted(data)
+        except PeerError as error:
+            raise CliError(f"{micropython}: {error}") from None
+    chip = kept.chip if kept else CHIP
+    hardware = check_name("hardware", hardware_name(hardware or chip))
+    if hardware.split("-")[0] != chip:
+        why = f"{micropython} is for that" if kept else "dfud's bootloader runs on no other chip; see --keep-bootloader"
+        raise CliError(f"--hardware {hardware}: expected {chip} or {chip}-<board>: {why}")
     if (server is None) == (serial is None):
         raise CliError(
             "how does the board reach dfud? give --server, or --serial for one without a network, one of them"
@@ -151,20 +166,20 @@ def board_image(
     else:
         certificate, link = _server(str(server), ca, pin), {"url": server}
     try:
-        stock = read_stock_untrusted(micropython.read_bytes())
+        stock = kept.stock if kept else read_stock_untrusted(data)
     except PeerError as error:
         raise CliError(f"{micropython}: {error}") from None
     trusted = [public_key(text) for text in (*keys, *development)]
     envelope = whole.envelope_of(stock, app, hardware, manifest.read_bytes() if manifest else b"", trusted)
     loader = bootloader or ROOT / "build" / "bootloader" / "bootloader.bin"
-    if not loader.exists():
+    if kept is None and not loader.exists():
         raise CliError(f"{loader} is not there: build it with `make bootloader`, or give --bootloader")
     if no_banks and app_manifest:
         raise CliError("--app-manifest: a board without banks has no app image; leave one of them out")
     application: tuple[bytes, bytes] | None = None
     app_in: dict[str, bytes] = {}
-    if no_banks:
-        app_in, confirms = app_files(folder)
+    if no_banks or kept:
+        app_in, confirms = app_files(folder, march_of(hardware))
     else:
         made = appimage.build(folder, flash, march_of(hardware))
         signed = app_manifest.read_bytes() if app_manifest else b""
@@ -172,40 +187,50 @@ def board_image(
         application = made.data, whole.app_envelope_of(made.data, version, app, hardware, signed, trusted)
         confirms = made.confirms
     said = whole.settings(app=app, hardware=hardware, wifi=_wifi(wifi, wifi_password_file), ntp=ntp, agent=link)
-    packed = pack(agent_files(agent or ROOT / "devicefw" / "dfu", links=["serial"] if serial else []))
+    beside = ["serial"] * (serial is not None) + ["otadata"] * keep_bootloader
+    packed = pack(agent_files(agent or ROOT / "devicefw" / "dfu", march_of(hardware), parts=beside))
     files = {AGENT_FILE: packed, **start_files(ROOT / "devicefw" / "board"), **app_in}
     for file, name in ((ca, "ca"), (pin, "pin")):
         if file is not None:
             files[certificate[name]] = file.read_bytes()
     files["dfu.json"] = whole.settings_file({**said, **{name: f"/{path}" for name, path in certificate.items()}})
-    content = whole.build(
-        flash=flash,
-        bootloader=loader.read_bytes(),
-        stock=stock,
-        envelope=envelope,
-        keys=trusted,
-        development=set(range(len(keys), len(trusted))),
-        identity=identity,
-        files=files,
-        application=application,
-    )
+    marked = set(range(len(keys), len(trusted)))
+    if kept:
+        content = build_kept(kept, envelope=envelope, keys=trusted, development=marked, identity=identity, files=files)
+    else:
+        content = whole.build(
+            flash=flash,
+            bootloader=loader.read_bytes(),
+            stock=stock,
+            envelope=envelope,
+            keys=trusted,
+            development=marked,
+            identity=identity,
+            files=files,
+            application=application,
+        )
     write_file(to, content)
     if not confirms:
         session.say("warning: nothing in the application calls dfu.confirm(): each update will be left again", err=True)
+    if kept:
+        session.say(
+            "warning: not dfud's bootloader: a new image has one trial, no signature is checked at a start", err=True
+        )
     if not trusted:
         session.say("warning: no --key: the board boots any image; not a device to sell", err=True)
     command = (
-        f"esptool --chip {CHIP} --port {port} write-flash --erase-all --flash-mode keep --flash-size keep 0x0 {to}"
+        f"esptool --chip {chip} --port {port} write-flash --erase-all --flash-mode keep --flash-size keep 0x0 {to}"
     )
     if session.json:
         session.show(
             {"file": str(to), "bytes": len(content), "version": stock.version, "flash": flash, "command": command}
         )
         return
-    vfs = next(part for part in (WITHOUT_BANKS if no_banks else LAYOUTS)[flash] if part.label == "vfs")
+    vfs = find(kept.parts if kept else (WITHOUT_BANKS if no_banks else LAYOUTS)[flash], "vfs")
+    how = "" if kept else f" `dfuctl board flash --port {port} {to}`, or with"
     session.say(
         f"{to}: {len(content)} bytes, MicroPython {stock.version} for {hardware}, {len(files)} files in {vfs.size} bytes of file "
-        f"system. It holds secrets: keep it as you would keep them. Flash it with `dfuctl board flash --port {port} {to}`, or with",
+        f"system. It holds secrets: keep it as you would keep them. Flash it with{how}",
         err=True,
     )
     session.say(command)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 import time
 
+# Objects that may hold others, made and not freed, after which the young ones are collected. By default it is 700: a few dozen
+# requests, whose parts are all alive, so that they are looked at in vain and become old. Ten thousand take less than a millisecond.
+YOUNG = 10_000
+
 
 class Pauses:
     """Follows the collections of this process from `watch()` to `end()`."""
@@ -21,6 +25,7 @@ class Pauses:
         """Leave out of all later collections what is there now: the modules and parts, which stay until the end."""
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
         self.longest_s = 0.0  # nobody waited yet
 
     def end(self) -> None:

@@ -119,14 +119,14 @@ def test_what_fits_is_what_there_is(flash: str) -> None:
     assert bank.size == find(LAYOUTS[flash], "app_b").size and bank_capacity(flash) == bank.size - 4096
 
 
-@pytest.mark.parametrize("links", [(), ("serial",)])
-def test_the_agent_leaves_an_application_the_room_that_the_page_says(links: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("parts", [(), ("serial",)])
+def test_the_agent_leaves_an_application_the_room_that_the_page_says(parts: tuple[str, ...]) -> None:
     (least, blocks) = map(int, re.findall(r"leave at least (\d+) of the (\d+) blocks", PAGE)[0])
-    agent = agent_files(ROOT / "devicefw" / "dfu", links=links)
+    agent = agent_files(ROOT / "devicefw" / "dfu", parts=parts)
     vfs = find(LAYOUTS["4MB"], "vfs")
     files = {AGENT_FILE: pack(agent), "dfu.json": bytes(500), **start_files(ROOT / "devicefw" / "board")}
     used = filesystem.read_untrusted(filesystem.build(files, vfs.size))[1]
-    assert (vfs.size // 4096, links == () or "dfu/serial.mpy" in agent) == (blocks, True)
+    assert (vfs.size // 4096, parts == () or "dfu/serial.mpy" in agent) == (blocks, True)
     assert blocks - used >= least
     alone = filesystem.read_untrusted(filesystem.build(agent, 1 << 20))[1]
     assert alone >= 2 * -(-len(files[AGENT_FILE]) // 4096), "twice the blocks, as files"

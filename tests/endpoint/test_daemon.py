@@ -147,8 +147,10 @@ async def test_slow_hashes_do_not_hold_up_a_stop_and_denials_are_counted(tmp_pat
         async with daemon.client() as admin:
             metrics = (await admin.get("/metrics")).text
         assert 'dfud_devices_denied_total{reason="limit"}' in metrics
-        denied = [line for line in daemon.lines if line.get("event") == "a device was denied"]
-        assert denied and all((line["app"], line["device"]) == ("a", "planted") for line in denied)
+        with trio.fail_after(60):  # dfud has said it, and it is read here beside this task
+            while not (denied := [line for line in daemon.lines if line.get("event") == "a device was denied"]):
+                await trio.sleep(0.01)
+        assert all((line["app"], line["device"]) == ("a", "planted") for line in denied)
         async with trio.open_nursery() as guessing:
             for number in range(10):
                 guessing.start_soon(_guess, daemon, number)

@@ -5,9 +5,15 @@ import sys
 import esp32
 
 
-def _call(name, what):
-    import otaparts
+_HERE = sys.path[0]  # of the board's modules, which are in no path of the program's
 
+
+def _call(name, what):
+    sys.path.insert(0, _HERE)
+    try:
+        import otaparts
+    finally:
+        sys.path.remove(_HERE)
     try:
         return getattr(otaparts, name)(what)
     finally:

@@ -89,6 +89,10 @@ class RequestReader:
         self._header_size = 0
         self._done = False
 
+    def close(self) -> None:
+        """End it; nothing may be fed any longer. The parser refers to it: without this, both are left to the garbage collection."""
+        del self._parser
+
     def feed(self, data: bytes) -> None:
         if self.fault is not None:
             return

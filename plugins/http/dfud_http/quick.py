@@ -15,6 +15,7 @@ from dfud_http.forwarded import ForwardedReader, Proxies, cut
 from dfud_http.parse import HttpRequest, RequestReader
 
 HEADS_MAX = 4096  # one a chunk of a package that is being fetched, and a few for everything else
+NEW_MAX = 64
 HEAD_MAX_BYTES = 1024
 REPLIES_MAX = 256
 PAUSE_MAX_S = 5.0
@@ -34,12 +35,16 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 class Quick:
-    """Heads are remembered when they were asked with success, so nobody else can have them forgotten."""
+    """Heads are remembered when they were asked with success, so nobody else can have them forgotten.
+
+    Where that is not known yet, a few are remembered apart from these: a fleet that reports, or comes back, is not parsed one by one.
+    """
 
     def __init__(self, endpoint: Endpoint, config: HttpConfig) -> None:
         self._endpoint = endpoint
         self._config = config
         self._heads: Cache[bytes, _Head] = Cache(HEADS_MAX)
+        self._new: Cache[bytes, _Head] = Cache(NEW_MAX)
         # By identity: the endpoint keeps equal answers once.
         self._encoded: dict[int, tuple[Reply, bytes]] = {}
 
@@ -50,12 +55,21 @@ class Quick:
         end = data.find(b"\r\n", start)
         stop = data.find(b"\r\n\r\n", end)
         alike = start >= len(_AUTHORIZATION) and end >= start and 0 <= stop <= self._config.header_max
-        if alike and (head := self._heads.get(data[:start] + data[end:stop])) is not None:
+        key = data[:start] + data[end:stop] if alike else b""
+        head = self._heads.get(key) if alike else None
+        is_new = alike and head is None
+        if is_new:
+            head = self._new.get(key)
+        if head is not None:
             value, body = data[start:end].lstrip(b" "), data[stop + 4 :]  # as the parser does
             if len(body) == head.length and not value.translate(None, _VALUE):
                 found = self._ask(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
-                if found is None:
-                    found = self._soon(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
+                if found is not None:
+                    if is_new:
+                        self._new.forget(key)
+                        self._heads.put(key, head)
+                    return found
+                found = self._soon(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
                 if found is not None:
                     return found
         reader = RequestReader(self._config)
@@ -66,13 +80,21 @@ class Quick:
         asked = understand(request)
         if isinstance(asked, Plain):
             plain = encode_plain(asked.status, asked.message, keep_alive=request.keep_alive, headers=asked.headers)
+            reader.close()
             return plain, request.keep_alive, 0.0
         value = request.headers.get(b"authorization", b"")
         found = self._ask(asked, value, request.body, peer, certificate, encrypted, request.keep_alive)
+        heads = self._heads
         if found is None:
-            return self._soon(asked, value, request.body, peer, certificate, encrypted, request.keep_alive) or reader
+            found, heads = (
+                self._soon(asked, value, request.body, peer, certificate, encrypted, request.keep_alive),
+                self._new,
+            )
+        if found is None:
+            return reader
         if alike and value == data[start:end] and stop + 4 + len(request.body) == len(data):
-            self._remember(data[:start], data[end:stop], request, asked)
+            self._remember(heads, data[:start], data[end:stop], request, asked)
+        reader.close()
         return found
 
     def answer_proxied(
@@ -88,14 +110,16 @@ class Quick:
         reader.feed(data)
         return reader
 
-    def _remember(self, before: bytes, after: bytes, request: HttpRequest, asked: Publish | Fetch) -> None:
+    def _remember(
+        self, heads: Cache[bytes, _Head], before: bytes, after: bytes, request: HttpRequest, asked: Publish | Fetch
+    ) -> None:
         if len(before) + len(after) > HEAD_MAX_BYTES or not _NOT_ALIKE.isdisjoint(request.headers):
             return
         if before.lower().count(b"authorization") != 1 or b"authorization" in after.lower():
             return
         if int(request.headers.get(b"content-length", b"0")) != len(request.body):
             return
-        self._heads.put(before + after, _Head(asked, len(request.body), request.keep_alive))
+        heads.put(before + after, _Head(asked, len(request.body), request.keep_alive))
 
     def _ask(
         self,

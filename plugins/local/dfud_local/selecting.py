@@ -98,7 +98,17 @@ def page_of(
 
 
 def count_of(app: str, selector: Selector, drive: Drive) -> tuple[str, list[Any]]:
-    """Return the query that counts the devices that are meant."""
+    """Return the query that counts the devices that are meant.
+
+    A device has one row for each of its keys: where one term says all, its rows are counted, and what has it not is the rest.
+    """
+    if len(selector.requirements) == 1:
+        (term,) = selector.requirements
+        mine, values = _rows_of(term)
+        having = f"SELECT COUNT(*) FROM device_label l WHERE l.app=? AND {mine}"  # noqa: S608 - values are bound
+        if term.operator in ("in", "exists"):
+            return having, [app, *values]
+        return f"SELECT (SELECT COUNT(*) FROM device WHERE app=?) - ({having})", [app, app, *values]  # noqa: S608 - as above
     names, values, _ = names_of(app, selector, drive)
     return f"SELECT COUNT(*) FROM ({names})", values  # noqa: S608 - as above
 
@@ -109,8 +119,8 @@ def _is_ordered(term: Requirement) -> bool:
 
 
 def _rows_of(term: Requirement) -> tuple[str, list[str]]:
-    """Return the condition on the label rows `l` of one term, and the values to bind."""
-    if term.operator == "exists":
+    """Return the condition on the label rows `l` of one term, and the values to bind; of what devices have not: of those that do."""
+    if term.operator in ("exists", "absent"):
         return "l.key=?", [term.key]
     if _is_ordered(term):
         return "l.key=? AND l.value=?", [term.key, term.values[0]]

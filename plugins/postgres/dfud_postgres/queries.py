@@ -87,6 +87,8 @@ class Terms:
 
 
 _OF_DEVICE = "SELECT 1 FROM device_label WHERE app=d.app AND device=d.name"
+# It follows from the rest that the device is behind; said again, since a plan that merges reads the labels from the first one else.
+_OF_DEVICE_BEHIND = f"{_OF_DEVICE} AND device>$2"
 
 
 def apps(selector: Selector) -> tuple[Query, list[object]]:
@@ -103,7 +105,7 @@ def devices(columns: str, selector: Selector) -> tuple[Query, list[object]]:
     columns: what is read, up to the sources. Only the page that is returned is joined.
     """
     terms = Terms("ttTii")
-    where = terms.of(selector, _OF_DEVICE)
+    where = terms.of(selector, _OF_DEVICE_BEHIND)
     page = (
         f"SELECT d.app, d.name FROM device d WHERE d.app=$1 AND d.name>$2 AND NOT d.name=ANY($3) AND {SHOWN} AND {where} "  # noqa: S608
         "ORDER BY d.name LIMIT $4 OFFSET $5"
@@ -114,7 +116,8 @@ def devices(columns: str, selector: Selector) -> tuple[Query, list[object]]:
 
 _OPEN = (
     f"SELECT d.app, d.name FROM device d WHERE d.app=$1 AND d.name>$2 AND NOT d.name=ANY($3) AND {SHOWN} "  # noqa: S608
-    "AND EXISTS (SELECT 1 FROM deployment o WHERE o.app=d.app AND o.device=d.name AND o.open) ORDER BY d.name LIMIT $4"
+    "AND EXISTS (SELECT 1 FROM deployment o WHERE o.app=d.app AND o.device=d.name AND o.device>$2 AND o.open) "
+    "ORDER BY d.name LIMIT $4"
 )
 UPDATING = Query(
     f"WITH page AS MATERIALIZED ({_OPEN}) SELECT {VIEW} JOIN page g ON g.app=d.app AND g.name=d.name ORDER BY d.name",

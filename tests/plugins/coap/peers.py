@@ -13,6 +13,7 @@ import aiocoap
 import aiocoap.optiontypes
 import trio
 from aiocoap.numbers.codes import Code as AioCode
+from aiocoap.oscore import FilesystemSecurityContext
 
 from dfud.api import Code, Reply
 from dfud.testing.transport import AUTHORIZATION, Publish, TransportPeer
@@ -66,6 +67,14 @@ def request(
     return message
 
 
+async def shut(client: aiocoap.Context) -> None:
+    """End a client, and have its security contexts written now: the garbage collector's turn comes when their directory is gone."""
+    await client.shutdown()
+    for kept in client.client_credentials.values():
+        if isinstance(kept, FilesystemSecurityContext) and kept.lockfile is not None:
+            kept._destroy()
+
+
 async def ask(message: aiocoap.Message, credentials: Mapping[str, Any] | None = None) -> aiocoap.Message:
     """Send one request by a new aiocoap client and return the answer, all blocks of it."""
 
@@ -76,7 +85,7 @@ async def ask(message: aiocoap.Message, credentials: Mapping[str, Any] | None = 
         try:
             return await client.request(message).response
         finally:
-            await client.shutdown()
+            await shut(client)
 
     return await in_asyncio(work)
 
@@ -170,7 +179,7 @@ class AioClient:
 
     async def close(self) -> None:
         if self.context is not None:
-            await self._do(self.context.shutdown())
+            await self._do(shut(self.context))
         self._loop.call_soon_threadsafe(self._loop.stop)
         await trio.to_thread.run_sync(self._thread.join, abandon_on_cancel=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import select
 import socket
 
@@ -90,6 +91,44 @@ def test_what_is_taken_soon_waits_without_a_task_and_its_head_is_not_kept() -> N
     found = asked.answer(post(), "10.0.0.1", b"", encrypted=False)
     assert isinstance(found, tuple) and isinstance(found[0], Waiting), "nor where its head is known"
     assert [request.body for request in endpoint.requests] == [endpoint.requests[0].body] * 3
+
+
+def test_a_head_is_parsed_once_for_a_fleet_of_which_nothing_is_known_yet(parsed: type[Counting]) -> None:
+    endpoint = Later(authorization=None, quickly=False)
+    asked = Quick(endpoint, HttpConfig())
+    for number in range(100):
+        found = asked.answer(post(body=b"%02d" % number, headers=basic(number)), "10.0.0.1", b"", encrypted=False)
+        assert isinstance(found, tuple) and isinstance(found[0], Waiting)
+    assert parsed.parsed == 1
+    assert [r.credentials.authorization for r in endpoint.requests] == [basic(n)[15:-2] for n in range(100)]
+    assert [r.body for r in endpoint.requests] == [b"%02d" % n for n in range(100)]
+
+
+def test_those_of_whom_nothing_is_known_have_no_head_forgotten_that_was_right() -> None:
+    endpoint = Later(authorization=None)
+    asked = Quick(endpoint, HttpConfig())
+    asked.answer(post(), "10.0.0.1", b"", encrypted=False)
+    known = dict(asked._heads._values)
+    endpoint.quickly = False
+    for number in range(2 * quick.NEW_MAX):
+        asked.answer(post(f"/v1/dfu?ct=0&data_schema={number}"), "10.0.0.1", b"", encrypted=False)
+    assert dict(asked._heads._values) == known and len(asked._new) == quick.NEW_MAX
+
+
+def test_what_was_parsed_leaves_nothing_for_the_collection_of_garbage() -> None:
+    endpoint = Later(authorization=None, quickly=False)
+    asked = Quick(endpoint, HttpConfig())
+    gc.collect()
+    gc.disable()
+    try:
+        for quickly in (False, True):
+            endpoint.quickly = quickly
+            for number in range(100):
+                asked.answer(post(f"/v1/dfu?ct=0&data_schema={number}"), "10.0.0.1", b"", encrypted=False)
+                asked.answer(get("/nothing"), "10.0.0.1", b"", encrypted=False)
+        assert gc.collect() < 50
+    finally:
+        gc.enable()
 
 
 def outcome(endpoint: FakeEndpoint, found: object) -> object:

@@ -128,6 +128,19 @@ async def test_a_list_of_many_pages_counts_its_terms_once(tmp_path: Path, monkey
         assert counted == ["a", "a"], "once for each list"
 
 
+async def test_what_one_term_says_is_counted_by_its_rows_alone(tmp_path: Path) -> None:
+    async with fleet(tmp_path, MANY) as store:
+        for text in ("!of", "of!=all", "group notin (g0,g1)", "!rare", "of", "group in (g0,g1)"):
+            wanted = parse_selector_untrusted(text)
+            expected = sum(wanted.matches(labels_of(n)) for n in range(MANY))
+            assert await store.count("a", wanted) == expected
+            with counted(tmp_path) as (database, steps):
+                query, values = selecting.count_of("a", wanted, selecting.Drive(None))
+                assert database.execute(query, values).fetchone()[0] == expected
+                # A dozen for each row that is counted, where a look at the labels of each device takes three dozen.
+                assert steps[0] < 14 * MANY, f"{text}: {steps[0]} steps for {MANY} devices"
+
+
 @pytest.mark.parametrize("sorted_max", [20_000, 5])
 async def test_whatever_the_selector_the_same_devices_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sorted_max: int
