@@ -35,6 +35,10 @@ def fail(code, what, agent=None, app=False):
             # Out of memory is one of the reasons to be here: give back what is ours before asking for any.
             agent.buffer = agent.slots.room = agent.update = None
         gc.collect()
+        if agent is None:
+            import esp32
+
+            ours = esp32.Partition.find(esp32.Partition.TYPE_DATA, 0x40)
         from dfu.crash import keep
 
         ours = keep(what, slot, code)

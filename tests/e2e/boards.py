@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -67,13 +68,22 @@ def board_bin(
     return _configured(target.read_bytes(), QUICK | (agent or {}))
 
 
-def _configured(content: bytes, agent: dict[str, object]) -> bytes:
-    """Return a board.bin with more in the agent's configuration."""
+def refiled(content: bytes, change: Callable[[dict[str, bytes]], object]) -> bytes:
+    """Return a board.bin whose file system has other files: `change` is given those there are, and changes them."""
     vfs = find(LAYOUTS["4MB"], "vfs")
     data = content[vfs.offset : vfs.end].ljust(vfs.size, b"\xff")
     files = {path.lstrip("/"): filesystem.content_untrusted(data, path) for path in filesystem.read_untrusted(data)[0]}
-    said = json.loads(files["dfu.json"])
-    said["agent"] |= agent
-    files["dfu.json"] = json.dumps(said).encode()
+    change(files)
     made = filesystem.build(files, vfs.size)
     return content[: vfs.offset] + made + content[vfs.end :]
+
+
+def _configured(content: bytes, agent: dict[str, object]) -> bytes:
+    """Return a board.bin with more in the agent's configuration."""
+
+    def change(files: dict[str, bytes]) -> None:
+        said = json.loads(files["dfu.json"])
+        said["agent"] |= agent
+        files["dfu.json"] = json.dumps(said).encode()
+
+    return refiled(content, change)
