@@ -112,6 +112,7 @@ def pytest_unconfigure() -> None:
 # Where the longest tests are: they begin first, so that no worker is left with one of them when the others have nothing to do.
 LONGEST = (
     "tests/e2e/",
+    "tests/cluster/",
     "tests/bootloader/test_explore.py",
     "tests/plugins/hawkbit/test_actions.py",
     "tests/security/test_hostile_server.py",

@@ -29,6 +29,7 @@ PLUGINS = ("dfud_http", "dfud_local", "dfud_coap", "dfud_drogue", "dfud_hawkbit"
 CLIENT = ("httpx", "httpcore", "certifi", "trio", "anyio._backends._trio")  # what httpx imports with its first request
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "dfud.cli": ("dfud.cli.main", *CLIENT),
+    "dfud.cli package": ("dfud.cli.main", "dfud.cli.package", "dfud.cli.board"),  # NumPy and what compresses, for those that need it
     "dfud.daemon": ("dfud.daemon.main", "dfud.daemon.init", "dfud.daemon.logs", "dfud.daemon.service", *PLUGINS),
     "dfud.package.worker": ("dfud.package.worker",),
     "esptool": ("esptool",),
@@ -84,7 +85,7 @@ def fork(request: dict[str, Any], files: list[int]) -> int:
     """Have a program forked; return the number of the process, a child of this one."""
     data = pickle.dumps(request)
     with _lock:
-        server = _server(request["program"], request["environment"])
+        server = _server(request["server"], request["environment"])
         _adopt(True)
         try:
             socket.send_fds(server, [struct.pack("<I", len(data))], files)
@@ -137,6 +138,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             return None
         return {
             "program": args[2],
+            "server": "dfud.cli package" if args[2] == "dfud.cli" and {"package", "board"} & set(args) else args[2],
             # Whether its end can be cut short. Not that of a daemon and its workers: an interpreter full of threads must come to one.
             "short": args[2] in ("dfud.cli", "esptool") or list(args[2:4]) == ["dfud.daemon", "init"],
             "arguments": [os.fspath(each) for each in args],

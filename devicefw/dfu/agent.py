@@ -214,6 +214,7 @@ class Agent:
                 failures = 7  # what leads to a minute: credentials do not come right by themselves
         for _ in range(failures):
             self.backoff.failed(ANSWER)
+        self.backoff.least_ms = getattr(self.transport, "retry_s", 0) * 1000
 
     async def close(self):
         try:

@@ -27,6 +27,7 @@ class Backoff:
             self._kept = 0
         self._counts = [0 if fresh else self._kept & 0xFF, self._kept >> 8]
         self._until = None
+        self.least_ms = 0  # that the server asked for
         self.hold()
 
     def _set(self, which, count):
@@ -48,15 +49,17 @@ class Backoff:
             self._set(which, count + 1)
 
     def good(self, which):
+        self.least_ms = 0
         if self._counts[which]:
             self._set(which, 0)
         if which == BEGUN:
             self._until = None
 
     def pause_ms(self, which):
-        """Return how long to wait after so many failures: three quarters of it on average."""
-        count = self._counts[which]
-        return min(FIRST_MS << count - 1, self.limits[which]) * (64 + random.getrandbits(6)) // 128 if count else 0
+        """Return how long to wait after so many failures: three quarters of it on average, and what a server that is away asked for."""
+        count, limit = self._counts[which], self.limits[which]
+        pause_ms = min(FIRST_MS << count - 1, limit) * (64 + random.getrandbits(6)) // 128 if count else 0
+        return pause_ms if which else max(pause_ms, min(self.least_ms, limit))
 
     def hold(self):
         """No update may begin for a while from now on."""

@@ -36,7 +36,8 @@ _CON, _ACK, _RST = const(0), const(2), const(3)
 _GET, _POST, _FETCH = const(1), const(2), const(5)
 _CHANGED, _CONTENT, _CONTINUE = const(0x44), const(0x45), const(0x5F)
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _INCOMPLETE, _TOO_LARGE = const(0x81), const(0x83), const(0x84), const(0x88), const(0x8D)
-_ETAG, _OBSERVE, _OSCORE, _PATH, _BLOCK2, _BLOCK1, _SIZE2 = const(4), const(6), const(9), const(11), const(23), const(27), const(28)
+_ETAG, _OBSERVE, _OSCORE, _PATH, _MAX_AGE = const(4), const(6), const(9), const(11), const(14)
+_BLOCK2, _BLOCK1, _SIZE2 = const(23), const(27), const(28)
 _ECHO, _TAG, _AUTH, _COMMAND = const(252), const(292), const(4209), const(4210)
 
 # What _heard() says of a datagram.
@@ -376,7 +377,7 @@ class CoapTransport:
 
     async def _ask(self, code, options, payload, room, token=None):
         """Send one request. The answer is in self.code, self.options and, in `room` (a memoryview), from self.start to self.end."""
-        options = list(options)
+        options, self.retry_s = list(options), 0
         if self.auth is not None:
             put(options, _AUTH, self.auth)
         self.room = room
@@ -399,6 +400,7 @@ class CoapTransport:
     def _check(self):
         code = self.code
         if code not in (_CONTENT, _CHANGED):
+            self.retry_s = int.from_bytes(self.first(_MAX_AGE, self.options) or b"", "big")
             kind = Gone if code == _NOT_FOUND else Denied if code in (_UNAUTHORIZED, _FORBIDDEN) else TransportError
             raise kind("status %d.%02d" % (code >> 5, code & 31))
 

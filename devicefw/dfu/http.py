@@ -18,6 +18,7 @@ class HttpTransport:
         self.secure, self.host, self.port, self.head = http_parts(config)
         self.config = config
         self.timeout_s = config.get("timeout_s", 60)
+        self.retry_s = 0
         self.reader = self.writer = self.context = None
 
     async def _open(self):
@@ -47,6 +48,7 @@ class HttpTransport:
 
     async def _ask(self, head, body, buffer, timeout_s):
         """Send one request; return (status, headers of interest, length of the body in `buffer`)."""
+        self.retry_s = 0
         # A kept connection may have been closed meanwhile: once more, on a fresh one.
         for kept in (self.writer is not None, False):
             try:
@@ -85,6 +87,8 @@ class HttpTransport:
                 length = int(value)
             elif name == b"command":
                 command = value == b"dfu"
+            elif name == b"retry-after" and value.isdigit():
+                self.retry_s = int(value)
             elif name == b"connection":
                 close = value.lower() == b"close"
         found = lines = parts = None  # the body may need the room

@@ -6,6 +6,7 @@
     async chunk(package, number, buffer)        fetch one chunk into buffer, return its length
     async enrol(message, buffer)                send an enrolment, return when it is accepted; only needed for a `claim`
     async close()                               may be called at any time
+    retry_s                                     may be missing; after a TransportError: how long the server wants to be left alone
     rest()                                      may be missing; before much RAM is needed: free what the next call can make again
 
 All three raise TransportError when the server cannot be reached, Denied when it does not accept the credentials, and chunk()

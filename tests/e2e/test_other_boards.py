@@ -126,3 +126,38 @@ async def test_where_the_bootloader_does_not_roll_back_the_agent_does_and_says_s
         found = await f.wait(NAME, "done", timeout_s=60)
         assert "does not go back by itself" in condition(found, "DfudBootloader")["message"]
         assert any("this bootloader does not roll back" in line for line in lamp.console)
+
+
+@pytest.mark.parametrize("steps", [(4, 6, 9, 8), (5, 12, 11, 10)])
+async def test_power_cuts_from_the_first_byte_to_the_confirmation_end_with_the_new_image_or_the_old_one(
+    tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    """On real MicroPython, where the exploration of tests/devicefw/test_other_boards.py has a model of the agent's surroundings."""
+    require("micropython")
+    async with fleet(tmp_path) as f:
+        lamp = await board(f, "esp32s3")
+        for version in ("1.0", "1.1"):
+            await publish(f, firmware("good", version, "esp32s3"), version, "esp32s3")
+        async def powered() -> None:
+            for count in steps:
+                # Counted from the start on, in which a commit to NVS is one, too.
+                lamp.flash.cut_at, lamp.flash.cut_how = lamp.flash.operations + count, "half"
+                await lamp.run_once()
+            lamp.flash.cut_at = None
+            await lamp.run()
+
+        await f.want(NAME, "1.1")
+        f.nursery.start_soon(powered)
+        found: dict[str, Any] = {}
+        with trio.fail_after(90):
+            while found.get("deployment", {}).get("state") not in ("done", "rolled-back", "failed"):
+                found = await f.status(NAME)
+                await trio.sleep(0.1)
+        state, cuts = found["deployment"]["state"], lamp.console.count("-- power cut --")
+        print(f"{state} after {cuts} power cuts, {len(lamp.boots)} starts")
+        assert cuts >= 2
+        if state == "done":
+            assert found["current"] == "1.1"
+        else:
+            # The power went away on trial, which is the end of one here.
+            assert (found["current"], found["deployment"]["result"]["reason"]) == ("1.0", "unconfirmed")
