@@ -137,7 +137,9 @@ def _console(port: str, session: Session) -> Iterator[Callable[[], None]]:
         line.dtr = line.rts = False
         line.open()
     except (OSError, serial.SerialException) as error:
-        raise CliError(f"{port} cannot be opened: {error}") from None
+        from dfud.board.flashing import no_port
+
+        raise CliError(no_port(port, error)) from None
     ended = threading.Event()
 
     def show() -> None:
