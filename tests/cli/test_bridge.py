@@ -221,8 +221,9 @@ async def test_a_port_that_never_was_there_is_not_said_to_be_gone(
         return real(*values, **more)
 
     monkeypatch.setattr(bridge_ports, "AGAIN_S", 0.01)
-    monkeypatch.setattr(bridge_ports.serial, "Serial", opened)
-    port = bridge_ports.Port(str(tmp_path / "ttyUSB0"), 115200, NoServer(), lambda _, text, **values: told.append(text))  # type: ignore[arg-type]
+    monkeypatch.setattr(serial, "Serial", opened)
+    tell = lambda _, text, **values: told.append(text)  # noqa: E731
+    port = bridge_ports.Port(str(tmp_path / "ttyUSB0"), 115200, NoServer(), tell)  # type: ignore[arg-type]
     nursery.start_soon(port.run)
     with trio.fail_after(60):
         await looked.wait()
