@@ -38,5 +38,6 @@ def test_lines_are_shown_whole_and_odd_bytes_do_not_end_it() -> None:
 
 
 def test_a_port_that_is_not_there_is_named() -> None:
-    with pytest.raises(CliError, match="/dev/no-such-port: no such port. Is the board plugged in"), _console("/dev/no-such-port", Said()):  # type: ignore[arg-type]
+    said = "/dev/no-such-port: no such port. Is the board plugged in"
+    with pytest.raises(CliError, match=said), _console("/dev/no-such-port", Said()):  # type: ignore[arg-type]
         pass
