@@ -71,8 +71,8 @@ def push(
         )
     if program is None:
         raise CliError(
-            f"{device_name} has no app banks: its application comes with what was flashed; a board made with `dfuctl board image` "
-            "has them"
+            f"{device_name} has no app banks: its application comes with what was flashed; a board made with `dfuctl board image`, "
+            "and with neither --no-banks nor --keep-bootloader, has them"
         )
     made = appimage.build(folder, "16MB", march_of(hardware))
     room = program.get("capacity", len(made.data))
