@@ -107,9 +107,15 @@ class PostgresStore(ReadingStore):
         pool = Pool(partial(Connection.open, self._config, "dfud read"), self._config.connections, self._config.wait_s)
         blobs = self._blobs = Blobs(self._placed, pool, self._origin)
         writer = Writer(
-            partial(Connection.open, self._config, "dfud write"), self._limits, self._origin, PATIENCE_S, blobs.remove
+            partial(Connection.open, self._config, "dfud write", by_key=True),
+            self._limits,
+            self._origin,
+            PATIENCE_S,
+            blobs.remove,
         )
-        self._leading = Leading(partial(Connection.open, self._config, "dfud lead", SILENT_S), self._origin)
+        self._leading = Leading(
+            partial(Connection.open, self._config, "dfud lead", SILENT_S, asks_often=True), self._origin
+        )
         self._listener = Listener(partial(Connection.open, self._config, "dfud listen"), self._origin)
         keeping = trio.CancelScope(shield=True)  # what was accepted is written, whoever cancels this
         try:
