@@ -46,6 +46,7 @@ COLLECT_S = 1800.0
 DROP_S = 2.0
 PROBE_S = 1.0
 HOUSEKEEPING = "postgres.housekeeping"
+REFUSALS = ("certificate", "authentication failed", "does not exist", "no password supplied", "no pg_hba.conf entry")
 _ALIVE = Query("SELECT 1")
 _NOTIFY = Query(f"SELECT pg_notify('{CHANNEL}', $1)", "t")
 
@@ -81,6 +82,9 @@ class PostgresStore(ReadingStore):
         try:
             connection = await Connection.open(self._config, "dfud check")
         except Lost as error:
+            # libpq tells no SQLSTATE of a session that did not come about. What it words otherwise counts as being away.
+            if any(words in str(error) for words in REFUSALS):
+                raise StoreError(f"[store.postgres]: {error}") from error
             raise told("[store.postgres]", error) from error
         try:
             await version_of(connection)

@@ -339,12 +339,22 @@ async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Pa
             assert by_tls == sessions and int(str(by_tls)) >= 1
         for wrong in ("other.example.crt", ""):
             ca = str(tmp_path / wrong) if wrong else ""
-            with pytest.raises(StoreError, match="certificate"):
+            with pytest.raises(StoreError, match="certificate") as refused:
                 await PostgresStore(PostgresConfig(ca_file=ca, **given)).check()
+            assert not refused.value.retryable, "it is a fault of the configuration, not away"
+        right = given | {"ca_file": str(tmp_path / "localhost.crt")}
+        with pytest.raises(StoreError, match='database "elsewhere" does not exist') as refused:
+            await PostgresStore(PostgresConfig(**right | {"database": "elsewhere"})).check()
+        assert not refused.value.retryable
         (tmp_path / "password").write_text("guessed")
         with pytest.raises(StoreError, match="password") as refused:
-            await PostgresStore(PostgresConfig(ca_file=str(tmp_path / "localhost.crt"), **given)).check()
+            await PostgresStore(PostgresConfig(**right)).check()
+        assert not refused.value.retryable
         assert "guessed" not in str(refused.value)
+        server.stop()
+        with pytest.raises(StoreError) as refused:
+            await PostgresStore(PostgresConfig(**right)).check()
+        assert refused.value.retryable
 
 
 @pytest.mark.parametrize(
