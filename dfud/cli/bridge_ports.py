@@ -42,6 +42,7 @@ class Port:
         self._bytes = self._odd = 0
         self._told_s = -TOLD_EVERY_S
         self._said = self._who = ""
+        self._was_open = False
         self._text = b""
 
     async def run(self) -> None:
@@ -49,6 +50,7 @@ class Port:
         while True:
             try:
                 with self._opened() as line:
+                    self._was_open = True
                     self._say(f"open, {self._baud} baud")
                     await self._serve(line.fileno())
             except BrokenPipeError:  # nobody reads what is told
@@ -59,7 +61,7 @@ class Port:
                     raise CliError(no_port(self.name, error)) from None
                 self._say(
                     "gone; waiting for it"
-                    if self._said
+                    if self._was_open
                     else "no such port yet; waiting for it. Is the board plugged in?"
                 )
             except ExceptionGroup as group:

@@ -25,6 +25,7 @@ from dfud_http.connection import Connection
 from dfud.api import Endpoint, Transport, UserRoutes, events, faults, open_to_all
 from dfud.controller.controller import Controller
 from dfud.controller.packages import Packages
+from dfud.controller.together import Together
 from dfud.daemon.components import build
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.endpoint import DeviceEndpoint
@@ -39,7 +40,8 @@ DFU = "/api/dfu/v1/apps"
 HANDLERS: list[tuple[type[Any], str]] = [
     *((DeviceEndpoint, name) for name in ("_quick", "_post", "_quick_chunks", "_chunks")),
     *((Waking, name) for name in ("_look", "_make", "_reconsider")),
-    *((Controller, name) for name in ("status", "statuses", "report", "desired", "make")),
+    *((Controller, name) for name in ("status", "report", "desired", "make")),
+    (Together, "take"),
     (Packages, "_make"),
     (Connection, "_answer"),
     (AjourDialect, "answer"),
