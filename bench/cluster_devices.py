@@ -118,16 +118,16 @@ class Several:
             run.stdin.write(body or status())
             run.stdin.close()
             running.append(run)
-        good = 0.0
+        good = away = 0.0
         for run in running:
             assert run.stdout is not None
-            good += read_result(run.stdout.read())["good"]
+            result = read_result(run.stdout.read())
+            good, away = good + result["good"], away + result["away"]
             run.wait()
-        refused = count * len(self.all) - good
-        if refused > refused_max:
-            raise SystemExit(f"{refused:.0f} answers were no success")
-        if refused:
-            print(f"{refused:.0f} of {good + refused:.0f} were told to come again", flush=True)
+        if (wrong := count * len(self.all) - good - away) or away > refused_max:
+            raise SystemExit(f"{away:.0f} answers were 503, {wrong:.0f} were no success or did not come")
+        if away:
+            print(f"  {away:.0f} of {good + away:.0f} were answered 503", flush=True)
         return _each(self._cpu_s() - before, self._server_s() - server, time.perf_counter() - began, int(good))
 
     def chunks(self) -> dict[str, float]:

@@ -20,9 +20,9 @@ class Backoff:
         import esp32
 
         self.limits = (config.get("backoff_ms", 60000), config.get("update_backoff_ms", 3600000))
-        self._nvs = esp32.NVS("dfud")
+        self._nvs = esp32.NVS
         try:
-            self._kept = self._nvs.get_i32("backoff") & 0xFFFF
+            self._kept = self._nvs("dfud").get_i32("backoff") & 0xFFFF
         except OSError:
             self._kept = 0
         self._counts = [0 if fresh else self._kept & 0xFF, self._kept >> 8]
@@ -36,10 +36,11 @@ class Backoff:
         if kept != self._kept:
             self._kept = kept
             try:
-                self._nvs.set_i32("backoff", kept)
-                self._nvs.commit()
+                nvs = self._nvs("dfud")
+                nvs.set_i32("backoff", kept)
+                nvs.commit()
             except OSError:
-                pass  # worn out: then in RAM only
+                pass  # worn out or full, of which the namespace may be what has no room: then in RAM only
 
     def failed(self, which):
         """Count a failure, up to where the pause is the longest."""

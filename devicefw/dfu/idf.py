@@ -14,7 +14,7 @@ NEW, PENDING, VALID, INVALID, ABORTED = range(5)  # of an image, in its entry; P
 SWITCHING, SWITCHED, STALE, STARTED, BACK = 1, 2, 4, 8, 16  # `step`: how far the change of slots came
 ONE_TRIAL, NO_SIGNATURE, NO_FALLBACK = 1, 2, 4  # what is weaker here: docs/protocol.md, boot
 SECTOR = 4096
-NOT_FOUND = -0x1102  # ESP_ERR_NVS_NOT_FOUND
+NOT_FOUND, NO_SPACE = -0x1102, -0x1105  # ESP_ERR_NVS_NOT_FOUND; NOT_ENOUGH_SPACE: of a namespace that is not there
 
 
 def blob(key, size):
@@ -25,7 +25,7 @@ def blob(key, size):
     try:
         return bytes(buffer[: esp32.NVS("dfud").get_blob(key, buffer)])
     except OSError as error:
-        if error.args[0] != NOT_FOUND:
+        if error.args[0] not in (NOT_FOUND, NO_SPACE):
             raise
         return b""
 
@@ -206,7 +206,7 @@ class Ends:
 
     def last(self, kind, slot):
         data = blob("end%d" % slot, 512) if kind == 2 else b""
-        return bytes(8) + bytes((2, slot)) + bytes(42) + data[5:] + bytes(457 - len(data)) if len(data) > 4 else None
+        return bytes(8) + bytes((2, slot)) + bytes(42) + data[5:] + bytes(max(0, 457 - len(data))) if len(data) > 4 else None
 
     def clear(self):
         for slot in (0, 1):

@@ -185,9 +185,10 @@ def _on_trial(slots, own, cause):
     elif own != PENDING:
         # A bootloader without rollback. So the agent does it, if it comes to that.
         code = _ended(state, slots.slot)
-        if state.step & STARTED or code is not None:
+        if state.previous and (state.step & STARTED or code is not None):
             return _back(slots, code, cause)
-        write(state, step=STARTED, lacks=NO_FALLBACK)
+        if not state.step & STARTED:
+            write(state, step=STARTED, lacks=NO_FALLBACK)
     elif state.lacks:
         write(state, lacks=0)  # the bootloader was replaced
     return False

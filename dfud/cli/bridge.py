@@ -59,6 +59,8 @@ def bridge(
         raise CliError("--ca and --pin: give one of them")
     if len(set(ports)) < len(ports):
         raise CliError("--port: the same one twice")
+    if "" in ports:
+        raise CliError("--port: an empty name, expected a serial line such as /dev/ttyUSB0; see ls /dev/serial/by-id")
     if len(ports) > PORTS_MAX:
         raise CliError(f"--port: {len(ports)} of them, expected at most {PORTS_MAX}; start a second bridge")
     if sys.platform == "win32":

@@ -27,6 +27,8 @@ def judged_server(url: str, certificate: Path | None, plain: bool) -> httpx.URL:
         raise CliError(f"--server {url}: {error}") from None
     if found.scheme not in ("http", "https") or not found.host or found.path not in ("", "/") or found.userinfo:
         raise CliError(f"--server {url}: expected http://host:port or https://host:port, where devices reach dfud")
+    if found.port is not None and not 0 < found.port < 65536:
+        raise CliError(f"--server {url}: port {found.port}, expected 1 to 65535")
     if found.scheme == "http" and certificate is not None:
         raise CliError(f"--server {url}: a certificate needs https")
     if found.scheme == "http" and found.host not in LOOPBACK and not plain:

@@ -71,8 +71,8 @@ def push(
         )
     if program is None:
         raise CliError(
-            f"{device_name} has no app banks: its application comes with what was flashed; a board made with `dfuctl board image` "
-            "has them"
+            f"{device_name} has no app banks: its application comes with what was flashed; a board made with `dfuctl board image`, "
+            "and with neither --no-banks nor --keep-bootloader, has them"
         )
     made = appimage.build(folder, "16MB", march_of(hardware))
     room = program.get("capacity", len(made.data))
@@ -137,7 +137,9 @@ def _console(port: str, session: Session) -> Iterator[Callable[[], None]]:
         line.dtr = line.rts = False
         line.open()
     except (OSError, serial.SerialException) as error:
-        raise CliError(f"{port} cannot be opened: {error}") from None
+        from dfud.board.flashing import no_port
+
+        raise CliError(no_port(port, error)) from None
     ended = threading.Event()
 
     def show() -> None:

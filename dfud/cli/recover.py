@@ -216,7 +216,9 @@ def opened(port: str) -> Iterator[Line]:
     try:
         found = serial.Serial(port, BAUD, timeout=0.1)
     except (OSError, serial.SerialException) as error:
-        raise CliError(f"{port} cannot be opened: {error}") from None
+        from dfud.board.flashing import no_port
+
+        raise CliError(no_port(port, error)) from None
     with found:
         try:
             yield Line(found)

@@ -54,6 +54,13 @@ def _key(target: str, base: str, kinds: int, payload: int) -> str:
     return hashlib.sha256(f"{ENCODER} {target} {base} {kinds} {payload}".encode()).hexdigest()
 
 
+def _is_of(package: PackageFile, order: Order) -> bool:
+    """Say whether a package can be that of an order: to its image, from its base or none, of a kind that the device decodes."""
+    base = package.base_sha256.hex() if package.base_sha256 else ""
+    right = base in ("", order.base.sha256 if order.base is not None else "")
+    return right and package.sha256.hex() == order.target.sha256 and bool(order.kinds >> package.kind & 1)
+
+
 class Packages:
     """Owns the directory `path` and the memory of recently used packages.
 
@@ -289,9 +296,10 @@ class Packages:
             made = tuple(part.candidate for part in record.parts)
         name = choose(made, order.pace).package
         found = await self.load(name)
-        if found is not None:
-            self._names.put(key, made)
-            self._touch(name)
+        if found is None or not _is_of(found, order):
+            return None  # it went, or a damaged key names another one: it is made anew
+        self._names.put(key, made)
+        self._touch(name)
         return found
 
     async def _made(self, key: str) -> tuple[Candidate, ...] | None:

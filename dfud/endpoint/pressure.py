@@ -68,6 +68,7 @@ class Pressure:
         self.under_way = 0
         self.turned_away = 0
         self._waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self._hands_on = False
         self._busy = trio.Event()
         self._most = 0  # under way, since the last measurement
         self._rate = RATE_AT_FIRST
@@ -145,16 +146,22 @@ class Pressure:
         self._hand_on()
 
     def _hand_on(self) -> None:
-        late_s = trio.current_time() - self._late_s
-        while self._waiting:
-            waiter = next(iter(self._waiting))
-            if waiter.since_s > late_s:
-                if self.under_way >= self.limit:
-                    return
-                waiter.has_turn = True
-                self._begin()
-            del self._waiting[waiter]
-            waiter.told()
+        if self._hands_on:
+            return  # one that was told had nothing to do: its turn is handed on below, not deeper and deeper
+        self._hands_on = True
+        try:
+            late_s = trio.current_time() - self._late_s
+            while self._waiting:
+                waiter = next(iter(self._waiting))
+                if waiter.since_s > late_s:
+                    if self.under_way >= self.limit:
+                        return
+                    waiter.has_turn = True
+                    self._begin()
+                del self._waiting[waiter]
+                waiter.told()
+        finally:
+            self._hands_on = False
 
     def away(self) -> Reply:
         """Return the answer to one that has no turn.

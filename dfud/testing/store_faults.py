@@ -288,6 +288,8 @@ def _commit_and_be_killed(kind: type[FaultConformance], directory: Path) -> dict
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
+            if not line.endswith("\n"):
+                break  # it was killed within this line
             name, sha256 = line.split()
             told[name] = sha256
             if len(told) == COMMITS_BEFORE_KILL:

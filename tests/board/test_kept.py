@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import stat
 from pathlib import Path
 
@@ -110,3 +112,18 @@ def test_keys_come_into_nvs_and_need_a_signed_manifest(tmp_path: Path) -> None:
     (tmp_path / "claim").write_text("code\n")
     said = made(tmp_path, download("esp32s3"), "--server", "http://192.0.2.1:8880", "--key", "A" * 43 + "=", code=1)
     assert "a board with keys boots no image without a signed manifest" in said
+
+
+def test_the_command_of_the_page_makes_a_board_that_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "other-boards.md").read_text()
+    (shown,) = re.findall(r"^(dfuctl board image .*?)\n```", page, re.MULTILINE | re.DOTALL)
+    words = shlex.split(shown.replace("\\\n", " "))
+    (tmp_path / words[words.index("--micropython") + 1]).write_bytes(download("esp32"))
+    (tmp_path / "claim").write_text("drc_1234567890abcdefghijklmnop\n")
+    application(tmp_path / "app")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DFUCTL_WIFI_PASSWORD", "correct horse")
+    found = CliRunner().invoke(main, words[1:])
+    assert found.exit_code == 0 and "esptool --chip esp32 " in found.output, found.output
+    seen = CliRunner().invoke(main, ["board", "inspect", "board.bin"])
+    assert seen.exit_code == 0 and "v1.24.1" in seen.output and "ota_1" in seen.output, seen.output

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -20,7 +21,7 @@ from bootloader.sim.boot import Bootloader
 from devicefw.sim.board import Board
 from devicefw.sim.flash import FlashFile
 from dfud.board import nvs
-from dfud.board.flashmap import APP, DATA, Part
+from dfud.board.flashmap import APP, DATA, LAYOUTS, Part
 from dfud.cli.main import main
 from tests.board.support import application, download, micropython
 from tests.real_parts import require
@@ -235,6 +236,15 @@ async def test_what_happened_on_a_board_is_read_out_of_its_flash(desk: Desk) -> 
     assert "2: crash in slot 0, v1.26.0, crashes 1" in told
     assert "slot 0 confirmed, crashes 1" in told
     assert "ota_0 *  v1.26.0" in told
+    rows = re.findall(r"^0x[0-9a-f]{7} \|(.{64})\|$", told, re.M)
+    (legend,) = re.findall(r"^16384 bytes a character\. (.*)$", told, re.M)
+    picture = "".join(rows)
+    assert len(picture) == (4 << 20) // 16384, "a picture of the flash's map"
+    for part in LAYOUTS["4MB"]:
+        (letter,) = re.findall(rf"(\w) {part.label}(?:,|$)", legend)
+        place = picture[part.offset // 16384 : -(-part.end // 16384)]
+        assert letter in place or "." in place or part.size < 16384, part.label
+    assert set(picture[0x1C0000 // 16384 : 0x370000 // 16384]) == {"."}, "nothing is in the other slot"
 
 
 async def test_a_board_that_waits_for_recovery_is_asked(desk: Desk, nursery: trio.Nursery) -> None:
@@ -260,4 +270,4 @@ def test_a_board_is_looked_at_in_one_way(desk: Desk) -> None:
     told = CliRunner().invoke(main, ["board", "inspect"]).output
     assert "give FILE, or --port" in told
     told = CliRunner().invoke(main, ["board", "inspect", "--port", str(desk.folder / "none")]).output
-    assert "cannot be opened" in told
+    assert "no such port" in told

@@ -92,3 +92,17 @@ def test_an_image_larger_than_a_slot_is_refused_with_the_numbers(tmp_path: Path,
     assert f"{size} bytes, {size - 1_765_376} more than a slot holds: expected at most 1765376" in told
     assert "build a smaller image" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_shows_the_command_that_is_printed(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bootloader.md").read_text()
+    (tmp_path / "manifest").write_bytes(envelope(FIRMWARE, signer=key(1)))
+    text = base64.b64encode(public(key(1))).decode()
+    printed = provision(tmp_path, "--manifest", str(tmp_path / "manifest"), "--key", text).splitlines()[-1]
+    (shown,) = re.findall(r"^(esptool [^\n]* write-flash .*?)\n```", page, re.MULTILINE | re.DOTALL)
+
+    def parts(command: str) -> list[str]:
+        words = command.replace("\\\n", " ").split()
+        return [word if word.startswith("/dev/tty") or "/" not in word else Path(word).name for word in words]
+
+    assert parts(shown) == parts(printed)

@@ -120,7 +120,7 @@ def test_a_second_stage_bootloader_is_not_sent(tmp_path: Path) -> None:
     """Nor is anything else without an application description, unless somebody says so. The port is not even opened."""
     arguments = ["recover", "--port", str(tmp_path / "none"), file(tmp_path, "second.bin", NEW), "--version", "2.0"]
     assert "no application description" in dfuctl(tmp_path, *arguments, code=1)
-    assert "cannot be opened" in dfuctl(tmp_path, *arguments, "--raw", code=1)
+    assert "no such port" in dfuctl(tmp_path, *arguments, "--raw", code=1)
 
 
 def test_the_pin_asks_for_recovery_and_a_delta_is_enough(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_port_that_vanishes_with_the_answer_to_boot_is_no_failure() -> None:
 
 
 def test_a_port_that_is_none_is_said(tmp_path: Path) -> None:
-    assert "cannot be opened" in dfuctl(tmp_path, "recover", "--port", str(tmp_path / "none"), code=1)
+    assert "no such port" in dfuctl(tmp_path, "recover", "--port", str(tmp_path / "none"), code=1)
 
 
 def test_damaged_frames_are_answered_and_nothing_else_happens(tmp_path: Path) -> None:

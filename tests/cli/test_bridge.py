@@ -76,6 +76,8 @@ def run(*options: str) -> Result:
         (("--server", "https://127.0.0.1:1", "--pin", __file__), "no certificate, expected PEM or DER"),
         (("--server", "https://127.0.0.1:1", "--pin", __file__, "--ca", __file__), "give one of them"),
         (("--server", "http://127.0.0.1:1", "--port", "/dev/none"), "the same one twice"),
+        (("--server", "http://127.0.0.1:1", "--port", ""), "an empty name, expected a serial line"),
+        (("--server", "https://dfud.example:99999"), "port 99999, expected 1 to 65535"),
     ],
 )
 def test_what_cannot_be_right_is_said_before_a_port_is_opened(options: tuple[str, ...], said: str) -> None:
@@ -224,6 +226,33 @@ async def test_a_new_question_ends_the_one_before_and_silence_ends_the_last(
             await trio.sleep(0.02)
     assert len(relay.asked) == 2
     nursery.cancel_scope.cancel()
+
+
+async def test_a_port_that_never_was_there_is_not_said_to_be_gone(
+    nursery: trio.Nursery, tmp_path: Path, line: Pty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    looked = trio.Event()
+    tries = 0
+    real = serial.Serial
+
+    def opened(*values: object, **more: object) -> object:
+        nonlocal tries
+        tries += 1
+        if tries == 4:
+            looked.set()
+        return real(*values, **more)
+
+    monkeypatch.setattr(bridge_ports, "AGAIN_S", 0.01)
+    monkeypatch.setattr(serial, "Serial", opened)
+    tell = lambda _, text, **values: told.append(text)  # noqa: E731
+    port = bridge_ports.Port(str(tmp_path / "ttyUSB0"), 115200, NoServer(), tell)  # type: ignore[arg-type]
+    nursery.start_soon(port.run)
+    with trio.fail_after(60):
+        await looked.wait()
+    (tmp_path / "ttyUSB0").symlink_to(line.path)
+    await said(told, "open, 115200 baud")
+    assert [text.partition(";")[0] for text in told] == ["no such port yet", "open, 115200 baud"]
 
 
 async def test_a_fault_on_one_port_costs_that_one_a_question_and_the_others_nothing(

@@ -1,15 +1,19 @@
-"""The console that `dfuctl push --port` shows, over a pseudo-terminal."""
+"""What `dfuctl push` refuses, and the console that it shows with --port, over a pseudo-terminal."""
 
 from __future__ import annotations
 
 import os
 import queue
+import sys
 import tty
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dfud.cli.client import CliError
+from dfud.cli.main import main
 from dfud.cli.push import _console
 
 GIVE_UP_S = 60.0
@@ -38,5 +42,32 @@ def test_lines_are_shown_whole_and_odd_bytes_do_not_end_it() -> None:
 
 
 def test_a_port_that_is_not_there_is_named() -> None:
-    with pytest.raises(CliError, match="/dev/no-such-port cannot be opened"), _console("/dev/no-such-port", Said()):  # type: ignore[arg-type]
+    said = "/dev/no-such-port: no such port. Is the board plugged in"
+    with pytest.raises(CliError, match=said), _console("/dev/no-such-port", Said()):  # type: ignore[arg-type]
         pass
+
+
+BANK = {"app": {"actual": {"capacity": 600}}}
+KNOWN = {"actual": {"hardware": "esp32c3"}}
+
+
+@pytest.mark.parametrize(
+    ("device", "text", "said"),
+    [
+        ({}, "", "lamp1 has not said yet what it is: switch it on"),
+        (KNOWN, "", "lamp1 has no app banks: its application comes with what was flashed"),
+        (KNOWN | BANK, "# no entry\n", "no `async def main()` in it"),
+        (KNOWN | BANK, "async def main(:\n", "does not compile"),
+        (KNOWN | BANK, "async def main():\n" + "    print(__name__)\n" * 200, "bytes, expected at most 600, the bank of lamp1"),
+    ],
+)
+def test_what_cannot_be_pushed_is_said_before_anything_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: dict[str, Any], text: str, said: str
+) -> None:
+    (tmp_path / "main.py").write_text(text)
+    push = sys.modules["dfud.cli.push"]
+    monkeypatch.setattr(push, "firmware_of", lambda *_: device)
+    monkeypatch.setattr(push, "_published", lambda *_: pytest.fail("published"))
+    monkeypatch.setenv("DFUCTL_CONFIG", str(tmp_path / "config.toml"))
+    found = CliRunner().invoke(main, ["--app", "lamps", "push", str(tmp_path), "lamp1"])
+    assert found.exit_code == 1 and said in found.output, found.output

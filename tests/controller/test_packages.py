@@ -50,6 +50,10 @@ def store(tmp_path: Path) -> Records:
     return found
 
 
+def digest_of(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
+
+
 def order(payload: int = 4112, version: str = "2", sha256: str = "", base: bytes | None = None, kinds: int = FULL) -> Order:
     target = msgspec.structs.replace(a_firmware(version, size=len(NEW)), sha256=sha256 or hashlib.sha256(NEW).hexdigest())
     old = None
@@ -272,6 +276,39 @@ async def test_a_damaged_image_is_never_packed(store: Records, tmp_path: Path, n
     base.write_bytes(b"other")
     made = await packages.get(order(base=OLD, kinds=FULL | 1 << Kind.DELTA), ("app", "a"))
     assert made.kind == Kind.FULL, "a damaged base is done without"
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("damage", ["another image's", "another kind's", "no numbers", "empty", "no text", "huge numbers"])
+async def test_a_damaged_key_has_its_package_made_anew(
+    store: Records, tmp_path: Path, nursery: trio.Nursery, damage: str
+) -> None:
+    directory = tmp_path / "p"
+    packages = Packages(store, directory, disk_bytes=1 << 30, memory_bytes=1 << 20, workers=1)
+    await nursery.start(packages.run)
+    back = msgspec.structs.replace(order(), target=msgspec.structs.replace(a_firmware("1"), sha256=digest_of(OLD)))
+    base = NEW[:30_000] + b"x" + NEW[30_001:]
+    store.images[digest_of(base)] = tmp_path / digest_of(base)
+    store.images[digest_of(base)].write_bytes(base)
+    delta = order(base=base, kinds=FULL | 1 << Kind.DELTA)
+    made = [await packages.get(one, ("app", "a")) for one in (order(), back, delta)]
+    other = made[1] if damage != "another kind's" else made[2]
+    assert made[2].kind == Kind.DELTA
+    content = {
+        "another image's": f"{other.id.hex()} 1 1 1\n".encode(),
+        "another kind's": f"{other.id.hex()} 1 1 1\n".encode(),
+        "no numbers": f"{made[0].id.hex()} x -1 nan\n".encode(),
+        "huge numbers": f"{made[0].id.hex()} 1 {1 << 63} 1\n".encode(),
+        "empty": b"",
+        "no text": b"\xff" * 32,
+    }[damage]
+    key = directory / f"{packages.key(order())}.key"
+    before = key.read_bytes()
+    key.write_bytes(content)
+    fresh = Packages(store, directory, disk_bytes=1 << 30, memory_bytes=1 << 20, workers=1)
+    await nursery.start(fresh.run)
+    assert (await fresh.get(order(), ("app", "a"))).id == made[0].id
+    assert key.read_bytes() == before, "it is mended, too"
     nursery.cancel_scope.cancel()
 
 

@@ -75,13 +75,14 @@ class Reset(BaseException):
 
 
 class Forking(Flash):
-    """Keeps what a power cut before or in each operation would have left, NVS with it."""
+    """Keeps what a power cut before or in each operation would have left, NVS with it. full: NVS takes nothing more."""
 
-    __slots__ = ("cut", "nvs")
+    __slots__ = ("cut", "full", "nvs")
 
     def __init__(self, sectors: dict[int, bytes], nvs: dict[str, bytes]) -> None:
         super().__init__(sectors)
         self.nvs = dict(nvs)
+        self.full = False
         self.cut: list[tuple[Flash, dict[str, bytes]]] = []
 
     def erase(self, offset: int) -> None:
@@ -94,6 +95,8 @@ class Forking(Flash):
 
     def commit(self, key: str, value: bytes) -> None:
         """NVS: whole, or not there."""
+        if self.full:
+            raise OSError(-0x1105, "ESP_ERR_NVS_NOT_ENOUGH_SPACE")
         self.cut.append((Flash(self.sectors), dict(self.nvs)))
         self.nvs[key] = value
 
@@ -105,6 +108,8 @@ def _esp32(flash: Forking, slot: int) -> Any:
     class NVS:
         def __init__(self, namespace: str) -> None:
             assert namespace == "dfud"
+            if flash.full and not flash.nvs:  # the namespace would be made
+                raise OSError(-0x1105, "ESP_ERR_NVS_NOT_ENOUGH_SPACE")
             self._set: dict[str, bytes] = {}
 
         def get_blob(self, key: str, buffer: bytearray) -> int:

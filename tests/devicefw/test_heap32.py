@@ -100,12 +100,12 @@ def test_the_agent_leaves_the_heap_to_the_application(tmp_path: Path) -> None:
         counted.setdefault(what, []).append(int(size))
     before = counted["before"][-1]
     most = {what: max(sizes[-1:] if what in LAST else sizes) - before for what, sizes in counted.items()}
-    print(most)
-    assert len(counted["decoding"]) > 20, "it was looked at in the middle of it"
+    print(most, {what: len(sizes) for what, sizes in counted.items()})
+    assert len(counted["decoding"]) > 10, "it was looked at in the middle of it"
     assert most["imported"] <= IMPORT_MAX
     assert most["idle"] <= IDLE_MAX
     assert max(most["decoding"], most["written"]) <= UPDATE_MAX - CONNECTION_BYTES
-    assert len(counted["decoding2"]) > 20, "and so was the second one"
+    assert len(counted["decoding2"]) > 5, "and so was the second one, of which most pages stand there already"
     assert max(most["decoding2"], most["written2"]) <= SECOND_MAX - CONNECTION_BYTES
     # The names of what was loaded stay in the interpreter's table: 2.9 KB, once.
     assert most["left"] - most["idle"] <= NAMES_MAX, "what an update needed is given back"

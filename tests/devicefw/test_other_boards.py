@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections import deque
 from typing import Any
 
@@ -202,6 +203,66 @@ def test_a_confirmed_manifest_changes_the_keys_and_one_that_no_key_signed_does_n
         assert (int.from_bytes(record[4:8], "little"), len(record)) == (len(expected), 256)
         with lamp.start() as slots:
             assert lamp.flash.nvs["keys"] == record, "once"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_where_nvs_is_full_the_application_runs_and_no_update_is_begun(kept: bool) -> None:
+    lamp = Lamp()
+    if kept:
+        with lamp.start():
+            pass
+    lamp.flash.full = True
+    for cause in (POWER_ON, RESET, WATCHDOG):
+        with lamp.start(cause) as slots:
+            before = lamp.states()
+            assert (slots.slot, slots.state.phase, result(slots)) == (0, 0, None)
+            with pytest.raises(OSError, match="NOT_ENOUGH_SPACE"):
+                switch(slots)
+            assert lamp.states() == before, "nothing else is booted"
+    lamp.flash.full = False
+    lamp.update()
+    with lamp.start() as slots:
+        assert (slots.slot, slots.state.phase) == (1, TRIAL)
+
+
+def test_where_nvs_fills_up_in_a_trial_what_was_confirmed_stays() -> None:
+    lamp = Lamp()
+    lamp.update()
+    with lamp.start() as slots:
+        lamp.flash.full = True
+        with pytest.raises(OSError, match="NOT_ENOUGH_SPACE"):
+            confirmed(slots)
+    for _ in range(2):
+        with lamp.start() as slots:
+            assert slots.slot == 1
+    lamp.flash.full = False
+    for _ in range(2):
+        with lamp.start() as slots:
+            assert (slots.slot, slots.state.phase, slots.state.accept, result(slots)) == (1, 0, 2, None)
+
+
+@pytest.mark.parametrize("sector", [0, 1])
+@pytest.mark.parametrize("begun", ["blank", "on trial", "confirmed"])
+def test_an_entry_of_otadata_that_is_torn_at_any_byte_ends_no_start(begun: str, sector: int) -> None:
+    for size in range(33):
+        for state in (otadata.NEW, otadata.PENDING, otadata.VALID, otadata.ABORTED):
+            lamp = Lamp()
+            if begun != "blank":
+                lamp.update()
+            if begun == "confirmed":
+                with lamp.start() as slots:
+                    confirmed(slots)
+            entry = struct.pack("<I20sII", 3, b"\xff" * 20, state, otadata.crc(3))
+            lamp.flash.put(TABLE[1].offset + sector * SECTOR, entry[:size].ljust(32, b"\xff"))
+            ran = []
+            for _ in range(7):
+                try:
+                    with lamp.start() as slots:
+                        result(slots)
+                        ran.append(slots.slot)
+                except Reset:
+                    ran.append(-1)
+            assert ran[-1] == ran[-2] >= 0, (size, state, ran)
 
 
 # Power cuts

@@ -72,8 +72,8 @@ def test_the_application_has_its_turn_every_50_ms_while_a_package_is_decoded(kin
 
 
 def test_a_signature_is_verified_in_steps_and_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes its time is products of 255 bits: they are counted, and bytecodes, those of the import too. 55 million
-    instructions in all, at 125 a microsecond; for the second a product is as dear as it was with 100 million, on a heap that is full."""
+    """What takes its time is products of 255 bits: they are counted, and bytecodes, those of the import too. 55 million instructions
+    in all, at 125 a microsecond; for the second a product is as dear as it was with 100 million, on a heap that is full."""
     monkeypatch.syspath_prepend(str(DFU.parent))
     module = import_module("dfu.ed25519")
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

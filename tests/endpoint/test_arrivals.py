@@ -343,3 +343,18 @@ async def test_whose_turn_would_be_late_is_told_and_nothing_is_stored(
     assert replies[0].code is Code.AWAY and replies[0].retry_after_s >= 1
     assert pressure.turned_away == 1 and (pressure.under_way, pressure.waiting) == (0, 0) and not said(store)
     nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_a_turn_at_a_stop_is_told_however_many_they_are(nursery: trio.Nursery, tmp_path: Path) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    store.slow = trio.Event()  # a disk that hangs: that is when many wait at a stop
+    replies: list[list[Reply]] = []
+    while not world.endpoint.pressure.full:
+        replies.append(soon(world, f"p{len(replies) % DEVICES}@app1:pw", a_status())[1])
+    assert world.endpoint.pressure.waiting > 500
+    await commits(store, 1)
+    nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await until(lambda: all(replies))
+    assert {reply.code for each in replies for reply in each} == {Code.AWAY} and max(map(len, replies)) == 1
+    assert (world.endpoint.pressure.under_way, world.endpoint.pressure.waiting) == (0, 0)

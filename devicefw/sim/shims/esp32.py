@@ -126,6 +126,8 @@ class Partition:
         self._operate(self._seek(block, offset or 0, len(buffer)), memoryview(buffer), len(buffer))
 
     def ioctl(self, op, arg=None):
+        if op in (1, 2, 3):
+            return 0
         if op == 4:
             return self._info[3] // _SECTOR
         if op == 5:

@@ -216,7 +216,11 @@ class Server:
             block = fetching.block_untrusted(plain[1:]) if fetching is not None else -1
             return fetching is not None and block >= 0 and self._sends_block(exchange, fetching, block, now_s)
         asked = self._known.get((context.id_context, 0, plain))
-        return asked is not None and asked.reply is not None and self._repeats(exchange, asked, now_s)
+        if asked is None or asked.reply is None or asked.request is None:
+            return False
+        if asked.request.peer != exchange.peer.address:
+            return False  # it has moved: what is known is of its old address
+        return self._repeats(exchange, asked, now_s)
 
     def _remember_inside(self, context: Context, plain: bytes, asked: CoapRequest) -> None:
         if len(plain) > KNOWN_MAX_BYTES:

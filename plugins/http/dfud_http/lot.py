@@ -138,29 +138,40 @@ class Lot:
         place.woken = place.reply = None
         place.keep_alive = left.keep_alive
         if self._epoll.closed or (self._draining and left.waiting is None):
-            place.sock.close()
-            if left.waiting is not None:
-                left.waiting.cancel()
-            self._closed(place)
+            self._drop(place, left.waiting)
             return
-        self._put(place)
-        self._now_s = trio.current_time()
-        if left.waiting is not None:
-            self._wait(place, left.waiting)
-        else:
-            place.waiting = None
-            place.until_s = self._now_s + self._idle_s
-            self._remind(place)
+        try:
+            self._put(place)
+            self._now_s = trio.current_time()
+            if left.waiting is not None:
+                self._wait(place, left.waiting)
+            else:
+                place.waiting = None
+                place.until_s = self._now_s + self._idle_s
+                self._remind(place)
+        except Exception as error:  # the kernel watches no more sockets, say
+            note("http.lot", error, peer=place.peer)
+            if self.holds(place):
+                self._failed(place)
+            else:
+                self._drop(place, left.waiting)
+
+    def _drop(self, place: Place, waiting: Waiting | None = None) -> None:
+        """Close one that is not held."""
+        if waiting is not None:
+            waiting.cancel()
+        close(place.sock)
+        self._closed(place)
 
     def _put(self, place: Place) -> None:
         number = place.sock.fileno()
-        self._places[number] = place
         self._epoll.register(number, _EVENTS)
+        self._places[number] = place
 
     def _wait(self, place: Place, waiting: Waiting) -> None:
         place.waiting = waiting
-        place.until_s = self._now_s + min(waiting.timeout_s, 1e9)
         self._waiting += 1
+        place.until_s = self._now_s + min(waiting.timeout_s, 1e9)
         self._remind(place)
         waiting.listen(place.wake)
 
@@ -309,7 +320,13 @@ class Lot:
 
     def _failed(self, place: Place) -> None:
         """Answer what failed, if that can be done; otherwise it ends."""
-        if self.holds(place) and place.waiting is None:
+        with contained("http.lot", peer=place.peer):
+            if not self.holds(place):
+                if place.sock.fileno() >= 0:  # it has become nobody's
+                    self._drop(place)
+                return
+            if (waiting := self._waits_no_more(place)) is not None:
+                waiting.cancel()
             self._send(place, encode_plain(500, FAILED, keep_alive=True), True)
 
     async def _tick(self) -> None:

@@ -117,6 +117,8 @@ class Quick:
             return
         if before.lower().count(b"authorization") != 1 or b"authorization" in after.lower():
             return
+        if not before[: -len(_AUTHORIZATION)].endswith((b"\r\nA", b"\r\na")):
+            return  # Proxy-Authorization, say
         if int(request.headers.get(b"content-length", b"0")) != len(request.body):
             return
         heads.put(before + after, _Head(asked, len(request.body), request.keep_alive))

@@ -137,7 +137,11 @@ class HttpTransport(Transport):
                 try:
                     for _ in range(ACCEPTED_AT_ONCE):
                         sock, address = listening.accept()
-                        self._take(sock, str(address[0]), lot, redirect)
+                        try:
+                            self._take(sock, str(address[0]), lot, redirect)
+                        except Exception as error:
+                            note("http.accept", error, peer=str(address[0]))
+                            sock.close()
                 except (BlockingIOError, InterruptedError):
                     continue
                 except OSError as error:
@@ -153,16 +157,21 @@ class HttpTransport(Transport):
         address = limited(peer)
         self._open += 1
         self._addresses[address] += 1
-        place = Place(lot, sock, peer, address, secured=self._tls is None or redirect is not None)
-        if self._proxies.trusts(peer):
-            place.proxies = self._proxies
-        many = self._addresses[address] > self._config.connections_per_address and place.proxies is None
-        if self._open > self._config.connections or many:
-            self._refuse(place)
-        elif redirect is not None:
-            redirect(place)
-        else:
-            lot.enter(place, self._config.idle_s if place.secured else self._config.handshake_s)
+        try:
+            place = Place(lot, sock, peer, address, secured=self._tls is None or redirect is not None)
+            if self._proxies.trusts(peer):
+                place.proxies = self._proxies
+            many = self._addresses[address] > self._config.connections_per_address and place.proxies is None
+            if not (self._open > self._config.connections or many):
+                if redirect is not None:
+                    redirect(place)
+                else:
+                    lot.enter(place, self._config.idle_s if place.secured else self._config.handshake_s)
+                return
+        except BaseException:
+            self._closed(address)
+            raise
+        self._refuse(place)
 
     def _refuse(self, place: Place) -> None:
         """Say that there are too many, as far as that can be said at once."""

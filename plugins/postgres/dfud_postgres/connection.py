@@ -60,16 +60,25 @@ class Connection:
         self.backend = pgconn.backend_pid
 
     @classmethod
-    async def open(cls, config: PostgresConfig, name: str, silent_s: int = SILENT_S) -> Connection:
+    async def open(
+        cls,
+        config: PostgresConfig,
+        name: str,
+        silent_s: int = SILENT_S,
+        *,
+        by_key: bool = False,
+        asks_often: bool = False,
+    ) -> Connection:
         """Connect and log in. name: shown by pg_stat_activity. silent_s: after which the server ends the session of a client that
-        is gone without a word, 4 at least. Raises Lost, ConfigError.
+        is gone without a word, 4 at least. by_key: what it joins, it finds by keys. asks_often: who stands still for silent_s is
+        gone, too, where the server can tell (PostgreSQL 14). Raises Lost, ConfigError.
         """
         try:
             pgconn = await connect(config, name)
             try:
                 pgconn.nonblocking = 1
                 made = cls(pgconn, config.statement_s)
-                await made.run((Query(_settings(config, silent_s)), ()))
+                await made.run((Query(_settings(config, silent_s, by_key, asks_often)), ()))
             except BaseException:
                 pgconn.finish()
                 raise
@@ -218,7 +227,7 @@ def _error(answer: Any) -> DatabaseError:
     return DatabaseError(state.decode("ascii", "replace"), message.decode("utf-8", "replace").strip())
 
 
-def _settings(config: PostgresConfig, silent_s: int) -> str:
+def _settings(config: PostgresConfig, silent_s: int, by_key: bool, asks_often: bool) -> str:
     """Settings of the session, as a statement: pgbouncer takes none at the start of a connection."""
     wanted = {
         "statement_timeout": f"{config.statement_s * 1000:.0f}",
@@ -231,6 +240,15 @@ def _settings(config: PostgresConfig, silent_s: int) -> str:
         "tcp_user_timeout": f"{silent_s * 1000 - 200}",
         "default_transaction_isolation": "read committed",
         "synchronous_commit": "on",
+        # A plan that was made while a table was small is kept until its statistics change. There is an index for every statement,
+        # so no plan has to read a table whole; and none is worth compiling.
+        "enable_seqscan": "off",
+        "jit": "off",
     }
-    calls = ", ".join(f"set_config('{key}', '{value}', false)" for key, value in wanted.items())
-    return f"SELECT {calls}"
+    if by_key:  # nor an index
+        wanted |= {"enable_hashjoin": "off", "enable_mergejoin": "off"}
+    calls = [f"set_config('{key}', '{value}', false)" for key, value in wanted.items()]
+    if asks_often:
+        idle = f"set_config('idle_session_timeout', '{silent_s * 1000}', false)"
+        calls.append(f"CASE WHEN current_setting('server_version_num')::int >= 140000 THEN {idle} END")
+    return f"SELECT {', '.join(calls)}"

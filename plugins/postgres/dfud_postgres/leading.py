@@ -2,8 +2,9 @@
 
 A leader that cannot reach the database for CHECK_S + ANSWER_S stops leading, and one whose session is ended stops at once. The server
 ends the session of a client that is gone without a word after SILENT_S, a second less if it was asked just before, and gives the lock
-to the next one no sooner; a killed process' sessions end at once. A server that was started anew, or took over from another, knows
-nothing of the sessions before: whoever gets the lock there waits until those who had it before must have noticed.
+to the next one no sooner; a killed process' sessions end at once. From PostgreSQL 14 on it ends that of a process that stands still,
+too; before, such a one leads until it is killed. A server that was started anew, or took over from another, knows nothing of the
+sessions before: whoever gets the lock there waits until those who had it before must have noticed.
 
 So two never lead at a time, unless a process stands still: then its commits are refused (see fencing.py).
 """

@@ -85,7 +85,7 @@ class S3Place(BlobPlace):
                 return None
             self._counts["failed"] += 1
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            message = f"S3 refused to {what} in bucket {self._config.bucket}: {code}"
+            message = f"S3 refused to {what} in bucket {self._config.bucket}: {code or f'HTTP status {status}'}"
             raise StoreError(message, retryable=status >= 500 or status == 429) from error
         except (BotoCoreError, Boto3Error) as error:
             self._counts["failed"] += 1
@@ -121,7 +121,9 @@ class S3Place(BlobPlace):
             )
             return True
 
-        await self._call("put", put)
+        if not await self._call("put", put):
+            bucket = self._config.bucket
+            raise StoreError(f"[blobs.s3] bucket {bucket} is not there: nothing was stored; make it, or name another")
 
     @asynccontextmanager
     async def get(self, sha256: str) -> AsyncIterator[Path | None]:

@@ -157,3 +157,14 @@ def test_a_nonce_is_its_base_and_the_number(common_iv: bytes, number: int) -> No
     for identity in (DEVICE_ID, SERVER_ID):
         base = int.from_bytes(nonce_of(common_iv, identity, b"\0"), "big")
         assert (base ^ number).to_bytes(13, "big") == nonce_of(common_iv, identity, partial_iv)
+
+
+def test_a_device_that_has_moved_is_known_at_its_new_address() -> None:
+    virtual = Virtual()
+    device = Device()
+    device.greet(virtual, 1)
+    moved = virtual.new_peer(("198.51.100.7", 5))
+    for number, peer in enumerate((virtual.peer, virtual.peer, moved, moved, virtual.peer)):
+        (answer,) = virtual.take(device.request(10 + number), peer)
+        assert device.open(answer).code == Code.CONTENT
+        assert virtual.endpoint.requests[-1].peer == peer.address

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -119,3 +121,69 @@ async def test_who_comes_when_the_lot_is_closed_is_let_go() -> None:
     lot.park(Place(lot, ours, "127.0.0.1", "127.0.0.1"), Left(waiting, keep_alive=True))
     assert waiting.ended == "cancelled" and len(closed) == 1 and theirs.recv(1) == b""
     theirs.close()
+
+
+class Failing:
+    """The lot's epoll, of which one call fails once."""
+
+    def __init__(self, epoll: Any, name: str) -> None:
+        self._epoll = epoll
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            self._name = ""
+            return self._fail
+        return getattr(self._epoll, name)
+
+    @staticmethod
+    def _fail(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # more sockets than the kernel watches for one user
+
+
+async def test_a_connection_that_cannot_be_watched_is_closed_and_costs_nobody_else(served: Served) -> None:
+    (other,) = await parked(served, 1)
+    lot = served.transport._lot
+    assert lot is not None
+    lot._epoll = Failing(lot._epoll, "register")  # type: ignore[assignment]
+    async with await served.connect() as new:
+        assert await read_all(new) == b""
+    async with await served.connect() as stream:
+        await stream.send_all(post("/v1/dfu?ct=0")[:20])
+        await wait_for(lambda: len(served.transport._connections) == 1)
+        lot._epoll = Failing(lot._epoll, "register")  # type: ignore[assignment]
+        await stream.send_all(post("/v1/dfu?ct=0")[20:])
+        await read_all(stream)
+    await wait_for(lambda: served.transport._open == 1)
+    assert served.endpoint.wake(Reply(Code.COMMAND, "dfu", b"new")) == 1
+    assert (await read_answer(other))[1] == b"new"
+
+
+@pytest.mark.parametrize("where", ["_remind", "_resume"])
+async def test_what_fails_on_the_way_ends_that_connection_and_leaves_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (other,) = await parked(served, 1)
+    lot = served.transport._lot
+    assert lot is not None
+
+    async with await served.connect() as stream:
+        await stream.send_all(post("/v1/dfu?ct=0"))
+        await read_answer(stream)
+        with monkeypatch.context() as patch:
+
+            def fail(place: Place) -> None:
+                patch.undo()
+                raise RuntimeError("nobody foresaw this")
+
+            patch.setattr(lot, where, fail)
+            await stream.send_all(post("/v1/dfu?ct=60") if where == "_remind" else post("/v1/dfu")[:9])
+            with trio.fail_after(60):
+                if where == "_remind":
+                    assert (await read_answer(stream))[0].startswith(b"HTTP/1.1 500")
+                else:
+                    assert await read_all(stream) == b""
+    await wait_for(lambda: served.transport._open == 1)
+    assert len(served.endpoint.parked) == 1, "nobody waits for what nobody hears"
+    assert served.endpoint.wake(Reply(Code.COMMAND, "dfu", b"new")) == 1
+    assert (await read_answer(other))[1] == b"new"

@@ -104,6 +104,14 @@ def test_a_head_is_parsed_once_for_a_fleet_of_which_nothing_is_known_yet(parsed:
     assert [r.body for r in endpoint.requests] == [b"%02d" % n for n in range(100)]
 
 
+def test_no_other_headers_value_is_taken_for_that_of_authorization() -> None:
+    endpoint = FakeEndpoint()
+    asked = Quick(endpoint, HttpConfig())
+    for value in (b"", AUTHORIZATION):  # what a stranger sends without any is remembered for nobody's value
+        asked.answer(post(headers=b"Proxy-Authorization: " + value + b"\r\n"), "10.0.0.1", b"", encrypted=False)
+        assert endpoint.requests[-1].credentials.authorization == b""
+
+
 def test_those_of_whom_nothing_is_known_have_no_head_forgotten_that_was_right() -> None:
     endpoint = Later(authorization=None)
     asked = Quick(endpoint, HttpConfig())

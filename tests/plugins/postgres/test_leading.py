@@ -119,10 +119,11 @@ async def test_who_stood_still_while_another_took_over_stores_nothing_any_more(o
         turn, pid = await two.leader()
         os.kill(pid, signal.SIGSTOP)
         try:
-            holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype='advisory' AND granted"
-            with trio.fail_after(LATEST_S):
-                while not await trio.to_thread.run_sync(two.ask, holders):
-                    await trio.sleep(0.05)
+            if own.run("SELECT 1 WHERE current_setting('server_version_num')::int < 140000"):  # it ends no idle session
+                holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype='advisory' AND granted"
+                with trio.fail_after(LATEST_S):
+                    while not await trio.to_thread.run_sync(two.ask, holders):
+                        await trio.sleep(0.05)
             after, other = await two.leader(turn)
             assert other != pid
         finally:

@@ -27,8 +27,8 @@ LATEST_S = 120.0
 
 
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[PostgresStore]:
-    store = PostgresStore(config_for(directory))
+async def opened(directory: Path, **more: object) -> AsyncIterator[PostgresStore]:
+    store = PostgresStore(config_for(directory, "", 5432, **more))
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run, Bus())
         yield store

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import io
 import os
+import shutil
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -124,6 +127,55 @@ async def test_check_says_what_is_wrong(gateway: Gateway, tmp_path: Path) -> Non
     assert "guessed" not in str(refused.value)
     with pytest.raises(ConfigError, match=r"secret_file .*gone: No such file"):
         await place_of(gateway, tmp_path / "a", secret_file=str(tmp_path / "gone")).check()
+
+
+class Nowhere(http.server.BaseHTTPRequestHandler):
+    """Answers 404 to everything, as a proxy does in front of no service. body: of the answer."""
+
+    body = b""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(404)
+        self.send_header("content-length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_PUT
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>nothing here</html>"])
+async def test_nothing_counts_as_stored_where_there_is_no_bucket(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr(Nowhere, "body", body)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nowhere) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            async with opened(place_of(gateway, tmp_path / "a", endpoint=f"http://127.0.0.1:{server.server_port}")) as place:
+                with pytest.raises(StoreError, match="bucket images.*: .+"):
+                    await put(place, b"the image")
+        finally:
+            await trio.to_thread.run_sync(server.shutdown)
+            serving.join()
+
+
+async def test_a_bucket_that_was_deleted_is_named_and_what_is_cached_goes_on(gateway: Gateway, tmp_path: Path) -> None:
+    async with opened(place_of(gateway, tmp_path / "a")) as place, opened(place_of(gateway, tmp_path / "b")) as other:
+        sha256 = await put(place, b"the image")
+        assert await read(place, sha256) == b"the image"
+        shutil.rmtree(gateway.objects / "images")
+        for refused in (put(place, b"another"), read(other, sha256)):
+            with pytest.raises(StoreError, match="bucket images: NoSuchBucket"):
+                await refused
+        assert await read(place, sha256) == b"the image"
+        (gateway.objects / "images").mkdir()
+        assert await put(place, b"the image") == sha256
+        assert await read(other, sha256) == b"the image"
 
 
 @pytest.mark.parametrize("style", ["path", "virtual"])
