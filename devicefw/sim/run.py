@@ -11,7 +11,10 @@ from bootloader.sim.boot import ELF
 from devicefw.sim.board import Board, micropython
 from devicefw.sim.cable import Cable
 from devicefw.sim.cli import build_bootloader
+from devicefw.sim.espidf import EspIdf
 from devicefw.sim.processes import until_signalled
+from dfud.board.flashmap import TABLE_AT, TABLE_BYTES, decode_table_untrusted
+from dfud.board.kept import read_kept_untrusted
 from dfud.errors import PeerError
 from dfud.model.text import visible
 
@@ -35,7 +38,12 @@ def main(file: Path, directory: Path) -> None:
         build_bootloader(ELF)
         directory.mkdir(parents=True, exist_ok=True)
         cable = Cable(directory / "tty")
-        board = Board(directory, flash=file.read_bytes(), on_line=lambda line: click.echo(visible(line)), uart=cable.board)
+        data = file.read_bytes()
+        kept = all(part.label != "dfu_state" for part in decode_table_untrusted(data[TABLE_AT : TABLE_AT + TABLE_BYTES]))
+        other = EspIdf(read_kept_untrusted(data).chip) if kept else None
+        board = Board(
+            directory, flash=data, on_line=lambda line: click.echo(visible(line)), uart=cable.board, other=other
+        )
     except (PeerError, FileNotFoundError) as error:
         raise click.ClickException(visible(str(error))) from None
     click.echo(f"UART: {cable.port}; of a board made with --serial: dfuctl bridge --port {cable.port} --server URL")

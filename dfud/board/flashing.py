@@ -50,7 +50,10 @@ def judged_untrusted(data: bytes, identity: bytes | None) -> tuple[bytes, int]:
         raise PeerError("this is the identity of one board: give the batch's board.bin, and this file with --identity")
     needed = look_untrusted(data).flash_bytes
     if data[:1] != b"\xe9" or b"dfud boot" not in data[: find(LAYOUTS["4MB"], "ota_0").offset]:
-        raise PeerError("it has no bootloader of dfud's, expected a file that `dfuctl board image` made")
+        raise PeerError(
+            "it has no bootloader of dfud's, expected a file that `dfuctl board image` made; one of --keep-bootloader is written "
+            "with the esptool command that was printed with it"
+        )
     if identity is None:
         return data, needed
     if len(identity) != NVS.size or IDENTITY not in nvs.decode_untrusted(identity).get(NAMESPACE, {}):

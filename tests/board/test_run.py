@@ -9,6 +9,7 @@ from pathlib import Path
 import serial
 import trio
 
+from tests.board.test_kept import download, made
 from tests.board.test_refusals import Desk, desk
 
 __all__ = ["desk"]
@@ -30,3 +31,17 @@ async def test_a_board_without_a_network_has_its_serial_line(desk: Desk, tmp_pat
         nursery.cancel_scope.cancel()
     text = (tmp_path / "said").read_text()
     assert f"dfuctl bridge --port {port} --server URL" in text and "AttributeError" not in text
+
+
+async def test_a_board_that_kept_its_bootloader_starts_through_that(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """dfud's own bootloader was simulated for it, which waited for recovery."""
+    (tmp_path / "claim").write_text("dfc_abcdef_abcdefghijklmnopqrstuvwx\n")
+    made(tmp_path, download("esp32"), "--server", "http://127.0.0.1:1")
+    command = [sys.executable, "-m", "devicefw.sim.run", str(tmp_path / "board.bin"), "--directory", str(tmp_path / "board")]
+    async with await trio.open_file(tmp_path / "said", "wb") as said:
+        nursery.start_soon(partial(trio.run_process, command, stdout=said.wrapped, check=False))
+        with trio.fail_after(120):
+            while "dfu: not dfud's bootloader" not in (text := (tmp_path / "said").read_text()):
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    assert "Loaded app from partition" in text and "recovery" not in text
