@@ -44,6 +44,7 @@ mip: setup
 	$(BIN)/python -m devicefw.sim.mip build/mip
 
 demo: setup bootloader
+	$(if $(filter-out sim,$(BOARD)),$(error BOARD=$(BOARD): expected sim or nothing))
 	$(BIN)/python -m $(if $(filter sim,$(BOARD)),devicefw.sim.demo_board,devicefw.sim.demo --transport $(TRANSPORT))
 
 demo-rollout: setup bootloader

@@ -24,17 +24,19 @@ _LISTEN, _ALIVE = Query(f"LISTEN {CHANNEL}"), Query("SELECT 1")
 
 
 class Listener:
-    """open_one: makes a connection; origin: this process, whose own notifications are passed over."""
+    """open_one: makes a connection, the first within patience_s; origin: this process, whose own notifications are passed over."""
 
-    def __init__(self, open_one: Callable[[], Awaitable[Connection]], origin: str) -> None:
+    def __init__(self, open_one: Callable[[], Awaitable[Connection]], origin: str, patience_s: float) -> None:
         self._open_one = open_one
         self._origin = origin
+        self._patience_s = patience_s
         self.heard = 0
         self.missed = 0
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; report started once the first session listens. Raises Lost if that cannot be had."""
         started = away = False
+        deadline_s = trio.current_time() + self._patience_s
         while True:
             connection: Connection | None = None
             try:
@@ -50,7 +52,7 @@ class Listener:
                     task_status.started()
                 await self._listen(connection, bus)
             except (Lost, DatabaseError) as error:
-                if not started:
+                if not started and trio.current_time() >= deadline_s:
                     raise
                 if not away:  # once, however long it lasts
                     away = True

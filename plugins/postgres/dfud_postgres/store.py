@@ -44,8 +44,10 @@ log = logging.getLogger("dfud.store")
 PATIENCE_S = 20.0  # how long a commit may take while the database is away, before it is refused
 COLLECT_S = 1800.0
 DROP_S = 2.0
+RETRY_S = 0.5
 PROBE_S = 1.0
 HOUSEKEEPING = "postgres.housekeeping"
+REFUSALS = ("certificate", "authentication failed", "does not exist", "no password supplied", "no pg_hba.conf entry")
 _ALIVE = Query("SELECT 1")
 _NOTIFY = Query(f"SELECT pg_notify('{CHANNEL}', $1)", "t")
 
@@ -81,6 +83,8 @@ class PostgresStore(ReadingStore):
         try:
             connection = await Connection.open(self._config, "dfud check")
         except Lost as error:
+            if _is_refusal(error):
+                raise StoreError(f"[store.postgres]: {error}") from error
             raise told("[store.postgres]", error) from error
         try:
             await version_of(connection)
@@ -95,14 +99,7 @@ class PostgresStore(ReadingStore):
 
     async def run(self, bus: Bus, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self._config.check()
-        try:
-            connection = await Connection.open(self._config, "dfud start")
-            try:
-                await migrate(connection)
-            finally:
-                connection.close()
-        except Lost as error:
-            raise StoreError(f"the store postgres cannot be opened: {error}", retryable=True) from error
+        await self._prepare()
         self._origin = secrets.token_hex(8)
         pool = Pool(partial(Connection.open, self._config, "dfud read"), self._config.connections, self._config.wait_s)
         blobs = self._blobs = Blobs(self._placed, pool, self._origin)
@@ -116,7 +113,7 @@ class PostgresStore(ReadingStore):
         self._leading = Leading(
             partial(Connection.open, self._config, "dfud lead", SILENT_S, asks_often=True), self._origin
         )
-        self._listener = Listener(partial(Connection.open, self._config, "dfud listen"), self._origin)
+        self._listener = Listener(partial(Connection.open, self._config, "dfud listen"), self._origin, PATIENCE_S)
         keeping = trio.CancelScope(shield=True)  # what was accepted is written, whoever cancels this
         try:
             async with trio.open_nursery() as nursery:
@@ -146,6 +143,27 @@ class PostgresStore(ReadingStore):
         finally:
             self._open_pool = None
             pool.close()
+
+    async def _prepare(self) -> None:
+        """Make the tables. A database that is away may be about to come back, as after both were restarted. Raises StoreError."""
+        deadline_s, waits = trio.current_time() + PATIENCE_S, False
+        while True:
+            try:
+                connection = await Connection.open(self._config, "dfud start")
+                try:
+                    await migrate(connection)
+                finally:
+                    connection.close()
+                return
+            except Lost as error:
+                if _is_refusal(error) or trio.current_time() >= deadline_s:
+                    raise StoreError(
+                        f"the store postgres cannot be opened: {error}", retryable=not _is_refusal(error)
+                    ) from error
+                if not waits:
+                    waits = True
+                    log.warning("waits for the database", extra={"error": str(error)})
+            await trio.sleep(RETRY_S)
 
     async def _keep_house(self) -> None:
         """Remove images that nobody needs, and what is left of deleted apps: one process of all."""
@@ -233,6 +251,11 @@ class PostgresStore(ReadingStore):
         notices.told(topic, body)
         for payload in notices.payloads(self._origin):
             await self._pool.run(_NOTIFY, payload)
+
+
+def _is_refusal(error: Lost) -> bool:
+    """Whether a server is there and takes no session. libpq tells no SQLSTATE then; what it words otherwise counts as being away."""
+    return any(words in str(error) for words in REFUSALS)
 
 
 async def _kept(

@@ -17,8 +17,9 @@ import trio
 from dfud_postgres.config import PostgresConfig
 from dfud_postgres.connection import COMMIT, Connection, Result
 from dfud_postgres.errors import Lost
-from dfud_postgres.store import PostgresStore
+from dfud_postgres.store import PATIENCE_S, PostgresStore
 from dfud_postgres.wire import Query
+from trio.testing import MockClock
 
 from dfud.api import (
     AddCounts,
@@ -152,6 +153,33 @@ async def test_a_commit_whose_answer_is_lost_is_done_once(
         monkeypatch.setattr(Connection, "run", losing)
         await store.commit([AddCounts("s", {"n": 1})])
         assert await store.counts("s") == {"n": 2} and lost == (1 if done else 2)
+
+
+async def test_a_process_that_starts_before_the_database_waits_for_it(
+    own: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_for(tmp_path, str(own.directory))
+    await trio.to_thread.run_sync(own.stop)
+    store = PostgresStore(config)
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(LATEST_S):
+            async with trio.open_nursery() as starting:
+                starting.start_soon(nursery.start, store.run, Bus())
+                while "waits for the database" not in caplog.text:
+                    await trio.sleep(0.05)
+                await trio.to_thread.run_sync(own.start)
+            await store.commit([PutDocument("c", "k", b"v")])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_process_whose_database_does_not_come_gives_up_and_says_so(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    began_s = trio.current_time()
+    with pytest.raises(StoreError, match="cannot be opened") as refused:
+        await PostgresStore(PostgresConfig(host=str(tmp_path), blobs_path=str(tmp_path / "blobs"))).run(Bus())
+    assert refused.value.retryable
+    assert trio.current_time() - began_s >= PATIENCE_S
 
 
 async def test_reads_that_are_cancelled_mix_nothing_up(postgres: Server, tmp_path: Path) -> None:
@@ -339,12 +367,25 @@ async def test_tls_is_verified_and_the_password_comes_from_its_file(tmp_path: Pa
             assert by_tls == sessions and int(str(by_tls)) >= 1
         for wrong in ("other.example.crt", ""):
             ca = str(tmp_path / wrong) if wrong else ""
-            with pytest.raises(StoreError, match="certificate"):
+            with pytest.raises(StoreError, match="certificate") as refused:
                 await PostgresStore(PostgresConfig(ca_file=ca, **given)).check()
+            assert not refused.value.retryable, "it is a fault of the configuration, not away"
+        right = given | {"ca_file": str(tmp_path / "localhost.crt")}
+        with pytest.raises(StoreError, match='database "elsewhere" does not exist') as refused:
+            await PostgresStore(PostgresConfig(**right | {"database": "elsewhere"})).check()
+        assert not refused.value.retryable
         (tmp_path / "password").write_text("guessed")
         with pytest.raises(StoreError, match="password") as refused:
-            await PostgresStore(PostgresConfig(ca_file=str(tmp_path / "localhost.crt"), **given)).check()
+            await PostgresStore(PostgresConfig(**right)).check()
+        assert not refused.value.retryable
         assert "guessed" not in str(refused.value)
+        with pytest.raises(StoreError, match="password") as refused:
+            await PostgresStore(PostgresConfig(**right)).run(Bus())
+        assert not refused.value.retryable, "nobody waits for a password to become right"
+        server.stop()
+        with pytest.raises(StoreError) as refused:
+            await PostgresStore(PostgresConfig(**right)).check()
+        assert refused.value.retryable
 
 
 @pytest.mark.parametrize(
