@@ -16,7 +16,7 @@ help:
 	@echo "make setup                       only the set-up that both of them do by themselves"
 	@echo "make bootloader                  the second stage, build/bootloader/bootloader.bin (bootloader/: size, prove, fuzz)"
 	@echo "make mip                         the agent as packages for mip and mpremote, build/mip"
-	@echo "make exhaustive                  a power cut at every single flash operation of an update"
+	@echo "make exhaustive                  all of what make test samples: power cuts at every flash operation, chaos, races, random walks"
 	@echo "make interop                     build and run clients of Drogue's (cargo, two minutes the first time)"
 	@echo "make test-hawkbit                what dfud relies on in hawkBit, then dfud on it: HAWKBIT_URL or HAWKBIT_JAR, else a model"
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
@@ -44,6 +44,7 @@ mip: setup
 	$(BIN)/python -m devicefw.sim.mip build/mip
 
 demo: setup bootloader
+	$(if $(filter-out sim,$(BOARD)),$(error BOARD=$(BOARD): expected sim or nothing))
 	$(BIN)/python -m $(if $(filter sim,$(BOARD)),devicefw.sim.demo_board,devicefw.sim.demo --transport $(TRANSPORT))
 
 demo-rollout: setup bootloader

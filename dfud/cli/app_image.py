@@ -56,7 +56,7 @@ def app_image_build(session: Session, folder: Path, hardware: str, flash: str, t
         session.say(NO_CONFIRM, err=True)
     digest = hashlib.sha256(made.data).hexdigest()
     session.done(
-        f"{to}: {len(made.data)} bytes, {len(made.files)} files, SHA-256 {digest[:16]}",
+        f"{to}: {len(made.data)} bytes, {len(made.files)} {'file' if len(made.files) == 1 else 'files'}, SHA-256 {digest[:16]}",
         file=str(to),
         bytes=len(made.data),
         files=len(made.files),

@@ -216,6 +216,8 @@ def board_image(
         session.say(
             "warning: not dfud's bootloader: a new image has one trial, no signature is checked at a start", err=True
         )
+    if serial is None and not wifi:
+        session.say("warning: no --wifi: the board joins no network, unless the application does", err=True)
     if not trusted:
         session.say("warning: no --key: the board boots any image; not a device to sell", err=True)
     command = (

@@ -115,8 +115,12 @@ def _show_slots(name: str, slots: list[Slot], current: int | None) -> None:
     say("")
 
 
+def _records(number: int) -> str:
+    return f"{number} {'record' if number == 1 else 'records'}"
+
+
 def _show_states(name: str, place: str, states: list[State]) -> None:
-    say(f"{name}: " + ("blank, as before the first start" if not states else f"{len(states)} records"))
+    say(f"{name}: " + ("blank, as before the first start" if not states else _records(len(states))))
     for state in states[-STATES_SHOWN:]:
         say(
             f"  {state.number}: {place} {state.slot} {state.phase}, crashes {state.crashes}, starts {state.starts}, last change: "
@@ -125,7 +129,7 @@ def _show_states(name: str, place: str, states: list[State]) -> None:
 
 
 def _show_diagnoses(diagnoses: list[Diagnosis]) -> None:
-    say("Diagnostics: " + ("none" if not diagnoses else f"{len(diagnoses)} records"))
+    say("Diagnostics: " + ("none" if not diagnoses else _records(len(diagnoses))))
     for one in diagnoses:
         last = one.text.strip().splitlines()[-1:] or [""]
         place = f"slot {one.slot}" if one.slot < 2 else f"app bank {one.slot - 2}"

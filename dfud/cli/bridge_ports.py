@@ -218,8 +218,9 @@ class Port:
         except PeerError:
             return  # the device's to judge
         if command.type is Type.UPDATE:
+            chunks = "chunk" if command.chunks == 1 else "chunks"
             self._tell(
-                f"{who}: update to {command.version}, {command.chunks} chunks, {command.total_bytes} bytes",
+                f"{who}: update to {command.version}, {command.chunks} {chunks}, {command.total_bytes} bytes",
                 device=who,
                 version=command.version,
                 chunks=command.chunks,

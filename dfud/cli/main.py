@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 import io
@@ -62,6 +63,18 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         plugins = {entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
         return sorted({*_MODULES, *plugins})
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            # click looks among commands that are loaded, and none is.
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{near[0]}'?", ctx) from None
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -92,8 +92,9 @@ def say_plan(session: Session, found: dict[str, Any]) -> None:
             later = " (later)" if group["later"] else ""
             rows.add_row(f"{code}{later}", group["count"], ", ".join(group["devices"][:3]), group["sentence"])
         print_table(rows)
+    packages = f"{weight['packages']} {'package' if weight['packages'] == 1 else 'packages'}"
     about = "about " if weight["estimate"] else ""
-    session.say(f"On the air: {about}{size(weight['total'])} in {weight['packages']} packages")
+    session.say(f"On the air: {about}{size(weight['total'])} in {packages}")
     if weight["bases"]:
         rows = Table("FROM", "TO", "HARDWARE", "DEVICES", "PACKAGE", "IN ALL", "")
         for one in weight["bases"][:SHOWN_MAX]:

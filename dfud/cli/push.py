@@ -89,7 +89,7 @@ def push(
         session.say(f"{device_name}: {len(made.data)} bytes as {version}", err=True)
         seen = Watch(session, [device_name], app=version, timeout_s=timeout_s)
         outcomes = seen.run()
-        tell_outcomes(session, outcomes, seen.found)
+        tell_outcomes(session, seen)
         session.say(f"{time.monotonic() - since:.1f} s", err=True)
         follow()
     ctx.exit(exit_code(outcomes.values()))

@@ -77,6 +77,8 @@ def login(session: Session, url: str, given: str | None, name: str, ca: Path | N
     if not text.isascii() or not text.isprintable():
         raise CliError("the token holds characters that no token has; copy it again")
     url = url.rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise CliError(f"URL {url}: expected http:// or https:// before the host, such as http://127.0.0.1:8881")
     try:
         answer = httpx.get(
             f"{url}{API}/whoami",
@@ -85,12 +87,22 @@ def login(session: Session, url: str, given: str | None, name: str, ca: Path | N
             timeout=TIMEOUT_S,
         )
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise CliError(f"{url} cannot be reached: {error}") from None
+        hint = ". Does it speak TLS? If not: http://" if "WRONG_VERSION_NUMBER" in str(error) else ""
+        raise CliError(f"{url} cannot be reached: {error}{hint}") from None
     if answer.status_code == 404:
         raise CliError(
             f"{url} is no registry of dfud. Is it where devices talk to it? Users do at [registry] port, 8881"
         )
-    who = checked(answer)
+    try:
+        who = checked(answer)
+    except CliError as error:
+        if error.status != 403:
+            raise
+        raise CliError(
+            f"{url} does not accept this token. `dfud init` shows the first one, once; `dfuctl token create` makes others; if "
+            "all are lost: `dfud init --new-admin`",
+            status=403,
+        ) from None
     data = session.contexts.read()
     entry: dict[str, Any] = {"url": url, "token": text} | ({"ca": str(ca.absolute())} if ca else {})
     data.setdefault("contexts", {})[name] = entry

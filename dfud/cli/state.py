@@ -32,6 +32,21 @@ _FINAL = {
 _IMPOSSIBLE = frozenset({"BadSpec", "NotPublished", "NothingDesired", "NotTrusted", "NotPackaged", "NoBanks"})
 
 
+# What the registry calls CamelCase, for people.
+_WORDS = {
+    "BadSpec": "spec.firmware cannot be read",
+    "Hold": "on hold",
+    "NeverSeen": "never seen",
+    "NoBanks": "no app banks",
+    "NotPackaged": "no package",
+    "NotPublished": "not published",
+    "NotTrusted": "not trusted",
+    "NothingDesired": "nothing wanted",
+    "Recalled": "recalled",
+    "Trial": "on trial",
+}
+
+
 class Judged(msgspec.Struct, frozen=True):
     """outcome None: it goes on. why: a few words, or ""."""
 
@@ -42,6 +57,12 @@ class Judged(msgspec.Struct, frozen=True):
 def in_sync(firmware: dict[str, Any]) -> dict[str, Any]:
     """Return the condition InSync of a status.firmware; an empty one if it has none."""
     found: dict[str, Any] = next((c for c in firmware.get("conditions", ()) if c.get("type") == "InSync"), {})
+    return found
+
+
+def app_in_sync(firmware: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of the app firmware alone, as the condition InSync; that of the whole device if nothing is."""
+    found: dict[str, Any] = firmware.get("app", {}).get("inSync") or in_sync(firmware)
     return found
 
 
@@ -60,9 +81,7 @@ def judge(
     An older deployment, one of another version or one that a retry has let go, says nothing about this one; nor does what became
     of the kind of firmware that is not named.
     """
-    condition = in_sync(firmware)
-    if app is not None and version is None:
-        condition = firmware.get("app", {}).get("inSync") or condition
+    condition = app_in_sync(firmware) if app is not None and version is None else in_sync(firmware)
     target = firmware.get("target", "")
     if version is not None and target != version:
         return Judged(Outcome.SUPERSEDED, f"it should run {target} now" if target else "nothing is wanted of it now")
@@ -93,20 +112,28 @@ def judge(
     return Judged(None)
 
 
-def state_text(firmware: dict[str, Any]) -> str:
-    """Say in a few words how far a device is."""
-    condition = in_sync(firmware)
+def state_text(firmware: dict[str, Any], *, of_app: bool = False) -> str:
+    """Say in a few words how far a device is. of_app: only how far its app firmware is, whatever became of its system."""
+    condition = app_in_sync(firmware) if of_app else in_sync(firmware)
     if condition.get("status") == "True":
         return "in sync"
     deployment = concerned(firmware)
-    if deployment.get("state") == "fetching":
+    if deployment.get("state") == "fetching" and (not of_app or is_of_app(deployment)):
         return f"fetching {deployment['progress']:.0f} %"
-    return str(condition.get("reason") or condition.get("status") or "unknown")
+    found = str(condition.get("reason") or condition.get("status") or "unknown")
+    return _WORDS.get(found, found)
 
 
-def line(firmware: dict[str, Any]) -> str:
-    system = f"{firmware.get('current') or '?'} -> {firmware.get('target') or '?'}"
+def is_of_app(deployment: dict[str, Any]) -> bool:
+    return deployment.get("kind") == "app"
+
+
+def line(firmware: dict[str, Any], *, of_app: bool = False) -> str:
+    """Say what a device runs, what it should run, and how far it is. of_app: how far its app firmware is."""
     app = firmware.get("app")
+    if of_app and app is not None:
+        return f"app {app['current'] or 'none'} -> {app['target'] or '?'}: {state_text(firmware, of_app=True)}"
+    system = f"{firmware.get('current') or '?'} -> {firmware.get('target') or '?'}"
     if app is None:
         return f"{system}: {state_text(firmware)}"
     program = f"app {app['current'] or 'none'}" + (f" -> {app['target']}" if app["target"] else "")

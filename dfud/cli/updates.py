@@ -124,7 +124,7 @@ def update(
             timeout_s=timeout_s,
         )
         outcomes = seen.run()
-        tell_outcomes(session, outcomes, seen.found)
+        tell_outcomes(session, seen)
         ctx.exit(exit_code(outcomes.values()))
 
 
@@ -199,7 +199,7 @@ def status(
     if watch:
         seen = Watch(session, names, labels=selector or "", timeout_s=timeout_s)
         outcomes = seen.run()
-        tell_outcomes(session, outcomes, seen.found)
+        tell_outcomes(session, seen)
         ctx.exit(exit_code(outcomes.values()))
     found = {name: firmware_of(session, name) for name in names}
     if session.json:

@@ -7,12 +7,12 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dfud.cli.client import CliError, Session
 from dfud.cli.show import say, say_lines, show_json
-from dfud.cli.state import GOOD, Judged, Outcome, concerned, in_sync, judge, line, result_text
+from dfud.cli.state import GOOD, Judged, Outcome, concerned, in_sync, is_of_app, judge, line, result_text
 
 EXIT_OTHERWISE, EXIT_WAITING = 3, 4  # docs/cli.md, "Exit codes"
 LOOK_S = 15.0  # look at everything so often, whatever the events tell
@@ -53,6 +53,7 @@ class Watch:
         self._labels = labels
         self._version = version
         self._app = app
+        self.of_app = app is not None and version is None
         self._download_only = download_only
         self._until = time.monotonic() + timeout_s if timeout_s else float("inf")
         self._told: dict[str, str] = {}
@@ -73,7 +74,9 @@ class Watch:
             elif changed & self._pending:
                 self._look(changed & self._pending)
         for name in sorted(self._pending):
-            self.outcomes[name] = Judged(Outcome.WAITING, line(self.found[name]) if name in self.found else "")
+            self.outcomes[name] = Judged(
+                Outcome.WAITING, line(self.found[name], of_app=self.of_app) if name in self.found else ""
+            )
         return self.outcomes
 
     def _look(self, names: set[str]) -> None:
@@ -109,7 +112,7 @@ class Watch:
 
     def _judge(self, name: str, firmware: dict[str, Any]) -> None:
         self.found[name] = firmware
-        told = line(firmware)
+        told = line(firmware, of_app=self.of_app)
         if self._told.get(name) != told:
             self._told[name] = told
             if self._session.json:
@@ -158,8 +161,9 @@ def _listen(session: Session, device: str | None, tell: Callable[[str], object])
         time.sleep(AGAIN_S)
 
 
-def tell_outcomes(session: Session, outcomes: Mapping[str, Judged], found: Mapping[str, dict[str, Any]]) -> None:
+def tell_outcomes(session: Session, seen: Watch) -> None:
     """Say how it ended: what became of each device that is not where it should be, and a count of all."""
+    outcomes, found = seen.outcomes, seen.found
     if session.json:
         told = {name: {"outcome": str(o.outcome), "why": o.why} for name, o in sorted(outcomes.items())}
         show_json({"outcomes": told}, indent=None)
@@ -167,10 +171,16 @@ def tell_outcomes(session: Session, outcomes: Mapping[str, Judged], found: Mappi
     for name, judged in sorted(outcomes.items()):
         if judged.outcome in GOOD:
             continue
-        why = f": {judged.why}" if judged.why else ""
-        say(f"{name}: {judged.outcome}{why}")
-        show_result(found.get(name, {}))
-        if found.get(name, {}).get("deployment", {}).get("blocked"):
+        # Of a traceback that line which says what it was; the whole of it stands below.
+        title = judged.why.strip().rpartition("\n")[2].strip()
+        say(f"{name}: {judged.outcome}{f': {title}' if title else ''}")
+        deployment = found.get(name, {}).get("deployment") or {}
+        if not seen.of_app or is_of_app(deployment):
+            show_result(found.get(name, {}))
+        elif title != judged.why.strip():
+            say_lines(judged.why, "  | ")  # what is shown as the device's deployment is the system's
+        ended = judged.outcome in (Outcome.ROLLED_BACK, Outcome.FAILED, Outcome.CANCELLED)
+        if deployment.get("blocked") if not seen.of_app or is_of_app(deployment) else ended:
             say(f"  It is not sent again by itself; `dfuctl retry {name}` lets it try again.")
     if len(outcomes) > 1:
         counts = Counter(str(judged.outcome) for judged in outcomes.values())

@@ -25,7 +25,7 @@ from dfud.api import (
     read_record,
 )
 from dfud.controller.turn import Failure
-from dfud.model.crashes import crash_of
+from dfud.model.crashes import TITLE_MAX, crash_of
 from dfud.wire.messages import code_name
 
 COLLECTION = "rollout.failed"  # uid -> list of Failure
@@ -72,6 +72,8 @@ class Failures:
             if len(others) >= KEPT:
                 continue
             crash = crash_of(d.text, d.record, d.reset_reason)
+            # Of what was refused the words as they are: a crash's title has no numbers, so that all of its kind have the same.
+            refused = d.text.strip().rpartition("\n")[2][:TITLE_MAX] if d.state is State.FAILED else ""
             failures = [
                 *others,
                 Failure(
@@ -82,7 +84,7 @@ class Failures:
                     at_s=d.updated_s,
                     text=d.text[-TEXT_MAX:],
                     fingerprint=crash.fingerprint,
-                    title=crash.title,
+                    title=refused or crash.title,
                     deployment=d.id,
                 ),
             ]

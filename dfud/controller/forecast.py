@@ -312,20 +312,19 @@ def _by_selector(plan: Plan, labels: Any) -> int | None:
 
 
 def placed(found: Forecast, plan: Plan) -> list[int]:
-    """Return how many devices each wave tells. Where the rollout is not made yet, shares of those whose wave is open."""
+    """Return how many devices each wave tells. Where the rollout is not made yet, shares of those whose wave is open.
+
+    As in shares_of(), which decides it: each share is of all, with the waves before, and one of percent has at least one device.
+    """
     waves = [found.waves[number] for number in range(len(plan.waves))]
-    left, before = found.unplaced, 0.0
+    reached = 0
     for number, wave in enumerate(plan.waves):
-        if wave.percent:
-            share = (wave.percent - before) / 100
-            before = wave.percent
-            waves[number] += min(left, round(found.unplaced * share))
-            left -= min(left, round(found.unplaced * share))
-        elif wave.count:
-            waves[number] += min(left, wave.count)
-            left -= min(left, wave.count)
-    if left and plan.waves[-1].percent == 100:
-        waves[-1] += left
+        if wave.selector is not None:
+            continue
+        limit = max(round(found.unplaced * wave.percent / 100), reached + 1) if wave.percent else wave.count
+        limit = min(max(limit, reached), found.unplaced)
+        waves[number] += limit - reached
+        reached = limit
     return waves
 
 

@@ -25,11 +25,11 @@ SHOWN_ONCE = ("secret", "token", "code", "psk")
 class DaemonProcess:
     """Owns a directory with dfud.toml and the state. `lines` are its log lines (JSON), newest last.
 
-    `secrets` is what its registry has given away to client()s, and what a test adds; `started` are all that were made, so that
-    a test run can search their logs. extra: text behind the section [transport.http]; coap: text for [transport.coap], which
-    needs the plugin. store: by name; store_section: its section; where it is "" and the plugin `local` is enabled, [store.local]
-    with a path here. credential_key, packages: files that several share; "": its own. may_fail: it may end by itself with an
-    error; else run() raises then, with what dfud said.
+    `secrets` is what its registry has given away to client()s, and what a test adds; `started` are all that were made, so
+    that a test run can search their logs. extra: text behind the section [transport.http]; controller: for [controller];
+    coap: for [transport.coap], which needs the plugin. store: by name; store_section: its section; where it is "" and the
+    plugin `local` is enabled, [store.local] with a path here. credential_key, packages: files that several share; "": its
+    own. may_fail: it may end by itself with an error; else run() raises then, with what dfud said.
     """
 
     started: ClassVar[list[DaemonProcess]] = []
@@ -39,6 +39,7 @@ class DaemonProcess:
         directory: Path,
         *,
         extra: str = "",
+        controller: str = "",
         plugins: tuple[str, ...] = ("local", "http"),
         coap: str = "",
         store: str = "local",
@@ -60,6 +61,7 @@ class DaemonProcess:
         self.started.append(self)
         self._plugins = plugins
         self._extra = extra
+        self._controller = controller
         self._coap = coap
         self._store = store
         local = f'[store.local]\npath = "{directory}/state"' if "local" in plugins else ""
@@ -87,6 +89,7 @@ enabled = {json.dumps(list(self._plugins))}
 [controller]
 packages_path = "{self._packages}"
 progress_s = 0.2
+{self._controller}
 [endpoint]
 credential_key = "{self._key}"
 [registry]

@@ -142,6 +142,15 @@ def test_an_application_that_confirms_nothing_is_warned_of(desk: Desk) -> None:
     assert "nothing in the application calls dfu.confirm()" in desk.image(code=0)
 
 
+def test_a_board_that_joins_no_network_is_warned_of(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "warning: no --wifi: the board joins no network" in desk.image(code=0)
+    desk.target.unlink()
+    assert "--wifi" not in desk.image(server=["--serial", "4,5"], code=0)
+    desk.target.unlink()
+    monkeypatch.setenv("DFUCTL_WIFI_PASSWORD", "attic-secret")
+    assert "--wifi" not in desk.image("--wifi", "attic", code=0)
+
+
 def test_an_application_that_does_not_fit_has_room_on_a_larger_flash(desk: Desk) -> None:
     (desk.folder / "app" / "large.bin").write_bytes(os.urandom(200_000))
     assert "expected at most 94208 for a bank of 4MB (the largest: large.bin 200000" in desk.image()

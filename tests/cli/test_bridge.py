@@ -168,6 +168,29 @@ async def said(told: list[str], text: str) -> str:
             await trio.sleep(0.02)
 
 
+async def test_a_port_that_never_was_there_is_not_told_to_be_gone(
+    nursery: trio.Nursery, tmp_path: Path, line: Pty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_ports, "AGAIN_S", 0.01)
+    real, told, looked = serial.Serial, [], []
+
+    def opened(*args: object, **how: object) -> serial.Serial:
+        looked.append(args)
+        return real(*args, **how)
+
+    monkeypatch.setattr(serial, "Serial", opened)
+    path = tmp_path / "ttyUSB0"
+    port = bridge_ports.Port(str(path), 115200, NoServer(), lambda _, text, **values: told.append(text))  # type: ignore[arg-type]
+    nursery.start_soon(port.run)
+    with trio.fail_after(60):
+        while len(looked) < 3:
+            await trio.sleep(0.02)
+    assert told == ["no such port yet; waiting for it. Is the board plugged in?"]
+    path.symlink_to(line.path)
+    await said(told, "open, 115200 baud")
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("comes", "text"),
     [

@@ -79,7 +79,7 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
         "1 device should run 1.1: 1 changed, 0 unchanged."
     )
     assert "should run 1.1" in await dfuctl("update", "--app-default", "1.1")
-    assert await dfuctl("status", "lamp1") == "lamp1: ? -> 1.1: NeverSeen"
+    assert await dfuctl("status", "lamp1") == "lamp1: ? -> 1.1: never seen"
     listed = json.loads(await dfuctl("-o", "json", "device", "list", "-l", "site=attic"))
     assert [d["metadata"]["name"] for d in listed] == ["lamp1"]
     assert "lamp2" in await dfuctl("device", "list")
@@ -95,6 +95,10 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert "is done already" in await dfuctl("job", "cancel", found["job"], fails=True)
     assert "name a device, or give -l" in await dfuctl("follow", fails=True)
     assert "is no registry of dfud" in await dfuctl("login", dfuctl.daemon.urls["http"], "--token", "x", fails=True)
+    url = dfuctl.daemon.urls["registry"]
+    told = await dfuctl("login", url, "--token", "x", fails=True)
+    assert "does not accept this token. `dfud init` shows the first one" in told and "run `dfuctl login" not in told
+    assert "Does it speak TLS? If not: http://" in await dfuctl("login", url.replace("http", "https"), "--token", "x", fails=True)
     assert "wanted by app lamps" in await dfuctl("firmware", "delete", "--yes", "1.1", fails=True)
     await dfuctl("command", "lamp1", "blink", "-p", "{}")
     await dfuctl("device", "label", "lamp1", "site=roof", "ring=1")
@@ -159,6 +163,7 @@ async def test_what_is_answered_is_so(dfuctl: Dfuctl) -> None:
         (("--context", "other", "app", "list"), "dfuctl: no context other"),
         (("login", "http://127.0.0.1:1", "--token", "x"), "dfuctl: http://127.0.0.1:1 cannot be reached"),
         (("login", "http://127.0.0.1:1"), "dfuctl: no token on standard input"),
+        (("login", "127.0.0.1:1", "--token", "x"), "dfuctl: URL 127.0.0.1:1: expected http:// or https:// before the host"),
         (("--app", "x", "firmware", "publish", __file__), "dfuctl: give --version and --hardware"),
         (("app", "create", "a", "-l", "x"), "dfuctl: label 'x': expected KEY=VALUE"),
     ],

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import click
+import pytest
+from click.testing import CliRunner
 
 from dfud.cli.main import COMMANDS, main
 
@@ -16,6 +18,15 @@ def test_every_command_is_where_it_is_said_to_be() -> None:
         command = main.get_command(context, name)
         assert isinstance(command, click.Command) and command.name == name
         assert name in main.list_commands(context)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(["statsu", "lamp1"], " Did you mean 'status'?"), (["devices"], " Did you mean 'device'?"), (["xyzzy"], "")],
+)
+def test_a_command_that_is_mistyped_is_told_what_was_meant(typed: list[str], meant: str) -> None:
+    found = CliRunner().invoke(main, typed)
+    assert found.exit_code == 2 and found.output.rstrip().endswith(f"No such command '{typed[0]}'.{meant}")
 
 
 def test_a_command_loads_nothing_that_only_others_need() -> None:

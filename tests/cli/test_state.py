@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dfud.cli.client import Contexts, Session
 from dfud.cli.state import Judged, Outcome, judge, line, state_text
-from dfud.cli.watch import exit_code, show_result
+from dfud.cli.watch import Watch, exit_code, show_result, tell_outcomes
+
+TRACEBACK = "Traceback (most recent call last):\nIndexError: of the app\n"
 
 
 def firmware(
@@ -71,6 +75,39 @@ def test_what_a_retry_let_go_is_shown_as_of_before(reason: str, shown: str, caps
     found["deployment"] |= {"updated": "yesterday", "result": {"code": 0, "reason": "cancelled", "text": "by eve", "crashes": 0}}
     show_result(found)
     assert capsys.readouterr().out == shown
+
+
+def test_of_an_app_alone_its_own_state_and_end_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """An app that was pushed was shown as "rolled-back" throughout, and its end as the traceback of the system before it."""
+    found = firmware(reason="rolled-back", state="rolled-back", blocked=True)
+    found["deployment"] |= {"result": {"code": 1, "reason": "crashed", "text": "OSError: of the system", "crashes": 3}}
+    found["app"] = {"current": "3.0", "target": "3.1", "inSync": {"status": "False", "reason": "Trial"}}
+    assert line(found, of_app=True) == "app 3.0 -> 3.1: on trial"
+    assert line(found) == "1.1 -> 1.2, app 3.0 -> 3.1: rolled-back"
+    found["app"]["inSync"] = {"status": "False", "reason": "rolled-back", "message": TRACEBACK}
+    assert tell(found, app="3.1", out=capsys) == (
+        "lamp1: rolled back: IndexError: of the app\n  | Traceback (most recent call last):\n  | IndexError: of the app\n"
+        "  It is not sent again by itself; `dfuctl retry lamp1` lets it try again.\n"
+    )
+
+
+def test_an_end_is_told_in_a_line_and_then_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    found = firmware(reason="rolled-back", state="rolled-back", blocked=True)
+    found["conditions"][0]["message"] = TRACEBACK
+    found["deployment"] |= {"result": {"code": 1, "reason": "crashed", "text": TRACEBACK, "crashes": 3}}
+    assert tell(found, version="1.2", out=capsys) == (
+        "lamp1: rolled back: IndexError: of the app\n  crashed after 3 crashes\n"
+        "  | Traceback (most recent call last):\n  | IndexError: of the app\n"
+        "  It is not sent again by itself; `dfuctl retry lamp1` lets it try again.\n"
+    )
+
+
+def tell(found: dict[str, Any], *, version: str | None = None, app: str | None = None, out: pytest.CaptureFixture[str]) -> str:
+    session = Session(Contexts(Path("nowhere")), None, "lamps", "text")
+    seen = Watch(session, ["lamp1"], version=version, app=app)
+    seen.found["lamp1"], seen.outcomes["lamp1"] = found, judge(found, version, app)
+    tell_outcomes(session, seen)
+    return out.readouterr().out
 
 
 @pytest.mark.parametrize(

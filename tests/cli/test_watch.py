@@ -71,13 +71,13 @@ async def test_a_group_is_watched_to_its_end(lamps: Dfuctl) -> None:
 async def test_a_watch_ends_with_the_time_and_with_the_wish(lamps: Dfuctl) -> None:
     async with device(lamps, "lamp1", "site=attic") as lamp1:
         told = await lamps("update", "lamp1", "1.1", "--watch", "--timeout", "1", code=4)
-        assert told.splitlines()[:2] == ["lamp1 should run 1.1.", "lamp1: ? -> 1.1: NeverSeen"]
+        assert told.splitlines()[:2] == ["lamp1 should run 1.1.", "lamp1: ? -> 1.1: never seen"]
         assert "lamp1: not finished" in told
 
         async def superseded() -> None:
             await lamps("update", "lamp1", "1.2")
 
-        told = await watching(lamps, "update", "lamp1", "1.1", "--watch", at="NeverSeen", then=superseded, code=3)
+        told = await watching(lamps, "update", "lamp1", "1.1", "--watch", at="never seen", then=superseded, code=3)
         assert "lamp1: superseded: it should run 1.2 now" in told
         await lamps("update", "lamp1", "1.1", "--download-only")
         command = await lamp1.poll()
@@ -99,7 +99,7 @@ async def test_a_watch_outlives_a_restart(lamps: Dfuctl, nursery: trio.Nursery) 
             await nursery.start(lamps.daemon.run)
             await lamp1.update()
 
-        told = await watching(lamps, "update", "lamp1", "1.1", "--watch", at="NeverSeen", then=restarted, code=0)
+        told = await watching(lamps, "update", "lamp1", "1.1", "--watch", at="never seen", then=restarted, code=0)
         assert told.splitlines()[-1] == "lamp1: 1.1 -> 1.1: in sync"
 
 
@@ -111,7 +111,7 @@ async def test_ctrl_c_ends_a_watch_without_a_trace(lamps: Dfuctl) -> None:
             process[0].send_signal(signal.SIGINT)
 
         told = await watching(
-            lamps, "update", "lamp1", "1.1", "--watch", at="NeverSeen", then=interrupted, code=130, started=process.append
+            lamps, "update", "lamp1", "1.1", "--watch", at="never seen", then=interrupted, code=130, started=process.append
         )
         assert "Traceback" not in told
 

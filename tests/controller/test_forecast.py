@@ -9,7 +9,11 @@ import pytest
 import trio
 
 from dfud.api import App, Device, Metadata, NotFoundError, PeerError, PutActual, PutDeployment
+from dfud.controller.forecast import Forecast, placed
 from dfud.model.firmware import Requires
+from dfud.model.membership import place
+from dfud.model.policy import shares_of
+from dfud.model.rollout_spec import read_plan_untrusted
 from dfud.wire.manifest import FLAG_DOWNGRADE, Manifest, unsigned
 from dfud.wire.messages import Code, Defer, Outcome, Result
 from tests.controller.fleet import Fleet
@@ -116,7 +120,7 @@ async def test_what_is_forecast_comes_true(nursery: trio.Nursery, autojump_clock
     }
     found = await planned(world, spec)
     assert found["devices"]["told"] == 150 and found["problems"] == []
-    assert [wave["devices"] for wave in found["time"]["waves"]] == [10, 75, 65]
+    assert [wave["devices"] for wave in found["time"]["waves"]] == [10, 65, 75]
     await world.controller.rollouts.create("app", Metadata("r"), spec, "eva", draft=False)
     begun = trio.current_time()
     nursery.start_soon(fleet.live, 300.0)
@@ -128,6 +132,18 @@ async def test_what_is_forecast_comes_true(nursery: trio.Nursery, autojump_clock
     told = {name for name, board in fleet.boards.items() if board.told_at}
     assert len(told) == found["devices"]["told"]
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_a_small_fleet_is_forecast_as_it_is_divided(number: int) -> None:
+    """Waves of 1 and 10 % were forecast for nobody, and have at least one device each; a count is of all, from the first."""
+    members = [f"lamp{n}" for n in range(number)]
+    for waves in ([{"percent": 1}, {"percent": 10}, {"percent": 100}], [{"count": 2}, {"count": 4}, {"percent": 100}]):
+        plan = read_plan_untrusted({"firmware": "1.2", "waves": waves})
+        shares = shares_of(plan, "uid", members)
+        reached = [sum(place("uid", name) < limit for name in members) for limit in shares]
+        forecast = placed(Forecast(unplaced=number), plan)
+        assert [sum(forecast[: wave + 1]) for wave in range(3)] == reached
 
 
 async def test_a_rollout_that_runs_is_forecast_for_what_it_has_before_it(

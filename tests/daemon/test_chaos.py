@@ -21,13 +21,17 @@ import trio
 from dfud_drogue.cbor import decode_untrusted, encode
 from dfud_drogue.dialect import AjourDialect
 from dfud_http.connection import Connection
+from dfud_http.quick import Quick
 
 from dfud.api import Endpoint, Transport, UserRoutes, events, faults, open_to_all
 from dfud.controller.controller import Controller
+from dfud.controller.keeping import Keeper
 from dfud.controller.packages import Packages
 from dfud.controller.together import Together
 from dfud.daemon.components import build
+from dfud.endpoint.arrivals import Arrivals
 from dfud.endpoint.config import EndpointConfig
+from dfud.endpoint.crowd import Crowd
 from dfud.endpoint.endpoint import DeviceEndpoint
 from dfud.endpoint.waking import Waking
 from dfud.registry.application import make_app
@@ -41,7 +45,12 @@ HANDLERS: list[tuple[type[Any], str]] = [
     *((DeviceEndpoint, name) for name in ("_quick", "_post", "_quick_chunks", "_chunks")),
     *((Waking, name) for name in ("_look", "_make", "_reconsider")),
     *((Controller, name) for name in ("status", "report", "desired", "make")),
+    # Of many devices at one time, calm ones among them.
     (Together, "take"),
+    (Keeper, "of"),
+    (Crowd, "judge"),
+    *((Arrivals, name) for name in ("_answer", "leave_alone")),
+    *((Quick, name) for name in ("_ask", "_soon")),
     (Packages, "_make"),
     (Connection, "_answer"),
     (AjourDialect, "answer"),

@@ -14,8 +14,8 @@ from tests.real_parts import require
 PROGRAM = """
 import sys
 sys.path.insert(0, {shims!r})
-import chip
-uart = chip.UART(1, 115200, tx=4, rx=5, rxbuf=20)
+import uart
+uart = uart.UART(1, 115200, tx=4, rx=5, rxbuf=20)
 print("nothing", uart.read(5), uart.any())
 print("took", uart.write(memoryview(b"hello")))
 sys.stdin.readline()

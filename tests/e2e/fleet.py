@@ -120,11 +120,11 @@ def firmware(kind: str, version: str, *, code: bytes = b"") -> bytes:
 
 
 @asynccontextmanager
-async def fleet(directory: Path, *, extra: str = "", coap: str | None = None) -> AsyncIterator[Fleet]:
+async def fleet(directory: Path, *, extra: str = "", controller: str = "", coap: str | None = None) -> AsyncIterator[Fleet]:
     """A daemon with the app; at the end its log is searched for every secret that was used. coap: what [transport.coap] says,
     None for no CoAP."""
     plugins = ("local", "http", "coap") if coap is not None else ("local", "http")
-    daemon = DaemonProcess(directory / "dfud", extra=extra, plugins=plugins, coap=coap or "")
+    daemon = DaemonProcess(directory / "dfud", extra=extra, controller=controller, plugins=plugins, coap=coap or "")
     await daemon.init()
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)

@@ -140,7 +140,8 @@ class Week:
 async def live(tmp_path: Path, hours: int, seed: int) -> None:
     require("micropython")
     require("riscv-gcc")
-    async with fleet(tmp_path) as f:
+    # The packages of a week are made in minutes.
+    async with fleet(tmp_path, controller="packages_per_hour = 1000") as f:
         secret = await f.add_device("lamp1")
         air = Air(f.daemon.ports["http"])
         port = await f.nursery.start(air.run)

@@ -118,6 +118,9 @@ async def test_a_strangers_transport_carries_an_update(tmp_path: Path, monkeypat
             return await ask({"package": package, "chunk": number})
 
         device = SimulatedDevice(exchange, fetch, OLD, "1.0")
+        with trio.fail_after(120):
+            while (command := await device.poll()) is None or command.type is not Type.UPDATE:
+                await trio.sleep(0.05)  # its package is being made
         last = await device.update()
         assert last is not None and last.type is Type.SYNC
         assert device.image == NEW
