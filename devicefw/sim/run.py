@@ -9,6 +9,7 @@ import trio
 
 from bootloader.sim.boot import ELF
 from devicefw.sim.board import Board, micropython
+from devicefw.sim.cable import Cable
 from devicefw.sim.cli import build_bootloader
 from devicefw.sim.processes import until_signalled
 from dfud.errors import PeerError
@@ -32,10 +33,23 @@ def main(file: Path, directory: Path) -> None:
     try:
         micropython()
         build_bootloader(ELF)
-        board = Board(directory, flash=file.read_bytes(), on_line=lambda line: click.echo(visible(line)))
+        directory.mkdir(parents=True, exist_ok=True)
+        cable = Cable(directory / "tty")
+        board = Board(directory, flash=file.read_bytes(), on_line=lambda line: click.echo(visible(line)), uart=cable.board)
     except (PeerError, FileNotFoundError) as error:
         raise click.ClickException(visible(str(error))) from None
-    trio.run(until_signalled, board.run)
+    click.echo(f"UART: {cable.port}; of a board made with --serial: dfuctl bridge --port {cable.port} --server URL")
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cable.run)
+            await board.run()
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(until_signalled, run)
+    finally:
+        cable.unplug()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import trio
 
 from dfud.cli.plan import duration, say_failures, size
 from dfud.testing.device import HttpDevice
@@ -44,7 +45,10 @@ async def test_a_plan_weighs_real_packages_and_sends_nothing(dfuctl: Dfuctl, boa
     # The package that was weighed is the one that is sent.
     await dfuctl("rollout", "create", "r", "1.1", "--waves", "100")
     assert "leave the version" in await dfuctl("rollout", "plan", "--of", "r", "--promote", fails=True)
-    await boards[0].update()
+    with trio.fail_after(120):
+        while boards[0].version == "1.0":  # the rollout may not have started yet
+            await boards[0].update()
+            await trio.sleep(0.05)
     assert {command.total_bytes for command in boards[0].commands if command.chunks} == {base["package"]}
     found = json.loads(await dfuctl("-o", "json", "rollout", "plan", "--of", "r"))
     assert (found["devices"]["inSync"], found["devices"]["told"]) == (1, 5)
