@@ -6,7 +6,7 @@ sent it in: each by itself.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
@@ -85,10 +85,15 @@ class Soon(Waiter, Waiting):
         if not self.waits:
             return
         self.waits = False
-        if answer is None:
-            self._arrivals.leave_alone(self)
-        else:
-            self.end(answer.expire() if isinstance(answer, Waiting) else answer)
+        reply, left = AWAY, False
+        try:
+            if answer is None:
+                left = self._arrivals.leave_alone(self)
+            else:
+                reply = answer.expire() if isinstance(answer, Waiting) else answer
+        finally:
+            if not left:
+                self.end(reply)
 
     def end(self, reply: Reply) -> None:
         """Answer it, unless nobody waits any longer."""
@@ -161,12 +166,12 @@ class Arrivals:
             while self._storing >= STORING and len(self._waiting) < TOGETHER:
                 await self._gathered.park()
 
-    def leave_alone(self, one: Soon) -> None:
-        """Have one taken by itself."""
+    def leave_alone(self, one: Soon) -> bool:
+        """Have one taken by itself; return whether that is done: it is not when dfud stops."""
         if self._nursery is None:
-            one.end(AWAY)
-        else:
-            self._nursery.start_soon(self._by_itself, one)
+            return False
+        self._nursery.start_soon(self._by_itself, one)
+        return True
 
     async def _by_itself(self, one: Soon) -> None:
         reply = AWAY
@@ -201,14 +206,11 @@ class Arrivals:
                         with contained("endpoint.arrivals", devices=len(group)):
                             await self._take([one for one in group if one.waits], nursery)
                     finally:
-                        for one in group:
-                            if not one.later:
-                                one.resume()
+                        _resume(one for one in group if not one.later)
         finally:
             self._runs = False
             self._nursery = None
-            for one in self._waiting:
-                one.resume()
+            _resume(self._waiting)
 
     async def _take(self, group: Sequence[_Arrival | Soon], nursery: trio.Nursery) -> None:
         try:
@@ -267,5 +269,12 @@ class Arrivals:
         finally:
             self._storing -= 1
             self._gathered.unpark()
-            for _, one, _, _ in those:
+            _resume(one for _, one, _, _ in those)
+
+
+def _resume(those: Iterable[_Arrival | Soon]) -> None:
+    """Let go on who still waits, whatever becomes of one of them."""
+    for one in those:
+        if one.waits:
+            with contained("endpoint.arrivals"):
                 one.resume()

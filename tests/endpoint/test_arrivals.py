@@ -358,3 +358,23 @@ async def test_who_waits_for_a_turn_at_a_stop_is_told_however_many_they_are(nurs
         await until(lambda: all(replies))
     assert {reply.code for each in replies for reply in each} == {Code.AWAY} and max(map(len, replies)) == 1
     assert (world.endpoint.pressure.under_way, world.endpoint.pressure.waiting) == (0, 0)
+
+
+async def test_one_that_cannot_go_on_keeps_nobody_else_waiting(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, store = await watched_world(nursery, tmp_path)
+    store.fails = 1  # so that each is left to itself
+    leave_alone = world.endpoint._arrivals.leave_alone
+
+    def leave(one: arrivals.Soon) -> bool:
+        if one.request.credentials.authorization == basic("p7@app1:pw"):
+            raise RuntimeError("nobody foresaw this")
+        return leave_alone(one)
+
+    monkeypatch.setattr(world.endpoint._arrivals, "leave_alone", leave)
+    replies = [soon(world, f"p{number}@app1:pw", a_status())[1] for number in range(DEVICES)]
+    await until(lambda: all(replies))
+    assert [n for n, each in enumerate(replies) if each[0].code is not Code.COMMAND] == [7]
+    assert replies[7][0].code is Code.AWAY and not world.endpoint.pressure.under_way
+    nursery.cancel_scope.cancel()

@@ -232,7 +232,8 @@ def _settings(config: PostgresConfig, silent_s: int, by_key: bool, asks_often: b
     wanted = {
         "statement_timeout": f"{config.statement_s * 1000:.0f}",
         "lock_timeout": f"{config.statement_s * 1000:.0f}",
-        "idle_in_transaction_session_timeout": f"{config.statement_s * 2000:.0f}",
+        # What it has locked, others wait for, as whoever leads next.
+        "idle_in_transaction_session_timeout": f"{silent_s * 1000}",
         "tcp_keepalives_idle": f"{silent_s - PROBES}",
         "tcp_keepalives_interval": "1",
         "tcp_keepalives_count": f"{PROBES}",

@@ -104,7 +104,7 @@ class PostgresStore(ReadingStore):
         pool = Pool(partial(Connection.open, self._config, "dfud read"), self._config.connections, self._config.wait_s)
         blobs = self._blobs = Blobs(self._placed, pool, self._origin)
         writer = Writer(
-            partial(Connection.open, self._config, "dfud write", by_key=True),
+            partial(Connection.open, self._config, "dfud write", SILENT_S, by_key=True),
             self._limits,
             self._origin,
             PATIENCE_S,

@@ -13,7 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 import trio
+from dfud_postgres.leading import SILENT_S
 from dfud_postgres.store import PostgresStore
+from dfud_postgres.wire import Query
 
 from dfud.api import Bus, PutDocument
 from tests.plugins.postgres.server import Server, config_for, running
@@ -131,6 +133,26 @@ async def test_who_stood_still_while_another_took_over_stores_nothing_any_more(o
         os.kill(other, signal.SIGKILL)  # so the first one leads again, and is done with what it had under way
         await two.leader(after)
     two.check_stored()
+
+
+async def test_what_a_process_has_locked_it_loses_no_later_than_its_leads(postgres: Server, tmp_path: Path) -> None:
+    """Its transaction shares a lock of the lead's row, for which the next one waits."""
+    store = PostgresStore(config_for(tmp_path))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run, Bus())
+        assert store._writer is not None
+        connection = await store._writer._open_one()
+        try:
+            names = ("idle_in_transaction_session_timeout", "tcp_user_timeout", "tcp_keepalives_idle")
+            setting = "SELECT setting::bigint FROM pg_settings WHERE name="
+            found = await connection.run(*((Query(f"{setting}'{name}'"), ()) for name in names))
+        finally:
+            connection.close()
+        idle_ms, silent_ms, probed_s = (int(result.rows[0][0]) for result in found)
+        assert 0 < idle_ms <= SILENT_S * 1000
+        if silent_ms:  # 0: a Unix socket has none
+            assert silent_ms <= SILENT_S * 1000 and probed_s < SILENT_S
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_task_that_outlives_the_lead_that_started_it_stores(postgres: Server, tmp_path: Path) -> None:
