@@ -80,6 +80,7 @@ class Server:
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(
                 f"unix_socket_directories = '{self.directory}'\nlisten_addresses = ''\nmax_connections = 100\n"
+                "dynamic_shared_memory_type = mmap\n"  # in its directory, which goes: a killed one leaves nothing in /dev/shm
                 "fsync = off\nfull_page_writes = off\nautovacuum = off\nshared_buffers = 32MB\nlog_min_messages = fatal\n"
                 f"{self._settings}\n{more}\n"
             )
