@@ -15,10 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dfud.errors import DfudError
+from dfud.errors import DfudError, PeerError
 from dfud.model.quickest import Candidate
 from dfud.package.build import build_packages
-from dfud.package.file import write_package
+from dfud.package.file import PackageFile, read_package_untrusted, write_package
 from dfud.package.made import write_made
 from dfud.wire.messages import Kind
 
@@ -42,6 +42,10 @@ def main(arguments: list[str]) -> int:
             print(f"the base {base_sha256} is damaged", file=sys.stderr)
             base_data, allowed = None, 1 << Kind.FULL
         found = build_packages(data, base_data, kinds=allowed, payload_bytes=int(payload), workers=os.cpu_count() or 1)
+        if base_data is not None:
+            # A package is named by its chunks: what has those of another, from another base or to another image, would stand for it.
+            apart = [pair for pair in found if not _taken(Path(directory), pair[0])]
+            found = apart or build_packages(data, None, kinds=1 << Kind.FULL, payload_bytes=int(payload))
         for package, _ in found:
             _write(Path(directory), f"{package.id.hex()}.dfup", write_package(package))
         made = [Candidate(p.id.hex(), int(p.kind), p.total_bytes, work) for p, work in found]
@@ -50,6 +54,15 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _taken(directory: Path, package: PackageFile) -> bool:
+    """Say whether the name of a package is that of another one that is kept."""
+    try:
+        kept = read_package_untrusted((directory / f"{package.id.hex()}.dfup").read_bytes())
+    except (OSError, PeerError):
+        return False
+    return (kept.base_sha256, kept.sha256, kept.size) != (package.base_sha256, package.sha256, package.size)
 
 
 def _write(directory: Path, name: str, data: bytes) -> None:

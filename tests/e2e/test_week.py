@@ -141,7 +141,7 @@ async def live(tmp_path: Path, hours: int, seed: int) -> None:
     require("micropython")
     require("riscv-gcc")
     # The packages of a week are made in minutes.
-    async with fleet(tmp_path, controller="packages_per_hour = 1000") as f:
+    async with fleet(tmp_path, controller="packages_per_hour = 168") as f:
         secret = await f.add_device("lamp1")
         air = Air(f.daemon.ports["http"])
         port = await f.nursery.start(air.run)

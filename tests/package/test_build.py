@@ -145,6 +145,13 @@ def test_the_worker_leaves_a_package_and_its_key(tmp_path: Path) -> None:
     package = read_package_untrusted((tmp_path / f"{made[0].package}.dfup").read_bytes())
     assert (package.kind, package.total_bytes) == (made[0].kind, made[0].total_bytes) and made[0].work_ms > 100
     assert apply_package(package, base) == image
+    # A delta with the same chunks from another base would stand for it: the full package is made.
+    others = make(package.kind, package.size, package.sha256, b"o" * 32, package.chunks)
+    (tmp_path / f"{made[0].package}.dfup").write_bytes(write_package(others))
+    subprocess.run([*run, str(tmp_path), "another-key"], check=True)
+    kinds = {one.package: one.kind for one in read_made_untrusted((tmp_path / "another-key.key").read_text())}
+    assert kinds and made[0].package not in kinds and set(kinds.values()) == {1}
+    assert read_package_untrusted((tmp_path / f"{made[0].package}.dfup").read_bytes()).base_sha256 == b"o" * 32
     failed = subprocess.run([*run, str(tmp_path / "nowhere"), "k"], capture_output=True, text=True)
     assert failed.returncode == 1
     assert "No such file" in failed.stderr
