@@ -122,7 +122,12 @@ ON_A_STORE = [
 
 @pytest.mark.parametrize(("kind", "test"), ON_A_DIRECTORY, ids=lambda v: getattr(v, "__name__", v))
 async def test_a_fault_over_opening_and_killing_is_caught(kind: type[Store], test: str, tmp_path: Path) -> None:
-    assert await catches(getattr(JOURNALS[kind](), test), tmp_path / "broken")
+    # Where a walk by chance does not come by the fault, another one does.
+    for walk in range(20 if "random" in test else 1):
+        if await catches(getattr(JOURNALS[kind](), test), tmp_path / f"broken-{walk}"):
+            break
+    else:
+        pytest.fail("it was not caught")
     assert not await catches(getattr(JOURNALS[journal.JournalStore](), test), tmp_path / "whole")
 
 
