@@ -50,7 +50,7 @@ class Cable:
         host, self._host = self._host, None
         self._plugged = trio.Event()
         self.port.unlink(missing_ok=True)
-        self._scope.cancel()
+        self._scope.cancel()  # who was woken already sees that its end is gone: the number may be another file's by then
         if host is not None:
             for end in host:
                 os.close(end)
@@ -60,19 +60,23 @@ class Cable:
         try:
             while True:
                 await self._plugged.wait()
+                host = self._host
+                assert host is not None, "plugged"
                 with trio.CancelScope() as self._scope:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._carry, False)
-                        nursery.start_soon(self._carry, True)
+                        nursery.start_soon(self._carry, host, False)
+                        nursery.start_soon(self._carry, host, True)
         finally:
             self.unplug()
             for end in self._board:
                 os.close(end)
 
-    async def _carry(self, to_board: bool) -> None:
-        while self._host is not None:
-            source, target = (self._host[0], self._board[0]) if to_board else (self._board[0], self._host[0])
+    async def _carry(self, host: tuple[int, int], to_board: bool) -> None:
+        source, target = (host[0], self._board[0]) if to_board else (self._board[0], host[0])
+        while self._host is host:
             await trio.lowlevel.wait_readable(source)
+            if self._host is not host:
+                return
             try:
                 data = os.read(source, READ_BYTES)
             except OSError as error:
@@ -82,7 +86,7 @@ class Cable:
                 continue
             data = (self.to_board if to_board else self.to_host)(data)
             with trio.move_on_after(TAKES_S), suppress(BrokenPipeError):
-                while data:
+                while data and self._host is host:
                     try:
                         data = data[os.write(target, data) :]
                     except BlockingIOError:
