@@ -1,5 +1,6 @@
 # Everything runs from a checkout: the environment lives in .venv, what is built in build/.
-PYTHON ?= python3.11
+# The distribution's Python, where it is a 3.11: it is compiled with profiles, and dfud costs a fifth less on it than on a plain build.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 BIN := .venv/bin
 TRANSPORT ?= http
 # Tests side by side, two more than there are cores since many of them wait; each starts its own daemons on free ports.
