@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment, PutDocument
-from dfud_local.columns import text
 from dfud_local.limits import Limits
 
 KINDS = frozenset({PutActual, PutDeployment, AddCounts, ExpectDevice})
@@ -30,19 +29,26 @@ TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 Encoded = tuple[Change, tuple[bytes, ...]]
 Key = tuple[str, str]  # app, device
 
-_KNOWN = (
-    "SELECT COUNT(*) FROM ({values}) v CROSS JOIN device d ON d.app=v.column1 AND d.name=v.column2 "
+# Of each device that is there: its number in the rows, its sequence, how far its history goes.
+_STAND = (
+    "SELECT v.column3, COALESCE((SELECT sequence FROM actual WHERE app=v.column1 AND device=v.column2), 0), "
+    "COALESCE((SELECT MAX(number) FROM history WHERE app=v.column1 AND device=v.column2), 0) "
+    "FROM ({values}) v CROSS JOIN device d ON d.app=v.column1 AND d.name=v.column2 "
     "WHERE d.app NOT IN (SELECT app FROM dropped)",
-    "(?,?)",
+    "(?,?,?)",
+)
+# As _STAND, where nothing is added to anybody's history.
+_KNOWN = (
+    _STAND[0].replace("COALESCE((SELECT MAX(number) FROM history WHERE app=v.column1 AND device=v.column2), 0)", "0"),
+    _STAND[1],
 )
 # A row without a body: nothing was said yet, but there are deployments. Raised: by how much the device's sequence is.
-_GIVEN = "SELECT * FROM ({{values}}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE SET"
+_GIVEN = (
+    "SELECT column1, column2, column3, (random() & 0xFFFFFFFFFFFFF) + 1 "  # as first_sequence()
+    "FROM ({{values}}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE SET"
+)
 _ACTUAL = f"INSERT INTO actual {_GIVEN} body=excluded.body, sequence=sequence+{{raised}}"
 _UNSAID = f"INSERT INTO actual {_GIVEN} sequence=sequence+{{raised}}"
-_SEQUENCES = (
-    "SELECT v.column1, v.column2, a.sequence FROM ({values}) v CROSS JOIN actual a ON a.app=v.column1 AND a.device=v.column2",
-    "(?,?)",
-)
 _DEPLOYMENT = (
     "INSERT INTO deployment (id, app, device, version, created, open, number, body) "
     "SELECT * FROM ({values}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE "
@@ -50,15 +56,8 @@ _DEPLOYMENT = (
     "(?,?,?,?,?,?,?,?)",
 )
 _HISTORY = (
-    "INSERT INTO history (app, device, number, body) SELECT column1, column2, column3 + "
-    "COALESCE((SELECT MAX(number) FROM history WHERE app=column1 AND device=column2), 0), column4 "
-    "FROM ({values}) WHERE column1 IS NOT NULL",
+    "INSERT INTO history (app, device, number, body) SELECT * FROM ({values}) WHERE column1 IS NOT NULL",
     "(?,?,?,?)",
-)
-_LONG = (
-    "SELECT column1, column2, n FROM (SELECT column1, column2, "
-    "(SELECT MAX(number) FROM history WHERE app=column1 AND device=column2) AS n FROM ({values})) WHERE n>?",
-    "(?,?)",
 )
 _COUNT = "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number"
 # Counters that have come back to 0 take no room: their names may be of an hour that is over.
@@ -68,7 +67,8 @@ _DOCUMENT = ("INSERT OR REPLACE INTO document SELECT * FROM ({values}) WHERE col
 
 def is_hot(changes: Sequence[Encoded]) -> bool:
     """Say whether a commit is one of those that devices cause again and again."""
-    return bool(changes) and all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
+    kinds = {type(change) for change, _ in changes}
+    return bool(kinds) and (kinds <= KINDS or all(type(c) in KINDS or _is_plain(c) for c, _ in changes))
 
 
 def _is_plain(change: Change) -> bool:
@@ -80,58 +80,62 @@ class Many:
     """Rows of several commits, in their order: of each record the last one counts."""
 
     def __init__(self) -> None:
-        self._raised: Counter[Key] = Counter()
+        self._raised: dict[Key, int] = {}
         self._expected: dict[Key, int] = {}
         self._odd = False
         self._actual: dict[Key, bytes] = {}
         self._deployments: dict[str, tuple[Deployment, bytes]] = {}
-        self._history: list[tuple[str, str, bytes]] = []
+        self._history: list[tuple[Key, bytes]] = []
         self._counts: dict[Key, int] = {}
         self._documents: dict[Key, bytes] = {}
 
     def add(self, changes: Iterable[Encoded]) -> None:
         """Take the changes of one commit, of which is_hot() is true."""
+        raised, expected = self._raised, self._expected
         for change, bodies in changes:
-            match change:
-                case PutActual(actual):
-                    key = (actual.app, actual.device)
-                    self._raised[key] += 1
-                    self._actual[key] = bodies[0]
-                case PutDeployment(deployment, entry):
-                    self._raised[deployment.app, deployment.device] += 1
-                    self._deployments[deployment.id] = (deployment, bodies[0])
-                    if entry is not None:
-                        self._history.append((entry.app, entry.device, bodies[1]))
-                case ExpectDevice(app, device, sequence):
-                    # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
-                    before = sequence - self._raised[app, device]
-                    self._odd = self._odd or self._expected.setdefault((app, device), before) != before
-                case PutDocument(collection, name, value):
-                    self._documents[collection, name] = value
-                case AddCounts(scope, add):
-                    for name, more in add.items():
-                        self._counts[scope, name] = self._counts.get((scope, name), 0) + more
+            # By type, not by pattern: there are four changes for each of many devices.
+            kind = type(change)
+            if kind is PutDeployment:
+                deployment, entry = change.deployment, change.entry
+                key = (deployment.app, deployment.device)
+                raised[key] = raised.get(key, 0) + 1
+                self._deployments[deployment.id] = (deployment, bodies[0])
+                if entry is not None:
+                    self._history.append(((entry.app, entry.device), bodies[1]))
+            elif kind is PutActual:
+                key = (change.actual.app, change.actual.device)
+                raised[key] = raised.get(key, 0) + 1
+                self._actual[key] = bodies[0]
+            elif kind is ExpectDevice:
+                # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
+                key = (change.app, change.device)
+                before = change.sequence - raised.get(key, 0)
+                self._odd = self._odd or expected.setdefault(key, before) != before
+            elif kind is PutDocument:
+                self._documents[change.collection, change.key] = change.value
+            elif kind is AddCounts:
+                for name, more in change.add.items():
+                    self._counts[change.scope, name] = self._counts.get((change.scope, name), 0) + more
 
     def write(self, db: sqlite3.Connection, limits: Limits) -> bool:
         """Write all of it; False: a device is gone, or not as it is expected, so each commit has to be written by itself.
 
         Raises sqlite3.Error.
         """
-        devices = sorted(self._raised)
-        if self._odd or sum(row[0] for row in _rows(db, *_KNOWN, devices)) != len(devices):
+        devices = sorted(self._raised.keys() | self._expected.keys())
+        stand: dict[Key, tuple[int, int]] = {}
+        query = _STAND if self._history else _KNOWN
+        if not self._odd:
+            for number, sequence, newest in _rows(db, *query, [(*key, n) for n, key in enumerate(devices)]):
+                stand[devices[number]] = (sequence, newest)
+        if len(stand) != len(devices) or any(stand[key][0] != n for key, n in self._expected.items()):
             return False
-        if self._expected:
-            found = dict.fromkeys(self._expected, 0)
-            found |= {(text(app), text(device)): n for app, device, n in _rows(db, *_SEQUENCES, sorted(self._expected))}
-            if found != self._expected:
-                return False
-        groups: dict[str, list[tuple[str, str, bytes, int]]] = {}
-        for key in devices:
-            body, raised = self._actual.get(key), self._raised[key]
-            query = (_UNSAID if body is None else _ACTUAL).format(raised=raised)
-            groups.setdefault(query, []).append((*key, body or b"", first_sequence()))
-        for query, rows in groups.items():
-            _run(db, query, "(?,?,?,?)", rows)
+        groups: dict[tuple[bool, int], list[tuple[str, str, bytes]]] = {}
+        for key, raised in sorted(self._raised.items()):
+            body = self._actual.get(key)
+            groups.setdefault((body is None, raised), []).append((*key, body or b""))
+        for (unsaid, raised), rows in groups.items():
+            _run(db, (_UNSAID if unsaid else _ACTUAL).format(raised=raised), "(?,?,?)", rows)
         many = limits.deployments_per_device
         # Numbers count a device's deployments, so whoever is below the limit has nothing to trim; 0: they were not counted yet.
         over = [d for d, _ in self._deployments.values() if not 0 < d.number <= many and not _is_there(db, d.id)]
@@ -145,17 +149,14 @@ class Many:
         )
         for deployment in over:
             trim_deployments(db, deployment.app, deployment.device, many)
-        for piece in _pieces(self._history):
-            # A statement numbers its entries of a device behind those that were there before it.
-            entries: Counter[Key] = Counter()
-            numbered = []
-            for app, device, body in piece:
-                entries[app, device] += 1
-                numbered.append((app, device, entries[app, device], body))
-            _run(db, *_HISTORY, numbered)
-        entered = sorted({(app, device) for app, device, _ in self._history})
-        for app, device, number in list(_rows(db, *_LONG, entered, limits.history_per_device)):
-            trim_history(db, app, device, number - limits.history_per_device)
+        newest = {key: newest for key, (_, newest) in stand.items()} if self._history else {}
+        numbered = []
+        for key, body in self._history:
+            newest[key] += 1
+            numbered.append((*key, newest[key], body))
+        _run(db, *_HISTORY, numbered)
+        for key in {key for key, _ in self._history if newest[key] > limits.history_per_device}:
+            trim_history(db, *key, newest[key] - limits.history_per_device)
         if self._counts:
             db.executemany(_COUNT, [(*key, number) for key, number in self._counts.items()])
             db.executemany(_EMPTY, [key for key, number in self._counts.items() if number < 0])
@@ -203,7 +204,7 @@ def _pieces(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...
 def _filled(query: str, row: str, piece: Sequence[tuple[Any, ...]]) -> tuple[str, list[Any]]:
     """Return a statement for these rows and what to bind: as many rows as the next of SIZES, those beyond of NULL."""
     size = next(size for size in SIZES if size >= len(piece))
-    values = [value for one in piece for value in one]
+    values = list(chain.from_iterable(piece))
     return _statement(query, row, size), values + [None] * (row.count("?") * (size - len(piece)))
 
 
