@@ -98,8 +98,8 @@ class ShieldedSends:
     Cure: an answer that is given before the body was read ends the connection without saying so; a client that sends its next
     request on it finds it closed.
 
-    Cure: hypercorn tells the application that the request is over through the queue that its body comes in. Once nobody reads
-    that, a body that is longer than the queue holds the connection for ever.
+    Cure: hypercorn tells the application that the request is over through the queue that its body comes in, within the send that
+    ends the answer. Where nobody reads that queue, a body that fills it holds the connection for ever.
     """
 
     def __init__(self, app: Any) -> None:
@@ -121,21 +121,24 @@ class ShieldedSends:
         async def shielded(event: Any) -> None:
             if event is not None and event["type"] == "http.response.start" and not whole:
                 event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
+            last = event is None or (event["type"] == "http.response.body" and not event.get("more_body", False))
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * SEND_S):
-                await send(event)
+                async with trio.open_nursery() as nursery:
+                    if last and not whole:
+                        nursery.start_soon(discard)
+                    await send(event)
+                    nursery.cancel_scope.cancel()
+
+        async def discard() -> None:
+            while not over:
+                await receiving()
 
         await self._app(scope, receiving, shielded)
         if over:
             return
         with trio.move_on_after(SEND_S):
-            async with trio.open_nursery() as nursery:
-
-                async def discard() -> None:
-                    while not over:
-                        await receiving()
-
-                nursery.start_soon(discard)
-                await shielded(None)  # what hypercorn sends itself then: the end, unless that was sent already
+            await shielded(None)  # what hypercorn sends itself then: the end, unless that was sent already
+            await discard()
 
 
 class _Settings(HypercornConfig):
