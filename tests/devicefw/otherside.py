@@ -184,7 +184,8 @@ def running(flash: Forking, slot: int, cause: int) -> Iterator[Any]:
         idfstate: Any = import_module("dfu.idfstate")
         # RAM is none of the matter here: modules stay, and only what one start remembers is forgotten.
         idfstart.print = idfstart.clear = idfstate.clear = lambda *names: None
-        import_module("dfu.errors").gc = NO_COLLECTOR
+        errors: Any = import_module("dfu.errors")
+        errors.gc = NO_COLLECTOR
         idfstate.settled.clear()
         slots = idfstart._Slots()
         idfstart.find(slots, esp32.Partition)
