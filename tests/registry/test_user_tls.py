@@ -116,6 +116,24 @@ async def test_a_body_that_the_plain_port_does_not_look_at_holds_no_stop(
         await stopped.wait()
 
 
+@pytest.mark.parametrize("body", [b"abc", bytes(300_000)])
+async def test_who_sends_a_body_to_the_plain_port_is_answered_and_closed(
+    served: Served, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: the body that nobody reads fills the queue in which the end of the request is told, and no limit of time helps."""
+    monkeypatch.setattr(server, "SEND_S", 3600.0)
+    for _ in range(10):
+        stream = await trio.open_tcp_stream("127.0.0.1", int(served.plain.rpartition(":")[2]))
+        heard = b""
+        try:
+            await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            while data := await stream.receive_some(4096):
+                heard += data
+        except trio.BrokenResourceError:
+            assert len(body) > 3, "there is nothing that it would not have read"
+        assert heard.startswith(b"HTTP/1.1 308 ") or len(body) > 3
+
+
 @pytest.mark.parametrize("handshake_s", [0.2])
 async def test_who_does_not_finish_the_handshake_is_dropped(served: Served) -> None:
     stream = await trio.open_tcp_stream("127.0.0.1", served.port)
