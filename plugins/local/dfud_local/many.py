@@ -72,7 +72,10 @@ _DOCUMENT = ("INSERT OR REPLACE INTO document SELECT * FROM ({values}) WHERE col
 
 def is_hot(changes: Sequence[Encoded]) -> bool:
     """Say whether a commit is one of those that devices cause again and again."""
-    return bool(changes) and all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
+    kinds = {type(change) for change, _ in changes}
+    if not kinds or kinds <= KINDS:
+        return bool(kinds)
+    return all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
 
 
 def _is_plain(change: Change) -> bool:

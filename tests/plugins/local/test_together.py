@@ -246,7 +246,7 @@ async def test_what_is_expected_of_a_device_that_was_deleted_is_not_written(tmp_
         refused: list[str] = []
 
         async def tell(device: str) -> None:
-            changes = [ExpectDevice("a", device, views[device].sequence), PutActual(actual(device, "2"))]
+            changes: list[Change] = [ExpectDevice("a", device, views[device].sequence), PutActual(actual(device, "2"))]
             try:
                 await store.commit([*changes, AddCounts("r", {"said": 1})])
             except (ConflictError, NotFoundError):
