@@ -29,26 +29,24 @@ TRIMMED_AT_ONCE = 64  # more than come, so that a lower limit is reached
 Encoded = tuple[Change, tuple[bytes, ...]]
 Key = tuple[str, str]  # app, device
 
-# Of each device that is there: its number in the rows, its sequence, how far its history goes.
-_STAND = (
-    "SELECT v.column3, COALESCE((SELECT sequence FROM actual WHERE app=v.column1 AND device=v.column2), 0), "
-    "COALESCE((SELECT MAX(number) FROM history WHERE app=v.column1 AND device=v.column2), 0) "
-    "FROM ({values}) v CROSS JOIN device d ON d.app=v.column1 AND d.name=v.column2 "
-    "WHERE d.app NOT IN (SELECT app FROM dropped)",
-    "(?,?,?)",
-)
-# As _STAND, where nothing is added to anybody's history.
 _KNOWN = (
-    _STAND[0].replace("COALESCE((SELECT MAX(number) FROM history WHERE app=v.column1 AND device=v.column2), 0)", "0"),
-    _STAND[1],
+    "SELECT COUNT(*) FROM ({values}) v CROSS JOIN device d ON d.app=v.column1 AND d.name=v.column2 "
+    "WHERE d.app NOT IN (SELECT app FROM dropped)",
+    "(?,?)",
 )
 # A row without a body: nothing was said yet, but there are deployments. Raised: by how much the device's sequence is.
-_GIVEN = (
-    "SELECT column1, column2, column3, (random() & 0xFFFFFFFFFFFFF) + 1 "  # as first_sequence()
-    "FROM ({{values}}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE SET"
-)
+_GIVEN = "SELECT * FROM ({{values}}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE SET"
 _ACTUAL = f"INSERT INTO actual {_GIVEN} body=excluded.body, sequence=sequence+{{raised}}"
 _UNSAID = f"INSERT INTO actual {_GIVEN} sequence=sequence+{{raised}}"
+_EXPECTED = (
+    "UPDATE actual SET body=COALESCE(v.column3, body), sequence=sequence+v.column4 FROM ({values}) v "
+    "WHERE app=v.column1 AND device=v.column2 AND sequence=v.column5 AND app NOT IN (SELECT app FROM dropped)",
+    "(?,?,?,?,?)",
+)
+_HAS_SEQUENCE = (
+    "SELECT a.sequence FROM ({values}) v CROSS JOIN actual a ON a.app=v.column1 AND a.device=v.column2",
+    "(?,?)",
+)
 _DEPLOYMENT = (
     "INSERT INTO deployment (id, app, device, version, created, open, number, body) "
     "SELECT * FROM ({values}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE "
@@ -59,6 +57,12 @@ _HISTORY = (
     "INSERT INTO history (app, device, number, body) SELECT * FROM ({values}) WHERE column1 IS NOT NULL",
     "(?,?,?,?)",
 )
+# How far the history of each goes, by its place among the rows.
+_LAST = (
+    "SELECT column3, (SELECT MAX(number) FROM history WHERE app=column1 AND device=column2) "
+    "FROM ({values}) WHERE column1 IS NOT NULL",
+    "(?,?,?)",
+)
 _COUNT = "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number"
 # Counters that have come back to 0 take no room: their names may be of an hour that is over.
 _EMPTY = "DELETE FROM count WHERE scope=? AND name=? AND number=0"
@@ -68,7 +72,9 @@ _DOCUMENT = ("INSERT OR REPLACE INTO document SELECT * FROM ({values}) WHERE col
 def is_hot(changes: Sequence[Encoded]) -> bool:
     """Say whether a commit is one of those that devices cause again and again."""
     kinds = {type(change) for change, _ in changes}
-    return bool(kinds) and (kinds <= KINDS or all(type(c) in KINDS or _is_plain(c) for c, _ in changes))
+    if not kinds or kinds <= KINDS:
+        return bool(kinds)
+    return all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
 
 
 def _is_plain(change: Change) -> bool:
@@ -93,27 +99,27 @@ class Many:
         """Take the changes of one commit, of which is_hot() is true."""
         raised, expected = self._raised, self._expected
         for change, bodies in changes:
-            # By type, not by pattern: there are four changes for each of many devices.
-            kind = type(change)
-            if kind is PutDeployment:
+            # Not match: this is what a report costs.
+            if type(change) is ExpectDevice:
+                key = (change.app, change.device)
+                # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
+                before = change.sequence - raised.get(key, 0)
+                self._odd = self._odd or expected.setdefault(key, before) != before
+            elif type(change) is PutActual:
+                actual = change.actual
+                key = (actual.app, actual.device)
+                raised[key] = raised.get(key, 0) + 1
+                self._actual[key] = bodies[0]
+            elif type(change) is PutDeployment:
                 deployment, entry = change.deployment, change.entry
                 key = (deployment.app, deployment.device)
                 raised[key] = raised.get(key, 0) + 1
                 self._deployments[deployment.id] = (deployment, bodies[0])
                 if entry is not None:
                     self._history.append(((entry.app, entry.device), bodies[1]))
-            elif kind is PutActual:
-                key = (change.actual.app, change.actual.device)
-                raised[key] = raised.get(key, 0) + 1
-                self._actual[key] = bodies[0]
-            elif kind is ExpectDevice:
-                # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
-                key = (change.app, change.device)
-                before = change.sequence - raised.get(key, 0)
-                self._odd = self._odd or expected.setdefault(key, before) != before
-            elif kind is PutDocument:
+            elif type(change) is PutDocument:
                 self._documents[change.collection, change.key] = change.value
-            elif kind is AddCounts:
+            elif type(change) is AddCounts:
                 for name, more in change.add.items():
                     self._counts[change.scope, name] = self._counts.get((change.scope, name), 0) + more
 
@@ -122,20 +128,8 @@ class Many:
 
         Raises sqlite3.Error.
         """
-        devices = sorted(self._raised.keys() | self._expected.keys())
-        stand: dict[Key, tuple[int, int]] = {}
-        query = _STAND if self._history else _KNOWN
-        if not self._odd:
-            for number, sequence, newest in _rows(db, *query, [(*key, n) for n, key in enumerate(devices)]):
-                stand[devices[number]] = (sequence, newest)
-        if len(stand) != len(devices) or any(stand[key][0] != n for key, n in self._expected.items()):
+        if self._odd or not self._write_known(db) or not self._write_others(db):
             return False
-        groups: dict[tuple[bool, int], list[tuple[str, str, bytes]]] = {}
-        for key, raised in sorted(self._raised.items()):
-            body = self._actual.get(key)
-            groups.setdefault((body is None, raised), []).append((*key, body or b""))
-        for (unsaid, raised), rows in groups.items():
-            _run(db, (_UNSAID if unsaid else _ACTUAL).format(raised=raised), "(?,?,?)", rows)
         many = limits.deployments_per_device
         # Numbers count a device's deployments, so whoever is below the limit has nothing to trim; 0: they were not counted yet.
         over = [d for d, _ in self._deployments.values() if not 0 < d.number <= many and not _is_there(db, d.id)]
@@ -149,19 +143,55 @@ class Many:
         )
         for deployment in over:
             trim_deployments(db, deployment.app, deployment.device, many)
-        newest = {key: newest for key, (_, newest) in stand.items()} if self._history else {}
-        numbered = []
-        for key, body in self._history:
-            newest[key] += 1
-            numbered.append((*key, newest[key], body))
-        _run(db, *_HISTORY, numbered)
-        for key in {key for key, _ in self._history if newest[key] > limits.history_per_device}:
-            trim_history(db, *key, newest[key] - limits.history_per_device)
+        self._write_history(db, limits.history_per_device)
         if self._counts:
             db.executemany(_COUNT, [(*key, number) for key, number in self._counts.items()])
             db.executemany(_EMPTY, [key for key, number in self._counts.items() if number < 0])
         _run(db, *_DOCUMENT, [(*key, value) for key, value in self._documents.items()])
         return True
+
+    def _write_known(self, db: sqlite3.Connection) -> bool:
+        """Write what is expected of devices that have a sequence: one that is as expected is the row of a device that is there."""
+        actual, raised = self._actual, self._raised
+        rows = [
+            (*key, actual.get(key), raised.get(key, 0), sequence)
+            for key, sequence in self._expected.items()
+            if sequence
+        ]
+        rows.sort(key=_key)
+        return sum(_run(db, *_EXPECTED, rows)) == len(rows)
+
+    def _write_others(self, db: sqlite3.Connection) -> bool:
+        """Write what is said by devices of which nothing is stored, or nothing is expected."""
+        expected = self._expected
+        devices = sorted(key for key in self._raised if not expected.get(key))
+        if sum(row[0] for row in _rows(db, *_KNOWN, devices)) != len(devices):
+            return False
+        unsaid = [key for key, sequence in expected.items() if not sequence]
+        if any(row[0] for row in _rows(db, *_HAS_SEQUENCE, unsaid)):
+            return False
+        groups: dict[str, list[tuple[str, str, bytes, int]]] = {}
+        for key in devices:
+            body, raised = self._actual.get(key), self._raised[key]
+            query = (_UNSAID if body is None else _ACTUAL).format(raised=raised)
+            groups.setdefault(query, []).append((*key, body or b"", first_sequence()))
+        for query, rows in groups.items():
+            _run(db, query, "(?,?,?,?)", rows)
+        return True
+
+    def _write_history(self, db: sqlite3.Connection, many: int) -> None:
+        """Number entries behind those of their device that are there, and append them. The oldest beyond `many` of a device go."""
+        devices = sorted({key for key, _ in self._history})
+        asked = [(*key, place) for place, key in enumerate(devices)]
+        last = {devices[place]: number or 0 for place, number in _rows(db, *_LAST, asked)}
+        numbered = []
+        for key, body in self._history:
+            last[key] += 1
+            numbered.append((*key, last[key], body))
+        _run(db, *_HISTORY, numbered)
+        for (app, device), number in last.items():
+            if number > many:
+                trim_history(db, app, device, number - many)
 
 
 def first_sequence() -> int:
@@ -185,6 +215,10 @@ def trim_history(db: sqlite3.Connection, app: Any, device: Any, upto: int) -> No
         "ORDER BY number, id LIMIT ?)",
         (app, device, upto, TRIMMED_AT_ONCE),
     )
+
+
+def _key(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return row[:2]
 
 
 def _is_there(db: sqlite3.Connection, deployment_id: str) -> bool:
@@ -216,6 +250,6 @@ def _rows(
         yield from db.execute(statement, [*values, *more])
 
 
-def _run(db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    for piece in _pieces(rows):
-        db.execute(*_filled(query, row, piece))
+def _run(db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Return how many rows each statement has written."""
+    return [db.execute(*_filled(query, row, piece)).rowcount for piece in _pieces(rows)]
