@@ -177,6 +177,15 @@ class Endpoint(abc.ABC):
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         """Return the chunks first..last (both included, maybe fewer), or an error reply. Never raises but for cancellation."""
 
+    def chunk_again(
+        self, credentials: Credentials, package: str, number: int
+    ) -> Callable[[float], bytes | None] | None:
+        """Return what gives a chunk that these credentials have just been given, for a transport that sends it in blocks, with a
+        request for each. Called with trio's time it returns the chunk if nothing has changed meanwhile, and None if it must be
+        asked for anew; it never blocks and never raises. None: ask anew each time.
+        """
+        return None
+
     @abc.abstractmethod
     async def key_for(self, transport: str, identity: str) -> bytes | None:
         """Return the pre-shared key of `device@app` for a transport's own security, or None."""

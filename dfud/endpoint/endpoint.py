@@ -49,6 +49,7 @@ from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.denials import Denied, Reason
 from dfud.endpoint.dialects import Conversation
+from dfud.endpoint.fetch import Fetch
 from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.pressure import Pressure
@@ -418,6 +419,17 @@ class DeviceEndpoint(Endpoint):
         if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
+
+    def chunk_again(
+        self, credentials: Credentials, package: str, number: int
+    ) -> Callable[[float], bytes | None] | None:
+        try:
+            digest = self._slots.digest(credentials)
+            slot = self._auth.slot(credentials, digest)
+            return Fetch(self._auth, self._controller.parts, digest, slot, package, number).again if slot >= 0 else None
+        except Exception as error:
+            note("endpoint.chunk_again", error)
+            return None
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         with contained("endpoint.chunks", peer=peer):

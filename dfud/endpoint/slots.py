@@ -80,6 +80,10 @@ class Slots:
         app, _, device = self._name[slot].partition("\0")
         return app, device, self._ends_s[slot]
 
+    def name(self, slot: int) -> str:
+        """Return what tells one device from all others."""
+        return self._name[slot]
+
     def ends_s(self, slot: int) -> float:
         return self._ends_s[slot]
 

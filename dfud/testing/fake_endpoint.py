@@ -55,7 +55,8 @@ class FakeWaiting(Waiting):
 
 
 class FakeEndpoint(Endpoint):
-    """Answers by rule and keeps what it is given: the last KEPT_MAX `requests` and `fetches`, everything that is `parked`.
+    """Answers by rule and keeps what it is given: the last KEPT_MAX `requests` and `fetches` (without the peer: of
+    a chunk that was asked for again), everything that is `parked`.
 
     authorization: the one value that is let in; None: everybody is. packages: chunks by package name. keys: pre-shared keys
     by identity. answers: what to reply on a channel; without one, channel dfu gets a command `dfu` with the status as its
@@ -139,6 +140,20 @@ class FakeEndpoint(Endpoint):
         self, peer: str, credentials: Credentials, package: str, first: int, last: int
     ) -> Chunks | Reply | None:
         return self._cut(peer, credentials, package, first, last) if self.quickly else None
+
+    def chunk_again(
+        self, credentials: Credentials, package: str, number: int
+    ) -> Callable[[float], bytes | None] | None:
+        def again(now_s: float) -> bytes | None:
+            if self.failing is not None:
+                raise self.failing
+            chunks = self.packages.get(package, ())
+            if not self.quickly or not self._allowed(credentials) or number >= len(chunks):
+                return None
+            self.fetches.append(("", credentials, package, number, number))
+            return chunks[number]
+
+        return again
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         await trio.lowlevel.checkpoint()

@@ -214,6 +214,14 @@ def head(kind: int, code: int, message_id: int, token: bytes = b"") -> bytes:
     return _HEAD.pack(0x40 | kind << 4 | len(token), code, message_id) + token
 
 
+_ACKS = tuple(bytes((0x60 | length, code)) for length in range(TOKEN_MAX_BYTES + 1) for code in range(256))
+
+
+def ack(code: int, data: bytes, at: int) -> bytes:
+    """As head(), for a piggybacked answer to a request whose bytes before its options are data[:at]."""
+    return _ACKS[at - 4 << 8 | code] + data[2:at]
+
+
 def uint(value: int) -> bytes:
     """Return the shortest form of an unsigned option value; nothing at all for 0."""
     return value.to_bytes((value.bit_length() + 7) // 8, "big")
