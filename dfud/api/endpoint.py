@@ -151,6 +151,13 @@ class Endpoint(abc.ABC):
     def quick(self, request: Request) -> Reply | Waiting | None:
         """Answer from memory, or return None: then `await post()`."""
 
+    def quick_again(self, request: Request) -> Callable[[], Reply | None] | None:
+        """Return what answers a request that quick() has just answered with a reply, for a transport that recognises it when it comes
+        again: the same reply if nothing has changed meanwhile, and None if quick() must be asked. It never blocks and never
+        raises. None: ask quick() each time.
+        """
+        return None
+
     def soon(self, request: Request) -> Waiting | None:
         """Where quick() returned None: take the request without a task of the transport's, and return what its reply comes with.
 

@@ -42,14 +42,14 @@ from dfud.api import (
     note,
 )
 from dfud.controller.controller import Controller
-from dfud.endpoint.answers import Answered, encoded, is_calm
+from dfud.endpoint.again import Again
+from dfud.endpoint.answers import DFU, Answered, encoded, is_calm, said_of
 from dfud.endpoint.arrivals import Arrivals, Soon
 from dfud.endpoint.auth import Authenticator, Enroller, Session
 from dfud.endpoint.commands import Commands
 from dfud.endpoint.config import EndpointConfig
 from dfud.endpoint.denials import Denied, Reason
 from dfud.endpoint.dialects import Conversation
-from dfud.endpoint.fetch import Fetch
 from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import ACCEPTED, Parked, Parking
 from dfud.endpoint.pressure import Pressure
@@ -57,7 +57,7 @@ from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
 from dfud.endpoint.returning import LOOK_S, Returning
 from dfud.endpoint.shared import StoreShared
 from dfud.endpoint.sinking import Sinks
-from dfud.endpoint.spreading import spread
+from dfud.endpoint.spreading import spread_s
 from dfud.endpoint.unsure import Concern, policy_of
 from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
@@ -66,7 +66,7 @@ from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
 from dfud.wire.messages import Command, Type
 
 log = logging.getLogger("dfud.endpoint")
-DFU = "dfu"
+
 SENT_MAX = 500_000
 ENROL = "enrol"  # the channel of devices that nobody knows yet
 
@@ -111,9 +111,13 @@ class DeviceEndpoint(Endpoint):
         self._polls: Cache[tuple[str, str], Answered] = Cache(config.polls, lambda key: key[0])
         self._slots = authenticator.slots
         self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
+        self._again = Again(authenticator, self._policy, controller.parts, clock)
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
+        self._asked: tuple[Request, bytes] | None = (
+            None  # what quick() did not answer, with the digest of its credentials
+        )
         self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s)
         self._draining = False
         self._shared: dict[str, StoreShared] = {}
@@ -189,8 +193,9 @@ class DeviceEndpoint(Endpoint):
 
     def _command(self, app: str, device: str, command: Command) -> Reply:
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
-        command = spread(command, app, device, self._config.poll_spread)
-        told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
+        if command.type is not Type.UPDATE:
+            return said_of(command, spread_s(command, app, device, self._config.poll_spread))
+        told = self._sent.get((app, device), 0)
         return Reply(Code.COMMAND, DFU, encoded(command), told=told or 0)
 
     # Publishing
@@ -210,11 +215,11 @@ class DeviceEndpoint(Endpoint):
             return None
         if request.as_device:
             return self._quick_behind(request)
-        slot = self._auth.slot(request.credentials)
-        if slot < 0:
-            return None
-        reply = self._slots.calm(slot, request.body, self._clock())
+        digest = self._slots.digest(request.credentials)
+        slot = self._auth.slot_of(digest)
+        reply = self._slots.calm(slot, request.body, self._clock()) if slot >= 0 else None
         if reply is None:
+            self._asked = (request, digest)
             return None
         waits = request.timeout_s > 0 and not self._draining
         if not waits and not self._policy.unsure:
@@ -223,6 +228,9 @@ class DeviceEndpoint(Endpoint):
         if session.app in self._policy.unsure:
             return None
         return self._park(session, request, self._slots.poll_s(slot)) if waits else reply
+
+    def quick_again(self, request: Request) -> Callable[[], Reply | None] | None:
+        return self._again.poll(request)
 
     def _quick_behind(self, request: Request) -> Reply | Waiting | None:
         """As _quick(), for a device that a gateway speaks for."""
@@ -237,7 +245,12 @@ class DeviceEndpoint(Endpoint):
     def soon(self, request: Request) -> Waiting | None:
         if request.channel != DFU or request.timeout_s > 0 or not self._arrivals.takes(request):
             return None
-        return None if self.pressure.full else Soon(self._arrivals, request, self.pressure, self._alone)
+        if self.pressure.full:
+            return None
+        asked, self._asked = self._asked, None
+        same = asked is not None and asked[0] is request
+        digest = asked[1] if asked is not None and same else self._slots.digest(request.credentials)
+        return Soon(self._arrivals, request, digest, self.pressure, self._alone)
 
     def is_full(self) -> bool:
         return self.pressure.full
@@ -335,8 +348,10 @@ class DeviceEndpoint(Endpoint):
         if not calm:
             self._polls.forget((session.app, session.device))
             self._slots.forget_calm(session.app, session.device)
-        elif not stale and not request.as_device and (slot := self._auth.slot(request.credentials, digest)) >= 0:
-            self._slots.keep_calm(slot, request.body, reply, self._calm_until_s(command), command.poll_s)
+        elif not stale and not request.as_device:
+            slot = self._auth.slot_of(digest or self._slots.digest(request.credentials))
+            if slot >= 0:
+                self._slots.keep_calm(slot, request.body, reply, self._calm_until_s(command), command.poll_s)
         if request.timeout_s <= 0 or self._draining or not calm:
             return reply
         return self._park(session, request, command.poll_s)
@@ -423,13 +438,7 @@ class DeviceEndpoint(Endpoint):
     def chunk_again(
         self, credentials: Credentials, package: str, number: int
     ) -> Callable[[float], bytes | None] | None:
-        try:
-            digest = self._slots.digest(credentials)
-            slot = self._auth.slot(credentials, digest)
-            return Fetch(self._auth, self._controller.parts, digest, slot, package, number).again if slot >= 0 else None
-        except Exception as error:
-            note("endpoint.chunk_again", error)
-            return None
+        return self._again.chunk(credentials, package, number)
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         with contained("endpoint.chunks", peer=peer):

@@ -155,7 +155,7 @@ class Server:
                 asked = self._known.get((peer.scope, code, tail))
                 if asked is not None and asked.reply is not None and asked.request is not None and kind == CON:
                     if self._is_plain_sailing(peer, peer.key, data[4:at], asked):
-                        found = self._endpoint.quick(asked.request)
+                        found = self._repeated(asked, asked.request)
                         if found is asked.reply:
                             answer = ack(asked.answer_code, data, at) + asked.tail
                             self._duplicates.add(peer.number | message_id, data, answer, now_s)
@@ -184,6 +184,12 @@ class Server:
         if not (secured or peer.encrypted) and (self._verify_addresses or not asked.credentials.authorization):
             return False
         return not (self.observers.observes(who) or self.waiting.waits(who, token))
+
+    def _repeated(self, asked: CoapRequest, request: Request) -> Reply | Waiting | None:
+        """Return what the endpoint has in memory for a request that it answered with asked.reply."""
+        if asked.again is not None and asked.again() is asked.reply:
+            return asked.reply
+        return self._endpoint.quick(request)
 
     def _block(self, peer: Peer, fetching: Fetching, block: int, before: bytes, now_s: float) -> bytes:
         """Return the answer with a block of the chunk that a peer is fetching, behind `before`; b"": it goes the long way."""
@@ -221,7 +227,7 @@ class Server:
             return False  # it has moved: what is known is of its old address
         if not self._is_plain_sailing(peer, who, exchange.token, asked, secured=True):
             return False
-        found = self._endpoint.quick(asked.request)
+        found = self._repeated(asked, asked.request)
         if found is asked.reply:
             self._seal(exchange, b"%c%b" % (asked.answer_code, asked.tail), now_s)
         else:
@@ -369,6 +375,7 @@ class Server:
             answer = answer_reply(found, fetch=asked.code == Code.FETCH)
             if asked.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._answering.block_bytes:
                 asked.reply, asked.answer_code, asked.tail = found, answer.code, answer.tail()
+                asked.again = asked.again or self._endpoint.quick_again(request)
             self._finish(exchange, asked, answer, now_s)
 
 

@@ -89,8 +89,8 @@ class Fault(Exception):
 class CoapRequest(msgspec.Struct):
     """Either a publish (`request`; observe 0 or 1 with FETCH, -1: not at all), or the chunks first..last of `package`.
 
-    reply, answer_code and tail belong to whoever answers: the last reply and its bytes, for the next time. tag: the ETag of
-    the one chunk that was asked for, if it is known already.
+    reply, answer_code, tail and again belong to whoever answers: the last reply and its bytes, for the next time, and what
+    quick_again() of the endpoint gave. tag: the ETag of the one chunk that was asked for, if it is known already.
     """
 
     code: int
@@ -109,6 +109,7 @@ class CoapRequest(msgspec.Struct):
     reply: Reply | None = None
     answer_code: int = 0
     tail: bytes = b""
+    again: Callable[[], Reply | None] | None = None
     tag: bytes = b""
 
     def body_key(self) -> tuple[Any, ...]:

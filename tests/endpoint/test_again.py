@@ -1,14 +1,16 @@
-"""A device that fetches a chunk in blocks: whether it may have the next is asked for each, and denied where the long way would."""
+"""A device that asks for the same again, or for the next part of a chunk: it gets what it would get on the long way, or nothing."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 from dfud_local.store import LocalStore
 
 from dfud.api import (
@@ -24,6 +26,7 @@ from dfud.api import (
     PutFirmware,
     Recall,
     Reply,
+    Request,
     faults,
 )
 from dfud.testing.store import a_blob
@@ -153,6 +156,74 @@ async def test_it_gives_nothing_that_the_long_way_would_not(
     assert again is None or (type(found) is Chunks and found.bodies[0] == again == chunk)
 
 
+# Polls
+
+
+class Polling(Fetching):
+    """A device that has nothing to do."""
+
+    request: Request
+
+    def poll(self) -> Reply | None:
+        found = self.world.endpoint.quick(self.request)
+        assert found is None or isinstance(found, Reply)
+        return found
+
+    async def want_the_same(self) -> None:
+        await self.world.put("dev1", {**SPEC, "firmware": {"version": "1.0"}})
+
+    async def wait_long(self) -> None:
+        self.world.let_pass(100_000.0)
+
+
+@pytest.fixture
+async def polling(nursery: trio.Nursery, tmp_path: Path) -> Polling:
+    world = await start_world(nursery, tmp_path)
+    firmware = await publish(world.store, "2.0", random.Random(1).randbytes(40_000))
+    found = Polling(world, firmware, "")
+    found.request = Request("coap", "127.0.0.1", ME, "dfu", a_status())
+    return found
+
+
+async def test_a_poll_again_has_the_same_answer(polling: Polling) -> None:
+    await polling.world.endpoint.post(polling.request)
+    reply = polling.poll()
+    again = polling.world.endpoint.quick_again(polling.request)
+    assert reply is not None and again is not None and again() is reply
+    others: tuple[dict[str, Any], ...] = ({"timeout_s": 9.0}, {"channel": "temp"}, {"as_device": "dev2"})
+    for other in others:
+        assert polling.world.endpoint.quick_again(msgspec.structs.replace(polling.request, **other)) is None
+    others = ({"body": a_status(sequence=1)}, {"credentials": Credentials(basic("dev1@app1:guess"))})
+    for other in others:
+        unknown = polling.world.endpoint.quick_again(msgspec.structs.replace(polling.request, **other))
+        assert unknown is not None and unknown() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Polling.change_password,
+        Polling.want_another,
+        Polling.want_the_same,
+        Polling.wait_long,
+        Polling.change_app,
+        Polling.delete,
+        Polling.recall,
+    ],
+)
+async def test_a_poll_again_has_no_answer_that_quick_would_not_give(
+    polling: Polling, change: Callable[[Polling], Awaitable[None]]
+) -> None:
+    await polling.world.endpoint.post(polling.request)
+    again = polling.world.endpoint.quick_again(polling.request)
+    assert again is not None and again() is polling.poll() is not None
+    await change(polling)
+    for _ in range(2):
+        assert again() is polling.poll()
+        await trio.testing.wait_all_tasks_blocked()
+        await polling.world.endpoint.post(polling.request)
+
+
 async def test_an_exception_in_it_has_the_chunk_asked_for_anew(fetching: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
     await fetching.begin()
 
@@ -162,6 +233,8 @@ async def test_an_exception_in_it_has_the_chunk_asked_for_anew(fetching: Fetchin
     monkeypatch.setattr(fetching.world.endpoint._controller.parts, "chunk", broken)
     before = faults().get("endpoint.chunk_again", 0)
     assert fetching.again(0.0) is None
-    monkeypatch.setattr(fetching.world.endpoint._auth, "slot", broken)
+    polls = fetching.world.endpoint.quick_again(Request("coap", "127.0.0.1", ME, "dfu", a_status()))
+    monkeypatch.setattr(fetching.world.endpoint._auth, "slot_of", broken)
+    assert polls is not None and polls() is None and faults()["endpoint.quick_again"]
     assert fetching.world.endpoint.chunk_again(ME, fetching.package, 1) is None
     assert faults()["endpoint.chunk_again"] == before + 2
