@@ -166,6 +166,21 @@ def decode_tail_untrusted(data: bytes, at: int = 0) -> tuple[Options, bytes]:
     return options, b""
 
 
+def only_option_untrusted(data: bytes, at: int, number: int) -> tuple[bytes, bytes] | None:
+    """Return option and payload of a message that has this option (below 13), no other, and a payload; None: read it the long way."""
+    if at + 1 >= len(data) or data[at] >> 4 != number:
+        return None
+    size, at = data[at] & 15, at + 1
+    if size > 12:
+        if size > 13:
+            return None
+        size, at = data[at] + 13, at + 1
+    end = at + size
+    if end + 1 >= len(data) or data[end] != 0xFF:
+        return None
+    return data[at:end], data[end + 1 :]
+
+
 def _extended(value: int) -> tuple[int, bytes]:
     if value < 13:
         return value, b""

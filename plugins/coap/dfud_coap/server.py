@@ -13,7 +13,20 @@ from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, is_accept
 from dfud.api import Code as Outcome
 from dfud_coap.answering import Answering
 from dfud_coap.config import CoapConfig
-from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, ack, decode_tail_untrusted, head, uint
+from dfud_coap.message import (
+    ACK,
+    CON,
+    NON,
+    RST,
+    Code,
+    MessageError,
+    Option,
+    ack,
+    decode_tail_untrusted,
+    head,
+    only_option_untrusted,
+    uint,
+)
 from dfud_coap.notifying import Notifying
 from dfud_coap.observe import Observers
 from dfud_coap.oscore import Context
@@ -25,6 +38,7 @@ from dfud_coap.waiting import RETRY_S, WaitingRoom
 from dfud_coap.work import Work
 
 KNOWN_MAX_BYTES = 512
+_OSCORE = int(Option.OSCORE)
 _CONTENT = bytes((Code.CONTENT,))
 OWN_CHANNELS = frozenset({"dfu", "enrol"})  # whatever is posted to others is telemetry
 
@@ -183,6 +197,8 @@ class Server:
             return False
         if not (secured or peer.encrypted) and (self._verify_addresses or not asked.credentials.authorization):
             return False
+        if not self.waiting.held:
+            return True
         return not (self.observers.observes(who) or self.waiting.waits(who, token))
 
     def _repeated(self, asked: CoapRequest, request: Request) -> Reply | Waiting | None:
@@ -268,6 +284,10 @@ class Server:
     def _read(self, exchange: Exchange, at: int, now_s: float) -> CoapRequest | None:
         """Understand a request, or answer it here and return None."""
         peer = exchange.peer
+        secured = only_option_untrusted(exchange.data, at, _OSCORE)
+        if secured is not None:
+            self.securing.take(exchange, secured[0], [], secured[1], now_s)
+            return None
         try:
             options, payload = decode_tail_untrusted(exchange.data, at)
         except MessageError:

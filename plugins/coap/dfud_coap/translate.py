@@ -125,7 +125,19 @@ class Fetching:
     endpoint gave.
     """
 
-    __slots__ = ("_after", "_before", "_between", "_delta", "_package", "_place", "again", "asked", "front")
+    __slots__ = (
+        "_after",
+        "_at",
+        "_before",
+        "_between",
+        "_delta",
+        "_others",
+        "_package",
+        "_place",
+        "again",
+        "asked",
+        "front",
+    )
 
     def __init__(
         self, asked: CoapRequest, place: int, package: bytes, between: bytes, delta: int, after: bytes
@@ -136,6 +148,8 @@ class Fetching:
         self._package, self._between, self._delta, self._after = package, between, delta, after
         number = asked.options[place][1]
         self._before = b"%b%c%b%b" % (package, len(number), number, between)
+        self._at = len(self._before)
+        self._others = self._at + 1 + len(after)  # bytes of such a request but for the value of Block2
         self.again: Callable[[float], bytes | None] | None = None
         self.front = b""
         if asked.first == asked.last:
@@ -163,14 +177,13 @@ class Fetching:
 
     def block_untrusted(self, tail: bytes) -> int:
         """Return the value of Block2 of the request that these bytes are, or -1: it is another one."""
-        before, after = self._before, self._after
-        at = len(before)
-        size = len(tail) - at - len(after) - 1
-        if not 0 <= size <= 3 or not tail.startswith(before) or not tail.endswith(after):
+        at = self._at
+        size = len(tail) - self._others
+        if not 0 <= size <= 3 or not tail.startswith(self._before) or not tail.endswith(self._after):
             return -1
         if tail[at] != self._delta << 4 | size:
             return -1
-        value = int.from_bytes(tail[at + 1 : at + 1 + size], "big")
+        value = tail[at + 1] if size == 1 else int.from_bytes(tail[at + 1 : at + 1 + size], "big")
         return value if value & 7 != 7 else -1
 
     def following_untrusted(self, tail: bytes) -> Fetching | None:
@@ -221,12 +234,15 @@ class Fetching:
         start = (value >> 4) << szx + 4
         if szx > szx_max:
             szx = szx_max
-        end = start + (16 << szx)
-        if not start < len(body):
+        end, size = start + (16 << szx), len(body)
+        if start >= size:
             return b""
-        option = uint(start >> szx + 4 << 4 | (8 if end < len(body) else 0) | szx)
-        size = b"" if start else _size_option(len(body))
-        return b"%b%b%c%b%b\xff%b" % (head, self.front, 0x90 | len(option), option, size, body[start:end])
+        number = start >> szx + 4 << 4 | (8 if end < size else 0) | szx
+        if start and number < 256:  # nearly all
+            return b"%b%b\x91%c\xff%b" % (head, self.front, number, body[start:end])
+        option = uint(number)
+        told = b"" if start else _size_option(size)
+        return b"%b%b%c%b%b\xff%b" % (head, self.front, 0x90 | len(option), option, told, body[start:end])
 
 
 def read_request_untrusted(

@@ -16,6 +16,7 @@ from dfud_coap.message import (
     decode_untrusted,
     encode,
     encode_tail,
+    only_option_untrusted,
     uint,
 )
 from dfud_coap.oscore import Context, Header, OscoreError, read_option_untrusted
@@ -261,3 +262,27 @@ def test_the_short_way_to_write_a_chunk_writes_the_same(block: Block | None, siz
     if size is not None:
         options.append((28, uint(size)))
     assert chunk_tail(b"12345678", block, size, part) == encode_tail(options, part)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=40),
+        st.builds(
+            lambda options, payload: encode_tail(options, payload),
+            st.lists(st.tuples(st.sampled_from([3, 6, 9, 11, 21]), st.binary(max_size=300)), max_size=2),
+            st.binary(max_size=20),
+        ),
+    ),
+    st.integers(0, 8),
+)
+def test_a_message_with_one_option_is_read_as_any_other(tail: bytes, at: int) -> None:
+    data = bytes(at) + tail
+    found = only_option_untrusted(data, at, 9)
+    if found is not None:
+        assert decode_tail_untrusted(data, at) == ([(9, found[0])], found[1])
+    else:
+        try:
+            options, payload = decode_tail_untrusted(data, at)
+        except MessageError:
+            return
+        assert [number for number, _ in options] != [9] or not payload or len(options[0][1]) > 268

@@ -185,6 +185,7 @@ def test_under_oscore_the_same_comes_out_and_nothing_unprotected(monkeypatch: py
     for virtual in (both.short, both.long):
         virtual.endpoint.quickly = True
     before = both.shortened
+    monkeypatch.setattr(both.short.server.waiting, "held", 1)
     monkeypatch.setattr(both.short.server.waiting, "waits", lambda who, token: True)
     assert ask(10).payload == b"another one" and both.shortened == before
 
