@@ -80,6 +80,10 @@ class Slots:
         app, _, device = self._name[slot].partition("\0")
         return app, device, self.ends_s[slot]
 
+    def name(self, slot: int) -> str:
+        """Return what tells one device from all others."""
+        return self._name[slot]
+
     def keep(self, digest: bytes, app: str, device: str, ends_s: float) -> int:
         """Remember a session that is known to be true now."""
         slot = self._slots[digest[0]].get(digest, -1)
