@@ -191,6 +191,10 @@ class Memory:
 
         return await self._apps.load(name, read)
 
+    def known_app(self, name: str) -> App | None:
+        """Return an app if it is in memory."""
+        return self._apps.get(name)
+
     async def firmware(self, app: str, version: str) -> Firmware | None:
         async def read() -> Firmware | None:
             return await self._store.firmware(app, version)

@@ -10,6 +10,7 @@ import trio
 from dfud.api import AddCounts, Change, ExpectDevice, NotFoundError, RequestError, Store, StoreError
 from dfud.controller.alike import Alike
 from dfud.controller.keeping import Asked, Keeper, Look
+from dfud.controller.likewise import Likewise
 from dfud.controller.memory import Hold, Memory
 from dfud.controller.sending import Order
 from dfud.wire.messages import Command, Status
@@ -96,13 +97,23 @@ class Taken:
 
 
 class Together:
-    """looks: works out what one status comes to; now: seconds since the epoch."""
+    """looks: works out what one status comes to; likewise: the same for those that are like another one of the batch;
+    now: seconds since the epoch."""
 
-    def __init__(self, store: Store, memory: Memory, keeper: Keeper, looks: Looks, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        memory: Memory,
+        keeper: Keeper,
+        looks: Looks,
+        likewise: Likewise,
+        now: Callable[[], float],
+    ) -> None:
         self._store = store
         self._memory = memory
         self._keeper = keeper
         self._looks = looks
+        self._likewise = likewise
         self._now = now
 
     async def take(self, asked: Sequence[Asked]) -> Taken:
@@ -119,7 +130,12 @@ class Together:
                 if hold is None:
                     continue
                 try:
-                    look = await self._looks(hold, one.status, one.transport, alike=alike)
+                    situation = self._likewise.situation(hold, one.status, one.transport, alike)
+                    look = self._likewise.look(hold, situation, alike) if situation is not None else None
+                    if look is None:
+                        look = await self._looks(hold, one.status, one.transport, alike=alike)
+                        if look is not None and situation is not None:
+                            self._likewise.learn(hold, situation, alike, look)
                 except (NotFoundError, StoreError):
                     continue
                 holds[number] = None
