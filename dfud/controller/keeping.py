@@ -44,6 +44,18 @@ Tells = Callable[[], ChangeEvent]
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 
 
+class Settled(msgspec.Struct, gc=False):
+    """What a look at a device came to that stays so while neither its app (epoch) changes nor what is known of it: actual and
+    deployment, as they were kept after that look. status: the one that it was about.
+    """
+
+    status: Status
+    command: Command
+    epoch: int | None
+    actual: Actual | None = None
+    deployment: Deployment | None = None
+
+
 class Kept(msgspec.Struct, gc=False):
     """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it. told: what event sinks
     are told, one a step."""
@@ -57,6 +69,7 @@ class Kept(msgspec.Struct, gc=False):
     now: float
     now_s: float
     told: Sequence[Tells] = ()
+    settled: Settled | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -181,6 +194,9 @@ class Keeper:
             self._rollouts.counted(dict(kept.counted))
         known.actual = actual
         known.deployment = kept.deployment
+        known.settled = settled = kept.settled
+        if settled is not None:
+            settled.actual, settled.deployment = actual, kept.deployment
         for (deployment, entry), told in zip(kept.steps, kept.told, strict=True):
             self._bus.publish(DeploymentChanged(deployment, entry, told))
         if kept.news:

@@ -21,6 +21,10 @@ class Looks(Protocol):
     def __call__(self, hold: Hold, status: Status, transport: str, *, alike: Alike) -> Awaitable[Look | None]: ...
 
 
+class Settled(Protocol):
+    def __call__(self, hold: Hold, status: Status, transport: str, now_s: float, now: float) -> Look | None: ...
+
+
 class Taken:
     """What statuses came to. answers: for each its command; or the package that has to be made first, and then nothing is stored of
     it; or None: it has to be asked by itself, because it is held by somebody, gone, or changes.
@@ -96,13 +100,23 @@ class Taken:
 
 
 class Together:
-    """looks: works out what one status comes to; now: seconds since the epoch."""
+    """looks: works out what one status comes to; settled: the same, where that is what the last one came to, else None; now: seconds
+    since the epoch."""
 
-    def __init__(self, store: Store, memory: Memory, keeper: Keeper, looks: Looks, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        memory: Memory,
+        keeper: Keeper,
+        looks: Looks,
+        settled: Settled,
+        now: Callable[[], float],
+    ) -> None:
         self._store = store
         self._memory = memory
         self._keeper = keeper
         self._looks = looks
+        self._settled = settled
         self._now = now
 
     async def take(self, asked: Sequence[Asked]) -> Taken:
@@ -119,7 +133,9 @@ class Together:
                 if hold is None:
                     continue
                 try:
-                    look = await self._looks(hold, one.status, one.transport, alike=alike)
+                    look = self._settled(hold, one.status, one.transport, alike.now_s, alike.now)
+                    if look is None:
+                        look = await self._looks(hold, one.status, one.transport, alike=alike)
                 except (NotFoundError, StoreError):
                     continue
                 holds[number] = None
