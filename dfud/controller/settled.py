@@ -12,7 +12,7 @@ from dfud.api import Actual, Change, Deployment, Desired, PutActual
 from dfud.controller.decide import Verdict, Why
 from dfud.controller.keeping import Kept, Look, Settled
 from dfud.controller.memory import Hold, Memory
-from dfud.model.tally import crash_in, hour_of
+from dfud.model.tally import HOUR_S, crash_in
 from dfud.wire.messages import NO_VERSION, Command, Status
 
 STAYS = frozenset({Why.IN_SYNC, Why.NOTHING_WANTED})  # what neither time nor another device ends
@@ -58,7 +58,7 @@ class Settling:
         if status is not last and replace(status, attributes=last.attributes) != last:
             return None
         hold.looks()
-        if hold.epoch != settled.epoch or hour_of(now_s) != hour_of(before.seen_s):
+        if hold.epoch != settled.epoch or now_s // HOUR_S != before.seen_s // HOUR_S:
             return None
         news = status.attributes != last.attributes or transport != before.transport
         actual = replace(before, attributes=status.attributes, transport=transport, seen_s=now_s)
@@ -75,8 +75,10 @@ class Settling:
             news=news,
             now=now,
             now_s=now_s,
-            settled=Settled(status, settled.command, settled.epoch),
+            settled=settled,
         )
+        # Where this is not stored after all, nothing is remembered of the device at all.
+        settled.status = status
         return Look(kept, settled.command, None, None)
 
 

@@ -143,7 +143,8 @@ class Pressure:
     def end(self) -> None:
         self.under_way -= 1
         self._done += 1
-        self._hand_on()
+        if self._waiting:
+            self._hand_on()
 
     def _hand_on(self) -> None:
         if self._hands_on:

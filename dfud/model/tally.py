@@ -68,11 +68,6 @@ def _tally(version: str, state: str, hour: int, code: str, fingerprint: str, app
     return tuple(found)
 
 
-def hour_of(at_s: float) -> int:
-    """Return the hour since the epoch under which a device is counted that was heard of then."""
-    return int(at_s // HOUR_S)
-
-
 def tally_of(
     version: str, deployment: Deployment | None, seen_s: float, code: str, fingerprint: str, app: str = ""
 ) -> tuple[str, ...]:
@@ -81,7 +76,7 @@ def tally_of(
     """
     state = NO_DEPLOYMENT if deployment is None else deployment.state.value
     told = code if deployment is not None and deployment.state in LOST else ""
-    return _tally(version, state, hour_of(seen_s), told, fingerprint, app)
+    return _tally(version, state, int(seen_s // HOUR_S), told, fingerprint, app)
 
 
 def moved(before: tuple[str, ...], after: tuple[str, ...], now_s: float) -> dict[str, int]:
