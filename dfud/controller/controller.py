@@ -46,6 +46,7 @@ from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.keeping import Keeper, Kept, Look, taken
+from dfud.controller.likewise import Likewise
 from dfud.controller.memory import Hold, Memory, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
@@ -102,7 +103,8 @@ class Controller:
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
         self._settling = Settling(self._memory, config.seen_s)
-        self.together = Together(store, self._memory, self._keeper, self._look, self._settling.look, now)
+        likewise = Likewise(self._memory, self._keeper, self.rollouts.common)
+        self.together = Together(store, self._memory, self._keeper, self._look, self._settling.look, likewise, now)
         self.take = self.together.take
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
@@ -190,7 +192,7 @@ class Controller:
         if status.version == NO_VERSION:
             status = await self._named(app, status)
         said = (
-            alike.said(app, device, status, transport)
+            msgspec.structs.replace(alike.said(app, device, status, transport).actual, device=device)
             if alike is not None
             else actual_of(app, device, status, transport, now_s)
         )

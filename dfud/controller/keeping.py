@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 
 import msgspec
 
@@ -41,6 +42,7 @@ from dfud.wire.messages import Command, Outcome, Status
 
 Step = tuple[Deployment, HistoryEntry]
 Tells = Callable[[], ChangeEvent]
+NOTHING: Mapping[str, int] = MappingProxyType({})
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 
 
@@ -174,6 +176,49 @@ class Keeper:
             counted=counted,
             actual=actual,
             deployment=verdict.deployment,
+            news=news,
+            now=now,
+            now_s=now_s,
+            told=told,
+        )
+
+    def likewise(
+        self,
+        hold: Hold,
+        actual: Actual,
+        deployment: Deployment | None,
+        steps: Sequence[Step],
+        tally: tuple[str, ...] | None,
+        counts: Sequence[Change],
+        *,
+        now: float,
+        now_s: float,
+    ) -> Kept | None:
+        """As of(), for a device that is like another one, of which it is known what it is counted in (tally) and what changes that;
+        tally None: not, and then None is returned where something is to be stored.
+        """
+        known = hold.known
+        news = known.actual is None or not _same(known.actual, actual)
+        changes: list[Change] = []
+        told: Sequence[Tells] = ()
+        if steps or news or now - known.seen_at >= self._config.seen_s:
+            if tally is None:
+                return None
+            if steps:
+                self.budget.spend(actual.app, actual.device, len(steps), now)
+                changes = [PutDeployment(d, e) for d, e in steps]
+                told, waiting = self._outbox.put_steps(steps)
+                changes += waiting
+            actual = msgspec.structs.replace(actual, tally=tally)
+            changes.append(PutActual(actual, tell=news))
+            changes += counts
+            self._fleet.moved(actual.app)
+        return Kept(
+            changes=changes,
+            steps=steps,
+            counted=NOTHING,
+            actual=actual,
+            deployment=deployment,
             news=news,
             now=now,
             now_s=now_s,
