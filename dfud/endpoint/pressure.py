@@ -137,7 +137,7 @@ class Pressure:
     def _begin(self) -> None:
         self.under_way += 1
         self._most = max(self._most, self.under_way)
-        if self.under_way >= BUSY:
+        if self.under_way == BUSY:
             self._busy.set()
 
     def end(self) -> None:

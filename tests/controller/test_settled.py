@@ -138,6 +138,23 @@ async def test_a_status_that_differs_in_more_than_attributes_is_looked_at(
     assert decided == ["d0"]
 
 
+async def test_who_was_like_another_one_of_the_batch_is_settled_with_it(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = a_world()
+    names = [name for _, name in world.store.devices_]
+    status = a_status()
+    for _ in range(3):
+        taken = await world.controller.take([Asked("app", name, status, "http") for name in names])
+        await taken.store()
+    decided, found = counting(monkeypatch), settled(world, monkeypatch)
+    news = [a_status(attributes={"a": name}) for name in names]
+    taken = await world.controller.take([Asked("app", n, s, "http") for n, s in zip(names, news, strict=True)])
+    await taken.store()
+    assert (decided, found) == ([], names)
+    assert [world.store.actuals["app", name].attributes for name in names] == [{"a": name} for name in names]
+
+
 async def test_who_says_nothing_new_is_stored_as_seldom_as_ever(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
