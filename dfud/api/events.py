@@ -196,6 +196,10 @@ class Bus:
             except Exception as error:
                 note("bus.subscriber", error, event=type(event).__name__)
 
+    def hears(self, kind: type[Any]) -> bool:
+        """Say whether anybody hears events of a type: for those that would be made for every report of a device."""
+        return bool(self._callbacks.get(kind))
+
     def subscribe(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
         """Have `callback` called for each event of exactly type `kind`; return what ends that."""
         callbacks = self._callbacks.setdefault(kind, [])

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dfud.cli.client import CliError, Session
+from dfud.cli.output import OutputError
 from dfud.cli.resources import pass_session
 from dfud.cli.show import say, show_json
 
@@ -92,7 +93,7 @@ def bridge(
     try:
         trio.run(run)
     except BaseExceptionGroup as group:
-        wrong, rest = group.split((CliError, BrokenPipeError))
+        wrong, rest = group.split((CliError, OutputError))
         if rest is not None:
             raise
         assert wrong is not None

@@ -27,15 +27,27 @@ TRANSIENT = (429, 502, 503, 504)
 
 
 class CliError(DfudError):
-    """What the user is told, in one sentence. status: of the answer, 0 if there was none.
+    """What the user is told, in one sentence. status: of the answer, 0 if there was none; kind: what the registry calls it.
 
-    transient: the same may succeed later, since the registry is away, restarting or busy.
+    transient: the same may succeed later, since the registry is away, restarting or busy. exit_code: what dfuctl ends with.
     """
 
-    def __init__(self, message: str, *, status: int = 0, transient: bool = False) -> None:
+    exit_code = 1
+
+    def __init__(self, message: str, *, status: int = 0, kind: str = "", transient: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.kind = kind
         self.transient = transient
+
+
+class NobodyError(CliError):
+    """A selector means no device; nothing was done."""
+
+    exit_code = 5  # docs/cli.md, "Exit codes"
+
+    def __init__(self, app: str, labels: str) -> None:
+        super().__init__(f"no device of app {app} matches {labels!r}; nothing was done")
 
 
 class Contexts:
@@ -188,12 +200,14 @@ def checked(answer: httpx.Response) -> Any:
             return answer.json()
         except ValueError:
             raise CliError("the registry's answer ended before it was whole; try again", transient=True) from None
+    kind = ""
     try:
         message = str(answer.json()["message"])
+        kind = str(answer.json().get("error", ""))
     except (ValueError, KeyError, TypeError):
         message = f"HTTP {answer.status_code}"
     if answer.status_code == 404 and message == "Referenced a non-existing entity":
         message = "no such app, or one that this token may not see; `dfuctl app list` shows what it sees"
     if answer.status_code == 403 and message == "Authentication failed":
         message = "the token is not accepted; run `dfuctl login URL`"
-    raise CliError(message, status=answer.status_code, transient=answer.status_code in TRANSIENT)
+    raise CliError(message, status=answer.status_code, kind=kind, transient=answer.status_code in TRANSIENT)

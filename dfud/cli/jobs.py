@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dfud.cli.client import CliError, Session
+from dfud.cli.client import CliError, NobodyError, Session
 from dfud.cli.resources import pass_session, wanted_text
 from dfud.cli.show import Table, print_table, progress_bar, say
 
@@ -20,12 +20,17 @@ no_wait_option = click.option(
 def start(
     session: Session, selector: str, firmware: dict[str, Any] | None, *, all_at_once: bool = False
 ) -> dict[str, Any]:
-    """Ask for a group update; return the job as accepted. Raises CliError, also if no device matches."""
+    """Ask for a group update; return the job as accepted. Raises CliError, NobodyError if no device matches."""
     body: dict[str, Any] = {"firmware": firmware, "selector": selector}
     body |= {"allAtOnce": True} if all_at_once else {}
-    job: dict[str, Any] = session.request("POST", session.api("update"), json=body)
+    try:
+        job: dict[str, Any] = session.request("POST", session.api("update"), json=body)
+    except CliError as error:
+        if error.kind == "NobodyMatches":
+            raise NobodyError(session.app, selector) from None
+        raise
     if not job["matched"]:
-        raise CliError(f"no device of app {session.app} matches {selector!r}")
+        raise NobodyError(session.app, selector)  # a registry that keeps a job of it
     return job
 
 

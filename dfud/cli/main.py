@@ -8,11 +8,14 @@ import importlib.metadata
 import io
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dfud import __version__
+from dfud.cli import output
 from dfud.cli.client import CliError, Contexts, Session
 from dfud.cli.show import show_json
 from dfud.errors import DfudError
@@ -76,13 +79,26 @@ class _Group(click.Group):
                 raise
             raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{near[0]}'?", ctx) from None
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        def work() -> Any:
+            return super(_Group, self).main(args, prog_name, complete_var, standalone_mode, **extra)
+
+        return output.run(work) if standalone_mode else work()
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except DfudError as error:
             _tell_json(ctx, str(error))
             click.echo(f"dfuctl: {visible(str(error))}", err=True)
-            sys.exit(1)
+            sys.exit(error.exit_code if isinstance(error, CliError) else 1)
         except click.UsageError as error:
             _tell_json(ctx, error.format_message())
             raise
@@ -91,8 +107,6 @@ class _Group(click.Group):
             raise
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
-        except BrokenPipeError:
-            sys.exit(1)
 
 
 def _tell_json(ctx: click.Context, message: str) -> None:
@@ -131,7 +145,7 @@ def main(ctx: click.Context, context_name: str | None, app_name: str | None, out
     dfuctl status lamp1 --watch
 
     \b
-    Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command line, 3 and 4 of --watch: see `dfuctl update --help`.
+    Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command line, 3 to 5: see `dfuctl update --help`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

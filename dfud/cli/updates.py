@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dfud.cli.client import CliError, Session
+from dfud.cli.client import CliError, NobodyError, Session
 from dfud.cli.jobs import finish, no_wait_option, start
 from dfud.cli.jobs import line as line_of
 from dfud.cli.resources import pass_session
@@ -36,7 +36,7 @@ class Group:
                 if own or "firmware" not in one["spec"]:
                     self.targets[one["metadata"]["name"]] = one["status"]["firmware"]["target"]
         if own and not self.targets:
-            raise CliError(f"no device of app {session.app} matches {labels!r}")
+            raise NobodyError(session.app, labels)
 
 
 @click.command()
@@ -77,8 +77,8 @@ def update(
     Of a device and of --app-default, the kind of firmware that is not named stays as it was said before.
 
     \b
-    Exit codes: 0 done; 1 refused, or no device matches; 3 with --watch: a device did not get there
-    (rolled back, failed, cancelled, ...); 4 with --watch: the time was over before.
+    Exit codes: 0 done; 1 refused; 3 with --watch: a device did not get there (rolled back, failed, cancelled, ...);
+    4 with --watch: the time was over before; 5 no device matches SELECTOR, nothing was done.
     """
     named, version = _read_arguments(arguments, app_version, many=bool(selector or app_default))
     one = named is not None
@@ -191,7 +191,7 @@ def status(
 
     \b
     Exit codes with --watch: 0 in sync; 3 a device did not get there (rolled back, failed, cancelled, ...);
-    4 the time was over before.
+    4 the time was over before. 5: no device matches SELECTOR.
     """
     if bool(device_name) == bool(selector):
         raise CliError("name a device, or give -l SELECTOR")

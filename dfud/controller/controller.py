@@ -284,7 +284,8 @@ class Controller:
 
         translate: makes a status of it, given the device's deployment and the firmware it is brought to. pinned: the version
         that it is writing: that stays the target until it is written if another version is wanted meanwhile, but not if none
-        is, or the one that runs. Progress is in bytes of the image; nothing is packed.
+        is, or the one that runs. Progress is in bytes of the image; nothing is packed. Raises StoreError where the image cannot be
+        read just now: such a device drops what it holds when it is told to wait, and keeps it when it gets no answer.
         """
         return await undisputed(actual.app, actual.device, partial(self._report, actual, translate, pinned))
 
@@ -304,8 +305,12 @@ class Controller:
             said = self._keeper.observed(hold, said, status, now_s)
             verdict, _ = self._deciding.of(hold, status, desired, target, now_s, twins=are_twins(said.twins, now_s))
             send = verdict.action is Action.SEND and verdict.deployment is not None and target is not None
+            fault: StoreError | None = None
             if send and target is not None and verdict.deployment is not None:
-                problem = await self._images.problem(target)
+                try:
+                    problem = await self._images.problem(target)
+                except StoreError as error:
+                    problem, fault = str(error)[:500] or "its image cannot be read", error
                 if problem:
                     send = False
                     verdict.deployment = msgspec.structs.replace(verdict.deployment, problem=problem)
@@ -314,7 +319,9 @@ class Controller:
                     offered(verdict, target, offset, now_s)
             hold.known.status = status
             await self._keep(hold, await self._keeper.of(hold, said, verdict, now_s, now=trio.current_time()))
-            return send
+        if fault is not None:
+            raise fault
+        return send
 
     async def image(self, firmware: Firmware, offset: int, size: int) -> bytes:
         """Return a piece of an image. Raises StoreError if it is missing, damaged or unreadable."""

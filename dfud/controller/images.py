@@ -44,11 +44,13 @@ class Images:
             raise StoreError(f"{what} is damaged: it has another SHA-256 than {firmware.sha256}; publish it again")
 
     async def problem(self, firmware: Firmware) -> str:
-        """Say why nothing of an image can be sent, or ""."""
+        """Say why nothing of an image can be sent until it is published again, or "". Raises StoreError where that may pass."""
         try:
             async with self._whole(firmware):
                 return ""
         except StoreError as error:
+            if error.retryable:
+                raise
             return str(error)
 
     async def read(self, firmware: Firmware, offset: int, size: int) -> bytes:

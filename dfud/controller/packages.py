@@ -61,6 +61,13 @@ def _is_of(package: PackageFile, order: Order) -> bool:
     return right and package.sha256.hex() == order.target.sha256 and bool(order.kinds >> package.kind & 1)
 
 
+def _may_go_on(package: PackageFile, order: Order) -> bool:
+    """Say whether a package can be the one that the device of an order has begun with: from which base is not known of all."""
+    base = order.base.sha256 if order.base is not None and package.base_sha256 else None
+    right = base is None or package.base_sha256 == bytes.fromhex(base)
+    return right and package.sha256.hex() == order.target.sha256
+
+
 class Packages:
     """Owns the directory `path` and the memory of recently used packages.
 
@@ -170,8 +177,12 @@ class Packages:
         self._memory[name] = package
         self._touched[name] = trio.current_time()
         while self._used > self._memory_bytes and len(self._memory) > 1:
-            gone_name, gone = self._memory.popitem(last=False)
-            self._touched.pop(gone_name, None)
+            self._forget(next(iter(self._memory)))
+
+    def _forget(self, name: str) -> None:
+        gone = self._memory.pop(name, None)
+        if gone is not None:
+            self._touched.pop(name, None)
             self._used -= gone.total_bytes
 
     def _touch(self, name: str) -> None:
@@ -190,12 +201,14 @@ class Packages:
 
     def ready(self, order: Order) -> PackageFile | None:
         """Return the package of an order if it is in memory. Never blocks."""
-        name = order.held if order.held in self._memory else self._chosen(order)
+        held = self._memory.get(order.held)
+        goes_on = held is not None and _may_go_on(held, order)
+        name = order.held if goes_on else self._chosen(order)
         found = self.memory(name) if name else None
-        if found is not None and found.sha256.hex() == order.target.sha256:
-            self._touch(found.id.hex())
-            return found
-        return None
+        if found is None or not (goes_on or _is_of(found, order)):
+            return None
+        self._touch(found.id.hex())
+        return found
 
     def _chosen(self, order: Order) -> str | None:
         made = self._names.get(self.key(order))
@@ -225,7 +238,7 @@ class Packages:
         """As get(), without waiting for a package that is not there: it is being made when this returns; give it to made()."""
         if order.held:
             found = await self.load(order.held)
-            if found is not None and found.sha256.hex() == order.target.sha256:
+            if found is not None and _may_go_on(found, order):
                 return found
         key = self.key(order)
         if (found := await self._kept(order)) is not None:
@@ -296,7 +309,11 @@ class Packages:
             made = tuple(part.candidate for part in record.parts)
         name = choose(made, order.pace).package
         found = await self.load(name)
+        if found is not None and not _is_of(found, order):
+            self._forget(name)  # a namesake, whose file made room for that of the order
+            found = await self.load(name)
         if found is None or not _is_of(found, order):
+            self._names.forget(key)
             return None  # it went, or a damaged key names another one: it is made anew
         self._names.put(key, made)
         self._touch(name)

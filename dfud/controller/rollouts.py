@@ -437,6 +437,11 @@ class Rollouts(RolloutFleet):
             raise RefusedError(f"rollout {entry.rollout.name} has not begun, so nothing has failed: resume it")
         if why := await self._unsendable(app.name, plan, status):
             raise RefusedError(why[1])
+        if not any(wave.bad for wave in (await self.counts(entry.uid)).values()):
+            goes_on = "; resume goes on with it" if status.state is State.PAUSED else ""
+            raise RefusedError(
+                f"rollout {entry.rollout.name}: no device has failed in it, so there is nothing to retry{goes_on}"
+            )
         if status.state in FINAL:
             others = {name: other for name, other in self.others(app.name).items() if name != entry.rollout.name}
             refuse_conflict(plan, others)

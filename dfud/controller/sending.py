@@ -95,7 +95,9 @@ def sent(
 
 
 def offered(verdict: Verdict, target: Firmware, offset: int | None, now_s: float) -> None:
-    """Note in `verdict` that blocks of the image itself go out: no package, progress in bytes."""
+    """Note in `verdict` that blocks of the image itself go out: no package, progress in bytes. Where all are there, the device is
+    told to boot it: `repeats` counts that.
+    """
     before = verdict.deployment
     assert before is not None
     after = before.step(
@@ -107,7 +109,7 @@ def offered(verdict: Verdict, target: Firmware, offset: int | None, now_s: float
         problem="",
     )
     if before.state is State.WRITTEN:
-        after = msgspec.structs.replace(after, state=State.WRITTEN)
+        after = msgspec.structs.replace(after, state=State.WRITTEN, repeats=before.repeats + 1)
     elif offset:
         after = after.step(Event.CHUNK, now_s, chunks_done=min(offset, target.size_bytes))
     if after.state is not before.state:

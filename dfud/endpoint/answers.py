@@ -6,8 +6,10 @@ from functools import lru_cache
 
 import msgspec
 
-from dfud.api import Reply
+from dfud.api import Code, Reply
 from dfud.wire.messages import Command, Type, encode_command
+
+DFU = "dfu"  # the channel of statuses and commands
 
 
 class Answered(msgspec.Struct):
@@ -26,6 +28,12 @@ class Answered(msgspec.Struct):
 def encoded(command: Command) -> bytes:
     """Write a command: many devices are told the same."""
     return encode_command(command)
+
+
+@lru_cache(maxsize=4096)
+def said_of(command: Command, poll_s: int) -> Reply:
+    """Return the reply with a command that tells a device to come back in poll_s."""
+    return Reply(Code.COMMAND, DFU, encoded(msgspec.structs.replace(command, poll_s=poll_s)))
 
 
 def is_calm(command: Command) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
-from dfud.api import Bus, DeviceAddress, PeerError, Reply, Request, StoreError, Waiting, contained
+from dfud.api import Bus, DeviceAddress, PeerError, Reply, Request, StoreError, Waiting, contained, note
 from dfud.controller.controller import Controller
 from dfud.controller.keeping import Asked
 from dfud.controller.sending import Order
@@ -34,10 +34,11 @@ Settle = Callable[[Session, Request, Command, bytes], Reply | Waiting]
 class _Arrival:
     """One that waits for its answer in its own task, until `resume()`."""
 
-    __slots__ = ("answer", "later", "request", "task", "waits")
+    __slots__ = ("answer", "digest", "later", "request", "task", "waits")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, digest: bytes) -> None:
         self.request = request
+        self.digest = digest
         self.task = trio.lowlevel.current_task()
         self.answer: Reply | Waiting | None = None
         self.waits = True
@@ -55,14 +56,16 @@ class _Arrival:
 
 
 class Soon(Waiter, Waiting):
-    """One that waits without a task: for its turn, then for its answer. alone: takes it by itself, where it has to be."""
+    """One that waits without a task: for its turn, then for its answer. digest: of its credentials; alone: takes it by itself, where
+    it has to be."""
 
-    __slots__ = ("_arrivals", "_pressure", "_reply", "_wake", "alone", "later", "request", "waits")
+    __slots__ = ("_arrivals", "_pressure", "_reply", "_wake", "alone", "digest", "later", "request", "waits")
     timeout_s = SOON_S
 
-    def __init__(self, arrivals: Arrivals, request: Request, pressure: Pressure, alone: Alone) -> None:
+    def __init__(self, arrivals: Arrivals, request: Request, digest: bytes, pressure: Pressure, alone: Alone) -> None:
         super().__init__()
         self.request = request
+        self.digest = digest
         self.alone = alone
         self.waits = True
         self.later = False
@@ -84,6 +87,9 @@ class Soon(Waiter, Waiting):
         """Give it its answer; None: it has to be taken by itself."""
         if not self.waits:
             return
+        if type(answer) is Reply:
+            self.end(answer)
+            return
         self.waits = False
         reply, left = AWAY, False
         try:
@@ -102,8 +108,11 @@ class Soon(Waiter, Waiting):
         self._over()
         self._reply = reply
         if self._wake is not None:
-            with contained("endpoint.arrivals", transport=self.request.transport):
+            # Not contained(): this is what a report costs, and a wake-up cannot be cancelled.
+            try:
                 self._wake(reply)
+            except Exception as error:
+                note("endpoint.arrivals", error, transport=self.request.transport)
 
     def _over(self) -> None:
         self.waits = False
@@ -184,7 +193,7 @@ class Arrivals:
         """Return the answer to a status; None: it has to be taken by itself, and nothing was stored of it."""
         if not self.takes(request):
             return None
-        one = _Arrival(request)
+        one = _Arrival(request, self._auth.slots.digest(request.credentials))
         self._wait(one)
         await trio.lowlevel.wait_task_rescheduled(one.gone)
         return one.answer
@@ -214,9 +223,10 @@ class Arrivals:
 
     async def _take(self, group: Sequence[_Arrival | Soon], nursery: trio.Nursery) -> None:
         try:
-            outcomes = await self._auth.judge([one.request for one in group])
+            outcomes = await self._auth.judge([one.request for one in group], [one.digest for one in group])
         except StoreError:
             return
+        heard = self._bus.hears(DeviceAddress)
         asked: list[Asked] = []
         whose: list[tuple[_Arrival | Soon, Session, bytes]] = []
         for one, outcome in zip(group, outcomes, strict=True):
@@ -234,7 +244,8 @@ class Arrivals:
                 status = read_status_untrusted(body)
             except PeerError:
                 continue
-            self._bus.publish(DeviceAddress(app, device, request.peer))
+            if heard:
+                self._bus.publish(DeviceAddress(app, device, request.peer))
             asked.append(Asked(app, device, status, request.transport, outcome.view))
             whose.append((one, Session(app, device), outcome.digest))
         if not asked:

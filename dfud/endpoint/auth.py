@@ -120,7 +120,7 @@ class Authenticator:
             self.slots,
             self._access,
             self._guesses,
-            slot=self._slot,
+            slot=self.slot_of,
             app=self._apps.get,
             key=key,
             limits=self._limits,
@@ -172,18 +172,19 @@ class Authenticator:
         slot = self.slot(credentials)
         return Session(*self.slots.session(slot)) if slot >= 0 else None
 
-    def slot(self, credentials: Credentials, digest: bytes = b"") -> int:
-        """Return the slot of a device whose credentials were right before and are so now, or -1. digest: theirs, if it is known."""
-        return self._slot(digest or self.slots.digest(credentials))
+    def slot(self, credentials: Credentials) -> int:
+        """Return the slot of a device whose credentials were right before and are so now, or -1."""
+        return self.slot_of(self.slots.digest(credentials))
 
-    def _slot(self, digest: bytes) -> int:
+    def slot_of(self, digest: bytes) -> int:
+        """Return the slot of a device that is right now, by the digest of its credentials, or -1."""
         slots = self.slots
         slot = slots.find(digest)
         if slot < 0:
             return -1
         if self._access.unsure and slots.session(slot)[0] in self._access.unsure:
             return -1
-        ends_s = slots.ends_s(slot)
+        ends_s = slots.ends_s[slot]
         return slot if not ends_s or ends_s >= self._now() else -1
 
     async def _known_again(self, credentials: Credentials) -> Session | None:

@@ -104,16 +104,15 @@ class Crowd:
         finally:
             self._watches[:] = [other for other in self._watches if other is not watch]
 
-    async def judge(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Return for each who it is; None: it has to be judged by itself.
+    async def judge(self, requests: Sequence[Request], digests: Sequence[bytes]) -> list[Outcome]:
+        """Return for each who it is; None: it has to be judged by itself. digests: of their credentials.
 
         What it returns is true when it returns. Raises StoreError.
         """
         found: list[Outcome] = [None] * len(requests)
         known: list[tuple[int, str, str, bytes]] = []
         shown: dict[str, dict[str, list[_Shown]]] = {}
-        for number, request in enumerate(requests):
-            digest = self._slots.digest(request.credentials)
+        for number, (request, digest) in enumerate(zip(requests, digests, strict=True)):
             slot = self._slot(digest)
             if slot >= 0:
                 app, device, _ = self._slots.session(slot)
@@ -121,6 +120,10 @@ class Crowd:
             elif (parsed := _password_of(request.credentials)) is not None:
                 app, device, username, password = parsed
                 shown.setdefault(app, {}).setdefault(device, []).append(_Shown(number, digest, username, password))
+        if not shown:
+            for number, app, device, digest in known:
+                found[number] = Present(app, device, digest)
+            return found
         views: dict[str, dict[str, DeviceView]] = {}
         with self._watch() as changed:
             for app, names in shown.items():

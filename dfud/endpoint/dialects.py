@@ -76,15 +76,13 @@ def status_of(
     """Return what such a device would say in dfu/1. Pure.
 
     digest: of what it runs; offset: how much of `version` it holds, None: it holds nothing; swap: it is told to boot it. One
-    that was told to boot an image and reports its old version has rolled back.
+    that was told to boot an image and reports its old version has rolled back; one that was not has dropped what it had written.
     """
     progress = result = None
     if offset is not None and deployment is not None and version == deployment.version:
         package = bytes.fromhex(deployment.package or "00" * 16)
         progress = Progress(package, offset, Phase.WRITTEN if swap else Phase.FETCHING)
-    elif (
-        offset is None and deployment is not None and deployment.state is State.WRITTEN and digest != deployment.sha256
-    ):
+    elif offset is None and deployment is not None and _was_told_to_boot(deployment) and digest != deployment.sha256:
         text = "it was told to boot the image and runs its old one"
         result = Result(Outcome.ROLLED_BACK, bytes.fromhex(deployment.sha256), int(Code.UNCONFIRMED), text)
     return Status(
@@ -97,3 +95,7 @@ def status_of(
         progress=progress,
         result=result,
     )
+
+
+def _was_told_to_boot(deployment: Deployment) -> bool:
+    return deployment.state is State.WRITTEN and deployment.repeats > 0

@@ -42,7 +42,7 @@ from dfud.api import (
     note,
 )
 from dfud.controller.controller import Controller
-from dfud.endpoint.answers import Answered, encoded, is_calm
+from dfud.endpoint.answers import DFU, Answered, encoded, is_calm, said_of
 from dfud.endpoint.arrivals import Arrivals, Soon
 from dfud.endpoint.auth import Authenticator, Enroller, Session
 from dfud.endpoint.commands import Commands
@@ -56,7 +56,7 @@ from dfud.endpoint.replies import AWAY, DENIED, FAILED, NOT_FOUND, TOO_MANY
 from dfud.endpoint.returning import LOOK_S, Returning
 from dfud.endpoint.shared import StoreShared
 from dfud.endpoint.sinking import Sinks
-from dfud.endpoint.spreading import spread
+from dfud.endpoint.spreading import spread_s
 from dfud.endpoint.unsure import Concern, policy_of
 from dfud.endpoint.waking import Waking, read_status_untrusted
 from dfud.model.deployment import Event
@@ -65,7 +65,7 @@ from dfud.wire.enrol import decode_enrolment_untrusted, encode_enrolled
 from dfud.wire.messages import Command, Type
 
 log = logging.getLogger("dfud.endpoint")
-DFU = "dfu"
+
 SENT_MAX = 500_000
 ENROL = "enrol"  # the channel of devices that nobody knows yet
 
@@ -113,6 +113,9 @@ class DeviceEndpoint(Endpoint):
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
+        self._asked: tuple[Request, bytes] | None = (
+            None  # what quick() did not answer, with the digest of its credentials
+        )
         self.pressure = Pressure(config.judged_at_once, config.late_s, config.away_s)
         self._draining = False
         self._shared: dict[str, StoreShared] = {}
@@ -188,8 +191,9 @@ class DeviceEndpoint(Endpoint):
 
     def _command(self, app: str, device: str, command: Command) -> Reply:
         """Write a command; an update says with which decision it was sent, so that a repeated wish is told again."""
-        command = spread(command, app, device, self._config.poll_spread)
-        told = self._sent.get((app, device), 0) if command.type is Type.UPDATE else 0
+        if command.type is not Type.UPDATE:
+            return said_of(command, spread_s(command, app, device, self._config.poll_spread))
+        told = self._sent.get((app, device), 0)
         return Reply(Code.COMMAND, DFU, encoded(command), told=told or 0)
 
     # Publishing
@@ -209,11 +213,11 @@ class DeviceEndpoint(Endpoint):
             return None
         if request.as_device:
             return self._quick_behind(request)
-        slot = self._auth.slot(request.credentials)
-        if slot < 0:
-            return None
-        reply = self._slots.calm(slot, request.body, self._clock())
+        digest = self._slots.digest(request.credentials)
+        slot = self._auth.slot_of(digest)
+        reply = self._slots.calm(slot, request.body, self._clock()) if slot >= 0 else None
         if reply is None:
+            self._asked = (request, digest)
             return None
         waits = request.timeout_s > 0 and not self._draining
         if not waits and not self._policy.unsure:
@@ -236,7 +240,12 @@ class DeviceEndpoint(Endpoint):
     def soon(self, request: Request) -> Waiting | None:
         if request.channel != DFU or request.timeout_s > 0 or not self._arrivals.takes(request):
             return None
-        return None if self.pressure.full else Soon(self._arrivals, request, self.pressure, self._alone)
+        if self.pressure.full:
+            return None
+        asked, self._asked = self._asked, None
+        same = asked is not None and asked[0] is request
+        digest = asked[1] if asked is not None and same else self._slots.digest(request.credentials)
+        return Soon(self._arrivals, request, digest, self.pressure, self._alone)
 
     def is_full(self) -> bool:
         return self.pressure.full
@@ -334,8 +343,10 @@ class DeviceEndpoint(Endpoint):
         if not calm:
             self._polls.forget((session.app, session.device))
             self._slots.forget_calm(session.app, session.device)
-        elif not stale and not request.as_device and (slot := self._auth.slot(request.credentials, digest)) >= 0:
-            self._slots.keep_calm(slot, request.body, reply, self._calm_until_s(command), command.poll_s)
+        elif not stale and not request.as_device:
+            slot = self._auth.slot_of(digest or self._slots.digest(request.credentials))
+            if slot >= 0:
+                self._slots.keep_calm(slot, request.body, reply, self._calm_until_s(command), command.poll_s)
         if request.timeout_s <= 0 or self._draining or not calm:
             return reply
         return self._park(session, request, command.poll_s)

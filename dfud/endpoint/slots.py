@@ -44,7 +44,7 @@ class Slots:
         self._app: array[int] = array("L")
         self._session_epoch: array[int] = array("L")
         self._calm_epoch: array[int] = array("L")
-        self._ends_s: array[float] = array("d")
+        self.ends_s: array[float] = array("d")  # until when a certificate is valid, on the wall clock; 0: there is none
         self._said: array[int] = array("q")
         self._until_s: array[float] = array("d")
         self._poll_s: array[int] = array("L")
@@ -78,10 +78,7 @@ class Slots:
     def session(self, slot: int) -> tuple[str, str, float]:
         """Return app, device, and until when its certificate is valid, on the wall clock; 0: it has none."""
         app, _, device = self._name[slot].partition("\0")
-        return app, device, self._ends_s[slot]
-
-    def ends_s(self, slot: int) -> float:
-        return self._ends_s[slot]
+        return app, device, self.ends_s[slot]
 
     def keep(self, digest: bytes, app: str, device: str, ends_s: float) -> int:
         """Remember a session that is known to be true now."""
@@ -103,7 +100,7 @@ class Slots:
         self._used[slot] = 1
         self._app[slot] = number
         self._session_epoch[slot] = self._session_epochs[number]
-        self._ends_s[slot] = ends_s
+        self.ends_s[slot] = ends_s
         self._reply[slot] = None
         return slot
 
@@ -187,7 +184,7 @@ class Slots:
             self._used.append(0)
             for numbers in (self._app, self._session_epoch, self._calm_epoch, self._said, self._poll_s):
                 numbers.append(0)
-            self._ends_s.append(0.0)
+            self.ends_s.append(0.0)
             self._until_s.append(0.0)
             self._reply.append(None)
             return len(self._digest) - 1

@@ -17,7 +17,8 @@ from dfud.endpoint.denials import Denied
 from dfud.endpoint.limits import TooMany
 from dfud.endpoint.parked import Parked, Parking
 from dfud.endpoint.replies import AWAY, DENIED, FAILED, TOO_MANY
-from dfud.wire.messages import Command, Status, Type, decode_status_untrusted
+from dfud.wire import usual
+from dfud.wire.messages import Command, Status, Type
 
 TOGETHER = 256  # devices of one commit: a few milliseconds
 STORED_AT_ONCE = 2  # groups: one that is written, and one that is ready for when that is done
@@ -27,12 +28,12 @@ REMEMBERED_BYTES = 512  # a status is a hundred; larger ones say something that 
 
 def read_status_untrusted(body: bytes) -> Status:
     """Read a status. The same few bodies come from a whole fleet again and again. Raises PeerError."""
-    return _remembered(body) if len(body) <= REMEMBERED_BYTES else decode_status_untrusted(body)
+    return _remembered(body) if len(body) <= REMEMBERED_BYTES else usual.read_status_untrusted(body)
 
 
 @lru_cache(maxsize=4096)
 def _remembered(body: bytes) -> Status:
-    return decode_status_untrusted(body)
+    return usual.read_status_untrusted(body)
 
 
 class Waking:

@@ -37,6 +37,7 @@ from dfud.registry import (
     routes_stream,
 )
 from dfud.registry.admission import Admission, Denials
+from dfud.registry.groups import NobodyMatches
 from dfud.registry.services import Services
 from dfud.registry.users import Forbidden, User
 from dfud.registry.web import Busy, TooLarge, TooSlow, error_response
@@ -91,6 +92,7 @@ _STATUS: tuple[tuple[type[DfudError], int, str], ...] = (
     (Forbidden, 403, "Forbidden"),
     (NotFoundError, 404, "NotFound"),
     (ConflictError, 409, "Conflict"),
+    (NobodyMatches, 409, "NobodyMatches"),
     (RefusedError, 409, "Refused"),
     (TooLarge, 413, "TooLarge"),
     (TooSlow, 408, "TooSlow"),

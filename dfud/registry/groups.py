@@ -86,6 +86,10 @@ class GroupJob(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+class NobodyMatches(RefusedError):
+    """A group update is for no device: there is nothing to do, and no job is kept."""
+
+
 class _Stored(msgspec.Struct, frozen=True):
     """A job and the bytes that say so, which another commit may have replaced."""
 
@@ -120,12 +124,14 @@ class GroupJobs:
         """Store that spec.firmware of every device that the selector matches is to be set; return the job.
 
         Raises PeerError for a firmware that no device could have, NotFoundError without the app or where it is not
-        published, RefusedError where too many jobs are under way.
+        published, NobodyMatches, RefusedError where too many jobs are under way.
         """
         check_spec_untrusted({} if firmware is None else {"firmware": firmware}, self._limits)
         if await self._store.app(app) is None:
             raise NotFoundError(f"no app {app}")
         matched = await self._store.count(app, selector)
+        if not matched:
+            raise NobodyMatches(f"no device of app {app} matches {visible(text)!r}; nothing was changed")
         async with self._accepting:
             jobs = [stored.job for stored in await self._all()]
             if sum(job.state is JobState.RUNNING for job in jobs) >= OPEN_MAX:

@@ -10,7 +10,7 @@ from dfud.api import PeerError
 from dfud.registry.admission import Denials, probe
 from dfud.registry.services import Services
 from dfud.registry.status import timestamp
-from dfud.registry.users import ROLES, Forbidden, Role, Token
+from dfud.registry.users import EVERY_APP, ROLES, Forbidden, Role, Token
 from dfud.registry.web import json_response, read_json, require, user
 
 TOKENS = "/api/tokens/v1alpha1"
@@ -40,9 +40,10 @@ def register(app: QuartTrio, services: Services, denials: Denials) -> None:
         for name, role in wanted.items():
             if role not in ROLES:
                 raise PeerError(f"role {role[:40]!r}: expected one of {', '.join(ROLES)}")
-            if not who.may(role, None if name == "*" else name):
+            if not who.may(role, None if name == EVERY_APP else name):
                 raise Forbidden(f"you do not have the role {role} for {name} yourself")
             roles[name] = role
+        await users.check_apps(given.roles or ())
         if given.user not in ("", who.name):
             require("admin", None)
         days = given.days or services.config.token_days

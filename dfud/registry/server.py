@@ -98,8 +98,9 @@ class ShieldedSends:
     Cure: an answer that is given before the body was read ends the connection without saying so; a client that sends its next
     request on it finds it closed.
 
-    Cure: hypercorn tells the application that the request is over through the queue that its body comes in, within the send that
-    ends the answer. Where nobody reads that queue, a body that fills it holds the connection for ever.
+    Cure: hypercorn tells the application that the request is over through the queue that its body comes in. Once nobody reads
+    that, a body that is longer than the queue holds the connection for ever. So does one that the application does not look at
+    before it answers.
     """
 
     def __init__(self, app: Any) -> None:
@@ -118,27 +119,33 @@ class ShieldedSends:
                 whole = True
             return event
 
-        async def shielded(event: Any) -> None:
-            if event is not None and event["type"] == "http.response.start" and not whole:
-                event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
-            last = event is None or (event["type"] == "http.response.body" and not event.get("more_body", False))
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * SEND_S):
-                async with trio.open_nursery() as nursery:
-                    if last and not whole:
-                        nursery.start_soon(discard)
-                    await send(event)
-                    nursery.cancel_scope.cancel()
-
         async def discard() -> None:
             while not over:
                 await receiving()
+
+        async def shielded(event: Any) -> None:
+            if event is not None and event["type"] == "http.response.start" and not whole:
+                event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * SEND_S):
+                if over or event is None or not _is_end(event):
+                    await send(event)
+                    return
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(discard)
+                    await send(event)
+                    nursery.cancel_scope.cancel()
 
         await self._app(scope, receiving, shielded)
         if over:
             return
         with trio.move_on_after(SEND_S):
-            await shielded(None)  # what hypercorn sends itself then: the end, unless that was sent already
-            await discard()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(discard)
+                await shielded(None)  # what hypercorn sends itself then: the end, unless that was sent already
+
+
+def _is_end(event: Any) -> bool:
+    return event["type"] == "http.response.body" and not event.get("more_body", False)
 
 
 class _Settings(HypercornConfig):

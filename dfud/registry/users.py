@@ -10,7 +10,8 @@ import hmac
 import re
 import secrets
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -25,6 +26,7 @@ from dfud.api import (
     PutDocument,
     RefusedError,
     Store,
+    UnreadableError,
     read_record,
 )
 from dfud.model.names import check_app_name, check_name
@@ -101,6 +103,17 @@ class Users:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._limits = guards.Guarded(store)
+
+    async def check_apps(self, roles: Collection[str]) -> None:
+        """Raise PeerError or NotFoundError for roles of an app that there is not: a typing error, or a right on what comes later."""
+        if len(roles) > ROLES_MAX:
+            raise PeerError(f"roles: {len(roles)}, expected at most {ROLES_MAX}")
+        for app in roles:
+            if app != EVERY_APP:
+                check_app_name(app)
+                with suppress(UnreadableError):  # it is there
+                    if await self._store.app(app) is None:
+                        raise NotFoundError(f"roles: no app {app}; create it first")
 
     async def create(
         self,

@@ -67,7 +67,7 @@ def test_a_group_update_is_watched_over_a_registry_that_is_away(
 @pytest.mark.parametrize(
     ("answers", "told"),
     [
-        (({"matched": 0, "state": "done"},), "no device of app lamps matches 'site=attic'"),
+        (({"matched": 0, "state": "done"},), "no device of app lamps matches 'site=attic'; nothing was done"),
         (({}, {"changed": 2, "state": "cancelled"}), "group update 3 was cancelled; 2 of 5 devices were changed"),
         (({}, {"state": "failed", "problem": "why"}), "group update 3 failed: why; 0 of 5 devices were changed"),
     ],

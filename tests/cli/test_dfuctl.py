@@ -106,6 +106,7 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert json.loads(await dfuctl("-o", "json", "history", "lamp1")) == []
     token = await dfuctl("token", "create", "--user", "ci", "--role", "lamps=reader")
     assert token.startswith("drg_")
+    assert "roles: no app lamsp; create it first" in await dfuctl("token", "create", "--role", "lamsp=reader", fails=True)
     assert "lamps=reader" in await dfuctl("token", "list", "--all")
     assert "create-token" in await dfuctl("audit")
     await dfuctl("retry", "lamp1")

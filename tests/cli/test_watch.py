@@ -118,9 +118,10 @@ async def test_ctrl_c_ends_a_watch_without_a_trace(lamps: Dfuctl) -> None:
 
 async def test_nobody_is_no_success(lamps: Dfuctl) -> None:
     async with device(lamps, "lamp1", "site=attic"):
-        for arguments in (("update", "-l", "site=roof", "1.1"), ("status", "-l", "site=roof")):
-            told = await lamps(*arguments, code=1)
-            assert told == "dfuctl: no device of app lamps matches 'site=roof'"
+        for arguments in (("update", "-l", "site=roof", "1.1"), ("follow", "-l", "site=roof"), ("status", "-l", "site=roof")):
+            told = await lamps(*arguments, code=5)
+            assert told == "dfuctl: no device of app lamps matches 'site=roof'; nothing was done"
+        assert json.loads(await lamps("-o", "json", "job", "list")) == []
         assert "leave one of them out" in await lamps("update", "lamp1", "1.1", "--hold", "--watch", fails=True)
         assert "name a device, or give -l" in await lamps("status", fails=True)
 

@@ -18,6 +18,7 @@ from dfud.controller.fair import FairLimiter
 from dfud.controller.images import Images
 from dfud.controller.packages import Busy, Packages
 from dfud.controller.sending import PAYLOADS, Order, order_of
+from dfud.package.file import write_package
 from dfud.wire.messages import Kind
 from tests.controller.world import Records, World, a_firmware, a_status
 
@@ -309,6 +310,33 @@ async def test_a_damaged_key_has_its_package_made_anew(
     await nursery.start(fresh.run)
     assert (await fresh.get(order(), ("app", "a"))).id == made[0].id
     assert key.read_bytes() == before, "it is mended, too"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_namesake_in_memory_does_not_stand_for_what_is_on_disk(
+    store: Records, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    directory = tmp_path / "p"
+    packages = Packages(store, directory, disk_bytes=1 << 30, memory_bytes=1 << 20, workers=1, per_hour=4)
+    await nursery.start(packages.run)
+    bases = [NEW[:30_000] + byte + NEW[30_001:] for byte in (b"x", b"y")]
+    for base in bases:
+        store.images[digest_of(base)] = tmp_path / digest_of(base)
+        store.images[digest_of(base)].write_bytes(base)
+    first, second = (order(base=base, kinds=FULL | 1 << Kind.DELTA) for base in bases)
+    made = await packages.get(first, ("app", "a"))
+    # Its file was trimmed, and then another package with the same chunks was made.
+    others = msgspec.structs.replace(made, base_sha256=bytes.fromhex(digest_of(bases[1])))
+    (directory / f"{made.id.hex()}.dfup").write_bytes(write_package(others))
+    (directory / f"{packages.key(second)}.key").write_bytes((directory / f"{packages.key(first)}.key").read_bytes())
+    on_its_way = msgspec.structs.replace(second, held=made.id.hex())
+    assert packages.ready(first) == made and packages.ready(second) is None and packages.ready(on_its_way) is None
+    for _ in range(10):
+        assert await packages.get(on_its_way, ("app", "b")) == others, "none is made"
+    assert packages.ready(second) == packages.ready(on_its_way) == others and packages.ready(first) is None
+    again = [await packages.get(first, ("app", "a")) for _ in range(10)]
+    assert {one.kind for one in again} == {Kind.FULL}, "its name is taken"
+    assert packages._used == made.total_bytes + again[0].total_bytes
     nursery.cancel_scope.cancel()
 
 

@@ -141,6 +141,25 @@ async def test_what_failed_is_tried_again_when_a_user_says_so_also_after_the_end
             await at.rollouts.act("app", "r", "retry", "eva")
 
 
+async def test_a_retry_where_nothing_failed_is_refused_and_changes_nothing(autojump_clock: MockClock) -> None:
+    async with led(4) as at:
+        await at.create("r", {"firmware": "1.1", **ONE_WAVE})
+        await at.rollouts.act("app", "r", "pause", "eva")
+        with pytest.raises(RefusedError, match="has not begun"):
+            await at.rollouts.act("app", "r", "retry", "eva")
+        await at.rollouts.act("app", "r", "resume", "eva")
+        await at.until("r", State.TELLING)
+        await at.rollouts.act("app", "r", "pause", "eva")
+        with pytest.raises(RefusedError, match="no device has failed in it, so there is nothing to retry; resume goes on"):
+            await at.rollouts.act("app", "r", "retry", "eva")
+        assert at.state("r") is State.PAUSED
+        await at.rollouts.act("app", "r", "resume", "eva")
+        await at.until("r", State.FINISHED)
+        with pytest.raises(RefusedError, match="so there is nothing to retry$"):
+            await at.rollouts.act("app", "r", "retry", "eva")
+        assert (at.state("r"), at.rollouts.get("app", "r").status.retries) == (State.FINISHED, 0)
+
+
 async def test_a_retry_does_not_outlive_a_pause_or_a_second_failure(autojump_clock: MockClock) -> None:
     async with led(12, bad={"1.1": 1.0}) as at:
         await at.create("r", {"firmware": "1.1", **ONE_WAVE})

@@ -58,6 +58,7 @@ HANDLERS: list[tuple[type[Any], str]] = [
 ]
 
 
+AJOUR = ["a0", "a1", "a2", "a3"]
 BROKEN = {"store", "view", "bus", "DeviceEndpoint", "coap"}
 
 
@@ -253,7 +254,7 @@ async def run(
         headers = {"authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(base_url=said["users"], headers=headers, timeout=60) as client:
             by_coap = {"p0": "wild", "p1": "wild", "o0": "wild", "o1": "wild", "c2": "calm", "c3": "calm"}
-            secrets = await prepare(client, "wild", [*wild, "a0", "a1", *(n for n in by_coap if by_coap[n] == "wild")])
+            secrets = await prepare(client, "wild", [*wild, *AJOUR, *(n for n in by_coap if by_coap[n] == "wild")])
             secrets |= await prepare(client, "calm", ["c0", "c1", "c2", "c3"])
             keys = {name: await give_key(client, by_coap[name], name) for name in ("o0", "o1", "c3")}
             fleet = Fleet(said["http"], chaos, secrets, coap=said["coap"], keys=keys)
@@ -270,7 +271,7 @@ async def run(
                             updating.start_soon(fleet.update, name, app)
                         for name, app in by_coap.items():
                             updating.start_soon(fleet.update_by_coap, name, app)
-                        for name in ("a0", "a1"):
+                        for name in AJOUR:
                             updating.start_soon(
                                 update_by_ajour, said["http"], name, secrets[name], fleet.done.append
                             )
@@ -282,7 +283,7 @@ async def run(
             chaos.calm = True
             assert (await client.get("/readyz")).json() == {"status": "ready"}
             assert service.failure is None
-    assert sorted(fleet.done) == sorted([*wild, "a0", "a1", "c0", "c1", *by_coap])
+    assert sorted(fleet.done) == sorted([*wild, *AJOUR, "c0", "c1", *by_coap])
     assert sum(faults().values()) > before
     assert users.answers[200] and users.answers[500] + users.answers[503], users.answers
     return chaos

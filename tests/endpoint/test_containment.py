@@ -83,7 +83,7 @@ async def test_whatever_breaks_within_the_quick_methods_is_answered_too(world: W
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(world.endpoint._auth, "known", broken)
-    monkeypatch.setattr(world.endpoint._auth, "slot", broken)
+    monkeypatch.setattr(world.endpoint._auth, "slot_of", broken)
     found = world.endpoint.quick(Request("http", "127.0.0.1", ME, "dfu", a_status()))
     assert isinstance(found, Reply) and found.code is Code.FAILED
     chunks = world.endpoint.quick_chunks("127.0.0.1", ME, "ab" * 16, 0, 0)

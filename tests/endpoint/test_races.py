@@ -137,7 +137,7 @@ class AuthWorld:
         names = [named, "d1", "d2"]
         requests = [Request("http", "10.0.0.1", basic(f"{n}@a:{password}"), "dfu", b"") for n in names]
         try:
-            found = await self.auth.judge(requests)
+            found = await self.auth.judge(requests, [self.auth.slots.digest(r.credentials) for r in requests])
         finally:
             self.logging_in -= 1
         for name, outcome in zip(names, found, strict=True):
@@ -199,7 +199,7 @@ def test_devices_that_are_judged_together_are_so_by_what_is_true_then(change: st
 
         async def judge() -> None:
             requests = [Request("http", "10.0.0.1", basic(f"d{n}@a:p{n}"), "dfu", b"") for n in (1, 2)]
-            outcomes[:] = await world.auth.judge(requests)
+            outcomes[:] = await world.auth.judge(requests, [world.auth.slots.digest(r.credentials) for r in requests])
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.log_in_alone, "d1", "p1")
@@ -356,8 +356,7 @@ class KnownAuth:
     def __init__(self) -> None:
         self.slots = Slots(16)
 
-    def slot(self, credentials: Credentials, digest: bytes = b"") -> int:
-        digest = digest or self.slots.digest(credentials)
+    def slot_of(self, digest: bytes) -> int:
         found = self.slots.find(digest)
         return found if found >= 0 else self.slots.keep(digest, "a", "d", 0.0)
 
@@ -367,8 +366,8 @@ class KnownAuth:
     async def session(self, peer: str, credentials: Credentials, as_device: str = "") -> Session:
         return Session("a", "d")
 
-    async def judge(self, requests: Sequence[Request]) -> list[Present]:
-        return [Present("a", "d", self.slots.digest(request.credentials)) for request in requests]
+    async def judge(self, requests: Sequence[Request], digests: Sequence[bytes]) -> list[Present]:
+        return [Present("a", "d", digest) for digest in digests]
 
 
 @MANY

@@ -10,22 +10,22 @@ import trio
 from dfud.api import Code, Credentials, Reply
 from dfud.controller.keeping import Asked
 from dfud.controller.together import Taken
-from dfud.endpoint.spreading import spread
+from dfud.endpoint.spreading import spread_s
 from dfud.wire.messages import Command, Type, decode_command_untrusted
 from tests.endpoint.world import a_status, basic, start_world
 
 
 def test_devices_that_start_together_drift_apart_within_the_share() -> None:
-    told = [spread(Command(Type.SYNC, 300), "a", f"d{n}", 0.1).poll_s for n in range(1000)]
+    told = [spread_s(Command(Type.SYNC, 300), "a", f"d{n}", 0.1) for n in range(1000)]
     assert min(told) >= 270 and max(told) <= 330 and len(set(told)) > 50
     assert abs(sum(told) / len(told) - 300) < 3
-    assert told == [spread(Command(Type.SYNC, 300), "a", f"d{n}", 0.1).poll_s for n in range(1000)]
+    assert told == [spread_s(Command(Type.SYNC, 300), "a", f"d{n}", 0.1) for n in range(1000)]
 
 
 def test_a_wait_for_something_that_is_being_made_is_not_changed() -> None:
     for command in (Command(Type.WAIT, 2), Command(Type.UPDATE, 300), Command(Type.SYNC, 59)):
-        assert spread(command, "a", "d", 0.5) == command
-    assert spread(Command(Type.SYNC, 300), "a", "d", 0.0).poll_s == 300
+        assert spread_s(command, "a", "d", 0.5) == command.poll_s
+    assert spread_s(Command(Type.SYNC, 300), "a", "d", 0.0) == 300
 
 
 async def test_beyond_what_can_be_judged_at_a_time_devices_are_told_at_once_to_come_back(

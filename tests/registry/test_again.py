@@ -81,12 +81,15 @@ async def begin(user: httpx.AsyncClient) -> list[Request]:
         assert answer.status_code == 201, answer.text
     claim = (await user.post(f"{DFU}/claims", json={})).json()["id"]
     token = (await user.post(TOKENS, json={"user": "bob"})).json()["prefix"]
-    body = {"selector": "no=one", "firmware": {"version": "1.0"}}
+    body = {"selector": "ring=made", "firmware": {"version": "1.0"}}
     job = (await user.post(f"{DFU}/update", json=body)).json()["job"]
+    with trio.fail_after(60):
+        while (await user.get(f"{DFU}/jobs/{job}")).json()["state"] == "running":
+            await trio.sleep(0.01)
     return [
         ("DELETE", f"{DFU}/claims/{claim}", {}, 204, 404),
         ("DELETE", f"{TOKENS}/{token}", {}, 204, 404),
-        ("POST", f"{DFU}/jobs/{job}/cancel", {}, 409, 409),  # it has ended: nobody matched
+        ("POST", f"{DFU}/jobs/{job}/cancel", {}, 409, 409),  # it has ended
     ]
 
 

@@ -61,7 +61,7 @@ async def of_a_rollout(at: Desk) -> None:
 
 
 async def of_a_group(at: Desk) -> None:
-    await at.registry.groups.accept("a", parse_selector_untrusted("x=y"), "x=y", WISH, "eve")
+    await at.registry.groups.accept("a", parse_selector_untrusted("!x"), "!x", WISH, "eve")
 
 
 @pytest.mark.parametrize("wish", [of_a_group, of_a_device, of_the_app, of_a_rule, of_a_rollout])

@@ -30,7 +30,7 @@ from dfud.api import (
 )
 from dfud.model.selectors import EVERYTHING, parse_selector_untrusted
 from dfud.registry import audit, groups
-from dfud.registry.groups import COLLECTION, GroupJob, JobState
+from dfud.registry.groups import COLLECTION, GroupJob, JobState, NobodyMatches
 from dfud.registry.writing import Precondition
 from tests.registry.desk import Desk, desk
 from tests.registry.served import APPS, DFU, ask, prepared
@@ -91,6 +91,13 @@ async def test_a_group_is_set_and_each_device_told_once(at: Desk) -> None:
     assert [e.what for e in entries] == ["update-group", "group-updated"]
     assert "odd=1, 15 devices, spec.firmware -> no version" in entries[0].detail
     assert "14 devices changed to no version (1 from no version, 13 from none), 1 unchanged" in entries[1].detail
+
+
+async def test_an_update_for_nobody_is_refused_and_leaves_no_job(at: Desk) -> None:
+    with pytest.raises(NobodyMatches, match="no device of app a matches 'odd=7'; nothing was changed"):
+        await accept(at, "odd=7")
+    assert await at.registry.groups.of_app("a") == []
+    assert [e.what for _, e in await audit.read(at.store) if e.by == "eve"] == []
 
 
 async def test_a_job_that_is_killed_again_and_again_is_done_whole_and_each_device_once(at: Desk) -> None:

@@ -54,7 +54,9 @@ async def test_apps_are_paged_through_with_any_roles(nursery: trio.Nursery, tmp_
             rows.execute("UPDATE app SET body=? WHERE name=?", (b"\xc1", name))
     await nursery.start(daemon.run)
     async with daemon.client() as admin:
+        await ask(admin, 201, "POST", APPS, json={"metadata": {"name": "gone"}})
         made = await ask(admin, 200, "POST", "/api/tokens/v1alpha1", json={"user": "eve", "roles": roles})
+        await ask(admin, 204, "DELETE", f"{APPS}/gone")
     headers = {"authorization": f"Bearer {made['token']}"}
     seen = readable(NAMES if "*" in roles else MINE)
     async with httpx.AsyncClient(base_url=daemon.urls["registry"], headers=headers, timeout=60) as eve:

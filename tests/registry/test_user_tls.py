@@ -94,6 +94,28 @@ async def test_the_plain_port_sends_everybody_to_the_tls_one_and_serves_nothing(
         assert (await client.get("/")).status_code == 200
 
 
+async def test_a_body_that_the_plain_port_does_not_look_at_holds_no_stop(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SEND_S", 1e6)
+    certificate, key, _ = Authority().server(tmp_path)
+    plain, shutdown, stopped = KeptPort(), trio.Event(), trio.Event()
+    config = RegistryConfig(port=0, certificate=str(certificate), key=str(key), redirect_port=plain.number)
+
+    async def run(task_status: trio.TaskStatus[list[str]]) -> None:
+        await serve(application(shutdown), config, graceful_s=1.0, shutdown=shutdown, task_status=task_status)
+        stopped.set()
+
+    await nursery.start(run)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{plain.number}", timeout=60) as client:
+        for _ in range(5):  # which of the two ends it first is chance
+            assert (await client.post("/slow", content=b"abc")).status_code == 308
+            assert (await client.get("/")).status_code == 308
+    shutdown.set()
+    with trio.fail_after(120):
+        await stopped.wait()
+
+
 @pytest.mark.parametrize("body", [b"abc", bytes(300_000)])
 async def test_who_sends_a_body_to_the_plain_port_is_answered_and_closed(
     served: Served, body: bytes, monkeypatch: pytest.MonkeyPatch

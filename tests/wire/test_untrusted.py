@@ -25,8 +25,10 @@ from dfud.wire.messages import (
     encode_status,
 )
 from dfud.wire.subset import decode_untrusted
+from dfud.wire.usual import read_status_untrusted, usual_status
 
 DECODERS = [
+    read_status_untrusted,
     decode_status_untrusted,
     decode_command_untrusted,
     decode_chunk_untrusted,
@@ -127,6 +129,47 @@ def test_a_flipped_bit_gives_a_status_or_peer_error(status: Status, at: int, bit
         decode_status_untrusted(bytes(data))
     except PeerError:
         return
+
+
+# A status between updates, of which some fields are anything.
+usual = {0: 1, 1: "1.0", 2: bytes(32), 3: "esp32c3", 4: 2, 5: 16384, 6: 1 << 20, 11: {"a": "b"}, 12: 3, 14: 4}
+usual[13] = {0: 3, 1: 1, 2: 0, 3: "it said"}
+numbers = st.integers(0, 16)
+odd: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, False, 1.0, -1, 0, 255, 256, 512, 1 << 32, "", "ä", "x" * 65, b"", bytes(32), [], {}, {0: 1}, {"a": 1}]
+) | st.dictionaries(st.sampled_from([0, 1, 2, 3, 0.0, 1.0, True, "a", "ä" * 9]), st.sampled_from([0, 1, "", "x", 2.0]))
+
+
+@given(
+    left_out=st.sets(numbers, max_size=3),
+    other=st.dictionaries(numbers | st.sampled_from([0.0, 1.0, 17, -1, "a"]), odd, max_size=2),
+    inner=st.dictionaries(st.sampled_from([0, 1, 2, 3, 0.0, 3.0, 4, "a"]), odd, max_size=2),
+    tail=st.sampled_from([b"", b"", b"\x00"]),
+)
+def test_the_short_way_takes_no_status_that_the_long_one_would_not(
+    left_out: set[int], other: dict[Any, Any], inner: dict[Any, Any], tail: bytes
+) -> None:
+    message = {key: value for key, value in usual.items() if key not in left_out}
+    for key, value in other.items():
+        message.pop(key, None)  # for 1.0 takes the place of 1, and its value only
+        message[key] = value
+    starts = message.get(13)
+    if isinstance(starts, dict):
+        starts = {key: value for key, value in starts.items() if key not in inner}
+        message[13] = starts | inner
+    data = (packed(message) or b"") + tail
+    found = usual_status(data)
+    if found is not None:
+        assert found == decode_status_untrusted(data)
+
+
+def test_the_short_way_takes_only_what_is_written_in_one_way() -> None:
+    data = msgpack.packb(usual)
+    assert data[:3] == b"\x8b\x00\x01"
+    assert usual_status(data) == decode_status_untrusted(data)
+    assert usual_status(b"\x8c\x00\x01" + data[1:]) is None  # a key twice
+    assert usual_status(data[:2] + b"\xcc\x01" + data[3:]) is None  # a longer integer
+    assert usual_status(b"\xde\x00\x0b" + data[1:]) is None  # a longer map
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from http import HTTPStatus
 
 from dfud.api import Chunks, Reply
@@ -19,8 +20,15 @@ def encode_reply(reply: Reply, keep_alive: bool) -> bytes:
     code = int(reply.code)
     if code == 202 and keep_alive:
         return _ACCEPTED
-    head = [_LINES[code]]
     body = reply.body
+    if code == 200 and keep_alive and not reply.content_type and not reply.retry_after_s:
+        # Nearly all of them.
+        return b"HTTP/1.1 200 OK\r\ncommand: %s\r\ncontent-length: %d\r\n\r\n%s" % (
+            _header_text(reply.command),
+            len(body),
+            body,
+        )
+    head = [_LINES[code]]
     if code == 200:
         head.append(b"command: %s\r\n" % _header_text(reply.command))
     elif reply.error:
@@ -72,6 +80,7 @@ def encode_plain(status: int, message: str = "", *, keep_alive: bool = False, he
     )
 
 
+@lru_cache(maxsize=256)
 def _header_text(text: str) -> bytes:
     """Return `text` as a header value that cannot end the header: what does not fit is left out."""
     return "".join(c for c in text if c.isprintable()).encode("utf-8", "replace")

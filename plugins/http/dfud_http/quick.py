@@ -63,14 +63,11 @@ class Quick:
         if head is not None:
             value, body = data[start:end].lstrip(b" "), data[stop + 4 :]  # as the parser does
             if len(body) == head.length and not value.translate(None, _VALUE):
-                found = self._ask(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
+                found, right = self._ask(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
                 if found is not None:
-                    if is_new:
+                    if is_new and right:
                         self._new.forget(key)
                         self._heads.put(key, head)
-                    return found
-                found = self._soon(head.asked, value, body, peer, certificate, encrypted, head.keep_alive)
-                if found is not None:
                     return found
         reader = RequestReader(self._config)
         reader.feed(data)
@@ -83,16 +80,11 @@ class Quick:
             reader.close()
             return plain, request.keep_alive, 0.0
         value = request.headers.get(b"authorization", b"")
-        found = self._ask(asked, value, request.body, peer, certificate, encrypted, request.keep_alive)
-        heads = self._heads
-        if found is None:
-            found, heads = (
-                self._soon(asked, value, request.body, peer, certificate, encrypted, request.keep_alive),
-                self._new,
-            )
+        found, right = self._ask(asked, value, request.body, peer, certificate, encrypted, request.keep_alive)
         if found is None:
             return reader
         if alike and value == data[start:end] and stop + 4 + len(request.body) == len(data):
+            heads = self._heads if right else self._new
             self._remember(heads, data[:start], data[end:stop], request, asked)
         reader.close()
         return found
@@ -132,36 +124,27 @@ class Quick:
         certificate: bytes,
         encrypted: bool,
         keep_alive: bool,
-    ) -> Found | None:
-        """Return what becomes of it, or None: the endpoint has to be waited for."""
+    ) -> tuple[Found | None, bool]:
+        """Return what becomes of it (None: the endpoint has to be waited for), and whether it is known to be right.
+
+        That is not known yet of what the endpoint takes without a task of this connection's.
+        """
         if isinstance(asked, Publish):
             if asked.content_type and not is_acceptable(asked.channel, asked.content_type, body):
-                return encode_plain(406, keep_alive=keep_alive), keep_alive, 0.0
-            found = self._endpoint.quick(asked.of(peer, authorization, certificate, body, encrypted=encrypted))
+                return (encode_plain(406, keep_alive=keep_alive), keep_alive, 0.0), True
+            request = asked.of(peer, authorization, certificate, body, encrypted=encrypted)
+            found = self._endpoint.quick(request)
             if type(found) is Reply:
                 answer = self._encode(found) if keep_alive else encode_reply(found, keep_alive)
-                return answer, keep_alive, min(found.retry_after_s, PAUSE_MAX_S)
-            return (found, keep_alive, 0.0) if found is not None else None  # type: ignore[return-value]  # it waits
+                return (answer, keep_alive, min(found.retry_after_s, PAUSE_MAX_S)), True
+            if found is not None:
+                return (found, keep_alive, 0.0), True  # type: ignore[return-value]  # it waits
+            soon = self._endpoint.soon(request)
+            return ((soon, keep_alive, 0.0) if soon is not None else None), False
         chunks = self._endpoint.quick_chunks(
             peer, credentials(asked, authorization, certificate), asked.package, asked.first, asked.last
         )
-        return (encode_fetched(chunks, asked, keep_alive), keep_alive, 0.0) if chunks is not None else None
-
-    def _soon(
-        self,
-        asked: Publish | Fetch,
-        authorization: bytes,
-        body: bytes,
-        peer: str,
-        certificate: bytes,
-        encrypted: bool,
-        keep_alive: bool,
-    ) -> Found | None:
-        """As _ask(), where the endpoint takes it without a task of this connection's; nobody knows yet whether it is right."""
-        if not isinstance(asked, Publish):
-            return None
-        found = self._endpoint.soon(asked.of(peer, authorization, certificate, body, encrypted=encrypted))
-        return (found, keep_alive, 0.0) if found is not None else None
+        return ((encode_fetched(chunks, asked, keep_alive), keep_alive, 0.0) if chunks is not None else None), True
 
     def _encode(self, reply: Reply) -> bytes:
         kept = self._encoded.get(id(reply))

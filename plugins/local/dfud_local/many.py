@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment, PutDocument
-from dfud_local.columns import text
 from dfud_local.limits import Limits
 
 KINDS = frozenset({PutActual, PutDeployment, AddCounts, ExpectDevice})
@@ -39,8 +38,13 @@ _KNOWN = (
 _GIVEN = "SELECT * FROM ({{values}}) WHERE column1 IS NOT NULL ON CONFLICT DO UPDATE SET"
 _ACTUAL = f"INSERT INTO actual {_GIVEN} body=excluded.body, sequence=sequence+{{raised}}"
 _UNSAID = f"INSERT INTO actual {_GIVEN} sequence=sequence+{{raised}}"
-_SEQUENCES = (
-    "SELECT v.column1, v.column2, a.sequence FROM ({values}) v CROSS JOIN actual a ON a.app=v.column1 AND a.device=v.column2",
+_EXPECTED = (
+    "UPDATE actual SET body=COALESCE(v.column3, body), sequence=sequence+v.column4 FROM ({values}) v "
+    "WHERE app=v.column1 AND device=v.column2 AND sequence=v.column5 AND app NOT IN (SELECT app FROM dropped)",
+    "(?,?,?,?,?)",
+)
+_HAS_SEQUENCE = (
+    "SELECT a.sequence FROM ({values}) v CROSS JOIN actual a ON a.app=v.column1 AND a.device=v.column2",
     "(?,?)",
 )
 _DEPLOYMENT = (
@@ -68,7 +72,10 @@ _DOCUMENT = ("INSERT OR REPLACE INTO document SELECT * FROM ({values}) WHERE col
 
 def is_hot(changes: Sequence[Encoded]) -> bool:
     """Say whether a commit is one of those that devices cause again and again."""
-    return bool(changes) and all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
+    kinds = {type(change) for change, _ in changes}
+    if not kinds or kinds <= KINDS:
+        return bool(kinds)
+    return all(type(change) in KINDS or _is_plain(change) for change, _ in changes)
 
 
 def _is_plain(change: Change) -> bool:
@@ -80,7 +87,7 @@ class Many:
     """Rows of several commits, in their order: of each record the last one counts."""
 
     def __init__(self) -> None:
-        self._raised: Counter[Key] = Counter()
+        self._raised: dict[Key, int] = {}
         self._expected: dict[Key, int] = {}
         self._odd = False
         self._actual: dict[Key, bytes] = {}
@@ -91,47 +98,39 @@ class Many:
 
     def add(self, changes: Iterable[Encoded]) -> None:
         """Take the changes of one commit, of which is_hot() is true."""
+        raised, expected = self._raised, self._expected
         for change, bodies in changes:
-            match change:
-                case PutActual(actual):
-                    key = (actual.app, actual.device)
-                    self._raised[key] += 1
-                    self._actual[key] = bodies[0]
-                case PutDeployment(deployment, entry):
-                    self._raised[deployment.app, deployment.device] += 1
-                    self._deployments[deployment.id] = (deployment, bodies[0])
-                    if entry is not None:
-                        self._history.append((entry.app, entry.device, bodies[1]))
-                case ExpectDevice(app, device, sequence):
-                    # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
-                    before = sequence - self._raised[app, device]
-                    self._odd = self._odd or self._expected.setdefault((app, device), before) != before
-                case PutDocument(collection, name, value):
-                    self._documents[collection, name] = value
-                case AddCounts(scope, add):
-                    for name, more in add.items():
-                        self._counts[scope, name] = self._counts.get((scope, name), 0) + more
+            # Not match: this is what a report costs.
+            if type(change) is ExpectDevice:
+                key = (change.app, change.device)
+                # An earlier one of these commits may have raised it; the first one of a device sets it to anything.
+                before = change.sequence - raised.get(key, 0)
+                self._odd = self._odd or expected.setdefault(key, before) != before
+            elif type(change) is PutActual:
+                actual = change.actual
+                key = (actual.app, actual.device)
+                raised[key] = raised.get(key, 0) + 1
+                self._actual[key] = bodies[0]
+            elif type(change) is PutDeployment:
+                deployment, entry = change.deployment, change.entry
+                key = (deployment.app, deployment.device)
+                raised[key] = raised.get(key, 0) + 1
+                self._deployments[deployment.id] = (deployment, bodies[0])
+                if entry is not None:
+                    self._history.append((entry.app, entry.device, bodies[1]))
+            elif type(change) is PutDocument:
+                self._documents[change.collection, change.key] = change.value
+            elif type(change) is AddCounts:
+                for name, more in change.add.items():
+                    self._counts[change.scope, name] = self._counts.get((change.scope, name), 0) + more
 
     def write(self, db: sqlite3.Connection, limits: Limits) -> bool:
         """Write all of it; False: a device is gone, or not as it is expected, so each commit has to be written by itself.
 
         Raises sqlite3.Error.
         """
-        devices = sorted(self._raised)
-        if self._odd or sum(row[0] for row in _rows(db, *_KNOWN, devices)) != len(devices):
+        if self._odd or not self._write_known(db) or not self._write_others(db):
             return False
-        if self._expected:
-            found = dict.fromkeys(self._expected, 0)
-            found |= {(text(app), text(device)): n for app, device, n in _rows(db, *_SEQUENCES, sorted(self._expected))}
-            if found != self._expected:
-                return False
-        groups: dict[str, list[tuple[str, str, bytes, int]]] = {}
-        for key in devices:
-            body, raised = self._actual.get(key), self._raised[key]
-            query = (_UNSAID if body is None else _ACTUAL).format(raised=raised)
-            groups.setdefault(query, []).append((*key, body or b"", first_sequence()))
-        for query, rows in groups.items():
-            _run(db, query, "(?,?,?,?)", rows)
         many = limits.deployments_per_device
         # Numbers count a device's deployments, so whoever is below the limit has nothing to trim; 0: they were not counted yet.
         over = [d for d, _ in self._deployments.values() if not 0 < d.number <= many and not _is_there(db, d.id)]
@@ -162,6 +161,35 @@ class Many:
         _run(db, *_DOCUMENT, [(*key, value) for key, value in self._documents.items()])
         return True
 
+    def _write_known(self, db: sqlite3.Connection) -> bool:
+        """Write what is expected of devices that have a sequence: one that is as expected is the row of a device that is there."""
+        actual, raised = self._actual, self._raised
+        rows = [
+            (*key, actual.get(key), raised.get(key, 0), sequence)
+            for key, sequence in self._expected.items()
+            if sequence
+        ]
+        rows.sort(key=_key)
+        return sum(_run(db, *_EXPECTED, rows)) == len(rows)
+
+    def _write_others(self, db: sqlite3.Connection) -> bool:
+        """Write what is said by devices of which nothing is stored, or nothing is expected."""
+        expected = self._expected
+        devices = sorted(key for key in self._raised if not expected.get(key))
+        if sum(row[0] for row in _rows(db, *_KNOWN, devices)) != len(devices):
+            return False
+        unsaid = [key for key, sequence in expected.items() if not sequence]
+        if any(row[0] for row in _rows(db, *_HAS_SEQUENCE, unsaid)):
+            return False
+        groups: dict[str, list[tuple[str, str, bytes, int]]] = {}
+        for key in devices:
+            body, raised = self._actual.get(key), self._raised[key]
+            query = (_UNSAID if body is None else _ACTUAL).format(raised=raised)
+            groups.setdefault(query, []).append((*key, body or b"", first_sequence()))
+        for query, rows in groups.items():
+            _run(db, query, "(?,?,?,?)", rows)
+        return True
+
 
 def first_sequence() -> int:
     """Return the first sequence of a device: one that an earlier device of this name did not have."""
@@ -184,6 +212,10 @@ def trim_history(db: sqlite3.Connection, app: Any, device: Any, upto: int) -> No
         "ORDER BY number, id LIMIT ?)",
         (app, device, upto, TRIMMED_AT_ONCE),
     )
+
+
+def _key(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return row[:2]
 
 
 def _is_there(db: sqlite3.Connection, deployment_id: str) -> bool:
@@ -215,6 +247,6 @@ def _rows(
         yield from db.execute(statement, [*values, *more])
 
 
-def _run(db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    for piece in _pieces(rows):
-        db.execute(*_filled(query, row, piece))
+def _run(db: sqlite3.Connection, query: str, row: str, rows: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Return how many rows each statement has written."""
+    return [db.execute(*_filled(query, row, piece)).rowcount for piece in _pieces(rows)]

@@ -20,6 +20,7 @@ from dfud.api import (
     Bus,
     Change,
     ConflictError,
+    DeleteDevice,
     Deployment,
     Device,
     ExpectDevice,
@@ -231,6 +232,40 @@ async def test_of_two_that_expect_the_same_one_is_refused(tmp_path: Path) -> Non
         assert sorted(outcomes) == sorted(["conflict", *(name(n) for n in range(1, 9))])
         after = await store.device("a", "d1")
         assert after is not None and after.sequence == view.sequence + 1
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["deleted", "made again"])
+async def test_what_is_expected_of_a_device_that_was_deleted_is_not_written(tmp_path: Path, again: bool) -> None:
+    async with opened(tmp_path) as store:
+        names = [name(n) for n in range(12)]
+        await store.commit([PutActual(actual(device)) for device in names])
+        views = await store.views("a", names)
+        await store.commit([DeleteDevice("a", "d3")])
+        if again:
+            await store.commit([PutDevice(Device(Metadata("d3", "a")))])
+        refused: list[str] = []
+
+        async def tell(device: str) -> None:
+            changes: list[Change] = [ExpectDevice("a", device, views[device].sequence), PutActual(actual(device, "2"))]
+            try:
+                await store.commit([*changes, AddCounts("r", {"said": 1})])
+            except (ConflictError, NotFoundError):
+                refused.append(device)
+
+        def work(nursery: trio.Nursery) -> None:
+            for device in names:
+                nursery.start_soon(tell, device)
+
+        await together(store, tmp_path, work)
+        assert refused == ["d3"]
+        assert await store.counts("r") == {"said": 11}
+        for device, before in views.items():
+            view = await store.device("a", device)
+            if device == "d3":
+                assert view is None or (view.actual is None and view.sequence == 0)
+            else:
+                assert view is not None and view.actual is not None
+                assert (view.actual.version, view.sequence) == ("2", before.sequence + 1)
 
 
 async def test_the_deployments_of_one_commit_are_written_side_by_side(tmp_path: Path) -> None:
