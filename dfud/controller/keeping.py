@@ -46,6 +46,18 @@ NOTHING: Mapping[str, int] = MappingProxyType({})
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
 
 
+class Settled(msgspec.Struct, gc=False):
+    """What a look at a device came to that stays so while neither its app (epoch) changes nor what is known of it: actual and
+    deployment, as they were kept after that look. status: the one that it was about.
+    """
+
+    status: Status
+    command: Command
+    epoch: int | None
+    actual: Actual | None = None
+    deployment: Deployment | None = None
+
+
 class Kept(msgspec.Struct, gc=False):
     """changes: to be committed with all others of one look, or not at all; empty where nothing is worth it. told: what event sinks
     are told, one a step."""
@@ -59,6 +71,7 @@ class Kept(msgspec.Struct, gc=False):
     now: float
     now_s: float
     told: Sequence[Tells] = ()
+    settled: Settled | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -226,6 +239,9 @@ class Keeper:
             self._rollouts.counted(dict(kept.counted))
         known.actual = actual
         known.deployment = kept.deployment
+        known.settled = settled = kept.settled
+        if settled is not None:
+            settled.actual, settled.deployment = actual, kept.deployment
         for (deployment, entry), told in zip(kept.steps, kept.told, strict=True):
             self._bus.publish(DeploymentChanged(deployment, entry, told))
         if kept.news:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from dfud.api import Actual, AddCounts, App, Desired
 from dfud.controller.alike import Alike, Model, Said, Situation, nameless
-from dfud.controller.keeping import Keeper, Look, Step
+from dfud.controller.keeping import Keeper, Look, Settled, Step
 from dfud.controller.memory import Hold, Memory
 from dfud.controller.observe import health_of, twins_of
 from dfud.wire.messages import NO_VERSION, Status
@@ -77,7 +77,10 @@ class Likewise:
         )
         if kept is None:
             return None
-        known.status = situation.said.status
+        known.status = status = situation.said.status
+        settled = model.look.kept.settled
+        if settled is not None and actual.twins is None:
+            kept.settled = Settled(status, settled.command, settled.epoch)
         return Look(kept, model.look.command, model.look.order, model.look.package)
 
     def learn(self, hold: Hold, situation: Situation, alike: Alike, look: Look) -> None:

@@ -22,6 +22,10 @@ class Looks(Protocol):
     def __call__(self, hold: Hold, status: Status, transport: str, *, alike: Alike) -> Awaitable[Look | None]: ...
 
 
+class Settled(Protocol):
+    def __call__(self, hold: Hold, status: Status, transport: str, now_s: float, now: float) -> Look | None: ...
+
+
 class Taken:
     """What statuses came to. answers: for each its command; or the package that has to be made first, and then nothing is stored of
     it; or None: it has to be asked by itself, because it is held by somebody, gone, or changes.
@@ -101,8 +105,8 @@ class Taken:
 
 
 class Together:
-    """looks: works out what one status comes to; likewise: the same for those that are like another one of the batch;
-    now: seconds since the epoch."""
+    """looks: works out what one status comes to; settled: the same, where that is what the last one came to, else None; likewise: the
+    same for those that are like another one of the batch; now: seconds since the epoch."""
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class Together:
         memory: Memory,
         keeper: Keeper,
         looks: Looks,
+        settled: Settled,
         likewise: Likewise,
         now: Callable[[], float],
     ) -> None:
@@ -117,6 +122,7 @@ class Together:
         self._memory = memory
         self._keeper = keeper
         self._looks = looks
+        self._settled = settled
         self._likewise = likewise
         self._now = now
 
@@ -134,12 +140,9 @@ class Together:
                 if hold is None:
                     continue
                 try:
-                    situation = self._likewise.situation(hold, one.status, one.transport, alike)
-                    look = self._likewise.look(hold, situation, alike) if situation is not None else None
+                    look = self._settled(hold, one.status, one.transport, alike.now_s, alike.now)
                     if look is None:
-                        look = await self._looks(hold, one.status, one.transport, alike=alike)
-                        if look is not None and situation is not None:
-                            self._likewise.learn(hold, situation, alike, look)
+                        look = await self._look(hold, one, alike)
                 except (NotFoundError, StoreError):
                     continue
                 holds[number] = None
@@ -154,3 +157,12 @@ class Together:
                 if hold is not None:
                     self._memory.let_go(hold, failed=True)
         return taken
+
+    async def _look(self, hold: Hold, one: Asked, alike: Alike) -> Look | None:
+        situation = self._likewise.situation(hold, one.status, one.transport, alike)
+        look = self._likewise.look(hold, situation, alike) if situation is not None else None
+        if look is None:
+            look = await self._looks(hold, one.status, one.transport, alike=alike)
+            if look is not None and situation is not None:
+                self._likewise.learn(hold, situation, alike, look)
+        return look
