@@ -435,10 +435,8 @@ class DeviceEndpoint(Endpoint):
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
 
-    def chunk_again(
-        self, credentials: Credentials, package: str, number: int
-    ) -> Callable[[float], bytes | None] | None:
-        return self._again.chunk(credentials, package, number)
+    def chunk_again(self, credentials: Credentials, package: str) -> Callable[[int, float], bytes | None] | None:
+        return self._again.chunk(credentials, package)
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         with contained("endpoint.chunks", peer=peer):
