@@ -262,6 +262,7 @@ class DeviceEndpoint(Endpoint):
         return FAILED
 
     async def post(self, request: Request) -> Reply | Waiting:
+        self._asked = None
         if not await self.pressure.turn():
             return self.pressure.away()
         try:

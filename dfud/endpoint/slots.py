@@ -124,7 +124,8 @@ class Slots:
         Of the body a hash is kept: it is compared with what the same device says later, and with nothing else.
         """
         self._said[slot] = hash(body)
-        self._reply[slot] = self._once(reply)
+        if self._reply[slot] is not reply:
+            self._reply[slot] = self._once(reply)
         self._until_s[slot] = until_s
         self._poll_s[slot] = poll_s
         self._calm_epoch[slot] = self._calm_epochs[self._app[slot]]
