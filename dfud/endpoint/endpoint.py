@@ -430,8 +430,8 @@ class DeviceEndpoint(Endpoint):
         session = self._auth.known(credentials)
         if session is None:
             return None
-        allowed = self._controller.package_of(session.app, session.device)
-        found = self._controller.chunks_in_memory(package)
+        allowed = self._controller.parts.package_of(session.app, session.device)
+        found = self._controller.parts.package(package)
         if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
