@@ -56,8 +56,8 @@ class Cache(Generic[K, V]):
         found = self._values.get(key)
         if found is None:
             return default
-        # Read for every datagram: without groups there is nothing to look up.
-        if self._group_of is not None and found[1] != self._epochs.get(self._group_of(key), 0):
+        # Read for every datagram: where no group was forgotten there is nothing to look up.
+        if self._epochs and found[1] != self._epoch(key):
             del self._values[key]
             return default
         self._values.move_to_end(key)
@@ -128,10 +128,14 @@ class Cache(Generic[K, V]):
                 reading.stale = True
 
     def _keep(self, key: K, value: V) -> None:
-        epoch = self._epochs.get(self._group_of(key), 0) if self._group_of is not None else 0
-        self._values[key] = (value, epoch)
-        self._values.move_to_end(key)
-        while len(self._values) > self._limit:
-            dropped, (value, _) = self._values.popitem(last=False)
+        values = self._values
+        values[key] = (value, self._epoch(key) if self._epochs else 0)
+        values.move_to_end(key)
+        while len(values) > self._limit:
+            dropped, (value, _) = values.popitem(last=False)
             if self._dropped is not None:
                 self._dropped(dropped, value)
+
+    def _epoch(self, key: K) -> int:
+        """Return how often the group of a key was forgotten."""
+        return self._epochs.get(self._group_of(key), 0) if self._group_of is not None else 0

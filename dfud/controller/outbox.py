@@ -112,8 +112,16 @@ class Outbox:
         self._last = max(self._last, time_of_key(after))
 
     def key(self) -> str:
-        self._last = max(self._last + 1, self._clock_ns())
-        return f"{self._last:020d}-{self._mark}"
+        return self._key_of(self._numbered(1))
+
+    def _numbered(self, number: int) -> int:
+        """Return the first of so many numbers for keys, one behind the other."""
+        first = max(self._last + 1, self._clock_ns())
+        self._last = first + number - 1
+        return first
+
+    def _key_of(self, number: int) -> str:
+        return f"{number:020d}-{self._mark}"
 
     def put(self, events: Iterable[ChangeEvent]) -> list[Change]:
         """Return what has to be committed for events to be told to the sinks."""
@@ -139,8 +147,12 @@ class Outbox:
         """Return for the steps of a device what makes their events, with ids in their order, and what is to be committed to tell
         them. Where nobody wants to hear of them, none is made.
         """
-        tells = [partial(deployment_event, d, entry, self.key()) for d, entry in steps]
+        first = self._numbered(len(steps))
+        tells = [partial(self._event, d, entry, first + place) for place, (d, entry) in enumerate(steps)]
         return tells, self.put(tell() for tell in tells) if self.sinks else []
+
+    def _event(self, deployment: Deployment, entry: HistoryEntry, number: int) -> ChangeEvent:
+        return deployment_event(deployment, entry, self._key_of(number))
 
     def of_rollout(self, rollout: Rollout, steps: Iterable[Step], now_s: float) -> list[ChangeEvent]:
         """Return an event for each step of a rollout, with ids in their order."""

@@ -81,16 +81,20 @@ class Taken:
     def _changes(self) -> list[Change]:
         """Return all that is to be stored; what is added to counters is added up first."""
         changes: list[Change] = []
-        counted: dict[str, dict[str, int]] = {}
+        times: dict[int, tuple[AddCounts, int]] = {}  # devices that are alike share one
         for _, hold, look in self._held:
-            changes.append(ExpectDevice(*hold.key, hold.known.sequence))
+            app, device = hold.key
+            changes.append(ExpectDevice(app, device, hold.known.sequence))
             for change in look.kept.changes:
                 if type(change) is AddCounts:
-                    counts = counted.setdefault(change.scope, {})
-                    for name, number in change.add.items():
-                        counts[name] = counts.get(name, 0) + number
+                    times[id(change)] = (change, times[id(change)][1] + 1 if id(change) in times else 1)
                 else:
                     changes.append(change)
+        counted: dict[str, dict[str, int]] = {}
+        for added, often in times.values():
+            counts = counted.setdefault(added.scope, {})
+            for name, number in added.add.items():
+                counts[name] = counts.get(name, 0) + number * often
         return [*changes, *(AddCounts(scope, dict(sorted(add.items()))) for scope, add in sorted(counted.items()))]
 
     def give_up(self, *, failed: bool = True) -> None:

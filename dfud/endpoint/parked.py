@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import trio
 
-from dfud.api import Code, Reply, Request, Waiting, contained
+from dfud.api import Code, Reply, Request, Waiting, note
 
 ACCEPTED = Reply(Code.ACCEPTED)
 
@@ -54,8 +55,11 @@ class Parked(Waiting):
         self._close()
         self._reply = reply
         if self._wake is not None:
-            with contained("endpoint.wake", transport=self.request.transport):
+            # Not contained(): many are told at one time, and what cannot wait cannot be cancelled.
+            try:
                 self._wake(reply)
+            except Exception as error:
+                note("endpoint.wake", error, transport=self.request.transport)
 
     def _close(self) -> None:
         self.open = False
@@ -80,7 +84,8 @@ class Parking:
     def __init__(self) -> None:
         self._of: dict[str, dict[str, set[Parked]]] = {}
         # Each is in it once at most, so it is never longer than there are parked devices.
-        self._wake_in, self._wake = trio.open_memory_channel[Parked](float("inf"))
+        self._woken: deque[Parked] = deque()
+        self._idle = trio.lowlevel.ParkingLot()
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -108,7 +113,9 @@ class Parking:
         """Something has changed for it since it was answered last."""
         if not parked.queued:
             parked.queued = True
-            self._wake_in.send_nowait(parked)
+            self._woken.append(parked)
+            if self._idle:
+                self._idle.unpark()
 
     def device_changed(self, app: str, device: str, *, access: bool = True) -> None:
         """access: who may log in as it may have changed, too."""
@@ -129,20 +136,19 @@ class Parking:
 
     async def next(self) -> Parked:
         """Return one for whom something has changed; what changes from now on is one more time."""
+        await trio.lowlevel.checkpoint()
         while True:
-            parked = await self._wake.receive()
-            parked.queued = False
-            if parked.open:
-                return parked
+            while not self._woken:
+                await self._idle.park()
+            if found := self.more(1):
+                return found[0]
 
     def more(self, most: int) -> list[Parked]:
         """Return up to `most` others, those that are there."""
         found: list[Parked] = []
-        while len(found) < most:
-            try:
-                parked = self._wake.receive_nowait()
-            except trio.WouldBlock:
-                break
+        woken = self._woken
+        while woken and len(found) < most:
+            parked = woken.popleft()
             parked.queued = False
             if parked.open:
                 found.append(parked)
