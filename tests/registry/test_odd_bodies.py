@@ -32,17 +32,15 @@ META = {
     "creationTimestamp": "2026-01-01T00:00:00Z",
     "deletionTimestamp": "2026-01-01T00:00:00Z",
 }
-THRESHOLDS = {"percent": 1, "count": 1}
+ERROR = {"percent": 1, "atLeast": 1}
 WINDOWS = [{"from": "00:00", "to": "12:00", "days": ["mon"]}]
 ROLLOUT = {
     "firmware": "1",
     "app": "2",
-    "waves": [
-        {"percent": 10, "selector": "a=b", "success": THRESHOLDS, "error": THRESHOLDS, "soakS": 1, "silentS": 1, "approval": True}
-    ],
-    "devices": {"selector": "a", "running": ["1"], "hardware": ["x"], "dynamic": True},
+    "waves": [{"percent": 100, "success": {"percent": 1}, "error": ERROR, "soakS": 1, "silentS": 3600, "approval": True}],
+    "devices": {"selector": "a", "running": ["1"], "hardware": ["x"], "attributes": {"a": "b"}, "dynamic": True},
     "windows": WINDOWS,
-    "timezone": "UTC",
+    "timeZone": {"label": "zone", "default": "Europe/Berlin"},
     "start": "2036-01-01T00:00:00Z",
     "end": "2037-01-01T00:00:00Z",
     "offerUntil": "2036-02-01T00:00:00Z",
@@ -56,11 +54,11 @@ APP_SPEC = {
     "rules": [{"selector": "a=b", "firmware": {"version": "1"}}],
     "rollouts": {"approval": True},
     "signing": {"mode": "optional", "keys": ["x"]},
-    "trustAnchors": {"anchors": [{"certificate": "x"}]},
+    "trustAnchors": {"anchors": [{"name": "x"}]},
     "core": {"disabled": True},
 }
 PSK = {"psk": {"key": "eA==", "validity": {"notBefore": "2026-01-01T00:00:00Z", "notAfter": "2027-01-01T00:00:00Z"}}}
-USER = {"user": {"username": "u", "password": {"sha512": "x"}}}
+USER = {"user": {"username": "u", "password": {"sha512": "$6$rounds=1000$salt$" + "x" * 86}}}
 DEVICE_SPEC = {
     "authentication": {"credentials": [{"pass": "x"}]},
     "credentials": {"credentials": [USER]},
@@ -78,8 +76,8 @@ BODIES: list[tuple[str, str, Any]] = [
     ("POST", f"{DFU}/rollouts", {"metadata": META, "spec": ROLLOUT, "draft": True}),
     ("POST", f"{DFU}/rollouts:plan", {"metadata": {"name": "p"}, "spec": ROLLOUT, "draft": True}),
     ("POST", f"{DFU}/rollouts/r/abort", {"reason": "x", "callBack": True}),
-    ("POST", f"{DFU}/firmware/1/recall", {"reason": "x"}),
-    ("PUT", f"{DFU}/firmware/1/ways", {"requires": {"low": 1, "high": 2}, "stop": True}),
+    ("POST", f"{DFU}/firmware/3/recall", {"reason": "x"}),
+    ("PUT", f"{DFU}/firmware/3/ways", {"requires": {"from": 1, "to": "1"}, "stop": True}),
     ("POST", "/api/dfu/v1/outbox/dead/retry", {"sink": "x", "ids": ["a"]}),
     ("POST", f"{APPS}/a/devices:batch", {"devices": [{"metadata": META}], "secrets": True, "dryRun": True}),
     ("POST", APPS, {"metadata": META, "spec": APP_SPEC, "status": {}}),
@@ -116,7 +114,7 @@ async def hold(tmp_path: Path, nursery: trio.Nursery, number: int | None) -> Non
             await ask(user, 201, "POST", APPS, json={"metadata": {"name": name}, "spec": {"signing": {"mode": "optional"}}})
         for name in ("d", "e"):
             await ask(user, 201, "POST", f"{APPS}/a/devices", json={"metadata": {"name": name}})
-        for version, kind in (("1", {}), ("2", {"kind": "app"})):
+        for version, kind in (("1", {}), ("2", {"kind": "app"}), ("3", {})):
             parameters = {"version": version, "hardware": "esp32c3", **kind}
             await ask(user, 201, "POST", f"{DFU}/firmware", params=parameters, content=build("print(1)\n", version))
         for method, path, body in requests:
