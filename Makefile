@@ -3,8 +3,8 @@
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
 BIN := .venv/bin
 TRANSPORT ?= http
-# Tests side by side, two more than there are cores since many of them wait; each starts its own daemons on free ports.
-WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
+# Tests side by side, four more than there are cores since many of them wait; each starts its own daemons on free ports.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 4)
 BOARDS ?= 20
 
 .PHONY: help mip bootloader demo demo-rollout test exhaustive setup lock lint audit clean distclean
@@ -55,8 +55,12 @@ demo-rollout: setup bootloader
 test: export PYTHONDONTWRITEBYTECODE :=
 test: setup bootloader
 	$(BIN)/ruff check dfud plugins devicefw bootloader tests bench
-	$(BIN)/python -m tests.prepare & prepared=$$!; $(BIN)/mypy && wait $$prepared
-	$(BIN)/pytest -n $(WORKERS) $(if $(TESTS),-m "$(TESTS)")
+	$(BIN)/python -m tests.prepare
+	@$(BIN)/python -m tests.prepare late & \
+	{ $(BIN)/mypy >build/mypy.log 2>&1 || { cat build/mypy.log; exit 1; }; } & typed=$$!; \
+	echo '$(BIN)/mypy, and beside it'; echo '$(BIN)/pytest -n $(WORKERS)$(if $(TESTS), -m "$(TESTS)")'; \
+	$(BIN)/pytest -n $(WORKERS) $(if $(TESTS),-m "$(TESTS)"); passed=$$?; \
+	wait $$typed || { cat build/mypy.log; exit 1; }; exit $$passed
 
 exhaustive: setup bootloader
 	$(BIN)/pytest -m slow

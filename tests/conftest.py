@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import gc
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from dfud.api import guard
 from dfud.testing.daemon import DaemonProcess
-from tests import warm
+from tests import order, warm
 
 # What is started in the background is born deaf to Ctrl-C, and so are its children; tests send it to processes of theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -60,6 +61,7 @@ def leaks(daemon: DaemonProcess) -> list[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cold", action="store_true", help="Start each dfud and dfuctl as a new interpreter (tests/warm.py).")
+    parser.addoption("--longest", action="store_true", help="Write tests/longest.txt anew (tests/order.py).")
 
 
 def _trust_of_all() -> Callable[..., ssl.SSLContext]:
@@ -96,6 +98,8 @@ def _temporary_in_memory() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is imported
+    config.pluginmanager.register(order)
     _temporary_in_memory()
     # Five seconds are not enough on a loaded machine; what a test does not say otherwise ends with the test's own limit.
     for part in ("connect", "read", "write", "pool"):
@@ -109,18 +113,9 @@ def pytest_unconfigure() -> None:
     warm.remove()
 
 
-# Where the longest tests are: they begin first, so that no worker is left with one of them when the others have nothing to do.
-LONGEST = (
-    "tests/e2e/",
-    "tests/cluster/",
-    "tests/bootloader/test_explore.py",
-    "tests/plugins/hawkbit/test_actions.py",
-    "tests/security/test_hostile_server.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported is there to the end: the collector need not look at it again and again
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

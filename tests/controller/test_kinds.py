@@ -252,7 +252,9 @@ async def test_a_system_that_crashes_after_the_app_came_is_blocked(world: World,
     assert board.sent == ["1.1", "3.1"] and (await explained(world))[0] == "left"
 
 
-async def test_attempts_and_back_off_are_the_same_for_apps(world: World, board: Board) -> None:
+async def test_attempts_and_back_off_are_the_same_for_apps(
+    world: World, board: Board, autojump_clock: trio.testing.MockClock
+) -> None:
     world.put_device(both(None, "3.1"))
     sha256 = bytes.fromhex(digest("3.1"))
     for number in range(world.policy.attempts):

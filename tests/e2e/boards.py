@@ -33,7 +33,7 @@ async def main():
 BROKEN = {
     "raises": ('async def main():\n    lamps = []\n    print("app: broken")\n    return lamps[3]\n', Code.CRASHED, "IndexError"),
     "import": ("import dfu\nimport lampe\n\n\nasync def main():\n    dfu.confirm()\n", Code.CRASHED, "no module named 'lampe'"),
-    "hangs": ("async def main():\n    while True:\n        pass\n", Code.CRASHED, "RTC watchdog"),
+    "hangs": ("import time\n\n\nasync def main():\n    while True:\n        time.sleep(1)\n", Code.CRASHED, "RTC watchdog"),
     "memory": ("async def main():\n    kept = []\n    while True:\n        kept.append(bytes(999))\n", Code.CRASHED, "MemoryError"),
     "unconfirmed": ("import asyncio\n\n\nasync def main():\n    await asyncio.sleep(9)\n", Code.UNCONFIRMED, "not confirmed in time"),
     "exits": ("import sys\n\n\nasync def main():\n    sys.exit()\n", Code.CRASHED, "SystemExit"),

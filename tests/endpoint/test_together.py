@@ -378,6 +378,14 @@ async def test_telemetry_is_handed_on_once_by_who_took_it(tmp_path: Path) -> Non
         assert [sink.taken for sink in kept] == [[b"%d" % n for n in range(start, 10, 2)] for start in (0, 1)]
 
 
+def _noting(hear: Callable[[Any, int], None], heard: list[int]) -> Callable[[Any, int], None]:
+    def noting(key: Any, number: int) -> None:
+        hear(key, number)
+        heard.append(number)
+
+    return noting
+
+
 async def test_a_rate_of_a_rollout_holds_over_both(tmp_path: Path) -> None:
     async with running(tmp_path) as pair:
         await prepared(pair)
@@ -386,12 +394,19 @@ async def test_a_rate_of_a_rollout_holds_over_both(tmp_path: Path) -> None:
         uid = made.metadata.uid
         books = [process.controller.rollouts for process in (pair.one, pair.other)]
         await until(lambda: rollouts(pair.other), {"r": "telling"})
+        heard: list[int] = []
+        for process in (pair.one, pair.other):
+            counts: Any = process.controller.spent._counts
+            counts._gather_s = 0.0
+            counts._heard = _noting(counts._heard, heard)
         taken = 0
         for _ in range(60):  # ten minutes
             for book in (books[taken % 2], books[1 - taken % 2]):
                 if book.take(uid, pair.clock[0]) is None:
                     taken += 1
-                    await trio.sleep(0.25)  # the others hear of it
+                    with trio.fail_after(SEEN_S):
+                        while sum(heard) < taken:
+                            await trio.lowlevel.checkpoint()
             pair.clock[0] += 10.0
         assert 58 <= taken <= 63, taken
 

@@ -1,5 +1,6 @@
 # A lamp that waits for ever, and lets nobody else run: only the watchdog gets it out.
 import asyncio
+import time
 
 import dfu
 
@@ -11,7 +12,7 @@ async def main():
     print("app: running", VERSION)
     await asyncio.sleep_ms(20)
     while True:
-        pass
+        time.sleep(1)
 
 
 dfu.run(main())
