@@ -122,27 +122,27 @@ async def dfud(load: Load, directory: Path) -> Results:
         polls = [line(Code.POST, [*path("v1", "dfu"), auth(d)], bench.status()) for d in bench.secrets]
         await load(pid, port, polls)  # everybody is known from here on
         results["poll"] = await load(pid, port, polls)
-        command, chunk_bytes = await update(bench)
+        fetching = list(bench.secrets)[:SOCKETS]  # one for each socket
+        command, chunk_bytes = await update(bench, fetching)
         package, size = command.package.hex(), command.chunks
-        # As devices do it: each socket fetches one block after the other of a chunk, then of the next.
+        # As devices do it: each fetches one block after the other of a chunk, then of the next.
         whole = chunk_bytes // 1024
         places = [(n, b) for n in range(1, size - 1) for b in range(whole)]
         blocks = [
             line(
                 Code.GET,
-                [*path("v1", "dfu", package, str(n)), auth("d0"), (int(Option.BLOCK2), uint(b << 4 | 6))],
+                [*path("v1", "dfu", package, str(n)), auth(device), (int(Option.BLOCK2), uint(b << 4 | 6))],
             )
             for step in range(len(places))
-            for n, b in (places[(step + whole * s) % len(places)] for s in range(SOCKETS))
+            for s, device in enumerate(fetching)
+            for n, b in (places[(step + whole * s) % len(places)],)
         ]
         results["block"] = await load(pid, port, blocks)
-        contexts = [Context(f"{name}@bench", key) for name, key in (await keys(bench)).items()]
+        contexts = [await context_of(bench, device) for device in list(bench.secrets)[SOCKETS : 2 * SOCKETS]]
         status = (Code.POST, path("v1", "dfu"), bench.status())
         greet(port, contexts, *status)
         results["poll, OSCORE"] = await load(pid, port, oscore_lines(contexts, [status] * PROTECTED), once=True)
-        # Each under the device that may fetch the package, which is one: a boot of it for each socket.
-        key = await key_of(bench, "d0")
-        contexts = [Context("d0@bench", key) for _ in range(SOCKETS)]
+        contexts = [await context_of(bench, device) for device in fetching]
         greet(port, contexts, Code.GET, [*path("v1", "dfu", package, "1"), (int(Option.BLOCK2), uint(6))], b"")
         fetches = [
             (Code.GET, [*path("v1", "dfu", package, str(n)), (int(Option.BLOCK2), uint(b << 4 | 6))], b"")
@@ -154,30 +154,29 @@ async def dfud(load: Load, directory: Path) -> Results:
     return results
 
 
-async def key_of(bench: Bench, device: str) -> bytes:
+async def context_of(bench: Bench, device: str) -> Context:
     """Have a new pre-shared key made for a device."""
     async with bench.daemon.client() as client:
         answer = await client.post(f"/api/dfu/v1/apps/bench/psk/{device}")
-        return bytes.fromhex(answer.raise_for_status().json()["psk"])
+        return Context(f"{device}@bench", bytes.fromhex(answer.raise_for_status().json()["psk"]))
 
 
-async def keys(bench: Bench) -> dict[str, bytes]:
-    """As key_of(), for the devices that are not being updated, one for each socket."""
-    return {device: await key_of(bench, device) for device in list(bench.secrets)[1 : 1 + SOCKETS]}
-
-
-async def update(bench: Bench) -> tuple[Command, int]:
-    """Return the command of an update and the size of its second chunk."""
-    async with bench.daemon.client() as client:
-        body = {"device": "d0", "firmware": {"version": "1.1"}}
-        (await client.post("/api/dfu/v1/apps/bench/update", json=body)).raise_for_status()
-    auth = ("d0@bench", bench.secrets["d0"])
-    async with httpx.AsyncClient(base_url=bench.daemon.urls["http"], auth=auth, timeout=60) as client:
-        device = HttpDevice(client, b"old" * 1000, "1.0", payload=PAYLOAD)
-        command = None
-        while command is None or not command.package:
-            command = await device.poll()
-        return command, len(await device._fetch(command.package.hex(), 1))
+async def update(bench: Bench, names: list[str]) -> tuple[Command, int]:
+    """Have devices told of an update, which is the same for all; return its command and the size of its second chunk."""
+    command, chunk = None, b""
+    for name in names:
+        async with bench.daemon.client() as client:
+            body = {"device": name, "firmware": {"version": "1.1"}}
+            (await client.post("/api/dfu/v1/apps/bench/update", json=body)).raise_for_status()
+        auth = (f"{name}@bench", bench.secrets[name])
+        async with httpx.AsyncClient(base_url=bench.daemon.urls["http"], auth=auth, timeout=60) as client:
+            device = HttpDevice(client, b"old" * 1000, "1.0", payload=PAYLOAD)
+            command = None
+            while command is None or not command.package:
+                command = await device.poll()
+            chunk = await device._fetch(command.package.hex(), 1)
+    assert command is not None
+    return command, len(chunk)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from dfud.api import App, AppChanged, Metadata, PutApp, Reply, Waiting
 from dfud.controller.sending import Order
 
 
-async def main(count: int, profiled: bool) -> None:
+async def main(count: int, profiled: bool, known: bool) -> None:
     with tempfile.TemporaryDirectory() as directory:
         async with inside(Path(directory)) as one:
             await fill(one.store, count)
@@ -29,6 +29,11 @@ async def main(count: int, profiled: bool) -> None:
                 if len(woken) == count:
                     all_woken.set()
 
+            if known:
+                # What is stored of a device first is not kept in memory: it is read by its next status.
+                for other in (body(attributes={"n": "1"}), body(attributes={"n": "2"}), said):
+                    for number in range(count):
+                        await one.endpoint.post(request(number, other))
             for number in range(count):
                 found = await one.endpoint.post(request(number, said, 250.0))
                 assert isinstance(found, Waiting)
@@ -55,9 +60,15 @@ async def main(count: int, profiled: bool) -> None:
 @click.command()
 @click.option("--devices", default=9000, show_default=True)
 @click.option("--profile/--no-profile", default=True, show_default=True)
-def command(devices: int, profile: bool) -> None:
+@click.option(
+    "--known/--read",
+    default=False,
+    show_default=True,
+    help="Whether the devices are in memory, or read from the store.",
+)
+def command(devices: int, profile: bool, known: bool) -> None:
     """Profile the waking of parked devices."""
-    trio.run(main, devices, profile)
+    trio.run(main, devices, profile, known)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 /* One magicless zstd frame (RFC 8878) with the flash as its window: RAM holds one page and the tables. Bytes from outside;
  * every read is bounded by the frame, every write by the size that the caller states. */
-#include "dfu.h"
+#include "entropy.h"
 
 #define TRY(x)                                                                                                                  \
     do {                                                                                                                        \
@@ -21,16 +21,11 @@ static const int8_t DEFAULT_O[29] = {1, 1, 1, 1, 1, 1, 2, 2, 2, 1, 1, 1, 1, 1, 1
 static const int8_t DEFAULT_M[53] = {1, 4, 3, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                      1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1};
 
-struct bits { /* read from the end towards the start; bit < 0: read beyond it */
-    const uint8_t *p;
-    int32_t bit;
-};
-
 struct literals {
     const uint8_t *p; /* raw or the one byte */
     uint32_t left;    /* in the whole section */
     uint8_t type, stream, streams;
-    struct bits stream_bits[4];
+    struct dfu_bits stream_bits[4];
     uint32_t count[4];
 };
 
@@ -41,200 +36,6 @@ struct run {
     uint32_t fill, left;
     struct literals l;
 };
-
-static uint32_t high_bit(uint32_t x) {
-    uint32_t n = 0;
-    if (x >> 16) n = 16, x >>= 16;
-    if (x >> 8) n += 8, x >>= 8;
-    if (x >> 4) n += 4, x >>= 4;
-    if (x >> 2) n += 2, x >>= 2;
-    return n + (x >> 1 & 1);
-}
-
-static bool bits_start(struct bits *b, const uint8_t *p, uint32_t n) {
-    if (!n || !p[n - 1])
-        return false;
-    b->p = p;
-    b->bit = (int32_t)(8 * (n - 1) + high_bit(p[n - 1]));
-    return true;
-}
-
-/* Up to 32 bits; what lies before the start reads as 0. */
-static uint32_t take(struct bits *b, uint32_t n) {
-    uint32_t value = 0, missing = 0, at, shift;
-    const uint8_t *p;
-    b->bit -= (int32_t)n;
-    if (b->bit < 0) {
-        missing = (uint32_t)-b->bit;
-        if (missing >= n)
-            return 0;
-        n -= missing;
-    }
-    if (!n)
-        return 0;
-    at = missing ? 0 : (uint32_t)b->bit;
-    shift = at & 7;
-    p = b->p + (at >> 3);
-    for (uint32_t got = 0; got < shift + n && got < 32; got += 8)
-        value |= (uint32_t)*p++ << got;
-    value >>= shift;
-    if (shift + n > 32)
-        value |= (uint32_t)*p << (32 - shift);
-    if (n < 32)
-        value &= (1u << n) - 1;
-    return value << missing;
-}
-
-/* Fill a state table from normalised counts; next is scratch of the same length. */
-static bool fse_build(uint16_t *table, uint32_t log, const int16_t *norm, uint32_t symbols) {
-    uint32_t size = 1u << log, high = size, step = (size >> 1) + (size >> 3) + 3, at = 0;
-    uint16_t next[53];
-    for (uint32_t s = 0; s < symbols; s++)
-        if (norm[s] == -1) {
-            table[--high] = (uint16_t)s;
-            next[s] = 1;
-        }
-    for (uint32_t s = 0; s < symbols; s++)
-        if (norm[s] > 0) {
-            next[s] = (uint16_t)norm[s];
-            for (int i = 0; i < norm[s]; i++) {
-                table[at] = (uint16_t)s;
-                do
-                    at = (at + step) & (size - 1);
-                while (at >= high);
-            }
-        }
-    if (at)
-        return false;
-    for (uint32_t i = 0; i < size; i++) {
-        uint32_t s = table[i];
-        table[i] = (uint16_t)(next[s]++ << 6 | s);
-    }
-    return true;
-}
-
-static uint32_t forward(const uint8_t *p, uint32_t n, uint32_t bit, uint32_t count) {
-    uint32_t value = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t at = bit + i;
-        if (at >> 3 < n)
-            value |= (uint32_t)(p[at >> 3] >> (at & 7) & 1) << i;
-    }
-    return value;
-}
-
-/* Read the counts and build the table; the bytes used, or 0 if they are wrong. */
-static uint32_t fse_read(uint16_t *table, uint8_t *log, const uint8_t *p, uint32_t n, uint32_t log_max, uint32_t symbol_max) {
-    int16_t norm[53];
-    uint32_t bit = 4, symbols = 0;
-    int32_t left;
-    *log = (uint8_t)(forward(p, n, 0, 4) + 5);
-    if (*log > log_max)
-        return 0;
-    left = 1 << *log;
-    while (left > 0) {
-        uint32_t width = high_bit((uint32_t)left + 1) + 1, value, low, limit;
-        if (symbols > symbol_max)
-            return 0;
-        value = forward(p, n, bit, width);
-        low = value & ((1u << (width - 1)) - 1);
-        limit = (1u << width) - 2 - (uint32_t)left;
-        if (low < limit) {
-            value = low;
-            bit += width - 1;
-        } else {
-            if (value >> (width - 1))
-                value -= limit;
-            bit += width;
-        }
-        norm[symbols] = (int16_t)((int32_t)value - 1);
-        left -= norm[symbols] < 0 ? 1 : norm[symbols];
-        if (norm[symbols++] == 0) {
-            uint32_t zeros;
-            do {
-                zeros = forward(p, n, bit, 2);
-                bit += 2;
-                for (uint32_t i = 0; i < zeros; i++) {
-                    if (symbols > symbol_max)
-                        return 0;
-                    norm[symbols++] = 0;
-                }
-            } while (zeros == 3);
-        }
-        if (bit > 8 * n)
-            return 0;
-    }
-    return left || !fse_build(table, *log, norm, symbols) ? 0 : (bit + 7) >> 3;
-}
-
-static uint32_t fse_step(uint32_t *state, const uint16_t *table, uint32_t log, struct bits *b) {
-    uint32_t count = table[*state] >> 6, bits = log - high_bit(count);
-    *state = (count << bits) - (1u << log) + take(b, bits);
-    return bits;
-}
-
-/* The tree description; the bytes used, or 0. */
-static uint32_t huffman_read(struct dfu_zstd *z, const uint8_t *p, uint32_t n) {
-    uint8_t weight[256];
-    uint32_t count = 0, used, sum = 0, bits, last, at = 0;
-    if (!n)
-        return 0;
-    if (p[0] >= 128) {
-        count = p[0] - 127u;
-        used = 1 + (count + 1) / 2;
-        if (used > n)
-            return 0;
-        for (uint32_t i = 0; i < count; i++)
-            weight[i] = i & 1 ? p[1 + i / 2] & 15 : p[1 + i / 2] >> 4;
-    } else {
-        uint16_t table[64];
-        uint32_t head, state[2];
-        uint8_t log;
-        struct bits b;
-        used = 1u + p[0];
-        if (used > n || !(head = fse_read(table, &log, p + 1, p[0], 6, 12)) || !bits_start(&b, p + 1 + head, p[0] - head))
-            return 0;
-        state[0] = take(&b, log);
-        state[1] = take(&b, log);
-        if (b.bit < 0)
-            return 0;
-        for (uint32_t which = 0;; which ^= 1) {
-            uint32_t entry = table[state[which]];
-            if (count > 253)
-                return 0;
-            weight[count++] = (uint8_t)(entry & 63);
-            if (b.bit < (int32_t)(log - high_bit(entry >> 6))) {
-                weight[count++] = (uint8_t)(table[state[which ^ 1]] & 63);
-                break;
-            }
-            fse_step(&state[which], table, log, &b);
-        }
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        if (weight[i] > 11)
-            return 0;
-        if (weight[i])
-            sum += 1u << (weight[i] - 1);
-    }
-    if (!sum)
-        return 0;
-    bits = high_bit(sum) + 1;
-    last = (1u << bits) - sum;
-    if (bits > 11 || last & (last - 1))
-        return 0;
-    weight[count++] = (uint8_t)(high_bit(last) + 1);
-    for (uint32_t w = 1, code = 0; w <= 12; w++) {
-        z->huffman[w] = (uint16_t)code;
-        z->first[w - 1] = (uint8_t)at;
-        for (uint32_t i = 0; i < count; i++)
-            if (weight[i] == w) {
-                z->symbol[at++] = (uint8_t)i;
-                code += 1u << (w - 1);
-            }
-    }
-    z->huffman_bits = (uint8_t)bits;
-    return used;
-}
 
 static int flush(struct run *r) {
     if (r->fill)
@@ -249,7 +50,7 @@ static int huffman_copy(struct run *r, uint8_t *out, uint32_t n) {
     const struct dfu_zstd *z = r->z;
     uint32_t bits = z->huffman_bits, mask = (1u << bits) - 1;
     while (n) {
-        struct bits *b;
+        struct dfu_bits *b;
         uint32_t count;
         while (!l->count[l->stream]) {
             if (l->stream_bits[l->stream].bit || ++l->stream >= l->streams)
@@ -267,7 +68,7 @@ static int huffman_copy(struct run *r, uint8_t *out, uint32_t n) {
                 const uint8_t *p = b->p + first;
                 value = (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16) >> ((uint32_t)before - bits - 8 * first) & mask;
             } else {
-                value = take(b, bits);
+                value = dfu_bits_take(b, bits);
             }
             while (value < z->huffman[weight])
                 weight--;
@@ -359,7 +160,7 @@ static uint32_t literals_start(struct run *r, const uint8_t *p, uint32_t n) {
     used = head + packed;
     p += head;
     if (l->type == 2) {
-        uint32_t tree = huffman_read(r->z, p, packed);
+        uint32_t tree = dfu_huffman_read(r->z, p, packed);
         if (!tree)
             return 0;
         p += tree;
@@ -370,7 +171,7 @@ static uint32_t literals_start(struct run *r, const uint8_t *p, uint32_t n) {
     l->streams = format ? 4 : 1;
     if (format == 0) {
         l->count[0] = l->left;
-        return bits_start(&l->stream_bits[0], p, packed) ? used : 0;
+        return dfu_bits_start(&l->stream_bits[0], p, packed) ? used : 0;
     }
     uint32_t each = (l->left + 3) / 4, total = 6;
     if (packed < 6 || 3 * each > l->left)
@@ -380,7 +181,7 @@ static uint32_t literals_start(struct run *r, const uint8_t *p, uint32_t n) {
     for (uint32_t i = 0; i < 4; i++) {
         uint32_t length = i < 3 ? jump[2 * i] | (uint32_t)jump[2 * i + 1] << 8 : packed - total;
         total += length;
-        if (total > packed || !bits_start(&l->stream_bits[i], p, length))
+        if (total > packed || !dfu_bits_start(&l->stream_bits[i], p, length))
             return 0;
         p += length;
         l->count[i] = i < 3 ? each : l->left - 3 * each;
@@ -388,27 +189,27 @@ static uint32_t literals_start(struct run *r, const uint8_t *p, uint32_t n) {
     return used;
 }
 
-static int sequences(struct run *r, uint32_t count, struct bits *b) {
+static int sequences(struct run *r, uint32_t count, struct dfu_bits *b) {
     struct dfu_zstd *z = r->z;
     uint32_t state[3];
     for (uint32_t k = 0; k < 3; k++)
-        state[k] = take(b, z->log[k]);
+        state[k] = dfu_bits_take(b, z->log[k]);
     while (count--) {
         uint32_t code[3], offset, match, literal, extra;
         for (uint32_t k = 0; k < 3; k++)
             code[k] = z->sequence[AT[k] + state[k]] & 63;
-        offset = (1u << code[OFFSETS]) + take(b, code[OFFSETS]);
+        offset = (1u << code[OFFSETS]) + dfu_bits_take(b, code[OFFSETS]);
         match = code[MATCHES] + 3;
         if (code[MATCHES] >= 32) {
             for (match = 35, extra = 32; extra < code[MATCHES]; extra++)
                 match += 1u << MATCH_BITS[extra - 32];
-            match += take(b, MATCH_BITS[extra - 32]);
+            match += dfu_bits_take(b, MATCH_BITS[extra - 32]);
         }
         literal = code[LITERALS];
         if (literal >= 16) {
             for (literal = 16, extra = 16; extra < code[LITERALS]; extra++)
                 literal += 1u << LITERAL_BITS[extra - 16];
-            literal += take(b, LITERAL_BITS[extra - 16]);
+            literal += dfu_bits_take(b, LITERAL_BITS[extra - 16]);
         }
         if (offset > 3) {
             offset -= 3;
@@ -426,9 +227,9 @@ static int sequences(struct run *r, uint32_t count, struct bits *b) {
         TRY(put_literals(r, literal));
         TRY(put_match(r, offset, match));
         if (count) {
-            fse_step(&state[LITERALS], z->sequence + AT[LITERALS], z->log[LITERALS], b);
-            fse_step(&state[MATCHES], z->sequence + AT[MATCHES], z->log[MATCHES], b);
-            fse_step(&state[OFFSETS], z->sequence + AT[OFFSETS], z->log[OFFSETS], b);
+            dfu_fse_step(&state[LITERALS], z->sequence + AT[LITERALS], z->log[LITERALS], b);
+            dfu_fse_step(&state[MATCHES], z->sequence + AT[MATCHES], z->log[MATCHES], b);
+            dfu_fse_step(&state[OFFSETS], z->sequence + AT[OFFSETS], z->log[OFFSETS], b);
         }
         if (b->bit < 0)
             return DFU_E_ZSTD;
@@ -446,7 +247,7 @@ static bool table_start(struct dfu_zstd *z, uint32_t k, uint32_t mode, const uin
         for (uint32_t i = 0; i < symbols; i++)
             norm[i] = DEFAULT[k][i];
         z->log[k] = LOG_DEFAULT[k];
-        fse_build(table, LOG_DEFAULT[k], norm, symbols);
+        dfu_fse_build(table, LOG_DEFAULT[k], norm, symbols);
     } else if (mode == 1) {
         if (*p == end || **p > SYMBOL_MAX[k])
             return false;
@@ -454,7 +255,7 @@ static bool table_start(struct dfu_zstd *z, uint32_t k, uint32_t mode, const uin
         z->log[k] = 0;
     } else if (mode == 2) {
         z->have[k] = 0;
-        if (!(used = fse_read(table, &z->log[k], *p, (uint32_t)(end - *p), LOG_MAX[k], SYMBOL_MAX[k])))
+        if (!(used = dfu_fse_read(table, &z->log[k], *p, (uint32_t)(end - *p), LOG_MAX[k], SYMBOL_MAX[k])))
             return false;
         *p += used;
     } else if (!z->have[k]) {
@@ -466,7 +267,7 @@ static bool table_start(struct dfu_zstd *z, uint32_t k, uint32_t mode, const uin
 
 static int block(struct run *r, const uint8_t *p, const uint8_t *end) {
     uint32_t used = literals_start(r, p, (uint32_t)(end - p)), count;
-    struct bits b;
+    struct dfu_bits b;
     if (!used)
         return DFU_E_ZSTD;
     p += used;
@@ -488,7 +289,7 @@ static int block(struct run *r, const uint8_t *p, const uint8_t *end) {
         for (uint32_t k = 0; k < 3; k++)
             if (!table_start(r->z, k, modes >> (6 - 2 * k) & 3, &p, end))
                 return DFU_E_ZSTD;
-        if (!bits_start(&b, p, (uint32_t)(end - p)))
+        if (!dfu_bits_start(&b, p, (uint32_t)(end - p)))
             return DFU_E_ZSTD;
         TRY(sequences(r, count, &b));
     } else if (p != end) {

@@ -1,11 +1,13 @@
 """First contact: the device makes its own secret, keeps it in NVS, and shows it with a claim code. docs/agent.md, "Enrolment".
 
-The secret is kept before it is shown for the first time, so an answer that is lost, or a power cut, costs another try only.
+The secret is kept before it is shown for the first time, so an answer that is lost, or a power cut, costs another try only. Where NVS
+takes nothing the application runs without updates, and it is tried again before each try to enrol.
 """
 
 import binascii
 import os
 
+from dfu.errors import TransportError
 from dfu.pack import pack
 
 NAMESPACE = "dfud"
@@ -22,29 +24,43 @@ class Enrolment:
         import machine
 
         self.config = config
-        self.nvs = esp32.NVS(NAMESPACE)
+        self.nvs = esp32.NVS
         if not config.get("device"):
             config["device"] = binascii.hexlify(machine.unique_id()).decode()
         secret = self._read("secret", SECRET_LENGTH)
-        if secret is None:
+        self.kept = secret is not None
+        if not self.kept:
             made = binascii.b2a_base64(os.urandom(SECRET_BYTES))[:SECRET_LENGTH]
             secret = made.replace(b"+", b"-").replace(b"/", b"_")
-            self.nvs.set_blob("secret", secret)
-            self.nvs.commit()
         config["secret"] = secret.decode()
+        self.kept = self.kept or self._keep("secret", secret)
         self.needed = self._read("claim", ID_LENGTH) != config["claim"][:ID_LENGTH].encode()
 
     def _read(self, key, length):
         buffer = bytearray(length)
         try:
-            return bytes(buffer) if self.nvs.get_blob(key, buffer) == length else None
+            return bytes(buffer) if self.nvs(NAMESPACE).get_blob(key, buffer) == length else None
         except OSError:
             return None
+
+    def _keep(self, key, value):
+        """Return whether NVS has it."""
+        try:
+            nvs = self.nvs(NAMESPACE)
+            nvs.set_blob(key, value)
+            nvs.commit()
+            return True
+        except OSError as error:
+            print("dfu: nvs: the %s cannot be kept:" % key, error)
+            return False
 
     async def present(self, transport, buffer):
         """Show code and secret; raises Denied, TransportError. The same again is no harm."""
         c = self.config
+        self.kept = self.kept or self._keep("secret", c["secret"].encode())
+        if not self.kept:
+            # With the next reset it would be lost, and the server would know another one than the device.
+            raise TransportError("not enrolled before the secret is kept")
         await transport.enrol(pack({0: 1, 1: c["app"], 2: c["device"], 3: c["claim"], 4: c["secret"]}), buffer)
-        self.nvs.set_blob("claim", c["claim"][:ID_LENGTH].encode())
-        self.nvs.commit()
+        self._keep("claim", c["claim"][:ID_LENGTH].encode())  # else it is shown again after the next reset
         self.needed = False

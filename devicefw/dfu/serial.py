@@ -86,6 +86,7 @@ class SerialTransport:
         self.login = "%s@%s:%s" % (config["device"].replace("%", "%25").replace("@", "%40"), config["app"], config["secret"])
         self.timeout_s = config.get("timeout_s", 60)
         self.left = b""
+        self.retry_s = 0
         # Another one than before the last reset: an answer to a question of that time is none to this one's.
         self.id = int.from_bytes(os.urandom(4), "big")
 
@@ -125,7 +126,7 @@ class SerialTransport:
 
     async def _ask(self, what, message, number, buffer, timeout_s, login):
         """Ask; return status and length of the answer in `buffer`."""
-        self.id = (self.id + 1) & 0xFFFFFFFF
+        self.id, self.retry_s = (self.id + 1) & 0xFFFFFFFF, 0
         head = self.id.to_bytes(4, "big")
         limit = ticks_add(ticks_ms(), timeout_s * 1000)
         known = False  # the bridge has the question
@@ -199,5 +200,8 @@ class SerialTransport:
         raise self._wrong(status, buffer, length)
 
     def _wrong(self, status, buffer, length):
-        told = bytes(memoryview(buffer)[: min(length, 120)]) if status == 504 else b""  # the bridge's own words
+        told = bytes(memoryview(buffer)[: min(length, 120)])
+        if status != 504:  # that has the bridge's own words
+            self.retry_s = int(told) if length <= 6 and told.isdigit() else 0
+            told = b""
         return (Denied if status == 403 else TransportError)("status %d %s" % (status, told))

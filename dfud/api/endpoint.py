@@ -151,6 +151,13 @@ class Endpoint(abc.ABC):
     def quick(self, request: Request) -> Reply | Waiting | None:
         """Answer from memory, or return None: then `await post()`."""
 
+    def quick_again(self, request: Request) -> Callable[[], Reply | None] | None:
+        """Return what answers a request that quick() has just answered with a reply, for a transport that recognises it when it comes
+        again: the same reply if nothing has changed meanwhile, and None if quick() must be asked. It never blocks and never
+        raises. None: ask quick() each time.
+        """
+        return None
+
     def soon(self, request: Request) -> Waiting | None:
         """Where quick() returned None: take the request without a task of the transport's, and return what its reply comes with.
 
@@ -176,6 +183,15 @@ class Endpoint(abc.ABC):
     @abc.abstractmethod
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         """Return the chunks first..last (both included, maybe fewer), or an error reply. Never raises but for cancellation."""
+
+    def chunk_again(
+        self, credentials: Credentials, package: str, number: int
+    ) -> Callable[[float], bytes | None] | None:
+        """Return what gives a chunk that these credentials have just been given, for a transport that sends it in blocks, with a
+        request for each. Called with trio's time it returns the chunk if nothing has changed meanwhile, and None if it must be
+        asked for anew; it never blocks and never raises. None: ask anew each time.
+        """
+        return None
 
     @abc.abstractmethod
     async def key_for(self, transport: str, identity: str) -> bytes | None:

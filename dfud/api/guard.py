@@ -17,15 +17,28 @@ import trio
 log = logging.getLogger("dfud.guard")
 REMEMBERED_MAX = 256
 QUIET_S = 60.0
+FOREIGN = frozenset({("pyo3_runtime", "PanicException"), ("asyncio.exceptions", "CancelledError")})
 
 _faults: Counter[str] = Counter()
 # When each kind was logged last, on the monotonic clock, and how often it came since.
 _logged: dict[tuple[str, type[BaseException]], tuple[float, int]] = {}
 
 
+def _is_fault(error: BaseException) -> bool:
+    """Say whether it is an error, and not cancellation, KeyboardInterrupt or SystemExit, which must travel on.
+
+    Two kinds of error are no Exception: a panic of a library in Rust, and the cancellation of a loop that is not ours, in a
+    thread of a plugin's.
+    """
+    if isinstance(error, Exception):
+        return not isinstance(error, BaseExceptionGroup)
+    kind = type(error)
+    return (kind.__module__, kind.__name__) in FOREIGN
+
+
 def _cancellation(error: BaseExceptionGroup[BaseException]) -> BaseExceptionGroup[BaseException] | None:
     """Return the part of a group that must travel on: cancellation, KeyboardInterrupt, SystemExit."""
-    _, rest = error.split(lambda e: isinstance(e, Exception) and not isinstance(e, BaseExceptionGroup))
+    _, rest = error.split(_is_fault)
     return rest
 
 
@@ -40,7 +53,7 @@ class Guard:
     def __init__(self, where: str, about: dict[str, object]) -> None:
         self._where = where
         self._about = about
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def __enter__(self) -> Guard:
         return self
@@ -50,14 +63,14 @@ class Guard:
     ) -> bool:
         if error is None:
             return False
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) or _is_fault(error):
             self.error = error
             note(self._where, error, **self._about)
             return True
         if not isinstance(error, BaseExceptionGroup):
             return False
         rest = _cancellation(error)
-        errors = error.subgroup(lambda e: isinstance(e, Exception) and not isinstance(e, BaseExceptionGroup))
+        errors = error.subgroup(_is_fault)
         if errors is not None:
             note(self._where, errors, **self._about)
         if rest is not None:
@@ -70,7 +83,8 @@ def contained(where: str, **about: object) -> Guard:
 
     where: the boundary, a fixed name such as "http.request": it becomes a label of `dfud_contained_errors_total`, so it must
     not hold anything from outside. about: what the log line shows besides (app, device); no secrets. Cancellation,
-    KeyboardInterrupt and SystemExit pass, also out of a group; what else the group holds is logged.
+    KeyboardInterrupt and SystemExit pass, also out of a group; what else the group holds is logged. A panic of a library in Rust
+    is contained, too.
     """
     return Guard(where, about)
 

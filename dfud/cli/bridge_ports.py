@@ -15,6 +15,7 @@ import trio
 from dfud.board.flashing import no_port
 from dfud.cli.bridge_relay import NO_ANSWER, Relay, reason
 from dfud.cli.client import CliError
+from dfud.cli.output import OutputError
 from dfud.errors import PeerError
 from dfud.wire.messages import Type, decode_command_untrusted
 from dfud.wire.serialline import Answer, Link, Question, Text, What
@@ -53,8 +54,6 @@ class Port:
                     self._was_open = True
                     self._say(f"open, {self._baud} baud")
                     await self._serve(line.fileno())
-            except BrokenPipeError:  # nobody reads what is told
-                raise
             except OSError as error:  # pyserial's exceptions are such, too
                 # One that comes back may be not yet ready, or not yet ours.
                 if not self._said and error.errno not in GONE:
@@ -65,8 +64,8 @@ class Port:
                     else "no such port yet; waiting for it. Is the board plugged in?"
                 )
             except ExceptionGroup as group:
-                # A fault of ours costs this port what it was at, and no other anything; but nobody reads what is told, then it ends.
-                if group.subgroup(BrokenPipeError) is not None:
+                # A fault of ours costs this port what it was at, and no other anything; but where nothing can be told, it ends.
+                if group.subgroup(OutputError) is not None:
                     raise
                 traceback.print_exception(group)
                 self._say("a fault of dfuctl's own, its trace is on standard error; starting anew", fault=True)

@@ -17,6 +17,7 @@ ANSWER_S = 60.0  # on top of what a device waits for something new
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NO_ANSWER = 504
 WORDS_MAX = 120
+SECONDS_DIGITS = 6  # of Retry-After
 
 
 def judged_server(url: str, certificate: Path | None, plain: bool) -> httpx.URL:
@@ -106,7 +107,13 @@ class Relay:
             status = 503  # the number is the bridge's own
         if question.what is What.STATUS and status == 200 and answer.headers.get("command") != "dfu":
             return Answer(NO_ANSWER, b"what answers is no dfud: is it the port for devices?")
-        return Answer(status, body if status == 200 else b"")
+        return Answer(status, body if status == 200 else _seconds(answer) if status != 202 else b"")
+
+
+def _seconds(answer: httpx.Response) -> bytes:
+    """Return how long the server wants to be left alone, as decimal digits, b"" if it does not say so in seconds."""
+    text = str(answer.headers.get("retry-after", ""))
+    return text.encode() if text.isascii() and text.isdigit() and len(text) <= SECONDS_DIGITS else b""
 
 
 def words(error: BaseException) -> bytes:

@@ -61,7 +61,7 @@ class Contexts:
             return tomllib.loads(self.path.read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CliError(f"{self.path} cannot be read: {error}") from error
 
     def write(self, data: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def rollout_create(
     if spec_path is not None:
         try:
             spec = json.loads(spec_path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CliError(f"{spec_path} cannot be read as JSON: {error}") from error
         if not isinstance(spec, dict):
             raise CliError(f"{spec_path}: expected an object, the rollout's spec")

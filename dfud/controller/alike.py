@@ -7,19 +7,58 @@ app's epoch, which is part of what is compared. No I/O.
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Sequence
 
-from dfud.api import Actual, Deployment, Desired, Firmware
+import msgspec
+from msgspec.structs import replace
+
+from dfud.api import Actual, Change, Deployment, Desired, Firmware
 from dfud.controller.decide import Verdict
-from dfud.controller.keeping import has_place
+from dfud.controller.keeping import Look, Step, has_place
 from dfud.controller.memory import Hold
 from dfud.controller.observe import actual_of
 from dfud.controller.sending import Order
-from dfud.model.ids import ordered_id
+from dfud.model.ids import ids_of, ordered_id
 from dfud.package.file import PackageFile
 from dfud.wire.messages import Command, Status
 
 Key = tuple[object, ...]
+
+
+class Said(msgspec.Struct, frozen=True):
+    """One status as it is taken: what it says of a device, of whichever name. part: all of it that decides, the same object for all
+    statuses that are the same in that.
+    """
+
+    status: Status
+    actual: Actual
+    part: Key
+
+
+class Situation(msgspec.Struct, frozen=True, gc=False):
+    """All that an outcome depends on, but for names, numbers and health. desired, said: what the key names by identity."""
+
+    key: Key
+    desired: Desired
+    said: Said
+
+
+class Model(msgspec.Struct, frozen=True):
+    """What the first device of a situation came to. steps: of a deployment that began with the first of them; none: nothing of its
+    deployment changed. tally, counts: what it is counted in now, and what changed that; None: it was not stored, so nobody knows.
+    """
+
+    situation: Situation
+    steps: Sequence[Step]
+    tally: tuple[str, ...] | None
+    counts: Sequence[Change]
+    look: Look
+
+    def steps_of(self, name: str, device: str, number: int) -> list[Step]:
+        return [
+            (replace(after, id=name, device=device, number=number), replace(entry, deployment=name, device=device))
+            for after, entry in self.steps
+        ]
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -48,12 +87,12 @@ class Outcome(msgspec.Struct, frozen=True):
         last, steps = verdict.deployment, []
         stamped = None
         for step, entry in verdict.steps:
-            deployment = msgspec.structs.replace(step, id=name, device=device, number=number)
-            steps.append((deployment, msgspec.structs.replace(entry, deployment=name, device=device)))
+            deployment = replace(step, id=name, device=device, number=number)
+            steps.append((deployment, replace(entry, deployment=name, device=device)))
             if step is last:
                 stamped = deployment
         if stamped is None and last is not None:
-            stamped = msgspec.structs.replace(last, id=name, device=device, number=number)
+            stamped = replace(last, id=name, device=device, number=number)
         return Verdict(verdict.action, stamped, steps, verdict.poll_s, verdict.reason, verdict.why)
 
 
@@ -64,17 +103,21 @@ class Alike:
         self.now_s = now_s
         self.now = now
         self._outcomes: dict[Key, Outcome] = {}
-        self._said: dict[tuple[int, str, str], tuple[Status, Actual]] = {}
+        self.new_id = ids_of(now_s)
+        self.models: dict[Key, Model] = {}
+        self._said: dict[tuple[int, str, str], Said] = {}
+        self._parts: dict[Key, Key] = {}
 
-    def said(self, app: str, device: str, status: Status, transport: str) -> Actual:
-        """Return actual_of(): the bodies of a fleet are read once, so its statuses are the same objects."""
+    def said(self, app: str, device: str, status: Status, transport: str) -> Said:
+        """Return actual_of(), of one device or another: the bodies of a fleet are read once, so its statuses are the same objects."""
         key = (id(status), app, transport)
         found = self._said.get(key)
-        if found is not None:
-            return msgspec.structs.replace(found[1], device=device)
-        actual = actual_of(app, device, status, transport, self.now_s)
-        self._said[key] = (status, actual)  # with the status: else another one could get its identity
-        return actual
+        if found is None:
+            part = (*_deciding(status), tuple(sorted(status.attributes.items())), transport)
+            part = self._parts.setdefault(part, part)
+            # With the status: else another one could get its identity.
+            found = self._said[key] = Said(status, actual_of(app, device, status, transport, self.now_s), part)
+        return found
 
     def key(
         self, hold: Hold, status: Status, transport: str, desired: Desired, target: Firmware | None, twins: bool
@@ -93,26 +136,15 @@ class Alike:
         return (
             hold.key[0],
             hold.epoch,
-            # All of a status but for what nothing is decided by: how often it has started, and attributes that no image asks for.
-            status.version,
-            status.digest,
-            status.hardware,
-            status.kinds,
-            status.payload,
-            status.capacity,
-            status.trial,
-            status.defer,
+            _deciding(status),
             asked,
-            status.sequence,
-            status.manifest,
-            status.app,
             id(desired),
             id(target),
             twins,
             # What is known of how it fetches and decodes, by which its package is chosen.
             transport,
             hold.known.actual.measured if hold.known.actual is not None else None,
-            _nameless(before) if before is not None else None,
+            nameless(before) if before is not None else None,
         )
 
     def find(self, key: Key) -> Outcome | None:
@@ -157,8 +189,23 @@ def takes_place(known: Deployment | None, began: Deployment) -> bool:
     return bool(began.rollout) and not began.final and not began.back and not has_place(known, began)
 
 
-def _nameless(deployment: Deployment) -> Deployment:
-    """Return a deployment that is over without what nothing is decided by: two of the same kind are equal then."""
-    return msgspec.structs.replace(
-        deployment, id="", device="", number=0, created_s=0.0, updated_s=0.0, moved_s=0.0, choice=None
+def _deciding(status: Status) -> Key:
+    """Return all of a status but for its attributes, and what nothing is decided by: how often it has started."""
+    return (
+        status.version,
+        status.digest,
+        status.hardware,
+        status.kinds,
+        status.payload,
+        status.capacity,
+        status.trial,
+        status.defer,
+        status.sequence,
+        status.manifest,
+        status.app,
     )
+
+
+def nameless(deployment: Deployment) -> Deployment:
+    """Return a deployment that is over without what nothing is decided by: two of the same kind are equal then."""
+    return replace(deployment, id="", device="", number=0, created_s=0.0, updated_s=0.0, moved_s=0.0, choice=None)

@@ -46,14 +46,17 @@ from dfud.controller.images import Images
 from dfud.controller.insight import Insight
 from dfud.controller.jobs import Jobs
 from dfud.controller.keeping import Keeper, Kept, Look, taken
+from dfud.controller.likewise import Likewise
 from dfud.controller.memory import Hold, Memory, undisputed
 from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
 from dfud.controller.paces import Paces
 from dfud.controller.packages import Packages
+from dfud.controller.parts import Parts
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of
+from dfud.controller.settled import Settling
 from dfud.controller.spent import Spent
 from dfud.controller.together import Together
 from dfud.controller.wishes import cancelled, nothing_to_do, retried
@@ -94,13 +97,17 @@ class Controller:
         self.fleet = Fleet(store, bus, self._memory.image, now)
         self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
         self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
+        self.parts = Parts(self._memory, packages, config.progress_s)
         self._jobs = Jobs()
         self._deciding = Deciding(self.rollouts, config)
         self._images = Images(store, config.cache_firmwares)
         self.paces = Paces(config.link_bytes_per_second)
         self._keeper = Keeper(store, bus, config, self._outbox, self.rollouts, self.fleet)
         self.spent = Spent(store, bus, self._keeper.budget, packages.budget, self.rollouts)
-        self.take = Together(store, self._memory, self._keeper, self._look, now).take
+        self._settling = Settling(self._memory, config.seen_s)
+        likewise = Likewise(self._memory, self._keeper, self.rollouts.common)
+        self.together = Together(store, self._memory, self._keeper, self._look, self._settling.look, likewise, now)
+        self.take = self.together.take
         bus.subscribe(RetryRequested, self._retry_requested)
         bus.subscribe(CancelRequested, self._cancel_requested)
 
@@ -187,7 +194,7 @@ class Controller:
         if status.version == NO_VERSION:
             status = await self._named(app, status)
         said = (
-            alike.said(app, device, status, transport)
+            msgspec.structs.replace(alike.said(app, device, status, transport).actual, device=device)
             if alike is not None
             else actual_of(app, device, status, transport, now_s)
         )
@@ -216,6 +223,9 @@ class Controller:
         older = await self._keeper.older(hold, status, now_s) if not again and status.result is not None else []
         now = alike.now if alike is not None else trio.current_time()
         kept = await self._keeper.of(hold, actual, verdict, now_s, older, now=now)
+        resource = self._memory.known_app(app)
+        common = self.rollouts.common(resource) if resource is not None else None
+        kept.settled = self._settling.of(hold, status, verdict, command, kept, common=common)
         return Look(kept, command, order, package)
 
     async def _decided(

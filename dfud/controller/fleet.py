@@ -148,6 +148,10 @@ class Fleet:
             self._stale.add(actual.app)
         return msgspec.structs.replace(actual, tally=tally), changes
 
+    def moved(self, app: str) -> None:
+        """Counters of an app change with a commit to come: read them again for /metrics."""
+        self._stale.add(app)
+
     def left(self, actual: Actual | None) -> list[Change]:
         """Return what changes when a device is deleted that said this last."""
         if actual is None or not actual.tally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 
 import msgspec
 
@@ -41,7 +42,20 @@ from dfud.wire.messages import Command, Outcome, Status
 
 Step = tuple[Deployment, HistoryEntry]
 Tells = Callable[[], ChangeEvent]
+NOTHING: Mapping[str, int] = MappingProxyType({})
 OLDER_MAX = 5  # deployments among which the one is looked for that a late result is about
+
+
+class Settled(msgspec.Struct, gc=False):
+    """What a look at a device came to that stays so while neither its app (epoch) changes nor what is known of it: actual and
+    deployment, as they were kept after that look. status: the one that it was about.
+    """
+
+    status: Status
+    command: Command
+    epoch: int | None
+    actual: Actual | None = None
+    deployment: Deployment | None = None
 
 
 class Kept(msgspec.Struct, gc=False):
@@ -57,6 +71,7 @@ class Kept(msgspec.Struct, gc=False):
     now: float
     now_s: float
     told: Sequence[Tells] = ()
+    settled: Settled | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -167,6 +182,49 @@ class Keeper:
             told=told,
         )
 
+    def likewise(
+        self,
+        hold: Hold,
+        actual: Actual,
+        deployment: Deployment | None,
+        steps: Sequence[Step],
+        tally: tuple[str, ...] | None,
+        counts: Sequence[Change],
+        *,
+        now: float,
+        now_s: float,
+    ) -> Kept | None:
+        """As of(), for a device that is like another one, of which it is known what it is counted in (tally) and what changes that;
+        tally None: not, and then None is returned where something is to be stored.
+        """
+        known = hold.known
+        news = known.actual is None or not _same(known.actual, actual)
+        changes: list[Change] = []
+        told: Sequence[Tells] = ()
+        if steps or news or now - known.seen_at >= self._config.seen_s:
+            if tally is None:
+                return None
+            if steps:
+                self.budget.spend(actual.app, actual.device, len(steps), now)
+                changes = [PutDeployment(d, e) for d, e in steps]
+                told, waiting = self._outbox.put_steps(steps)
+                changes += waiting
+            actual = msgspec.structs.replace(actual, tally=tally)
+            changes.append(PutActual(actual, tell=news))
+            changes += counts
+            self._fleet.moved(actual.app)
+        return Kept(
+            changes=changes,
+            steps=steps,
+            counted=NOTHING,
+            actual=actual,
+            deployment=deployment,
+            news=news,
+            now=now,
+            now_s=now_s,
+            told=told,
+        )
+
     def committing(self) -> AbstractContextManager[None]:
         """Around the commit of what of() gave: where that is not done, what is remembered of it is doubted."""
         return self._rollouts.failures.doubted()
@@ -181,6 +239,9 @@ class Keeper:
             self._rollouts.counted(dict(kept.counted))
         known.actual = actual
         known.deployment = kept.deployment
+        known.settled = settled = kept.settled
+        if settled is not None:
+            settled.actual, settled.deployment = actual, kept.deployment
         for (deployment, entry), told in zip(kept.steps, kept.told, strict=True):
             self._bus.publish(DeploymentChanged(deployment, entry, told))
         if kept.news:

@@ -57,7 +57,7 @@ class Known(msgspec.Struct, gc=False):
     """One device in memory: what is stored of it, and the progress within one transfer.
 
     seen_at, progress_at: when that was stored last, on trio's clock. status: the one that was heard last; fetched: the chunk that
-    was asked for last.
+    was asked for last; settled: what the last look came to, if that stays so (dfud.controller.settled).
     """
 
     device: Device
@@ -68,6 +68,7 @@ class Known(msgspec.Struct, gc=False):
     progress_at: float = float("-inf")
     status: object = None
     fetched: int = -1
+    settled: object = None
 
 
 class Hold:
@@ -191,6 +192,10 @@ class Memory:
 
         return await self._apps.load(name, read)
 
+    def known_app(self, name: str) -> App | None:
+        """Return an app if it is in memory."""
+        return self._apps.get(name)
+
     async def firmware(self, app: str, version: str) -> Firmware | None:
         async def read() -> Firmware | None:
             return await self._store.firmware(app, version)
@@ -218,6 +223,11 @@ class Memory:
             return Ladder(await self._store.firmwares(app))
 
         return await self._ladders.load(app, read)
+
+    def asks_for_attributes(self, app: str) -> bool:
+        """Say whether a firmware of an app may be meant for some attributes only, as far as is known without reading."""
+        ladder = self._ladders.get(app)
+        return ladder is None or bool(ladder.asked)
 
     def peek(self, app: str, device: str) -> Known | None:
         """Return a device if it is in memory. It may be held by somebody."""

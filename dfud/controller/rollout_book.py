@@ -295,6 +295,10 @@ class Book:
             return self._paced(found.alone, actual, deployment, now_s).beside(other)
         return self._paced(found, actual, deployment, now_s)
 
+    def common(self, app: App) -> Desired | None:
+        """Return what should run on every device that asks for nothing itself; None: that depends on the device."""
+        return self._policy(app).common
+
     def _paced(self, found: Desired, actual: Actual | None, deployment: Deployment | None, now_s: float) -> Desired:
         """Return what is desired of one kind with what keeps its rollout from telling one more device now."""
         if not found.rollout or found.back or found.held is not None:

@@ -10,6 +10,7 @@ import trio
 from dfud.api import AddCounts, Change, ExpectDevice, NotFoundError, RequestError, Store, StoreError
 from dfud.controller.alike import Alike
 from dfud.controller.keeping import Asked, Keeper, Look
+from dfud.controller.likewise import Likewise
 from dfud.controller.memory import Hold, Memory
 from dfud.controller.sending import Order
 from dfud.wire.messages import Command, Status
@@ -19,6 +20,10 @@ TOGETHER = 32  # devices between two looks at the rest of the world
 
 class Looks(Protocol):
     def __call__(self, hold: Hold, status: Status, transport: str, *, alike: Alike) -> Awaitable[Look | None]: ...
+
+
+class Settled(Protocol):
+    def __call__(self, hold: Hold, status: Status, transport: str, now_s: float, now: float) -> Look | None: ...
 
 
 class Taken:
@@ -96,13 +101,25 @@ class Taken:
 
 
 class Together:
-    """looks: works out what one status comes to; now: seconds since the epoch."""
+    """looks: works out what one status comes to; settled: the same, where that is what the last one came to, else None; likewise: the
+    same for those that are like another one of the batch; now: seconds since the epoch."""
 
-    def __init__(self, store: Store, memory: Memory, keeper: Keeper, looks: Looks, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        memory: Memory,
+        keeper: Keeper,
+        looks: Looks,
+        settled: Settled,
+        likewise: Likewise,
+        now: Callable[[], float],
+    ) -> None:
         self._store = store
         self._memory = memory
         self._keeper = keeper
         self._looks = looks
+        self._settled = settled
+        self._likewise = likewise
         self._now = now
 
     async def take(self, asked: Sequence[Asked]) -> Taken:
@@ -119,7 +136,9 @@ class Together:
                 if hold is None:
                     continue
                 try:
-                    look = await self._looks(hold, one.status, one.transport, alike=alike)
+                    look = self._settled(hold, one.status, one.transport, alike.now_s, alike.now)
+                    if look is None:
+                        look = await self._look(hold, one, alike)
                 except (NotFoundError, StoreError):
                     continue
                 holds[number] = None
@@ -134,3 +153,12 @@ class Together:
                 if hold is not None:
                     self._memory.let_go(hold, failed=True)
         return taken
+
+    async def _look(self, hold: Hold, one: Asked, alike: Alike) -> Look | None:
+        situation = self._likewise.situation(hold, one.status, one.transport, alike)
+        look = self._likewise.look(hold, situation, alike) if situation is not None else None
+        if look is None:
+            look = await self._looks(hold, one.status, one.transport, alike=alike)
+            if look is not None and situation is not None:
+                self._likewise.learn(hold, situation, alike, look)
+        return look

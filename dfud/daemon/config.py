@@ -85,7 +85,10 @@ def read_file(path: Path) -> dict[str, Any]:
                 f"`dfud check-config --full > {path}` writes one with every default"
             ) from error
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOMLDecodeError is one; a number of 5000 digits, or many brackets, another
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from dfud.api import Cache, Store
-from dfud.model.anchors import anchors_of
+from dfud.model.anchors import UNREADABLE, anchors_of
 
 Anchors = dict[str, list[tuple[str, x509.Certificate]]]
 APPS_AT_ONCE = 500
@@ -29,7 +29,7 @@ class Presented:
 def read_certificate_untrusted(der: bytes) -> Presented | None:
     try:
         return Presented(x509.load_der_x509_certificate(der))
-    except (ValueError, TypeError):
+    except UNREADABLE:
         return None
 
 
@@ -40,7 +40,7 @@ def valid(certificate: x509.Certificate, now_s: float) -> bool:
 def issued(anchor: x509.Certificate, certificate: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(anchor)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 

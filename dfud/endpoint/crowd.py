@@ -84,11 +84,15 @@ class Crowd:
         self._key = key
         self._limits = limits
         self._watches: list[set[str | tuple[str, str]]] = []
-        bus.subscribe(DeviceChanged, lambda e: self._changed((e.app, e.device)))
-        bus.subscribe(DeviceStateChanged, lambda e: self._changed((e.app, e.device)))
+        bus.subscribe(DeviceChanged, self._device_changed)
+        bus.subscribe(DeviceStateChanged, self._device_changed)
         bus.subscribe(AppChanged, lambda e: self._changed(e.app))
         bus.subscribe(Missed, lambda e: self._changed(e.app or ANYTHING))
         bus.subscribe(Aged, lambda e: self._changed(ANYTHING))
+
+    def _device_changed(self, event: DeviceChanged | DeviceStateChanged) -> None:
+        if self._watches:
+            self._changed((event.app, event.device))
 
     def _changed(self, what: str | tuple[str, str]) -> None:
         for watch in self._watches:

@@ -42,6 +42,7 @@ from dfud.api import (
     note,
 )
 from dfud.controller.controller import Controller
+from dfud.endpoint.again import Again
 from dfud.endpoint.answers import DFU, Answered, encoded, is_calm, said_of
 from dfud.endpoint.arrivals import Arrivals, Soon
 from dfud.endpoint.auth import Authenticator, Enroller, Session
@@ -110,6 +111,7 @@ class DeviceEndpoint(Endpoint):
         self._polls: Cache[tuple[str, str], Answered] = Cache(config.polls, lambda key: key[0])
         self._slots = authenticator.slots
         self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
+        self._again = Again(authenticator, self._policy, controller.parts, clock)
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
@@ -227,6 +229,9 @@ class DeviceEndpoint(Endpoint):
             return None
         return self._park(session, request, self._slots.poll_s(slot)) if waits else reply
 
+    def quick_again(self, request: Request) -> Callable[[], Reply | None] | None:
+        return self._again.poll(request)
+
     def _quick_behind(self, request: Request) -> Reply | Waiting | None:
         """As _quick(), for a device that a gateway speaks for."""
         session = self._auth.known(request.credentials, request.as_device)
@@ -257,6 +262,7 @@ class DeviceEndpoint(Endpoint):
         return FAILED
 
     async def post(self, request: Request) -> Reply | Waiting:
+        self._asked = None
         if not await self.pressure.turn():
             return self.pressure.away()
         try:
@@ -429,6 +435,11 @@ class DeviceEndpoint(Endpoint):
         if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
+
+    def chunk_again(
+        self, credentials: Credentials, package: str, number: int
+    ) -> Callable[[float], bytes | None] | None:
+        return self._again.chunk(credentials, package, number)
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         with contained("endpoint.chunks", peer=peer):

@@ -137,13 +137,14 @@ class Pressure:
     def _begin(self) -> None:
         self.under_way += 1
         self._most = max(self._most, self.under_way)
-        if self.under_way >= BUSY:
+        if self.under_way == BUSY:
             self._busy.set()
 
     def end(self) -> None:
         self.under_way -= 1
         self._done += 1
-        self._hand_on()
+        if self._waiting:
+            self._hand_on()
 
     def _hand_on(self) -> None:
         if self._hands_on:

@@ -80,6 +80,10 @@ class Slots:
         app, _, device = self._name[slot].partition("\0")
         return app, device, self.ends_s[slot]
 
+    def name(self, slot: int) -> str:
+        """Return what tells one device from all others."""
+        return self._name[slot]
+
     def keep(self, digest: bytes, app: str, device: str, ends_s: float) -> int:
         """Remember a session that is known to be true now."""
         slot = self._slots[digest[0]].get(digest, -1)
@@ -120,7 +124,8 @@ class Slots:
         Of the body a hash is kept: it is compared with what the same device says later, and with nothing else.
         """
         self._said[slot] = hash(body)
-        self._reply[slot] = self._once(reply)
+        if self._reply[slot] is not reply:
+            self._reply[slot] = self._once(reply)
         self._until_s[slot] = until_s
         self._poll_s[slot] = poll_s
         self._calm_epoch[slot] = self._calm_epochs[self._app[slot]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 _MS_MASK = (1 << 48) - 1
 _RANDOM_BITS = 62
@@ -16,7 +17,12 @@ def ordered_id(now_s: float) -> str:
 
     now_s: since the epoch.
     """
+    return ids_of(now_s)()
+
+
+def ids_of(now_s: float) -> Callable[[], str]:
+    """Return what makes any number of ordered_id() of one moment."""
     whole_ms, part = divmod(max(0.0, now_s) * 1000.0, 1.0)
-    high = (int(whole_ms) & _MS_MASK) << 16 | 7 << 12 | int(part * 4096)
-    low = random.getrandbits(_RANDOM_BITS) | _VARIANT
-    return f"{high:016x}{low:016x}"
+    high = f"{(int(whole_ms) & _MS_MASK) << 16 | 7 << 12 | int(part * 4096):016x}"
+    draw = random.getrandbits
+    return lambda: f"{high}{draw(_RANDOM_BITS) | _VARIANT:016x}"

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -328,10 +329,11 @@ class GroupJobs:
 
 def _counted(before: dict[str, int], wishes: list[Wish]) -> dict[str, int]:
     found = dict(before)
-    for wish in wishes:
-        shown = firmware_shown(None if wish.firmware is msgspec.UNSET else wish.firmware)
+    # Most of a page ask for the same.
+    for firmware, same in groupby(wishes, lambda wish: wish.firmware):
+        shown = firmware_shown(None if firmware is msgspec.UNSET else firmware)
         key = shown if shown in found or len(found) < FROM_MAX else "other"
-        found[key] = found.get(key, 0) + 1
+        found[key] = found.get(key, 0) + sum(1 for _ in same)
     return found
 
 

@@ -31,6 +31,7 @@ KEYS_MAX = 64
 CHUNK_BYTES = 1 << 14
 FETCH_AGAIN_S = 30.0
 USER_MAX = 200
+EXPIRES_MAX_S = 1e11
 
 
 class OidcConfig(msgspec.Struct, frozen=True):
@@ -175,8 +176,8 @@ class Oidc:
         except (errors.JoseError, ValueError, TypeError, KeyError, RecursionError):
             return None  # why is nobody's business; which library calls which of them is its own
         user, expires = self._user(claims), claims.get("exp")
-        if user is None or not isinstance(expires, int | float) or not math.isfinite(expires):
-            return None
+        if user is None or not isinstance(expires, int | float) or not 0 <= expires <= EXPIRES_MAX_S:
+            return None  # not a number (NaN compares as nothing), or one that no clock reaches
         found = (user, float(expires) + int(self._config.leeway_s))
         self._known.put(_digest(token), found)  # nothing was awaited since its key was found
         return found

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from dfud.api import Metadata, PeerError, parse_selector_untrusted
+from dfud.model.anchors import check_anchors_untrusted
 from dfud.model.credentials import PasswordLimits
 from dfud.model.desired import desired_of
 from dfud.model.layout import limits_untrusted
@@ -79,6 +80,8 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
         if place in changed:
             _check_credentials(changed[place], f"spec.{place}", limits.passwords)
     _at_most(changed, ("trustAnchors", "anchors"), ANCHORS_MAX)
+    if "trustAnchors" in changed:
+        check_anchors_untrusted(changed)
     _at_most(changed, ("signing", "keys"), KEYS_MAX)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from dfud.api import Actual, App, Deployment, Desired, DeviceView, Firmware, State
 from dfud.model.deployment import TWINS_AFTER, TWINS_S, Health
 from dfud.model.kinds import APP, SYSTEM
-from dfud.model.quickest import choice_json
+from dfud.model.quickest import Measured, choice_json
 from dfud.model.times import time_of
 from dfud.wire.manifest import renewal_due
 from dfud.wire.messages import Boot, code_name
@@ -82,11 +82,8 @@ def firmware_status(
             "transport": actual.transport,
             "dialect": actual.dialect,
         }
-        if actual.measured is not None:
-            out["actual"]["measured"] = {
-                "bytesPerSecond": actual.measured.rate,
-                "slowness": actual.measured.slowness / 1000,
-            }
+        if measured := _measured_json(actual.measured):
+            out["actual"]["measured"] = measured
         if actual.attributes:
             out["actual"]["attributes"] = actual.attributes
         if actual.health is not None:
@@ -98,6 +95,14 @@ def firmware_status(
     if deployment is not None:
         out["deployment"] = deployment_json(deployment)
     return out
+
+
+def _measured_json(measured: Measured | None) -> dict[str, Any]:
+    """Return what transfers have shown, without what they have not."""
+    if measured is None:
+        return {}
+    shown = {"bytesPerSecond": measured.rate, "slowness": measured.slowness / 1000}
+    return {key: value for key, value in shown.items() if value}
 
 
 def _side(app: App, view: DeviceView, desired: Desired, target: Firmware | None) -> _Side:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import trio
 
@@ -54,8 +55,15 @@ class FakeWaiting(Waiting):
         self._endpoint.parked.discard(self)
 
 
+@lru_cache(maxsize=256)
+def _one_for_all(reply: Reply) -> Reply:
+    """Return the reply that is equal and was given before: a transport may recognise it, as it does dfud's own."""
+    return reply
+
+
 class FakeEndpoint(Endpoint):
-    """Answers by rule and keeps what it is given: the last KEPT_MAX `requests` and `fetches`, everything that is `parked`.
+    """Answers by rule and keeps what it is given: the last KEPT_MAX `requests` and `fetches` (without the peer: of
+    a chunk that was asked for again), everything that is `parked`.
 
     authorization: the one value that is let in; None: everybody is. packages: chunks by package name. keys: pre-shared keys
     by identity. answers: what to reply on a channel; without one, channel dfu gets a command `dfu` with the status as its
@@ -103,22 +111,44 @@ class FakeEndpoint(Endpoint):
         if self.failing is not None:
             raise self.failing
         self.requests.append(request)
+        found = self._rule(request)
+        if found is not None:
+            return found
+        self.last_waiting = FakeWaiting(self, request.timeout_s)
+        self.parked.add(self.last_waiting)
+        return self.last_waiting
+
+    def _rule(self, request: Request) -> Reply | None:
+        """Return the reply to a request, or None: it is parked."""
         if not self._allowed(request.credentials):
             return DENIED
         found = self.answers.get(request.channel)
         if found is not None:
             return found
         if request.timeout_s > 0:
-            self.last_waiting = FakeWaiting(self, request.timeout_s)
-            self.parked.add(self.last_waiting)
-            return self.last_waiting
-        return Reply(Code.COMMAND, "dfu", request.body) if request.channel == "dfu" else Reply(Code.ACCEPTED)
+            return None
+        return _one_for_all(
+            Reply(Code.COMMAND, "dfu", request.body) if request.channel == "dfu" else Reply(Code.ACCEPTED)
+        )
 
     def is_full(self) -> bool:
         return self.full
 
     def quick(self, request: Request) -> Reply | Waiting | None:
         return self._take(request) if self.quickly else None
+
+    def quick_again(self, request: Request) -> Callable[[], Reply | None] | None:
+        reply = self._rule(request)
+
+        def again() -> Reply | None:
+            if self.failing is not None:
+                raise self.failing
+            if reply is None or not self.quickly or self._rule(request) is not reply:
+                return None
+            self.requests.append(request)
+            return reply
+
+        return again
 
     async def post(self, request: Request) -> Reply | Waiting:
         await trio.lowlevel.checkpoint()
@@ -139,6 +169,20 @@ class FakeEndpoint(Endpoint):
         self, peer: str, credentials: Credentials, package: str, first: int, last: int
     ) -> Chunks | Reply | None:
         return self._cut(peer, credentials, package, first, last) if self.quickly else None
+
+    def chunk_again(
+        self, credentials: Credentials, package: str, number: int
+    ) -> Callable[[float], bytes | None] | None:
+        def again(now_s: float) -> bytes | None:
+            if self.failing is not None:
+                raise self.failing
+            chunks = self.packages.get(package, ())
+            if not self.quickly or not self._allowed(credentials) or number >= len(chunks):
+                return None
+            self.fetches.append(("", credentials, package, number, number))
+            return chunks[number]
+
+        return again
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         await trio.lowlevel.checkpoint()

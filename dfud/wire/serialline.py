@@ -60,7 +60,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """status: of HTTP; 504: the bridge has none, and the body says why."""
+    """status: of HTTP; 504: the bridge has none, and the body says why. That of another error is empty, or Retry-After in digits."""
 
     status: int
     body: bytes

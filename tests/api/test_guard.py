@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
@@ -62,6 +63,34 @@ def test_what_ends_a_process_passes() -> None:
         raise BaseExceptionGroup("", [KeyboardInterrupt(), ValueError()])
     assert caught.value.subgroup(ValueError) is None
     assert faults()["test.exit-group"] == 1
+
+
+async def test_a_loop_that_is_not_ours_and_a_panic_of_rust_cost_themselves_only() -> None:
+    async def cancelled() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async def in_a_thread() -> None:
+        await trio.to_thread.run_sync(lambda: asyncio.run(cancelled()))
+
+    for _ in range(2):
+        with contained("test.asyncio") as guard:
+            await in_a_thread()
+        assert isinstance(guard.error, asyncio.CancelledError)
+    with contained("test.asyncio"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_a_thread)
+    assert faults()["test.asyncio"] == 3
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+    with contained("test.panic"):
+        raise panic("called `Option::unwrap()` on a `None` value")
+    with contained("test.panic"):
+        raise BaseExceptionGroup("", [panic(), ValueError()])
+    assert faults()["test.panic"] == 2
+    with pytest.raises(GeneratorExit), contained("test.panic"):
+        raise GeneratorExit
 
 
 async def test_forever_goes_on_after_a_failure(autojump_clock: trio.testing.MockClock) -> None:

@@ -14,8 +14,8 @@ class Kept(msgspec.Struct):
 
 
 GOOD = b'{"name": "a", "more": [1]}'
-DEEP = b'{"name": "a", "more": ' + b"[" * 5000 + b"]" * 5000 + b"}"
-SKIPPED = b'{"name": "a", "from later": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+DEEP = b'{"name": "a", "more": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+SKIPPED = b'{"name": "a", "from later": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
 
 
 def test_what_can_be_read_is_a_value() -> None:

@@ -321,6 +321,33 @@ async def test_a_board_can_have_three_requests_sent_and_no_other(nursery: trio.N
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("503 away\r\nRetry-After: 17", Answer(503, b"17")),
+        ("429 too many\r\nretry-after: 3600", Answer(429, b"3600")),
+        ("504 the server's own\r\nRetry-After: 5", Answer(503, b"5")),
+        ("503 away", Answer(503, b"")),
+        ("503 away\r\nRetry-After: Wed, 21 Oct 2026 07:28:00 GMT", Answer(503, b"")),
+        ("503 away\r\nRetry-After: 1000000", Answer(503, b"")),
+        ("202 nothing new\r\nRetry-After: 17", Answer(202, b"")),
+    ],
+)
+async def test_how_long_dfud_wants_to_be_left_alone_is_handed_on(nursery: trio.Nursery, head: str, expected: Answer) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        await stream.send_all(f"HTTP/1.1 {head}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        await stream.aclose()
+
+    nursery.start_soon(trio.serve_listeners, answer, listeners)
+    async with Relay(judged_server(f"http://127.0.0.1:{port}", None, False), trust(None), None) as relay:
+        assert await relay.ask(Question(b"0001", What.STATUS, "", b"s", 0, 512, 1024)) == expected
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(("body", "told"), [(bytes(101), b"more than 100 bytes"), (bytes(100), b"is no dfud")])
 async def test_an_answer_that_is_too_long_or_no_dfuds_is_none(nursery: trio.Nursery, body: bytes, told: bytes) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

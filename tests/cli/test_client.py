@@ -82,6 +82,14 @@ def test_a_group_update_that_does_not_end_well_says_so(
     assert str(found.value) == told
 
 
+@pytest.mark.parametrize("odd", [b"\xff", b"[a", b"a = " + b"9" * 5000, b"a = " + b"[" * 5000], ids=len)
+def test_contexts_that_cannot_be_read_are_named(tmp_path: Path, odd: bytes) -> None:
+    path = tmp_path / "contexts.toml"
+    path.write_bytes(odd)
+    with pytest.raises(CliError, match=r"contexts\.toml cannot be read"):
+        Contexts(path).read()
+
+
 def test_what_has_no_body_is_nothing() -> None:
     assert checked(httpx.Response(204)) is None
     assert checked(httpx.Response(200, headers=JSON, content=b"[]")) == []

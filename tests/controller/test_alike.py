@@ -13,7 +13,8 @@ import trio
 from dfud.api import Device, HistoryEntry, Metadata, Recall, State
 from dfud.controller import decide as decide_module
 from dfud.controller import deciding
-from dfud.controller.keeping import Asked
+from dfud.controller.keeping import Asked, Keeper
+from dfud.controller.memory import Hold
 from dfud.controller.sending import Order
 from dfud.package.file import PackageFile, make
 from dfud.wire.messages import Code, Command, Defer, Kind, Outcome, Phase, Progress, Result, Starts, Status, Type
@@ -181,6 +182,41 @@ async def test_a_fleet_that_is_told_is_decided_once(
         await statuses(world, arrived)  # each of an update of its own
         status = a_status(version)
         asked = [msgspec.structs.replace(a, status=status) for a in asked]
+
+
+async def test_who_is_like_another_one_is_not_even_looked_at_by_itself(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = a_world()
+    looked: list[str] = []
+    keeper_of = Keeper.of
+
+    async def of(self: Keeper, hold: Hold, *rest: Any, **more: Any) -> Any:
+        looked.append(hold.key[1])
+        return await keeper_of(self, hold, *rest, **more)
+
+    monkeypatch.setattr(Keeper, "of", of)
+    said = [a_status(starts=Starts(n + 1, 0)) for n in range(DEVICES)]
+    asked = [Asked("app", f"d{n}", said[n], "http") for n in range(DEVICES)]
+    await statuses(world, asked)
+    assert len(looked) == DEVICES  # nothing is known of them yet
+    for number, version in enumerate(VERSIONS[1:], 1):
+        looked.clear()
+        world.put_app({"signing": {"mode": "optional"}, "firmware": {"version": version}})
+        answers = await statuses(world, asked)
+        assert {(a.type, a.version) for a in answers if isinstance(a, Command)} == {(Type.UPDATE, version)}
+        assert len(looked) == 2  # the first one reads the app
+        entries = [[e.event for e in world.store.entries if e.device == f"d{n}"] for n in range(DEVICES)]
+        assert all(events.count("sent") == number and events.count("created") == number for events in entries)
+        asked = [msgspec.structs.replace(a, status=a_status(version, starts=Starts(number * 100, 0))) for a in asked]
+        await statuses(world, asked)
+        looked.clear()
+        await statuses(world, asked)
+        assert len(looked) == 1
+    looked.clear()
+    crashed = a_status(VERSIONS[-1], starts=Starts(1000, 1))
+    await statuses(world, [msgspec.structs.replace(a, status=crashed) for a in asked])
+    assert len(looked) == DEVICES  # each is named with its crash
 
 
 async def test_attributes_that_no_image_asks_for_and_starts_are_decided_once_too(

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from dfud.api import DeviceView, Firmware, State, StoreError
 from dfud.controller.observe import are_twins
 from dfud.model.desired import desired_of
+from dfud.model.quickest import Measured
 from dfud.registry.status import firmware_status
 from dfud.wire.messages import Code, Command, Outcome, Phase, Progress, Result, Starts, Type, code_name
 from tests.controller.world import World, a_firmware, digest
@@ -49,15 +50,38 @@ def failed(version: str, code: Code = Code.CHUNK, number: int = 0) -> Result:
     return Result(Outcome.FAILED, bytes.fromhex(digest(version)), int(code), "x", number=number)
 
 
-def shown(world: World) -> dict[str, object]:
+def status_of(world: World) -> dict[str, Any]:
     store = world.store
     found = DeviceView(store.devices_["app", "dev"], store.actuals.get(("app", "dev")), store.newest("app", "dev"))
     target = store.firmwares_.get(("app", found.device.spec.get("firmware", {}).get("version", "")))
     app = store.apps_["app"]
-    out = firmware_status(app, found, target, desired_of(app.spec, found.device.spec))
+    return firmware_status(app, found, target, desired_of(app.spec, found.device.spec))
+
+
+def shown(world: World) -> dict[str, object]:
+    out = status_of(world)
     return {c["type"]: (c["status"], c.get("reason", ""), c.get("message", "")) for c in out["conditions"]} | {
         "deployment": out.get("deployment")
     }
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        (None, None),
+        (Measured(), None),
+        (Measured(180), {"bytesPerSecond": 180}),
+        (Measured(0, 1500), {"slowness": 1.5}),
+        (Measured(180, 1500), {"bytesPerSecond": 180, "slowness": 1.5}),
+    ],
+)
+async def test_what_no_transfer_has_shown_is_left_out(
+    autojump_clock: MockClock, world: World, measured: Measured | None, expected: dict[str, object] | None
+) -> None:
+    await world.poll()
+    key = ("app", "dev")
+    world.store.actuals[key] = msgspec.structs.replace(world.store.actuals[key], measured=measured)
+    assert status_of(world)["actual"].get("measured") == expected
 
 
 async def test_who_goes_back_without_a_word_is_not_called_ok(autojump_clock: MockClock, world: World) -> None:

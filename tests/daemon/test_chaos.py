@@ -50,7 +50,7 @@ HANDLERS: list[tuple[type[Any], str]] = [
     (Keeper, "of"),
     (Crowd, "judge"),
     *((Arrivals, name) for name in ("_answer", "leave_alone")),
-    *((Quick, name) for name in ("_ask", "_soon")),
+    (Quick, "_ask"),
     (Packages, "_make"),
     (Connection, "_answer"),
     (AjourDialect, "answer"),

@@ -87,9 +87,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"[a\n")
     with pytest.raises(ConfigError, match=r"bad\.toml: not TOML: .*line 1"):
         read_file(tmp_path / "bad.toml")
-    (tmp_path / "bad.toml").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="not TOML"):
-        read_file(tmp_path / "bad.toml")
+    for odd in (b"\xff", b"a = " + b"9" * 5000, b"a = " + b"[" * 5000):
+        (tmp_path / "bad.toml").write_bytes(odd)
+        with pytest.raises(ConfigError, match="not TOML"):
+            read_file(tmp_path / "bad.toml")
 
 
 def test_plugins_are_read_first() -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,22 @@ def test_what_the_server_says_no_to_is_told_as_over_other_transports(device: Any
     if status == 404:
         with pytest.raises(device.Gone):
             wire.run(wire.transport.chunk(PACKAGE, 0, bytearray(100)))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [(503, b"17", 17), (429, b"3600", 3600), (503, b"", 0), (503, b"1234567", 0), (503, b"s", 0), (504, b"17", 0), (200, b"17", 0)],
+)
+def test_it_keeps_to_how_long_the_server_wants_to_be_left_alone(device: Any, status: int, body: bytes, expected: int) -> None:
+    answers = [(503, b"99"), (status, body), (status, body), (202, b"")]
+    wire = Wire(device, [], lambda question: answers.pop(0))
+    buffer, seen = bytearray(100), []
+    status_again = ("status", b"s", 0, buffer)
+    for ask, *said in (("enrol", b"e", buffer), ("chunk", PACKAGE, 0, buffer), status_again, status_again):
+        with suppress(device.TransportError):
+            wire.run(getattr(wire.transport, ask)(*said))
+        seen.append(wire.transport.retry_s)
+    assert seen == [99, expected, expected, 0]
 
 
 def test_without_a_bridge_it_gives_up_in_seconds_and_names_it(device: Any) -> None:

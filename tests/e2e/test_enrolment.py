@@ -96,6 +96,27 @@ async def test_the_secret_outlives_resets_and_the_code_is_not_needed_again(tmp_p
         assert kept == before | {"backoff": 0}, "nothing was changed but the updates counted, which a confirmation takes back"
 
 
+async def test_a_device_that_can_keep_no_secret_runs_its_application_and_enrols_once_it_can(tmp_path: Path) -> None:
+    require("micropython")
+    async with fleet(tmp_path) as f:
+        await f.publish(OLD, "1.0")
+        lamp = board(f, "lamp", await claim(f), device="lamp1")
+        in_the_way = lamp.directory / "nvs-dfud.json.new"
+        in_the_way.mkdir(parents=True)  # each commit to NVS fails
+        f.nursery.start_soon(lamp.run)
+        tries = "dfu: not enrolled before the secret is kept"
+        with trio.fail_after(120):
+            while lamp.console.count(tries) < 3 or "app: confirmed 1.0" not in lamp.console:
+                await trio.sleep(0.05)
+        assert any("nvs: the secret cannot be kept" in line for line in lamp.console)
+        assert await names(f) == [], "the server knows no secret that may be lost"
+        in_the_way.rmdir()
+        with trio.fail_after(120):
+            while (await f.status("lamp1")).get("current") != "1.0":
+                await trio.sleep(0.1)
+        assert len(lamp.boots) == 1 and {"secret", "claim"} <= set(json.loads((lamp.directory / "nvs-dfud.json").read_text()))
+
+
 async def test_a_code_that_is_no_good_keeps_the_device_out_and_alive(tmp_path: Path) -> None:
     require("micropython")
     async with fleet(tmp_path) as f:

@@ -166,6 +166,21 @@ def decode_tail_untrusted(data: bytes, at: int = 0) -> tuple[Options, bytes]:
     return options, b""
 
 
+def only_option_untrusted(data: bytes, at: int, number: int) -> tuple[bytes, bytes] | None:
+    """Return option and payload of a message that has this option (below 13), no other, and a payload; None: read it the long way."""
+    if at + 1 >= len(data) or data[at] >> 4 != number:
+        return None
+    size, at = data[at] & 15, at + 1
+    if size > 12:
+        if size > 13:
+            return None
+        size, at = data[at] + 13, at + 1
+    end = at + size
+    if end + 1 >= len(data) or data[end] != 0xFF:
+        return None
+    return data[at:end], data[end + 1 :]
+
+
 def _extended(value: int) -> tuple[int, bytes]:
     if value < 13:
         return value, b""
@@ -212,6 +227,14 @@ def encode(message: Message) -> bytes:
 def head(kind: int, code: int, message_id: int, token: bytes = b"") -> bytes:
     """Write what comes before the options; alone, with code 0, an empty message."""
     return _HEAD.pack(0x40 | kind << 4 | len(token), code, message_id) + token
+
+
+_ACKS = tuple(bytes((0x60 | length, code)) for length in range(TOKEN_MAX_BYTES + 1) for code in range(256))
+
+
+def ack(code: int, data: bytes, at: int) -> bytes:
+    """As head(), for a piggybacked answer to a request whose bytes before its options are data[:at]."""
+    return _ACKS[at - 4 << 8 | code] + data[2:at]
 
 
 def uint(value: int) -> bytes:

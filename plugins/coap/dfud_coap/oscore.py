@@ -53,18 +53,15 @@ def _bad_option() -> OscoreError:
 
 def read_option_untrusted(value: bytes) -> Header:
     """Read the OSCORE option of a request (RFC 8613, 6.1); raises OscoreError."""
-    if not value or value[0] & 0xE0 or not value[0] & 0x08 or not value[0] & 0x10:
+    size = value[0] & 7 if value else 0
+    if not 1 <= size <= 5 or value[0] & 0xF8 != 0x18 or len(value) < 1 + size + 1:
         raise _bad_option()
-    size = value[0] & 7
-    if not 1 <= size <= 5 or len(value) < 1 + size + 1:
+    length, end = value[1 + size], 2 + size + value[1 + size]
+    if value[end:] != DEVICE_ID or length <= NONCE_BYTES:
         raise _bad_option()
-    partial_iv = value[1 : 1 + size]
-    length = value[1 + size]
-    id_context = value[2 + size : 2 + size + length]
-    if len(id_context) != length or value[2 + size + length :] != DEVICE_ID or length <= NONCE_BYTES:
-        raise _bad_option()
+    id_context = value[2 + size : end]
     try:
-        return Header(partial_iv, id_context, id_context[NONCE_BYTES:].decode())
+        return Header(value[1 : 1 + size], id_context, id_context[NONCE_BYTES:].decode())
     except UnicodeDecodeError:
         raise _bad_option() from None
 
@@ -211,9 +208,9 @@ class Context:
         """Return the inner request as bytes, which has not come before, and what answers to it need. Raises OscoreError."""
         if header.id_context != self.id_context:
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
-        partial_iv = header.partial_iv
+        partial_iv, window = header.partial_iv, self._window
         number = int.from_bytes(partial_iv, "big")
-        if not self._window.is_new(number):
+        if not window.is_new(number):
             raise OscoreError(Code.UNAUTHORIZED, "Replay detected")
         aad = b"%b%b\x40" % (_AADS[len(partial_iv) - 1], partial_iv)
         try:
@@ -222,7 +219,7 @@ class Context:
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found") from None
         if not plain:
             raise OscoreError(Code.UNAUTHORIZED, "Security context not found")
-        self._window.strike_out(number)
+        window.strike_out(number)
         return plain, RequestIds(partial_iv, aad, fetch=code == Code.FETCH)
 
     @property

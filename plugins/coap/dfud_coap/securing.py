@@ -59,7 +59,7 @@ class Securing:
         self.ownership: Ownership | None = None
 
     def take(self, exchange: Exchange, value: bytes, options: Options, payload: bytes, now_s: float) -> None:
-        observe = any(number == Option.OBSERVE for number, _ in options)
+        observe = bool(options) and any(number == Option.OBSERVE for number, _ in options)
         try:
             if exchange.code not in (Code.POST, Code.FETCH):
                 raise OscoreError(Code.METHOD_NOT_ALLOWED, "expected POST or FETCH around OSCORE")

@@ -13,7 +13,20 @@ from dfud.api import Cache, Chunks, Endpoint, Reply, Request, Waiting, is_accept
 from dfud.api import Code as Outcome
 from dfud_coap.answering import Answering
 from dfud_coap.config import CoapConfig
-from dfud_coap.message import ACK, CON, NON, RST, Code, MessageError, Option, decode_tail_untrusted, head, uint
+from dfud_coap.message import (
+    ACK,
+    CON,
+    NON,
+    RST,
+    Code,
+    MessageError,
+    Option,
+    ack,
+    decode_tail_untrusted,
+    head,
+    only_option_untrusted,
+    uint,
+)
 from dfud_coap.notifying import Notifying
 from dfud_coap.observe import Observers
 from dfud_coap.oscore import Context
@@ -25,6 +38,8 @@ from dfud_coap.waiting import RETRY_S, WaitingRoom
 from dfud_coap.work import Work
 
 KNOWN_MAX_BYTES = 512
+_OSCORE = int(Option.OSCORE)
+_CONTENT = bytes((Code.CONTENT,))
 OWN_CHANNELS = frozenset({"dfu", "enrol"})  # whatever is posted to others is telemetry
 
 
@@ -50,6 +65,7 @@ class Server:
         rng: random.Random | None = None,
     ) -> None:
         self._config = config
+        self._verify_addresses = config.verify_addresses
         self._endpoint = endpoint
         self._spawn = spawn
         self._now = now
@@ -136,91 +152,113 @@ class Server:
             if before:
                 peer.send(before)
             return
-        exchange = Exchange(peer, kind, code, message_id, data[4:at], data)
+        exchange = None  # what can be answered at once needs none
         try:
             tail = data[at:]
+            asked: CoapRequest | None = None
             if code == Code.GET:
-                fetching = peer.fetching
-                asked = None
-                if fetching is not None and (block := fetching.block_untrusted(tail)) >= 0:
-                    if kind == CON and self._sends_block(exchange, fetching, block, now_s):
-                        return
+                fetching, block = _fetching_untrusted(peer, tail)
+                if fetching is not None:
+                    if kind == CON and self._is_plain_sailing(peer, peer.key, data[4:at], fetching.asked):
+                        answer = self._block(peer, fetching, block, ack(Code.CONTENT, data, at), now_s)
+                        if answer:
+                            peer.send(answer)
+                            return
                     asked = fetching.next(block)
             else:
                 asked = self._known.get((peer.scope, code, tail))
+                if asked is not None and asked.reply is not None and asked.request is not None and kind == CON:
+                    if self._is_plain_sailing(peer, peer.key, data[4:at], asked):
+                        found = self._repeated(asked, asked.request)
+                        if found is asked.reply:
+                            answer = ack(asked.answer_code, data, at) + asked.tail
+                            self._duplicates.add(peer.number | message_id, data, answer, now_s)
+                            peer.send(answer)
+                            return
+                        exchange = Exchange(peer, kind, code, message_id, data[4:at], data)
+                        self._ask(exchange, asked, asked.request, found, now_s)
+                        return
+            exchange = Exchange(peer, kind, code, message_id, data[4:at], data)
             if asked is None:
                 asked = self._read(exchange, at, now_s)
-            elif asked.reply is not None and kind == CON and self._repeats(exchange, asked, now_s):
-                return
             if asked is not None:
                 self._act(exchange, asked, now_s)
         except Exception as error:
             note("coap.datagram", error, peer=peer.address)
-            self._answering.failed(exchange)
+            self._answering.failed(exchange or Exchange(peer, kind, code, message_id, data[4:at], data))
 
     # What nearly all messages are: neither is remembered longer, nor decided otherwise, than on the long way through _act().
 
-    def _is_plain_sailing(self, exchange: Exchange, asked: CoapRequest) -> bool:
-        """Whether a request whose bytes are known can only be answered with what the endpoint says."""
-        peer = exchange.peer
+    def _is_plain_sailing(
+        self, peer: Peer, who: Hashable, token: bytes, asked: CoapRequest, *, secured: bool = False
+    ) -> bool:
+        """Whether a request whose bytes are known can only be answered with what the endpoint says. secured: it came under OSCORE."""
         if self._draining:
             return False
-        if exchange.security is None and not peer.encrypted:
-            if not asked.credentials.authorization or self._config.verify_addresses:
-                return False
-        who = exchange.who
-        return not (self.observers.observes(who) or self.waiting.waits(who, exchange.token))
-
-    def _repeats(self, exchange: Exchange, asked: CoapRequest, now_s: float) -> bool:
-        """Take a publish that was answered before; return whether that is done."""
-        request = asked.request
-        if request is None or not self._is_plain_sailing(exchange, asked):
+        if not (secured or peer.encrypted) and (self._verify_addresses or not asked.credentials.authorization):
             return False
-        found = self._endpoint.quick(request)
-        if found is asked.reply:
-            self._answer(exchange, asked.answer_code, asked.tail, now_s)
-        else:
-            self._ask(exchange, asked, request, found, now_s)
-        return True
+        if not self.waiting.held:
+            return True
+        return not (self.observers.observes(who) or self.waiting.waits(who, token))
 
-    def _sends_block(self, exchange: Exchange, fetching: Fetching, block: int, now_s: float) -> bool:
-        """Send the block of a chunk that a peer is fetching; return whether that is done."""
-        asked = fetching.asked
-        if not fetching.front or not self._is_plain_sailing(exchange, asked):
-            return False
-        address = exchange.peer.address
-        found = self._endpoint.quick_chunks(address, asked.credentials, asked.package, asked.first, asked.last)
-        if type(found) is not Chunks:
-            return False
-        tail = fetching.tail(block, self._szx, found.bodies[0])
-        if tail:
-            self._answer(exchange, Code.CONTENT, tail, now_s)
-        return bool(tail)
+    def _repeated(self, asked: CoapRequest, request: Request) -> Reply | Waiting | None:
+        """Return what the endpoint has in memory for a request that it answered with asked.reply."""
+        if asked.again is not None and asked.again() is asked.reply:
+            return asked.reply
+        return self._endpoint.quick(request)
 
-    def _answer(self, exchange: Exchange, code: int, tail: bytes, now_s: float) -> None:
-        if exchange.security is not None:
-            context, ids = exchange.security
-            code, tail = context.seal(b"%c%b" % (code, tail), ids)
-        answer = head(ACK, code, exchange.message_id, exchange.token) + tail
-        exchange.answered = True
-        if exchange.code != Code.GET:
-            self._duplicates.add(exchange.place, exchange.data, answer, now_s)
-        exchange.peer.send(answer)
+    def _block(self, peer: Peer, fetching: Fetching, block: int, before: bytes, now_s: float) -> bytes:
+        """Return the answer with a block of the chunk that a peer is fetching, behind `before`; b"": it goes the long way."""
+        if not fetching.front:
+            return b""
+        again = fetching.again
+        body = again(now_s) if again is not None else None
+        if body is None:
+            asked = fetching.asked
+            found = self._endpoint.quick_chunks(peer.address, asked.credentials, asked.package, asked.first, asked.last)
+            if type(found) is not Chunks:
+                return b""
+            if again is None:
+                fetching.again = self._endpoint.chunk_again(asked.credentials, asked.package, asked.first)
+            body = found.bodies[0]
+        return fetching.answer(before, block, self._szx, body)
 
     def _repeats_inside(self, exchange: Exchange, context: Context, plain: bytes, now_s: float) -> bool:
         """As the short ways, for what came under OSCORE."""
+        peer, who = exchange.peer, context.id_context
         if not exchange.confirmable:
             return False
         if plain[0] == Code.GET:
-            fetching = context.fetching
-            block = fetching.block_untrusted(plain[1:]) if fetching is not None else -1
-            return fetching is not None and block >= 0 and self._sends_block(exchange, fetching, block, now_s)
-        asked = self._known.get((context.id_context, 0, plain))
+            fetching, block = _fetching_untrusted(context, plain[1:])
+            if fetching is None or not self._is_plain_sailing(peer, who, exchange.token, fetching.asked, secured=True):
+                return False
+            answer = self._block(peer, fetching, block, _CONTENT, now_s)
+            if answer:
+                self._seal(exchange, answer, now_s)
+            return bool(answer)
+        asked = self._known.get((who, 0, plain))
         if asked is None or asked.reply is None or asked.request is None:
             return False
-        if asked.request.peer != exchange.peer.address:
+        if asked.request.peer != peer.address:
             return False  # it has moved: what is known is of its old address
-        return self._repeats(exchange, asked, now_s)
+        if not self._is_plain_sailing(peer, who, exchange.token, asked, secured=True):
+            return False
+        found = self._repeated(asked, asked.request)
+        if found is asked.reply:
+            self._seal(exchange, b"%c%b" % (asked.answer_code, asked.tail), now_s)
+        else:
+            self._ask(exchange, asked, asked.request, found, now_s)
+        return True
+
+    def _seal(self, exchange: Exchange, plain: bytes, now_s: float) -> None:
+        """Send an answer, given as code, options and payload, under OSCORE."""
+        assert exchange.security is not None
+        context, ids = exchange.security
+        code, tail = context.seal(plain, ids)
+        answer = ack(code, exchange.data, 4 + len(exchange.token)) + tail
+        exchange.answered = True
+        self._duplicates.add(exchange.place, exchange.data, answer, now_s)
+        exchange.peer.send(answer)
 
     def _remember_inside(self, context: Context, plain: bytes, asked: CoapRequest) -> None:
         if len(plain) > KNOWN_MAX_BYTES:
@@ -246,6 +284,10 @@ class Server:
     def _read(self, exchange: Exchange, at: int, now_s: float) -> CoapRequest | None:
         """Understand a request, or answer it here and return None."""
         peer = exchange.peer
+        secured = only_option_untrusted(exchange.data, at, _OSCORE)
+        if secured is not None:
+            self.securing.take(exchange, secured[0], [], secured[1], now_s)
+            return None
         try:
             options, payload = decode_tail_untrusted(exchange.data, at)
         except MessageError:
@@ -353,4 +395,20 @@ class Server:
             answer = answer_reply(found, fetch=asked.code == Code.FETCH)
             if asked.simple and answer.code < Code.BAD_REQUEST and len(answer.payload) <= self._answering.block_bytes:
                 asked.reply, asked.answer_code, asked.tail = found, answer.code, answer.tail()
+                asked.again = asked.again or self._endpoint.quick_again(request)
             self._finish(exchange, asked, answer, now_s)
+
+
+def _fetching_untrusted(of: Peer | Context, tail: bytes) -> tuple[Fetching | None, int]:
+    """Return the fetch that a GET goes on with, and its Block2; None: it is recognised by nothing."""
+    fetching = of.fetching
+    if fetching is None:
+        return None, -1
+    block = fetching.block_untrusted(tail)
+    if block < 0:
+        fetching = fetching.following_untrusted(tail)
+        if fetching is None:
+            return None, -1
+        of.fetching = fetching
+        block = fetching.block_untrusted(tail)
+    return fetching, block

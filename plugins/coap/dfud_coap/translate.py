@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -88,8 +89,8 @@ class Fault(Exception):
 class CoapRequest(msgspec.Struct):
     """Either a publish (`request`; observe 0 or 1 with FETCH, -1: not at all), or the chunks first..last of `package`.
 
-    reply, answer_code and tail belong to whoever answers: the last reply and its bytes, for the next time. tag: the ETag of
-    the one chunk that was asked for, if it is known already.
+    reply, answer_code, tail and again belong to whoever answers: the last reply and its bytes, for the next time, and what
+    quick_again() of the endpoint gave. tag: the ETag of the one chunk that was asked for, if it is known already.
     """
 
     code: int
@@ -108,6 +109,7 @@ class CoapRequest(msgspec.Struct):
     reply: Reply | None = None
     answer_code: int = 0
     tail: bytes = b""
+    again: Callable[[], Reply | None] | None = None
     tag: bytes = b""
 
     def body_key(self) -> tuple[Any, ...]:
@@ -116,15 +118,39 @@ class CoapRequest(msgspec.Struct):
 
 
 class Fetching:
-    """A fetch of chunks by a peer whose next request will be the same but for the block: recognised by its bytes.
+    """A fetch of chunks by a peer whose next request will be the same but for the block, or for chunk and block: recognised by its
+    bytes.
 
-    front: what its answers begin with, if one chunk was asked for that the peer has nothing of.
+    front: what its answers begin with, if one chunk was asked for that the peer has nothing of. again: what chunk_again() of the
+    endpoint gave.
     """
 
-    __slots__ = ("_after", "_before", "_delta", "asked", "front")
+    __slots__ = (
+        "_after",
+        "_at",
+        "_before",
+        "_between",
+        "_delta",
+        "_others",
+        "_package",
+        "_place",
+        "again",
+        "asked",
+        "front",
+    )
 
-    def __init__(self, asked: CoapRequest, before: bytes, delta: int, after: bytes) -> None:
-        self.asked, self._before, self._delta, self._after = asked, before, delta, after
+    def __init__(
+        self, asked: CoapRequest, place: int, package: bytes, between: bytes, delta: int, after: bytes
+    ) -> None:
+        """package, between: the options before the chunk's number, and behind it up to Block2; after: those behind that, and the
+        payload. place: the chunk's number among asked.options. delta: of Block2."""
+        self.asked, self._place = asked, place
+        self._package, self._between, self._delta, self._after = package, between, delta, after
+        number = asked.options[place][1]
+        self._before = b"%b%c%b%b" % (package, len(number), number, between)
+        self._at = len(self._before)
+        self._others = self._at + 1 + len(after)  # bytes of such a request but for the value of Block2
+        self.again: Callable[[float], bytes | None] | None = None
         self.front = b""
         if asked.first == asked.last:
             asked.tag = etag(Chunks(asked.package, asked.first, [b""]))
@@ -134,28 +160,57 @@ class Fetching:
     @classmethod
     def of(cls, asked: CoapRequest, tail: bytes) -> Fetching | None:
         """Return what to recognise later requests by; None if this one is written in an unusual way, or without Block2."""
-        at = next((n for n, option in enumerate(asked.options) if option[0] == Option.BLOCK2), None)
-        if at is None or asked.echo is not None:
+        options = asked.options
+        at = next((n for n, option in enumerate(options) if option[0] == Option.BLOCK2), None)
+        if at is None or asked.echo is not None or asked.block1 is not None:
             return None
-        before = encode_tail(asked.options[:at])
-        value = asked.options[at][1]
-        delta = Option.BLOCK2 - (asked.options[at - 1][0] if at else 0)
+        place = max(n for n, option in enumerate(options) if option[0] == Option.URI_PATH)
+        package = encode_tail(options[:place])
+        before = encode_tail(options[:at])
+        between = before[len(package) + 1 + len(options[place][1]) :]
+        value = options[at][1]
+        delta = Option.BLOCK2 - (options[at - 1][0] if at else 0)
         option = bytes((delta << 4 | len(value),)) + value
-        if delta > 12 or not tail.startswith(before + option):
+        if delta > 12 or len(options[place][1]) > 12 or not tail.startswith(before + option):
             return None
-        return cls(asked, before, delta, tail[len(before) + len(option) :])
+        return cls(asked, place, package, between, delta, tail[len(before) + len(option) :])
 
     def block_untrusted(self, tail: bytes) -> int:
         """Return the value of Block2 of the request that these bytes are, or -1: it is another one."""
-        before, after = self._before, self._after
-        at = len(before)
-        size = len(tail) - at - len(after) - 1
-        if not 0 <= size <= 3 or not tail.startswith(before) or not tail.endswith(after):
+        at = self._at
+        size = len(tail) - self._others
+        if not 0 <= size <= 3 or not tail.startswith(self._before) or not tail.endswith(self._after):
             return -1
         if tail[at] != self._delta << 4 | size:
             return -1
-        value = int.from_bytes(tail[at + 1 : at + 1 + size], "big")
+        value = tail[at + 1] if size == 1 else int.from_bytes(tail[at + 1 : at + 1 + size], "big")
         return value if value & 7 != 7 else -1
+
+    def following_untrusted(self, tail: bytes) -> Fetching | None:
+        """Return the fetch of another chunk of the package if these bytes are that, and otherwise the same."""
+        at = len(self._package)
+        if not self.front or not tail.startswith(self._package) or not len(tail) > at or not 0 < tail[at] <= 10:
+            return None
+        number = tail[at + 1 : at + 1 + tail[at]]
+        if not number.isdigit():
+            return None
+        asked = self.asked
+        chunks = chunk_range_untrusted(asked.package, number.decode())
+        if chunks is None or chunks[0] != chunks[1]:
+            return None
+        options = [*asked.options]
+        options[self._place] = (_URI_PATH, number)
+        following = CoapRequest(
+            asked.code,
+            asked.credentials,
+            options,
+            package=asked.package,
+            first=chunks[0],
+            last=chunks[1],
+            simple=False,
+        )
+        found = Fetching(following, self._place, self._package, self._between, self._delta, self._after)
+        return found if found.block_untrusted(tail) >= 0 else None
 
     def next(self, value: int) -> CoapRequest:
         """Return the request for that block."""
@@ -169,21 +224,25 @@ class Fetching:
             last=asked.last,
             block2=Block(value >> 4, bool(value & 8), value & 7),
             etags=asked.etags,
+            simple=False,
             tag=asked.tag,
         )
 
-    def tail(self, value: int, szx_max: int, body: bytes) -> bytes:
-        """Return options and payload of the answer with that block, as cut() and chunk_tail() have it; b"": there is none."""
+    def answer(self, head: bytes, value: int, szx_max: int, body: bytes) -> bytes:
+        """Return `head`, options and payload of the answer with that block, as cut() and chunk_tail() have it; b"": there is none."""
         szx = value & 7
         start = (value >> 4) << szx + 4
         if szx > szx_max:
             szx = szx_max
-        end = start + (16 << szx)
-        if not start < len(body):
+        end, size = start + (16 << szx), len(body)
+        if start >= size:
             return b""
-        option = uint(start >> szx + 4 << 4 | (8 if end < len(body) else 0) | szx)
-        size = b"" if start else _size_option(len(body))
-        return b"%b%c%b%b\xff%b" % (self.front, 0x90 | len(option), option, size, body[start:end])
+        number = start >> szx + 4 << 4 | (8 if end < size else 0) | szx
+        if start and number < 256:  # nearly all
+            return b"%b%b\x91%c\xff%b" % (head, self.front, number, body[start:end])
+        option = uint(number)
+        told = b"" if start else _size_option(size)
+        return b"%b%b%c%b%b\xff%b" % (head, self.front, 0x90 | len(option), option, told, body[start:end])
 
 
 def read_request_untrusted(

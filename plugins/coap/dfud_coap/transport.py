@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import ipaddress
 import logging
 import math
@@ -12,7 +12,6 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -20,13 +19,14 @@ from OpenSSL import SSL, crypto
 
 from dfud.api import Cache, ConfigError, Endpoint, Transport, Turns, contained, forever, limited, note
 from dfud_coap.config import CoapConfig
+from dfud_coap.datagrams import COUNT, Datagrams, Name, datagrams_of
 from dfud_coap.message import DATAGRAM_MAX_BYTES
 from dfud_coap.ownership import Ownership
 from dfud_coap.peer import Peer
 from dfud_coap.server import Server
 
 log = logging.getLogger("dfud.coap")
-AT_ONCE = 64
+ROUNDS = 2  # so many times COUNT datagrams before others have their turn
 SOCKET_BUFFER_BYTES = 1 << 22
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM"
 
@@ -150,30 +150,33 @@ class CoapTransport(Transport):
         return sock
 
     async def _receive(self, sock: socket.socket, server: Server) -> None:
-        """Take up to AT_ONCE datagrams for each time the socket is readable: that is most of what a datagram costs."""
+        """Take many datagrams for each time the socket is readable: that is most of what a datagram costs."""
         peers: Cache[Any, Peer] = Cache(self._config.peers)
-        receive, datagram = sock.recvfrom, server.datagram
+        datagrams = datagrams_of(sock, DATAGRAM_MAX_BYTES)
         while True:
             await trio.lowlevel.wait_readable(sock)
-            now_s = trio.current_time()
-            for _ in range(AT_ONCE):
-                try:
-                    data, address = receive(DATAGRAM_MAX_BYTES + 1)
-                except BlockingIOError:
+            for _ in range(ROUNDS):
+                found = datagrams.take()
+                now_s = trio.current_time()
+                for name, data in found:
+                    if len(data) > DATAGRAM_MAX_BYTES:
+                        continue
+                    try:
+                        peer = peers.get(name)
+                        if peer is None:
+                            peer = self._new_peer(datagrams, name)
+                            peers.put(name, peer)
+                        server.datagram(peer, data, now_s)
+                    except Exception as error:
+                        note("coap.datagram", error, peer=datagrams.address(name)[0])
+                datagrams.flush()
+                if len(found) < COUNT:
                     break
-                except OSError:
-                    continue  # a peer's port is closed; the system reports it here
-                if len(data) > DATAGRAM_MAX_BYTES:
-                    continue
-                try:
-                    peer = peers.get(address)
-                    if peer is None:
-                        number = self._random.getrandbits(16)
-                        peer = Peer(address, _plain_address(address[0]), _sender(sock, address), number)
-                        peers.put(address, peer)
-                    datagram(peer, data, now_s)
-                except Exception as error:
-                    note("coap.datagram", error, peer=address[0])
+
+    def _new_peer(self, datagrams: Datagrams, name: Name) -> Peer:
+        address = datagrams.address(name)
+        send = functools.partial(datagrams.send, name)
+        return Peer(address, _plain_address(address[0]), send, self._random.getrandbits(16))
 
     async def _run_timers(self, server: Server) -> None:
         while True:
@@ -256,21 +259,6 @@ class CoapTransport(Transport):
         while not server.idle:
             self._gone = trio.Event()
             await self._gone.wait()
-
-
-def _sender(sock: socket.socket, address: Any) -> Callable[[bytes], None]:
-    sendto = sock.sendto
-
-    def send(data: bytes) -> None:
-        try:
-            sendto(data, address)
-        except OSError as error:
-            # A full buffer loses it, as any router on the way may; it is sent again if it matters.
-            if error.errno == errno.EBADF:
-                return
-            log.debug("not sent", extra={"peer": address[0], "error": error.strerror})
-
-    return send
 
 
 def _plain_address(text: str) -> str:

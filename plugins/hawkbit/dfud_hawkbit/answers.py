@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Generic, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
@@ -15,6 +15,14 @@ from dfud.api import UNDECODABLE, PeerError
 from dfud.api import decode_untrusted as decode_json_untrusted
 
 T = TypeVar("T")
+
+
+def address_untrusted(text: str) -> SplitResult:
+    """Take an address apart; one that is none has no part."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -66,7 +74,7 @@ class Action(msgspec.Struct, frozen=True, rename="camel"):
         for key in ("target", "self"):
             link = self.links.get(key)
             if isinstance(link, Link):
-                found = re.search(r"/targets/([^/?]+)", urlsplit(link.href).path)
+                found = re.search(r"/targets/([^/?]+)", address_untrusted(link.href).path)
                 if found:
                     return unquote(found[1])
         return ""
@@ -218,7 +226,7 @@ def decode_offer_untrusted(body: bytes) -> Offer:
     for key, kind in (("cancelAction", "cancel"), ("confirmationBase", "confirm"), ("deploymentBase", "update")):
         link = base.links.get(key)
         if isinstance(link, Link):
-            parts = urlsplit(link.href)
+            parts = address_untrusted(link.href)
             found = re.search(rf"/{key}/(\d{{1,18}})$", parts.path)
             if found:
                 query = f"?{parts.query}" if parts.query else ""

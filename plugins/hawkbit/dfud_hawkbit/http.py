@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 import trio
 
 from dfud.api import UNDECODABLE, ConfigError, PeerError, StoreError
-from dfud_hawkbit.answers import decode_error_untrusted, decode_untrusted
+from dfud_hawkbit.answers import address_untrusted, decode_error_untrusted, decode_untrusted
 from dfud_hawkbit.config import HawkbitConfig
 
 T = TypeVar("T")
@@ -177,7 +176,7 @@ class Http:
                 async with self._client.stream(method, path, **options) as answer:
                     answered()
                     yield answer
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             self.failures["unreachable"] += 1
             name = type(error).__name__
             raise Away(f"hawkBit at {self._config.url} cannot be reached for {kind}: {name}") from None
@@ -219,7 +218,7 @@ class Http:
     def _stranger(self, kind: str, method: str, status: int, headers: httpx.Headers, expect: Collection[int]) -> Away:
         """Return what an answer amounts to that hawkBit never gives: something in front of it gave it."""
         wanted = " or ".join(str(one) for one in (expect or EXPECTED[method]))
-        place = urlsplit(headers.get("location", ""))
+        place = address_untrusted(headers.get("location", ""))
         to = f" to {place.scheme}://{place.hostname or ''}{place.path[:80]}" if place.hostname else ""
         return Away(
             f"{kind} was answered {status}{to}, expected {wanted}: something else answers at {self._config.url} "

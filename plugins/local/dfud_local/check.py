@@ -41,7 +41,7 @@ def _check(directory: Path) -> None:
     if database.exists():
         try:
             # immutable: makes no files beside it; nobody else has it open, the lock says.
-            with sqlite3.connect(f"file:{quote(str(database))}?mode=ro&immutable=1", uri=True) as connection:
+            with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro&immutable=1", uri=True)) as connection:
                 version_of(connection)
         except sqlite3.Error as error:
             raise StoreError(f"[store.local] path {directory}: {database} is no database of dfud's: {error}") from error

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from dfud.api import AddCounts, Change, Deployment, ExpectDevice, PutActual, PutDeployment, PutDocument
@@ -54,15 +54,14 @@ _DEPLOYMENT = (
     "(?,?,?,?,?,?,?,?)",
 )
 _HISTORY = (
-    "INSERT INTO history (app, device, number, body) SELECT column1, column2, column3 + "
-    "COALESCE((SELECT MAX(number) FROM history WHERE app=column1 AND device=column2), 0), column4 "
-    "FROM ({values}) WHERE column1 IS NOT NULL",
+    "INSERT INTO history (app, device, number, body) SELECT * FROM ({values}) WHERE column1 IS NOT NULL",
     "(?,?,?,?)",
 )
-_LONG = (
-    "SELECT column1, column2, n FROM (SELECT column1, column2, "
-    "(SELECT MAX(number) FROM history WHERE app=column1 AND device=column2) AS n FROM ({values})) WHERE n>?",
-    "(?,?)",
+# How far the history of each goes, by its place among the rows.
+_LAST = (
+    "SELECT column3, (SELECT MAX(number) FROM history WHERE app=column1 AND device=column2) "
+    "FROM ({values}) WHERE column1 IS NOT NULL",
+    "(?,?,?)",
 )
 _COUNT = "INSERT INTO count VALUES (?,?,?) ON CONFLICT DO UPDATE SET number=number+excluded.number"
 # Counters that have come back to 0 take no room: their names may be of an hour that is over.
@@ -92,7 +91,7 @@ class Many:
         self._odd = False
         self._actual: dict[Key, bytes] = {}
         self._deployments: dict[str, tuple[Deployment, bytes]] = {}
-        self._history: list[tuple[str, str, bytes]] = []
+        self._history: list[tuple[Key, bytes]] = []
         self._counts: dict[Key, int] = {}
         self._documents: dict[Key, bytes] = {}
 
@@ -117,7 +116,7 @@ class Many:
                 raised[key] = raised.get(key, 0) + 1
                 self._deployments[deployment.id] = (deployment, bodies[0])
                 if entry is not None:
-                    self._history.append((entry.app, entry.device, bodies[1]))
+                    self._history.append(((entry.app, entry.device), bodies[1]))
             elif type(change) is PutDocument:
                 self._documents[change.collection, change.key] = change.value
             elif type(change) is AddCounts:
@@ -144,17 +143,7 @@ class Many:
         )
         for deployment in over:
             trim_deployments(db, deployment.app, deployment.device, many)
-        for piece in _pieces(self._history):
-            # A statement numbers its entries of a device behind those that were there before it.
-            entries: Counter[Key] = Counter()
-            numbered = []
-            for app, device, body in piece:
-                entries[app, device] += 1
-                numbered.append((app, device, entries[app, device], body))
-            _run(db, *_HISTORY, numbered)
-        entered = sorted({(app, device) for app, device, _ in self._history})
-        for app, device, number in list(_rows(db, *_LONG, entered, limits.history_per_device)):
-            trim_history(db, app, device, number - limits.history_per_device)
+        self._write_history(db, limits.history_per_device)
         if self._counts:
             db.executemany(_COUNT, [(*key, number) for key, number in self._counts.items()])
             db.executemany(_EMPTY, [key for key, number in self._counts.items() if number < 0])
@@ -189,6 +178,20 @@ class Many:
         for query, rows in groups.items():
             _run(db, query, "(?,?,?,?)", rows)
         return True
+
+    def _write_history(self, db: sqlite3.Connection, many: int) -> None:
+        """Number entries behind those of their device that are there, and append them. The oldest beyond `many` of a device go."""
+        devices = sorted({key for key, _ in self._history})
+        asked = [(*key, place) for place, key in enumerate(devices)]
+        last = {devices[place]: number or 0 for place, number in _rows(db, *_LAST, asked)}
+        numbered = []
+        for key, body in self._history:
+            last[key] += 1
+            numbered.append((*key, last[key], body))
+        _run(db, *_HISTORY, numbered)
+        for (app, device), number in last.items():
+            if number > many:
+                trim_history(db, app, device, number - many)
 
 
 def first_sequence() -> int:
@@ -235,7 +238,7 @@ def _pieces(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...
 def _filled(query: str, row: str, piece: Sequence[tuple[Any, ...]]) -> tuple[str, list[Any]]:
     """Return a statement for these rows and what to bind: as many rows as the next of SIZES, those beyond of NULL."""
     size = next(size for size in SIZES if size >= len(piece))
-    values = [value for one in piece for value in one]
+    values = list(chain.from_iterable(piece))
     return _statement(query, row, size), values + [None] * (row.count("?") * (size - len(piece)))
 
 

@@ -88,6 +88,14 @@ def page_of(
 
     bad: names to leave out, as JSON. limit, offset: in devices.
     """
+    if drive.term is None:
+        # The devices are walked themselves, in the order of their names.
+        where, values = where_of(selector, _LABELS_OF.format("d", "name"))
+        text = (
+            f"SELECT {columns} FROM device d LEFT JOIN actual a ON a.app=d.app AND a.device=d.name WHERE d.app=? AND {where} "  # noqa: S608 - values are bound
+            "AND d.name>? AND d.name NOT IN (SELECT value FROM json_each(?)) ORDER BY d.name LIMIT ? OFFSET ?"
+        )
+        return text, [app, *values, after, bad, limit, offset]
     names, values, name = names_of(app, selector, drive)
     text = (
         f"SELECT {columns} FROM ({names} AND {name}>? AND {name} NOT IN (SELECT value FROM json_each(?)) "  # noqa: S608 - as above

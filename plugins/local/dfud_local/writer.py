@@ -160,6 +160,9 @@ class Writer:
 
     def _write_all(self) -> None:
         database = self._connect()
+        database.execute(
+            "PRAGMA temp_store=MEMORY"
+        )  # else each statement for many devices makes a file, and removes it
         try:
             while True:
                 job = self._next(database)

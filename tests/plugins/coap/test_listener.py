@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from dfud_coap.config import CoapConfig
 from dfud_coap.message import CON, DATAGRAM_MAX_BYTES, Code, Message, Option, decode_untrusted, encode
 from dfud_coap.oscore import Context, Header, OscoreError
@@ -34,9 +35,15 @@ def post(message_id: int, body: bytes = b"s", channel: bytes = b"dfu", query: by
     return encode(Message(CON, Code.POST, message_id, b"t", options, body))
 
 
-@pytest.fixture
-async def world(nursery: trio.Nursery) -> AsyncIterator[World]:
-    yield await World().start(nursery)
+@pytest.fixture(params=["together", "one by one"])
+async def world(nursery: trio.Nursery, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """Both ways that there are to take and to send datagrams."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.param == "one by one":
+            patched.setattr("dfud_coap.datagrams._calls", lambda: None)
+        found = await World().start(nursery)
+        await trio.testing.wait_all_tasks_blocked()
+    yield found
     nursery.cancel_scope.cancel()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 from dfud_coap.reliability import EXCHANGE_LIFETIME_S, HEAP_MIN, Duplicates, Outbox, Timers
@@ -104,22 +103,47 @@ def test_a_duplicate_is_known_for_its_lifetime_and_by_its_bytes() -> None:
     assert d.find("a", b"x", 0) is None
     d.add("a", b"x", b"", 0)
     assert d.find("a", b"x", 1) == b"" and d.find("a", b"y", 1) is None
-    d.answered("a", b"answer")
-    d.answered("never seen", b"answer")
+    d.add("a", b"x", b"answer", 0)
+    assert len(d) == 1
     assert d.find("a", b"x", EXCHANGE_LIFETIME_S - 0.1) == b"answer"
     assert d.find("a", b"x", EXCHANGE_LIFETIME_S) is None
+    d.forget("a")
+    assert d.find("a", b"x", 1) is None and len(d) == 0
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(0, 40)), max_size=80))
-def test_the_table_of_duplicates_stays_within_its_bounds(steps: list[tuple[int, int, int]]) -> None:
-    d, now_s = Duplicates(10, 100), 0.0
-    for key, seconds, size in steps:
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.integers(0, 40), st.booleans()), max_size=80),
+    st.integers(10, 13),
+)
+def test_the_table_of_duplicates_stays_within_its_bounds(steps: list[tuple[int, int, int, bool]], count_max: int) -> None:
+    d, now_s = Duplicates(count_max, 100), 0.0
+    for key, seconds, size, forgets in steps:
         now_s += seconds * 50
         d.add(key, b"x", b"a" * size, now_s)
         assert d.find(key, b"x", now_s) == b"a" * size
-        assert len(d) <= 10 and d._bytes == sum(len(v[2]) for v in d._seen.values()) <= 100 + 40
-        expiries = [v[0] for v in d._seen.values()]
-        assert expiries == sorted(expiries)
-        assert isinstance(
-            d._seen, OrderedDict
-        )  # a dict would search for its first key at each message, once it is full
+        if forgets:
+            d.forget(key)
+            assert d.find(key, b"x", now_s) is None
+        held = [len(entry[2]) for seen in (d._young, d._old, d._oldest) for entry in seen.values()]
+        assert len(d) == len(held) <= count_max
+        assert d._bytes == sum(held) <= 100 + 2 * 40
+        assert d._young_bytes == sum(len(entry[2]) for entry in d._young.values())
+
+
+@given(st.integers(2, 40), st.integers(0, 200), st.integers(0, 200))
+def test_the_later_half_of_what_was_taken_is_always_known(count_max: int, before: int, seconds: int) -> None:
+    d = Duplicates(count_max, 1 << 20)
+    for key in range(before):
+        d.add(key, b"x", b"%d" % key, key * seconds / 200)
+    now_s = before * seconds / 200
+    for key in range(max(0, before - count_max // 2), before):
+        assert d.find(key, b"x", now_s) == b"%d" % key
+
+
+def test_a_full_table_forgets_one_message_for_each_that_comes() -> None:
+    d = Duplicates(1000, 1 << 20)
+    for key in range(1000):
+        d.add(key, b"x", b"a", 0)
+    for key in range(1000, 5000):
+        d.add(key, b"x", b"a", 0)
+        assert len(d) == 1000

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from dfud_coap.message import CON, NON, Code, Message, Option, decode_untrusted, encode, encode_tail, head, uint
 from dfud_coap.oscore import DEVICE_ID, SERVER_ID, Context, Header, RequestIds, nonce_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfud.api import Cache, Reply
 from dfud.api import Code as Outcome
-from dfud.api import Reply
 from tests.plugins.coap.oscoredevice import Device, echo_of_inner
 from tests.plugins.coap.test_limits import AUTH
 from tests.plugins.coap.virtual import CHUNK, Virtual
@@ -19,8 +21,9 @@ POLL = encode_tail([(11, b"v1"), (11, b"dfu"), AUTH], b"status")
 WAIT = encode_tail([(11, b"v1"), (11, b"temp"), (15, b"ct=9"), AUTH], b"x")
 
 
-def get(block: int) -> bytes:
-    return encode_tail([(11, b"v1"), (11, b"dfu"), (11, PACKAGE.encode()), (11, b"0"), AUTH, (int(Option.BLOCK2), uint(block))])
+def get(block: int, chunk: bytes = b"0", package: str = PACKAGE, *more: tuple[int, bytes], payload: bytes = b"") -> bytes:
+    path = [(11, b"v1"), (11, b"dfu"), (11, package.encode()), (11, chunk)]
+    return encode_tail([*path, AUTH, (int(Option.BLOCK2), uint(block)), *more], payload)
 
 
 class Both:
@@ -28,12 +31,12 @@ class Both:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
         self.short, self.long = Virtual(block_max=64, **config), Virtual(block_max=64, **config)
-        monkeypatch.setattr(self.long.server, "_is_plain_sailing", lambda exchange, asked: False)
+        monkeypatch.setattr(self.long.server, "_is_plain_sailing", lambda *arguments, **named: False)
         self.shortened = 0
         sails = self.short.server._is_plain_sailing
 
-        def counted(exchange: object, asked: object) -> bool:
-            found = sails(exchange, asked)  # type: ignore[arg-type]
+        def counted(*arguments: Any, **named: Any) -> bool:
+            found = sails(*arguments, **named)
             self.shortened += found
             return found
 
@@ -85,6 +88,67 @@ def test_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.shortened > 15
 
 
+def test_chunk_after_chunk_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Both(monkeypatch)
+    for virtual in (both.short, both.long):
+        virtual.endpoint.packages[PACKAGE] = [bytes([n]) * (150 + n) for n in range(120)]
+    read = 0
+    reads = both.short.server._read
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal read
+        read += 1
+        return reads(*arguments)
+
+    monkeypatch.setattr(both.short.server, "_read", counted)
+    number = 0
+    for chunk in (0, 1, 2, 9, 10, 99, 100, 7):
+        for block in range(4):
+            number += 1
+            answer = decode_untrusted(both.take(get(block << 4 | 2, b"%d" % chunk), number, Code.GET)[0])
+            assert answer.payload == (bytes([chunk]) * (150 + chunk))[64 * block : 64 * block + 64] or answer.code == Code.BAD_OPTION
+    assert read == 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"0", b"1", b"01", b"-1", b"0-1", b"1-1", b"", b"2", b"99", b"x", b"\xb2", b"00000000001", b"7" * 11]),
+            st.integers(0, 3),
+            st.sampled_from([PACKAGE, PACKAGE[::-1]]),
+            st.sampled_from([(), ((17, b"*"),), ((4, b"tag"),), ((15, b"a=b"),), ((35, b"x"),), ((252, b"echo"),), ((27, b"\x06"),)]),
+            st.sampled_from([b"", b"payload"]),
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_follows_a_fetch_is_answered_as_on_the_long_way(
+    steps: list[tuple[bytes, int, str, tuple[tuple[int, bytes], ...], bytes]],
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        both = Both(monkeypatch)
+        monkeypatch.setattr(both.long.server, "_known", Cache(0))
+        for virtual in (both.short, both.long):
+            virtual.endpoint.packages[PACKAGE] = [CHUNK, CHUNK[::-1]]
+        for number, (chunk, block, package, more, payload) in enumerate(steps):
+            both.long.peer.fetching = None
+            both.take(get(block << 4 | 2, chunk, package, *more, payload=payload), number, Code.GET)
+
+
+def test_a_block_is_sent_again_only_as_long_as_the_endpoint_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Both(monkeypatch)
+    for number in range(3):
+        both.take(get(number << 4 | 2), number, Code.GET)
+    asked_anew = [bool(peer) for peer, *_ in both.short.endpoint.fetches]
+    assert asked_anew == [True, True, False], "of the third block it was said that nothing has changed"
+    for virtual in (both.short, both.long):
+        virtual.endpoint.authorization = b"another"
+    assert decode_untrusted(both.take(get(3 << 4 | 2), 4, Code.GET)[0]).code == Code.FORBIDDEN
+    for virtual in (both.short, both.long):
+        virtual.endpoint.failing = ValueError("a bug")
+    assert decode_untrusted(both.take(get(3 << 4 | 2), 5, Code.GET)[0]).code == Code.FAILED
+
+
 def test_who_has_to_prove_its_address_has_no_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     both = Both(monkeypatch, verify_addresses=True)
     for n in range(3):
@@ -121,6 +185,7 @@ def test_under_oscore_the_same_comes_out_and_nothing_unprotected(monkeypatch: py
     for virtual in (both.short, both.long):
         virtual.endpoint.quickly = True
     before = both.shortened
+    monkeypatch.setattr(both.short.server.waiting, "held", 1)
     monkeypatch.setattr(both.short.server.waiting, "waits", lambda who, token: True)
     assert ask(10).payload == b"another one" and both.shortened == before
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from dfud_hawkbit import answers
 from dfud_hawkbit.config import HawkbitConfig
 from dfud_hawkbit.firmware import Unusable, choose
+from dfud_hawkbit.http import Away, Http
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +64,15 @@ def test_an_offer_says_what_hawkbit_wants_of_a_device() -> None:
     assert answers.decode_offer_untrusted(both).kind == "cancel"
     assert answers.decode_offer_untrusted(offer(confirmationBase=f"{base}/confirmationBase/9?c=1")).kind == "confirm"
     assert answers.decode_offer_untrusted(offer(deploymentBase="http://elsewhere/x")).kind == ""
+
+
+@pytest.mark.parametrize("href", ["http://[::1/deploymentBase/7", "//\u2100/deploymentBase/7", "http://[x]/deploymentBase/7"])
+def test_an_address_that_is_none_leads_nowhere(href: str) -> None:
+    assert answers.decode_offer_untrusted(offer(deploymentBase=href)) == answers.Offer(sleep_s=300.0)
+    assert msgspec.convert({"id": 3, "_links": {"target": {"href": href}}}, answers.Action).target == ""
+    with pytest.raises(Away, match="something else answers"):
+        moved = httpx.Response(302, headers={b"location": href.encode()})
+        Http(HawkbitConfig(), lambda: 0.0)._check("poll", "GET", moved, b"", ())
 
 
 def test_a_row_names_its_target_by_address_and_not_by_name() -> None:

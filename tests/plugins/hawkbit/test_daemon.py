@@ -136,6 +136,7 @@ async def test_users_need_the_role_for_what_they_ask_of_hawkbit(hawkbit: Server,
     users = Users(daemon, "a")
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
+        await users.ask("POST", "/api/registry/v1alpha1/apps", json={"metadata": {"name": "other"}})
         token = (await users.ask("POST", "/api/tokens/v1alpha1", json={"roles": {"other": "admin"}}))["token"]
         async with daemon.client() as client:
             headers = {"authorization": f"Bearer {token}"}

@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +334,8 @@ async def test_every_byte_of_a_record_may_be_wrong(store: LocalStore, tmp_path: 
     """The record is read or it is not; nothing else is raised, and the others are there."""
     before = faults()
     path = tmp_path / "dfud.sqlite3"
-    (good,) = sqlite3.connect(path).execute("SELECT body FROM device WHERE name='d1'").fetchone()
+    with closing(sqlite3.connect(path)) as database:
+        (good,) = database.execute("SELECT body FROM device WHERE name='d1'").fetchone()
     for position in range(len(good)):
         for wrong in (0xC1, good[position] ^ 0x80):
             bad = good[:position] + bytes([wrong]) + good[position + 1 :]

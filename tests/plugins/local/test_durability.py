@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ async def test_after_a_clean_stop_the_database_file_alone_has_everything(tmp_pat
                 reporting.start_soon(report, number)
         nursery.cancel_scope.cancel()
     shutil.copy(tmp_path / "state" / "dfud.sqlite3", tmp_path / "copy")
-    assert sqlite3.connect(tmp_path / "copy").execute("SELECT count(*) FROM actual").fetchone() == (REPORTS,)
+    with closing(sqlite3.connect(tmp_path / "copy")) as copied:
+        assert copied.execute("SELECT count(*) FROM actual").fetchone() == (REPORTS,)
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["blobs", "dfud.lock", "dfud.sqlite3"]
 
 

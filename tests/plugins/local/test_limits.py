@@ -35,6 +35,7 @@ async def test_one_device_writes_its_own_history_away_only(nursery: trio.Nursery
     assert [e.code for e in await store.history("app1", "dev2")] == [2, 1, 0]
     database = sqlite3.connect(tmp_path / "dfud.sqlite3")
     assert database.execute("SELECT count(*) FROM history").fetchone() == (8,)
+    database.close()
     await store.commit([DeleteDevice("app1", "dev1"), PutDevice(a_device("dev1"))])
     await store.commit([PutDeployment(a_deployment(device="dev1"), entry("dev1", 0))])
     assert [e.code for e in await store.history("app1", "dev1")] == [0]

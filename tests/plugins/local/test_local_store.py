@@ -126,6 +126,7 @@ def test_a_database_of_every_older_version_is_brought_up(tmp_path: Path) -> None
         assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert database.execute("SELECT count(*) FROM document").fetchone() == (0,)
         assert database.execute("SELECT count(*) FROM app").fetchone() == (1 if version else 0,)
+        database.close()
 
 
 def test_a_failing_migration_leaves_the_database_as_it_was(tmp_path: Path) -> None:
@@ -134,6 +135,7 @@ def test_a_failing_migration_leaves_the_database_as_it_was(tmp_path: Path) -> No
     with pytest.raises(sqlite3.OperationalError):
         migrate(database)
     assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    database.close()
 
 
 async def test_a_database_from_a_newer_dfud_is_refused(tmp_path: Path) -> None:
@@ -280,8 +282,8 @@ async def test_being_killed_again_and_again_under_load_loses_nothing_that_was_an
                 assert image is not None, f"seed {seed} cut {cut}"
                 assert hashlib.sha256(image).hexdigest() == sha256, f"seed {seed} cut {cut}"
             nursery.cancel_scope.cancel()
-    database = sqlite3.connect(tmp_path / "dfud.sqlite3")
-    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with closing(sqlite3.connect(tmp_path / "dfud.sqlite3")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert answered > 10 * cuts
 
 
@@ -304,7 +306,7 @@ async def test_many_names_are_looked_up_by_their_keys(nursery: trio.Nursery, tmp
 
     store._reader.rows = watched  # type: ignore[method-assign]
     assert await store.find_aliases("app1", ["d7", "d8", "missing"]) == {"d7": "d7", "d8": "d8"}
-    with sqlite3.connect(tmp_path / "dfud.sqlite3") as database:
+    with closing(sqlite3.connect(tmp_path / "dfud.sqlite3")) as database:
         plans = [[row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", key)] for query, key in asked]
     (names,) = plans
     assert [step for step in names if step.startswith("SCAN")] == ["SCAN v VIRTUAL TABLE INDEX 1:"] * 2, names

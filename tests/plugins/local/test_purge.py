@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,8 @@ async def fill(store: LocalStore) -> None:
 
 
 def rows(path: Path, app: str) -> dict[str, int]:
-    database = sqlite3.connect(path / "dfud.sqlite3")
-    return {t: database.execute(f"SELECT count(*) FROM {t} WHERE app=?", (app,)).fetchone()[0] for t in TABLES}
+    with closing(sqlite3.connect(path / "dfud.sqlite3")) as database:
+        return {t: database.execute(f"SELECT count(*) FROM {t} WHERE app=?", (app,)).fetchone()[0] for t in TABLES}
 
 
 @pytest.fixture
