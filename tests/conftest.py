@@ -98,7 +98,6 @@ def _temporary_in_memory() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # until everything is imported
     config.pluginmanager.register(order)
     _temporary_in_memory()
     # Five seconds are not enough on a loaded machine; what a test does not say otherwise ends with the test's own limit.
@@ -113,9 +112,15 @@ def pytest_unconfigure() -> None:
     warm.remove()
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # what was imported is there to the end: the collector need not look at it again and again
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the collector from what is imported and made here: it is there to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

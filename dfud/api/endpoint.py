@@ -184,12 +184,11 @@ class Endpoint(abc.ABC):
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         """Return the chunks first..last (both included, maybe fewer), or an error reply. Never raises but for cancellation."""
 
-    def chunk_again(
-        self, credentials: Credentials, package: str, number: int
-    ) -> Callable[[float], bytes | None] | None:
-        """Return what gives a chunk that these credentials have just been given, for a transport that sends it in blocks, with a
-        request for each. Called with trio's time it returns the chunk if nothing has changed meanwhile, and None if it must be
-        asked for anew; it never blocks and never raises. None: ask anew each time.
+    def chunk_again(self, credentials: Credentials, package: str) -> Callable[[int, float], bytes | None] | None:
+        """Return what gives chunks of a package of which these credentials have just been given one, for a transport that sends a
+        chunk in blocks, with a request for each. Called with the number of the chunk and trio's time it returns the chunk if it
+        was given last and nothing has changed meanwhile, and None if it must be asked for anew; it never blocks and never
+        raises. None: ask anew each time.
         """
         return None
 

@@ -343,16 +343,8 @@ class Controller:
 
     # Chunks
 
-    def package_of(self, app: str, device: str) -> str | None:
-        """Return the package that the device may fetch, from memory; None if the device is not in memory."""
-        known = self._memory.peek(app, device)
-        if known is None or known.deployment is None:
-            return None if known is None else ""
-        recalled = self._memory.recalled(app, known.deployment.version)
-        return None if recalled is None else "" if recalled else known.deployment.package
-
     async def load_package_of(self, app: str, device: str, asked: str = "") -> str:
-        """As package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
+        """As Parts.package_of, asking the store if need be; "" if there is none. Raises NotFoundError, StoreError."""
         self._memory.doubt(app, device, asked)
         async with self._memory.hold(app, device) as hold:
             deployment = hold.known.deployment
@@ -360,9 +352,6 @@ class Controller:
                 return ""
             firmware = await self._memory.firmware(app, deployment.version)
             return "" if firmware is not None and firmware.recalled is not None else deployment.package
-
-    def chunks_in_memory(self, package: str) -> PackageFile | None:
-        return self._packages.memory(package)
 
     async def load_chunks(self, package: str) -> PackageFile | None:
         return await self._packages.load(package)

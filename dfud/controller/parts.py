@@ -1,10 +1,11 @@
-"""A chunk that a device asks for in parts: whether it may have the next one, with nothing to note of that. From memory alone."""
+"""What a device may fetch, and whether it may have the next part of a chunk with nothing to note of that. From memory alone."""
 
 from __future__ import annotations
 
 from dfud.api import State
 from dfud.controller.memory import Memory
 from dfud.controller.packages import Packages
+from dfud.package.file import PackageFile
 
 
 class Parts:
@@ -14,6 +15,18 @@ class Parts:
         self._memory = memory
         self._packages = packages
         self._progress_s = progress_s
+
+    def package_of(self, app: str, device: str) -> str | None:
+        """Return the package that the device may fetch, from memory; None if the device is not in memory."""
+        known = self._memory.peek(app, device)
+        if known is None or known.deployment is None:
+            return None if known is None else ""
+        recalled = self._memory.recalled(app, known.deployment.version)
+        return None if recalled is None else "" if recalled else known.deployment.package
+
+    def package(self, name: str) -> PackageFile | None:
+        """Return a package by its hexadecimal name if it is in memory."""
+        return self._packages.memory(name)
 
     def chunk(self, app: str, device: str, package: str, number: int, now_s: float) -> bytes | None:
         """Return the chunk that a device asked for last, if it may have it still; None: it has to be asked for and noted as ever.

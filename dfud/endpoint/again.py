@@ -28,13 +28,13 @@ class Again:
             return Poll(self._auth, self._policy, self._clock, request).again
         return None
 
-    def chunk(self, credentials: Credentials, package: str, number: int) -> Callable[[float], bytes | None] | None:
+    def chunk(self, credentials: Credentials, package: str) -> Callable[[int, float], bytes | None] | None:
         """See Endpoint.chunk_again()."""
         with contained("endpoint.chunk_again"):
             digest = self._auth.slots.digest(credentials)
             slot = self._auth.slot_of(digest)
             if slot >= 0:
-                return Fetch(self._auth, self._parts, digest, slot, package, number).again
+                return Fetch(self._auth, self._parts, digest, slot, package).again
         return None
 
 
@@ -61,24 +61,24 @@ class Poll:
 
 
 class Fetch:
-    """A device and the chunk that it has been given. digest, slot: of what it has shown."""
+    """A device and the package of which it has been given a chunk. digest, slot: of what it has shown."""
 
-    __slots__ = ("_app", "_auth", "_device", "_digest", "_name", "_number", "_package", "_parts")
+    __slots__ = ("_app", "_auth", "_device", "_digest", "_name", "_package", "_parts")
 
-    def __init__(self, auth: Authenticator, parts: Parts, digest: bytes, slot: int, package: str, number: int) -> None:
+    def __init__(self, auth: Authenticator, parts: Parts, digest: bytes, slot: int, package: str) -> None:
         self._auth, self._parts = auth, parts
         self._digest = digest
         self._name = auth.slots.name(slot)
         self._app, self._device, _ = auth.slots.session(slot)
-        self._package, self._number = package, number
+        self._package = package
 
-    def again(self, now_s: float) -> bytes | None:
+    def again(self, number: int, now_s: float) -> bytes | None:
         """Return the chunk, or None: it has to be asked for as it was at first. now_s: trio's time. See Endpoint.chunk_again()."""
         try:
             slot = self._auth.slot_of(self._digest)
             if slot < 0 or self._auth.slots.name(slot) != self._name:
                 return None
-            return self._parts.chunk(self._app, self._device, self._package, self._number, now_s)
+            return self._parts.chunk(self._app, self._device, self._package, number, now_s)
         except Exception as error:
             note("endpoint.chunk_again", error)
             return None

@@ -430,16 +430,14 @@ class DeviceEndpoint(Endpoint):
         session = self._auth.known(credentials)
         if session is None:
             return None
-        allowed = self._controller.package_of(session.app, session.device)
-        found = self._controller.chunks_in_memory(package)
+        allowed = self._controller.parts.package_of(session.app, session.device)
+        found = self._controller.parts.package(package)
         if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)
 
-    def chunk_again(
-        self, credentials: Credentials, package: str, number: int
-    ) -> Callable[[float], bytes | None] | None:
-        return self._again.chunk(credentials, package, number)
+    def chunk_again(self, credentials: Credentials, package: str) -> Callable[[int, float], bytes | None] | None:
+        return self._again.chunk(credentials, package)
 
     async def chunks(self, peer: str, credentials: Credentials, package: str, first: int, last: int) -> Chunks | Reply:
         with contained("endpoint.chunks", peer=peer):

@@ -206,5 +206,5 @@ def _counts_json(counts: WaveCounts) -> dict[str, int]:
 
 def _brought(spec: dict[str, Any]) -> str:
     """Say for the audit log what a rollout brings; not judged yet."""
-    app = [f"app {str(spec['app'])[:64]}"] if "app" in spec else []
-    return " with ".join([*([str(spec["firmware"])[:64]] if "firmware" in spec or not app else []), *app])
+    named = [(word, spec[key]) for word, key in (("", "firmware"), ("app ", "app")) if key in spec]
+    return " with ".join(f"{word}{str(version)[:64]}" for word, version in named)

@@ -66,7 +66,7 @@ def check_spec_untrusted(spec: Mapping[str, Any], limits: RecordLimits, held: Ma
         raise PeerError(problem)
     if "rules" in changed:
         read_rules_untrusted(changed["rules"])
-        for number, rule in enumerate(changed["rules"]):
+        for number, rule in enumerate(changed["rules"] or ()):
             _check_selector(rule, f"spec.rules[{number}]", limits)
     if "layout" in changed:
         limits_untrusted(changed)

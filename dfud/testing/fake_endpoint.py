@@ -170,10 +170,8 @@ class FakeEndpoint(Endpoint):
     ) -> Chunks | Reply | None:
         return self._cut(peer, credentials, package, first, last) if self.quickly else None
 
-    def chunk_again(
-        self, credentials: Credentials, package: str, number: int
-    ) -> Callable[[float], bytes | None] | None:
-        def again(now_s: float) -> bytes | None:
+    def chunk_again(self, credentials: Credentials, package: str) -> Callable[[int, float], bytes | None] | None:
+        def again(number: int, now_s: float) -> bytes | None:
             if self.failing is not None:
                 raise self.failing
             chunks = self.packages.get(package, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ class Fetching:
             await trio.testing.wait_all_tasks_blocked()
         found = self.long_way()
         assert type(found) is Chunks
-        again = self.world.endpoint.chunk_again(ME, self.package, 1)
+        again = self.world.endpoint.chunk_again(ME, self.package)
         assert again is not None
-        self.again = again
+        self.again = partial(again, 1)
         return found.bodies[0]
 
     async def change_password(self) -> None:
@@ -126,10 +127,10 @@ async def test_it_gives_the_chunk_as_the_long_way_does(fetching: Fetching) -> No
     assert fetching.again(now_s + 3600) is None, "its progress is to be stored"
     assert fetching.again(now_s) == chunk
     stranger = Credentials(basic("dev1@app1:guess"))
-    assert fetching.world.endpoint.chunk_again(stranger, fetching.package, 1) is None
+    assert fetching.world.endpoint.chunk_again(stranger, fetching.package) is None
     for package, number in (("ab" * 16, 1), (fetching.package, 0), (fetching.package, 99)):
-        other = fetching.world.endpoint.chunk_again(ME, package, number)
-        assert other is not None and other(now_s) is None, "it is not what was fetched last"
+        other = fetching.world.endpoint.chunk_again(ME, package)
+        assert other is not None and other(number, now_s) is None, "it is not what was fetched last"
 
 
 @pytest.mark.parametrize(
@@ -236,5 +237,5 @@ async def test_an_exception_in_it_has_the_chunk_asked_for_anew(fetching: Fetchin
     polls = fetching.world.endpoint.quick_again(Request("coap", "127.0.0.1", ME, "dfu", a_status()))
     monkeypatch.setattr(fetching.world.endpoint._auth, "slot_of", broken)
     assert polls is not None and polls() is None and faults()["endpoint.quick_again"]
-    assert fetching.world.endpoint.chunk_again(ME, fetching.package, 1) is None
+    assert fetching.world.endpoint.chunk_again(ME, fetching.package) is None
     assert faults()["endpoint.chunk_again"] == before + 2

@@ -154,10 +154,9 @@ class Server:
             return
         exchange = None  # what can be answered at once needs none
         try:
-            tail = data[at:]
             asked: CoapRequest | None = None
             if code == Code.GET:
-                fetching, block = _fetching_untrusted(peer, tail)
+                fetching, block = _fetching_untrusted(peer, data, at)
                 if fetching is not None:
                     if kind == CON and self._is_plain_sailing(peer, peer.key, data[4:at], fetching.asked):
                         answer = self._block(peer, fetching, block, ack(Code.CONTENT, data, at), now_s)
@@ -166,7 +165,7 @@ class Server:
                             return
                     asked = fetching.next(block)
             else:
-                asked = self._known.get((peer.scope, code, tail))
+                asked = self._known.get((peer.scope, code, data[at:]))
                 if asked is not None and asked.reply is not None and asked.request is not None and kind == CON:
                     if self._is_plain_sailing(peer, peer.key, data[4:at], asked):
                         found = self._repeated(asked, asked.request)
@@ -212,14 +211,14 @@ class Server:
         if not fetching.front:
             return b""
         again = fetching.again
-        body = again(now_s) if again is not None else None
+        asked = fetching.asked
+        body = again(asked.first, now_s) if again is not None else None
         if body is None:
-            asked = fetching.asked
             found = self._endpoint.quick_chunks(peer.address, asked.credentials, asked.package, asked.first, asked.last)
             if type(found) is not Chunks:
                 return b""
             if again is None:
-                fetching.again = self._endpoint.chunk_again(asked.credentials, asked.package, asked.first)
+                fetching.again = self._endpoint.chunk_again(asked.credentials, asked.package)
             body = found.bodies[0]
         return fetching.answer(before, block, self._szx, body)
 
@@ -229,7 +228,7 @@ class Server:
         if not exchange.confirmable:
             return False
         if plain[0] == Code.GET:
-            fetching, block = _fetching_untrusted(context, plain[1:])
+            fetching, block = _fetching_untrusted(context, plain, 1)
             if fetching is None or not self._is_plain_sailing(peer, who, exchange.token, fetching.asked, secured=True):
                 return False
             answer = self._block(peer, fetching, block, _CONTENT, now_s)
@@ -399,16 +398,16 @@ class Server:
             self._finish(exchange, asked, answer, now_s)
 
 
-def _fetching_untrusted(of: Peer | Context, tail: bytes) -> tuple[Fetching | None, int]:
-    """Return the fetch that a GET goes on with, and its Block2; None: it is recognised by nothing."""
+def _fetching_untrusted(of: Peer | Context, data: bytes, at: int) -> tuple[Fetching | None, int]:
+    """Return the fetch that a GET goes on with, whose options begin at data[at], and its Block2; None: it is not recognised."""
     fetching = of.fetching
     if fetching is None:
         return None, -1
-    block = fetching.block_untrusted(tail)
+    block = fetching.block_untrusted(data, at)
     if block < 0:
-        fetching = fetching.following_untrusted(tail)
+        fetching = fetching.following_untrusted(data[at:])
         if fetching is None:
             return None, -1
         of.fetching = fetching
-        block = fetching.block_untrusted(tail)
+        block = fetching.block_untrusted(data, at)
     return fetching, block

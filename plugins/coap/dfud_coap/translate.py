@@ -150,7 +150,7 @@ class Fetching:
         self._before = b"%b%c%b%b" % (package, len(number), number, between)
         self._at = len(self._before)
         self._others = self._at + 1 + len(after)  # bytes of such a request but for the value of Block2
-        self.again: Callable[[float], bytes | None] | None = None
+        self.again: Callable[[int, float], bytes | None] | None = None
         self.front = b""
         if asked.first == asked.last:
             asked.tag = etag(Chunks(asked.package, asked.first, [b""]))
@@ -175,15 +175,15 @@ class Fetching:
             return None
         return cls(asked, place, package, between, delta, tail[len(before) + len(option) :])
 
-    def block_untrusted(self, tail: bytes) -> int:
-        """Return the value of Block2 of the request that these bytes are, or -1: it is another one."""
-        at = self._at
-        size = len(tail) - self._others
-        if not 0 <= size <= 3 or not tail.startswith(self._before) or not tail.endswith(self._after):
+    def block_untrusted(self, data: bytes, at: int = 0) -> int:
+        """Return the value of Block2 of the request that the bytes from `at` on are, or -1: it is another one."""
+        size = len(data) - at - self._others
+        if not 0 <= size <= 3 or not data.startswith(self._before, at) or not data.endswith(self._after):
             return -1
-        if tail[at] != self._delta << 4 | size:
+        at += self._at
+        if data[at] != self._delta << 4 | size:
             return -1
-        value = tail[at + 1] if size == 1 else int.from_bytes(tail[at + 1 : at + 1 + size], "big")
+        value = data[at + 1] if size == 1 else int.from_bytes(data[at + 1 : at + 1 + size], "big")
         return value if value & 7 != 7 else -1
 
     def following_untrusted(self, tail: bytes) -> Fetching | None:
@@ -210,6 +210,7 @@ class Fetching:
             simple=False,
         )
         found = Fetching(following, self._place, self._package, self._between, self._delta, self._after)
+        found.again = self.again
         return found if found.block_untrusted(tail) >= 0 else None
 
     def next(self, value: int) -> CoapRequest:

@@ -50,7 +50,7 @@ class _Job:
         self.work = work
         self.result: Any = None
         self.freed = freed
-        self.task = trio.lowlevel.current_task()
+        self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()  # None: it was woken
         self.error: DfudError | None = None
 
 
@@ -355,8 +355,11 @@ def _not_aborted(raise_cancel: Callable[[], object]) -> trio.lowlevel.Abort:
 
 
 def _set(batch: list[_Job]) -> None:
+    """Wake who waits; once: a writer that was given up as stuck may come to its end after all."""
     for job in batch:
-        trio.lowlevel.reschedule(job.task)
+        task, job.task = job.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
 
 def _fail(batch: list[_Job], error: StoreError) -> None:

@@ -192,7 +192,10 @@ async def test_what_hawkbit_goes_on_refusing_is_not_called_mended(hawkbit: Hawkb
         assert await in_sync(harness)
 
 
-async def test_what_is_still_under_way_is_not_called_mended(hawkbit: Hawkbit, tmp_path: Path) -> None:
+async def test_what_is_still_under_way_is_not_called_mended(
+    hawkbit: Hawkbit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfud_hawkbit.reconcile.STILL_S", 1.0)
     model = hawkbit.model
     if model is None:
         pytest.skip("a real hawkBit is not away on request")

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 from dfud_local.store import LocalStore
 from dfud_local.writer import Writer
 
@@ -209,7 +210,12 @@ async def test_who_was_cancelled_is_let_go_by_a_writer_that_is_stuck(
                 await trio.to_thread.run_sync(stuck.began.wait)
                 scope.cancel()
     assert len(raised) == 3
+    # The disk goes on after all: nobody is woken a second time.
+    writers = [thread for thread in threading.enumerate() if thread.name == "dfud-store"]
     stuck.go_on.set()
+    for thread in writers:
+        await trio.to_thread.run_sync(thread.join)
+    await trio.testing.wait_all_tasks_blocked()
 
 
 class _Stuck:
