@@ -39,7 +39,7 @@ build/.setup: requirements-test.lock pyproject.toml .ci/setup
 
 # Without the cross compiler there is none, and the tests that boot through it are skipped.
 bootloader: setup
-	@if command -v riscv64-unknown-elf-gcc >/dev/null; then $(MAKE) -s -C bootloader; fi
+	@if command -v riscv64-unknown-elf-gcc >/dev/null; then $(MAKE) -s -C bootloader PYTHON=$(CURDIR)/$(BIN)/python; fi
 
 mip: setup
 	$(BIN)/python -m devicefw.sim.mip build/mip
