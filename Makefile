@@ -23,7 +23,7 @@ help:
 	@echo "make audit                       look the locked dependencies up among the known vulnerabilities"
 	@echo "make lint | lock                 ruff, mypy | remake requirements.lock (what runs) and requirements-test.lock (all)"
 	@echo "make clean | distclean           remove what is built | and the environment; var, dfud's state, stays"
-	@echo "make bench-http | bench-coap     what a poll, a chunk, a report and a waiting device cost"
+	@echo "make bench-http | bench-coap     what a poll, a chunk and a report cost"
 	@echo "make bench-rollouts | bench-registration   what rollouts cost decisions, and what registering many devices costs"
 	@echo "make bench-tls | bench-overload  what TLS costs beside nginx, and what becomes of far too many reports"
 	@echo "make bench-fleet SIZE=1000000    what a device costs in fleets of that many different ones"

@@ -1,4 +1,4 @@
-"""What devices cost dfud over HTTP: poll, chunk, durable report, parked long poll; beside nginx with static files and goosebit.
+"""What devices cost dfud over HTTP: poll, chunk, durable report; beside nginx with static files and goosebit. Parked: bench.fleet.
 
 The server has core 0 for itself, the load (wrk) core 1. CPU is the server process's own time over the number of requests.
 """
@@ -12,13 +12,11 @@ import os
 import random
 import re
 import resource
-import selectors
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
@@ -172,65 +170,6 @@ request = function()
 end"""
         return {**await wrk([pid], self.daemon.urls["http"], script, self.directory), "bytes": size}
 
-    async def parked(self, pid: int, count: int) -> dict[str, float]:
-        """Park `count` devices, then change what they should run, and wait until the last of them has its command."""
-        body = self.status()
-        async with self.daemon.client() as client:
-            update = {"device": "d0", "firmware": None}
-            (await client.post("/api/dfu/v1/apps/bench/update", json=update)).raise_for_status()
-        before = rss_bytes(pid)
-        address = ("127.0.0.1", self.daemon.ports["http"])
-        names = list(self.secrets)
-        selector = selectors.DefaultSelector()
-        sockets = []
-        for number in range(count):
-            name = names[number % DEVICES]
-            sock = socket.create_connection(address)
-            head = f"POST /v1/dfu?ct=250 HTTP/1.1\r\nHost: x\r\nAuthorization: {header(name, self.secrets[name])}\r\n"
-            request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-            sock.sendall(request)
-            sock.setblocking(False)
-            selector.register(sock, selectors.EVENT_READ, request)
-            sockets.append(sock)
-            if number % 500 == 0:
-                await trio.lowlevel.checkpoint()
-        metrics = 0
-        async with self.daemon.client() as client:
-            with trio.fail_after(60):
-                while metrics < count:
-                    await trio.sleep(0.2)
-                    for key, _ in selector.select(0):
-                        # Told to come back later, as on a machine with much else to do: it is heard when that is over.
-                        if key.fileobj.recv(4096).startswith(b"HTTP/1.1 503"):  # type: ignore[union-attr]
-                            key.fileobj.sendall(key.data)  # type: ignore[union-attr]
-                    text = (await client.get("/metrics")).text
-                    metrics = int(float(re.search(r"^dfud_devices_waiting (\S+)", text, re.MULTILINE)[1]))  # type: ignore[index]
-            used = rss_bytes(pid) - before
-            cpu = cpu_s(pid)
-            start = time.perf_counter()
-            wanted = {"firmware": {"version": "1.1"}}
-            (await client.post("/api/dfu/v1/apps/bench/update", json=wanted)).raise_for_status()
-        woken = 0
-        first = last = 0.0
-        while woken < count and time.perf_counter() - start < 120:
-            for key, _ in selector.select(1):
-                if key.fileobj.recv(4096):  # type: ignore[union-attr]
-                    woken += 1
-                    last = time.perf_counter()
-                    first = first or last
-                selector.unregister(key.fileobj)
-            await trio.lowlevel.checkpoint()
-        cpu = cpu_s(pid) - cpu
-        for sock in sockets:
-            sock.close()
-        return {
-            "kb": used / count / 1024,
-            "wake": last - start,
-            "us": cpu / count * 1e6,
-            "woken": woken,
-            "spread": last - first,
-        }
-
 
 async def nginx(directory: Path, size: int) -> tuple[dict[str, float], dict[str, float]] | None:
     """The same with static files of the same sizes, served by nginx with one worker."""
@@ -335,7 +274,7 @@ end"""
         process.wait()
 
 
-async def main(parked: int) -> None:
+async def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -353,22 +292,19 @@ async def main(parked: int) -> None:
             report = await bench.report(pid)
             chunk = await bench.chunk(pid)
             memory = rss_bytes(pid) / 1e6
-            waiting = await bench.parked(pid, parked)
             nursery.cancel_scope.cancel()
         beside = await nginx(directory, int(chunk["bytes"]))
         goose = await goosebit(directory)
-    show(poll, report, chunk, waiting, beside, goose, memory, parked)
+    show(poll, report, chunk, beside, goose, memory)
 
 
 def show(
     poll: dict[str, float],
     report: dict[str, float],
     chunk: dict[str, float],
-    waiting: dict[str, float],
     beside: tuple[dict[str, float], dict[str, float]] | None,
     goose: dict[str, float] | None,
     memory: float,
-    parked: int,
 ) -> None:
     console = Console(width=120)
     rows = Table(
@@ -396,17 +332,13 @@ def show(
     if goose:
         row("goosebit, poll", goose, beside[0] if beside else None, "")
     console.print(rows)
-    console.print(
-        f"{parked} devices parked: {waiting['kb']:.1f} KB each (goal <= 8); {waiting['woken']:.0f} woken in {waiting['wake']:.2f} s "
-        f"(goal <= 0.6), {waiting['us']:.0f} us of CPU each; dfud holds {memory:.0f} MB without them"
-    )
+    console.print(f"dfud holds {memory:.0f} MB")
 
 
 @click.command()
-@click.option("--parked", default=9000, show_default=True, help="Devices to park.")
-def command(parked: int) -> None:
+def command() -> None:
     """Print what a device costs dfud, beside nginx."""
-    trio.run(main, parked)
+    trio.run(main)
 
 
 if __name__ == "__main__":
