@@ -105,7 +105,10 @@ def login(session: Session, url: str, given: str | None, name: str, ca: Path | N
         ) from None
     data = session.contexts.read()
     entry: dict[str, Any] = {"url": url, "token": text} | ({"ca": str(ca.absolute())} if ca else {})
-    data.setdefault("contexts", {})[name] = entry
+    before = data.setdefault("contexts", {}).get(name)
+    if isinstance(before, dict) and before.get("url") == url and "app" in before:
+        entry["app"] = before["app"]  # another token for the same registry
+    data["contexts"][name] = entry
     data["current"] = name
     session.contexts.write(data)
     if session.json:
@@ -237,14 +240,16 @@ def token() -> None:
 @click.option(
     "--role", "roles", multiple=True, help="APP=ROLE or *=ROLE with reader, manager or admin; yours if not given."
 )
-@click.option("--days", default=0, help="Its life in days.")
+@click.option("--days", type=click.IntRange(1, 3650), help="Its life in days; as the registry has it if not given.")
 @click.option("--description", default="", help="What it is for.")
 @pass_session
-def token_create(session: Session, user: str, roles: tuple[str, ...], days: int, description: str) -> None:
+def token_create(session: Session, user: str, roles: tuple[str, ...], days: int | None, description: str) -> None:
     """Make a token and show it once."""
     if user:
         check_name("user", user)
-    body: dict[str, Any] = {"user": user, "days": days, "description": description}
+    body: dict[str, Any] = {"user": user, "description": description}
+    if days is not None:
+        body["days"] = days
     if roles:
         body["roles"] = labels_of(roles)
     found = session.request("POST", TOKENS, json=body)

@@ -21,7 +21,7 @@ class _TokenRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     user: str = ""
     roles: dict[str, str] | None = None
-    days: int = 0
+    days: int | None = None
     description: str = ""
 
 
@@ -46,7 +46,7 @@ def register(app: QuartTrio, services: Services, denials: Denials) -> None:
         await users.check_apps(given.roles or ())
         if given.user not in ("", who.name):
             require("admin", None)
-        days = given.days or services.config.token_days
+        days = services.config.token_days if given.days is None else given.days
         if not 1 <= days <= 3650:
             raise PeerError(f"days {days}: expected 1 to 3650")
         description = given.description or request.args.get("description", "")

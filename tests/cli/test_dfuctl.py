@@ -100,6 +100,7 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     assert "does not accept this token. `dfud init` shows the first one" in told and "run `dfuctl login" not in told
     assert "Does it speak TLS? If not: http://" in await dfuctl("login", url.replace("http", "https"), "--token", "x", fails=True)
     assert "wanted by app lamps" in await dfuctl("firmware", "delete", "--yes", "1.1", fails=True)
+    await dfuctl("login", url, "--token", dfuctl.daemon.token)  # another token for the same registry: the app stays
     await dfuctl("command", "lamp1", "blink", "-p", "{}")
     await dfuctl("device", "label", "lamp1", "site=roof", "ring=1")
     assert "ring=1,site=roof" in await dfuctl("device", "list")
@@ -107,6 +108,10 @@ async def test_the_way_that_help_teaches(dfuctl: Dfuctl, tmp_path: Path) -> None
     token = await dfuctl("token", "create", "--user", "ci", "--role", "lamps=reader")
     assert token.startswith("drg_")
     assert "roles: no app lamsp; create it first" in await dfuctl("token", "create", "--role", "lamsp=reader", fails=True)
+    assert "0 is not in the range 1<=x<=3650" in await dfuctl("token", "create", "--days", "0", code=2)
+    async with dfuctl.daemon.client() as client:
+        answer = await client.post("/api/tokens/v1alpha1", json={"days": 0})
+        assert (answer.status_code, answer.json()["message"]) == (400, "days 0: expected 1 to 3650")
     assert "lamps=reader" in await dfuctl("token", "list", "--all")
     assert "create-token" in await dfuctl("audit")
     await dfuctl("retry", "lamp1")
