@@ -55,11 +55,12 @@ async def test_they_come_to_what_those_do_who_are_looked_at_anew(
             if dice % 25 == 0:
                 change(random.Random(dice), world)
             world.wall += dice % 200
+        await trio.sleep(dice % 7 * 20)  # so that some are stored though they say nothing new
         name = f"d{rng.randrange(4)}"
         status = last.get(name)
         if status is None or rng.random() < 0.08:
             status = some_status(rng, one, name)
-        else:
+        elif rng.random() < 0.5:
             attributes = {"at": str(rng.random()), **({"board": rng.choice("ab")} if rng.random() < 0.3 else {})}
             status = msgspec.structs.replace(status, attributes=attributes)
         last[name] = status
