@@ -12,7 +12,7 @@ from dfud.api import Actual, Change, Deployment, Desired, PutActual
 from dfud.controller.decide import Verdict, Why
 from dfud.controller.keeping import Kept, Look, Settled
 from dfud.controller.memory import Hold, Memory
-from dfud.model.tally import HOUR_S, crash_in
+from dfud.model.tally import HOUR_S, crash_in, hour_of
 from dfud.wire.messages import NO_VERSION, Command, Status
 
 STAYS = frozenset({Why.IN_SYNC, Why.NOTHING_WANTED})  # what neither time nor another device ends
@@ -64,6 +64,8 @@ class Settling:
         actual = replace(before, attributes=status.attributes, transport=transport, seen_s=now_s)
         changes: list[Change] = []
         if news or now - known.seen_at >= self._seen_s:
+            if hour_of(now_s) not in before.tally:
+                return None  # the first one of this hour was not stored, nor was it counted in it
             changes.append(PutActual(actual, tell=news))
         known.status = status
         kept = Kept(

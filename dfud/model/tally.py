@@ -58,7 +58,7 @@ def crash_in(actual: Actual | None, deployment: Deployment | None) -> tuple[Cras
 @lru_cache(maxsize=SITUATIONS)
 def _tally(version: str, state: str, hour: int, code: str, fingerprint: str, app: str) -> tuple[str, ...]:
     """One tuple for all devices that are in the same counters."""
-    found = [f"version/{version}", f"state/{state}", f"hour/{hour}"]
+    found = [f"version/{version}", f"state/{state}", _hour_name(hour)]
     if code:
         found.append(f"code/{code}")
     if fingerprint:
@@ -77,6 +77,16 @@ def tally_of(
     state = NO_DEPLOYMENT if deployment is None else deployment.state.value
     told = code if deployment is not None and deployment.state in LOST else ""
     return _tally(version, state, int(seen_s // HOUR_S), told, fingerprint, app)
+
+
+def hour_of(now_s: float) -> str:
+    """Return the counter of the devices that were heard of last in the hour of that time."""
+    return _hour_name(int(now_s // HOUR_S))
+
+
+@lru_cache(maxsize=4)
+def _hour_name(hour: int) -> str:
+    return f"hour/{hour}"
 
 
 def moved(before: tuple[str, ...], after: tuple[str, ...], now_s: float) -> dict[str, int]:

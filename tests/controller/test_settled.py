@@ -55,11 +55,12 @@ async def test_they_come_to_what_those_do_who_are_looked_at_anew(
             if dice % 25 == 0:
                 change(random.Random(dice), world)
             world.wall += dice % 200
+        await trio.sleep(dice % 7 * 20)  # so that some are stored though they say nothing new
         name = f"d{rng.randrange(4)}"
         status = last.get(name)
         if status is None or rng.random() < 0.08:
             status = some_status(rng, one, name)
-        else:
+        elif rng.random() < 0.5:
             attributes = {"at": str(rng.random()), **({"board": rng.choice("ab")} if rng.random() < 0.3 else {})}
             status = msgspec.structs.replace(status, attributes=attributes)
         last[name] = status
@@ -169,3 +170,30 @@ async def test_who_says_nothing_new_is_stored_as_seldom_as_ever(
     await said(world, status, transport="coap")
     assert world.store.sequences["app", "d0"] == before + 1
     assert found == ["d0", "d0"]
+
+
+@pytest.mark.parametrize("names", [["d0"], ["d1", "d0"]])
+async def test_the_hour_is_counted_of_who_was_not_stored_at_its_first_look(
+    autojump_clock: trio.testing.MockClock, names: list[str]
+) -> None:
+    """What says when it was heard of and the counters are stored together, or devices are missing in the count of the hour."""
+    world = a_world()
+    app({"firmware": {"version": "1.0"}})(world)
+    world.wall -= world.wall % 3600
+    status = a_status("1.0", attributes={"a": "0"})
+
+    async def all_say() -> None:
+        taken = await world.controller.take([Asked("app", name, status, "http") for name in names])
+        await taken.store()
+
+    world.wall += 3590
+    await all_say()
+    await all_say()
+    world.wall += 20
+    await all_say()  # too soon to be stored, in another hour
+    for _ in range(2):
+        await trio.sleep(world.controller._settling._seen_s)
+        await all_say()
+    for name in names:
+        actual = world.store.actuals["app", name]
+        assert f"hour/{int(actual.seen_s // 3600)}" in actual.tally, (name, actual.seen_s, actual.tally)

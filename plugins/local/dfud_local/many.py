@@ -165,9 +165,10 @@ class Many:
         """Write what is said by devices of which nothing is stored, or nothing is expected."""
         expected = self._expected
         devices = sorted(key for key in self._raised if not expected.get(key))
-        if sum(row[0] for row in _rows(db, *_KNOWN, devices)) != len(devices):
-            return False
         unsaid = [key for key, sequence in expected.items() if not sequence]
+        known = [*devices, *(key for key in unsaid if key not in self._raised)]
+        if sum(row[0] for row in _rows(db, *_KNOWN, known)) != len(known):
+            return False
         if any(row[0] for row in _rows(db, *_HAS_SEQUENCE, unsaid)):
             return False
         groups: dict[str, list[tuple[str, str, bytes, int]]] = {}

@@ -290,3 +290,22 @@ async def test_the_deployments_of_one_commit_are_written_side_by_side(tmp_path: 
         finally:
             reader.close()
         assert grown[-1] < 3 * DEVICES * 1024, grown  # with random names it is more than a page of 4096 bytes for each
+
+
+async def test_who_is_expected_to_have_said_nothing_has_to_be_there(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        refused: list[str] = []
+
+        async def expect(device: str) -> None:
+            try:
+                await store.commit([ExpectDevice("a", device, 0), AddCounts("r", {"silent": 1})])
+            except NotFoundError:
+                refused.append(device)
+
+        def work(nursery: trio.Nursery) -> None:
+            for device in ("gone", *map(name, range(8))):
+                nursery.start_soon(expect, device)
+
+        await together(store, tmp_path, work)
+        assert refused == ["gone"]
+        assert await store.counts("r") == {"silent": 8}
