@@ -44,6 +44,22 @@ async def test_after_a_clean_stop_the_database_file_alone_has_everything(tmp_pat
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["blobs", "dfud.lock", "dfud.sqlite3"]
 
 
+async def test_a_clean_stop_brings_all_into_the_file_while_another_program_has_it_open(tmp_path: Path) -> None:
+    """The last connection that is closed does that by itself, but an operator's `sqlite3` may be the last."""
+    state = tmp_path / "state"
+    async with trio.open_nursery() as nursery:
+        store = LocalStore(state)
+        await nursery.start(store.run, Bus())
+        other = sqlite3.connect(state / "dfud.sqlite3")
+        other.execute("SELECT * FROM sqlite_master").fetchall()
+        await store.commit([PutApp(an_app())])
+        nursery.cancel_scope.cancel()
+    with closing(other):
+        shutil.copy(state / "dfud.sqlite3", tmp_path / "copy")
+    with closing(sqlite3.connect(tmp_path / "copy")) as copied:
+        assert copied.execute("SELECT count(*) FROM app").fetchone() == (1,)
+
+
 _HOLDER = """
 import sys, trio
 from pathlib import Path
