@@ -41,6 +41,7 @@ from dfud.controller.config import ControllerConfig
 from dfud.controller.counting import counted_of, counting
 from dfud.controller.decide import Action, Verdict, Why, entry_of
 from dfud.controller.deciding import Deciding
+from dfud.controller.fetches import Fetches
 from dfud.controller.fleet import Fleet
 from dfud.controller.images import Images
 from dfud.controller.insight import Insight
@@ -52,7 +53,6 @@ from dfud.controller.observe import actual_of, are_twins
 from dfud.controller.outbox import Outbox
 from dfud.controller.paces import Paces
 from dfud.controller.packages import Packages
-from dfud.controller.parts import Parts
 from dfud.controller.planner import Planner
 from dfud.controller.rollouts import Promote, Rollouts
 from dfud.controller.sending import Order, command_of, offered, order_of
@@ -97,7 +97,7 @@ class Controller:
         self.fleet = Fleet(store, bus, self._memory.image, now)
         self.insight = Insight(store, bus, self._memory, self.rollouts, self.fleet, config, now)
         self.planner = Planner(store, bus, self._memory, self.rollouts, packages, config, now)
-        self.parts = Parts(self._memory, packages, config.progress_s)
+        self.fetches = Fetches(self._memory, packages, config.progress_s)
         self._jobs = Jobs()
         self._deciding = Deciding(self.rollouts, config)
         self._images = Images(store, config.cache_firmwares)

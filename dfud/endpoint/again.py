@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dfud.api import Credentials, Reply, Request, contained, note
-from dfud.controller.parts import Parts
+from dfud.controller.fetches import Fetches
 from dfud.endpoint.auth import Authenticator
 from dfud.endpoint.unsure import Concern
 
@@ -17,8 +17,8 @@ from dfud.endpoint.unsure import Concern
 class Again:
     """What a device gets that asks for the same again. clock: monotonic."""
 
-    def __init__(self, auth: Authenticator, policy: Concern, parts: Parts, clock: Callable[[], float]) -> None:
-        self._auth, self._policy, self._parts, self._clock = auth, policy, parts, clock
+    def __init__(self, auth: Authenticator, policy: Concern, fetches: Fetches, clock: Callable[[], float]) -> None:
+        self._auth, self._policy, self._fetches, self._clock = auth, policy, fetches, clock
 
     def poll(self, request: Request) -> Callable[[], Reply | None] | None:
         """See Endpoint.quick_again()."""
@@ -34,7 +34,7 @@ class Again:
             digest = self._auth.slots.digest(credentials)
             slot = self._auth.slot_of(digest)
             if slot >= 0:
-                return Fetch(self._auth, self._parts, digest, slot, package).again
+                return Fetch(self._auth, self._fetches, digest, slot, package).again
         return None
 
 
@@ -63,10 +63,10 @@ class Poll:
 class Fetch:
     """A device and the package of which it has been given a chunk. digest, slot: of what it has shown."""
 
-    __slots__ = ("_app", "_auth", "_device", "_digest", "_name", "_package", "_parts")
+    __slots__ = ("_app", "_auth", "_device", "_digest", "_fetches", "_name", "_package")
 
-    def __init__(self, auth: Authenticator, parts: Parts, digest: bytes, slot: int, package: str) -> None:
-        self._auth, self._parts = auth, parts
+    def __init__(self, auth: Authenticator, fetches: Fetches, digest: bytes, slot: int, package: str) -> None:
+        self._auth, self._fetches = auth, fetches
         self._digest = digest
         self._name = auth.slots.name(slot)
         self._app, self._device, _ = auth.slots.session(slot)
@@ -78,7 +78,7 @@ class Fetch:
             slot = self._auth.slot_of(self._digest)
             if slot < 0 or self._auth.slots.name(slot) != self._name:
                 return None
-            return self._parts.chunk(self._app, self._device, self._package, number, now_s)
+            return self._fetches.chunk(self._app, self._device, self._package, number, now_s)
         except Exception as error:
             note("endpoint.chunk_again", error)
             return None

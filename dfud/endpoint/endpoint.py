@@ -111,7 +111,7 @@ class DeviceEndpoint(Endpoint):
         self._polls: Cache[tuple[str, str], Answered] = Cache(config.polls, lambda key: key[0])
         self._slots = authenticator.slots
         self._policy = Concern(store, policy_of, self._slots.forget_app_calm)
-        self._again = Again(authenticator, self._policy, controller.parts, clock)
+        self._again = Again(authenticator, self._policy, controller.fetches, clock)
         self._arrivals = Arrivals(bus, controller, authenticator, self._policy, self._settled)
         self._sent: Cache[tuple[str, str], int] = Cache(min(config.sessions, SENT_MAX))
         self._sends = 0
@@ -430,8 +430,8 @@ class DeviceEndpoint(Endpoint):
         session = self._auth.known(credentials)
         if session is None:
             return None
-        allowed = self._controller.parts.package_of(session.app, session.device)
-        found = self._controller.parts.package(package)
+        allowed = self._controller.fetches.package_of(session.app, session.device)
+        found = self._controller.fetches.package(package)
         if allowed is None or found is None or allowed != package:
             return None
         return self._cut(session, allowed, package, found.chunks, first, last)

@@ -170,11 +170,11 @@ async def test_nobody_gets_what_is_recalled_and_what_is_under_way_is_stopped(aut
     world.want("1.1")
     command = await world.poll()
     package = command.package.hex()
-    assert world.controller.parts.package_of("app", "dev") == package
+    assert world.controller.fetches.package_of("app", "dev") == package
     publish(world, "1.1", 2, recalled=Recall("it burns", "eva"))
-    assert not world.controller.parts.package_of("app", "dev"), "not even the rest of a transfer"
+    assert not world.controller.fetches.package_of("app", "dev"), "not even the rest of a transfer"
     world.restarted()
-    assert await world.controller.load_package_of("app", "dev") == "" and not world.controller.parts.package_of("app", "dev")
+    assert await world.controller.load_package_of("app", "dev") == "" and not world.controller.fetches.package_of("app", "dev")
     answer = await world.poll(progress=Progress(command.package, 3))
     assert (answer.type, answer.reason) == (Type.STOP, "1.1 is recalled: it burns")
     assert (world.deployment.state, world.deployment.blocks) == (State.CANCELLED, False)
@@ -182,7 +182,7 @@ async def test_nobody_gets_what_is_recalled_and_what_is_under_way_is_stopped(aut
     assert found.code == Why.RECALLED.value
     assert found.sentences[0] == "1.1 is not sent to anybody: 1.1 is recalled: it burns." and "unrecall 1.1" in found.todo
     publish(world, "1.1", 2)
-    assert (await world.poll()).type is Type.UPDATE and world.controller.parts.package_of("app", "dev")
+    assert (await world.poll()).type is Type.UPDATE and world.controller.fetches.package_of("app", "dev")
 
 
 async def test_who_runs_what_is_recalled_is_where_it_should_be(autojump_clock: MockClock, world: World) -> None:

@@ -231,7 +231,7 @@ async def test_an_exception_in_it_has_the_chunk_asked_for_anew(fetching: Fetchin
     def broken(*arguments: object) -> object:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(fetching.world.endpoint._controller.parts, "chunk", broken)
+    monkeypatch.setattr(fetching.world.endpoint._controller.fetches, "chunk", broken)
     before = faults().get("endpoint.chunk_again", 0)
     assert fetching.again(0.0) is None
     polls = fetching.world.endpoint.quick_again(Request("coap", "127.0.0.1", ME, "dfu", a_status()))

@@ -312,7 +312,7 @@ class FakeController:
         self.version = 0
         self.of_app = 0
         self.poll_s = 60
-        self.parts = None  # nobody fetches
+        self.fetches = None  # nobody fetches
 
     async def status(
         self, app: str, device: str, status: Status, transport: str, *, patience_s: float = 0.0

@@ -286,7 +286,7 @@ async def test_nothing_is_handed_out_of_a_recalled_version_by_who_did_not_hear_o
         await pair.one.change(device(**WANTS))
 
         async def package(process: Process) -> str:
-            found = process.controller.parts.package_of("app", "dev")
+            found = process.controller.fetches.package_of("app", "dev")
             return found if found is not None else await process.controller.load_package_of("app", "dev")
 
         await until(lambda: _first(told(pair.other)), "2.0")

@@ -77,7 +77,9 @@ async def test_a_package_is_made_once_and_comes_from_the_bucket_to_every_other_p
                 for device in devices:
                     nursery.start_soon(update, device, "3.0")
         assert [device.image for device in devices] == [NEWEST, NEWEST]
-        for suffix in ("dfup", "key"):
-            assert files(cluster, 0, suffix).keys() == files(cluster, 1, suffix).keys()
+        assert files(cluster, 0, "key").keys() == files(cluster, 1, "key").keys()
+        # Of several that were made for one order, a process has those that it made or sent; all of them are there for everybody.
+        for path in [path for number in (0, 1) for path in files(cluster, number, "dfup").values()]:
+            assert gateway.object(hashlib.sha256(path.read_bytes()).hexdigest()).exists()
         published = [key for (key,) in postgres.run("SELECT key FROM made", cluster.config.database)]
         assert len(published) == len(set(published)) == len(files(cluster, 0, "key")), "a package was made twice"

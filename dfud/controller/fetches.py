@@ -8,7 +8,7 @@ from dfud.controller.packages import Packages
 from dfud.package.file import PackageFile
 
 
-class Parts:
+class Fetches:
     """progress_s: how often progress is stored."""
 
     def __init__(self, memory: Memory, packages: Packages, progress_s: float) -> None:
